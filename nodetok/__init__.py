@@ -1,0 +1,1 @@
+"""Graph nodes as tokens: distances to chosen anchor nodes, after NT-LLM."""

@@ -1,0 +1,1 @@
+"""What answers a request: bundle, FAISS retriever, engine, HTTP application."""

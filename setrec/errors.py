@@ -1,0 +1,35 @@
+"""Errors meant for people: one clear line, no traceback (the command line and the endpoint print them as they are)."""
+
+
+class SetRecError(ValueError):
+    """Base of every error this project raises on purpose because of something given from outside."""
+
+
+class DataError(SetRecError):
+    """Input data that cannot be used. The message names the file, the row and the column where they are known."""
+
+    def __init__(
+        self, reason: str, *, file: object = None, row: int | None = None, column: str | None = None
+    ) -> None:
+        place = [str(file)] if file is not None else []
+        if row is not None:
+            place.append(f"row {row}")
+        if column is not None:
+            place.append(f"column '{column}'")
+        super().__init__(f"{', '.join(place)}: {reason}" if place else reason)
+
+
+class UnknownItemError(SetRecError):
+    """An item id that the catalogue does not hold."""
+
+
+class UnknownUserError(SetRecError):
+    """A user id that the histories do not hold."""
+
+
+class BundleError(SetRecError):
+    """A bundle that is damaged, incomplete or of a newer format."""
+
+
+class ConfigError(SetRecError):
+    """A configuration that cannot be used."""

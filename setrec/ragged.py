@@ -1,0 +1,70 @@
+"""Lists of different lengths as two flat arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Row ``r`` is ``values[offsets[r]:offsets[r + 1]]``; ``offsets`` has one entry more than there are rows."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Iterable[Sequence[int] | np.ndarray], dtype: type = np.int32) -> Ragged:
+        """Pack ``rows``."""
+        arrays = [np.asarray(row, dtype=dtype) for row in rows]
+        lengths = np.fromiter((len(a) for a in arrays), dtype=np.int64, count=len(arrays))
+        values = np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
+        return cls(values.astype(dtype, copy=False), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Length of each row."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[row] for row in range(len(self)))
+
+    def take(self, rows: np.ndarray) -> Ragged:
+        """The given rows, in the given order."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        source = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Ragged(self.values[source], offsets)
+
+    def where(self, keep: np.ndarray) -> Ragged:
+        """Only the entries whose flag in ``keep`` (one per value) is true; rows may become empty."""
+        counts = np.concatenate([[0], np.cumsum(keep)])
+        return Ragged(self.values[keep], counts[self.offsets].astype(np.int64))
+
+    @property
+    def row_of_value(self) -> np.ndarray:
+        """For each value, the row it belongs to."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def pad(self, length: int | None = None, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The **last** ``length`` entries of each row, left-aligned and right-padded.
+
+        Returns ``(matrix (rows, length), kept lengths (rows,))``; ``length`` defaults to the longest row.
+        """
+        longest = int(self.lengths.max(initial=0))
+        length = longest if length is None else min(length, longest)
+        kept = np.minimum(self.lengths, length)
+        matrix = np.full((len(self), length), fill, dtype=self.values.dtype)
+        columns = np.arange(length)[None, :]
+        mask = columns < kept[:, None]
+        source = (self.offsets[1:] - kept)[:, None] + columns
+        matrix[mask] = self.values[source[mask]]
+        return matrix, kept
