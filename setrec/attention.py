@@ -1,0 +1,78 @@
+"""The one attention function of both backbones, registered through transformers' attention interface.
+
+Query blocks see the history and themselves, so a square mask over history and queries would be mostly empty: with L
+items, n queries a block and one block per item it has (L + nL)^2 entries of which about nL^2 are used. The function
+therefore reads a mask of H columns, the history alone, and lets every token behind the first H see itself as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+NAME = "setrec"
+
+
+def set_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend to the first H keys under the mask and, from token H on, to oneself.
+
+    ``query`` (B, heads, S, c); ``key`` and ``value`` (B, key heads, T, c); ``attention_mask`` (B or 1, heads or 1, S, H),
+    bool (True may see) or float (added to the logits). Three shapes occur:
+
+    * T = H: plain attention under the mask (an encoder, cross-attention);
+    * S = T > H: history followed by queries (decoder-only backbones);
+    * H = 0: every token sees only itself (queries in a decoder's self-attention).
+
+    A backbone's own ``position_bias`` argument is not used: positions are in the mask (T5) or in the rotation (Qwen).
+    Returns (B, S, heads, c).
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    seen = attention_mask.shape[-1]
+    if seen == 0:
+        return value.transpose(1, 2).contiguous(), None
+    if seen == key.shape[2]:
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+        )
+        return out.transpose(1, 2).contiguous(), None
+    history = F.scaled_dot_product_attention(
+        query[:, :, :seen],
+        key[:, :, :seen],
+        value[:, :, :seen],
+        attn_mask=attention_mask[:, :, :seen],
+        dropout_p=dropout,
+        scale=scaling,
+    )
+    queries = _history_and_self(query, key, value, attention_mask, seen, scaling, dropout)
+    return torch.cat([history, queries], dim=2).transpose(1, 2).contiguous(), None
+
+
+def _history_and_self(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, seen: int, scaling: float | None, dropout: float
+) -> Tensor:
+    """Attention of the tokens from ``seen`` on over the history and themselves; (B, heads, S - seen, c)."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    own_query, own_key, own_value = query[:, :, seen:] * scale, key[:, :, seen:], value[:, :, seen:]
+    logits = own_query @ key[:, :, :seen].transpose(2, 3)
+    logits = logits.masked_fill(~mask[:, :, seen:], float("-inf"))
+    itself = (own_query * own_key).sum(-1, keepdim=True)
+    weights = F.dropout(torch.cat([logits, itself], dim=-1).softmax(dim=-1), dropout)
+    return weights[..., :seen] @ value[:, :, :seen] + weights[..., seen:] * own_value
+
+
+AttentionInterface.register(NAME, set_attention)

@@ -1,0 +1,44 @@
+"""From answers to items: s(u, i) = sum over slots of w_k <o_k, z_k(i)> (SETRec section 3.2), as one short inner product.
+
+With z_k(i) = A_k c_i + b_k, where c_i is the code of item i,
+
+    s(u, i) = < sum_k w_k A_k^T o_k , c_i > + sum_k w_k <o_k, b_k>.
+
+The second term is the same for every item, so a user's ranking is an inner product of D numbers (64 + 128 by default)
+whatever the backbone's width d and the number of slots n. It is exact for any weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from setrec.tokens import ItemTokens
+
+
+def slot_codes(tokens: ItemTokens, outputs: Tensor) -> list[Tensor]:
+    """Each slot's answer in the columns of its code, A_k^T o_k: n tensors (..., columns) from (..., n, d)."""
+    return [outputs[..., k, :] @ a for k, (a, _) in enumerate(tokens.maps())]
+
+
+def slot_weights(tokens: ItemTokens, weights: Mapping[str, float]) -> list[float]:
+    """Weight of each slot from the weights of the kinds; every slot of a kind carries the kind's weight."""
+    return [weights[slot.kind] for slot in tokens.slots]
+
+
+def fold(tokens: ItemTokens, outputs: Tensor, weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+    """User code (..., D) and constant (...,): their inner product with item codes plus the constant is the score."""
+    columns = {kind: outputs.new_zeros(()) for kind in tokens.kinds}
+    constant = outputs.new_zeros(outputs.shape[:-2])
+    own = slot_codes(tokens, outputs)
+    for k, (slot, w) in enumerate(zip(tokens.slots, slot_weights(tokens, weights), strict=True)):
+        columns[slot.kind] = columns[slot.kind] + w * own[k]
+        constant = constant + w * (outputs[..., k, :] @ tokens.maps()[k][1])
+    return torch.cat(list(columns.values()), dim=-1), constant
+
+
+def slot_scores(tokens: ItemTokens, outputs: Tensor, codes: Tensor) -> Tensor:
+    """The unfolded scores <o_k, z_k(i)>, (B, n, I), from outputs (B, n, d): the definition, for tests and analysis."""
+    return torch.einsum("bkd,ikd->bki", outputs, tokens.tokens(codes))

@@ -1,0 +1,227 @@
+"""SETRec as a transformers model: histories of items in, one answer vector per slot out, all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from setrec import grounding, objective
+from setrec.backbone import BackboneSettings, LoraSettings, build_backbone, load_backbone, scratch_config
+from setrec.objective import ObjectiveSettings
+from setrec.ragged import Ragged
+from setrec.settings import Settings
+from setrec.tokens import ItemFeatures, ItemTokens, SemanticTokenizer
+
+INSTRUCTION = "Given the items a user chose, in order, name the item this user will choose next."
+
+
+class ModelSettings(Settings):
+    """The shape of the recommender.
+
+    ``history``: ``set`` reads n tokens per item (the paper), ``fused`` their sum, n times cheaper. ``max_items`` of a
+    history are read, the latest. ``instruction`` is how many learned vectors stand before the history when the
+    backbone brings no tokenizer. ``trainable_table``: whether collaborative vectors keep learning (the paper: no).
+    """
+
+    backbone: BackboneSettings = BackboneSettings()
+    semantic_tokens: int = 4
+    hidden: tuple[int, ...] = (512, 256, 128)
+    history: Literal["set", "fused"] = "fused"
+    max_items: int = 50
+    instruction: int = 4
+    dropout: float = 0.2
+    trainable_table: bool = True
+
+
+class SetRecConfig(PretrainedConfig):
+    """Everything needed to rebuild the model around its weights; ``backbone`` is the backbone's own configuration."""
+
+    model_type = "setrec"
+
+    def __init__(
+        self,
+        items: int = 1,
+        backbone: dict[str, Any] | None = None,
+        lora: dict[str, Any] | None = None,
+        collaborative: int = 64,
+        text: int = 384,
+        extra: dict[str, int] | None = None,
+        semantic_tokens: int = 4,
+        hidden: list[int] | None = None,
+        history: str = "fused",
+        max_items: int = 50,
+        instruction: int = 4,
+        dropout: float = 0.0,
+        trainable_table: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.items, self.backbone, self.lora = items, backbone, lora
+        self.collaborative, self.text, self.extra = collaborative, text, extra or {}
+        self.semantic_tokens, self.hidden = semantic_tokens, hidden or [512, 256, 128]
+        self.history, self.max_items, self.instruction = history, max_items, instruction
+        self.dropout, self.trainable_table = dropout, trainable_table
+        super().__init__(**kwargs)
+
+
+def _backbone_config(given: dict[str, Any] | None) -> PretrainedConfig:
+    if given is None:
+        return scratch_config("qwen3", "tiny", 0.0)
+    fields = dict(given)
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+class SetRecModel(PreTrainedModel):
+    """The recommender: item tokens, a backbone, n queries, and the fold that grounds answers in the catalogue."""
+
+    config_class = SetRecConfig
+    base_model_prefix = "setrec"
+    _keys_to_ignore_on_load_missing = [r"embed_tokens"]  # noqa: RUF012
+
+    def __init__(self, config: SetRecConfig) -> None:
+        super().__init__(config)
+        lora = LoraSettings(**config.lora) if config.lora else None
+        self.backbone = build_backbone(_backbone_config(config.backbone), lora)
+        width = self.backbone.width
+        self.tokens = ItemTokens(
+            config.items, width, collaborative=config.collaborative, text=config.text,
+            semantic_tokens=config.semantic_tokens, hidden=tuple(config.hidden), extra=config.extra,
+            trainable_table=config.trainable_table,
+        )  # fmt: skip
+        n = len(self.tokens.slots)
+        self.instruction = nn.Parameter(torch.zeros(config.instruction, width))
+        self.queries = nn.Parameter(torch.zeros(n, width))
+        # A learned temperature per slot; answers leave the backbone with norms near sqrt(d).
+        self.log_scale = nn.Parameter(torch.zeros(n))
+        self.dropout = nn.Dropout(config.dropout)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self:
+            nn.init.normal_(self.instruction, std=0.02)
+            nn.init.normal_(self.queries, std=0.02)
+            nn.init.constant_(self.log_scale, -0.5 * float(np.log(self.backbone.width)))
+        elif isinstance(module, SemanticTokenizer):
+            for layer in [*module.encoder, module.split, *module.decoder]:
+                nn.init.xavier_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of slots, e.g. ``("collaborative", "semantic")``."""
+        return self.tokens.kinds
+
+    @property
+    def code_columns(self) -> dict[str, tuple[int, int]]:
+        """Columns (start, stop) of the folded code by kind."""
+        return self.tokens.columns
+
+    def outputs(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> Tensor:
+        """Answers (B, Q, n, d) of query blocks that each see the first ``visible`` (B or 1, Q) items of a history.
+
+        ``items`` int (B, L), right-padded with any row; ``codes`` (I, D) when they are at hand already.
+        """
+        codes = self.tokens.codes() if codes is None else codes
+        read = codes[items.long()]
+        m = 1 if self.config.history == "fused" else len(self.tokens.slots)
+        vectors = self.tokens.fused(read) if m == 1 else self.tokens.tokens(read).flatten(1, 2)
+        out = self.backbone(self.instruction, self.dropout(vectors), self.queries, visible, m)
+        return self.dropout(out) * self.log_scale.exp()[:, None]
+
+    def forward(
+        self, items: Tensor, visible: Tensor, targets: Tensor, settings: ObjectiveSettings, rows: Tensor
+    ) -> dict[str, Tensor]:
+        """Loss terms of ``setrec.objective.loss`` for query blocks with targets int (B, Q), -1 where there is none."""
+        codes = self.tokens.codes()
+        outputs = self.outputs(items, visible, codes)
+        asked = targets >= 0
+        return objective.loss(self.tokens, outputs[asked], targets[asked].long(), codes, settings, self.trained, rows)
+
+    @property
+    def trained(self) -> Tensor:
+        """Whether each item was a training item, bool (I,); all true without a collaborative slot."""
+        if "collaborative" in self.tokens.parts:
+            return self.tokens.parts["collaborative"].known
+        return torch.ones(self.config.items, dtype=torch.bool, device=self.device)
+
+    @torch.no_grad()
+    def item_codes(self) -> Tensor:
+        """Folded item codes, float32 (I, D): what an index holds. Independent of users and of slot weights."""
+        return self.tokens.codes().float()
+
+    @torch.no_grad()
+    def answers(self, histories: Ragged, codes: Tensor | None = None) -> Tensor:
+        """Answers (B, n, d) to whole histories (the latest ``max_items`` of each); one forward pass."""
+        items, lengths = histories.pad(self.config.max_items)
+        rows = torch.from_numpy(items).to(self.device)
+        visible = torch.from_numpy(lengths).to(self.device)[:, None]
+        return self.outputs(rows, visible, codes)[:, 0]
+
+    @torch.no_grad()
+    def user_codes(self, histories: Ragged, weights: Mapping[str, float], codes: Tensor | None = None) -> Tensor:
+        """Folded user codes, float32 (B, D): inner products with item codes are scores, up to a constant per user."""
+        return grounding.fold(self.tokens, self.answers(histories, codes), weights)[0].float()
+
+    @classmethod
+    def build(cls, settings: ModelSettings, features: ItemFeatures) -> SetRecModel:
+        """A model for a catalogue, its backbone pretrained or new, its tokenizers filled with the items' features."""
+        b = settings.backbone
+        pretrained = load_backbone(b.pretrained) if b.pretrained else None
+        instruction = _instruction_vectors(b.pretrained, pretrained)
+        base = pretrained.config if pretrained is not None else scratch_config(b.family, b.size, b.dropout)
+        backbone_config = base.to_dict()
+        if pretrained is not None:
+            pretrained.resize_token_embeddings(1)
+            backbone_config["vocab_size"] = 1
+            backbone_config["pad_token_id"] = 0 if base.is_encoder_decoder else None
+        config = SetRecConfig(
+            items=len(features),
+            backbone=backbone_config,
+            lora=b.lora.model_dump() if b.lora else None,
+            collaborative=0 if features.collaborative is None else features.collaborative.shape[1],
+            text=0 if features.text is None else features.text.shape[1],
+            extra={kind: table.shape[1] for kind, table in features.extra.items()},
+            semantic_tokens=settings.semantic_tokens,
+            hidden=list(settings.hidden),
+            history=settings.history,
+            max_items=settings.max_items,
+            instruction=settings.instruction if instruction is None else len(instruction),
+            dropout=settings.dropout,
+            trainable_table=settings.trainable_table,
+        )
+        model = cls(config)
+        model.tokens.fill(features)
+        if pretrained is not None:
+            _copy_weights(pretrained, model.backbone.model)
+        if instruction is not None:
+            model.instruction.data.copy_(instruction)
+        if b.lora is not None:
+            for name, parameter in model.backbone.named_parameters():
+                parameter.requires_grad_("lora_" in name)
+        return model
+
+
+def _instruction_vectors(path: str | None, pretrained: PreTrainedModel | None) -> Tensor | None:
+    """The instruction in a pretrained backbone's own words, (a, d); ``None`` without a tokenizer."""
+    if path is None or pretrained is None:
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError):
+        return None
+    ids = tokenizer(INSTRUCTION, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    return pretrained.get_input_embeddings()(ids).detach().clone()
+
+
+def _copy_weights(source: PreTrainedModel, target: nn.Module) -> None:
+    """Copy a pretrained backbone into the model's, whose linear layers may be wrapped by adapters."""
+    own = dict(target.state_dict())
+    for name, value in source.state_dict().items():
+        stem, _, leaf = name.rpartition(".")
+        key = name if name in own else f"{stem}.base_layer.{leaf}"
+        own[key].copy_(value)

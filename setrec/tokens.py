@@ -1,0 +1,213 @@
+"""Item tokenizers and the set of tokens they form (SETRec section 3.1).
+
+Every token of an item is an affine map of a small **code**: 64 collaborative numbers, the 128 numbers of the
+autoencoder's last hidden layer, and whatever further features an item has (a node's position in a graph, say). The code
+is all that has to be stored, indexed or compared; see ``setrec.grounding``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+COLLABORATIVE = "collaborative"
+SEMANTIC = "semantic"
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """What is known of every item before the recommender is trained.
+
+    ``collaborative`` (I, 64) and ``text`` (I, width) float32; ``trained`` bool (I,): whether the item occurs in the
+    training part; ``extra``: further feature matrices (I, width) by slot kind. ``None`` leaves a kind of slot out.
+    """
+
+    trained: np.ndarray
+    collaborative: np.ndarray | None
+    text: np.ndarray | None
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.trained)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One token of the set: its kind and the columns of the code that it is an affine map of."""
+
+    kind: str
+    start: int
+    stop: int
+
+
+class TableTokenizer(nn.Module):
+    """One token from a table of vectors: z(i) = P c_i + p.
+
+    Rows of items that were never trained on are noise. They are kept at zero: in the input they read as "nothing
+    known", and no inner product can favour or punish them.
+    """
+
+    known: Tensor
+
+    def __init__(self, items: int, features: int, width: int, *, trainable: bool) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(items, features), requires_grad=trainable)
+        self.register_buffer("known", torch.ones(items, dtype=torch.bool))
+        self.project = nn.Linear(features, width)
+        self.code_width = features
+
+    @torch.no_grad()
+    def fill(self, table: np.ndarray, known: np.ndarray) -> None:
+        """Set the table (I, features) and which rows mean something (I,)."""
+        self.known.copy_(torch.from_numpy(known))
+        self.table.copy_(torch.from_numpy(table) * self.known[:, None])
+
+    def codes(self) -> Tensor:
+        """(I, features), zero for unknown rows."""
+        return self.table * self.known[:, None]
+
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """The affine map as A (1, d, features) and b (1, d)."""
+        return self.project.weight[None], self.project.bias[None]
+
+
+class SemanticTokenizer(nn.Module):
+    """N tokens from a text vector: an autoencoder (512, 256, 128) whose code is split into N vectors of width d.
+
+    The encoder's last layer is linear on 128 rectified numbers h_i, so z_k(i) = A_k h_i + b_k. Text vectors are
+    centred and scaled to unit variance first: sentence encoders give unit length, hence tiny components.
+    """
+
+    features: Tensor
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, items: int, features: int, hidden: tuple[int, ...], tokens: int, width: int) -> None:
+        super().__init__()
+        self.tokens, self.width, self.code_width = tokens, width, hidden[-1]
+        sizes = (features, *hidden)
+        self.encoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
+        self.split = nn.Linear(hidden[-1], tokens * width)
+        back = (tokens * width, *reversed(sizes))
+        self.decoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(back))
+        self.register_buffer("features", torch.zeros(items, features))
+        self.register_buffer("center", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(()))
+
+    @torch.no_grad()
+    def fill(self, features: np.ndarray) -> None:
+        """Set the text vectors (I, features) and take centre and scale from them."""
+        x = torch.from_numpy(features)
+        self.center.copy_(x.mean(dim=0))
+        self.scale.copy_((x - self.center).square().mean().sqrt().clamp(min=1e-8))
+        self.features.copy_((x - self.center) / self.scale)
+
+    def encode(self, standardised: Tensor) -> Tensor:
+        """Code h (..., 128) of standardised text vectors (..., features)."""
+        for layer in self.encoder:
+            standardised = F.relu(layer(standardised))
+        return standardised
+
+    def codes(self) -> Tensor:
+        """(I, 128)."""
+        return self.encode(self.features)
+
+    def new_codes(self, texts: Tensor) -> Tensor:
+        """Codes of raw text vectors (rows, features) of items that training has not seen."""
+        return self.encode((texts - self.center) / self.scale)
+
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """The affine maps as A (N, d, 128) and b (N, d)."""
+        return self.split.weight.view(self.tokens, self.width, -1), self.split.bias.view(self.tokens, -1)
+
+    def reconstruction_error(self, rows: Tensor) -> Tensor:
+        """Mean squared error between the standardised text vectors of ``rows`` and their reconstruction."""
+        x = self.features[rows]
+        back = self.split(self.encode(x))
+        for layer in self.decoder[:-1]:
+            back = F.relu(layer(back))
+        return F.mse_loss(self.decoder[-1](back), x)
+
+
+class ItemTokens(nn.Module):
+    """All tokenizers of a catalogue side by side: codes, tokens and the affine maps between them."""
+
+    def __init__(
+        self,
+        items: int,
+        width: int,
+        *,
+        collaborative: int = 64,
+        text: int = 384,
+        semantic_tokens: int = 4,
+        hidden: tuple[int, ...] = (512, 256, 128),
+        extra: dict[str, int] | None = None,
+        trainable_table: bool = False,
+    ) -> None:
+        super().__init__()
+        parts: dict[str, nn.Module] = {}
+        if collaborative:
+            parts[COLLABORATIVE] = TableTokenizer(items, collaborative, width, trainable=trainable_table)
+        if text and semantic_tokens:
+            parts[SEMANTIC] = SemanticTokenizer(items, text, hidden, semantic_tokens, width)
+        for kind, features in (extra or {}).items():
+            parts[kind] = TableTokenizer(items, features, width, trainable=False)
+        self.parts = nn.ModuleDict(parts)
+        self.slots: list[Slot] = []
+        start = 0
+        for kind, part in self.parts.items():
+            stop = start + part.code_width
+            self.slots += [Slot(kind, start, stop)] * (part.tokens if kind == SEMANTIC else 1)
+            start = stop
+        self.code_width = start
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of slots, in the order of the code's columns."""
+        return tuple(self.parts)
+
+    @property
+    def columns(self) -> dict[str, tuple[int, int]]:
+        """Columns of the code by kind."""
+        return {slot.kind: (slot.start, slot.stop) for slot in self.slots}
+
+    def fill(self, features: ItemFeatures) -> None:
+        """Load the features of the catalogue into the tokenizers."""
+        for kind, part in self.parts.items():
+            if kind == SEMANTIC:
+                part.fill(features.text)
+            elif kind == COLLABORATIVE:
+                part.fill(features.collaborative, features.trained)
+            else:
+                part.fill(features.extra[kind], np.ones(len(features), dtype=bool))
+
+    def codes(self) -> Tensor:
+        """Codes of the whole catalogue, (I, D)."""
+        return torch.cat([part.codes() for part in self.parts.values()], dim=1)
+
+    def maps(self) -> list[tuple[Tensor, Tensor]]:
+        """Per slot its affine map A (d, its columns) and b (d,): z_k = A code[start:stop] + b."""
+        pairs = [part.maps() for part in self.parts.values()]
+        return [(a[k], b[k]) for a, b in pairs for k in range(len(a))]
+
+    def tokens(self, codes: Tensor) -> Tensor:
+        """The set of tokens of each code: (..., D) to (..., n, d)."""
+        maps = zip(self.slots, self.maps(), strict=True)
+        return torch.stack([F.linear(codes[..., s.start : s.stop], a, b) for s, (a, b) in maps], dim=-2)
+
+    def fused(self, codes: Tensor) -> Tensor:
+        """The sum of an item's tokens, (..., D) to (..., d): one affine map, n times cheaper to read than the set."""
+        maps = self.maps()
+        whole = torch.cat(
+            [
+                torch.stack([a for s, (a, _) in zip(self.slots, maps, strict=True) if s.kind == kind]).sum(0)
+                for kind in self.kinds
+            ],
+            dim=1,
+        )
+        return F.linear(codes, whole, torch.stack([b for _, b in maps]).sum(0))
