@@ -1,0 +1,215 @@
+"""Raw tables to a data directory: ``items.parquet``, ``histories.parquet`` and ``data.json``, all of it or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from setrec.atomic import atomic_directory
+from setrec.catalog import Catalog, Histories
+from setrec.errors import DataError
+from setrec.interactions import Keep, Ties, chronological, distinct, k_core, tied
+from setrec.ragged import Ragged
+from setrec.schema import Schema
+from setrec.settings import Settings
+from setrec.splits import NAMES, TRAIN, GlobalTime, LeaveOneOut, SplitSettings, global_time, leave_one_out
+from setrec.tables import read_interactions, read_items
+
+FORMAT = 1
+_FILES = {"items.parquet", "histories.parquet", "data.json"}
+
+
+class DataSettings(Settings):
+    """What to read and what to make of it.
+
+    The steps, in this order: ratings below ``min_rating`` go; interactions with items that ``items`` does not hold
+    are refused or dropped; each user's are sorted by time, equal times by the rule ``ties`` (see
+    ``setrec.interactions.chronological``); of a user's repeated contacts with one item ``deduplicate`` keeps the
+    first, the last or all (a repeat cannot be found by a ranking without the user's own history); users and items
+    with fewer interactions than the minima go, until none is left (with 0, items nobody met stay as cold items);
+    the rest is split. ``seed`` gives out the item rows and, with it, the order of shuffled ties.
+    """
+
+    interactions: Path
+    items: Path | None = None
+    columns: Schema = Field(default_factory=Schema)
+    min_rating: float | None = None
+    unknown_items: Literal["refuse", "drop"] = "refuse"
+    ties: Ties = "file"
+    deduplicate: Keep = "first"
+    user_min_count: int = Field(0, ge=0)
+    item_min_count: int = Field(0, ge=0)
+    split: SplitSettings = LeaveOneOut()
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _columns_for_what_is_asked(self) -> DataSettings:
+        if self.min_rating is not None and self.columns.rating is None:
+            raise ValueError("min_rating needs columns.rating, the column of ratings")
+        if self.split.kind == "column" and self.columns.split is None:
+            raise ValueError("a split by column needs columns.split, the column of splits")
+        if isinstance(self.split, GlobalTime) and self.columns.position is not None:
+            raise ValueError("a split by global time needs timestamps; positions only order one user's interactions")
+        return self
+
+
+def ingest(config: DataSettings, out: str | Path) -> dict[str, Any]:
+    """Read, check, filter, order and split; write the data directory ``out`` and return what ``data.json`` holds.
+
+    Takes about half a second for MovieLens-100K. An earlier data directory at ``out`` is replaced, anything else
+    there is refused; after an error it is as it was.
+
+    Raises:
+        DataError: input that cannot be used, or nothing left to train on; one line naming file, row and column.
+    """
+    out = Path(out)
+    _refuse_foreign(out)
+    chosen = _choose(config)
+    catalog, histories = _number(config, chosen)
+    summary = _summary(config, chosen, catalog, histories)
+    with atomic_directory(out) as new:
+        catalog.save(new / "items.parquet")
+        histories.save(new / "histories.parquet")
+        (new / "data.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return summary
+
+
+def load(out: str | Path) -> tuple[Catalog, Histories]:
+    """The catalogue and the histories of a data directory.
+
+    Raises:
+        DataError: a file is missing or damaged, or the two do not belong together.
+    """
+    catalog = Catalog.load(Path(out) / "items.parquet")
+    histories = Histories.load(Path(out) / "histories.parquet")
+    if histories.items.values.max(initial=-1) >= len(catalog):
+        raise DataError("holds item rows that the catalogue does not have", file=Path(out) / "histories.parquet")
+    return catalog, histories
+
+
+@dataclass
+class _Chosen:
+    """Interactions on their way: ``frame`` is chronological, ``user`` and ``item`` are codes into the id lists."""
+
+    frame: pd.DataFrame
+    catalog: Catalog
+    users: list[str]
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def keep(self, mask: np.ndarray, reason: str) -> None:
+        self.dropped[reason] = int((~mask).sum())
+        self.frame = self.frame[mask]
+
+
+def _choose(config: DataSettings) -> _Chosen:
+    """Everything up to the split: the interactions that count, in chronological order."""
+    frame = read_interactions(config.interactions, _columns(config))
+    catalog = read_items(config.items, config.columns) if config.items is not None else _named_by_id(frame["item"])
+    user_codes, users = pd.factorize(frame["user"])
+    frame["item"] = _item_codes(config, frame, catalog)
+    frame["user"] = user_codes
+    chosen = _Chosen(frame, catalog, users.tolist())
+    if config.min_rating is not None:
+        chosen.keep(frame["rating"].to_numpy() >= config.min_rating, "rating_below_minimum")
+    chosen.keep(chosen.frame["item"].to_numpy() >= 0, "unknown_item")
+    order = chronological(_array(chosen, "user"), _array(chosen, "time"), config.ties, config.seed)
+    chosen.frame = chosen.frame.iloc[order]
+    chosen.keep(distinct(_array(chosen, "user"), _array(chosen, "item"), config.deduplicate), "repeated")
+    minima = config.user_min_count, config.item_min_count
+    chosen.keep(k_core(_array(chosen, "user"), _array(chosen, "item"), *minima), "below_minimum_count")
+    if chosen.frame.empty:
+        raise DataError(f"no interactions are left after filtering ({chosen.dropped})", file=config.interactions)
+    return chosen
+
+
+def _columns(config: DataSettings) -> Schema:
+    """The schema; a split by global time insists on timestamps."""
+    if isinstance(config.split, GlobalTime) and config.columns.timestamp is None:
+        return config.columns.model_copy(update={"timestamp": "timestamp"})
+    return config.columns
+
+
+def _named_by_id(items: pd.Series) -> Catalog:
+    """Without an items file: the items met, titled by their ids, with no text (an id must not reach a model)."""
+    names = items.drop_duplicates().tolist()
+    return Catalog(names, names, [""] * len(names), {})
+
+
+def _item_codes(config: DataSettings, frame: pd.DataFrame, catalog: Catalog) -> np.ndarray:
+    codes = pd.Index(catalog.item_ids).get_indexer(pd.Index(frame["item"]))
+    unknown = codes < 0
+    if config.unknown_items == "refuse" and unknown.any():
+        row = int(unknown.argmax())
+        reason = f"unknown item {frame['item'].iloc[row]!r}: {config.items} does not hold it"
+        raise DataError(reason, file=config.interactions, row=int(frame.index[row]), column=config.columns.item)
+    return codes
+
+
+def _number(config: DataSettings, chosen: _Chosen) -> tuple[Catalog, Histories]:
+    """Give out rows: users in the order of the file, items in a random order drawn from the seed."""
+    users, items = _array(chosen, "user"), _array(chosen, "item")
+    kept = np.flatnonzero(np.bincount(items, minlength=len(chosen.catalog)) >= config.item_min_count)
+    kept = np.random.default_rng(config.seed).permutation(kept)
+    row_of_item = np.full(len(chosen.catalog), -1, dtype=np.int32)
+    row_of_item[kept] = np.arange(len(kept), dtype=np.int32)
+    lengths = np.bincount(users, minlength=len(chosen.users))
+    user_ids = [chosen.users[user] for user in np.flatnonzero(lengths)]
+    offsets = np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64)
+    labels = _labels(config, chosen, offsets)
+    if not (labels == TRAIN).any():
+        raise DataError("the split leaves no interaction to train on", file=config.interactions)
+    return chosen.catalog.take(kept), Histories(user_ids, Ragged(row_of_item[items], offsets), labels)
+
+
+def _labels(config: DataSettings, chosen: _Chosen, offsets: np.ndarray) -> np.ndarray:
+    split = config.split
+    if isinstance(split, LeaveOneOut):
+        return leave_one_out(offsets, split.min_history)
+    if isinstance(split, GlobalTime):
+        return global_time(_array(chosen, "time"), split.valid, split.test)
+    return _array(chosen, "split").astype(np.int8)
+
+
+def _summary(config: DataSettings, chosen: _Chosen, catalog: Catalog, histories: Histories) -> dict[str, Any]:
+    ties = tied(_array(chosen, "user"), _array(chosen, "time"))
+    warm = int(histories.trained(len(catalog)).sum())
+    counts = np.bincount(histories.splits, minlength=3)
+    inputs = [path for path in (config.interactions, config.items) if path is not None]
+    return {
+        "format": FORMAT,
+        "users": len(histories),
+        "items": len(catalog),
+        "interactions": len(histories.items.values),
+        "splits": {name: int(counts[NAMES[name]]) for name in ("train", "valid", "test")},
+        "warm_items": warm,
+        "cold_items": len(catalog) - warm,
+        "items_without_text": sum(not text for text in catalog.texts),
+        "dropped": chosen.dropped,
+        # Share of interactions at the very time of the user's one before; and of users whose last one is such.
+        "tied_share": round(float(ties.mean()), 4),
+        "tied_last_share": round(float(ties[histories.items.offsets[1:] - 1].mean()), 4),
+        "settings": config.model_dump(mode="json"),
+        "inputs": {str(path): _sha256(path) for path in inputs},
+    }
+
+
+def _array(chosen: _Chosen, name: str) -> np.ndarray:
+    return chosen.frame[name].to_numpy()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _refuse_foreign(out: Path) -> None:
+    """A mistyped ``out`` must not cost somebody a folder."""
+    if out.exists() and (not out.is_dir() or {entry.name for entry in out.iterdir()} - _FILES):
+        raise DataError("exists and is no data directory; it will not be replaced", file=out)

@@ -1,0 +1,57 @@
+"""What is done to interactions before they become histories: order, de-duplication, minimum counts. Vectorised."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+Ties = Literal["file", "shuffle"]
+Keep = Literal["first", "last", "all"]
+
+
+def chronological(users: np.ndarray, times: np.ndarray, ties: Ties = "file", seed: int = 0) -> np.ndarray:
+    """The permutation that groups interactions by user and sorts each user's by time, int64.
+
+    The rule for equal times of one user: ``file`` keeps them in the order they have in the file (a stable sort);
+    ``shuffle`` puts them in a random order drawn from ``seed``. In MovieLens-100K 50.6% of the ratings share user
+    and time with an earlier one, and for 44% of the users the last two do, so the rule decides their test item.
+    Its file order was checked and is neutral: of neighbours tied in time 50.2% stand in ascending id order, 49.8%
+    in ascending popularity, and as many ratings fall as rise. So ``file`` is the default: it adds no randomness
+    and can be reproduced by others. Where files are sorted by id (the Amazon-2014 dumps inside one day), the file
+    order gives away the next id's neighbourhood; use ``shuffle`` there.
+    """
+    if ties == "file":
+        return np.lexsort((times, users))
+    return np.lexsort((np.random.default_rng(seed).permutation(len(users)), times, users))
+
+
+def tied(users: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Of interactions in chronological order, those that share user and time with the one before, bool."""
+    same = np.zeros(len(users), dtype=bool)
+    same[1:] = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
+    return same
+
+
+def distinct(users: np.ndarray, items: np.ndarray, keep: Keep) -> np.ndarray:
+    """Of interactions in chronological order, which to keep where a user meets an item again, bool."""
+    if keep == "all":
+        return np.ones(len(users), dtype=bool)
+    return ~pd.DataFrame({"user": users, "item": items}).duplicated(keep=keep).to_numpy()
+
+
+def k_core(users: np.ndarray, items: np.ndarray, user_min: int, item_min: int) -> np.ndarray:
+    """The largest part in which every user has ``user_min`` and every item ``item_min`` interactions, bool.
+
+    ``users`` and ``items`` are codes counted from 0. Removing one may push another below its minimum, so the rule
+    is applied until nothing changes.
+    """
+    keep = np.ones(len(users), dtype=bool)
+    while True:
+        user_counts, item_counts = np.bincount(users[keep]), np.bincount(items[keep])
+        enough = np.zeros_like(keep)
+        enough[keep] = (user_counts[users[keep]] >= user_min) & (item_counts[items[keep]] >= item_min)
+        if enough.sum() == keep.sum():
+            return keep
+        keep = enough

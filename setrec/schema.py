@@ -1,0 +1,42 @@
+"""Which column of a table means what."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from setrec.settings import Settings
+
+
+class Schema(Settings):
+    """Column names of the two input tables. For RecBole's atomic files give the names without their ``:type``.
+
+    Time is a ``timestamp`` (numbers, ISO 8601 text or dates) or a ``position`` (a number that orders one user's
+    interactions and means nothing across users). With neither named, the column ``timestamp`` is taken where
+    there is one, else ``position``.
+
+    ``text`` lists the columns of words; the first is the title. ``attributes`` lists categorical columns: a list
+    per item, or one value per item, or one string split at ``separators[column]``. Left out (None), atomic files
+    tell by their types: the first ``token_seq`` is the title, every other ``token`` and ``token_seq`` an attribute
+    (``token_seq`` split at blanks); in any other format ``title`` is the only text and there are no attributes.
+    """
+
+    user: str = "user_id"
+    item: str = "item_id"
+    timestamp: str | None = None
+    position: str | None = None
+    rating: str | None = None
+    split: str | None = None
+    item_id: str = "item_id"
+    text: tuple[str, ...] | None = None
+    attributes: tuple[str, ...] | None = None
+    separators: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Schema:
+        if self.timestamp is not None and self.position is not None:
+            raise ValueError("give timestamp or position, not both")
+        if any(not separator for separator in self.separators.values()):
+            raise ValueError("a separator may not be empty")
+        if self.attributes is not None and (stray := set(self.separators) - set(self.attributes)):
+            raise ValueError(f"separators name columns that are no attributes: {sorted(stray)}")
+        return self

@@ -1,0 +1,95 @@
+"""Which interactions train, validate and test. Warm and cold items follow from the labels (see ``Histories``)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from setrec.errors import DataError
+from setrec.settings import Settings
+
+TRAIN, VALID, TEST = 0, 1, 2
+
+NAMES = {"train": TRAIN, "valid": VALID, "val": VALID, "validation": VALID, "test": TEST}
+
+
+class LeaveOneOut(Settings):
+    """Each user's last interaction tests, the one before validates.
+
+    Users with fewer than ``min_history`` + 2 interactions only train.
+    """
+
+    kind: Literal["leave_one_out"] = "leave_one_out"
+    min_history: int = Field(1, ge=1)
+
+
+class GlobalTime(Settings):
+    """The latest ``test`` share of all interactions tests, the ``valid`` share before it validates."""
+
+    kind: Literal["global_time"] = "global_time"
+    valid: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _leaves_training(self) -> GlobalTime:
+        if self.valid + self.test >= 1:
+            raise ValueError("valid + test must stay below 1: nothing would be left to train on")
+        return self
+
+
+class ByColumn(Settings):
+    """The column ``Schema.split`` says train, valid (or val, validation) or test."""
+
+    kind: Literal["column"] = "column"
+
+
+SplitSettings = Annotated[LeaveOneOut | GlobalTime | ByColumn, Field(discriminator="kind")]
+
+
+def leave_one_out(offsets: np.ndarray, min_history: int = 1) -> np.ndarray:
+    """Labels, int8, of interactions grouped by user (``offsets`` as in ``Ragged``) and oldest first.
+
+    At least ``min_history`` interactions of a user stay in training before anything is held out; users with fewer
+    than ``min_history`` + 2 interactions only train.
+    """
+    labels = np.full(int(offsets[-1]), TRAIN, dtype=np.int8)
+    ends = np.asarray(offsets[1:])[np.diff(offsets) >= min_history + 2]
+    labels[ends - 1] = TEST
+    labels[ends - 2] = VALID
+    return labels
+
+
+def global_time(times: np.ndarray, valid: float, test: float) -> np.ndarray:
+    """Labels, int8, of interactions at ``times``: the latest share ``test`` tests, the ``valid`` before it validates.
+
+    The cuts are instants: interactions at one instant are never parted, so every training time is strictly before
+    every validation time, and that before every test time. Shares grow by the ties at a cut.
+    """
+    labels = np.full(len(times), TRAIN, dtype=np.int8)
+    if len(times) == 0:
+        return labels
+    ordered = np.sort(times)
+    held_test = int(np.ceil(len(times) * test))
+    held_both = int(np.ceil(len(times) * (valid + test)))
+    labels[times >= ordered[len(times) - held_both]] = VALID
+    labels[times >= ordered[len(times) - held_test]] = TEST
+    return labels
+
+
+def by_column(values: pd.Series, *, file: object = None, column: str | None = None) -> np.ndarray:
+    """Labels, int8, from words such as ``train``, ``val``, ``test`` (any case).
+
+    Raises:
+        DataError: a value is none of these; names its row (1-based).
+    """
+    words = values.astype("str").str.strip().str.lower()
+    labels = words.map(NAMES)
+    unknown = labels.isna().to_numpy()
+    if unknown.any():
+        row = int(unknown.argmax())
+        shown = "nothing" if pd.isna(values.iloc[row]) else repr(str(values.iloc[row]))
+        raise DataError(f"{shown} is no split (train, valid, test)", file=file, row=row + 1, column=column)
+    return labels.to_numpy(dtype=np.int8)
