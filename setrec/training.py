@@ -7,8 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +43,7 @@ class TrainingSettings(Settings):
     clip: float = 1.0
     samples: Literal["one_pass", "per_prefix"] = "one_pass"
     reconstructed_items: int = 1024
+    precision: Literal["auto", "bf16", "float32"] = "auto"
     seed: int = 42
 
 
@@ -56,6 +56,7 @@ class Progress:
     best: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
 
     def exhausted(self, settings: TrainingSettings) -> bool:
         """Whether training is over."""
@@ -93,6 +94,7 @@ class Trainer:
             [{"params": decay, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=training.learning_rate,
         )
+        self.precision = resolve_precision(training.precision, model.device)
         self.steps_per_epoch = len(self._batches(0))
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] = {}
@@ -130,7 +132,7 @@ class Trainer:
         if ndcg > self.progress.best:
             self.progress.best, self.progress.best_epoch = ndcg, number + 1
             self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        return {
+        record = {
             "epoch": number + 1,
             "epochs": self.settings.epochs,
             "loss": summed / max(1, count),
@@ -138,6 +140,8 @@ class Trainer:
             "seconds": round(self.progress.seconds, 3),
             "targets": count,
         }
+        self.progress.curve.append(record)
+        return record
 
     def _step(self, batch: batches.Batch) -> float:
         device = self.model.device
@@ -146,7 +150,7 @@ class Trainer:
         rows = torch.randint(self.model.config.items, (self.settings.reconstructed_items,)).to(device)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(self.progress.step)
-        with _precision(device):
+        with _autocast(device, self.precision):
             terms = self.wrapped(items, visible, targets, self.loss, rows)
             # DDP averages gradients over workers while the terms are sums over all targets of the step.
             value = objective.total(terms, self.loss, batch.count / self.world)
@@ -155,7 +159,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        return float(terms["slots"].detach()) * self.world / batch.count
+        return float(value.detach())
 
     def _validate(self) -> float:
         self.model.eval()
@@ -208,8 +212,19 @@ class Trainer:
         return self.model.eval()
 
 
-def _precision(device: torch.device) -> Any:
-    """bf16 where the device supports it, else float32."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
+def resolve_precision(asked: str, device: torch.device) -> str:
+    """``auto`` becomes bf16 where the device multiplies it natively, else float32."""
+    if asked != "auto":
+        return asked
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_bf16()
+    return "bf16" if native else "float32"
+
+
+def _cpu_bf16() -> bool:
+    """Whether the processor has bf16 products; without them they are emulated and slower than float32."""
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe is not None and probe())
+
+
+def _autocast(device: torch.device, precision: str) -> Any:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
