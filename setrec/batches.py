@@ -87,15 +87,14 @@ def one_pass(histories: Ragged, max_items: int, targets_per_batch: int, rng: np.
 
 def per_prefix(histories: Ragged, max_items: int, targets_per_batch: int, rng: np.random.Generator) -> Iterator[Batch]:
     """An epoch of batches with one row per target, shuffled, as published code trains; the reference."""
-    lengths = histories.lengths
-    first = np.concatenate(
-        [np.arange(b + 1, e) for b, e in zip(histories.offsets, histories.offsets[1:], strict=False)]
-    )
-    begin = np.repeat(histories.offsets[:-1], np.maximum(lengths - 1, 0))
+    is_target = np.ones(len(histories.values), dtype=bool)
+    is_target[histories.offsets[:-1][histories.lengths > 0]] = False
+    first = np.flatnonzero(is_target)
+    begin = histories.offsets[histories.row_of_value[first]]
     w = Windows(np.maximum(begin, first - max_items), first, first + 1)
     order = rng.permutation(len(w))
-    for chunk in np.array_split(order, max(1, -(-len(order) // targets_per_batch))):
-        yield _batch(histories.values, w, chunk)
+    for at in range(0, len(order), targets_per_batch):
+        yield _batch(histories.values, w, order[at : at + targets_per_batch])
 
 
 def _batch(values: np.ndarray, w: Windows, rows: np.ndarray) -> Batch:

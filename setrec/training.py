@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -196,7 +197,7 @@ class Trainer:
             self.best_weights = load_file(folder / "best.safetensors")
             moments = load_file(folder / "optimizer.safetensors")
             self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
+        except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
             raise ConfigError(f"checkpoint '{folder}' cannot be resumed: {str(error).splitlines()[0]}") from error
         for name, p in self.parameters:
             state = {

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+from conftest import ITEMS, small_model
+
+from setrec.errors import ConfigError
+from setrec.objective import ObjectiveSettings
+from setrec.ragged import Ragged
+from setrec.training import Trainer, TrainingSettings
+
+SETTINGS = TrainingSettings(epochs=6, patience=6, targets_per_batch=64, learning_rate=3e-3, precision="float32")
+
+
+def chains() -> Ragged:
+    """Users who walk the ring of trained items one step at a time."""
+    rng = np.random.default_rng(0)
+    ring = np.array([i for i in range(ITEMS) if i % 10 != 9])
+    return Ragged.of([ring[(s + np.arange(12)) % len(ring)] for s in rng.integers(0, len(ring), 30)])
+
+
+def trainer(features, family="qwen3", **options) -> Trainer:
+    """A trainer whose validation metric always improves."""
+    model = small_model(features, family, "fused", max_items=8)
+    values = iter(np.linspace(0.1, 0.2, 100))
+    return Trainer(model, chains(), lambda _: float(next(values)), SETTINGS, ObjectiveSettings(), **options)
+
+
+def test_training_lowers_the_loss_on_every_backbone(features, family):
+    t = trainer(features, family)
+    losses = [t.epoch()["loss"] for _ in range(6)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_resumed_run_ends_where_the_unbroken_one_ends(features, tmp_path):
+    unbroken = trainer(features)
+    for _ in range(4):
+        unbroken.epoch()
+    first = trainer(features)
+    for _ in range(2):
+        first.epoch()
+    first.save(tmp_path)
+    second = trainer(features)
+    second.load(tmp_path)
+    for _ in range(2):
+        second.epoch()
+    assert second.progress.epoch == unbroken.progress.epoch
+    assert [r["loss"] for r in second.progress.curve] == [r["loss"] for r in unbroken.progress.curve]
+    for (name, a), b in zip(unbroken.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_two_workers_sum_to_the_gradient_of_one(features):
+    """DDP averages the workers' gradients; done by hand here, the average must be the single worker's gradient."""
+    one, two = trainer(features), [trainer(features, rank=r, world=2) for r in range(2)]
+    batch = one._batches(0)[0]
+
+    def gradient(t):
+        t.model.eval()
+        t.optimizer.step = lambda: None
+        t.optimizer.zero_grad = lambda set_to_none: None
+        torch.manual_seed(0)
+        t._step(batch)
+        return {n: p.grad for n, p in t.parameters}
+
+    torch.nn.utils.clip_grad_norm_, kept = (lambda *_: None), torch.nn.utils.clip_grad_norm_
+    try:
+        alone, halves = gradient(one), [gradient(t) for t in two]
+    finally:
+        torch.nn.utils.clip_grad_norm_ = kept
+    for name, g in alone.items():
+        torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, g, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_training_stops_when_validation_no_longer_improves_and_restores_the_best(features):
+    values = iter([0.1, 0.3, 0.2, 0.2, 0.2])
+    settings = SETTINGS.model_copy(update={"patience": 2, "epochs": 10})
+    t = Trainer(small_model(features, history="fused"), chains(), lambda _: next(values), settings, ObjectiveSettings())
+    kept = None
+    while not t.progress.exhausted(settings):
+        t.epoch()
+        if t.progress.epoch == 2:
+            kept = t.model.queries.detach().clone()
+    assert (t.progress.epoch, t.progress.best_epoch) == (4, 2)
+    assert not torch.equal(t.model.queries, kept)
+    assert torch.equal(t.restore_best().queries, kept)
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_line(features, tmp_path):
+    t = trainer(features)
+    t.epoch()
+    t.save(tmp_path)
+    (tmp_path / "optimizer.safetensors").write_bytes(b"short")
+    with pytest.raises(ConfigError, match="cannot be resumed") as caught:
+        t.load(tmp_path)
+    assert "\n" not in str(caught.value)
