@@ -44,10 +44,10 @@ class DataSettings(Settings):
     unknown_items: Literal["refuse", "drop"] = "refuse"
     ties: Ties = "file"
     deduplicate: Keep = "first"
-    user_min_count: int = Field(0, ge=0)
-    item_min_count: int = Field(0, ge=0)
+    user_min_count: int = Field(default=0, ge=0)
+    item_min_count: int = Field(default=0, ge=0)
     split: SplitSettings = LeaveOneOut()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _columns_for_what_is_asked(self) -> DataSettings:

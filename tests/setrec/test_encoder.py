@@ -1,0 +1,157 @@
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from setrec.encoder import TextEncoder
+from setrec.errors import ConfigError
+from setrec.vectors import VectorCache
+
+WORDS = ["toy", "story", "heat", "drama", "war", "of", "the", "stars"]
+TEXTS = ["toy story", "heat", "", "the war of the stars", "heat", "drama " * 40, "unheard words"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A randomly initialised BERT of two layers with a tokenizer of eight words."""
+    path = tmp_path_factory.mktemp("tiny")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **names).save_pretrained(path)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny):
+    return TextEncoder(tiny, batch_size=3, device="cpu")
+
+
+def never(*_):
+    raise AssertionError("the model was asked although the cache knows")
+
+
+def test_a_batch_gives_what_each_text_alone_gives(encoder):
+    together = encoder.encode(TEXTS)
+    alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
+    assert together.dtype == np.float32
+    assert together.shape == (len(TEXTS), 16)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None)
+@given(st.permutations(range(len(TEXTS))))
+def test_the_order_of_the_texts_changes_nothing(encoder, order):
+    assert np.array_equal(encoder.encode([TEXTS[row] for row in order]), encoder.encode(TEXTS)[list(order)])
+
+
+def test_pooling_is_the_mean_over_real_tokens_of_the_models_last_states(encoder, tiny):
+    model = BertModel.from_pretrained(tiny).eval()
+    ids = torch.tensor([[2, 4, 5, 3]])  # [CLS] toy story [SEP]
+    with torch.inference_mode():
+        mean = model(ids).last_hidden_state.mean(1)
+    expected = torch.nn.functional.normalize(mean, dim=-1).numpy()
+    np.testing.assert_allclose(encoder.encode(["Toy story", "the war of the stars"])[:1], expected, atol=1e-5)
+    raw = TextEncoder(tiny, normalize=False, device="cpu").encode(["toy story"])
+    np.testing.assert_allclose(raw, mean.numpy(), atol=1e-5)
+
+
+def test_texts_are_cut_at_the_shorter_of_both_limits(tiny):
+    short = TextEncoder(tiny, max_length=4, device="cpu")
+    assert np.array_equal(short.encode(["heat war of stars"]), short.encode(["heat war"]))
+    TextEncoder(tiny, max_length=500, device="cpu").encode(["war " * 500])  # the model has 32 positions
+
+
+def test_no_texts_give_no_vectors(encoder):
+    assert encoder.encode([]).shape == (0, 16)
+
+
+def test_cached_vectors_are_those_computed_and_need_no_model(tiny, tmp_path, monkeypatch):
+    first = TextEncoder(tiny, batch_size=3, device="cpu").encode(TEXTS, tmp_path)
+    again = TextEncoder(tiny, batch_size=3, device="cpu")
+    monkeypatch.setattr(again, "_batch", never)
+    assert np.array_equal(again.encode(TEXTS[::-1], tmp_path), first[::-1])
+    assert "_model" not in vars(again)
+
+
+def test_the_cache_grows_by_new_texts_only(tiny, tmp_path):
+    encoder, seen = TextEncoder(tiny, device="cpu"), []
+    encoder.encode(TEXTS[:2], tmp_path)
+    encoder.encode(TEXTS, tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(2, 6), (6, 6)]
+
+
+def test_settings_and_weights_have_caches_of_their_own(tiny, tmp_path):
+    changed = tmp_path / "changed"
+    model = BertModel.from_pretrained(tiny)
+    model.embeddings.word_embeddings.weight.data[4] += 1
+    model.save_pretrained(changed)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (changed / name).write_bytes((tiny / name).read_bytes())
+    variants = [TextEncoder(tiny), TextEncoder(tiny, max_length=8), TextEncoder(tiny, normalize=False)]
+    assert len({encoder.identity for encoder in [*variants, TextEncoder(changed)]}) == 4
+    assert TextEncoder(tiny, batch_size=7).identity == TextEncoder(tiny).identity
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data[:-1] + b"x"]
+)
+def test_a_damaged_cache_is_computed_again(tiny, tmp_path, damage):
+    encoder = TextEncoder(tiny, batch_size=3, device="cpu")
+    expected = encoder.encode(TEXTS, tmp_path)
+    (shard,) = tmp_path.rglob("*.safetensors")
+    shard.write_bytes(damage(shard.read_bytes()))
+    assert np.array_equal(encoder.encode(TEXTS, tmp_path), expected)
+    assert np.array_equal(encoder.encode(TEXTS, tmp_path), expected)
+
+
+def test_many_writers_at_once_leave_a_whole_cache(tmp_path):
+    vectors = {bytes([row]) * 32: np.full(4, row, dtype=np.float32) for row in range(40)}
+    parts = [dict(list(vectors.items())[start : start + 20]) for start in (0, 5, 10, 15, 20, 20)]
+    threads = [threading.Thread(target=VectorCache(tmp_path).write, args=(part,)) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    known = VectorCache(tmp_path).read(vectors)
+    assert known.keys() == vectors.keys()
+    assert all(np.array_equal(known[key], vectors[key]) for key in vectors)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_an_encoder_that_is_not_there_or_damaged_is_refused_in_one_line(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in tiny.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes()[: 200 if path.suffix == ".safetensors" else None])
+    for place in (tmp_path / "nowhere", tmp_path, broken):
+        with pytest.raises(ConfigError, match="text encoder") as caught:
+            TextEncoder(place, device="cpu").encode(["a"])
+        assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_made_for_another_pooling_is_said(tiny, tmp_path, caplog):
+    for path in tiny.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": False}))
+    TextEncoder(tmp_path, device="cpu").encode(["a"])
+    assert "another pooling" in caplog.text

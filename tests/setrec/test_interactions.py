@@ -1,0 +1,66 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from setrec.interactions import chronological, distinct, k_core, tied
+
+pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=60)
+
+
+def columns(rows):
+    array = np.array(rows, dtype=np.int64).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def slow_k_core(users, items, user_min, item_min):
+    keep = set(range(len(users)))
+    while True:
+        bad = {
+            row
+            for row in keep
+            if sum(users[other] == users[row] for other in keep) < user_min
+            or sum(items[other] == items[row] for other in keep) < item_min
+        }
+        if not bad:
+            return sorted(keep)
+        keep -= bad
+
+
+@given(pairs)
+def test_equal_times_keep_the_order_of_the_file(rows):
+    users, times = columns(rows)
+    expected = sorted(range(len(rows)), key=lambda row: (users[row], times[row], row))
+    assert chronological(users, times).tolist() == expected
+
+
+@given(pairs, st.integers(0, 3))
+def test_shuffled_ties_are_chronological_and_depend_on_the_seed_alone(rows, seed):
+    users, times = columns(rows)
+    order = chronological(users, times, "shuffle", seed)
+    assert [rows[row] for row in order] == sorted(rows)
+    assert sorted(order) == list(range(len(rows)))
+    assert order.tolist() == chronological(users, times, "shuffle", seed).tolist()
+
+
+def test_shuffled_ties_differ_between_seeds():
+    users = times = np.zeros(50, dtype=int)
+    assert chronological(users, times, "shuffle", 1).tolist() != chronological(users, times, "shuffle", 2).tolist()
+
+
+def test_ties_are_counted_within_a_user_only():
+    assert tied(np.array([0, 0, 0, 1, 1]), np.array([1, 1, 2, 2, 2])).tolist() == [False, True, False, False, True]
+
+
+def test_repeats_keep_the_first_the_last_or_all():
+    users, items = np.array([0, 0, 0, 1]), np.array([7, 8, 7, 7])
+    assert distinct(users, items, "first").tolist() == [True, True, False, True]
+    assert distinct(users, items, "last").tolist() == [False, True, True, True]
+    assert distinct(users, items, "all").all()
+
+
+@given(pairs, st.integers(0, 4), st.integers(0, 4))
+def test_k_core_equals_removing_one_round_at_a_time(rows, user_min, item_min):
+    users, items = columns(rows)
+    assert np.flatnonzero(k_core(users, items, user_min, item_min)).tolist() == slow_k_core(
+        users.tolist(), items.tolist(), user_min, item_min
+    )
