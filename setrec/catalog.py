@@ -167,10 +167,12 @@ def _read(path: str | Path, expected: dict[str, pa.DataType]) -> pa.Table:
         raise DataError("no such file", file=path)
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)
+        names = table.column_names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError("not a readable Parquet file (truncated or damaged)", file=path) from error
     for name, kind in expected.items():
-        if name not in table.column_names:
+        if name not in names:
             raise DataError("missing column", file=path, column=name)
         if table.schema.field(name).type != kind or table[name].null_count:
             raise DataError(f"expected {kind} without nulls", file=path, column=name)

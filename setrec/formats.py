@@ -5,6 +5,7 @@ Rows in error messages are data rows, counted from 1: neither the header nor bla
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ class RawTable:
     def column(self, name: str) -> pa.ChunkedArray:
         """The column called ``name``; DataError where there is none."""
         if name not in self.table.column_names:
-            there = ", ".join(self.table.column_names)
+            there = " ".join(", ".join(self.table.column_names).split())
             raise DataError(f"missing column (the file has: {there})", file=self.file, column=name)
         return self.table[name]
 
@@ -53,9 +54,9 @@ def read_raw(path: str | Path) -> RawTable:
     try:
         if path.stat().st_size == 0:
             raise DataError("the file is empty", file=path)
+        if reader is not _read_parquet:
+            _refuse_non_utf8(path)
         raw = reader(path)
-    except UnicodeDecodeError:
-        raise (_not_utf8(path) or DataError("not UTF-8 text", file=path)) from None
     except OSError as error:
         raise DataError(f"cannot be read ({_line(error)})", file=path) from error
     if raw.table.num_rows == 0:
@@ -67,9 +68,10 @@ def _read_parquet(path: Path) -> RawTable:
     try:
         table = pq.read_table(path)
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+        names = table.column_names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError("not a readable Parquet file (truncated or damaged)", file=path) from error
-    _refuse_repeats(path, table.column_names)
+    _refuse_repeats(path, names)
     return RawTable(path, table)
 
 
@@ -124,8 +126,6 @@ def _read_delimited(path: Path, parse: pa_csv.ParseOptions) -> pa.Table:
         if bad:
             reason = f"{bad[0].actual_columns} values where the header has {bad[0].expected_columns} columns"
             raise DataError(reason, file=path, row=bad[0].number - 1) from error
-        if (damage := _not_utf8(path)) is not None:
-            raise damage from error
         raise DataError(f"cannot be read ({_line(error)})", file=path) from error
 
 
@@ -179,16 +179,29 @@ def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
     raise DataError("values of different types", file=path, column=name)
 
 
-def _not_utf8(path: Path) -> DataError | None:
+def _refuse_non_utf8(path: Path) -> None:
+    """Before any parser sees the bytes: parsers notice late, without the place, or not at all."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with open(path, "rb") as blocks:
+        try:
+            while block := blocks.read(1 << 20):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            raise DataError("not UTF-8 text", file=path, row=_first_non_utf8_row(path)) from None
+
+
+def _first_non_utf8_row(path: Path) -> int | None:
+    """The data row of the first line that is not UTF-8; None for the header."""
+    row = 0 if path.suffix.lower() in (".jsonl", ".ndjson") else -1
     with open(path, "rb") as lines:
-        row = 0
         for line in lines:
+            row += bool(line.strip())
             try:
-                row += bool(line.decode("utf-8").strip())
+                line.decode("utf-8")
             except UnicodeDecodeError:
-                header = path.suffix.lower() not in (".jsonl", ".ndjson")
-                return DataError("not UTF-8 text", file=path, row=(row if header else row + 1) or None)
-    return None
+                break
+    return row or None
 
 
 def _line(error: BaseException) -> str:

@@ -7,7 +7,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5Model,
+)
 
 from setrec.encoder import TextEncoder
 from setrec.errors import ConfigError
@@ -71,6 +79,23 @@ def test_pooling_is_the_mean_over_real_tokens_of_the_models_last_states(encoder,
     np.testing.assert_allclose(encoder.encode(["Toy story", "the war of the stars"])[:1], expected, atol=1e-5)
     raw = TextEncoder(tiny, normalize=False, device="cpu").encode(["toy story"])
     np.testing.assert_allclose(raw, mean.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["t5", "qwen3"])
+def test_other_families_encode_batched_as_alone(tiny, tmp_path, family):
+    torch.manual_seed(0)
+    if family == "t5":
+        model = T5Model(T5Config(vocab_size=12, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
+    else:
+        sizes = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+        model = Qwen3Model(Qwen3Config(vocab_size=12, hidden_size=16, intermediate_size=32, num_hidden_layers=2, pad_token_id=0, **sizes))
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+    encoder = TextEncoder(tmp_path, device="cpu")
+    together = encoder.encode(TEXTS)
+    assert together.shape == (len(TEXTS), encoder.width) == (len(TEXTS), 16)
+    np.testing.assert_allclose(together, np.concatenate([encoder.encode([text]) for text in TEXTS]), atol=1e-5)
 
 
 def test_texts_are_cut_at_the_shorter_of_both_limits(tiny):

@@ -228,3 +228,21 @@ def test_a_schema_refuses_what_contradicts_itself():
     ):
         with pytest.raises(ValueError, match="validation error"):
             Schema.model_validate(wrong)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".inter"])
+def test_whatever_bytes_are_damaged_the_file_is_read_or_refused_in_one_line(tmp_path, suffix):
+    columns = {"user_id": USERS, "item_id": ["a", "é", "b"], "rating": [4.5, 1.0, 3.0], "timestamp": TIMES}
+    path = write_table(tmp_path / f"x{suffix}", columns)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), []
+    for _ in range(150):
+        data = bytearray(whole)
+        place = rng.integers(len(data))
+        data[place : place + rng.integers(3)] = rng.choice(list(b'",\n\t{}\\\x00\xff-e1'), rng.integers(1, 4)).tolist()
+        path.write_bytes(data)
+        try:
+            read_interactions(path, Schema(rating="rating"))
+        except DataError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert all(message.startswith(str(path)) and "\n" not in message for message in refused)
