@@ -87,8 +87,9 @@ def test_other_families_encode_batched_as_alone(tiny, tmp_path, family):
     if family == "t5":
         model = T5Model(T5Config(vocab_size=12, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
     else:
-        sizes = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
-        model = Qwen3Model(Qwen3Config(vocab_size=12, hidden_size=16, intermediate_size=32, num_hidden_layers=2, pad_token_id=0, **sizes))
+        sizes = {"vocab_size": 12, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+        model = Qwen3Model(Qwen3Config(**sizes, **heads, pad_token_id=0))
     model.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny / name).read_bytes())
