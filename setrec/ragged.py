@@ -18,7 +18,7 @@ class Ragged:
     @classmethod
     def of(cls, rows: Iterable[Sequence[int] | np.ndarray], dtype: type = np.int32) -> Ragged:
         """Pack ``rows``."""
-        arrays = [np.asarray(row, dtype=dtype) for row in rows]
+        arrays: list[np.ndarray] = [np.asarray(row, dtype=dtype) for row in rows]
         lengths = np.fromiter((len(a) for a in arrays), dtype=np.int64, count=len(arrays))
         values = np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
         return cls(values.astype(dtype, copy=False), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))

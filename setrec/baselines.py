@@ -1,0 +1,90 @@
+"""The opponents that need no gradient: popularity and ItemKNN."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from setrec import ranking
+from setrec.catalog import TRAIN, VALID, Histories
+from setrec.ragged import Ragged
+from setrec.settings import Settings
+
+
+class Popularity:
+    """Every user gets the items with the most training interactions."""
+
+    def __init__(self, counts: np.ndarray) -> None:
+        self.counts = counts.astype(np.float32)
+
+    def __call__(self, history: Ragged) -> np.ndarray:
+        """Training counts (b, I), the same row for all."""
+        return np.broadcast_to(self.counts, (len(history), len(self.counts)))
+
+
+class ItemKnnSettings(Settings):
+    """``neighbours`` kept per item; ``shrink`` added to each norm; ``decay`` per step back in the history; ``last``
+    items of the history that count."""
+
+    neighbours: int = 100
+    shrink: float = 3.0
+    decay: float = 0.8
+    last: int = 50
+
+
+class ItemKnn:
+    """Items similar to those of the history: co-occurrence in users' training sets over shrunk norms, recency-weighted."""
+
+    def __init__(self, histories: Histories, items: int, settings: ItemKnnSettings) -> None:
+        self.settings = settings
+        rows = histories.upto(TRAIN)
+        users = sp.csr_matrix((np.ones(len(rows.values), np.float32), rows.values, rows.offsets), (len(rows), items))
+        users.sum_duplicates()
+        users.data[:] = 1.0
+        together = (users.T @ users).tocsr()
+        together.setdiag(0)
+        together.eliminate_zeros()
+        norm = 1.0 / (np.sqrt(np.asarray(users.sum(axis=0)).ravel()) + settings.shrink)
+        self.similar = _top((sp.diags(norm) @ together @ sp.diags(norm)).tocsr(), settings.neighbours)
+
+    def __call__(self, history: Ragged) -> np.ndarray:
+        """Scores (b, I)."""
+        s = self.settings
+        age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.values))
+        weight = np.where(age < s.last, s.decay**age, 0.0).astype(np.float32)
+        read = sp.csr_matrix((weight, history.values, history.offsets), (len(history), self.similar.shape[0]))
+        return np.asarray((read @ self.similar).todense(), dtype=np.float32)
+
+
+def _top(similar: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
+    """Each row's largest entries."""
+    row = np.repeat(np.arange(similar.shape[0]), np.diff(similar.indptr))
+    order = np.lexsort((-similar.data, row))
+    place = np.arange(len(order)) - similar.indptr[row[order]]
+    kept = order[place < neighbours]
+    return sp.csr_matrix((similar.data[kept], (row[kept], similar.indices[kept])), similar.shape)
+
+
+GRID: dict[str, tuple[float, ...]] = {
+    "neighbours": (50, 100, 300),
+    "shrink": (1.0, 3.0, 10.0),
+    "decay": (0.7, 0.8, 0.9, 0.95, 1.0),
+}
+
+
+def tune_item_knn(histories: Histories, items: int) -> tuple[ItemKnn, list[dict[str, Any]]]:
+    """The ItemKNN of :data:`GRID` with the best validation NDCG@10 (history removed), and the whole grid's values."""
+    cases, tried = ranking.Cases.of(histories, VALID), []
+    best: tuple[float, ItemKnn] | None = None
+    for values in product(*GRID.values()):
+        settings = ItemKnnSettings.model_validate(dict(zip(GRID, values, strict=True)))
+        model = ItemKnn(histories, items, settings)
+        value = ranking.mean_metric(model, cases)
+        tried.append({**settings.model_dump(), "ndcg@10": value})
+        if best is None or value > best[0]:
+            best = (value, model)
+    assert best is not None
+    return best[1], tried

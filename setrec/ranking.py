@@ -1,0 +1,253 @@
+"""Full-ranking evaluation: every item of the catalogue is a candidate, nothing is sampled.
+
+Rules, the same for every system: ties are broken by the smaller row number (rows are numbered at random, so this
+favours nothing); recall@k = hits / truths; NDCG@k with the ideal over min(k, truths); MRR@k is the reciprocal rank of the
+first hit. ``warm`` ranks only items that occur in training, for the warm truths; ``cold`` only the others, for theirs.
+Each is given with the user's own history ``kept`` among the candidates and ``removed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from setrec.catalog import TEST, VALID, Histories
+from setrec.errors import DataError
+from setrec.intervals import bootstrap_means
+from setrec.ragged import Ragged
+
+HISTORIES = ("kept", "removed")
+NO_RANK = 1 << 30
+
+
+class Scorer(Protocol):
+    """Scores of the whole catalogue, float32 (b, I), for a batch of histories."""
+
+    def __call__(self, history: Ragged, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What is asked: for each user a history and the items that followed. ``skipped`` users had no history."""
+
+    users: np.ndarray
+    history: Ragged
+    truth: Ragged
+    skipped: int = 0
+
+    @classmethod
+    def of(cls, histories: Histories, split: int) -> Cases:
+        """Validation cases (training history, validation items) or test cases (both before, test items)."""
+        if split not in (VALID, TEST):
+            raise ValueError("cases are taken from VALID or TEST")
+        history, truth = histories.upto(split - 1), histories.of(split)
+        asked = truth.lengths > 0
+        users = np.flatnonzero(asked & (history.lengths > 0))
+        return cls(users, history.take(users), truth.take(users), int((asked & (history.lengths == 0)).sum()))
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def batch(self, start: int, size: int) -> tuple[Ragged, Ragged]:
+        """Histories and truths of some cases."""
+        rows = np.arange(start, min(start + size, len(self)))
+        return self.history.take(rows), self.truth.take(rows)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A part of the table: which truths count, bool (I,), and among which candidates they are ranked, bool (I,)."""
+
+    name: str
+    truths: np.ndarray
+    candidates: np.ndarray
+
+
+def warm_cold_groups(trained: np.ndarray) -> list[Group]:
+    """``all``, ``warm`` and ``cold`` from the flags of the items that occur in training."""
+    every = np.ones_like(trained)
+    return [Group("all", every, every), Group("warm", trained, trained), Group("cold", ~trained, ~trained)]
+
+
+def popularity_groups(counts: np.ndarray) -> list[Group]:
+    """``popularity:head``, ``:mid``, ``:tail``: the most popular items that make up a third of the training
+    interactions, the next third, and the rest. All items stay candidates."""
+    order = np.argsort(-counts, kind="stable")
+    before = np.cumsum(counts[order]) - counts[order]
+    third = np.empty(len(counts), dtype=np.int64)
+    third[order] = np.minimum(3 * before // max(1, counts.sum()), 2)
+    every = np.ones(len(counts), dtype=bool)
+    return [Group(f"popularity:{name}", third == t, every) for t, name in enumerate(("head", "mid", "tail"))]
+
+
+def above(scores: Tensor, row: Tensor, item: Tensor) -> Tensor:
+    """Which items rank above ``item`` in ``row`` of scores (b, I): bool (pairs, I)."""
+    own, s = scores[row, item][:, None], scores[row]
+    earlier = torch.arange(scores.shape[1], device=scores.device)[None, :] < item[:, None]
+    return (s > own) | ((s == own) & earlier)
+
+
+def ranks(
+    scores: np.ndarray, truth: Ragged, seen: Ragged | None = None, candidates: np.ndarray | None = None
+) -> np.ndarray:
+    """0-based rank of every truth among the candidates, without the ``seen`` items of its row.
+
+    A truth that is no candidate, or was seen, gets ``NO_RANK``.
+
+    Raises:
+        DataError: the scores hold a NaN.
+    """
+    table = _checked(scores)
+    row, item = torch.from_numpy(truth.row_of_value), torch.from_numpy(truth.values.astype(np.int64))
+    allowed = torch.ones(table.shape, dtype=torch.bool)
+    if candidates is not None:
+        allowed &= torch.from_numpy(candidates)
+    if seen is not None:
+        allowed[torch.from_numpy(seen.row_of_value), torch.from_numpy(seen.values.astype(np.int64))] = False
+    found = (above(table, row, item) & allowed[row]).sum(dim=1)
+    return torch.where(allowed[row, item], found, NO_RANK).numpy()
+
+
+def user_metrics(found: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """Metrics per user from the ranks of the user's truths (rows without truths give NaN)."""
+    row, rank, users = found.row_of_value, found.values, len(found)
+    metrics: dict[str, np.ndarray] = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for k in ks:
+            hit = rank < k
+            gain = np.where(hit, 1.0 / np.log2(np.minimum(rank, k) + 2.0), 0.0)
+            first = np.full(users, NO_RANK)
+            np.minimum.at(first, row, rank)
+            ideal = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))[np.clip(found.lengths, 1, k) - 1]
+            some = np.where(found.lengths > 0, 1.0, np.nan)
+            metrics[f"recall@{k}"] = np.bincount(row, hit, users) / found.lengths
+            metrics[f"ndcg@{k}"] = np.bincount(row, gain, users) / ideal * some
+            metrics[f"mrr@{k}"] = np.where(first < k, 1.0 / (first + 1.0), 0.0) * some
+    return metrics
+
+
+@dataclass
+class PerUser:
+    """Metrics of every user: ``tables[history, group]`` maps a metric to one number per case (NaN: no truth in it)."""
+
+    users: np.ndarray
+    tables: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def mean(self, metric: str = "ndcg@10", group: str = "all", history: str = "removed") -> float:
+        """The metric averaged over the users that have a truth in the group."""
+        return float(np.nanmean(self.tables[history, group][metric]))
+
+    def rows(self, system: str, *, seed: int = 0, resamples: int = 1000) -> list[dict[str, Any]]:
+        """One row per history protocol, group and metric, with a bootstrap 95% interval over users."""
+        found = []
+        for (history, group), metrics in self.tables.items():
+            some = ~np.isnan(next(iter(metrics.values())))
+            if not some.any():
+                continue
+            table = np.stack([values[some] for values in metrics.values()], axis=1)
+            means = bootstrap_means(table, resamples, seed)
+            low, high = np.percentile(means, [2.5, 97.5], axis=0)
+            for j, name in enumerate(metrics):
+                found.append(
+                    {
+                        "system": system, "history": history, "group": group, "metric": name,
+                        "value": float(table[:, j].mean()), "low": float(low[j]), "high": float(high[j]),
+                        "users": int(some.sum()),
+                    }
+                )  # fmt: skip
+        return found
+
+
+def evaluate(
+    scorer: Scorer,
+    cases: Cases,
+    groups: Sequence[Group],
+    *,
+    ks: Sequence[int] = (5, 10, 20),
+    batch: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> PerUser:
+    """Rank every case's truths in every group, history kept and removed, from one scoring of the catalogue.
+
+    Raises:
+        DataError: a score is NaN.
+    """
+    collected: dict[tuple[str, str], list[Ragged]] = {(h, g.name): [] for g in groups for h in HISTORIES}
+    for start in range(0, len(cases), batch):
+        history, truth = cases.batch(start, batch)
+        for key, found in _batch_ranks(_checked(scorer(history)), history, truth, groups).items():
+            collected[key].append(found)
+        if progress is not None:
+            progress(min(start + batch, len(cases)), len(cases))
+    tables = {key: user_metrics(_stack(parts), ks) for key, parts in collected.items()}
+    return PerUser(cases.users, tables)
+
+
+def _batch_ranks(
+    scores: Tensor, history: Ragged, truth: Ragged, groups: Sequence[Group]
+) -> dict[tuple[str, str], Ragged]:
+    row, item = torch.from_numpy(truth.row_of_value), torch.from_numpy(truth.values.astype(np.int64))
+    seen = torch.zeros(scores.shape, dtype=torch.bool)
+    seen[torch.from_numpy(history.row_of_value), torch.from_numpy(history.values.astype(np.int64))] = True
+    better = {"kept": above(scores, row, item)}
+    better["removed"] = better["kept"] & ~seen[row]
+    gone = {"kept": torch.zeros(len(row), dtype=torch.bool), "removed": seen[row, item]}
+    found = {}
+    for group in groups:
+        counted, pool = group.truths[truth.values], torch.from_numpy(group.candidates)
+        rows_of_group = truth.where(counted)
+        whole = bool(pool.all())
+        for h in HISTORIES:
+            rank = (better[h] if whole else better[h] & pool).sum(dim=1)
+            rank = torch.where(gone[h], NO_RANK, rank).numpy()
+            found[h, group.name] = Ragged(rank[counted], rows_of_group.offsets)
+    return found
+
+
+def mean_metric(scorer: Scorer, cases: Cases, metric: str = "ndcg@10", history: str = "removed") -> float:
+    """One number over all items, for validation."""
+    every = np.ones(int(scorer(cases.batch(0, 1)[0]).shape[1]), dtype=bool)
+    k = int(metric.partition("@")[2])
+    return evaluate(scorer, cases, [Group("all", every, every)], ks=(k,)).mean(metric, "all", history)
+
+
+def choose_weights(
+    kind_scorer: Callable[[Ragged], Mapping[str, np.ndarray]],
+    cases: Cases,
+    grid: Sequence[Mapping[str, float]],
+    *,
+    metric: str = "ndcg@10",
+    batch: int = 256,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The weighting of the slot kinds with the best metric on (validation) cases, history removed, and all of them.
+
+    All weightings share one pass of the model; of equals the first in the grid is taken.
+    """
+    found: list[list[Ragged]] = [[] for _ in grid]
+    for start in range(0, len(cases), batch):
+        history, truth = cases.batch(start, batch)
+        kinds = kind_scorer(history)
+        for ranked, weights in zip(found, grid, strict=True):
+            mixed = np.sum([np.float32(w) * kinds[kind] for kind, w in weights.items()], axis=0)
+            ranked.append(Ragged(ranks(mixed, truth, seen=history), truth.offsets))
+    k = int(metric.partition("@")[2])
+    values = [float(np.nanmean(user_metrics(_stack(parts), (k,))[metric])) for parts in found]
+    best = int(np.argmax(values))
+    return dict(grid[best]), [{"weights": dict(w), metric: v} for w, v in zip(grid, values, strict=True)]
+
+
+def _stack(parts: Sequence[Ragged]) -> Ragged:
+    values = np.concatenate([p.values for p in parts])
+    lengths = np.concatenate([p.lengths for p in parts])
+    return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def _checked(scores: np.ndarray) -> Tensor:
+    if np.isnan(scores).any():
+        raise DataError("scores hold a NaN; a ranking of them would mean nothing")
+    return torch.from_numpy(np.ascontiguousarray(scores))
