@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import copy
 from itertools import product
 from typing import Any
 
@@ -50,6 +52,12 @@ class ItemKnn:
         norm = 1.0 / (np.sqrt(np.asarray(users.sum(axis=0)).ravel()) + settings.shrink)
         self.similar = _top((sp.diags(norm) @ together @ sp.diags(norm)).tocsr(), settings.neighbours)
 
+    def with_decay(self, decay: float) -> ItemKnn:
+        """The same similarities under another decay."""
+        other = copy(self)
+        other.settings = self.settings.model_copy(update={"decay": decay})
+        return other
+
     def __call__(self, history: Ragged) -> np.ndarray:
         """Scores (b, I)."""
         s = self.settings
@@ -69,22 +77,28 @@ def _top(similar: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
 
 
 GRID: dict[str, tuple[float, ...]] = {
-    "neighbours": (50, 100, 300),
-    "shrink": (1.0, 3.0, 10.0),
-    "decay": (0.7, 0.8, 0.9, 0.95, 1.0),
+    "neighbours": (20, 50, 100, 300),
+    "shrink": (0.0, 1.0, 3.0, 10.0),
+    "decay": (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
 }
 
 
-def tune_item_knn(histories: Histories, items: int) -> tuple[ItemKnn, list[dict[str, Any]]]:
+def tune_item_knn(
+    histories: Histories, items: int, progress: Callable[[int, int], None] | None = None
+) -> tuple[ItemKnn, list[dict[str, Any]]]:
     """The ItemKNN of :data:`GRID` with the best validation NDCG@10 (history removed), and the whole grid's values."""
     cases, tried = ranking.Cases.of(histories, VALID), []
     best: tuple[float, ItemKnn] | None = None
-    for values in product(*GRID.values()):
-        settings = ItemKnnSettings.model_validate(dict(zip(GRID, values, strict=True)))
-        model = ItemKnn(histories, items, settings)
-        value = ranking.mean_metric(model, cases)
-        tried.append({**settings.model_dump(), "ndcg@10": value})
-        if best is None or value > best[0]:
-            best = (value, model)
+    shapes = list(product(GRID["neighbours"], GRID["shrink"]))
+    for done, (neighbours, shrink) in enumerate(shapes):
+        built = ItemKnn(histories, items, ItemKnnSettings(neighbours=int(neighbours), shrink=shrink))
+        for decay in GRID["decay"]:
+            model = built.with_decay(decay)
+            value = ranking.mean_metric(model, cases)
+            tried.append({**model.settings.model_dump(), "ndcg@10": value})
+            if best is None or value > best[0]:
+                best = (value, model)
+        if progress is not None:
+            progress(done + 1, len(shapes))
     assert best is not None
     return best[1], tried

@@ -85,15 +85,23 @@ def one_pass(histories: Ragged, max_items: int, targets_per_batch: int, rng: np.
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def per_prefix(histories: Ragged, max_items: int, targets_per_batch: int, rng: np.random.Generator) -> Iterator[Batch]:
-    """An epoch of batches with one row per target, shuffled, as published code trains; the reference."""
+def per_prefix(
+    histories: Ragged, max_items: int, targets_per_batch: int, rng: np.random.Generator, *, by_length: bool = False
+) -> Iterator[Batch]:
+    """An epoch of batches with one row per target, shuffled, as published code trains; the reference.
+
+    ``by_length`` puts prefixes of like length together, which saves padding.
+    """
     is_target = np.ones(len(histories.values), dtype=bool)
     is_target[histories.offsets[:-1][histories.lengths > 0]] = False
     first = np.flatnonzero(is_target)
     begin = histories.offsets[histories.row_of_value[first]]
     w = Windows(np.maximum(begin, first - max_items), first, first + 1)
     order = rng.permutation(len(w))
-    for at in range(0, len(order), targets_per_batch):
+    if by_length:
+        order = order[np.argsort((w.first - w.start)[order], kind="stable")]
+    starts = np.arange(0, len(order), targets_per_batch)
+    for at in rng.permutation(starts) if by_length else starts:
         yield _batch(histories.values, w, order[at : at + targets_per_batch])
 
 

@@ -8,9 +8,7 @@ class SetRecError(ValueError):
 class DataError(SetRecError):
     """Input data that cannot be used. The message names the file, the row and the column where they are known."""
 
-    def __init__(
-        self, reason: str, *, file: object = None, row: int | None = None, column: str | None = None
-    ) -> None:
+    def __init__(self, reason: str, *, file: object = None, row: int | None = None, column: str | None = None) -> None:
         place = [str(file)] if file is not None else []
         if row is not None:
             place.append(f"row {row}")

@@ -1,0 +1,83 @@
+"""Training all positions of a user in one pass against one sample per prefix: next-item targets per second.
+
+Same model (Qwen3 backbone of size ``small``, five slots, a token per slot), same loss, same targets, same number of
+targets per optimiser step. Histories have lengths like those of Amazon Beauty (mean 7) and of Steam (mean 35). Two
+opponents: prefixes shuffled and padded to the longest of their batch, as published code trains, and prefixes sorted by
+length first, which nobody publishes but which is the best that one sample per prefix can do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from harness import measure, print_table, write_results
+
+from setrec import batches
+from setrec.backbone import BackboneSettings
+from setrec.batches import Batch
+from setrec.model import ModelSettings, SetRecModel
+from setrec.objective import ObjectiveSettings
+from setrec.ragged import Ragged
+from setrec.tokens import ItemFeatures
+from setrec.training import Trainer, TrainingSettings
+
+ITEMS, TARGETS, MAX_ITEMS = 2_000, 128, 100
+
+
+def histories(mean: float, median: float, users: int, seed: int = 0) -> Ragged:
+    """Log-normal lengths with the given mean and median, at least 3 items, at most ``MAX_ITEMS`` + 1."""
+    rng = np.random.default_rng(seed)
+    sigma = np.sqrt(2 * np.log(mean / median))
+    lengths = np.clip(rng.lognormal(np.log(median), sigma, users).round().astype(int), 3, MAX_ITEMS + 1)
+    return Ragged.of([rng.integers(0, ITEMS, n) for n in lengths])
+
+
+def trainer(rows: Ragged) -> Trainer:
+    """The same freshly initialised model and optimiser at every call."""
+    rng = np.random.default_rng(0)
+    features = ItemFeatures(
+        trained=np.ones(ITEMS, dtype=bool),
+        collaborative=rng.normal(size=(ITEMS, 64)).astype(np.float32),
+        text=rng.normal(size=(ITEMS, 384)).astype(np.float32),
+    )
+    torch.manual_seed(0)
+    settings = ModelSettings(
+        backbone=BackboneSettings(size="small"), history="set", max_items=MAX_ITEMS, instruction=15
+    )
+    model = SetRecModel.build(settings, features)
+    training = TrainingSettings(targets_per_batch=TARGETS, precision="float32")
+    return Trainer(model, rows, lambda _: 0.0, training, ObjectiveSettings.paper())
+
+
+def spread(epoch: list[Batch], count: int) -> list[Batch]:
+    """``count`` batches evenly spaced over an epoch ordered by padded size, so that a few stand for all."""
+    ordered = sorted(epoch, key=lambda b: b.items.size)
+    return [ordered[i] for i in np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)]
+
+
+def variants(rows: Ragged, steps: int) -> dict[str, Callable[[], float]]:
+    """Each variant trains a few steps and returns targets per second."""
+    plan = {
+        "one pass": batches.one_pass(rows, MAX_ITEMS, TARGETS, np.random.default_rng(0)),
+        "per prefix, shuffled": list(batches.per_prefix(rows, MAX_ITEMS, TARGETS, np.random.default_rng(0))),
+        "per prefix, by length": list(
+            batches.per_prefix(rows, MAX_ITEMS, TARGETS, np.random.default_rng(0), by_length=True)
+        ),
+    }
+
+    def timed(epoch: list[Batch]) -> Callable[[], float]:
+        worker, chosen = trainer(rows), spread(epoch, steps)
+
+        def run() -> float:
+            worker.wrapped.train()
+            began = time.perf_counter()
+            for batch in chosen:
+                worker._step(batch)
+            return sum(b.count for b in chosen) / (time.perf_counter() - began)
+
+        return run
+
+    return {name: timed(epoch) for name, epoch in plan.items()}

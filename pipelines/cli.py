@@ -1,0 +1,169 @@
+"""``setrec``: prepare, train, evaluate, export, serve, recommend, demo."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipelines.config import JobConfig, load_config
+from pipelines.runs import Run
+from setrec.errors import ConfigError, SetRecError
+
+app = typer.Typer(
+    help="Generative recommendation with order-agnostic sets of continuous tokens.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. training.epochs=20. Repeatable.")]
+BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle directory, as `setrec export` writes it.")]
+
+
+@app.command()
+def prepare(
+    config: Annotated[Path, typer.Option("--config", help="YAML configuration.")],
+    run: RunOption,
+    set_: SetOption = None,
+) -> None:
+    """Read, check and split interactions and items; encode item texts."""
+    from pipelines import jobs
+
+    summary = jobs.prepare(Run(run), load_config(config, set_))
+    _print_json({key: summary[key] for key in ("users", "items", "interactions") if key in summary})
+
+
+@app.command()
+def train(
+    run: RunOption,
+    workers: Annotated[int | None, typer.Option(help="Training workers.", min=1)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")] = None,
+    set_: SetOption = None,
+) -> None:
+    """Train the collaborative model and the recommender with Ray Train."""
+    from pipelines import jobs
+
+    overrides = list(set_ or [])
+    overrides += [f"cluster.workers={workers}"] if workers else []
+    overrides += [f"cluster.address={address}"] if address else []
+    _print_json(jobs.fit(Run(run), _config_of(run, overrides), resume=resume))
+
+
+@app.command()
+def evaluate(
+    run: RunOption,
+    json_only: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, no table.")] = False,
+    set_: SetOption = None,
+) -> None:
+    """Rank the whole catalogue for every test user; write metrics.json and report.html."""
+    from pipelines import jobs
+    from pipelines.tables import ranking_table
+
+    rows = jobs.assess(Run(run), _config_of(run, set_))
+    if json_only:
+        _print_json(rows)
+    else:
+        Console().print(ranking_table(rows))
+
+
+@app.command()
+def export(
+    run: RunOption,
+    out: Annotated[Path | None, typer.Option(help="Bundle directory; default: RUN/bundle.")] = None,
+) -> None:
+    """Write the bundle that serving needs."""
+    from pipelines.export import export as export_bundle
+
+    _print_json({"bundle": str(export_bundle(Run(run), _config_of(run), out))})
+
+
+@app.command()
+def serve(
+    bundle: BundleOption,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    replicas: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Serve recommendations over HTTP until interrupted; documentation at /docs."""
+    from pipelines.serve import serve_until_interrupted
+
+    serve_until_interrupted(bundle, host, port, replicas)
+
+
+@app.command()
+def recommend(
+    bundle: BundleOption,
+    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, separated by commas.")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="A user the bundle knows.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many items.", min=1)] = 10,
+    keep_history: Annotated[
+        bool, typer.Option("--keep-history", help="Items of the history may be recommended.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Recommend items without a server."""
+    from pipelines.serve import recommend_once
+    from pipelines.tables import answer_table
+
+    if (history is None) == (user is None):
+        raise ConfigError("give either --history or --user")
+    ids = None if history is None else [part.strip() for part in history.split(",") if part.strip()]
+    answer = recommend_once(bundle, history=ids, user_id=user, k=k, exclude_history=not keep_history)
+    if as_json:
+        _print_json(answer)
+    else:
+        Console().print(answer_table(answer))
+
+
+@app.command()
+def demo(
+    run: RunOption = Path("runs/demo"),
+    port: Annotated[int, typer.Option(help="Port of the endpoint.", min=1, max=65535)] = 8000,
+    set_: SetOption = None,
+) -> None:
+    """The whole way on MovieLens-100K: raw files to a trained model, its ranking table and a served answer."""
+    from pipelines.demo import run_demo
+
+    run_demo(Run(run), port, set_ or [])
+
+
+def _config_of(run: Path, overrides: list[str] | None = None) -> JobConfig:
+    folder = Run(run)
+    return load_config(folder.require(folder.config, "prepare --config CONFIG"), overrides)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Run the command line; an error that is the user's to mend is one line and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SetRecError as error:
+        print(f"setrec: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        show = getattr(error, "show", None)
+        if show is not None:
+            show()
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Ray, started quietly."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+QUIET = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+@contextmanager
+def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+    """A connection to the cluster at ``address``, or a cluster of this machine's own that ends with the block.
+
+    ``cpus``: how many the local cluster says it has, at least as many as the workers asked for, so that a job never
+    waits for a core that will not come. A session that exists already is used and left running.
+    """
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options = {} if address else {"num_cpus": cpus or os.cpu_count(), "include_dashboard": False}
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **options)
+    for name in ("ray", "ray.train", "ray.data", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()

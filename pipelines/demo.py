@@ -1,0 +1,87 @@
+"""The whole way on MovieLens-100K: raw files, trained model, honest table, bundle, endpoint, one answered request."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import httpx
+from rich.console import Console
+from rich.panel import Panel
+
+from pipelines import jobs
+from pipelines.cluster import ray_session
+from pipelines.config import JobConfig, validate
+from pipelines.datasets import movielens_100k, packaged_encoder
+from pipelines.progress import bar, console
+from pipelines.runs import Run
+from pipelines.tables import answer_table, history_table, ranking_table
+from serving import app
+
+USER = "196"
+"""The user whose history and recommendations are shown."""
+
+
+def demo_config(port: int, overrides: list[str]) -> JobConfig:
+    """Defaults everywhere, on the data and the encoder that installed packages carry."""
+    raw = {
+        "name": "MovieLens-100K",
+        "data": movielens_100k().model_dump(mode="json"),
+        "encoder": {"path": str(packaged_encoder())},
+        "serving": {"port": port},
+    }
+    return validate(raw, "demo", overrides)
+
+
+def run_demo(run: Run, port: int, overrides: list[str]) -> None:
+    """Run every step into ``run`` and print what came of it."""
+    config, out, began = demo_config(_free(port), overrides), Console(), time.perf_counter()
+    run.clear()
+    jobs.prepare(run, config)
+    with ray_session(cpus=max(2, config.cluster.workers)):
+        jobs.fit(run, config)
+        rows = jobs.assess(run, config)
+        jobs.release(run, config)
+        answer = _served_answer(run, config)
+    out.print(ranking_table(rows))
+    out.print(history_table(run, USER))
+    out.print(answer_table(answer, title=f"POST /v1/recommend {{'user_id': '{USER}', 'k': 10}} answered"))
+    minutes = (time.perf_counter() - began) / 60
+    out.print(
+        Panel(
+            f"Report     {run.root / 'report.html'}\n"
+            f"Bundle     {run.bundle}\n"
+            f"Figures    {run.root / 'metrics.json'}\n"
+            f"Serve it   setrec serve --bundle {run.bundle}",
+            title=f"Done in {minutes:.1f} minutes",
+            expand=False,
+        )
+    )
+
+
+def _served_answer(run: Run, config: JobConfig) -> dict:
+    with bar("Serve and ask") as progress:
+        app.start(run.bundle, config.serving)
+        try:
+            url = f"http://{config.serving.host}:{config.serving.port}/v1/recommend"
+            body = {"user_id": USER, "k": 10}
+            httpx.post(url, json=body, timeout=30).raise_for_status()
+            began = time.perf_counter()
+            response = httpx.post(url, json=body, timeout=30)
+            response.raise_for_status()
+            progress.update(1, 1, f"{url} in {1000 * (time.perf_counter() - began):.0f} ms")
+        finally:
+            app.stop()
+    return response.json()
+
+
+def _free(port: int) -> int:
+    """``port``, or any free one where something listens there already; a demonstration asks no questions."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) != 0:
+            return port
+    with socket.socket() as any_port:
+        any_port.bind(("127.0.0.1", 0))
+        chosen = any_port.getsockname()[1]
+    console.print(f"[yellow]Port {port} is taken; the endpoint uses {chosen}.[/yellow]")
+    return chosen

@@ -1,0 +1,136 @@
+"""The run's ranking table: every system on the same test users, slot weights chosen on validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipelines import ingest
+from pipelines.config import EvaluationSettings, JobConfig
+from pipelines.features import load_sasrec
+from pipelines.progress import bar
+from pipelines.runs import Run
+from setrec import baselines, ranking, sasrec, scoring
+from setrec.atomic import atomic_file
+from setrec.catalog import TEST, VALID, Catalog, Histories
+from setrec.model import SetRecModel
+from setrec.ragged import Ragged
+
+OURS = "SETRec"
+
+
+def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
+    """Rank all systems on the test items and write the run's result files; returns the rows of metrics.json.
+
+    Nothing here is chosen on the test items: ItemKNN's settings and SETRec's slot weights come from validation.
+    """
+    run.require(run.model, "train")
+    catalog, histories = ingest.load(run.data)
+    model = SetRecModel.from_pretrained(run.model).eval()
+    with bar("Choose weights, tune ItemKNN") as progress:
+        grid = scoring.weight_grid(model.kinds, config.evaluation.weight_step)
+        weights, tried = ranking.choose_weights(scoring.kind_scorer(model), ranking.Cases.of(histories, VALID), grid)
+        knn, knn_tried = baselines.tune_item_knn(histories, len(catalog), progress=progress.update)
+        progress.update(1, 1, "weights " + ", ".join(f"{kind} {w:.1f}" for kind, w in weights.items()))
+    run.write_json("weights.json", {"weights": weights, "grid": tried, "item_knn": knn_tried})
+    systems: dict[str, ranking.Scorer] = {
+        "Popularity": baselines.Popularity(histories.train_counts(len(catalog))),
+        "ItemKNN": knn,
+        "SASRec": sasrec.scorer(load_sasrec(run)),
+        OURS: scoring.scorer(model, weights),
+    }
+    cases = ranking.Cases.of(histories, TEST)
+    results = _rank(systems, cases, histories, len(catalog), config.evaluation)
+    rows = [r for name, found in results.items() for r in _rows(name, found, config.evaluation)]
+    run.write_json("metrics.json", [r for r in rows if not r["group"].startswith("popularity:")])
+    run.write_json("popularity_groups.json", [r for r in rows if r["group"].startswith("popularity:")])
+    run.write_json("comparisons.json", _comparisons(results, config.evaluation))
+    with atomic_file(run.root / "per_user.parquet") as path:
+        _per_user(results, histories).to_parquet(path, index=False)
+    run.write_json("examples.json", _examples(systems[OURS], catalog, histories, cases, config.evaluation.examples))
+    return [r for r in rows if not r["group"].startswith("popularity:")]
+
+
+def _rank(
+    systems: dict[str, ranking.Scorer], cases: ranking.Cases, histories: Histories, items: int, s: EvaluationSettings
+) -> dict[str, ranking.PerUser]:
+    groups = ranking.warm_cold_groups(histories.trained(items))
+    groups += ranking.popularity_groups(histories.train_counts(items))
+    results = {}
+    with bar("Rank the whole catalogue") as progress:
+        for number, (name, scorer) in enumerate(systems.items()):
+
+            def told(done: int, total: int, number: int = number) -> None:
+                progress.update(number * total + done, len(systems) * total)
+
+            results[name] = ranking.evaluate(scorer, cases, groups, ks=s.ks, progress=told)
+        progress.update(1, 1, f"{len(cases)} users, {items} items, {len(systems)} systems")
+    return results
+
+
+def _rows(name: str, found: ranking.PerUser, s: EvaluationSettings) -> list[dict[str, Any]]:
+    return found.rows(name, seed=s.seed, resamples=s.resamples)
+
+
+def _comparisons(results: dict[str, ranking.PerUser], s: EvaluationSettings) -> list[dict[str, Any]]:
+    """Paired differences of ours to each opponent over the same users, NDCG@10 and recall@10."""
+    from setrec.intervals import paired_difference
+
+    found = []
+    for history in ranking.HISTORIES:
+        for metric in ("ndcg@10", "recall@10"):
+            ours = results[OURS].tables[history, "all"].get(metric)
+            for name, other in results.items():
+                if name == OURS or ours is None:
+                    continue
+                d, low, high = paired_difference(ours, other.tables[history, "all"][metric], s.resamples, s.seed)
+                found.append(
+                    {"system": OURS, "against": name, "history": history, "metric": metric,
+                     "difference": d, "low": low, "high": high}
+                )  # fmt: skip
+    return found
+
+
+def _per_user(results: dict[str, ranking.PerUser], histories: Histories) -> pd.DataFrame:
+    frames = []
+    for name, found in results.items():
+        users = [histories.user_ids[u] for u in found.users]
+        for (history, group), metrics in found.tables.items():
+            if not group.startswith("popularity:"):
+                frames.append(
+                    pd.DataFrame({"system": name, "history": history, "group": group, "user_id": users, **metrics})
+                )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _examples(
+    scorer: ranking.Scorer, catalog: Catalog, histories: Histories, cases: ranking.Cases, count: int
+) -> list[dict[str, Any]]:
+    """The first ``count`` test users: the end of the history, ten recommendations, what was held out."""
+    found = []
+    for case in range(min(count, len(cases))):
+        history, truth = cases.history[case], cases.truth[case]
+        scores = scorer(Ragged.of([history]))[0].copy()
+        scores[history] = -np.inf
+        best = np.lexsort((np.arange(len(scores)), -scores))[:10]
+        found.append(
+            {
+                "user_id": histories.user_ids[cases.users[case]],
+                "history": [_item(catalog, row) for row in history[-10:]],
+                "recommendations": [
+                    {**_item(catalog, row), "score": float(scores[row]), "hit": bool(row in truth)} for row in best
+                ],
+                "held_out": [_item(catalog, row) for row in truth],
+            }
+        )
+    return found
+
+
+def _item(catalog: Catalog, row: int) -> dict[str, Any]:
+    return {
+        "item_id": catalog.item_ids[row],
+        "title": catalog.titles[row],
+        "attributes": {name: column[row] for name, column in catalog.attributes.items()},
+    }

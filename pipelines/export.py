@@ -1,0 +1,34 @@
+"""Hand a trained run to serving: one bundle directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines import ingest
+from pipelines.config import JobConfig
+from pipelines.progress import bar
+from pipelines.runs import Run
+from serving.bundle import write_bundle
+from setrec.model import SetRecModel
+
+
+def export(run: Run, config: JobConfig, out: Path | None = None) -> Path:
+    """Write the bundle of ``run`` to ``out`` (default: the run's own ``bundle/``) and return its path."""
+    run.require(run.model, "train")
+    run.require(run.root / "weights.json", "evaluate")
+    out = out or run.bundle
+    with bar("Export bundle") as progress:
+        catalog, histories = ingest.load(run.data)
+        model = SetRecModel.from_pretrained(run.model).eval()
+        write_bundle(
+            out,
+            model_dir=run.model,
+            catalog=catalog,
+            histories=histories,
+            item_codes=model.item_codes().numpy(),
+            weights=run.read_json("weights.json")["weights"],
+            retriever=config.retriever,
+        )
+        size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+        progress.update(1, 1, f"{len(catalog)} items, {size / 1e6:.1f} MB")
+    return out

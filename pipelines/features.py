@@ -1,0 +1,67 @@
+"""What is known of every item before the recommender is trained: text vectors and collaborative vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from pipelines import ingest
+from pipelines.config import JobConfig
+from pipelines.progress import bar
+from pipelines.runs import Run
+from setrec.atomic import atomic_file
+from setrec.encoder import TextEncoder
+from setrec.sasrec import SasRec, train_sasrec
+from setrec.tokens import ItemFeatures
+
+
+def encode_texts(run: Run, config: JobConfig) -> None:
+    """Encode every item's text once; vectors are cached by content, so a second run encodes only what is new."""
+    if config.encoder.path is None:
+        return
+    catalog, _ = ingest.load(run.data)
+    settings = config.encoder
+    encoder = TextEncoder(config.encoder.path, batch_size=settings.batch_size, max_length=settings.max_length)
+    with bar("Encode item texts") as progress:
+        vectors = encoder.encode(
+            catalog.texts, cache_dir=run.root.parent / ".text_cache", progress=lambda d, t: progress.update(d, t)
+        )
+        progress.update(1, 1, f"{vectors.shape[0]} texts, {vectors.shape[1]} numbers each")
+    run.features.mkdir(parents=True, exist_ok=True)
+    with atomic_file(run.features / "text.safetensors") as path:
+        save_file({"text": vectors}, path)
+
+
+def train_collaborative(run: Run, config: JobConfig) -> None:
+    """Train SASRec: an opponent in the table, and the source of the collaborative vectors."""
+    catalog, histories = ingest.load(run.data)
+    records: list[dict] = []
+
+    def report(record: dict) -> None:
+        records.append(record)
+        progress.update(record["epoch"], record["epochs"], f"validation NDCG@10 {record['ndcg@10']:.4f}")
+
+    with bar("Train SASRec") as progress:
+        model = train_sasrec(histories, len(catalog), config.sasrec, report=report, seed=config.training.seed)
+    run.write_curve("SASRec", records)
+    model.save(run.sasrec)
+    run.features.mkdir(parents=True, exist_ok=True)
+    table = np.ascontiguousarray(model.item_embeddings().numpy(), dtype=np.float32)
+    with atomic_file(run.features / "collaborative.safetensors") as path:
+        save_file({"collaborative": table}, path)
+
+
+def load_features(run: Run, trained: np.ndarray) -> ItemFeatures:
+    """The features of the catalogue as the run holds them; ``trained`` bool (I,)."""
+    path = run.require(run.features / "collaborative.safetensors", "train")
+    text = run.features / "text.safetensors"
+    return ItemFeatures(
+        trained=trained,
+        collaborative=load_file(path)["collaborative"],
+        text=load_file(text)["text"] if text.exists() else None,
+    )
+
+
+def load_sasrec(run: Run) -> SasRec:
+    """The collaborative model of the run."""
+    return SasRec.load(run.require(run.sasrec, "train"))

@@ -1,0 +1,61 @@
+"""The steps of a run in order, each timed; what the commands of the command line and the demonstration are made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipelines import evaluate, export, features, ingest, report, train
+from pipelines.config import JobConfig
+from pipelines.progress import bar
+from pipelines.runs import Run
+
+
+@contextmanager
+def timed(run: Run, step: str) -> Iterator[None]:
+    """Keep the seconds of a step in the run's environment.json."""
+    began = time.perf_counter()
+    yield
+    run.note_seconds(step, time.perf_counter() - began)
+
+
+def prepare(run: Run, config: JobConfig) -> dict[str, Any]:
+    """Ingest, split, encode texts; starts the run's folder anew once the data has been accepted."""
+    run.root.mkdir(parents=True, exist_ok=True)
+    with timed(run, "ingest"), bar("Ingest and split") as progress:
+        summary = ingest.ingest(config.data, run.data)
+        progress.update(
+            1, 1, f"{summary['users']} users, {summary['items']} items, {summary['interactions']} interactions"
+        )
+    run.write_json("data.json", summary)
+    config.save(run.config)
+    with timed(run, "encode"):
+        features.encode_texts(run, config)
+    return summary
+
+
+def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Train the collaborative model, then the recommender; ``resume`` keeps what is complete and goes on from there."""
+    run.require(run.data, "prepare")
+    config.save(run.config)
+    if not (resume and (run.features / "collaborative.safetensors").exists()):
+        with timed(run, "sasrec"):
+            features.train_collaborative(run, config)
+    with timed(run, "setrec"):
+        return train.train(run, config, resume=resume and (run.checkpoints / train.EXPERIMENT).exists())
+
+
+def assess(run: Run, config: JobConfig) -> list[dict[str, Any]]:
+    """Evaluate all systems and write the report; returns the rows of metrics.json."""
+    with timed(run, "evaluate"):
+        rows = evaluate.evaluate(run, config)
+    report.write_report(run.root)
+    return rows
+
+
+def release(run: Run, config: JobConfig) -> None:
+    """Export the bundle."""
+    with timed(run, "export"):
+        export.export(run, config)

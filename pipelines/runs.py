@@ -1,0 +1,161 @@
+"""The folder a run leaves: one place for every name in it, and the record of where and how the run was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from setrec.atomic import atomic_file
+from setrec.errors import ConfigError
+
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "ray",
+    "faiss-cpu",
+    "peft",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "fastapi",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of a run's parts under ``root``."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def data(self) -> Path:
+        """Catalogue and histories."""
+        return self.root / "data"
+
+    @property
+    def features(self) -> Path:
+        """Text vectors and collaborative vectors of the items."""
+        return self.root / "features"
+
+    @property
+    def sasrec(self) -> Path:
+        """The collaborative model."""
+        return self.root / "sasrec"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints of the recommender's training."""
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The trained recommender, best epoch."""
+        return self.root / "model"
+
+    @property
+    def bundle(self) -> Path:
+        """What is handed to serving."""
+        return self.root / "bundle"
+
+    def require(self, path: Path, verb: str) -> Path:
+        """``path`` if it exists.
+
+        Raises:
+            ConfigError: it does not; the message names the command that makes it.
+        """
+        if not path.exists():
+            raise ConfigError(f"{path} is missing: run `setrec {verb} --run {self.root}` first")
+        return path
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write ``value`` as the JSON file ``name``, atomically."""
+        path = self.root / name
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        return path
+
+    def read_json(self, name: str) -> Any:
+        """The JSON file ``name``, or ``None`` where it is absent."""
+        path = self.root / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write_curve(self, system: str, records: list[dict[str, Any]]) -> None:
+        """Replace the training curve of ``system`` in curves.jsonl, leaving other systems' as they are."""
+        path = self.root / "curves.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["system"] != system]
+        with atomic_file(path) as temporary:
+            temporary.write_text(
+                "".join(f"{line}\n" for line in [*kept, *(json.dumps({"system": system, **r}) for r in records)])
+            )
+
+    def note_seconds(self, step: str, seconds: float) -> None:
+        """Keep how long a step took, with the environment it ran in, in environment.json."""
+        record = self.read_json("environment.json") or environment()
+        record.setdefault("seconds", {})[step] = round(seconds, 2)
+        self.write_json("environment.json", record)
+
+    def clear(self) -> None:
+        """Remove what an earlier run left here, and nothing else."""
+        for name in OWNED:
+            path = self.root / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+OWNED = (
+    "data", "features", "sasrec", "checkpoints", "model", "bundle", "logs", "config.yaml", "metrics.json", "weights.json",
+    "popularity_groups.json", "per_user.parquet", "examples.json", "curves.jsonl", "environment.json", "report.html",
+)  # fmt: skip
+"""Every name a run may leave in its folder."""
+
+
+def environment() -> dict[str, Any]:
+    """Python, machine, libraries and commit: what a reader needs to judge a figure or repeat it."""
+    libraries = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            libraries[name] = version(name)
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["setrec", *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "libraries": libraries,
+        "commit": _commit(),
+    }
+
+
+def _cpu_name() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    with suppress(OSError, subprocess.SubprocessError):
+        out = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
+        )
+        return out.stdout.strip()
+    return None
