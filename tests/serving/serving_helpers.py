@@ -1,0 +1,60 @@
+"""A small catalogue, its histories, and a ten-line encoder to serve them with."""
+
+import numpy as np
+import torch
+
+from serving.bundle import write_bundle
+from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
+from setrec.ragged import Ragged
+
+ITEMS, COLUMNS = 60, {"collaborative": (0, 6), "semantic": (6, 14)}
+
+
+class FakeEncoder:
+    """The mean code of the latest five items, each kind's columns times its weight."""
+
+    kinds = tuple(COLUMNS)
+    code_columns = COLUMNS
+
+    def user_codes(self, histories, weights, codes):
+        means = torch.stack([codes[torch.from_numpy(h[-5:].astype(np.int64))].mean(dim=0) for h in histories])
+        scale = torch.cat([torch.full((b - a,), float(weights[kind])) for kind, (a, b) in COLUMNS.items()])
+        return means * scale
+
+
+def load_fake(path):
+    assert (path / "config.json").is_file()
+    return FakeEncoder()
+
+
+def catalog(items=ITEMS):
+    return Catalog(
+        [f"item-{r}" for r in range(items)],
+        [f"Title «{r}»" for r in range(items)],
+        [f"text {r}" for r in range(items)],
+        {"genre": [["a"] if r % 2 else ["a", "b"] for r in range(items)]},
+    )
+
+
+def histories(items=ITEMS):
+    rng = np.random.default_rng(1)
+    rows = [rng.permutation(items)[: rng.integers(3, 12)] for _ in range(8)] + [np.empty(0, int)]
+    splits = [[TRAIN] * (len(r) - 2) + [VALID, TEST] if len(r) else [] for r in rows]
+    return Histories([f"user-{u}" for u in range(len(rows))], Ragged.of(rows), Ragged.of(splits, np.int8).values)
+
+
+def codes(items=ITEMS, width=14, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(items, width)) * np.exp(0.5 * rng.normal(size=(items, 1)))).astype(np.float32)
+
+
+def model_dir(path):
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text("{}")
+    return path
+
+
+def fake_bundle(out, retriever=None, **changes):
+    parts = {"catalog": catalog(), "histories": histories(), "item_codes": codes()}
+    parts |= {"weights": {"collaborative": 1.0, "semantic": 0.5}, "load_encoder": load_fake, "retriever": retriever}
+    return write_bundle(out, model_dir=model_dir(out.parent / "trained"), **(parts | changes))

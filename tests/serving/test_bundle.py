@@ -1,0 +1,154 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from serving_helpers import FakeEncoder, catalog, codes, fake_bundle, histories, load_fake
+
+from serving.bundle import FORMAT_VERSION, Bundle
+from serving.retriever import RetrieverSettings
+from setrec.errors import BundleError
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bundle") / "b"
+    fake_bundle(out)
+    return out
+
+
+@pytest.fixture
+def bundle(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "b")
+
+
+def refusal(path, load=load_fake):
+    with pytest.raises(BundleError) as refused:
+        Bundle.open(path, load)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def edit(path, **changes):
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+def test_what_was_written_is_what_is_opened(bundle):
+    opened = Bundle.open(bundle, load_fake)
+    np.testing.assert_array_equal(opened.codes, codes())
+    assert opened.catalog == catalog()
+    assert opened.histories.user_ids == histories().user_ids
+    np.testing.assert_array_equal(opened.histories.items.values, histories().items.values)
+    np.testing.assert_array_equal(opened.popularity, histories().train_counts(len(catalog())))
+    assert opened.manifest.weights == {"collaborative": 1.0, "semantic": 0.5}
+    assert opened.manifest.counts == {"items": 60, "users": 9, "interactions": len(histories().items.values)}
+    assert opened.manifest.created.utcoffset().total_seconds() == 0
+    assert "torch" in opened.manifest.libraries
+
+
+def test_the_model_version_depends_on_content_alone(tmp_path):
+    versions = [fake_bundle(tmp_path / name).model_version for name in "ab"]
+    other = fake_bundle(tmp_path / "c", weights={"collaborative": 1.0, "semantic": 0.4}).model_version
+    named = fake_bundle(tmp_path / "d", model_version="monday").model_version
+    assert versions[0] == versions[1] != other
+    assert named == "monday"
+
+
+@pytest.mark.parametrize(
+    "name", ["model/config.json", "codes.safetensors", "items.parquet", "histories.parquet", "index.faiss"]
+)
+def test_a_file_that_is_missing_truncated_or_altered_is_refused_by_name(bundle, name):
+    whole = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(whole[:-1])
+    assert name in refusal(bundle)
+    assert "truncated" in refusal(bundle)
+    (bundle / name).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    assert name in refusal(bundle)
+    assert "sha256" in refusal(bundle)
+    (bundle / name).unlink()
+    assert refusal(bundle) == f"{bundle / name}: missing"
+
+
+@pytest.mark.parametrize("name", ["extra.bin", "model/pytorch_model.bin", ".hidden"])
+def test_a_file_the_manifest_does_not_list_is_refused_by_name(bundle, name):
+    (bundle / name).write_bytes(b"x")
+    assert refusal(bundle) == f"{bundle / name}: not listed in the manifest"
+
+
+def test_a_link_is_refused_even_to_the_right_content(bundle, tmp_path):
+    (bundle / "items.parquet").rename(tmp_path / "elsewhere")
+    (bundle / "items.parquet").symlink_to(tmp_path / "elsewhere")
+    assert "not a regular file" in refusal(bundle)
+
+
+def test_a_newer_format_is_refused_before_anything_else_is_read(bundle):
+    (bundle / "manifest.json").write_text(json.dumps({"format_version": FORMAT_VERSION + 1, "shape": "unknown"}))
+    assert "newer" in refusal(bundle)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "model/../../x", "model\\x.json", "a//b", "./a"])
+def test_a_manifest_cannot_name_files_outside_the_bundle(bundle, name):
+    edit(bundle, files={name: {"sha256": "0" * 64, "bytes": 1}})
+    assert "is not a path inside the bundle" in refusal(bundle)
+
+
+def test_a_manifest_cannot_smuggle_in_a_pickle(bundle):
+    edit(bundle, files={"model/pytorch_model.bin": {"sha256": "0" * 64, "bytes": 1}})
+    assert "pytorch_model.bin" in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"format_version": 1}', b'{"format_version": "1"}'],
+)
+def test_a_damaged_manifest_is_refused_in_one_line(bundle, text):
+    (bundle / "manifest.json").write_bytes(text)
+    assert "manifest.json" in refusal(bundle)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path):
+    assert "not a bundle" in refusal(tmp_path)
+    assert "not a bundle" in refusal(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    assert "not a bundle" in refusal(tmp_path / "file")
+
+
+def test_a_model_of_other_slots_is_refused(bundle):
+    class Other(FakeEncoder):
+        kinds = ("semantic",)
+
+    assert "slots" in refusal(bundle, lambda path: Other())
+
+
+def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(bundle):
+    def broken(path):
+        raise RuntimeError("size mismatch\nfor x")
+
+    assert "size mismatch for x" in refusal(bundle, broken)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"item_codes": codes(59)},
+        {"item_codes": codes(width=15)},
+        {"weights": {"collaborative": 1.0}},
+        {"histories": histories(80), "item_codes": codes(), "catalog": catalog()},
+    ],
+)
+def test_parts_that_do_not_fit_together_leave_the_earlier_bundle_in_place(bundle, changes):
+    with pytest.raises((BundleError, ValueError)):
+        fake_bundle(bundle, **changes)
+    assert Bundle.open(bundle, load_fake).codes.shape == (60, 14)
+    assert {p.name for p in bundle.parent.iterdir()} == {"b", "trained"}
+
+
+def test_a_bundle_is_replaced_as_a_whole_but_nothing_else_is(bundle, tmp_path):
+    fake_bundle(bundle, RetrieverSettings(kind="ivf"))
+    assert Bundle.open(bundle, load_fake).retriever.settings.kind == "ivf"
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis").write_text("years")
+    with pytest.raises(BundleError, match="no bundle; not replaced"):
+        fake_bundle(tmp_path / "papers")
+    assert (tmp_path / "papers" / "thesis").read_text() == "years"
