@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+from serving_helpers import ITEMS, codes, fake_bundle, histories, load_fake
+
+from serving.bundle import Bundle
+from serving.engine import Answer, Engine, Request, RequestError
+from setrec.errors import UnknownItemError, UnknownUserError
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    out = tmp_path_factory.mktemp("engine") / "b"
+    fake_bundle(out)
+    return Engine(Bundle.open(out, load_fake), max_k=50)
+
+
+def ids(answer):
+    return [item.item_id for item in answer.items]
+
+
+def test_the_answer_is_the_definition_worked_out_by_hand(engine):
+    table, rows = codes().astype(np.float64), [3, 5, 8]
+    weights = np.r_[np.full(6, 1.0), np.full(8, 0.5)]
+    scores = table @ (table[rows].mean(axis=0) * weights)
+    scores[rows] = -np.inf
+    answer = engine.recommend_one(Request(history=("item-3", "item-5", "item-8"), k=7))
+    best = np.argsort(-scores)[:7]
+    assert ids(answer) == [f"item-{row}" for row in best]
+    np.testing.assert_allclose([item.score for item in answer.items], scores[best], rtol=1e-5)
+    assert answer.items[0].title == f"Title «{best[0]}»"
+    assert answer.items[0].attributes == {"genre": ["a"] if best[0] % 2 else ["a", "b"]}
+    assert answer.model_version == engine.bundle.model_version
+
+
+def test_shares_of_the_slot_kinds_sum_to_the_score(engine):
+    for item in engine.recommend_one(Request(user_id="user-1", k=50)).items:
+        assert set(item.shares) == {"collaborative", "semantic"}
+        assert sum(item.shares.values()) == pytest.approx(item.score, abs=1e-9)
+
+
+def test_a_known_user_is_their_whole_history(engine):
+    for user, rows in zip(histories().user_ids, histories().items, strict=True):
+        if len(rows):
+            spelled_out = Request(history=tuple(f"item-{row}" for row in rows))
+            assert ids(engine.recommend_one(Request(user_id=user))) == ids(engine.recommend_one(spelled_out))
+
+
+def test_the_history_is_left_out_or_not_as_asked(engine):
+    history = tuple(f"item-{row}" for row in range(20))
+    assert not set(ids(engine.recommend_one(Request(history=history, k=40)))) & set(history)
+    assert set(ids(engine.recommend_one(Request(history=history, k=50, exclude_history=False)))) & set(history)
+
+
+def test_k_items_come_when_k_exist_and_all_there_are_otherwise(engine):
+    history = tuple(f"item-{row}" for row in range(ITEMS - 4))
+    assert len(engine.recommend_one(Request(history=history, k=4)).items) == 4
+    assert len(engine.recommend_one(Request(history=history, k=10)).items) == 4
+    everything = tuple(f"item-{row}" for row in range(ITEMS))
+    assert engine.recommend_one(Request(history=everything, k=10)).items == []
+
+
+def test_a_repeated_item_is_excluded_once(engine):
+    answer = engine.recommend_one(Request(history=("item-1",) * 500, k=50))
+    assert len(set(ids(answer))) == 50
+    assert "item-1" not in ids(answer)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "said"),
+    [
+        (Request(history=("item-1", "nope", "nor this")), UnknownItemError, "'nope'"),
+        (Request(user_id="nobody"), UnknownUserError, "'nobody'"),
+        (Request(history=()), RequestError, "empty"),
+        (Request(user_id="user-8"), RequestError, "empty"),
+        (Request(), RequestError, "history or user_id"),
+        (Request(history=("item-1",), user_id="user-1"), RequestError, "history or user_id"),
+        (Request(user_id="user-1", k=0), RequestError, "between 1 and 50"),
+        (Request(user_id="user-1", k=51), RequestError, "between 1 and 50"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_says_why_and_harms_no_other(engine, request_, error, said):
+    good = Request(user_id="user-1")
+    first, bad, last = engine.recommend([good, request_, good])
+    assert isinstance(bad, error)
+    assert said in str(bad)
+    assert "\n" not in str(bad)
+    assert isinstance(first, Answer)
+    assert first == last == engine.recommend_one(good)
+    assert isinstance(engine.recommend([request_])[0], error)
+
+
+def test_a_batch_is_its_requests_one_by_one(engine):
+    requests = [Request(user_id=f"user-{u % 8}", k=1 + u, exclude_history=u % 3 > 0) for u in range(40)]
+    for alone, together in zip(map(engine.recommend_one, requests), engine.recommend(requests), strict=True):
+        assert isinstance(together, Answer)
+        assert ids(alone) == ids(together)
+        np.testing.assert_allclose([i.score for i in alone.items], [i.score for i in together.items], rtol=1e-5)
+
+
+def test_no_request_at_all_is_no_answer_at_all(engine):
+    assert engine.recommend([]) == []
+
+
+def test_k_is_bounded_by_the_catalogue(engine):
+    assert Engine(engine.bundle, max_k=10_000).max_k == ITEMS
