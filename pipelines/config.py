@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from pipelines.ingest import DataSettings
-from serving.app import ServingSettings
+from serving.settings import ServingSettings
 from serving.retriever import RetrieverSettings
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError

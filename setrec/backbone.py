@@ -52,7 +52,8 @@ class Backbone(Protocol):
     width: int
 
     def __call__(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
-        """Answers (B, Q, n, d) from instruction (a, d), items (B, L * m, d), queries (n, d), visible (B or 1, Q)."""
+        """Answers (B, Q, n, d) from instruction (a, d), items (B, L * m, d), queries (B or 1, Q, n, d) and visible
+        (B or 1, Q)."""
 
 
 def scratch_config(family: str, size: str, dropout: float) -> PretrainedConfig:
@@ -124,12 +125,12 @@ class CausalBackbone(nn.Module):
     def forward(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
         """See :class:`Backbone`."""
         batch, count = items.shape[0], items.shape[1] // m
-        a, n, blocks = len(instruction), len(queries), visible.shape[1]
+        a, (blocks, n) = len(instruction), queries.shape[1:3]
         inputs = torch.cat(
             [
                 instruction.expand(batch, -1, -1),
                 items,
-                queries.repeat(blocks, 1).expand(batch, -1, -1),
+                queries.flatten(1, 2).expand(batch, -1, -1),
             ],
             dim=1,
         )
@@ -175,7 +176,7 @@ class EncoderDecoderBackbone(nn.Module):
     def forward(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
         """See :class:`Backbone`."""
         batch, count = items.shape[0], items.shape[1] // m
-        a, n, blocks = len(instruction), len(queries), visible.shape[1]
+        a, (blocks, n) = len(instruction), queries.shape[1:3]
         history = torch.cat([instruction.expand(batch, -1, -1), items], dim=1)
         positions = layout.history_positions(a, count, m, items.device)[None]
         sees = layout.history_mask(a, count, m, causal_instruction=False, device=items.device)[None]
@@ -184,7 +185,7 @@ class EncoderDecoderBackbone(nn.Module):
         ).last_hidden_state
         asked = layout.query_mask(visible, n, a, count, m)
         out = self.model.decoder(
-            inputs_embeds=queries.repeat(blocks, 1).expand(batch, -1, -1),
+            inputs_embeds=queries.flatten(1, 2).expand(batch, -1, -1),
             attention_mask=asked.new_zeros((1, 1, blocks * n, 0)),
             encoder_hidden_states=states,
             encoder_attention_mask=self._bias("decoder", layout.query_positions(visible, n, a), positions, asked),

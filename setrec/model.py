@@ -34,6 +34,7 @@ class ModelSettings(Settings):
     history: Literal["set", "fused"] = "fused"
     max_items: int = 50
     instruction: int = 4
+    ask: Literal["learned", "last"] = "last"
     dropout: float = 0.2
     trainable_table: bool = True
 
@@ -56,6 +57,7 @@ class SetRecConfig(PretrainedConfig):
         history: str = "fused",
         max_items: int = 50,
         instruction: int = 4,
+        ask: str = "last",
         dropout: float = 0.0,
         trainable_table: bool = True,
         **kwargs: Any,
@@ -64,7 +66,7 @@ class SetRecConfig(PretrainedConfig):
         self.collaborative, self.text, self.extra = collaborative, text, extra or {}
         self.semantic_tokens, self.hidden = semantic_tokens, hidden or [512, 256, 128]
         self.history, self.max_items, self.instruction = history, max_items, instruction
-        self.dropout, self.trainable_table = dropout, trainable_table
+        self.ask, self.dropout, self.trainable_table = ask, dropout, trainable_table
         super().__init__(**kwargs)
 
 
@@ -130,7 +132,13 @@ class SetRecModel(PreTrainedModel):
         read = codes[items.long()]
         m = 1 if self.config.history == "fused" else len(self.tokens.slots)
         vectors = self.tokens.fused(read) if m == 1 else self.tokens.tokens(read).flatten(1, 2)
-        out = self.backbone(self.instruction, self.dropout(vectors), self.queries, visible, m)
+        vectors = self.dropout(vectors)
+        queries = self.queries.expand(1, visible.shape[1], -1, -1)
+        if self.config.ask == "last":
+            own = vectors.unflatten(1, (-1, m)).sum(dim=2)
+            at = (visible.long() - 1).clamp(min=0).expand(len(items), -1)
+            queries = queries + own[torch.arange(len(items), device=items.device)[:, None], at][:, :, None]
+        out = self.backbone(self.instruction, vectors, queries, visible, m)
         return self.dropout(out) * self.log_scale.exp()[:, None]
 
     def forward(
@@ -191,6 +199,7 @@ class SetRecModel(PreTrainedModel):
             history=settings.history,
             max_items=settings.max_items,
             instruction=settings.instruction if instruction is None else len(instruction),
+            ask=settings.ask,
             dropout=settings.dropout,
             trainable_table=settings.trainable_table,
         )

@@ -19,6 +19,7 @@ def run(model, items, visible, vectors=None, queries=None):
     if vectors is None:
         vectors = model.tokens.tokens(model.item_codes()[items])
     queries = model.queries if queries is None else queries
+    queries = queries.expand(1, visible.shape[1], -1, -1)
     return model.backbone(model.instruction, vectors.flatten(1, 2), queries, visible, vectors.shape[2])
 
 

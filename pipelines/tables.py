@@ -1,0 +1,87 @@
+"""What a run found, as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+METRICS = ("ndcg@10", "recall@10")
+GROUPS = ("all", "warm", "cold")
+
+
+def ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Systems by metric and group with 95% intervals; the best of a column is bold. ``rows``: those of metrics.json."""
+    table = Table(title="Full ranking of the catalogue, test items (95% bootstrap intervals over users)")
+    table.add_column("System")
+    table.add_column("History")
+    columns = [(group, metric) for group in GROUPS for metric in METRICS if _some(rows, group)]
+    for group, metric in columns:
+        users = max(r["users"] for r in rows if r["group"] == group)
+        table.add_column(f"{_label(metric)}\n{group} ({users} users)", justify="right")
+    for history in ("removed", "kept"):
+        for system in dict.fromkeys(r["system"] for r in rows):
+            cells = [_cell(rows, system, history, group, metric) for group, metric in columns]
+            table.add_row(system, history, *cells)
+        table.add_section()
+    return table
+
+
+def _some(rows: Sequence[dict[str, Any]], group: str) -> bool:
+    return any(r["group"] == group for r in rows)
+
+
+def _label(metric: str) -> str:
+    name, _, k = metric.partition("@")
+    return f"{'NDCG' if name == 'ndcg' else name.capitalize()}@{k}"
+
+
+def _cell(rows: Sequence[dict[str, Any]], system: str, history: str, group: str, metric: str) -> str:
+    same = [r for r in rows if (r["history"], r["group"], r["metric"]) == (history, group, metric)]
+    mine = [r for r in same if r["system"] == system]
+    if not mine:
+        return "-"
+    row = mine[0]
+    text = f"{row['value']:.4f} [dim]{row['low']:.3f}–{row['high']:.3f}[/dim]"
+    return f"[bold]{text}[/bold]" if row["value"] == max(r["value"] for r in same) else text
+
+
+def example_table(example: dict[str, Any]) -> Table:
+    """A user's history beside the recommendations, titles and attributes, hits on the held-out item marked."""
+    table = Table(title=f"User {example['user_id']}: the latest of the history, and what comes next")
+    for name in ("#", "History, latest last", "Recommended", "Score"):
+        table.add_column(name, justify="right" if name in ("#", "Score") else "left")
+    history, found = example["history"], example["recommendations"]
+    for i in range(max(len(history), len(found))):
+        left = _describe(history[i]) if i < len(history) else ""
+        if i >= len(found):
+            table.add_row(str(i + 1), left, "", "")
+            continue
+        right = ("[bold green]✓[/bold green] " if found[i].get("hit") else "") + _describe(found[i])
+        table.add_row(str(i + 1), left, right, f"{found[i]['score']:.2f}")
+    if held_out := example.get("held_out"):
+        table.caption = "Held out: " + "; ".join(_describe(item) for item in held_out)
+    return table
+
+
+def answer_table(answer: dict[str, Any], title: str | None = None) -> Table:
+    """The items of an answer of the endpoint, with each slot kind's share of the score."""
+    items = answer["items"]
+    kinds = list(items[0]["shares"]) if items else []
+    table = Table(title=title or "Recommended", caption=f"model {answer['model_version']}")
+    for name in ("#", "Item", "Title", "Score", *kinds):
+        table.add_column(name, justify="left" if name in ("Item", "Title") else "right")
+    for i, item in enumerate(items):
+        shares = [f"{item['shares'][kind]:+.2f}" for kind in kinds]
+        table.add_row(str(i + 1), item["item_id"], _describe(item), f"{item['score']:.2f}", *shares)
+    return table
+
+
+def _describe(item: dict[str, Any]) -> str:
+    values = ", ".join(" ".join(values) for values in item.get("attributes", {}).values() if values)
+    return f"{_escape(item['title'])} [dim]{_escape(values)}[/dim]" if values else _escape(item["title"])
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
