@@ -28,6 +28,8 @@ _QUIET = {
     "RAY_COLOR_PREFIX": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    # Ray prints the end of Serve's controller, which stop() asks for, as a failure. Read when ray is first imported.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "ServeController.graceful_shutdown",
 }
 _QUIET_LOGS = {"log_level": "ERROR", "enable_access_log": False}
 _STORE_BYTES = 100 * 2**20
