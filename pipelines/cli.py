@@ -94,8 +94,9 @@ def serve(
 ) -> None:
     """Serve recommendations over HTTP until interrupted; documentation at /docs."""
     from pipelines.serve import serve_until_interrupted
+    from serving.settings import ServingSettings
 
-    serve_until_interrupted(bundle, host, port, replicas)
+    serve_until_interrupted(bundle, ServingSettings(host=host, port=port, replicas=replicas))
 
 
 @app.command()
@@ -112,11 +113,12 @@ def recommend(
     """Recommend items without a server."""
     from pipelines.serve import recommend_once
     from pipelines.tables import answer_table
+    from serving.engine import Request
 
     if (history is None) == (user is None):
         raise ConfigError("give either --history or --user")
-    ids = None if history is None else [part.strip() for part in history.split(",") if part.strip()]
-    answer = recommend_once(bundle, history=ids, user_id=user, k=k, exclude_history=not keep_history)
+    ids = None if history is None else tuple(part.strip() for part in history.split(",") if part.strip())
+    answer = recommend_once(bundle, Request(ids, user, k, not keep_history))
     if as_json:
         _print_json(answer)
     else:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 QUIET = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -14,6 +15,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_COLOR_PREFIX": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "ServeController.graceful_shutdown",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -35,7 +37,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     if ray.is_initialized():
         yield
         return
-    options = {} if address else {"num_cpus": cpus or os.cpu_count(), "include_dashboard": False}
+    options: dict[str, Any] = {} if address else {"num_cpus": cpus or os.cpu_count(), "include_dashboard": False}
     ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **options)
     for name in ("ray", "ray.train", "ray.data", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -9,8 +9,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from pipelines.ingest import DataSettings
-from serving.settings import ServingSettings
 from serving.retriever import RetrieverSettings
+from serving.settings import ServingSettings
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
 from setrec.model import ModelSettings

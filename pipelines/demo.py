@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -15,19 +17,18 @@ from pipelines.config import JobConfig, validate
 from pipelines.datasets import movielens_100k, packaged_encoder
 from pipelines.progress import bar, console
 from pipelines.runs import Run
-from pipelines.tables import answer_table, history_table, ranking_table
+from pipelines.tables import answer_table, example_table, ranking_table
 from serving import app
-
-USER = "196"
-"""The user whose history and recommendations are shown."""
 
 
 def demo_config(port: int, overrides: list[str]) -> JobConfig:
-    """Defaults everywhere, on the data and the encoder that installed packages carry."""
+    """The data and the encoder that installed packages carry; two semantic tokens and few epochs for the sake of time."""
     raw = {
         "name": "MovieLens-100K",
         "data": movielens_100k().model_dump(mode="json"),
         "encoder": {"path": str(packaged_encoder())},
+        "model": {"semantic_tokens": 2},
+        "training": {"epochs": 8},
         "serving": {"port": port},
     }
     return validate(raw, "demo", overrides)
@@ -42,10 +43,12 @@ def run_demo(run: Run, port: int, overrides: list[str]) -> None:
         jobs.fit(run, config)
         rows = jobs.assess(run, config)
         jobs.release(run, config)
-        answer = _served_answer(run, config)
+        example = run.read_json("examples.json")[0]
+        body = {"user_id": example["user_id"], "k": 10}
+        answer = _served_answer(run, config, body)
     out.print(ranking_table(rows))
-    out.print(history_table(run, USER))
-    out.print(answer_table(answer, title=f"POST /v1/recommend {{'user_id': '{USER}', 'k': 10}} answered"))
+    out.print(example_table(example))
+    out.print(answer_table(answer, title=f"The endpoint's answer to POST /v1/recommend {json.dumps(body)}"))
     minutes = (time.perf_counter() - began) / 60
     out.print(
         Panel(
@@ -59,12 +62,11 @@ def run_demo(run: Run, port: int, overrides: list[str]) -> None:
     )
 
 
-def _served_answer(run: Run, config: JobConfig) -> dict:
+def _served_answer(run: Run, config: JobConfig, body: dict[str, Any]) -> dict[str, Any]:
     with bar("Serve and ask") as progress:
         app.start(run.bundle, config.serving)
         try:
             url = f"http://{config.serving.host}:{config.serving.port}/v1/recommend"
-            body = {"user_id": USER, "k": 10}
             httpx.post(url, json=body, timeout=30).raise_for_status()
             began = time.perf_counter()
             response = httpx.post(url, json=body, timeout=30)

@@ -133,7 +133,7 @@ def _trainer(run: Run, config: JobConfig, rank: int, world: int, wrap: Any = lam
     return Trainer(
         model,
         histories.upto(0),
-        Validation(histories, len(catalog)),
+        Validation(histories),
         config.training,
         config.loss,
         rank=rank,
@@ -145,14 +145,15 @@ def _trainer(run: Run, config: JobConfig, rank: int, world: int, wrap: Any = lam
 class Validation:
     """NDCG@10 on the validation items, full ranking, history removed, all slots weighted equally."""
 
-    def __init__(self, histories: Histories, items: int) -> None:
+    def __init__(self, histories: Histories) -> None:
         self.cases = ranking.Cases.of(histories, VALID)
-        self.trained, self.counts = histories.trained(items), histories.train_counts(items)
+        if not len(self.cases):
+            raise ConfigError("the split leaves no validation items; early stopping needs some")
 
     def __call__(self, model: SetRecModel) -> float:
         """The metric of ``model``."""
         weights = dict.fromkeys(model.kinds, 1.0)
-        return ranking.mean_metric(scorer(model, weights), self.cases, trained=self.trained, counts=self.counts)
+        return ranking.mean_metric(scorer(model, weights), self.cases)
 
 
 def _worker(settings: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ class LoraSettings(Settings):
     """Low-rank adaptation of the attention projections, the rest of the backbone frozen (defaults: SETRec's code)."""
 
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     dropout: float = 0.02
 
 
@@ -165,10 +165,11 @@ class EncoderDecoderBackbone(nn.Module):
         self.model = model
         self.width: int = model.config.d_model
         model.get_input_embeddings().requires_grad_(False)
-        for stack in (model.encoder, model.decoder):
+        stacks = cast(Any, model)
+        for stack in (stacks.encoder, stacks.decoder):
             # Positions reach the attention function inside the mask; the stack's own S x S bias would be thrown away.
             stack.block[0].layer[0].SelfAttention.compute_bias = _no_bias
-        for block in model.decoder.block:
+        for block in stacks.decoder.block:
             # A query that sees only itself needs no query and key projections.
             block.layer[0].SelfAttention.q.requires_grad_(False)
             block.layer[0].SelfAttention.k.requires_grad_(False)
@@ -180,11 +181,12 @@ class EncoderDecoderBackbone(nn.Module):
         history = torch.cat([instruction.expand(batch, -1, -1), items], dim=1)
         positions = layout.history_positions(a, count, m, items.device)[None]
         sees = layout.history_mask(a, count, m, causal_instruction=False, device=items.device)[None]
-        states = self.model.encoder(
+        model = cast(Any, self.model)
+        states = model.encoder(
             inputs_embeds=history, attention_mask=self._bias("encoder", positions, positions, sees)
         ).last_hidden_state
         asked = layout.query_mask(visible, n, a, count, m)
-        out = self.model.decoder(
+        out = model.decoder(
             inputs_embeds=queries.flatten(1, 2).expand(batch, -1, -1),
             attention_mask=asked.new_zeros((1, 1, blocks * n, 0)),
             encoder_hidden_states=states,

@@ -15,7 +15,7 @@ from setrec.backbone import BackboneSettings, LoraSettings, build_backbone, load
 from setrec.objective import ObjectiveSettings
 from setrec.ragged import Ragged
 from setrec.settings import Settings
-from setrec.tokens import ItemFeatures, ItemTokens, SemanticTokenizer
+from setrec.tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer
 
 INSTRUCTION = "Given the items a user chose, in order, name the item this user will choose next."
 
@@ -153,9 +153,10 @@ class SetRecModel(PreTrainedModel):
     @property
     def trained(self) -> Tensor:
         """Whether each item was a training item, bool (I,); all true without a collaborative slot."""
-        if "collaborative" in self.tokens.parts:
-            return self.tokens.parts["collaborative"].known
-        return torch.ones(self.config.items, dtype=torch.bool, device=self.device)
+        table = self.tokens.table(COLLABORATIVE)
+        if table is None:
+            return torch.ones(self.config.items, dtype=torch.bool, device=self.device)
+        return table.known
 
     @torch.no_grad()
     def item_codes(self) -> Tensor:

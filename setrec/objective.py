@@ -10,7 +10,7 @@ from torch import Tensor
 from setrec import grounding
 from setrec.settings import Settings
 from setrec.softmax import catalogue_cross_entropy
-from setrec.tokens import SEMANTIC, ItemTokens
+from setrec.tokens import ItemTokens
 
 
 class ObjectiveSettings(Settings):
@@ -23,7 +23,7 @@ class ObjectiveSettings(Settings):
     """
 
     alpha: float = 0.5
-    slots: float = 1.0
+    slots: float = 0.2
     fused: float = 1.0
     negatives: Literal["trained", "all"] = "trained"
 
@@ -60,8 +60,8 @@ def loss(
     if settings.fused:
         kinds = [torch.stack([u for u, s in pairs if s.kind == kind]).sum(dim=0) for kind in tokens.kinds]
         terms["fused"] = catalogue_cross_entropy(torch.cat(kinds, dim=-1) / len(pairs), codes, targets)
-    if settings.alpha and SEMANTIC in tokens.kinds:
-        terms["reconstruction"] = tokens.parts[SEMANTIC].reconstruction_error(rows)
+    if settings.alpha and tokens.semantic is not None:
+        terms["reconstruction"] = tokens.semantic.reconstruction_error(rows)
     return terms
 
 

@@ -28,7 +28,9 @@ NO_RANK = 1 << 30
 class Scorer(Protocol):
     """Scores of the whole catalogue, float32 (b, I), for a batch of histories."""
 
-    def __call__(self, history: Ragged, /) -> np.ndarray: ...
+    def __call__(self, history: Ragged, /) -> np.ndarray:
+        """Scores (b, I); one row per history."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -203,8 +205,8 @@ def _batch_ranks(
         rows_of_group = truth.where(counted)
         whole = bool(pool.all())
         for h in HISTORIES:
-            rank = (better[h] if whole else better[h] & pool).sum(dim=1)
-            rank = torch.where(gone[h], NO_RANK, rank).numpy()
+            count = (better[h] if whole else better[h] & pool).sum(dim=1)
+            rank = torch.where(gone[h], NO_RANK, count).numpy()
             found[h, group.name] = Ragged(rank[counted], rows_of_group.offsets)
     return found
 

@@ -36,7 +36,7 @@ class SasRecSettings(Settings):
     heads: int = 2
     dropout: float = 0.3
     max_items: int = 50
-    epochs: int = 60
+    epochs: int = 30
     patience: int = 8
     learning_rate: float = 2e-3
     weight_decay: float = 0.01

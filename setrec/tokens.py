@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -35,6 +36,17 @@ class ItemFeatures:
     def __len__(self) -> int:
         return len(self.trained)
 
+    def table(self, kind: str) -> np.ndarray:
+        """The feature matrix behind a kind of slot.
+
+        Raises:
+            KeyError: there is none.
+        """
+        table = {COLLABORATIVE: self.collaborative, SEMANTIC: self.text, **self.extra}[kind]
+        if table is None:
+            raise KeyError(kind)
+        return table
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -59,7 +71,7 @@ class TableTokenizer(nn.Module):
         self.table = nn.Parameter(torch.zeros(items, features), requires_grad=trainable)
         self.register_buffer("known", torch.ones(items, dtype=torch.bool))
         self.project = nn.Linear(features, width)
-        self.code_width = features
+        self.tokens, self.code_width = 1, features
 
     @torch.no_grad()
     def fill(self, table: np.ndarray, known: np.ndarray) -> None:
@@ -150,7 +162,7 @@ class ItemTokens(nn.Module):
         trainable_table: bool = False,
     ) -> None:
         super().__init__()
-        parts: dict[str, nn.Module] = {}
+        parts: dict[str, TableTokenizer | SemanticTokenizer] = {}
         if collaborative:
             parts[COLLABORATIVE] = TableTokenizer(items, collaborative, width, trainable=trainable_table)
         if text and semantic_tokens:
@@ -160,11 +172,23 @@ class ItemTokens(nn.Module):
         self.parts = nn.ModuleDict(parts)
         self.slots: list[Slot] = []
         start = 0
-        for kind, part in self.parts.items():
+        for kind, part in parts.items():
             stop = start + part.code_width
-            self.slots += [Slot(kind, start, stop)] * (part.tokens if kind == SEMANTIC else 1)
+            self.slots += [Slot(kind, start, stop)] * part.tokens
             start = stop
         self.code_width = start
+
+    def _tokenizers(self) -> list[TableTokenizer | SemanticTokenizer]:
+        return cast(list[TableTokenizer | SemanticTokenizer], list(self.parts.values()))
+
+    def table(self, kind: str) -> TableTokenizer | None:
+        """The tokenizer of a kind of table slot, ``None`` where there is none."""
+        return cast(TableTokenizer, self.parts[kind]) if kind in self.parts else None
+
+    @property
+    def semantic(self) -> SemanticTokenizer | None:
+        """The tokenizer of the semantic slots, ``None`` where there are none."""
+        return cast(SemanticTokenizer, self.parts[SEMANTIC]) if SEMANTIC in self.parts else None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -178,21 +202,21 @@ class ItemTokens(nn.Module):
 
     def fill(self, features: ItemFeatures) -> None:
         """Load the features of the catalogue into the tokenizers."""
-        for kind, part in self.parts.items():
-            if kind == SEMANTIC:
-                part.fill(features.text)
-            elif kind == COLLABORATIVE:
-                part.fill(features.collaborative, features.trained)
+        for kind, part in zip(self.kinds, self._tokenizers(), strict=True):
+            table = features.table(kind)
+            if isinstance(part, SemanticTokenizer):
+                part.fill(table)
             else:
-                part.fill(features.extra[kind], np.ones(len(features), dtype=bool))
+                known = features.trained if kind == COLLABORATIVE else np.ones(len(features), dtype=bool)
+                part.fill(table, known)
 
     def codes(self) -> Tensor:
         """Codes of the whole catalogue, (I, D)."""
-        return torch.cat([part.codes() for part in self.parts.values()], dim=1)
+        return torch.cat([part.codes() for part in self._tokenizers()], dim=1)
 
     def maps(self) -> list[tuple[Tensor, Tensor]]:
         """Per slot its affine map A (d, its columns) and b (d,): z_k = A code[start:stop] + b."""
-        pairs = [part.maps() for part in self.parts.values()]
+        pairs = [part.maps() for part in self._tokenizers()]
         return [(a[k], b[k]) for a, b in pairs for k in range(len(a))]
 
     def tokens(self, codes: Tensor) -> Tensor:

@@ -35,10 +35,10 @@ class TrainingSettings(Settings):
     same loss, several times slower; kept as the reference).
     """
 
-    epochs: int = 40
-    patience: int = 6
+    epochs: int = 20
+    patience: int = 5
     targets_per_batch: int = 2048
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
     clip: float = 1.0
