@@ -1,0 +1,123 @@
+"""Training under Ray for real: a killed run resumes to the same end, two workers follow one worker's curve."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines import jobs
+from pipelines.config import load_config
+from pipelines.runs import Run
+from setrec.errors import ConfigError
+
+CONFIG = """
+data: {interactions: interactions.csv, columns: {position: position}}
+sasrec: {epochs: 1, layers: 1, width: 16, heads: 1}
+model: {max_items: 10, dropout: 0.0, backbone: {dropout: 0.0}}
+training: {epochs: 8, patience: 8, targets_per_batch: 64, precision: float32}
+cluster: {threads: 1}
+"""
+SAME = 1e-4
+"""Relative tolerance of "the same metrics": the order of float32 sums is all that may differ."""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A run with data and collaborative vectors, ready to train the recommender."""
+    folder = tmp_path_factory.mktemp("train")
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{u}", f"i{(start + step) % 30}", step)
+        for u, start in enumerate(rng.integers(0, 30, 80))
+        for step in range(int(rng.integers(5, 25)))
+    ]
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "position"])
+    frame.to_csv(folder / "interactions.csv", index=False)
+    (folder / "config.yaml").write_text(CONFIG.replace("interactions.csv", str(folder / "interactions.csv")))
+    run = Run(folder / "run")
+    config = load_config(folder / "config.yaml")
+    jobs.prepare(run, config)
+    from pipelines.features import train_collaborative
+
+    train_collaborative(run, config)
+    return run.root
+
+
+def command(root: Path, *options: str) -> list[str]:
+    # --resume before there is a checkpoint keeps the collaborative vectors and starts the recommender afresh.
+    return [sys.executable, "-m", "pipelines.cli", "train", "--run", str(root), "--resume", *options]
+
+
+def curve(root: Path) -> list[dict]:
+    records = [json.loads(line) for line in (root / "curves.jsonl").read_text().splitlines()]
+    return [r for r in records if r["system"] == "SETRec"]
+
+
+def trained(prepared: Path, name: str, *options: str) -> list[dict]:
+    root = prepared.parent / name
+    shutil.copytree(prepared, root)
+    done = subprocess.run(command(root, *options), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return curve(root)
+
+
+@pytest.fixture(scope="module")
+def unbroken(prepared) -> list[dict]:
+    return trained(prepared, "unbroken")
+
+
+def test_a_run_learns_and_leaves_a_model(prepared, unbroken):
+    assert len(unbroken) == 8
+    assert unbroken[-1]["loss"] < 0.8 * unbroken[0]["loss"]
+    names = {p.name for p in (prepared.parent / "unbroken" / "model").iterdir()}
+    assert names == {"config.json", "model.safetensors"}
+
+
+def test_a_run_killed_outright_resumes_to_the_same_metrics(prepared, unbroken):
+    root = prepared.parent / "killed"
+    shutil.copytree(prepared, root)
+    process = subprocess.Popen(
+        command(root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    until = time.monotonic() + 200
+    while len(list((root / "checkpoints").rglob("progress.json"))) < 2:
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < until, "no checkpoint in time"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (root / "model").exists()
+    done = subprocess.run(command(root), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    resumed = curve(root)
+    assert [r["epoch"] for r in resumed] == [r["epoch"] for r in unbroken]
+    for key in ("loss", "ndcg@10"):
+        np.testing.assert_allclose([r[key] for r in resumed], [r[key] for r in unbroken], rtol=SAME)
+
+
+def test_two_workers_follow_the_curve_of_one(prepared, unbroken):
+    pair = trained(prepared, "pair", "--workers", "2")
+    np.testing.assert_allclose([r["loss"] for r in pair], [r["loss"] for r in unbroken], rtol=1e-2)
+    assert pair[-1]["ndcg@10"] == pytest.approx(unbroken[-1]["ndcg@10"], abs=0.05)
+
+
+def test_training_before_preparing_is_refused_by_the_command_to_run(tmp_path):
+    done = subprocess.run(command(tmp_path / "none"), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "setrec prepare" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_resuming_without_a_checkpoint_is_refused(prepared):
+    from pipelines import train
+
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        train.train(Run(prepared), load_config(prepared / "config.yaml"), resume=True)
