@@ -1,15 +1,17 @@
 """Full-ranking evaluation: every item of the catalogue is a candidate, nothing is sampled.
 
 Rules, the same for every system: ties are broken by the smaller row number (rows are numbered at random, so this
-favours nothing); recall@k = hits / truths; NDCG@k with the ideal over min(k, truths); MRR@k is the reciprocal rank of the
-first hit. ``warm`` ranks only items that occur in training, for the warm truths; ``cold`` only the others, for theirs.
-Each is given with the user's own history ``kept`` among the candidates and ``removed``.
+favours nothing); recall@k = hits / truths; NDCG@k with the ideal over min(k, truths); MRR@k is the reciprocal rank of
+the first hit; an item met twice is one truth. ``warm`` ranks only items that occur in training, for the warm truths;
+``cold`` only the others, for theirs. Each is given with the user's own history ``kept`` among the candidates and
+``removed``; where it is removed, a truth that the user met before cannot be hit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +25,8 @@ from setrec.ragged import Ragged
 
 HISTORIES = ("kept", "removed")
 NO_RANK = 1 << 30
+CELLS_AT_ONCE = 1 << 24
+"""Score comparisons held at a time: about 100 MB, however many truths a batch has."""
 
 
 class Scorer(Protocol):
@@ -50,7 +54,9 @@ class Cases:
         history, truth = histories.upto(split - 1), histories.of(split)
         asked = truth.lengths > 0
         users = np.flatnonzero(asked & (history.lengths > 0))
-        return cls(users, history.take(users), truth.take(users), int((asked & (history.lengths == 0)).sum()))
+        return cls(
+            users, history.take(users), _distinct(truth.take(users)), int((asked & (history.lengths == 0)).sum())
+        )
 
     def __len__(self) -> int:
         return len(self.users)
@@ -111,8 +117,8 @@ def ranks(
         allowed &= torch.from_numpy(candidates)
     if seen is not None:
         allowed[torch.from_numpy(seen.row_of_value), torch.from_numpy(seen.values.astype(np.int64))] = False
-    found = (above(table, row, item) & allowed[row]).sum(dim=1)
-    return torch.where(allowed[row, item], found, NO_RANK).numpy()
+    found = [(above(table, r, i) & allowed[r]).sum(dim=1) for r, i in _pieces(row, item, table.shape[1])]
+    return torch.where(allowed[row, item], torch.cat(found), NO_RANK).numpy()
 
 
 def user_metrics(found: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:
@@ -141,8 +147,8 @@ class PerUser:
     tables: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
 
     def mean(self, metric: str = "ndcg@10", group: str = "all", history: str = "removed") -> float:
-        """The metric averaged over the users that have a truth in the group."""
-        return float(np.nanmean(self.tables[history, group][metric]))
+        """The metric averaged over the users that have a truth in the group; NaN where there are none."""
+        return _mean(self.tables[history, group][metric])
 
     def rows(self, system: str, *, seed: int = 0, resamples: int = 1000) -> list[dict[str, Any]]:
         """One row per history protocol, group and metric, with a bootstrap 95% interval over users."""
@@ -196,18 +202,20 @@ def _batch_ranks(
     row, item = torch.from_numpy(truth.row_of_value), torch.from_numpy(truth.values.astype(np.int64))
     seen = torch.zeros(scores.shape, dtype=torch.bool)
     seen[torch.from_numpy(history.row_of_value), torch.from_numpy(history.values.astype(np.int64))] = True
-    better = {"kept": above(scores, row, item)}
-    better["removed"] = better["kept"] & ~seen[row]
     gone = {"kept": torch.zeros(len(row), dtype=torch.bool), "removed": seen[row, item]}
+    pools = [None if group.candidates.all() else torch.from_numpy(group.candidates) for group in groups]
+    counts: dict[tuple[str, str], list[Tensor]] = {(h, group.name): [] for group in groups for h in HISTORIES}
+    for r, i in _pieces(row, item, scores.shape[1]):
+        better = {"kept": above(scores, r, i)}
+        better["removed"] = better["kept"] & ~seen[r]
+        whole = {h: better[h].sum(dim=1) for h in HISTORIES}
+        for h, (group, pool) in product(HISTORIES, zip(groups, pools, strict=True)):
+            counts[h, group.name].append(whole[h] if pool is None else (better[h] & pool).sum(dim=1))
     found = {}
-    for group in groups:
-        counted, pool = group.truths[truth.values], torch.from_numpy(group.candidates)
-        rows_of_group = truth.where(counted)
-        whole = bool(pool.all())
-        for h in HISTORIES:
-            count = (better[h] if whole else better[h] & pool).sum(dim=1)
-            rank = torch.where(gone[h], NO_RANK, count).numpy()
-            found[h, group.name] = Ragged(rank[counted], rows_of_group.offsets)
+    for h, group in product(HISTORIES, groups):
+        counted = group.truths[truth.values]
+        rank = torch.where(gone[h], NO_RANK, torch.cat(counts[h, group.name])).numpy()
+        found[h, group.name] = Ragged(rank[counted], truth.where(counted).offsets)
     return found
 
 
@@ -238,12 +246,33 @@ def choose_weights(
             mixed = np.sum([np.float32(w) * kinds[kind] for kind, w in weights.items()], axis=0)
             ranked.append(Ragged(ranks(mixed, truth, seen=history), truth.offsets))
     k = int(metric.partition("@")[2])
-    values = [float(np.nanmean(user_metrics(_stack(parts), (k,))[metric])) for parts in found]
+    values = [_mean(user_metrics(_stack(parts), (k,))[metric]) for parts in found]
     best = int(np.argmax(values))
     return dict(grid[best]), [{"weights": dict(w), metric: v} for w, v in zip(grid, values, strict=True)]
 
 
+def _pieces(row: Tensor, item: Tensor, items: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of (row, item) in pieces whose comparison with ``items`` candidates stays small."""
+    size = max(1, CELLS_AT_ONCE // max(1, items))
+    return zip(row.split(size), item.split(size), strict=True)
+
+
+def _distinct(rows: Ragged) -> Ragged:
+    """Without repetitions inside a row: an item met twice is one truth, or NDCG could pass 1."""
+    key = rows.row_of_value * (int(rows.values.max(initial=0)) + 1) + rows.values
+    first = np.zeros(len(key), dtype=bool)
+    first[np.unique(key, return_index=True)[1]] = True
+    return rows.where(first)
+
+
+def _mean(values: np.ndarray) -> float:
+    some = values[~np.isnan(values)]
+    return float(some.mean()) if len(some) else float("nan")
+
+
 def _stack(parts: Sequence[Ragged]) -> Ragged:
+    if not parts:
+        return Ragged.of([])
     values = np.concatenate([p.values for p in parts])
     lengths = np.concatenate([p.lengths for p in parts])
     return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
