@@ -24,7 +24,7 @@ class Popularity:
 
     def __call__(self, history: Ragged) -> np.ndarray:
         """Training counts (b, I), the same row for all."""
-        return np.broadcast_to(self.counts, (len(history), len(self.counts)))
+        return np.tile(self.counts, (len(history), 1))
 
 
 class ItemKnnSettings(Settings):
@@ -38,7 +38,10 @@ class ItemKnnSettings(Settings):
 
 
 class ItemKnn:
-    """Items similar to those of the history: co-occurrence in users' training sets over shrunk norms, recency-weighted."""
+    """Items similar to those of the history, the recent ones counting more.
+
+    Similarity: co-occurrence in users' training sets over shrunk norms.
+    """
 
     def __init__(self, histories: Histories, items: int, settings: ItemKnnSettings) -> None:
         self.settings = settings
@@ -49,7 +52,8 @@ class ItemKnn:
         together = (users.T @ users).tocsr()
         together.setdiag(0)
         together.eliminate_zeros()
-        norm = 1.0 / (np.sqrt(np.asarray(users.sum(axis=0)).ravel()) + settings.shrink)
+        counts = np.asarray(users.sum(axis=0)).ravel()
+        norm = np.where(counts > 0, 1.0 / (np.sqrt(np.maximum(counts, 1.0)) + settings.shrink), 0.0)
         self.similar = _top((sp.diags(norm) @ together @ sp.diags(norm)).tocsr(), settings.neighbours)
 
     def with_decay(self, decay: float) -> ItemKnn:
@@ -84,10 +88,23 @@ GRID: dict[str, tuple[float, ...]] = {
 
 
 def tune_item_knn(
-    histories: Histories, items: int, progress: Callable[[int, int], None] | None = None
+    histories: Histories,
+    items: int,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    users: int = 10_000,
+    seed: int = 0,
 ) -> tuple[ItemKnn, list[dict[str, Any]]]:
-    """The ItemKNN of :data:`GRID` with the best validation NDCG@10 (history removed), and the whole grid's values."""
-    cases, tried = ranking.Cases.of(histories, VALID), []
+    """The ItemKNN of :data:`GRID` with the best validation NDCG@10 (history removed), and the whole grid's values.
+
+    Every setting is tried on the same ``users`` validation users, drawn by ``seed`` where there are more: the grid
+    ranks the catalogue over a hundred times (0.15 s each for MovieLens-100K's 943 users). Without validation
+    items the default settings are taken.
+    """
+    cases = ranking.Cases.of(histories, VALID).sample(users, seed)
+    tried: list[dict[str, Any]] = []
+    if len(cases) == 0:
+        return ItemKnn(histories, items, ItemKnnSettings()), tried
     best: tuple[float, ItemKnn] | None = None
     shapes = list(product(GRID["neighbours"], GRID["shrink"]))
     for done, (neighbours, shrink) in enumerate(shapes):

@@ -61,6 +61,13 @@ class Cases:
     def __len__(self) -> int:
         return len(self.users)
 
+    def sample(self, size: int, seed: int) -> Cases:
+        """``size`` of the cases drawn by ``seed``, in their order; all where there are no more."""
+        if len(self) <= size:
+            return self
+        rows = np.sort(np.random.default_rng(seed).choice(len(self), size, replace=False))
+        return Cases(self.users[rows], self.history.take(rows), self.truth.take(rows), self.skipped)
+
     def batch(self, start: int, size: int) -> tuple[Ragged, Ragged]:
         """Histories and truths of some cases."""
         rows = np.arange(start, min(start + size, len(self)))

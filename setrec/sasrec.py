@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -119,10 +120,10 @@ class SasRec(nn.Module):
         try:
             weights = load_file(folder / "model.safetensors")
             settings = SasRecSettings.model_validate(json.loads((folder / "config.json").read_text()))
-        except (OSError, ValueError) as error:
+            model = cls(len(weights["trained"]), settings)
+            model.load_state_dict(weights)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ConfigError(f"'{folder}' holds no SASRec: {str(error).splitlines()[0]}") from error
-        model = cls(len(weights["trained"]), settings)
-        model.load_state_dict(weights)
         return model.eval()
 
 
@@ -147,19 +148,20 @@ def train_sasrec(
 ) -> SasRec:
     """Train on the training parts of the histories, stop early on validation NDCG@10, return the best epoch.
 
-    ``report`` is told epoch, epochs, loss, ndcg@10 and seconds after every epoch.
+    ``report`` is told epoch, epochs, loss, ndcg@10 and seconds after every epoch. Without validation items (NDCG@10
+    is then NaN) the epoch of the lowest training loss is taken.
     """
     torch.manual_seed(seed)
     model = SasRec(items, settings)
     model.trained.copy_(torch.from_numpy(histories.trained(items)))
     rows, cases = histories.upto(TRAIN), ranking.Cases.of(histories, VALID)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    best, best_epoch, kept, began = -1.0, 0, {}, time.perf_counter()
+    best, best_epoch, kept, began = -math.inf, 0, {}, time.perf_counter()
     for epoch in range(1, settings.epochs + 1):
         loss = _epoch(model, rows, optimizer, epoch, seed)
-        value = ranking.mean_metric(scorer(model), cases) if len(cases) else -loss
-        if value > best:
-            best, best_epoch, kept = value, epoch, {k: v.detach().clone() for k, v in model.state_dict().items()}
+        value = ranking.mean_metric(scorer(model), cases) if len(cases) else math.nan
+        if (goal := value if len(cases) else -loss) > best:
+            best, best_epoch, kept = goal, epoch, {k: v.detach().clone() for k, v in model.state_dict().items()}
         if report is not None:
             seconds = round(time.perf_counter() - began, 3)
             report({"epoch": epoch, "epochs": settings.epochs, "loss": loss, "ndcg@10": value, "seconds": seconds})

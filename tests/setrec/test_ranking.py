@@ -183,6 +183,17 @@ def test_validation_cases_know_the_training_items_and_test_cases_both():
     assert (valid.skipped, test.skipped) == (0, 1)
 
 
+def test_a_sample_of_cases_is_some_of_them_whole_and_the_same_for_a_seed():
+    cases = random_cases(20)
+    some = cases.sample(9, seed=1)
+    assert len(set(some.users.tolist())) == len(some) == 9
+    for user, history, truth in zip(some.users, some.history, some.truth, strict=True):
+        np.testing.assert_array_equal(history, cases.history[user])
+        np.testing.assert_array_equal(truth, cases.truth[user])
+    assert (cases.sample(9, seed=1).users == some.users).all()
+    assert cases.sample(30, seed=1) is cases
+
+
 def test_an_item_met_twice_is_one_truth_so_a_perfect_ranking_scores_one():
     items = Ragged.of([[0, 5, 5, 6, 5]])
     histories = Histories(["a"], items, np.array([TRAIN, TEST, TEST, TEST, TEST], dtype=np.int8))
