@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from harness import measure, print_table, write_results
+from harness import measure, median, print_table, write_results
 
 from setrec import batches
 from setrec.backbone import BackboneSettings
@@ -81,3 +81,23 @@ def variants(rows: Ragged, steps: int) -> dict[str, Callable[[], float]]:
         return run
 
     return {name: timed(epoch) for name, epoch in plan.items()}
+
+
+def main() -> None:
+    """Print a table for short and for long histories, and write the ratios."""
+    figures: dict[str, float] = {}
+    for name, mean, middle, users in (("short", 7.0, 5.5, 3000), ("long", 35.0, 25.0, 600)):
+        rows = histories(mean, middle, users)
+        found = measure(variants(rows, steps=4), repeats=3)
+        average = rows.lengths.mean()
+        print_table(f"Training, histories of mean length {average:.1f}", "targets/s", found, "per prefix, shuffled")
+        ours = median(found["one pass"])
+        figures[f"one_pass_over_per_prefix_{name}"] = ours / median(found["per prefix, shuffled"])
+        figures[f"one_pass_over_sorted_prefixes_{name}"] = ours / median(found["per prefix, by length"])
+        figures[f"one_pass_targets_per_second_{name}"] = ours
+        figures[f"mean_length_{name}"] = float(average)
+    write_results("one_pass", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -24,6 +24,7 @@ from setrec import batches, ranking
 from setrec.atomic import atomic_directory
 from setrec.catalog import TRAIN, VALID, Histories
 from setrec.errors import ConfigError
+from setrec.precision import Precision, autocast
 from setrec.ragged import Ragged
 from setrec.settings import Settings
 from setrec.softmax import catalogue_cross_entropy
@@ -43,6 +44,7 @@ class SasRecSettings(Settings):
     weight_decay: float = 0.01
     warmup_epochs: float = 1.0
     targets_per_batch: int = 2048
+    precision: Precision = "auto"
 
 
 class Block(nn.Module):
@@ -185,10 +187,11 @@ def _epoch(model: SasRec, rows: Ragged, optimizer: torch.optim.Optimizer, epoch:
         for group in optimizer.param_groups:
             group["lr"] = s.learning_rate * rate
         items, visible, targets = (torch.from_numpy(x).long() for x in (batch.items, batch.visible, batch.targets))
-        vectors = torch.gather(model(items), 1, (visible - 1).clamp(min=0)[..., None].expand(-1, -1, s.width))
         asked = targets >= 0
-        table = model.items.weight[model.trained]
-        loss = catalogue_cross_entropy(vectors[asked], table, position[targets[asked]])
+        with autocast(model.items.weight.device, s.precision):
+            vectors = torch.gather(model(items), 1, (visible - 1).clamp(min=0)[..., None].expand(-1, -1, s.width))
+            table = model.items.weight[model.trained]
+            loss = catalogue_cross_entropy(vectors[asked], table, position[targets[asked]])
         (loss / batch.count).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

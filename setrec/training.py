@@ -22,6 +22,7 @@ from setrec import batches, objective
 from setrec.errors import ConfigError
 from setrec.model import SetRecModel
 from setrec.objective import ObjectiveSettings
+from setrec.precision import Precision, autocast
 from setrec.ragged import Ragged
 from setrec.settings import Settings
 
@@ -44,7 +45,7 @@ class TrainingSettings(Settings):
     clip: float = 1.0
     samples: Literal["one_pass", "per_prefix"] = "one_pass"
     reconstructed_items: int = 1024
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Precision = "auto"
     seed: int = 42
 
 
@@ -95,7 +96,6 @@ class Trainer:
             [{"params": decay, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=training.learning_rate,
         )
-        self.precision = resolve_precision(training.precision, model.device)
         self.steps_per_epoch = len(self._batches(0))
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] = {}
@@ -151,7 +151,7 @@ class Trainer:
         rows = torch.randint(self.model.config.items, (self.settings.reconstructed_items,)).to(device)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(self.progress.step)
-        with _autocast(device, self.precision):
+        with autocast(device, self.settings.precision):
             terms = self.wrapped(items, visible, targets, self.loss, rows)
             # DDP averages gradients over workers while the terms are sums over all targets of the step.
             value = objective.total(terms, self.loss, batch.count / self.world)
@@ -211,21 +211,3 @@ class Trainer:
         if self.best_weights:
             self.model.load_state_dict(self.best_weights)
         return self.model.eval()
-
-
-def resolve_precision(asked: str, device: torch.device) -> str:
-    """``auto`` becomes bf16 where the device multiplies it natively, else float32."""
-    if asked != "auto":
-        return asked
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_bf16()
-    return "bf16" if native else "float32"
-
-
-def _cpu_bf16() -> bool:
-    """Whether the processor has bf16 products; without them they are emulated and slower than float32."""
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe is not None and probe())
-
-
-def _autocast(device: torch.device, precision: str) -> Any:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
