@@ -119,7 +119,7 @@ class Run:
 
 
 OWNED = (
-    "data", "features", "sasrec", "checkpoints", "model", "bundle", "logs", "config.yaml", "metrics.json", "weights.json",
+    "data", "data.json", "features", "sasrec", "checkpoints", "model", "bundle", "logs", "config.yaml", "metrics.json", "weights.json",
     "popularity_groups.json", "comparisons.json", "per_user.parquet", "examples.json", "curves.jsonl", "environment.json", "report.html",
 )  # fmt: skip
 """Every name a run may leave in its folder."""
