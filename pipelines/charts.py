@@ -49,7 +49,8 @@ def intervals(title: str, rows: Sequence[Interval]) -> Markup:
         parts.append(
             f'<g class="{kind}"><title>{escape(said)}</title>'
             f'<text x="{left - 12}" y="{y + 5}" text-anchor="end">{escape(r.label)}</text>'
-            f'<line class="whisker" x1="{left + r.low * scale:.1f}" x2="{left + r.high * scale:.1f}" y1="{y}" y2="{y}"/>'
+            f'<line class="whisker" x1="{left + r.low * scale:.1f}" x2="{left + r.high * scale:.1f}" '
+            f'y1="{y}" y2="{y}"/>'
             f"{_mark('diamond' if r.emphasised else 'circle', left + r.value * scale, y)}"
             f'<text class="value" x="{WIDTH - right + 8}" y="{y + 5}">{r.value:.4f}</text></g>'
         )
@@ -96,7 +97,8 @@ def bars(title: str, groups: Sequence[str], series: Sequence[tuple[str, Sequence
     thick = span * 0.8 / max(1, len(series))
     for g, group in enumerate(groups):
         parts.append(
-            f'<text class="tick" x="{left + (g + 0.5) * span:.1f}" y="{height - 12}" text-anchor="middle">{escape(group)}</text>'
+            f'<text class="tick" x="{left + (g + 0.5) * span:.1f}" y="{height - 12}" text-anchor="middle">'
+            f"{escape(group)}</text>"
         )
         for i, (name, values) in enumerate(series):
             tall = values[g] / top * (height - 54)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from typing import Any
@@ -11,7 +10,7 @@ import httpx
 from rich.console import Console
 from rich.panel import Panel
 
-from pipelines import jobs
+from pipelines import ingest, jobs
 from pipelines.cluster import ray_session
 from pipelines.config import JobConfig, validate
 from pipelines.datasets import movielens_100k, packaged_encoder
@@ -19,10 +18,11 @@ from pipelines.progress import bar, console
 from pipelines.runs import Run
 from pipelines.tables import answer_table, example_table, ranking_table
 from serving import app
+from setrec.catalog import VALID
 
 
 def demo_config(port: int, overrides: list[str]) -> JobConfig:
-    """The data and the encoder that installed packages carry; two semantic tokens and few epochs for the sake of time."""
+    """Data and encoder that installed packages carry; two semantic tokens and few epochs for the sake of time."""
     raw = {
         "name": "MovieLens-100K",
         "data": movielens_100k().model_dump(mode="json"),
@@ -44,11 +44,10 @@ def run_demo(run: Run, port: int, overrides: list[str]) -> None:
         rows = jobs.assess(run, config)
         jobs.release(run, config)
         example = run.read_json("examples.json")[0]
-        body = {"user_id": example["user_id"], "k": 10}
-        answer = _served_answer(run, config, body)
+        answer = _served_answer(run, config, _request(run, example["user_id"]))
     out.print(ranking_table(rows))
     out.print(example_table(example))
-    out.print(answer_table(answer, title=f"The endpoint's answer to POST /v1/recommend {json.dumps(body)}"))
+    out.print(answer_table(answer, title="The endpoint's answer to the same history, POST /v1/recommend"))
     minutes = (time.perf_counter() - began) / 60
     out.print(
         Panel(
@@ -60,6 +59,13 @@ def run_demo(run: Run, port: int, overrides: list[str]) -> None:
             expand=False,
         )
     )
+
+
+def _request(run: Run, user_id: str) -> dict[str, Any]:
+    """The request whose answer the example shows: the user's history without the held-out item."""
+    catalog, histories = ingest.load(run.data)
+    history = histories.upto(VALID)[histories.row(user_id)]
+    return {"history": [catalog.item_ids[row] for row in history], "k": 10}
 
 
 def _served_answer(run: Run, config: JobConfig, body: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers.utils import logging as transformers_logging
 
 console = Console(stderr=True)
 """Progress and remarks go to standard error; results go to standard output."""
+
+transformers_logging.disable_progress_bar()
 
 
 class Bar:

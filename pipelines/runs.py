@@ -119,9 +119,28 @@ class Run:
 
 
 OWNED = (
-    "data", "data.json", "features", "sasrec", "checkpoints", "model", "bundle", "logs", "config.yaml", "metrics.json", "weights.json",
-    "popularity_groups.json", "comparisons.json", "per_user.parquet", "examples.json", "curves.jsonl", "environment.json", "report.html",
-)  # fmt: skip
+    *(
+        "data",
+        "features",
+        "sasrec",
+        "checkpoints",
+        "model",
+        "bundle",
+        "logs",
+        "config.yaml",
+        "data.json",
+        "curves.jsonl",
+    ),
+    *(
+        "metrics.json",
+        "weights.json",
+        "popularity_groups.json",
+        "comparisons.json",
+        "per_user.parquet",
+        "examples.json",
+    ),
+    *("environment.json", "report.html"),
+)
 """Every name a run may leave in its folder."""
 
 

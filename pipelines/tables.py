@@ -12,24 +12,21 @@ GROUPS = ("all", "warm", "cold")
 
 
 def ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Systems by metric and group with 95% intervals; the best of a column is bold. ``rows``: those of metrics.json."""
+    """Systems by history protocol and group with 95% intervals, the best bold. ``rows``: those of metrics.json."""
     table = Table(title="Full ranking of the catalogue, test items (95% bootstrap intervals over users)")
-    table.add_column("System")
     table.add_column("History")
-    columns = [(group, metric) for group in GROUPS for metric in METRICS if _some(rows, group)]
-    for group, metric in columns:
-        users = max(r["users"] for r in rows if r["group"] == group)
-        table.add_column(f"{_label(metric)}\n{group} ({users} users)", justify="right")
+    table.add_column("Items (users)")
+    table.add_column("System")
+    for metric in METRICS:
+        table.add_column(_label(metric), justify="right", no_wrap=True)
     for history in ("removed", "kept"):
-        for system in dict.fromkeys(r["system"] for r in rows):
-            cells = [_cell(rows, system, history, group, metric) for group, metric in columns]
-            table.add_row(system, history, *cells)
-        table.add_section()
+        for group in GROUPS:
+            same = [r for r in rows if (r["history"], r["group"]) == (history, group)]
+            for number, system in enumerate(dict.fromkeys(r["system"] for r in same)):
+                place = ("", "") if number else (history, f"{group} ({same[0]['users']})")
+                table.add_row(*place, system, *(_cell(same, system, metric) for metric in METRICS))
+            table.add_section()
     return table
-
-
-def _some(rows: Sequence[dict[str, Any]], group: str) -> bool:
-    return any(r["group"] == group for r in rows)
 
 
 def _label(metric: str) -> str:
@@ -37,14 +34,12 @@ def _label(metric: str) -> str:
     return f"{'NDCG' if name == 'ndcg' else name.capitalize()}@{k}"
 
 
-def _cell(rows: Sequence[dict[str, Any]], system: str, history: str, group: str, metric: str) -> str:
-    same = [r for r in rows if (r["history"], r["group"], r["metric"]) == (history, group, metric)]
-    mine = [r for r in same if r["system"] == system]
-    if not mine:
+def _cell(same: Sequence[dict[str, Any]], system: str, metric: str) -> str:
+    row = next((r for r in same if (r["system"], r["metric"]) == (system, metric)), None)
+    if row is None:
         return "-"
-    row = mine[0]
     text = f"{row['value']:.4f} [dim]{row['low']:.3f}–{row['high']:.3f}[/dim]"
-    return f"[bold]{text}[/bold]" if row["value"] == max(r["value"] for r in same) else text
+    return f"[bold]{text}[/bold]" if row["value"] == max(r["value"] for r in same if r["metric"] == metric) else text
 
 
 def example_table(example: dict[str, Any]) -> Table:

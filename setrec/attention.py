@@ -29,8 +29,8 @@ def set_attention(
 ) -> tuple[Tensor, None]:
     """Attend to the first H keys under the mask and, from token H on, to oneself.
 
-    ``query`` (B, heads, S, c); ``key`` and ``value`` (B, key heads, T, c); ``attention_mask`` (B or 1, heads or 1, S, H),
-    bool (True may see) or float (added to the logits). Three shapes occur:
+    ``query`` (B, heads, S, c); ``key`` and ``value`` (B, key heads, T, c); ``attention_mask``
+    (B or 1, heads or 1, S, H), bool (True may see) or float (added to the logits). Three shapes occur:
 
     * T = H: plain attention under the mask (an encoder, cross-attention);
     * S = T > H: history followed by queries (decoder-only backbones);

@@ -57,7 +57,7 @@ class Backbone(Protocol):
 
 
 def scratch_config(family: str, size: str, dropout: float) -> PretrainedConfig:
-    """Configuration of a backbone to be trained from scratch; its vocabulary is a single row because items are vectors."""
+    """Configuration of a backbone trained from scratch; its vocabulary is a single row because items are vectors."""
     s = SIZES[size]
     if family == "t5":
         return AutoConfig.for_model(

@@ -1,4 +1,4 @@
-"""From answers to items: s(u, i) = sum over slots of w_k <o_k, z_k(i)> (SETRec section 3.2), as one short inner product.
+"""From answers to items: s(u, i) = sum over slots of w_k <o_k, z_k(i)> (SETRec section 3.2), as one inner product.
 
 With z_k(i) = A_k c_i + b_k, where c_i is the code of item i,
 

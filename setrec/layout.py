@@ -1,6 +1,6 @@
 """Where each token stands: sparse masks and shared positions, as pure functions of lengths (SETRec section 3.2).
 
-A sequence is ``[instruction (a)] [item 1 (m tokens)] ... [item L (m tokens)] [query block 1 (n)] ... [query block Q (n)]``.
+A sequence is ``[instruction (a)] [item 1 (m tokens)] ... [item L] [query block 1 (n)] ... [query block Q]``.
 ``m`` is n (a token per slot) or 1 (the slots of an item summed into one input token).
 
 * Tokens of one item do not see each other; they see the instruction and all tokens of earlier items.

@@ -42,7 +42,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
 def _loss_and_gradients(
     users: Tensor, codes: Tensor, targets: Tensor, product: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """d/du = sum_i p_i c_i - c_target and its transpose for codes, with p unnormalised until the small side is reached."""
+    """d/du = sum_i p_i c_i - c_target, and likewise for codes; p is normalised where fewest numbers are left."""
     narrow = codes.to(product)
     by_users, by_codes = torch.empty_like(users), torch.zeros_like(codes)
     loss = users.new_zeros((), dtype=torch.float64)

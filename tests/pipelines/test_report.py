@@ -31,7 +31,9 @@ def run(tmp_path) -> Run:
     difference = {"history": "removed", "metric": "ndcg@10", "difference": 0.02, "low": 0.01, "high": 0.03}
     run.write_json("comparisons.json", [{"system": "SETRec", "against": "ItemKNN", **difference}])
     run.write_curve("SETRec", [{"epoch": e, "loss": 7.0 - e, "ndcg@10": 0.1, "seconds": 1.0} for e in (1, 2, 3)])
-    run.write_json("weights.json", {"weights": {"semantic": 1.0}, "grid": [{"weights": {"semantic": 1.0}, "ndcg@10": 0.1}]})
+    run.write_json(
+        "weights.json", {"weights": {"semantic": 1.0}, "grid": [{"weights": {"semantic": 1.0}, "ndcg@10": 0.1}]}
+    )
     film = {"item_id": "1", "title": NASTY, "attributes": {"genre": ["Comedy"]}}
     found = [{**film, "score": 1.0, "hit": True}]
     run.write_json("examples.json", [{"user_id": "u", "history": [film], "recommendations": found, "held_out": [film]}])
@@ -68,7 +70,9 @@ def test_tables_show_markup_in_titles_as_text(run):
     example = run.read_json("examples.json")[0]
     console.print(ranking_table(run.read_json("metrics.json")))
     console.print(example_table(example))
-    console.print(answer_table({"model_version": "v", "items": [{**example["history"][0], "score": 1.0, "shares": {"a": 1.0}}]}))
+    console.print(
+        answer_table({"model_version": "v", "items": [{**example["history"][0], "score": 1.0, "shares": {"a": 1.0}}]})
+    )
     text = console.export_text()
     assert text.count(NASTY) >= 3
     assert "0.1200" in text

@@ -1,0 +1,146 @@
+"""The slice end to end on small data through the jobs' functions, and the command line on its result."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from pipelines import evaluate, export, features, ingest, report
+from pipelines.config import load_config
+from pipelines.runs import Run
+from serving.bundle import Bundle
+from serving.engine import Engine, Request
+from setrec import ranking, scoring
+from setrec.catalog import TEST
+from setrec.model import SetRecModel
+from setrec.training import Trainer
+
+CONFIG = """
+data: {{interactions: {folder}/interactions.csv, items: {folder}/items.csv, columns: {{position: position}}}}
+sasrec: {{epochs: 2, layers: 1, width: 16, heads: 1}}
+model: {{max_items: 10, semantic_tokens: 2, hidden: [32, 16], backbone: {{family: {family}}}}}
+training: {{epochs: 2, targets_per_batch: 256, precision: float32}}
+evaluation: {{resamples: 50, examples: 2, weight_step: 0.25}}
+"""
+
+
+@pytest.fixture(scope="module", params=["qwen3", "t5"])
+def run(request, tmp_path_factory) -> Run:
+    """A trained, evaluated, exported run. Text vectors are made up, and Ray is left out: other tests cover them."""
+    folder = tmp_path_factory.mktemp("whole")
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{u}", f"i{(start + step) % 30}", step)
+        for u, start in enumerate(rng.integers(0, 30, 60))
+        for step in range(int(rng.integers(5, 15)))
+    ]
+    # One item is only ever chosen last: cold.
+    rows += [("u_cold", f"i{step}", step) for step in range(5)] + [("u_cold", "i_cold", 5)]
+    pd.DataFrame(rows, columns=["user_id", "item_id", "position"]).to_csv(folder / "interactions.csv", index=False)
+    items = [f"i{i}" for i in range(30)] + ["i_cold"]
+    pd.DataFrame({"item_id": items, "title": [f"Film {i}" for i in items]}).to_csv(folder / "items.csv", index=False)
+    (folder / "config.yaml").write_text(CONFIG.format(folder=folder, family=request.param))
+    run, config = Run(folder / "run"), load_config(folder / "config.yaml")
+    run.root.mkdir()
+    ingest.ingest(config.data, run.data)
+    config.save(run.config)
+    features.train_collaborative(run, config)
+    catalog, histories = ingest.load(run.data)
+    save_file({"text": rng.normal(size=(len(catalog), 24)).astype(np.float32)}, run.features / "text.safetensors")
+    torch.manual_seed(0)
+    model = SetRecModel.build(config.model, features.load_features(run, histories.trained(len(catalog))))
+    trainer = Trainer(model, histories.upto(0), lambda _: 0.5, config.training, config.loss)
+    trainer.epoch()
+    model.eval().save_pretrained(run.model)
+    evaluate.evaluate(run, config)
+    report.write_report(run.root)
+    export.export(run, config)
+    return run
+
+
+def test_metrics_have_every_system_protocol_group_and_metric_once(run):
+    rows = run.read_json("metrics.json")
+    keys = {(r["system"], r["history"], r["group"], r["metric"]) for r in rows}
+    assert len(keys) == len(rows) == 4 * 2 * 3 * 9
+    assert {r["system"] for r in rows} == {"Popularity", "ItemKNN", "SASRec", "SETRec"}
+    assert {r["group"] for r in rows} == {"all", "warm", "cold"}
+    for r in rows:
+        assert 0 <= r["low"] <= r["value"] <= r["high"] <= 1
+
+
+def test_the_table_repeats_from_the_saved_model_and_weights(run):
+    catalog, histories = ingest.load(run.data)
+    model = SetRecModel.from_pretrained(run.model).eval()
+    weights = run.read_json("weights.json")["weights"]
+    value = ranking.mean_metric(scoring.scorer(model, weights), ranking.Cases.of(histories, TEST))
+    row = next(
+        r
+        for r in run.read_json("metrics.json")
+        if (r["system"], r["history"], r["group"], r["metric"]) == ("SETRec", "removed", "all", "ndcg@10")
+    )
+    assert row["value"] == pytest.approx(value, abs=1e-6)
+    assert len(catalog) == 31
+
+
+def test_chosen_weights_are_the_best_of_their_grid_on_validation(run):
+    found = run.read_json("weights.json")
+    best = max(g["ndcg@10"] for g in found["grid"])
+    assert next(g for g in found["grid"] if g["weights"] == found["weights"])["ndcg@10"] == best
+
+
+def test_the_bundle_answers_as_the_evaluation_ranks(run):
+    engine, (catalog, histories) = Engine(Bundle.open(run.bundle)), ingest.load(run.data)
+    model = SetRecModel.from_pretrained(run.model).eval()
+    score = scoring.scorer(model, run.read_json("weights.json")["weights"])
+    for user in range(0, len(histories), 9):
+        history = histories.items.take(np.array([user]))
+        scores = score(history)[0]
+        scores[history[0]] = -np.inf
+        best = [catalog.item_ids[r] for r in np.argsort(-scores, kind="stable")[:5]]
+        answer = engine.recommend_one(Request(user_id=histories.user_ids[user], k=5))
+        assert [item.item_id for item in answer.items] == best
+        for item in answer.items:
+            assert sum(item.shares.values()) == pytest.approx(item.score, abs=1e-4)
+
+
+def test_a_cold_item_can_be_recommended(run):
+    answer = Engine(Bundle.open(run.bundle)).recommend_one(Request(history=("i1", "i2"), k=31, exclude_history=False))
+    assert "i_cold" in {item.item_id for item in answer.items}
+
+
+def setrec(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_line_recommends_without_a_server(run):
+    done = setrec("recommend", "--bundle", run.bundle, "--history", "i1,i2", "-k", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    found = [item["item_id"] for item in json.loads(done.stdout)["items"]]
+    assert len(found) == 3
+    assert not {"i1", "i2"} & set(found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("recommend", "--bundle", "{bundle}", "--history", "i1,nothing"), "nothing"),
+        (("recommend", "--bundle", "{bundle}"), "--history or --user"),
+        (("recommend", "--bundle", "{bundle}", "--user", "nobody"), "nobody"),
+        (("recommend", "--bundle", "{bundle}/nowhere", "--user", "u1"), "nowhere"),
+        (("prepare", "--config", "{bundle}/missing.yaml", "--run", "{bundle}/../other"), "missing.yaml"),
+        (("export", "--run", "{bundle}/../nothing"), "setrec prepare"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line_and_exit_code_2(run, arguments, said):
+    done = setrec(*(a.format(bundle=run.bundle) for a in arguments))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
