@@ -2,9 +2,9 @@
 
 Same backbone size (T5-small: 6 + 6 layers, width 512, 8 heads), same histories, same catalogue of 12,101 items, same
 threads. Ours encodes the history, answers all slots in one decoder pass and finds the ten best items by the folded
-inner product over the whole catalogue. The opponent is what semantic-id recommenders do: four tokens an item, transformers'
-``generate`` with 20 beams and a key-value cache, held to existing items by a trie kept as arrays (faster than the
-usual callback over Python dictionaries); each at the best of several batch sizes.
+inner product over the whole catalogue. The opponent is what semantic-id recommenders do: four tokens an item,
+transformers' ``generate`` with 20 beams and a key-value cache, held to existing items by a trie kept as arrays (faster
+than the usual callback over Python dictionaries); each at the best of several batch sizes.
 """
 
 from __future__ import annotations
