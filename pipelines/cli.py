@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from pipelines.config import JobConfig, load_config
 from pipelines.runs import Run
 from setrec.errors import ConfigError, SetRecError
+
+if TYPE_CHECKING:
+    from pipelines.config import JobConfig
+
+# What a command needs is imported when it runs: torch, transformers and Ray take seconds, help should not.
 
 app = typer.Typer(
     help="Generative recommendation with order-agnostic sets of continuous tokens.",
@@ -35,6 +39,7 @@ def prepare(
 ) -> None:
     """Read, check and split interactions and items; encode item texts."""
     from pipelines import jobs
+    from pipelines.config import load_config
 
     summary = jobs.prepare(Run(run), load_config(config, set_))
     _print_json({key: summary[key] for key in ("users", "items", "interactions") if key in summary})
@@ -138,6 +143,8 @@ def demo(
 
 
 def _config_of(run: Path, overrides: list[str] | None = None) -> JobConfig:
+    from pipelines.config import load_config
+
     folder = Run(run)
     return load_config(folder.require(folder.config, "prepare --config CONFIG"), overrides)
 

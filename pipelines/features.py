@@ -39,6 +39,7 @@ def train_collaborative(run: Run, config: JobConfig) -> None:
 
     def report(record: dict) -> None:
         records.append(record)
+        run.log("epoch", system="SASRec", **record)
         progress.update(record["epoch"], record["epochs"], f"validation NDCG@10 {record['ndcg@10']:.4f}")
 
     with bar("Train SASRec") as progress:

@@ -15,10 +15,17 @@ from pipelines.runs import Run
 
 @contextmanager
 def timed(run: Run, step: str) -> Iterator[None]:
-    """Keep the seconds of a step in the run's environment.json."""
+    """Keep the seconds of a step in the run's environment.json, its start and end in the run's log."""
     began = time.perf_counter()
-    yield
-    run.note_seconds(step, time.perf_counter() - began)
+    run.log("started", step=step)
+    try:
+        yield
+    except BaseException as error:
+        run.log("failed", step=step, error=type(error).__name__, reason=str(error))
+        raise
+    seconds = time.perf_counter() - began
+    run.note_seconds(step, seconds)
+    run.log("finished", step=step, seconds=round(seconds, 2))
 
 
 def prepare(run: Run, config: JobConfig) -> dict[str, Any]:
@@ -26,10 +33,13 @@ def prepare(run: Run, config: JobConfig) -> dict[str, Any]:
     run.root.mkdir(parents=True, exist_ok=True)
     with timed(run, "ingest"), bar("Ingest and split") as progress:
         summary = ingest.ingest(config.data, run.data)
+        # A model of other data must not be taken for one of this.
+        run.clear(keep=("data", "logs", "environment.json"))
         progress.update(
             1, 1, f"{summary['users']} users, {summary['items']} items, {summary['interactions']} interactions"
         )
     run.write_json("data.json", summary)
+    run.log("ingested", **{key: summary[key] for key in ("users", "items", "interactions")})
     config.save(run.config)
     with timed(run, "encode"):
         features.encode_texts(run, config)
@@ -44,7 +54,9 @@ def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
         with timed(run, "sasrec"):
             features.train_collaborative(run, config)
     with timed(run, "setrec"):
-        return train.train(run, config, resume=resume and (run.checkpoints / train.EXPERIMENT).exists())
+        done = train.train(run, config, resume=resume and (run.checkpoints / train.EXPERIMENT).exists())
+    run.log("trained", **done)
+    return done
 
 
 def assess(run: Run, config: JobConfig) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -111,9 +112,17 @@ class Run:
         record.setdefault("seconds", {})[step] = round(seconds, 2)
         self.write_json("environment.json", record)
 
-    def clear(self) -> None:
-        """Remove what an earlier run left here, and nothing else."""
-        for name in OWNED:
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one structured line to logs/run.jsonl: time, event and whatever belongs to it."""
+        path = self.root / "logs" / "run.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+        with path.open("a") as file:
+            file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+
+    def clear(self, keep: Collection[str] = ()) -> None:
+        """Remove what an earlier run left here, but for the names in ``keep``, and nothing else."""
+        for name in set(OWNED) - set(keep):
             path = self.root / name
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 

@@ -136,7 +136,7 @@ class Trainer:
         record = {
             "epoch": number + 1,
             "epochs": self.settings.epochs,
-            "loss": summed / max(1, count),
+            "loss": self._mean_over_workers(summed / max(1, count)),
             "ndcg@10": ndcg,
             "seconds": round(self.progress.seconds, 3),
             "targets": count,
@@ -169,6 +169,14 @@ class Trainer:
             value = value.to(self.model.device)
             dist.broadcast(value, src=0)
         return float(value)
+
+    def _mean_over_workers(self, value: float) -> float:
+        """Each worker sees its own rows' loss only, scaled so that the mean over workers is the loss of all rows."""
+        if self.world == 1:
+            return value
+        total = torch.tensor([value], dtype=torch.float64, device=self.model.device)
+        dist.all_reduce(total)
+        return float(total) / self.world
 
     def save(self, folder: Path) -> None:
         """Write weights, best weights, optimiser and progress into ``folder`` (safetensors and JSON)."""

@@ -83,3 +83,11 @@ def test_clearing_a_run_removes_what_runs_leave_and_nothing_else(run):
     keep.write_text("mine")
     run.clear()
     assert [p.name for p in run.root.iterdir()] == ["notes.txt"]
+
+
+def test_the_log_is_one_json_object_a_line_in_order(run):
+    run.log("started", step="x")
+    run.log("finished", step="x", seconds=1.5)
+    lines = [json.loads(line) for line in (run.root / "logs" / "run.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["started", "finished"]
+    assert lines[1]["seconds"] == 1.5

@@ -1,6 +1,7 @@
 """The slice end to end on small data through the jobs' functions, and the command line on its result."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,14 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from pipelines import evaluate, export, features, ingest, report
+from pipelines import evaluate, export, features, ingest, jobs, report
 from pipelines.config import load_config
 from pipelines.runs import Run
 from serving.bundle import Bundle
 from serving.engine import Engine, Request
 from setrec import ranking, scoring
 from setrec.catalog import TEST
+from setrec.errors import DataError
 from setrec.model import SetRecModel
 from setrec.training import Trainer
 
@@ -112,6 +114,17 @@ def test_the_bundle_answers_as_the_evaluation_ranks(run):
 def test_a_cold_item_can_be_recommended(run):
     answer = Engine(Bundle.open(run.bundle)).recommend_one(Request(history=("i1", "i2"), k=31, exclude_history=False))
     assert "i_cold" in {item.item_id for item in answer.items}
+
+
+def test_preparing_again_leaves_no_model_of_the_old_data_and_refused_data_leaves_everything(run, tmp_path):
+    again = Run(tmp_path / "again")
+    shutil.copytree(run.root, again.root)
+    config = load_config(again.config)
+    with pytest.raises(DataError):
+        jobs.prepare(again, load_config(again.config, ["data.columns.position=nothing"]))
+    assert again.model.exists()
+    jobs.prepare(again, config)
+    assert {p.name for p in again.root.iterdir()} == {"data", "data.json", "config.yaml", "environment.json", "logs"}
 
 
 def setrec(*arguments: str | Path) -> subprocess.CompletedProcess:
