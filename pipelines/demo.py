@@ -28,7 +28,7 @@ def demo_config(port: int, overrides: list[str]) -> JobConfig:
         "data": movielens_100k().model_dump(mode="json"),
         "encoder": {"path": str(packaged_encoder())},
         "model": {"semantic_tokens": 2},
-        "training": {"epochs": 6},
+        "training": {"epochs": 8},
         "serving": {"port": port},
     }
     return validate(raw, "demo", overrides)
