@@ -24,7 +24,7 @@ from setrec.ragged import Ragged
 from setrec.tokens import ItemFeatures
 from setrec.training import Trainer, TrainingSettings
 
-ITEMS, TARGETS, MAX_ITEMS = 2_000, 128, 100
+ITEMS, MAX_ITEMS = 2_000, 100
 
 
 def histories(mean: float, median: float, users: int, seed: int = 0) -> Ragged:
@@ -35,7 +35,7 @@ def histories(mean: float, median: float, users: int, seed: int = 0) -> Ragged:
     return Ragged.of([rng.integers(0, ITEMS, n) for n in lengths])
 
 
-def trainer(rows: Ragged) -> Trainer:
+def trainer(rows: Ragged, targets: int) -> Trainer:
     """The same freshly initialised model and optimiser at every call."""
     rng = np.random.default_rng(0)
     features = ItemFeatures(
@@ -48,7 +48,7 @@ def trainer(rows: Ragged) -> Trainer:
         backbone=BackboneSettings(size="small"), history="set", max_items=MAX_ITEMS, instruction=15
     )
     model = SetRecModel.build(settings, features)
-    training = TrainingSettings(targets_per_batch=TARGETS, precision="float32")
+    training = TrainingSettings(targets_per_batch=targets, precision="float32")
     return Trainer(model, rows, lambda _: 0.0, training, ObjectiveSettings.paper())
 
 
@@ -58,18 +58,18 @@ def spread(epoch: list[Batch], count: int) -> list[Batch]:
     return [ordered[i] for i in np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)]
 
 
-def variants(rows: Ragged, steps: int) -> dict[str, Callable[[], float]]:
+def variants(rows: Ragged, targets: int, steps: int) -> dict[str, Callable[[], float]]:
     """Each variant trains a few steps and returns targets per second."""
     plan = {
-        "one pass": batches.one_pass(rows, MAX_ITEMS, TARGETS, np.random.default_rng(0)),
-        "per prefix, shuffled": list(batches.per_prefix(rows, MAX_ITEMS, TARGETS, np.random.default_rng(0))),
+        "one pass": batches.one_pass(rows, MAX_ITEMS, targets, np.random.default_rng(0)),
+        "per prefix, shuffled": list(batches.per_prefix(rows, MAX_ITEMS, targets, np.random.default_rng(0))),
         "per prefix, by length": list(
-            batches.per_prefix(rows, MAX_ITEMS, TARGETS, np.random.default_rng(0), by_length=True)
+            batches.per_prefix(rows, MAX_ITEMS, targets, np.random.default_rng(0), by_length=True)
         ),
     }
 
     def timed(epoch: list[Batch]) -> Callable[[], float]:
-        worker, chosen = trainer(rows), spread(epoch, steps)
+        worker, chosen = trainer(rows, targets), spread(epoch, steps)
 
         def run() -> float:
             worker.wrapped.train()
@@ -86,9 +86,11 @@ def variants(rows: Ragged, steps: int) -> dict[str, Callable[[], float]]:
 def main() -> None:
     """Print a table for short and for long histories, and write the ratios."""
     figures: dict[str, float] = {}
-    for name, mean, middle, users in (("short", 7.0, 5.5, 3000), ("long", 35.0, 25.0, 600)):
+    # A step of one sample per prefix over long histories takes a minute and 17 GB at 128 targets: fewer of both.
+    cases = (("short", 7.0, 5.5, 3000, 128, 4, 3), ("long", 35.0, 25.0, 600, 64, 2, 1))
+    for name, mean, middle, users, targets, steps, repeats in cases:
         rows = histories(mean, middle, users)
-        found = measure(variants(rows, steps=4), repeats=3)
+        found = measure(variants(rows, targets, steps), repeats)
         average = rows.lengths.mean()
         print_table(f"Training, histories of mean length {average:.1f}", "targets/s", found, "per prefix, shuffled")
         ours = median(found["one pass"])

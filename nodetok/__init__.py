@@ -1,1 +1,4 @@
-"""Graph nodes as tokens: distances to chosen anchor nodes, after NT-LLM."""
+"""Graph nodes as tokens: distances to anchor nodes, and a language model that reads them (NT-LLM, arXiv 2410.10743).
+
+Shapes: V nodes, E edges, K anchors, d backbone width, B prompts, n slots (answers or tokens of one node).
+"""

@@ -25,6 +25,10 @@ class UnknownUserError(SetRecError):
     """A user id that the histories do not hold."""
 
 
+class UnknownNodeError(SetRecError):
+    """A node id that the graph does not hold."""
+
+
 class BundleError(SetRecError):
     """A bundle that is damaged, incomplete or of a newer format."""
 

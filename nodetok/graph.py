@@ -1,0 +1,324 @@
+"""A graph as three flat arrays, whatever it came from; node ids of any hashable type are kept through."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from setrec.errors import DataError, UnknownNodeError
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Arcs leaving node v are ``indices[indptr[v]:indptr[v + 1]]``, ascending; an undirected edge is two arcs.
+
+    ``indptr`` int64 (V + 1,), ``indices`` int32 (arcs,), ``weights`` float32 (arcs,), lengths and never negative, or
+    ``None`` where every arc has length 1. Self-loops are dropped, for they shorten no path; of parallel edges the
+    shortest is kept. ``ids`` are the caller's names, ``None`` where a node's name is its row.
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    weights: np.ndarray | None = None
+    directed: bool = False
+    ids: Sequence[Hashable] | None = None
+    texts: Sequence[str] | None = None
+    loops: int = 0
+    parallels: int = 0
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    @property
+    def edges(self) -> int:
+        """Number of edges; an undirected one counts once."""
+        return len(self.indices) // (1 if self.directed else 2)
+
+    @property
+    def degrees(self) -> np.ndarray:
+        """Arcs leaving each node, int64 (V,)."""
+        return np.diff(self.indptr)
+
+    @cached_property
+    def _row_of(self) -> dict[Hashable, int]:
+        return {node: row for row, node in enumerate(self.ids or ())}
+
+    def row(self, node: Hashable) -> int:
+        """Row of a node by its id.
+
+        Raises:
+            UnknownNodeError: the graph does not hold it.
+        """
+        if self.ids is None:
+            if isinstance(node, int | np.integer) and 0 <= node < len(self):
+                return int(node)
+        elif node in self._row_of:
+            return self._row_of[node]
+        raise UnknownNodeError(f"unknown node {node!r}")
+
+    def rows(self, nodes: Iterable[Hashable]) -> np.ndarray:
+        """Rows of many nodes, int64."""
+        return np.fromiter((self.row(node) for node in nodes), dtype=np.int64)
+
+    def id(self, row: int) -> Hashable:
+        """Id of a row."""
+        return int(row) if self.ids is None else self.ids[row]
+
+    def neighbours(self, row: int) -> np.ndarray:
+        """Rows that the arcs of ``row`` lead to, ascending."""
+        return self.indices[self.indptr[row] : self.indptr[row + 1]]
+
+    @cached_property
+    def matrix(self) -> sparse.csr_matrix:
+        """The same arrays as a SciPy matrix (V, V) of lengths."""
+        data = np.ones(len(self.indices), dtype=np.float32) if self.weights is None else self.weights
+        return sparse.csr_matrix((data, self.indices, self.indptr), shape=(len(self), len(self)))
+
+    @cached_property
+    def reverse(self) -> Graph:
+        """Every arc turned round; an undirected graph is its own reverse."""
+        if not self.directed:
+            return self
+        turned = self.matrix.T.tocsr()
+        turned.sort_indices()
+        weights = None if self.weights is None else turned.data
+        return replace(self, indptr=turned.indptr.astype(np.int64), indices=turned.indices, weights=weights)
+
+    @cached_property
+    def undirected(self) -> Graph:
+        """The graph without directions."""
+        if not self.directed:
+            return self
+        source, target = self.arcs()
+        return Graph.from_arrays(
+            source, target, len(self), weights=self.weights, ids=self.ids, texts=self.texts
+        )  # fmt: skip
+
+    def arcs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Source and target row of every arc, int64."""
+        return np.repeat(np.arange(len(self)), self.degrees), self.indices.astype(np.int64)
+
+    @cached_property
+    def components(self) -> np.ndarray:
+        """Number of each node's (weakly) connected component, int32 (V,)."""
+        return sparse.csgraph.connected_components(self.matrix, directed=False)[1]
+
+    def without(self, pairs: np.ndarray) -> Graph:
+        """The graph without the edges between the given pairs of rows, int (n, 2)."""
+        source, target = self.arcs()
+        n = len(self)
+        gone = pairs[:, 0].astype(np.int64) * n + pairs[:, 1]
+        if not self.directed:
+            gone = np.concatenate([gone, pairs[:, 1].astype(np.int64) * n + pairs[:, 0]])
+        keep = ~np.isin(source * n + target, gone)
+        degrees = np.bincount(source[keep], minlength=n)
+        weights = None if self.weights is None else self.weights[keep]
+        indptr = np.concatenate([[0], np.cumsum(degrees)])
+        return replace(self, indptr=indptr, indices=self.indices[keep], weights=weights)
+
+    def with_edges(
+        self,
+        source: np.ndarray,
+        target: np.ndarray,
+        weights: np.ndarray | None = None,
+        new_ids: Sequence[Hashable] = (),
+        new_texts: Sequence[str] | None = None,
+    ) -> Graph:
+        """The graph with more edges between rows, and ``new_ids`` as rows V, V + 1, ... .
+
+        Raises:
+            DataError: as :meth:`from_arrays`, or a new id that is there already.
+        """
+        ids = None if self.ids is None else [*self.ids, *new_ids]
+        if self.ids is None and list(new_ids) != list(range(len(self), len(self) + len(new_ids))):
+            raise DataError(f"nodes are named by row: new ones must be named {len(self)}, {len(self) + 1}, ...")
+        texts = None if self.texts is None else [*self.texts, *(new_texts or [""] * len(new_ids))]
+        old_source, old_target = self.arcs()
+        if not self.directed:
+            once = old_source < old_target
+            old_source, old_target = old_source[once], old_target[once]
+        lengths = None
+        if self.weights is not None:
+            old = self.weights if self.directed else self.weights[once]
+            lengths = np.concatenate([old, np.ones(len(source)) if weights is None else weights])
+        return Graph.from_arrays(
+            np.concatenate([old_source, source]), np.concatenate([old_target, target]), len(self) + len(new_ids),
+            weights=lengths, directed=self.directed, ids=ids, texts=texts,
+        )  # fmt: skip
+
+    @classmethod
+    def from_arrays(
+        cls,
+        source: np.ndarray,
+        target: np.ndarray,
+        nodes: int,
+        *,
+        weights: np.ndarray | None = None,
+        directed: bool = False,
+        ids: Sequence[Hashable] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> Graph:
+        """From the rows of both ends of every edge, int (E,); an undirected edge is given once or both ways.
+
+        Raises:
+            DataError: no nodes, an end outside 0 .. nodes - 1, a weight that is negative or not finite, ids that
+                repeat or are of different types, texts of another number than nodes.
+        """
+        source, target = np.asarray(source), np.asarray(target)
+        _check_ids(ids, texts, nodes)
+        _check_edges(source, target, weights, nodes)
+        proper = source != target
+        loops = int(len(source) - proper.sum())
+        source, target = source[proper].astype(np.int32), target[proper].astype(np.int32)
+        lengths = None if weights is None else np.asarray(weights, dtype=np.float32)[proper]
+        if not directed:
+            low, high = np.minimum(source, target), np.maximum(source, target)
+            source, target = np.concatenate([low, high]), np.concatenate([high, low])
+            lengths = None if lengths is None else np.concatenate([lengths, lengths])
+        indptr, indices, kept = _compress(source, target, lengths, nodes)
+        parallels = (len(source) - len(indices)) // (1 if directed else 2)
+        return cls(indptr, indices, kept, directed, ids, texts, loops, parallels)
+
+    @classmethod
+    def from_edges(
+        cls,
+        edges: Iterable[tuple[Hashable, Hashable]],
+        *,
+        nodes: Sequence[Hashable] | None = None,
+        weights: np.ndarray | None = None,
+        directed: bool = False,
+        texts: Sequence[str] | None = None,
+    ) -> Graph:
+        """From pairs of ids. ``nodes`` fixes the rows and admits nodes without edges; else rows follow first sight.
+
+        Raises:
+            DataError: as :meth:`from_arrays`, or an edge to a node that ``nodes`` does not hold.
+        """
+        pairs = list(edges)
+        ids = list(nodes) if nodes is not None else list(dict.fromkeys(end for pair in pairs for end in pair))
+        row_of = {node: row for row, node in enumerate(ids)}
+        for number, pair in enumerate(pairs):
+            for end in pair:
+                if end not in row_of:
+                    raise DataError(f"edge {number + 1} ends at {end!r}, which is no node")
+        ends = np.array([(row_of[a], row_of[b]) for a, b in pairs], dtype=np.int64).reshape(-1, 2)
+        return cls.from_arrays(
+            ends[:, 0], ends[:, 1], len(ids), weights=weights, directed=directed, ids=ids, texts=texts
+        )  # fmt: skip
+
+    @classmethod
+    def from_networkx(cls, graph: nx.Graph, *, weight: str | None = None, text: str | None = None) -> Graph:
+        """From NetworkX; ``weight`` and ``text`` name the attributes of edges and nodes to take, where wanted.
+
+        Raises:
+            DataError: as :meth:`from_arrays`, or an edge or node that lacks the attribute.
+        """
+        pairs, lengths = [], []
+        for a, b, given in graph.edges(data=True):
+            pairs.append((a, b))
+            if weight is not None:
+                if weight not in given:
+                    raise DataError(f"edge {a!r} to {b!r} has no attribute '{weight}'")
+                lengths.append(given[weight])
+        texts = None if text is None else [str(given.get(text, "")) for _, given in graph.nodes(data=True)]
+        return cls.from_edges(
+            pairs, nodes=list(graph), directed=graph.is_directed(), texts=texts,
+            weights=None if weight is None else np.asarray(lengths, dtype=np.float64),
+        )  # fmt: skip
+
+    @classmethod
+    def from_pyg(cls, data: Any, *, directed: bool | None = None) -> Graph:
+        """From a PyTorch Geometric ``Data`` or ``HeteroData``; of the latter nodes are named (type, row).
+
+        ``edge_weight`` is taken as length where it is there. ``directed``: ``None`` asks the data.
+
+        Raises:
+            DataError: as :meth:`from_arrays`.
+        """
+        if hasattr(data, "node_types"):
+            return _from_hetero(data, directed)
+        if data.edge_index is None:
+            raise DataError("the data has no edge_index")
+        ends = data.edge_index.cpu().numpy()
+        weight = data.edge_weight.cpu().numpy() if getattr(data, "edge_weight", None) is not None else None
+        way = data.is_directed() if directed is None else directed
+        return cls.from_arrays(ends[0], ends[1], int(data.num_nodes or 0), weights=weight, directed=way)
+
+
+def _from_hetero(data: Any, directed: bool | None) -> Graph:
+    ids: list[Hashable] = []
+    start = {}
+    for kind in data.node_types:
+        start[kind] = len(ids)
+        ids += [(kind, row) for row in range(int(data[kind].num_nodes))]
+    ends = [
+        data[kind].edge_index.cpu().numpy() + np.array([[start[kind[0]]], [start[kind[2]]]])
+        for kind in data.edge_types
+    ]  # fmt: skip
+    both = np.concatenate(ends, axis=1) if ends else np.empty((2, 0), dtype=np.int64)
+    return Graph.from_arrays(both[0], both[1], len(ids), directed=bool(directed), ids=ids)
+
+
+def _check_ids(ids: Sequence[Hashable] | None, texts: Sequence[str] | None, nodes: int) -> None:
+    if nodes < 1:
+        raise DataError("the graph has no nodes")
+    if nodes > np.iinfo(np.int32).max:
+        raise DataError(f"{nodes} nodes are more than a graph can hold ({np.iinfo(np.int32).max})")
+    if ids is not None:
+        if len(ids) != nodes:
+            raise DataError(f"{len(ids)} ids for {nodes} nodes")
+        kinds = sorted({type(node).__name__ for node in ids})
+        if len(kinds) > 1:
+            raise DataError(f"node ids are of different types: {', '.join(kinds)}")
+        if len(set(ids)) != nodes:
+            seen: set[Hashable] = set()
+            twice = next(node for node in ids if node in seen or seen.add(node))  # type: ignore[func-returns-value]
+            raise DataError(f"node id {twice!r} repeats")
+    if texts is not None and len(texts) != nodes:
+        raise DataError(f"{len(texts)} texts for {nodes} nodes")
+
+
+def _check_edges(source: np.ndarray, target: np.ndarray, weights: np.ndarray | None, nodes: int) -> None:
+    if source.shape != target.shape or source.ndim != 1:
+        raise DataError(f"edges need as many sources as targets, not {source.shape} and {target.shape}")
+    for end in (source, target):
+        if len(end) and not np.issubdtype(end.dtype, np.integer):
+            raise DataError(f"ends of edges must be rows (integers), not {end.dtype}")
+        outside = (end < 0) | (end >= nodes)
+        if outside.any():
+            number = int(outside.argmax())
+            raise DataError(f"edge {number + 1} ends at node {end[number]}, outside 0 .. {nodes - 1}")
+    if weights is None:
+        return
+    lengths = np.asarray(weights, dtype=np.float64)
+    if lengths.shape != source.shape:
+        raise DataError(f"{len(lengths)} weights for {len(source)} edges")
+    bad = ~np.isfinite(lengths) | (lengths < 0)
+    if bad.any():
+        number = int(bad.argmax())
+        raise DataError(f"edge {number + 1} has weight {lengths[number]}; a length is finite and not negative")
+
+
+def _compress(
+    source: np.ndarray, target: np.ndarray, weights: np.ndarray | None, nodes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Rows sorted, parallel arcs merged; SciPy's counting sort is linear and compiled."""
+    if weights is None:
+        data = np.ones(len(source), dtype=np.int8)
+        csr = sparse.csr_matrix((data, (source, target)), shape=(nodes, nodes))
+        csr.sum_duplicates()
+        return csr.indptr.astype(np.int64), csr.indices.astype(np.int32, copy=False), None
+    order = np.lexsort((weights, target, source))
+    source, target, weights = source[order], target[order], weights[order]
+    first = np.ones(len(source), dtype=bool)
+    first[1:] = (source[1:] != source[:-1]) | (target[1:] != target[:-1])
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(source[first], minlength=nodes))])
+    return indptr.astype(np.int64), target[first], weights[first]

@@ -1,0 +1,98 @@
+"""Does a similarity of positions keep the order of distances? Triplets, order accuracy, Kendall's tau.
+
+NT-LLM's claim is about order: of two nodes the one nearer in hops must be the nearer in the embedding. Raw anchor
+vectors under Euclidean distance do not keep it; some similarities built on the same vectors do, without training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from nodetok.distances import UNREACHABLE, hops
+from nodetok.graph import Graph
+from setrec.errors import ConfigError
+
+Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Rows (n, width) and rows (n, width) to similarities (n,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Triplets:
+    """``near`` is fewer hops from ``pivot`` than ``far``; rows, int64 (n,)."""
+
+    pivot: np.ndarray
+    near: np.ndarray
+    far: np.ndarray
+
+    def accuracy(self, similarity: Similarity, positions: np.ndarray) -> float:
+        """Share of triplets whose order the similarity keeps; a tie counts half, so chance is 0.5."""
+        right = 0.0
+        for part in np.array_split(np.arange(len(self.pivot)), max(1, len(self.pivot) // 20_000)):
+            own = positions[self.pivot[part]]
+            near, far = similarity(own, positions[self.near[part]]), similarity(own, positions[self.far[part]])
+            right += float((near > far).sum() + 0.5 * (near == far).sum())
+        return right / len(self.pivot)
+
+
+def sample_pivots(graph: Graph, count: int, rng: np.random.Generator, without: np.ndarray | None = None) -> np.ndarray:
+    """Random rows of the largest component, none of those in ``without``."""
+    members = np.flatnonzero(graph.components == np.bincount(graph.components).argmax())
+    members = members if without is None else np.setdiff1d(members, without)
+    return rng.permutation(members)[:count]
+
+
+def sample_triplets(graph: Graph, pivots: np.ndarray, count: int, rng: np.random.Generator) -> Triplets:
+    """Random triplets with exact distances, one search per pivot; unequal and both reachable.
+
+    Raises:
+        ConfigError: the graph has no pivot from which two nodes lie at different distances.
+    """
+    table = hops(graph.undirected, pivots)
+    members = np.flatnonzero((table != UNREACHABLE).any(axis=1))
+    i = rng.integers(len(pivots), size=3 * count)
+    j, k = members[rng.integers(len(members), size=(2, 3 * count))]
+    a, b = table[j, i], table[k, i]
+    good = np.flatnonzero((a != b) & (a != UNREACHABLE) & (b != UNREACHABLE))[:count]
+    if not len(good):
+        raise ConfigError("no two nodes lie at different distances from a pivot: nothing to order")
+    i, j, k, nearer = i[good], j[good], k[good], (a < b)[good]
+    return Triplets(pivots[i], np.where(nearer, j, k), np.where(nearer, k, j))
+
+
+def kendall(graph: Graph, pivots: np.ndarray, similarity: Similarity, positions: np.ndarray, nodes: int = 1000) -> float:
+    """Kendall's tau-b between hops from a pivot and falling similarity to it, over ``nodes`` random nodes a pivot;
+    mean over pivots. Hops tie often, so a perfect order stays below 1."""
+    rng = np.random.default_rng(0)
+    table = hops(graph.undirected, pivots)
+    found = []
+    for column, pivot in enumerate(pivots):
+        reached = np.flatnonzero((table[:, column] != UNREACHABLE) & (np.arange(len(graph)) != pivot))
+        some = rng.permutation(reached)[:nodes]
+        if len(np.unique(table[some, column])) > 1:
+            own = np.broadcast_to(positions[pivot], (len(some), positions.shape[1]))
+            found.append(kendalltau(table[some, column], -similarity(own, positions[some])).statistic)
+    return float(np.mean(found)) if found else 0.0
+
+
+def euclidean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Minus the Euclidean distance, as NT-LLM measures."""
+    return -np.linalg.norm(a.astype(np.float32) - b.astype(np.float32), axis=-1)
+
+
+def min_sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Minus the shortest way over an anchor, an upper bound of the distance."""
+    return -(a.astype(np.float32) + b.astype(np.float32)).min(axis=-1)
+
+
+def max_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Minus the largest difference to an anchor, a lower bound of the distance."""
+    return -np.abs(a.astype(np.float32) - b.astype(np.float32)).max(axis=-1)
+
+
+def inner_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """What attention and an index compute."""
+    return (a.astype(np.float32) * b.astype(np.float32)).sum(axis=-1)
