@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 NAME = "setrec"
 
@@ -22,26 +23,33 @@ def set_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend to the first H keys under the mask and, from token H on, to oneself.
 
     ``query`` (B, heads, S, c); ``key`` and ``value`` (B, key heads, T, c); ``attention_mask``
-    (B or 1, heads or 1, S, H), bool (True may see) or float (added to the logits). Three shapes occur:
+    (B or 1, heads or 1, S, H), bool (True may see), float (added to the logits) or none. Three shapes occur:
 
     * T = H: plain attention under the mask (an encoder, cross-attention);
     * S = T > H: history followed by queries (decoder-only backbones);
     * H = 0: every token sees only itself (queries in a decoder's self-attention).
 
-    A backbone's own ``position_bias`` argument is not used: positions are in the mask (T5) or in the rotation (Qwen).
-    Returns (B, S, heads, c).
+    T5 hands over a ``position_bias``. A float mask has the positions in it already; to any other the bias is added,
+    which is how T5's stock decoder writes. Returns (B, S, heads, c).
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if position_bias is not None and (attention_mask is None or not attention_mask.dtype.is_floating_point):
+        attention_mask = _biased(attention_mask, position_bias, query)
+    if attention_mask is None:
+        causal = query.shape[2] > 1 and getattr(module, "is_causal", False)
+        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling, is_causal=causal)
+        return out.transpose(1, 2).contiguous(), None
     seen = attention_mask.shape[-1]
     if seen == 0:
         return value.transpose(1, 2).contiguous(), None
@@ -62,6 +70,13 @@ def set_attention(
     return torch.cat([history, queries], dim=2).transpose(1, 2).contiguous(), None
 
 
+def _biased(mask: Tensor | None, bias: Tensor, query: Tensor) -> Tensor:
+    bias = bias.to(query.dtype)
+    if mask is None or mask.shape[-1] == 0:
+        return bias if mask is None else bias.new_zeros(mask.shape)
+    return bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
+
+
 def _history_and_self(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, seen: int, scaling: float | None, dropout: float
 ) -> Tensor:
@@ -76,3 +91,5 @@ def _history_and_self(
 
 
 AttentionInterface.register(NAME, set_attention)
+# For word-by-word generation transformers makes plain masks; the recommender hands over its own.
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -7,11 +7,20 @@ Two shapes of backbone are enough for every model transformers offers: a stack o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from setrec import attention, layout
 from setrec.errors import ConfigError
@@ -55,19 +64,27 @@ class Backbone(Protocol):
         """Answers (B, Q, n, d) from instruction (a, d), items (B, L * m, d), queries (B or 1, Q, n, d) and visible
         (B or 1, Q)."""
 
+    def attend(
+        self, history: Tensor, sees: Tensor, positions: Tensor, queries: Tensor, asks: Tensor, asked_at: Tensor
+    ) -> Tensor:
+        """Answers (B, S, d) to queries (B, S, d) that see of a history (B, H, d) what ``asks`` bool (B or 1, S, H) says
+        and themselves; history tokens see each other by ``sees`` bool (B or 1, H, H). ``positions`` int (B or 1, H) and
+        ``asked_at`` int (B or 1, S) say where tokens and queries stand."""
 
-def scratch_config(family: str, size: str, dropout: float) -> PretrainedConfig:
-    """Configuration of a backbone trained from scratch; its vocabulary is a single row because items are vectors."""
+
+def scratch_config(family: str, size: str, dropout: float, words: int = 1) -> PretrainedConfig:
+    """Configuration of a backbone trained from scratch; ``words`` is the size of its vocabulary, a single row where all
+    that it reads are vectors."""
     s = SIZES[size]
     if family == "t5":
         return AutoConfig.for_model(
-            "t5", vocab_size=1, d_model=s["width"], d_kv=s["width"] // s["heads"], d_ff=s["feed_forward"],
+            "t5", vocab_size=words, d_model=s["width"], d_kv=s["width"] // s["heads"], d_ff=s["feed_forward"],
             num_layers=s["layers"], num_decoder_layers=s["layers"], num_heads=s["heads"], dropout_rate=dropout,
             feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=0, decoder_start_token_id=0,
         )  # fmt: skip
     head = {"head_dim": s["width"] // s["heads"]} if family == "qwen3" else {}
     return AutoConfig.for_model(
-        family, vocab_size=1, hidden_size=s["width"], intermediate_size=s["feed_forward"],
+        family, vocab_size=words, hidden_size=s["width"], intermediate_size=s["feed_forward"],
         num_hidden_layers=s["layers"], num_attention_heads=s["heads"], num_key_value_heads=s["heads"],
         attention_dropout=dropout, max_position_embeddings=4096, tie_word_embeddings=True,
         pad_token_id=None, bos_token_id=None, eos_token_id=None, **head,
@@ -81,15 +98,21 @@ def build_backbone(
     return wrap(AutoModel.from_config(config, attn_implementation=attention.NAME), lora)
 
 
-def load_backbone(path_or_hub_id: str, **kwargs: Any) -> PreTrainedModel:
+def load_backbone(path_or_hub_id: str, *, speaking: bool = False, **kwargs: Any) -> PreTrainedModel:
     """A pretrained model by local path or hub id, to be given to :func:`wrap`; safetensors or GGUF, never pickles.
+
+    ``speaking``: with the head that writes words.
 
     Raises:
         ConfigError: nothing usable is found there.
     """
     kwargs.setdefault("use_safetensors", None if "gguf_file" in kwargs else True)
     try:
-        return AutoModel.from_pretrained(path_or_hub_id, attn_implementation=attention.NAME, **kwargs)
+        kind: Any = AutoModel
+        if speaking:
+            config = AutoConfig.from_pretrained(path_or_hub_id)
+            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        return kind.from_pretrained(path_or_hub_id, attn_implementation=attention.NAME, **kwargs)
     except (OSError, ValueError) as error:
         raise ConfigError(f"backbone '{path_or_hub_id}' cannot be loaded: {str(error).splitlines()[0]}") from error
 
@@ -98,11 +121,12 @@ def wrap(model: PreTrainedModel, lora: LoraSettings | None = None) -> CausalBack
     """The interface around a transformers model, with LoRA adapters injected when asked for."""
     kind = EncoderDecoderBackbone if model.config.is_encoder_decoder else CausalBackbone
     if lora is not None:
-        _inject_lora(model, lora, kind.lora_targets)
+        inject_lora(model, lora, kind.lora_targets)
     return kind(model)
 
 
-def _inject_lora(model: PreTrainedModel, lora: LoraSettings, targets: list[str]) -> None:
+def inject_lora(model: PreTrainedModel, lora: LoraSettings, targets: list[str]) -> None:
+    """Put low-rank adapters beside the named projections of ``model``, in place."""
     from peft import LoraConfig, inject_adapter_in_model
 
     inject_adapter_in_model(
@@ -126,28 +150,28 @@ class CausalBackbone(nn.Module):
         """See :class:`Backbone`."""
         batch, count = items.shape[0], items.shape[1] // m
         a, (blocks, n) = len(instruction), queries.shape[1:3]
-        inputs = torch.cat(
-            [
-                instruction.expand(batch, -1, -1),
-                items,
-                queries.flatten(1, 2).expand(batch, -1, -1),
-            ],
-            dim=1,
+        out = self.attend(
+            torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
+            layout.history_mask(a, count, m, causal_instruction=True, device=items.device)[None],
+            layout.history_positions(a, count, m, items.device)[None],
+            queries.flatten(1, 2).expand(batch, -1, -1),
+            layout.query_mask(visible, n, a, count, m),
+            layout.query_positions(visible, n, a),
         )
-        history = layout.history_mask(a, count, m, causal_instruction=True, device=items.device)
-        asked = layout.query_mask(visible, n, a, count, m)
-        mask = torch.cat([history.expand(len(visible), -1, -1), asked], dim=1)[:, None]
-        positions = torch.cat(
-            [
-                layout.history_positions(a, count, m, items.device).expand(len(visible), -1),
-                layout.query_positions(visible, n, a),
-            ],
-            dim=1,
-        )
+        return out.reshape(batch, blocks, n, self.width)
+
+    def attend(
+        self, history: Tensor, sees: Tensor, positions: Tensor, queries: Tensor, asks: Tensor, asked_at: Tensor
+    ) -> Tensor:
+        """See :class:`Backbone`."""
+        rows = max(len(sees), len(asks))
+        mask = torch.cat([sees.expand(rows, -1, -1), asks.expand(rows, -1, -1)], dim=1)[:, None]
+        places = torch.cat([positions.expand(rows, -1), asked_at.expand(rows, -1)], dim=1)
         out = self.model(
-            inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        return out[:, -blocks * n :].reshape(batch, blocks, n, self.width)
+            inputs_embeds=torch.cat([history, queries], dim=1), attention_mask=mask, position_ids=places,
+            use_cache=False,
+        ).last_hidden_state  # fmt: skip
+        return out[:, history.shape[1] :]
 
 
 class EncoderDecoderBackbone(nn.Module):
@@ -165,11 +189,8 @@ class EncoderDecoderBackbone(nn.Module):
         self.model = model
         self.width: int = model.config.d_model
         model.get_input_embeddings().requires_grad_(False)
-        stacks = cast(Any, model)
-        for stack in (stacks.encoder, stacks.decoder):
-            # Positions reach the attention function inside the mask; the stack's own S x S bias would be thrown away.
-            stack.block[0].layer[0].SelfAttention.compute_bias = _no_bias
-        for block in stacks.decoder.block:
+        self._set_bias(stock=False)
+        for block in cast(Any, model).decoder.block:
             # A query that sees only itself needs no query and key projections.
             block.layer[0].SelfAttention.q.requires_grad_(False)
             block.layer[0].SelfAttention.k.requires_grad_(False)
@@ -178,22 +199,51 @@ class EncoderDecoderBackbone(nn.Module):
         """See :class:`Backbone`."""
         batch, count = items.shape[0], items.shape[1] // m
         a, (blocks, n) = len(instruction), queries.shape[1:3]
-        history = torch.cat([instruction.expand(batch, -1, -1), items], dim=1)
-        positions = layout.history_positions(a, count, m, items.device)[None]
-        sees = layout.history_mask(a, count, m, causal_instruction=False, device=items.device)[None]
-        model = cast(Any, self.model)
-        states = model.encoder(
-            inputs_embeds=history, attention_mask=self._bias("encoder", positions, positions, sees)
-        ).last_hidden_state
-        asked = layout.query_mask(visible, n, a, count, m)
-        out = model.decoder(
-            inputs_embeds=queries.flatten(1, 2).expand(batch, -1, -1),
-            attention_mask=asked.new_zeros((1, 1, blocks * n, 0)),
-            encoder_hidden_states=states,
-            encoder_attention_mask=self._bias("decoder", layout.query_positions(visible, n, a), positions, asked),
+        out = self.attend(
+            torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
+            layout.history_mask(a, count, m, causal_instruction=False, device=items.device)[None],
+            layout.history_positions(a, count, m, items.device)[None],
+            queries.flatten(1, 2).expand(batch, -1, -1),
+            layout.query_mask(visible, n, a, count, m),
+            layout.query_positions(visible, n, a),
+        )
+        return out.reshape(batch, blocks, n, self.width)
+
+    def attend(
+        self, history: Tensor, sees: Tensor, positions: Tensor, queries: Tensor, asks: Tensor, asked_at: Tensor
+    ) -> Tensor:
+        """See :class:`Backbone`."""
+        return cast(Any, self.model).decoder(
+            inputs_embeds=queries,
+            attention_mask=asks.new_zeros((1, 1, queries.shape[1], 0)),
+            encoder_hidden_states=self.encode(history, sees, positions),
+            encoder_attention_mask=self._bias("decoder", asked_at, positions, asks),
             use_cache=False,
         ).last_hidden_state
-        return out.reshape(batch, blocks, n, self.width)
+
+    @contextmanager
+    def speaking(self) -> Iterator[None]:
+        """Inside, the decoder is the stock one that writes word after word; outside, its inputs are queries."""
+        self._set_bias(stock=True)
+        try:
+            yield
+        finally:
+            self._set_bias(stock=False)
+
+    def _set_bias(self, *, stock: bool) -> None:
+        # Positions reach the attention function inside the mask; the stack's own S x S bias would be thrown away.
+        stacks = cast(Any, self.model)
+        for stack in (stacks.encoder, stacks.decoder):
+            first = stack.block[0].layer[0].SelfAttention
+            if stock:
+                del first.compute_bias
+            else:
+                first.compute_bias = _no_bias
+
+    def encode(self, history: Tensor, sees: Tensor, positions: Tensor) -> Tensor:
+        """The encoder's states (B, H, d) of the history."""
+        bias = self._bias("encoder", positions, positions, sees)
+        return cast(Any, self.model).encoder(inputs_embeds=history, attention_mask=bias).last_hidden_state
 
     def _bias(self, stack: str, looking: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
         """T5's relative bias between positions, with minus infinity where the mask is false; (B or 1, heads, S, H)."""

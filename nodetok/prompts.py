@@ -1,0 +1,171 @@
+"""Prompts in which nodes stand as tokens: words in order, and ``[[0]]``, ``[[1]]`` ... where a node stands.
+
+A node is an order-agnostic **set**: its position tokens, its feature token where there are features, and a token for
+each of some neighbours. Tokens of one set share one place in the order and do not see each other, exactly like the
+tokens of an item in ``setrec.layout``; so permuting a node's neighbours changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from nodetok.graph import Graph
+
+PAD, WORD, POSITION, FEATURE, NEIGHBOUR = range(5)
+SLOT = re.compile(r"\[\[(\d+)\]\]")
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """``texts``: B prompts; ``nodes`` int64 (B, S): the rows that [[0]] .. [[S - 1]] stand for, -1 where there is none.
+
+    ``hidden`` int64 (B, S) or ``None``: a neighbour that the node in that slot must not show, because the edge to it
+    is what is asked for.
+    """
+
+    texts: Sequence[str]
+    nodes: np.ndarray
+    hidden: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: np.ndarray) -> Prompts:
+        """The given prompts."""
+        hidden = None if self.hidden is None else self.hidden[rows]
+        return Prompts([self.texts[row] for row in rows], self.nodes[rows], hidden)
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbourhoods:
+    """Up to M neighbours of every node and the relation to each: int64 (V, M), -1 and 0 where there are fewer."""
+
+    rows: np.ndarray
+    relations: np.ndarray
+
+    @classmethod
+    def sample(
+        cls, graph: Graph, most: int, rng: np.random.Generator, relations: np.ndarray | None = None
+    ) -> Neighbourhoods:
+        """A random choice of ``most`` neighbours where a node has more; ``relations`` int (arcs,), from 1."""
+        width = int(min(most, graph.degrees.max(initial=0)))
+        source, target = graph.arcs()
+        order = np.lexsort((rng.random(len(source)), source))
+        rank = np.arange(len(source)) - graph.indptr[source]
+        keep = rank < width
+        rows = np.full((len(graph), width), -1, dtype=np.int64)
+        kinds = np.zeros((len(graph), width), dtype=np.int64)
+        rows[source[keep], rank[keep]] = target[order][keep]
+        if relations is not None:
+            kinds[source[keep], rank[keep]] = relations[order][keep]
+        return cls(rows, kinds)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptBatch:
+    """What the model reads, int64 (B, H): the kind of every token, a word id or node row (a position token: group + G
+    * row), the relation of a neighbour, and its place in the order (tokens of one set share it)."""
+
+    kinds: Tensor
+    values: Tensor
+    relations: Tensor
+    places: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Places of each prompt, int64 (B,): where an answer stands."""
+        return self.places.masked_fill(self.kinds == PAD, -1).amax(dim=1) + 1
+
+    def sees(self, *, causal: bool) -> Tensor:
+        """Who sees whom, bool (B, H, H): earlier places (``causal``) or all other places, and itself; never padding."""
+        rows, columns = self.places[:, :, None], self.places[:, None, :]
+        allowed = columns < rows if causal else columns != rows
+        allowed = allowed & (self.kinds != PAD)[:, None, :]
+        return allowed | torch.eye(self.places.shape[1], dtype=torch.bool, device=self.places.device)
+
+    def asks(self, queries: int) -> Tensor:
+        """What ``queries`` queries see, bool (B, S, H): all but padding."""
+        return (self.kinds != PAD)[:, None, :].expand(-1, queries, -1)
+
+    def to(self, device: torch.device) -> PromptBatch:
+        """On another device."""
+        return PromptBatch(*(x.to(device) for x in (self.kinds, self.values, self.relations, self.places)))
+
+
+class PromptEncoder:
+    """Prompts to arrays; the words of a text are looked up once.
+
+    ``groups`` position tokens a node (0: none); ``features``: whether nodes have feature tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        groups: int,
+        features: bool,
+        neighbourhoods: Neighbourhoods | None,
+        longest: int = 512,
+    ) -> None:
+        self.tokenizer, self.groups, self.features = tokenizer, groups, features
+        self.neighbourhoods, self.longest = neighbourhoods, longest
+        self._template = lru_cache(maxsize=50_000)(self._layout)
+
+    def __call__(self, prompts: Prompts) -> PromptBatch:
+        """Assemble a batch; texts longer than ``longest`` tokens lose their beginning."""
+        templates = [self._template(text) for text in prompts.texts]
+        width = max(t.shape[1] for t in templates)
+        packed = np.zeros((len(templates), 4, width), dtype=np.int64)
+        packed[:, 3] = width
+        for row, template in enumerate(templates):
+            packed[row, :, : template.shape[1]] = template
+        kinds, values, extra, places = packed.transpose(1, 0, 2)
+        relations = np.zeros_like(values)
+        if prompts.nodes.shape[1]:
+            self._fill(prompts, kinds, values, extra, relations)
+        return PromptBatch(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (kinds, values, relations, places)))
+
+    def _fill(
+        self, prompts: Prompts, kinds: np.ndarray, values: np.ndarray, extra: np.ndarray, relations: np.ndarray
+    ) -> None:
+        """Put nodes where slots are; ``values`` holds slots so far, ``extra`` the group or the neighbour's number."""
+        row, column = np.nonzero(kinds > WORD)
+        kind, slot, number = kinds[row, column], values[row, column], extra[row, column]
+        node = prompts.nodes[row, slot]
+        value = np.where(kind == POSITION, node * self.groups + number, node)
+        if self.neighbourhoods is not None and self.neighbourhoods.rows.shape[1]:
+            beside = kind == NEIGHBOUR
+            at = np.where(beside, number, 0)
+            neighbour = self.neighbourhoods.rows[node, at]
+            gone = neighbour < 0
+            if prompts.hidden is not None:
+                gone |= (neighbour == prompts.hidden[row, slot]) & (prompts.hidden[row, slot] >= 0)
+            value = np.where(beside, neighbour, value)
+            relations[row, column] = np.where(beside & ~gone, self.neighbourhoods.relations[node, at], 0)
+            kind = np.where(beside & gone, PAD, kind)
+        kinds[row, column], values[row, column] = kind, np.where(kind == PAD, 0, value)
+
+    def _layout(self, text: str) -> np.ndarray:
+        """Kinds, values (word ids or slots), numbers and places of a text, int64 (4, H)."""
+        columns: list[tuple[int, int, int, int]] = []
+        place = 0
+        for index, part in enumerate(SLOT.split(text)):
+            if index % 2 == 0:
+                for word in self.tokenizer(part, add_special_tokens=False)["input_ids"] if part.strip() else []:
+                    columns.append((WORD, word, 0, place))
+                    place += 1
+                continue
+            slot = int(part)
+            columns += [(POSITION, slot, group, place) for group in range(self.groups)]
+            columns += [(FEATURE, slot, 0, place)] if self.features else []
+            if self.neighbourhoods is not None:
+                columns += [(NEIGHBOUR, slot, m, place) for m in range(self.neighbourhoods.rows.shape[1])]
+            place += 1
+        return np.array(columns[-self.longest :], dtype=np.int64).reshape(-1, 4).T
