@@ -16,6 +16,7 @@ import httpx
 
 from serving import engine as core
 from serving.bundle import Bundle, EncoderLoader, load_setrec, verify
+from serving.graph import GraphLoader
 from serving.http import Recommend, Result, create_app
 from serving.settings import ServingSettings
 from setrec.errors import SetRecError
@@ -41,11 +42,16 @@ class ServingError(SetRecError):
 
 
 def start(
-    bundle: str | Path, settings: ServingSettings | None = None, *, load_encoder: EncoderLoader = load_setrec
+    bundle: str | Path,
+    settings: ServingSettings | None = None,
+    *,
+    load_encoder: EncoderLoader = load_setrec,
+    graph_loader: GraphLoader | None = None,
 ) -> str:
     """Serve ``bundle`` and return the endpoint's URL once it answers. Uses a running Ray session, else starts one.
 
-    ``load_encoder`` loads the bundle's ``model/`` in each replica.
+    In each replica ``load_encoder`` loads the bundle's ``model/`` and ``graph_loader`` its ``graph/``; without a
+    loader or without such a folder, no graph is served. Replicas import both, so they must lie in installed modules.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -57,7 +63,7 @@ def start(
     _require_free(settings)
     _connect(settings)
     try:
-        _deploy(path, settings, load_encoder)
+        _deploy(path, settings, load_encoder, graph_loader)
         return _wait_until_ready(settings)
     except BaseException:
         stop()
@@ -75,10 +81,15 @@ def stop() -> None:
             ray.shutdown()
 
 
-def build(path: Path, settings: ServingSettings, load_encoder: EncoderLoader) -> Any:
-    """The application of one replica: opened bundle, warm engine, routes, and ``serve.batch`` in between."""
-    engine = core.Engine(Bundle.open(path, load_encoder), max_k=settings.max_k, threads=settings.threads)
-    return create_app(engine, settings, batched(engine, settings), request_ids=False)  # Serve's proxy adds its own
+def build(
+    path: Path, settings: ServingSettings, load_encoder: EncoderLoader, graph_loader: GraphLoader | None = None
+) -> Any:
+    """The application of one replica: opened bundle, warm engine, graph, routes, and ``serve.batch`` in between."""
+    bundle = Bundle.open(path, load_encoder)
+    engine = core.Engine(bundle, max_k=settings.max_k, threads=settings.threads)
+    graph = graph_loader(bundle.graph_path) if graph_loader and bundle.graph_path else None
+    # Serve's proxy names requests itself.
+    return create_app(engine, settings, batched(engine, settings), graph=graph, request_ids=False)
 
 
 def batched(engine: core.Engine, settings: ServingSettings) -> Recommend:
@@ -115,11 +126,13 @@ def _connect(settings: ServingSettings) -> None:
         raise ServingError("Ray Serve already runs in this Ray session; stop it first")
 
 
-def _deploy(path: Path, settings: ServingSettings, load_encoder: EncoderLoader) -> None:
+def _deploy(
+    path: Path, settings: ServingSettings, load_encoder: EncoderLoader, graph_loader: GraphLoader | None
+) -> None:
     from ray import serve
 
     def replica() -> Any:
-        return build(path, settings, load_encoder)
+        return build(path, settings, load_encoder, graph_loader)
 
     deployment: Any = serve.deployment(
         serve.ingress(replica)(),

@@ -8,8 +8,10 @@ File by file:
 - ``popularity.safetensors``: training interactions of each item, int64 (I,)
 - ``items.parquet``: the catalogue; ``histories.parquet``: the known users
 - ``index.faiss``, ``retriever.json``: the candidate index
+- ``graph/``, where there is one: a graph, its node tokenizer and the model that reads them, in sub-folders
 
-No file can carry code: Parquet, JSON, safetensors and FAISS's own format are all there is.
+No file can carry code: Parquet, JSON, safetensors, NumPy arrays without Python objects and FAISS's own format are all
+there is.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -41,7 +43,7 @@ from setrec.settings import Settings
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _LIBRARIES = ("setrec", "torch", "transformers", "faiss-cpu", "numpy", "pyarrow", "safetensors")
-_MODEL_SUFFIXES = (".json", ".safetensors")
+_SUFFIXES = {"model": (".json", ".safetensors"), "graph": (".json", ".safetensors", ".parquet", ".npy")}
 
 
 class UserEncoder(Protocol):
@@ -132,6 +134,11 @@ class Bundle:
         """Name of what is served."""
         return self.manifest.model_version
 
+    @property
+    def graph_path(self) -> Path | None:
+        """The ``graph/`` folder, where the bundle holds one."""
+        return self.path / "graph" if any(name.startswith("graph/") for name in self.manifest.files) else None
+
     def _check(self) -> None:
         """The parts must be of one catalogue and one model; checksums alone do not say that."""
         items, width = self.codes.shape
@@ -163,10 +170,12 @@ def write_bundle(
     retriever: RetrieverSettings | None = None,
     model_version: str | None = None,
     load_encoder: EncoderLoader = load_setrec,
+    graph_dir: Path | None = None,
 ) -> Manifest:
     """Write a bundle: as a whole or, after an error, not at all; a bundle already at ``out`` stays until the end.
 
-    ``item_codes`` float32 (I, D). Of ``model_dir`` only JSON and safetensors files are taken.
+    ``item_codes`` float32 (I, D). Of ``model_dir`` only JSON and safetensors files are taken, of ``graph_dir`` and
+    its sub-folders also Parquet and NumPy files.
 
     Raises:
         BundleError: ``out`` holds something that is no bundle, or the parts do not fit together.
@@ -178,7 +187,9 @@ def write_bundle(
         raise BundleError(f"{out}: item codes, catalogue and histories are not of the same items")
     codes = np.ascontiguousarray(item_codes, dtype=np.float32)
     with atomic_directory(out) as target:
-        _copy_model(Path(model_dir), target / "model")
+        _copy(Path(model_dir).glob("*"), Path(model_dir), target / "model")
+        if graph_dir is not None:
+            _copy(Path(graph_dir).rglob("*"), Path(graph_dir), target / "graph")
         catalog.save(target / "items.parquet")
         histories.save(target / "histories.parquet")
         save_file({"codes": codes}, target / "codes.safetensors")
@@ -213,6 +224,8 @@ def verify(path: Path) -> Manifest:
             raise BundleError(f"{file}: {size} bytes where the manifest says {entry.bytes} (truncated or altered)")
         if _sha256(file) != entry.sha256:
             raise BundleError(f"{file}: altered (its sha256 is not the manifest's)")
+        if file.suffix == ".npy":
+            _require_plain_array(file)
     return manifest
 
 
@@ -240,8 +253,16 @@ def _require_safe_names(path: Path, manifest: Manifest) -> None:
         inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and str(pure) == name
         if not inside or not pure.parts or name == MANIFEST:
             raise BundleError(f"{path / MANIFEST}: {name!r} is not a path inside the bundle")
-        if pure.parts[0] == "model" and pure.suffix not in _MODEL_SUFFIXES:
-            raise BundleError(f"{path / MANIFEST}: {name!r} is not a kind of file a model may consist of")
+        if (kind := pure.parts[0]) in _SUFFIXES and pure.suffix not in _SUFFIXES[kind]:
+            raise BundleError(f"{path / MANIFEST}: {name!r} is not a kind of file a {kind} may consist of")
+
+
+def _require_plain_array(file: Path) -> None:
+    """A NumPy array of Python objects is a pickle; its header says so, and a header is all that is read here."""
+    try:
+        np.lib.format.open_memmap(file, mode="r")
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+        raise BundleError(f"{file}: not an array of numbers: {_line(error)}") from error
 
 
 def _describe(
@@ -271,13 +292,16 @@ def _describe(
     )
 
 
-def _copy_model(source: Path, target: Path) -> None:
+def _copy(files: Iterable[Path], source: Path, target: Path) -> None:
+    """Copy what ``target``, named for its kind, may consist of; sub-folders keep their names."""
     target.mkdir()
-    for file in sorted(source.glob("*")):
-        if file.is_file() and file.suffix in _MODEL_SUFFIXES:
-            shutil.copyfile(file, target / file.name)
+    for file in sorted(files):
+        if file.is_file() and file.suffix in _SUFFIXES[target.name]:
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
     if not any(target.iterdir()):
-        raise BundleError(f"{source}: holds no model")
+        raise BundleError(f"{source}: holds no {target.name}")
 
 
 def _tile(columns: Mapping[str, tuple[int, int]], width: int) -> bool:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,42 +10,46 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
 from serving import engine as core
+from serving.graph import GraphService, add_graph_routes, graph_ready
 from serving.middleware import BodyLimit, RequestId, error_body
-from serving.schemas import ErrorResponse, Live, Ready, RecommendRequest, RecommendResponse, limited_request
+from serving.schemas import Live, Ready, RecommendRequest, RecommendResponse, error_responses, limited_request
 from serving.settings import ServingSettings
 from setrec import __version__
-from setrec.errors import SetRecError, UnknownItemError, UnknownUserError
+from setrec.errors import SetRecError, UnknownItemError, UnknownNodeError, UnknownUserError
 
 Result = core.Answer | SetRecError
 Recommend = Callable[[core.Request], Awaitable[Result]]
 
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 503: "overloaded"}
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorResponse, "description": "The body cannot be read (`bad_request`)."},
-    404: {"model": ErrorResponse, "description": "The bundle does not know the user (`unknown_user`)."},
-    413: {"model": ErrorResponse, "description": "The body is too long (`body_too_large`)."},
-    422: {
-        "model": ErrorResponse,
-        "description": "Not JSON (`invalid_json`), a field is missing or out of range, or the history is empty "
-        "(`invalid_request`), or it holds an item the catalogue does not (`unknown_item`).",
-    },
-    503: {"description": "Too many requests are waiting; try again."},
-}
+_ERRORS = error_responses(
+    "The bundle does not know the user (`unknown_user`).",
+    "a field is missing or out of range, or the history is empty (`invalid_request`), or it holds an item the "
+    "catalogue does not (`unknown_item`).",
+)
 
 
 def create_app(
-    engine: core.Engine, settings: ServingSettings, recommend: Recommend | None = None, *, request_ids: bool = True
+    engine: core.Engine,
+    settings: ServingSettings,
+    recommend: Recommend | None = None,
+    *,
+    graph: GraphService | None = None,
+    request_ids: bool = True,
 ) -> FastAPI:
     """The application over ``engine``, for any ASGI server.
 
     ``recommend`` answers one request and is where a server plugs its batching in; the default runs the engine on a
-    thread of its own, one request at a time, so that the event loop stays free. ``request_ids``: whether to name
-    requests in ``X-Request-Id``; false behind a proxy that does.
+    thread of its own, one request at a time, so that the event loop stays free. ``graph``: what answers under
+    ``/v1/graph``; without it these routes do not exist. ``request_ids``: whether to name requests in
+    ``X-Request-Id``; false behind a proxy that does.
     """
     app = FastAPI(
         title="setrec", version=__version__, description="Generative recommendation over HTTP.", redoc_url=None
     )
     _add_routes(app, engine, settings, recommend or one_by_one(engine))
+    if graph is not None:
+        add_graph_routes(app, graph)
+    _add_probes(app, engine, graph)
     _add_errors(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if request_ids:
@@ -65,14 +68,6 @@ def one_by_one(engine: core.Engine) -> Recommend:
 
 
 def _add_routes(app: FastAPI, engine: core.Engine, settings: ServingSettings, recommend: Recommend) -> None:
-    bundle = engine.bundle
-    ready = Ready(
-        status="ready",
-        model_version=bundle.model_version,
-        items=len(bundle.catalog),
-        users=len(bundle.histories),
-        retriever=bundle.retriever.settings.kind,
-    )
     body_type = limited_request(settings.max_history, min(settings.max_k, engine.max_k))
 
     @app.post("/v1/recommend", response_model=RecommendResponse, responses=_ERRORS, tags=["recommend"])
@@ -84,12 +79,24 @@ def _add_routes(app: FastAPI, engine: core.Engine, settings: ServingSettings, re
         # Written out by hand: the answer is ours, checking it again field by field would cost more than making it.
         return JSONResponse({"model_version": result.model_version, "items": [vars(item) for item in result.items]})
 
+
+def _add_probes(app: FastAPI, engine: core.Engine, graph: GraphService | None) -> None:
+    bundle = engine.bundle
+    ready = Ready(
+        status="ready",
+        model_version=bundle.model_version,
+        items=len(bundle.catalog),
+        users=len(bundle.histories),
+        retriever=bundle.retriever.settings.kind,
+        graph=None if graph is None else graph_ready(graph),
+    )
+
     @app.get("/health/live", tags=["health"])
     async def live() -> Live:
         """Whether the process answers."""
         return Live(status="live")
 
-    @app.get("/health/ready", tags=["health"])
+    @app.get("/health/ready", response_model_exclude_none=True, tags=["health"])
     async def is_ready() -> Ready:
         """Whether recommendations can be asked for, and from which model."""
         return ready
@@ -109,6 +116,8 @@ def _add_errors(app: FastAPI) -> None:
     async def refused(_: Request, error: Exception) -> JSONResponse:
         if isinstance(error, UnknownUserError):
             return JSONResponse(error_body("unknown_user", str(error)), 404)
+        if isinstance(error, UnknownNodeError):
+            return JSONResponse(error_body("unknown_node", str(error)), 404)
         code = "unknown_item" if isinstance(error, UnknownItemError) else "invalid_request"
         return JSONResponse(error_body(code, str(error)), 422)
 

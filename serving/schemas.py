@@ -46,6 +46,17 @@ class Live(BaseModel):
     status: str
 
 
+class GraphReady(BaseModel):
+    """The graph that is served beside the catalogue."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_version: str
+    nodes: int = Field(description="How many nodes the graph has.")
+    tasks: list[str] = Field(description="What the model was trained for.")
+    can_ask: bool = Field(description="Whether there is a model that answers questions.")
+
+
 class Ready(BaseModel):
     """Model and index are loaded and have answered a first request."""
 
@@ -56,6 +67,7 @@ class Ready(BaseModel):
     items: int
     users: int
     retriever: str
+    graph: GraphReady | None = Field(default=None, description="Left out where no graph is served.")
 
 
 class ErrorDetail(BaseModel):
@@ -69,6 +81,17 @@ class ErrorResponse(BaseModel):
     """The body of every answer that is not 2xx."""
 
     error: ErrorDetail
+
+
+def error_responses(unknown: str, invalid: str) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer but 2xx, for the OpenAPI document: ``unknown`` is its 404, ``invalid`` ends its 422."""
+    return {
+        400: {"model": ErrorResponse, "description": "The body cannot be read (`bad_request`)."},
+        404: {"model": ErrorResponse, "description": unknown},
+        413: {"model": ErrorResponse, "description": "The body is too long (`body_too_large`)."},
+        422: {"model": ErrorResponse, "description": f"Not JSON (`invalid_json`), {invalid}"},
+        503: {"description": "Too many requests are waiting; try again."},
+    }
 
 
 def limited_request(max_history: int, max_k: int) -> type[RecommendRequest]:

@@ -54,18 +54,10 @@ def set_attention(
     if seen == 0:
         return value.transpose(1, 2).contiguous(), None
     if seen == key.shape[2]:
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
-        )
+        out = _masked(query, key, value, attention_mask, scaling, dropout)
         return out.transpose(1, 2).contiguous(), None
-    history = F.scaled_dot_product_attention(
-        query[:, :, :seen],
-        key[:, :, :seen],
-        value[:, :, :seen],
-        attn_mask=attention_mask[:, :, :seen],
-        dropout_p=dropout,
-        scale=scaling,
-    )
+    first = (x[:, :, :seen] for x in (query, key, value, attention_mask))
+    history = _masked(*first, scaling, dropout)
     queries = _history_and_self(query, key, value, attention_mask, seen, scaling, dropout)
     return torch.cat([history, queries], dim=2).transpose(1, 2).contiguous(), None
 
@@ -75,6 +67,21 @@ def _biased(mask: Tensor | None, bias: Tensor, query: Tensor) -> Tensor:
     if mask is None or mask.shape[-1] == 0:
         return bias if mask is None else bias.new_zeros(mask.shape)
     return bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
+
+
+def _masked(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, dropout: float
+) -> Tensor:
+    narrow = query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    if query.device.type != "cpu" or not narrow:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    # PyTorch's fused CPU kernel is 3 to 8 times slower in bfloat16 than these three lines at up to 120 tokens.
+    logits = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(2, 3)
+    if mask.dtype == torch.bool:
+        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+    else:
+        logits = logits + mask
+    return F.dropout(logits.softmax(dim=-1).to(value.dtype), dropout) @ value
 
 
 def _history_and_self(

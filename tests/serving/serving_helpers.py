@@ -1,10 +1,14 @@
-"""A small catalogue, its histories, and a ten-line encoder to serve them with."""
+"""A small catalogue, its histories, and a ten-line encoder to serve them with; a small graph, likewise."""
+
+import re
 
 import numpy as np
 import torch
 
 from serving.bundle import write_bundle
+from serving.graph import AnchorDistance, GraphAnswer, NearNode, NodeDescription, ScoredAnswer
 from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
+from setrec.errors import SetRecError, UnknownNodeError
 from setrec.ragged import Ragged
 
 ITEMS, COLUMNS = 60, {"collaborative": (0, 6), "semantic": (6, 14)}
@@ -58,3 +62,50 @@ def fake_bundle(out, retriever=None, **changes):
     parts = {"catalog": catalog(), "histories": histories(), "item_codes": codes()}
     parts |= {"weights": {"collaborative": 1.0, "semantic": 0.5}, "load_encoder": load_fake, "retriever": retriever}
     return write_bundle(out, model_dir=model_dir(out.parent / "trained"), **(parts | changes))
+
+
+class FakeGraph:
+    """Three nodes in a row, a - b - c, and d on its own; answers are the nodes that the question does not mention."""
+
+    model_version, count, tasks, can_ask = "graph-1", 4, ("next", "kind"), True
+
+    def ask(self, question, k, mode):
+        mentioned = tuple(re.findall(r"\[\[(.*?)\]\]", question))
+        self._require(mentioned)
+        if not mentioned:
+            raise SetRecError("the question mentions no node")
+        others = [node for node in "abcd" if node not in mentioned][:k]
+        scores = [None if mode == "text" else 1 / (1 + rank) for rank in range(len(others))]
+        return GraphAnswer(tuple(map(ScoredAnswer, others, scores)), mode, mentioned)
+
+    def nodes(self, ids, k):
+        self._require(ids)
+        return [self._describe(node, k) for node in ids]
+
+    def _describe(self, node, k):
+        near = tuple(NearNode(other, 0.5) for other in "abcd" if other != node)[:k]
+        anchors = (AnchorDistance("a", None if node == "d" else float("abc".index(node))),)
+        return NodeDescription(node, None if node == "d" else f"text of {node}", [0.25, -1.0], near, anchors)
+
+    def _require(self, ids):
+        for node in ids:
+            if node not in "abcd":
+                raise UnknownNodeError(f"unknown node {node!r}")
+
+
+def load_fake_graph(path):
+    assert (path / "model" / "config.json").is_file()
+    return FakeGraph()
+
+
+def graph_dir(path):
+    """One file of each kind a graph may consist of, and two that it may not."""
+    for folder in ("tokenizer", "model"):
+        (path / folder).mkdir(parents=True, exist_ok=True)
+    np.save(path / "arcs.npy", np.arange(6))
+    (path / "nodes.parquet").write_bytes(b"parquet")
+    (path / "model" / "config.json").write_text('{"layers": 2}')
+    (path / "tokenizer" / "tables.safetensors").write_bytes(b"tables")
+    (path / "model" / "pytorch_model.bin").write_bytes(b"pickle")
+    (path / "notes.txt").write_text("notes")
+    return path

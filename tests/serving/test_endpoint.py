@@ -8,10 +8,11 @@ import sys
 
 import httpx
 import pytest
+import serving_helpers
 from conftest import ITEMS, small_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving_helpers import catalog, histories
+from serving_helpers import catalog, graph_dir, histories, load_fake_graph
 
 from serving import app
 from serving.bundle import Bundle, write_bundle
@@ -41,6 +42,7 @@ def bundle(features, tmp_path_factory):
         histories=histories(ITEMS),
         item_codes=model.item_codes().numpy(),
         weights=dict.fromkeys(model.kinds, 1.0),
+        graph_dir=graph_dir(folder / "graph"),
     )
     return folder / "bundle"
 
@@ -52,10 +54,14 @@ def engine(bundle):
 
 @pytest.fixture(scope="module")
 def client(bundle):
-    url = app.start(bundle, ServingSettings(port=free_port(), **LIMITS))
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(serving_helpers)  # replicas cannot import what lies among the tests
+    url = app.start(bundle, ServingSettings(port=free_port(), **LIMITS), graph_loader=load_fake_graph)
     with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
         yield client
     app.stop()
+    cloudpickle.unregister_pickle_by_value(serving_helpers)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +103,14 @@ def test_the_endpoint_answers_what_the_engine_answers(client, engine):
         assert item["attributes"] == known.attributes
         assert item["score"] == pytest.approx(known.score, abs=1e-4)
         assert sum(item["shares"].values()) == pytest.approx(item["score"], abs=1e-6)
+
+
+def test_the_bundles_graph_is_served_beside_the_catalogue(client):
+    assert client.get("/health/ready").json()["graph"]["nodes"] == 4
+    body = {"question": "What is next to [[b]]?", "k": 2, "mode": "text"}
+    answer = client.post("/v1/graph/ask", json=body).json()
+    assert [found["answer"] for found in answer["answers"]] == ["a", "c"]
+    refused(client.post("/v1/graph/nodes", json={"node_ids": ["z"]}), 404, "unknown_node")
 
 
 def test_a_known_user_can_be_asked_for_by_id(client, engine):
