@@ -38,6 +38,9 @@ from setrec.errors import ConfigError
 from setrec.settings import Settings
 from setrec.softmax import catalogue_cross_entropy
 
+FAR = 24
+"""Ways over an anchor of this many hops or more share a bias; no way at all has one of its own."""
+
 SCALES = (0.4, 1.6)
 """Starting values of tau: the small one tells far distances apart, the large one near ones."""
 
@@ -48,7 +51,8 @@ class GraphModelSettings(Settings):
     ``tuning``: ``full``; ``lora`` (adapters, defaults of the backbone's section); ``frozen`` trains projectors, soft
     prompt, queries and candidates alone. ``position_tokens`` a node, each of an equal share of the anchors;
     ``neighbours``: how many neighbours a node shows (0: none). ``soft_prompt`` learned vectors stand first.
-    ``identity``: width of the candidates' own learned vectors. ``text_loss`` weighs the loss of the written answer.
+    ``distance_bias``: whether attention between node tokens has a learned bias by the shortest way over an anchor, as
+    T5 has one by the words between. ``identity``: width of the candidates' own learned vectors. ``text_loss`` weighs the loss of the written answer.
     """
 
     backbone: BackboneSettings = BackboneSettings()
@@ -56,6 +60,7 @@ class GraphModelSettings(Settings):
     position_tokens: int = Field(4, ge=0, le=16)
     neighbours: int = Field(16, ge=0)
     soft_prompt: int = Field(2, ge=0)
+    distance_bias: bool = True
     identity: int = Field(64, ge=0)
     dropout: float = Field(0.1, ge=0, lt=1)
     text_loss: float = Field(0.0, ge=0)
@@ -76,14 +81,18 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class NodeData:
-    """What stands behind the nodes: distances (V, columns) to the anchors, features (V, F) or ``None``."""
+    """What stands behind the nodes: distances (V, columns) to the anchors, features (V, F) or ``None``.
+
+    ``raw``: the table holds coordinates to be read as they are, such as eigenvectors, not distances.
+    """
 
     table: Tensor
     features: Tensor | None
+    raw: bool = False
 
     def to(self, device: torch.device) -> NodeData:
         """On another device."""
-        return NodeData(self.table.to(device), None if self.features is None else self.features.to(device))
+        return NodeData(self.table.to(device), None if self.features is None else self.features.to(device), self.raw)
 
 
 class GraphLanguageModel(nn.Module):
@@ -109,6 +118,8 @@ class GraphLanguageModel(nn.Module):
             self.position_bias = nn.Parameter(torch.randn(groups, d) * 0.02)
         if shape.features:
             self.feature = nn.Linear(shape.features, d)
+        if groups and settings.distance_bias:
+            self.way_bias = nn.Parameter(torch.zeros(FAR + 2, reader.heads))
         self.beside = nn.Linear(d, d)
         self.relation = nn.Embedding(shape.relations + 1, d)
         self.soft_prompt = nn.Parameter(torch.randn(settings.soft_prompt, d) * 0.02)
@@ -178,12 +189,12 @@ class GraphLanguageModel(nn.Module):
         groups = self.settings.position_tokens
         rows, group = values // groups, values % groups
         used, back = torch.unique(rows, return_inverse=True)
-        return self._grouped(data.table[used])[back, group]
+        return self._grouped(data.table[used], data.raw)[back, group]
 
-    def _grouped(self, distances: Tensor) -> Tensor:
+    def _grouped(self, distances: Tensor, raw: bool) -> Tensor:
         """All position tokens (n, groups, d) of distances (n, columns)."""
         groups = self.settings.position_tokens
-        near = self.decayed(distances)
+        near = distances.float()[:, None].expand(-1, len(SCALES), -1) if raw else self.decayed(distances)
         near = F.pad(near, (0, -near.shape[-1] % groups)).unflatten(-1, (groups, -1)).transpose(1, 2)
         return torch.einsum("ngx,gxd->ngd", near.flatten(2), self.position) + self.position_bias
 
@@ -195,31 +206,33 @@ class GraphLanguageModel(nn.Module):
         """One token a neighbour: the sum of its tokens, through a map of its own."""
         total = torch.zeros(len(rows), self.width, device=rows.device)
         if self.settings.position_tokens:
-            total = total + self._grouped(data.table[rows]).sum(dim=1)
+            total = total + self._grouped(data.table[rows], data.raw).sum(dim=1)
         if data.features is not None:
             total = total + self._features(rows, data)
         return self.beside(total)
 
     def answers(self, batch: PromptBatch, data: NodeData) -> Tensor:
         """Answers (B, n, d) to the queries, one per slot, in one pass."""
-        history, sees, places = self.read(batch, data)
+        history, sees, places, bias = self.read(batch, data)
         n = len(self.slots)
         queries = self.queries.expand(len(history), -1, -1)
         lengths = batch.lengths + self.settings.soft_prompt
         asks = torch.cat([places.new_ones(len(places), n, self.settings.soft_prompt) > 0, batch.asks(n)], dim=2)
-        out = self.reader.attend(history, sees, places, queries, asks, lengths[:, None].expand(-1, n))
+        out = self.reader.attend(history, sees, places, queries, asks, lengths[:, None].expand(-1, n), bias)
         return self.dropout(out) * self.log_scale.exp()[:, None]
 
-    def read(self, batch: PromptBatch, data: NodeData) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors (B, H, d), who sees whom (B, H, H) and places (B, H), the soft prompt in front."""
+    def read(self, batch: PromptBatch, data: NodeData) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Vectors (B, H, d), who sees whom (B, H, H), places (B, H) and attention bias (B, heads, H, H), the soft
+        prompt in front."""
         vectors, sees, places = self.vectors(batch, data), batch.sees(causal=self.causal), batch.places
+        bias = self._way_bias(batch, data) if hasattr(self, "way_bias") else None
         a = self.settings.soft_prompt
         if not a:
-            return vectors, sees, places
+            return vectors, sees, places, bias
+        full = F.pad(sees, (a, 0, a, 0))
+        full[:, a:, :a] = True
         first = torch.ones(a, a, dtype=torch.bool, device=sees.device)
-        first = first.tril() if self.causal else first
-        full = sees.new_zeros(len(sees), a + sees.shape[1], a + sees.shape[1])
-        full[:, :a, :a], full[:, a:, :a], full[:, a:, a:] = first, True, sees
+        full[:, :a, :a] = first.tril() if self.causal else first
         if not self.causal:
             full[:, :a, a:] = batch.asks(a)
         start = torch.arange(a, device=places.device).expand(len(places), -1)
@@ -227,7 +240,23 @@ class GraphLanguageModel(nn.Module):
             torch.cat([self.soft_prompt.expand(len(vectors), -1, -1), vectors], dim=1),
             full,
             torch.cat([start, places + a], dim=1),
+            None if bias is None else F.pad(bias, (a, 0, a, 0)),
         )
+
+    def _way_bias(self, batch: PromptBatch, data: NodeData) -> Tensor | None:
+        """Bias (B, heads, H, H) by min_k (d_ik + d_jk) between node tokens i and j of a prompt; 0 beside words."""
+        rows = batch.rows(self.settings.position_tokens)
+        here = rows >= 0
+        if data.raw or not here.any():
+            return None
+        lengths = as_lengths(data.table[rows.clamp(min=0)]).clamp(max=120.0).round().to(torch.uint8)
+        way = torch.full((*rows.shape, rows.shape[1]), 255, dtype=torch.uint8, device=rows.device)
+        for part in lengths.split(16, dim=-1):
+            way = torch.minimum(way, (part[:, :, None] + part[:, None, :]).amin(dim=-1))
+        bucket = torch.where(way < 120, way.clamp(max=FAR), FAR + 1).long()
+        bucket = bucket.masked_fill(rows[:, :, None] == rows[:, None, :], 0)
+        bias = self.way_bias[bucket].permute(0, 3, 1, 2)
+        return bias * (here[:, None, :, None] & here[:, None, None, :])
 
     def codes(self, data: NodeData) -> Tensor:
         """Codes of all candidates, (C, D): small, and all that a ranking needs of them."""
@@ -238,7 +267,7 @@ class GraphLanguageModel(nn.Module):
             elif kind == "features":
                 parts.append(F.normalize(cast(Tensor, data.features).float(), dim=1))
             else:
-                parts.append(self.decayed(data.table)[:, 1])
+                parts.append(data.table.float() if data.raw else self.decayed(data.table)[:, 1])
         return torch.cat(parts, dim=1)
 
     def asked(self, answers: Tensor) -> Tensor:
@@ -300,7 +329,7 @@ def tune(model: PreTrainedModel, settings: BackboneSettings, tuning: str) -> Pre
     return model
 
 
-def attach(table: np.ndarray, features: np.ndarray | None) -> NodeData:
+def attach(table: np.ndarray, features: np.ndarray | None, *, raw: bool = False) -> NodeData:
     """Arrays of a graph as tensors."""
     own = None if features is None else torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
-    return NodeData(torch.from_numpy(np.ascontiguousarray(table)), own)
+    return NodeData(torch.from_numpy(np.ascontiguousarray(table)), own, raw)

@@ -84,6 +84,11 @@ class PromptBatch:
         """Places of each prompt, int64 (B,): where an answer stands."""
         return self.places.masked_fill(self.kinds == PAD, -1).amax(dim=1) + 1
 
+    def rows(self, groups: int) -> Tensor:
+        """Row of each token's node, int64 (B, H); -1 for words and padding."""
+        own = torch.where(self.kinds == POSITION, self.values // max(1, groups), self.values)
+        return own.masked_fill(self.kinds <= WORD, -1)
+
     def sees(self, *, causal: bool) -> Tensor:
         """Who sees whom, bool (B, H, H): earlier places (``causal``) or all other places, and itself; never padding."""
         rows, columns = self.places[:, :, None], self.places[:, None, :]

@@ -19,11 +19,13 @@ OURS = "node tokens"
 OPPONENTS = ("text only", "shuffled tokens")
 CHARTED = 2
 """Metrics of a task that have a chart; the others are in its table."""
+LONGEST = 44
+"""Letters of a system's name in a chart."""
 
 TOKENIZER = {
     "strategy": "choice of anchors", "anchors": "anchors K", "radius": "radius in hops", "coverage": "coverage",
     "distances": "distances", "encoder": "encoder", "positions": "positions", "columns": "distances a node",
-    "width": "width of a position", "knee": "anchors where the gain falls off",
+    "width": "width of a position",
 }  # fmt: skip
 _LOWER_IS_BETTER = re.compile(r"\b(mae|mse|rmse|loss|error|nll|perplexity)\b", re.IGNORECASE)
 
@@ -125,7 +127,7 @@ def _order(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     shown = [key for key in keys if any(v[key] is not None for v in values)]
     if not shown:
         return None
-    best = {key: max(v[key] for v in values if v[key] is not None) for key in shown}
+    best = {key: max(x for v in values if (x := v[key]) is not None) for key in shown}
     cells = [[(v[key], v[key] == best[key]) for key in shown] for v in values]
     lines = list(zip([r["similarity"] for r in rows], cells, strict=True))
     return {"names": [keys[key] for key in shown], "rows": lines}
@@ -183,18 +185,19 @@ def _dots(task: str, metric: str, cells: Mapping[str, Mapping[str, Mapping[str, 
     for system, own in cells.items():
         if (cell := own.get(metric)) is not None:
             low, high = (cell["value"] if cell[end] is None else cell[end] for end in ("low", "high"))
-            points.append(charts.Interval(system, cell["value"], low, high, _ours(system)))
+            name = system if len(system) <= LONGEST else f"{system[: LONGEST - 1]}…"
+            points.append(charts.Interval(name, cell["value"], low, high, _ours(system)))
     if not points or min(p.low for p in points) < 0:
         return None
     note = ", lower is better" if _lower_is_better(metric) else ""
-    return {"title": f"{metric}{note}", "chart": _roomy(charts.intervals(f"{metric}, {task}", points), points)}
+    longest = max(len(p.label) for p in points)
+    chart = _roomy(charts.intervals(f"{metric}, {task}", points), longest)
+    return {"title": f"{metric}{note}", "chart": chart, "long": longest > 20}
 
 
-def _roomy(chart: Markup, points: Sequence[charts.Interval]) -> Markup:
+def _roomy(chart: Markup, letters: int) -> Markup:
     """``chart`` with room at its left for names longer than it provides for."""
-    extra = min(round(7.3 * max(len(p.label) for p in points)) - 132, 240)
-    if extra <= 0:
-        return chart
+    extra = max(0, round(8.2 * letters) - 130)
     old, new = f'viewBox="0 0 {charts.WIDTH} ', f'viewBox="{-extra} 0 {charts.WIDTH + extra} '
     return Markup(str(chart).replace(old, new, 1))
 

@@ -13,6 +13,8 @@ from pipelines.charts import WIDTH
 
 POINTS = 4000
 """At most this many points are drawn, unless more than these are marked."""
+SINGLE = 1500
+"""Up to this many marked points each say which node they are; more say it together, group by group."""
 NAMED = 8
 """At most this many groups have a colour of their own."""
 REST = "other"
@@ -45,12 +47,16 @@ def scatter(title: str, x: np.ndarray, y: np.ndarray, groups: Sequence[str], mar
         if spots:
             said = f"<title>{escape(_short(names[g]))}</title>"
             parts.append(f'<path class="{_colour(g, names)}" d="{spots}">{said}</path>')
-    for i in np.flatnonzero(marked):
-        name = names[member[i]]
-        parts.append(
-            f'<path class="anchor {_colour(member[i], names)}" d="M{at[i, 0]:.1f} {at[i, 1] - 6:.1f}l6 6l-6 6l-6-6z">'
-            f"<title>anchor, node {i}: {escape(_short(name))}</title></path>"
-        )
+    anchors = np.flatnonzero(marked)
+    each = len(anchors) <= SINGLE
+    for some in anchors[:, None] if each else [anchors[member[anchors] == g] for g in range(len(names))]:
+        if len(some):
+            said = f"anchor, node {some[0]}" if each else f"{len(some):,} anchors"
+            diamonds = "".join(f"M{at[i, 0]:.1f} {at[i, 1] - 6:.1f}l6 6l-6 6l-6-6z" for i in some)
+            parts.append(
+                f'<path class="anchor {_colour(member[some[0]], names)}" d="{diamonds}">'
+                f"<title>{said}: {escape(_short(names[member[some[0]]]))}</title></path>"
+            )
     svg = (
         f'<svg class="chart plane" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"

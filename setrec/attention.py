@@ -47,8 +47,7 @@ def set_attention(
     if position_bias is not None and (attention_mask is None or not attention_mask.dtype.is_floating_point):
         attention_mask = _biased(attention_mask, position_bias, query)
     if attention_mask is None:
-        causal = query.shape[2] > 1 and getattr(module, "is_causal", False)
-        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling, is_causal=causal)
+        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling)
         return out.transpose(1, 2).contiguous(), None
     seen = attention_mask.shape[-1]
     if seen == 0:
@@ -91,12 +90,18 @@ def _history_and_self(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     own_query, own_key, own_value = query[:, :, seen:] * scale, key[:, :, seen:], value[:, :, seen:]
     logits = own_query @ key[:, :, :seen].transpose(2, 3)
-    logits = logits.masked_fill(~mask[:, :, seen:], float("-inf"))
+    asks = mask[:, :, seen:]
+    logits = logits.masked_fill(~asks, float("-inf")) if asks.dtype == torch.bool else logits + asks
     itself = (own_query * own_key).sum(-1, keepdim=True)
     weights = F.dropout(torch.cat([logits, itself], dim=-1).softmax(dim=-1), dropout)
     return weights[..., :seen] @ value[:, :, :seen] + weights[..., seen:] * own_value
 
 
+def _plain_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """A mask even where a kernel could do without: no mask means everything may be seen."""
+    return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+
+
 AttentionInterface.register(NAME, set_attention)
 # For word-by-word generation transformers makes plain masks; the recommender hands over its own.
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, _plain_mask)

@@ -59,17 +59,26 @@ class Backbone(Protocol):
     """What the recommender and the graph language model need of a backbone."""
 
     width: int
+    heads: int
 
     def __call__(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
         """Answers (B, Q, n, d) from instruction (a, d), items (B, L * m, d), queries (B or 1, Q, n, d) and visible
         (B or 1, Q)."""
 
     def attend(
-        self, history: Tensor, sees: Tensor, positions: Tensor, queries: Tensor, asks: Tensor, asked_at: Tensor
+        self,
+        history: Tensor,
+        sees: Tensor,
+        positions: Tensor,
+        queries: Tensor,
+        asks: Tensor,
+        asked_at: Tensor,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """Answers (B, S, d) to queries (B, S, d) that see of a history (B, H, d) what ``asks`` bool (B or 1, S, H) says
         and themselves; history tokens see each other by ``sees`` bool (B or 1, H, H). ``positions`` int (B or 1, H) and
-        ``asked_at`` int (B or 1, S) say where tokens and queries stand."""
+        ``asked_at`` int (B or 1, S) say where tokens and queries stand; ``bias`` (B, heads, H, H) is added to the
+        attention logits between history tokens."""
 
 
 def scratch_config(family: str, size: str, dropout: float, words: int = 1) -> PretrainedConfig:
@@ -144,6 +153,7 @@ class CausalBackbone(nn.Module):
         super().__init__()
         self.model = model
         self.width: int = model.config.hidden_size
+        self.heads: int = model.config.num_attention_heads
         model.get_input_embeddings().requires_grad_(False)
 
     def forward(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
@@ -161,11 +171,21 @@ class CausalBackbone(nn.Module):
         return out.reshape(batch, blocks, n, self.width)
 
     def attend(
-        self, history: Tensor, sees: Tensor, positions: Tensor, queries: Tensor, asks: Tensor, asked_at: Tensor
+        self,
+        history: Tensor,
+        sees: Tensor,
+        positions: Tensor,
+        queries: Tensor,
+        asks: Tensor,
+        asked_at: Tensor,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """See :class:`Backbone`."""
         rows = max(len(sees), len(asks))
         mask = torch.cat([sees.expand(rows, -1, -1), asks.expand(rows, -1, -1)], dim=1)[:, None]
+        if bias is not None:
+            bias = nn.functional.pad(bias, (0, 0, 0, asks.shape[1]))
+            mask = bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
         places = torch.cat([positions.expand(rows, -1), asked_at.expand(rows, -1)], dim=1)
         out = self.model(
             inputs_embeds=torch.cat([history, queries], dim=1), attention_mask=mask, position_ids=places,
@@ -188,6 +208,7 @@ class EncoderDecoderBackbone(nn.Module):
         super().__init__()
         self.model = model
         self.width: int = model.config.d_model
+        self.heads: int = model.config.num_heads
         model.get_input_embeddings().requires_grad_(False)
         self._set_bias(stock=False)
         for block in cast(Any, model).decoder.block:
@@ -210,13 +231,20 @@ class EncoderDecoderBackbone(nn.Module):
         return out.reshape(batch, blocks, n, self.width)
 
     def attend(
-        self, history: Tensor, sees: Tensor, positions: Tensor, queries: Tensor, asks: Tensor, asked_at: Tensor
+        self,
+        history: Tensor,
+        sees: Tensor,
+        positions: Tensor,
+        queries: Tensor,
+        asks: Tensor,
+        asked_at: Tensor,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """See :class:`Backbone`."""
         return cast(Any, self.model).decoder(
             inputs_embeds=queries,
             attention_mask=asks.new_zeros((1, 1, queries.shape[1], 0)),
-            encoder_hidden_states=self.encode(history, sees, positions),
+            encoder_hidden_states=self.encode(history, sees, positions, bias),
             encoder_attention_mask=self._bias("decoder", asked_at, positions, asks),
             use_cache=False,
         ).last_hidden_state
@@ -240,10 +268,11 @@ class EncoderDecoderBackbone(nn.Module):
             else:
                 first.compute_bias = _no_bias
 
-    def encode(self, history: Tensor, sees: Tensor, positions: Tensor) -> Tensor:
+    def encode(self, history: Tensor, sees: Tensor, positions: Tensor, bias: Tensor | None = None) -> Tensor:
         """The encoder's states (B, H, d) of the history."""
-        bias = self._bias("encoder", positions, positions, sees)
-        return cast(Any, self.model).encoder(inputs_embeds=history, attention_mask=bias).last_hidden_state
+        mask = self._bias("encoder", positions, positions, sees)
+        mask = mask if bias is None else mask + bias
+        return cast(Any, self.model).encoder(inputs_embeds=history, attention_mask=mask).last_hidden_state
 
     def _bias(self, stack: str, looking: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
         """T5's relative bias between positions, with minus infinity where the mask is false; (B or 1, heads, S, H)."""

@@ -95,6 +95,13 @@ def test_lower_values_of_an_error_are_better_and_values_may_be_missing(tmp_path)
     assert "nan" not in html
 
 
+def test_long_names_have_room_in_the_charts(tmp_path):
+    long = "node tokens, " + "very " * 20 + "long"
+    html = write_graph_report(tmp_path / "r.html", **{**EMPTY, "rows": [row(long, 0.8)]}).read_text()
+    assert re.search(r'viewBox="-2\d\d 0 8\d\d ', html)
+    assert f"<td>{long}</td>" in html
+
+
 @pytest.mark.parametrize(
     ("part", "heading"),
     [
@@ -140,6 +147,15 @@ def test_of_many_points_a_sample_is_drawn_that_keeps_all_anchors():
     assert len(points(drawn)) == POINTS - 500
     assert len(paths(drawn, "plain")) == 9
     assert "other (" in drawn
+    assert len(drawn) < 400_000
+
+
+def test_very_many_anchors_are_all_drawn_in_a_small_file():
+    x, y = np.random.default_rng(3).normal(size=(2, 9000))
+    drawn = scatter("t", x, y, ["a", "b", "b"] * 3000, np.arange(9000) < 6000)
+    assert drawn.count("l6 6l-6 6l-6-6z") == 6000 + 1  # and the key
+    assert "2,000 anchors: a" in drawn
+    assert not points(drawn)
     assert len(drawn) < 400_000
 
 
