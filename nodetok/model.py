@@ -50,7 +50,8 @@ class GraphModelSettings(Settings):
 
     ``tuning``: ``full``; ``lora`` (adapters, defaults of the backbone's section); ``frozen`` trains projectors, soft
     prompt, queries and candidates alone. ``position_tokens`` a node, each of an equal share of the anchors;
-    ``neighbours``: how many neighbours a node shows (0: none). ``soft_prompt`` learned vectors stand first.
+    ``neighbours``: how many neighbours a node shows (0: none); ``feature_hops``: further feature tokens, each the
+    average over one more hop. ``soft_prompt`` learned vectors stand first.
     ``distance_bias``: whether attention between node tokens has a learned bias by the shortest way over an anchor, as
     T5 has one by the words between. ``identity``: width of the candidates' own learned vectors. ``text_loss`` weighs the loss of the written answer.
     """
@@ -59,20 +60,23 @@ class GraphModelSettings(Settings):
     tuning: Literal["full", "lora", "frozen"] = "full"
     position_tokens: int = Field(4, ge=0, le=16)
     neighbours: int = Field(16, ge=0)
+    feature_hops: int = Field(0, ge=0, le=8)
     soft_prompt: int = Field(2, ge=0)
     distance_bias: bool = True
     identity: int = Field(64, ge=0)
     dropout: float = Field(0.1, ge=0, lt=1)
+    feature_dropout: float = Field(0.0, ge=0, lt=1)
     text_loss: float = Field(0.0, ge=0)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes that follow from the graph and the task: distance columns, feature width, relations, candidates, and
-    whether candidates are nodes (then they carry features and positions as well)."""
+    """Sizes that follow from the graph and the task: distance columns, feature width and tokens, relations,
+    candidates, and whether candidates are nodes (then they carry features and positions as well)."""
 
     columns: int
     features: int
+    feature_tokens: int
     relations: int
     candidates: int
     node_candidates: bool
@@ -81,7 +85,8 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class NodeData:
-    """What stands behind the nodes: distances (V, columns) to the anchors, features (V, F) or ``None``.
+    """What stands behind the nodes: distances (V, columns) to the anchors, features (V, tokens, F), a token a hop,
+    or ``None``.
 
     ``raw``: the table holds coordinates to be read as they are, such as eigenvectors, not distances.
     """
@@ -118,6 +123,8 @@ class GraphLanguageModel(nn.Module):
             self.position_bias = nn.Parameter(torch.randn(groups, d) * 0.02)
         if shape.features:
             self.feature = nn.Linear(shape.features, d)
+            self.feature_kind = nn.Embedding(shape.feature_tokens, d)
+            self.feature_dropout = nn.Dropout(settings.feature_dropout)
         if groups and settings.distance_bias:
             self.way_bias = nn.Parameter(torch.zeros(FAR + 2, reader.heads))
         self.beside = nn.Linear(d, d)
@@ -198,9 +205,12 @@ class GraphLanguageModel(nn.Module):
         near = F.pad(near, (0, -near.shape[-1] % groups)).unflatten(-1, (groups, -1)).transpose(1, 2)
         return torch.einsum("ngx,gxd->ngd", near.flatten(2), self.position) + self.position_bias
 
-    def _features(self, rows: Tensor, data: NodeData) -> Tensor:
+    def _features(self, values: Tensor, data: NodeData) -> Tensor:
+        """Feature tokens of values = row * tokens + number: (n, d)."""
         assert data.features is not None
-        return self.feature(data.features[rows].float())
+        tokens = self.shape.feature_tokens
+        features = self.feature_dropout(data.features[values // tokens, values % tokens].float())
+        return self.feature(features) + self.feature_kind(values % tokens)
 
     def _neighbours(self, rows: Tensor, data: NodeData) -> Tensor:
         """One token a neighbour: the sum of its tokens, through a map of its own."""
@@ -208,7 +218,7 @@ class GraphLanguageModel(nn.Module):
         if self.settings.position_tokens:
             total = total + self._grouped(data.table[rows], data.raw).sum(dim=1)
         if data.features is not None:
-            total = total + self._features(rows, data)
+            total = total + self._features(rows * self.shape.feature_tokens, data)
         return self.beside(total)
 
     def answers(self, batch: PromptBatch, data: NodeData) -> Tensor:
@@ -245,7 +255,7 @@ class GraphLanguageModel(nn.Module):
 
     def _way_bias(self, batch: PromptBatch, data: NodeData) -> Tensor | None:
         """Bias (B, heads, H, H) by min_k (d_ik + d_jk) between node tokens i and j of a prompt; 0 beside words."""
-        rows = batch.rows(self.settings.position_tokens)
+        rows = batch.rows(self.settings.position_tokens, self.shape.feature_tokens)
         here = rows >= 0
         if data.raw or not here.any():
             return None
@@ -265,7 +275,7 @@ class GraphLanguageModel(nn.Module):
             if kind == "identity":
                 parts.append(self.identity.weight)
             elif kind == "features":
-                parts.append(F.normalize(cast(Tensor, data.features).float(), dim=1))
+                parts.append(cast(Tensor, data.features)[:, 0].float())
             else:
                 parts.append(data.table.float() if data.raw else self.decayed(data.table)[:, 1])
         return torch.cat(parts, dim=1)

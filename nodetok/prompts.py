@@ -71,8 +71,8 @@ class Neighbourhoods:
 
 @dataclass(frozen=True, eq=False)
 class PromptBatch:
-    """What the model reads, int64 (B, H): the kind of every token, a word id or node row (a position token: group + G
-    * row), the relation of a neighbour, and its place in the order (tokens of one set share it)."""
+    """What the model reads, int64 (B, H): the kind of every token, a word id or node row (of several
+    tokens: row * tokens + number), the relation of a neighbour, and its place in the order (tokens of one set share it)."""
 
     kinds: Tensor
     values: Tensor
@@ -84,9 +84,10 @@ class PromptBatch:
         """Places of each prompt, int64 (B,): where an answer stands."""
         return self.places.masked_fill(self.kinds == PAD, -1).amax(dim=1) + 1
 
-    def rows(self, groups: int) -> Tensor:
+    def rows(self, groups: int, features: int) -> Tensor:
         """Row of each token's node, int64 (B, H); -1 for words and padding."""
         own = torch.where(self.kinds == POSITION, self.values // max(1, groups), self.values)
+        own = torch.where(self.kinds == FEATURE, self.values // max(1, features), own)
         return own.masked_fill(self.kinds <= WORD, -1)
 
     def sees(self, *, causal: bool) -> Tensor:
@@ -108,14 +109,14 @@ class PromptBatch:
 class PromptEncoder:
     """Prompts to arrays; the words of a text are looked up once.
 
-    ``groups`` position tokens a node (0: none); ``features``: whether nodes have feature tokens.
+    ``groups`` position tokens and ``features`` feature tokens a node (0: none).
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         groups: int,
-        features: bool,
+        features: int,
         neighbourhoods: Neighbourhoods | None,
         longest: int = 512,
     ) -> None:
@@ -144,7 +145,8 @@ class PromptEncoder:
         row, column = np.nonzero(kinds > WORD)
         kind, slot, number = kinds[row, column], values[row, column], extra[row, column]
         node = prompts.nodes[row, slot]
-        value = np.where(kind == POSITION, node * self.groups + number, node)
+        tokens = np.where(kind == POSITION, self.groups, np.where(kind == FEATURE, self.features, 1))
+        value = node * tokens + np.where(kind == NEIGHBOUR, 0, number)
         if self.neighbourhoods is not None and self.neighbourhoods.rows.shape[1]:
             beside = kind == NEIGHBOUR
             at = np.where(beside, number, 0)
@@ -169,7 +171,7 @@ class PromptEncoder:
                 continue
             slot = int(part)
             columns += [(POSITION, slot, group, place) for group in range(self.groups)]
-            columns += [(FEATURE, slot, 0, place)] if self.features else []
+            columns += [(FEATURE, slot, hop, place) for hop in range(self.features)]
             if self.neighbourhoods is not None:
                 columns += [(NEIGHBOUR, slot, m, place) for m in range(self.neighbourhoods.rows.shape[1])]
             place += 1

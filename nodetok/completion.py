@@ -1,0 +1,101 @@
+"""Knowledge-graph completion: which entity completes (head, relation, ?) or (?, relation, tail)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from nodetok.distances import distances
+from nodetok.graph import Graph
+from nodetok.prompts import Prompts
+from nodetok.tasks import Chunk, Examples, Task
+from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+
+FOLDS = 10
+
+
+def completion(
+    graph: Graph,
+    train: np.ndarray,
+    valid: np.ndarray,
+    test: np.ndarray,
+    relation_names: Sequence[str],
+    features: np.ndarray | None,
+    settings: TokenizerSettings,
+    valid_sample: int = 1_000,
+    seed: int = 0,
+) -> Task:
+    """Both directions of every triple [head, relation, tail], ranked among all entities.
+
+    ``graph``: undirected, from the training triples. No training answer can be read off the tokens: triples are dealt
+    into folds at random each epoch, a fold is trained with distances measured without its edges, and the known entity
+    does not show the answer among its neighbours. Metrics are filtered: other known answers do not count as wrong;
+    of equal scores half count before the right one.
+    """
+    tokenizer = NodeTokenizer.fit(graph, settings)
+    names = [name.strip("_").replace("_", " ") for name in relation_names]
+    texts = [[f"{name} of [[0]] is ? answer :" for name in names], [f"[[0]] is {name} of ? answer :" for name in names]]
+    known = answers(np.concatenate([train, valid, test]), texts)
+
+    def ask(triples: np.ndarray, *, hide: bool) -> Examples:
+        head, relation, tail = triples.T
+        known_end, answer = np.concatenate([head, tail]), np.concatenate([tail, head])
+        prompts = [texts[0][r] for r in relation] + [texts[1][r] for r in relation]
+        hidden = answer[:, None] if hide else None
+        return Examples(Prompts(prompts, known_end[:, None], hidden), answer)
+
+    def draw(rng: np.random.Generator) -> Iterator[Chunk]:
+        for fold in np.array_split(rng.permutation(len(train)), FOLDS):
+            triples = train[fold]
+            table = distances(graph.without(triples[:, [0, 2]]), tokenizer.anchors.rows, settings.distances)
+            examples = ask(triples, hide=True)
+            yield examples.take(rng.permutation(len(examples))), table
+
+    def measure(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
+        return ranked(scores, examples, known)
+
+    rng = np.random.default_rng(seed)
+    sample = valid[rng.permutation(len(valid))[:valid_sample]]
+    entities = [str(graph.id(row)) for row in range(len(graph))]
+    return Task(
+        "completion", graph, tokenizer.table, entities, draw, ask(sample, hide=False), ask(test, hide=False), measure,
+        "MRR", [text for way in texts for text in way], features, arc_relations(graph, train, len(names)),
+        names, node_candidates=True, tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def ranked(
+    scores: np.ndarray, examples: Examples, known: dict[tuple[str, int], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Filtered reciprocal rank and hits at 1, 3, 10 of every example."""
+    rows = np.arange(len(scores))
+    own = scores[rows, examples.targets].copy()
+    kept = scores.copy()
+    for row, (text, node) in enumerate(zip(examples.prompts.texts, examples.prompts.nodes[:, 0], strict=True)):
+        kept[row, known[(text, int(node))]] = -np.inf
+    above = (kept > own[:, None]).sum(axis=1)
+    level = (kept == own[:, None]).sum(axis=1)
+    rank = 1 + above + level / 2
+    return {"MRR": 1 / rank, **{f"Hits@{k}": (rank <= k).astype(np.float64) for k in (1, 3, 10)}}
+
+
+def answers(triples: np.ndarray, texts: Sequence[Sequence[str]]) -> dict[tuple[str, int], np.ndarray]:
+    """All known answers by question and known entity; ``texts``: the questions for tails and for heads."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for head, relation, tail in triples.tolist():
+        found.setdefault((texts[0][relation], head), []).append(tail)
+        found.setdefault((texts[1][relation], tail), []).append(head)
+    return {key: np.unique(rows) for key, rows in found.items()}
+
+
+def arc_relations(graph: Graph, triples: np.ndarray, relations: int) -> np.ndarray:
+    """Relation of every arc, from 1: forward as r + 1, against its direction as r + 1 + R, int64 (arcs,). Of several
+    relations between two nodes one is kept."""
+    n = len(graph)
+    head, relation, tail = triples.astype(np.int64).T
+    keys = np.concatenate([tail * n + head, head * n + tail])
+    kinds = np.concatenate([relation + 1 + relations, relation + 1])
+    order = np.argsort(keys, kind="stable")
+    source, target = graph.arcs()
+    return kinds[order][np.minimum(np.searchsorted(keys[order], source * n + target), len(keys) - 1)]

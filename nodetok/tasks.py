@@ -1,0 +1,104 @@
+"""What a graph language model is asked: one small interface for every task, and node classification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nodetok.graph import Graph
+from nodetok.prompts import Prompts
+from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+from setrec.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Prompts and the row of the right candidate of each, int64 (B,)."""
+
+    prompts: Prompts
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, rows: np.ndarray) -> Examples:
+        """The given examples."""
+        return Examples(self.prompts.take(rows), self.targets[rows])
+
+
+Chunk = tuple[Examples, np.ndarray | None]
+"""Training examples and the distances (V, K) to read them with; ``None``: the task's own."""
+
+Measure = Callable[[np.ndarray, Examples], dict[str, np.ndarray]]
+"""Scores (B, C) and examples to values (B,) by metric, NaN where an example does not count."""
+
+
+@dataclass(eq=False)
+class Task:
+    """Questions about a graph with their candidates and split.
+
+    ``graph`` holds training edges only. ``table`` (V, K) are its nodes' distances to anchors, ``features`` (V, F) what
+    else is known of them. ``draw`` makes an epoch of training examples. ``words`` are texts from which a backbone
+    without a tokenizer learns its vocabulary. ``goal`` is the metric that validation goes by.
+    """
+
+    name: str
+    graph: Graph
+    table: np.ndarray
+    candidates: Sequence[str]
+    draw: Callable[[np.random.Generator], Iterator[Chunk]]
+    valid: Examples
+    test: Examples
+    measure: Measure
+    goal: str
+    words: Sequence[str]
+    features: np.ndarray | None = None
+    relations: np.ndarray | None = None
+    relation_names: Sequence[str] = field(default_factory=tuple)
+    node_candidates: bool = False
+    tokenizer: NodeTokenizer | None = None
+    node_labels: Sequence[str] | None = None
+
+
+def accuracy(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
+    """Whether the best candidate is the right one; of equal scores the first counts as best."""
+    return {"accuracy": (scores.argmax(axis=1) == examples.targets).astype(np.float64)}
+
+
+def classification(
+    graph: Graph,
+    labels: Sequence[str],
+    split: Sequence[str],
+    features: np.ndarray | None,
+    settings: TokenizerSettings,
+) -> Task:
+    """Which class does a node belong to? ``labels`` and ``split`` per node; ``""`` where there is none.
+
+    Raises:
+        DataError: a part of the split is empty, or fewer than two classes.
+    """
+    names = tuple(sorted({label for label, part in zip(labels, split, strict=True) if label and part == "train"}))
+    if len(names) < 2:
+        raise DataError(f"node classification needs two classes in the training part, not {len(names)}")
+    number = {name: row for row, name in enumerate(names)}
+    text = "what is the class of [[0]] ? answer :"
+
+    def part(which: str) -> Examples:
+        rows = np.array([r for r, (label, p) in enumerate(zip(labels, split, strict=True)) if p == which and label])
+        if not len(rows):
+            raise DataError(f"no labelled node in the {which} part")
+        known = [number.get(labels[row], -1) for row in rows]
+        return Examples(Prompts([text] * len(rows), rows[:, None]), np.array(known))
+
+    train = part("train")
+
+    def draw(rng: np.random.Generator) -> Iterator[Chunk]:
+        yield train.take(rng.permutation(len(train))), None
+
+    tokenizer = NodeTokenizer.fit(graph, settings)
+    return Task(
+        "classification", graph, tokenizer.table, names, draw, part("valid"), part("test"), accuracy, "accuracy",
+        [text, *names], features, tokenizer=tokenizer, node_labels=labels,
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+"""How a model is shown the nodes: with their tokens, or one of the controls that tell whether the tokens matter.
+
+Language models with graph tokens have been found to ignore them. So each task is also learned from the text alone,
+from node tokens shuffled among the nodes, and from Laplacian eigenvectors in the tokens' place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse import linalg
+
+from nodetok.graph import Graph
+from nodetok.model import GraphModelSettings, NodeData, attach
+from nodetok.prompts import Neighbourhoods
+from nodetok.tasks import Task
+
+TOKENS, TEXT, SHUFFLED, LAPLACIAN = "node tokens", "text only", "shuffled tokens", "Laplacian eigenvectors"
+VIEWS = (TOKENS, TEXT, SHUFFLED, LAPLACIAN)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """``read`` turns a table of distances (the task's own, or one without a fold's edges) into node data."""
+
+    name: str
+    settings: GraphModelSettings
+    columns: int
+    feature_tokens: int
+    neighbourhoods: Neighbourhoods | None
+    read: Callable[[np.ndarray | None], NodeData]
+
+
+def view(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -> View:
+    """The view called ``name`` of a task.
+
+    ``node tokens``: positions, features, neighbours. ``text only``: the node's own features and no graph. ``shuffled
+    tokens``: positions and neighbours of another node, features its own. ``Laplacian eigenvectors``: as many as there
+    are anchors, of the normalised Laplacian, in place of positions.
+    """
+    rng = np.random.default_rng([seed, 17])
+    settings = settings.model_copy(update={"neighbours": 0 if name == TEXT else settings.neighbours})
+    if name == TEXT:
+        settings = settings.model_copy(update={"position_tokens": 0, "feature_hops": 0})
+    of = rng.permutation(len(task.graph)) if name == SHUFFLED else np.arange(len(task.graph))
+    beside = None
+    if settings.neighbours:
+        beside = Neighbourhoods.sample(task.graph, settings.neighbours, rng, task.relations)
+        beside = Neighbourhoods(beside.rows[of], beside.relations[of])
+    features = None if task.features is None else spread(task.graph, task.features, settings.feature_hops)
+    if features is not None:
+        features[:, 1:] = features[of, 1:]
+    feature_tokens = 0 if features is None else features.shape[1]
+    if name == LAPLACIAN:
+        own = attach(eigenvectors(task.graph, task.table.shape[1], seed), features, raw=True)
+        return View(name, settings, own.table.shape[1], feature_tokens, beside, lambda _: own)
+    still = attach(task.table[of], features)
+
+    def read(table: np.ndarray | None) -> NodeData:
+        return still if table is None else NodeData(attach(table[of], None).table, still.features)
+
+    return View(name, settings, task.table.shape[1], feature_tokens, beside, read)
+
+
+def spread(graph: Graph, features: np.ndarray, hops: int) -> np.ndarray:
+    """Features (V, hops + 1, F): a node's own and their averages over growing neighbourhoods, D^-1/2 (A + I) D^-1/2
+    applied again and again. Rows are scaled to length 1."""
+    view = graph.undirected
+    adjacency = (view.matrix != 0).astype(np.float32) + sparse.identity(len(view), dtype=np.float32)
+    scale = sparse.diags(1 / np.sqrt(np.asarray(adjacency.sum(axis=1)).ravel()))
+    step = (scale @ adjacency @ scale).tocsr()
+    found, current = [], _unit(features.astype(np.float32))
+    for hop in range(hops + 1):
+        current = step @ current if hop else current
+        found.append(_unit(current))
+    return np.stack(found, axis=1)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def eigenvectors(graph: Graph, count: int, seed: int = 0) -> np.ndarray:
+    """The ``count`` eigenvectors (V, count) of the normalised Laplacian with the smallest eigenvalues, each scaled to
+    unit mean square; padded with zeros where the graph has fewer."""
+    view = graph.undirected
+    n = len(view)
+    k = min(count, n - 2)
+    out = np.zeros((n, count), dtype=np.float32)
+    if k < 1:
+        return out
+    adjacency = (view.matrix != 0).astype(np.float64)
+    degree = np.maximum(np.asarray(adjacency.sum(axis=1)).ravel(), 1.0)
+    scale = sparse.diags(1 / np.sqrt(degree))
+    start = np.random.default_rng(seed).normal(size=n)
+    # Largest of D^-1/2 A D^-1/2 are the smallest of the Laplacian, and Lanczos finds them without a factorisation.
+    _, vectors = linalg.eigsh(scale @ adjacency @ scale, k=k, which="LA", v0=start, tol=1e-3)
+    out[:, :k] = vectors[:, ::-1] * np.sqrt(n)
+    return out
