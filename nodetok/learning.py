@@ -114,7 +114,7 @@ def assemble(
     model = GraphLanguageModel(settings, shape, lm)
     # A vocabulary made on the spot has to be learned, one that came with the weights does not.
     lm.get_input_embeddings().requires_grad_(settings.backbone.pretrained is None and settings.tuning == "full")
-    encoder = PromptEncoder(tokenizer, settings.position_tokens, shape.feature_tokens, view.neighbourhoods)
+    encoder = PromptEncoder(tokenizer, settings.position_tokens, shape.feature_tokens, view.neighbourhoods, plain=view.plain)
     return Reader(model, encoder, view.read(None), tokenizer, precision)
 
 

@@ -28,12 +28,13 @@ class Prompts:
     """``texts``: B prompts; ``nodes`` int64 (B, S): the rows that [[0]] .. [[S - 1]] stand for, -1 where there is none.
 
     ``hidden`` int64 (B, S) or ``None``: a neighbour that the node in that slot must not show, because the edge to it
-    is what is asked for.
+    is what is asked for. ``plain``: the same in words alone, for a model that is shown no graph.
     """
 
     texts: Sequence[str]
     nodes: np.ndarray
     hidden: np.ndarray | None = None
+    plain: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -41,7 +42,8 @@ class Prompts:
     def take(self, rows: np.ndarray) -> Prompts:
         """The given prompts."""
         hidden = None if self.hidden is None else self.hidden[rows]
-        return Prompts([self.texts[row] for row in rows], self.nodes[rows], hidden)
+        plain = None if self.plain is None else [self.plain[row] for row in rows]
+        return Prompts([self.texts[row] for row in rows], self.nodes[rows], hidden, plain)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,14 +121,17 @@ class PromptEncoder:
         features: int,
         neighbourhoods: Neighbourhoods | None,
         longest: int = 512,
+        *,
+        plain: bool = False,
     ) -> None:
         self.tokenizer, self.groups, self.features = tokenizer, groups, features
-        self.neighbourhoods, self.longest = neighbourhoods, longest
+        self.neighbourhoods, self.longest, self.plain = neighbourhoods, longest, plain
         self._template = lru_cache(maxsize=50_000)(self._layout)
 
     def __call__(self, prompts: Prompts) -> PromptBatch:
         """Assemble a batch; texts longer than ``longest`` tokens lose their beginning."""
-        templates = [self._template(text) for text in prompts.texts]
+        texts = prompts.plain if self.plain and prompts.plain is not None else prompts.texts
+        templates = [self._template(text) for text in texts]
         width = max(t.shape[1] for t in templates)
         packed = np.zeros((len(templates), 4, width), dtype=np.int64)
         packed[:, 3] = width

@@ -41,7 +41,7 @@ class Task:
 
     ``graph`` holds training edges only. ``table`` (V, K) are its nodes' distances to anchors, ``features`` (V, F) what
     else is known of them. ``draw`` makes an epoch of training examples. ``words`` are texts from which a backbone
-    without a tokenizer learns its vocabulary. ``goal`` is the metric that validation goes by.
+    without a tokenizer learns its vocabulary. ``goal`` is the metric that validation goes by. ``starts``: where each begins, if the graph is many side by side.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Task:
     node_candidates: bool = False
     tokenizer: NodeTokenizer | None = None
     node_labels: Sequence[str] | None = None
+    starts: np.ndarray | None = None
 
 
 def accuracy(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
@@ -95,7 +96,9 @@ def classification(
     train = part("train")
 
     def draw(rng: np.random.Generator) -> Iterator[Chunk]:
-        yield train.take(rng.permutation(len(train))), None
+        # Often a handful of labels: an epoch, after which validation is asked, holds some thousand examples.
+        passes = max(1, 1_000 // len(train))
+        yield train.take(np.concatenate([rng.permutation(len(train)) for _ in range(passes)])), None
 
     tokenizer = NodeTokenizer.fit(graph, settings)
     return Task(

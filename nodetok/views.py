@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
@@ -32,6 +33,7 @@ class View:
     feature_tokens: int
     neighbourhoods: Neighbourhoods | None
     read: Callable[[np.ndarray | None], NodeData]
+    plain: bool = False
 
 
 def view(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -> View:
@@ -55,14 +57,15 @@ def view(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -> 
         features[:, 1:] = features[of, 1:]
     feature_tokens = 0 if features is None else features.shape[1]
     if name == LAPLACIAN:
-        own = attach(eigenvectors(task.graph, task.table.shape[1], seed), features, raw=True)
+        own = attach(_spectrum(task, seed), features, raw=True)
         return View(name, settings, own.table.shape[1], feature_tokens, beside, lambda _: own)
     still = attach(task.table[of], features)
+    plain = name == TEXT
 
     def read(table: np.ndarray | None) -> NodeData:
         return still if table is None else NodeData(attach(table[of], None).table, still.features)
 
-    return View(name, settings, task.table.shape[1], feature_tokens, beside, read)
+    return View(name, settings, task.table.shape[1], feature_tokens, beside, read, plain)
 
 
 def spread(graph: Graph, features: np.ndarray, hops: int) -> np.ndarray:
@@ -81,6 +84,21 @@ def spread(graph: Graph, features: np.ndarray, hops: int) -> np.ndarray:
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _spectrum(task: Task, seed: int) -> np.ndarray:
+    """Eigenvectors of the graph, or of each of the small graphs it consists of."""
+    if task.starts is None:
+        return eigenvectors(task.graph, task.table.shape[1], seed)
+    out = np.zeros((len(task.graph), task.table.shape[1]), dtype=np.float32)
+    adjacency = (task.graph.matrix != 0).astype(np.float64)
+    for begin, end in pairwise(task.starts):
+        own = adjacency[begin:end, begin:end].toarray()
+        degree = np.maximum(own.sum(axis=1), 1.0)
+        _, vectors = np.linalg.eigh(own / np.sqrt(degree[:, None] * degree[None, :]))
+        k = min(out.shape[1], end - begin)
+        out[begin:end, :k] = vectors[:, ::-1][:, :k] * np.sqrt(end - begin)
+    return out
 
 
 def eigenvectors(graph: Graph, count: int, seed: int = 0) -> np.ndarray:

@@ -1,0 +1,109 @@
+"""Blocks of anchors on a Ray cluster give the numbers that one process gives."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from nodetok.distances import DistanceSettings, distances
+from nodetok.graph import Graph
+from pipelines import graph_distances
+from pipelines.cluster import ray_session
+from pipelines.graph_distances import distances_on_cluster
+from setrec.errors import ConfigError
+
+NODES = 300
+ANCHORS = np.random.default_rng(1).permutation(NODES)[:23]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session():
+    with ray_session(cpus=2):
+        yield
+
+
+def made(directed: bool = False, weighted: bool = False) -> Graph:
+    """A sparse graph, some of whose nodes no path leads to."""
+    source, target = np.random.default_rng(0).integers(0, NODES, (2, 400))
+    weights = np.random.default_rng(2).random(400) if weighted else None
+    ids = [f"n{row}" for row in range(NODES)]
+    return Graph.from_arrays(source, target, NODES, weights=weights, directed=directed, ids=ids)
+
+
+class Shown:
+    """Stands in for a bar."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, float]] = []
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        self.calls.append((done, total))
+
+
+@pytest.mark.parametrize(
+    ("kind", "directed", "direction"),
+    [
+        ("hops", False, "ignored"),
+        ("hops", True, "both"),
+        ("weighted", False, "ignored"),
+        ("weighted", True, "both"),
+        ("walks", True, "to"),
+    ],
+)
+def test_blocks_equal_one_process(tmp_path, kind, directed, direction):
+    graph, settings = made(directed, kind != "hops"), DistanceSettings(kind=kind, direction=direction)
+    shown, out = Shown(), tmp_path / "new" / "table.npy"
+    found = distances_on_cluster(graph, ANCHORS, settings, out, block=8, progress=shown)
+    whole = distances(graph, ANCHORS, settings)
+    assert found.dtype == whole.dtype
+    assert np.array_equal(found, whole)
+    assert isinstance(found, np.memmap)
+    assert np.array_equal(np.load(out), whole)
+    assert [path.name for path in out.parent.iterdir()] == ["table.npy"]
+    tasks = 6 if direction == "both" else 3
+    assert shown.calls == [(done, tasks) for done in range(tasks + 1)]
+
+
+def test_writing_to_the_matrix_leaves_the_file_alone(tmp_path):
+    found = distances_on_cluster(made(), ANCHORS, DistanceSettings(), tmp_path / "table.npy")
+    before = int(found[0, 0])
+    found[0, 0] = before + 1
+    assert np.load(tmp_path / "table.npy")[0, 0] == before
+
+
+def test_a_block_whose_worker_dies_is_measured_again(tmp_path, monkeypatch):
+    marker = str(tmp_path / "died")
+
+    def dies_once(view, anchors, settings, threads):
+        if not os.path.exists(marker):
+            open(marker, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return distances(view, anchors, settings)
+
+    monkeypatch.setattr(graph_distances, "_measure", dies_once)
+    found = distances_on_cluster(made(), ANCHORS, DistanceSettings(), tmp_path / "table.npy", block=12)
+    assert os.path.exists(marker)
+    assert np.array_equal(found, distances(made(), ANCHORS))
+
+
+def test_a_block_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    def fails(view, anchors, settings, threads):
+        raise ValueError("out of luck")
+
+    monkeypatch.setattr(graph_distances, "_measure", fails)
+    with pytest.raises(ConfigError, match="distances failed: out of luck"):
+        distances_on_cluster(made(), ANCHORS, DistanceSettings(), tmp_path / "table.npy", block=12)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("anchors", "block", "message"),
+    [([], 64, "at least one anchor"), ([NODES], 64, "outside the graph"), ([-1], 64, "outside"), ([0], 0, "block")],
+)
+def test_what_cannot_be_measured_is_refused(tmp_path, anchors, block, message):
+    with pytest.raises(ConfigError, match=message):
+        distances_on_cluster(
+            made(), np.array(anchors, dtype=np.int64), DistanceSettings(), tmp_path / "t.npy", block=block
+        )
+    assert not list(tmp_path.iterdir())
