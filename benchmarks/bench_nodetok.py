@@ -83,11 +83,13 @@ def worker(nodes: int) -> dict[str, float]:
     graph, build = timed(partial(Graph.from_arrays, *ends, nodes))
     del ends
     chosen, anchor = timed(lambda: choose(graph, ANCHORS))
+    busy = time.process_time()
     table, distance = timed(lambda: hops(graph, chosen.rows))
+    cores, peak = (time.process_time() - busy) / distance, peak_gb()
     return {
         "nodes": nodes, "edges": graph.edges, "coverage": chosen.coverage,
         "reached": float((table != UNREACHABLE).mean()), "build_seconds": build, "anchor_seconds": anchor,
-        "distance_seconds": distance, "peak_gb": peak_gb(), "idle_gb": base,
+        "distance_seconds": distance, "distance_cores": cores, "peak_gb": peak, "idle_gb": base,
     }  # fmt: skip
 
 
@@ -195,7 +197,7 @@ def at_size(nodes: int, repeats: int) -> dict[str, float]:
         table.add_column(name, justify="left" if not name else "right")
     names = {
         "build_seconds": "build arrays, s", "anchor_seconds": "choose anchors, s", "distance_seconds": "hops, s",
-        "peak_gb": "peak memory, GB", "idle_gb": "of that before the graph, GB",
+        "distance_cores": "cores that hops got", "peak_gb": "peak memory, GB", "idle_gb": "of that before the graph, GB",
     }  # fmt: skip
     for key, name in names.items():
         values = found[key]
@@ -377,6 +379,7 @@ def main() -> None:
             "build_seconds_1m_nodes": figures["build_seconds"],
             "anchor_seconds_1m_nodes": figures["anchor_seconds"],
             "distance_seconds_1m_nodes": figures["distance_seconds"],
+            "distance_cores_1m_nodes": figures["distance_cores"],
             "peak_gb_1m_nodes": figures["peak_gb"],
             "edges_1m_nodes": figures["edges"],
             "coverage_1m_nodes": figures["coverage"],

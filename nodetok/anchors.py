@@ -90,9 +90,7 @@ def _greedy(view: Graph, count: int, ratio: float, radius: int, *, exclude: bool
     return _lazy_greedy(view.indptr, view.indices, count, goal, radius, exclude, np.zeros(len(view), dtype=np.bool_))
 
 
-def _again(
-    view: Graph, rows: np.ndarray, gains: np.ndarray, count: int, radius: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _again(view: Graph, rows: np.ndarray, gains: np.ndarray, count: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
     """All is covered and anchors are left: they cover everything once more, and once more, without repeating."""
     taken = np.zeros(len(view), dtype=np.bool_)
     while len(rows) < count:

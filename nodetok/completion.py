@@ -65,9 +65,7 @@ def completion(
     )  # fmt: skip
 
 
-def ranked(
-    scores: np.ndarray, examples: Examples, known: dict[tuple[str, int], np.ndarray]
-) -> dict[str, np.ndarray]:
+def ranked(scores: np.ndarray, examples: Examples, known: dict[tuple[str, int], np.ndarray]) -> dict[str, np.ndarray]:
     """Filtered reciprocal rank and hits at 1, 3, 10 of every example."""
     rows = np.arange(len(scores))
     own = scores[rows, examples.targets].copy()

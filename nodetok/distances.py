@@ -168,11 +168,11 @@ def relax(graph: Graph, table: np.ndarray, touched: np.ndarray, *, weighted: boo
     """
     back = graph.reverse
     starts = np.unique(touched).astype(np.int64)
+    own = np.ones(len(graph.indices), np.float32) if graph.weights is None else graph.weights
     if weighted:
-        own = np.ones(len(graph.indices), np.float32) if graph.weights is None else graph.weights
-        none = cap = np.float32(np.inf)
+        none = cap = table.dtype.type(np.inf)
     else:
-        own, none, cap = np.ones(len(graph.indices), np.uint8), UNREACHABLE, FARTHEST
+        own, none, cap = np.ones(len(graph.indices), np.uint8), table.dtype.type(UNREACHABLE), FARTHEST
     _relax(graph.indptr, graph.indices, own, back.indptr, back.indices, table, starts, none, cap)
     return table
 

@@ -114,7 +114,9 @@ def assemble(
     model = GraphLanguageModel(settings, shape, lm)
     # A vocabulary made on the spot has to be learned, one that came with the weights does not.
     lm.get_input_embeddings().requires_grad_(settings.backbone.pretrained is None and settings.tuning == "full")
-    encoder = PromptEncoder(tokenizer, settings.position_tokens, shape.feature_tokens, view.neighbourhoods, plain=view.plain)
+    encoder = PromptEncoder(
+        tokenizer, settings.position_tokens, shape.feature_tokens, view.neighbourhoods, plain=view.plain
+    )
     return Reader(model, encoder, view.read(None), tokenizer, precision)
 
 
@@ -158,9 +160,7 @@ def fit(task: Task, view: View, learning: LearningSettings, on_step: OnStep | No
     return reader
 
 
-def _batches(
-    task: Task, view: View, learning: LearningSettings, epoch: int
-) -> Iterator[tuple[Examples, NodeData]]:
+def _batches(task: Task, view: View, learning: LearningSettings, epoch: int) -> Iterator[tuple[Examples, NodeData]]:
     rng = np.random.default_rng([learning.seed, epoch])
     torch.manual_seed(learning.seed * 100_003 + epoch)
     for examples, table in task.draw(rng):

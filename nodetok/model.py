@@ -132,6 +132,8 @@ class GraphLanguageModel(nn.Module):
         self.soft_prompt = nn.Parameter(torch.randn(settings.soft_prompt, d) * 0.02)
         self.norm = nn.LayerNorm(d)
         self.kinds = nn.Embedding(5, d)
+        for embedding in (self.kinds, self.relation, *([self.feature_kind] if shape.features else [])):
+            nn.init.normal_(embedding.weight, std=0.02)
         self._add_candidates(settings, shape, d)
         self.dropout = nn.Dropout(settings.dropout)
 
@@ -299,7 +301,7 @@ class GraphLanguageModel(nn.Module):
 def _reader(model: PreTrainedModel) -> CausalBackbone | EncoderDecoderBackbone:
     if model.config.is_encoder_decoder:
         return EncoderDecoderBackbone(model)
-    return CausalBackbone(model.base_model)
+    return CausalBackbone(cast(PreTrainedModel, model.base_model))
 
 
 def build_language_model(settings: BackboneSettings, tuning: str, words: int) -> PreTrainedModel:
@@ -330,7 +332,9 @@ def tune(model: PreTrainedModel, settings: BackboneSettings, tuning: str) -> Pre
     if tuning == "lora":
         from setrec.backbone import LoraSettings
 
-        targets = EncoderDecoderBackbone.lora_targets if model.config.is_encoder_decoder else CausalBackbone.lora_targets
+        targets = (
+            EncoderDecoderBackbone.lora_targets if model.config.is_encoder_decoder else CausalBackbone.lora_targets
+        )
         inject_lora(model, settings.lora or LoraSettings(), targets)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)

@@ -63,7 +63,9 @@ def sample_triplets(graph: Graph, pivots: np.ndarray, count: int, rng: np.random
     return Triplets(pivots[i], np.where(nearer, j, k), np.where(nearer, k, j))
 
 
-def kendall(graph: Graph, pivots: np.ndarray, similarity: Similarity, positions: np.ndarray, nodes: int = 1000) -> float:
+def kendall(
+    graph: Graph, pivots: np.ndarray, similarity: Similarity, positions: np.ndarray, nodes: int = 1000
+) -> float:
     """Kendall's tau-b between hops from a pivot and falling similarity to it, over ``nodes`` random nodes a pivot;
     mean over pivots. Hops tie often, so a perfect order stays below 1."""
     rng = np.random.default_rng(0)

@@ -42,8 +42,9 @@ def side_by_side(graphs: Sequence[Small], settings: TokenizerSettings) -> tuple[
     """
     starts = np.concatenate([[0], np.cumsum([g.nodes for g in graphs])])
     ends = np.concatenate([g.edges + start for g, start in zip(graphs, starts[:-1], strict=True)])
-    weighted = all(g.weights is not None for g in graphs)
-    weights = np.concatenate([g.weights for g in graphs]) if weighted else None  # type: ignore[misc]
+    lengths = [g.weights for g in graphs if g.weights is not None]
+    weighted = len(lengths) == len(graphs)
+    weights = np.concatenate(lengths) if weighted else None
     whole = Graph.from_arrays(ends[:, 0], ends[:, 1], int(starts[-1]), weights=weights)
     wanted = settings.anchors.count or max(g.nodes for g in graphs)
     kind = DistanceSettings(kind="weighted") if weighted else settings.distances
@@ -179,7 +180,7 @@ def _parse(question: str, answer: str, problem: Problem, row: int) -> tuple[Smal
     two = [int(n) for n in re.findall(r"node (\d+)", asked)]
     total = re.search(r"total weight of (\d+)", answer)
     said = "yes" if re.search(r"\byes\b", answer.lower()) else "no"
-    if problem != "cycle" and len(two) != 2 or problem == "shortest_path" and (total is None or weights is None):
+    if (problem != "cycle" and len(two) != 2) or (problem == "shortest_path" and (total is None or weights is None)):
         raise DataError(f"not a {problem} problem of NLGraph's form", row=row + 1, column="question")
     numbered = re.search(r"numbered from 0 to (\d+)", body)
     last = max([int(ends.max(initial=0)), *two, int(numbered[1]) if numbered else 0])

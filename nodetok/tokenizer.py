@@ -114,7 +114,9 @@ class NodeTokenizer:
         chosen = Anchors(self.anchors.rows, self.anchors.gains, len(grown))
         if s.kind == "walks":
             return NodeTokenizer(self.settings, chosen, self.anchor_ids, self.measure(grown), self.positions)
-        fresh = np.full((len(grown) - len(self.table), self.table.shape[1]), UNREACHABLE if s.kind == "hops" else np.inf)
+        fresh = np.full(
+            (len(grown) - len(self.table), self.table.shape[1]), UNREACHABLE if s.kind == "hops" else np.inf
+        )
         table = np.concatenate([self.table, fresh.astype(self.table.dtype)])
         touched = np.concatenate([source, target, np.arange(len(self.table), len(grown))])
         seen = distances.views(grown, s)

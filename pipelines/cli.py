@@ -1,4 +1,4 @@
-"""``setrec``: prepare, train, evaluate, export, serve, recommend, demo."""
+"""``setrec``: prepare, train, evaluate, export, serve, recommend, demo, graph."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from pipelines.graph_cli import graph_app
 from pipelines.runs import Run
 from setrec.errors import ConfigError, SetRecError
 
@@ -25,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(graph_app, name="graph")
 
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. training.epochs=20. Repeatable.")]
@@ -83,11 +86,12 @@ def evaluate(
 def export(
     run: RunOption,
     out: Annotated[Path | None, typer.Option(help="Bundle directory; default: RUN/bundle.")] = None,
+    graph: Annotated[Path | None, typer.Option(help="Folder of a graph run: its node tokens are served too.")] = None,
 ) -> None:
     """Write the bundle that serving needs."""
     from pipelines.export import export as export_bundle
 
-    _print_json({"bundle": str(export_bundle(Run(run), _config_of(run), out))})
+    _print_json({"bundle": str(export_bundle(Run(run), _config_of(run), out, graph))})
 
 
 @app.command()

@@ -94,13 +94,22 @@ def validate(raw: dict[str, Any], source: str, overrides: list[str] | None = Non
     Raises:
         ConfigError: a key or value is not allowed.
     """
-    for override in overrides or []:
-        _override(raw, override)
+    apply_overrides(raw, overrides)
     try:
         return JobConfig.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def apply_overrides(raw: dict[str, Any], overrides: list[str] | None) -> None:
+    """Apply ``section.key=value`` overrides to plain values, in place; values are YAML.
+
+    Raises:
+        ConfigError: an override that is not of that form.
+    """
+    for override in overrides or []:
+        _override(raw, override)
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nodetok.artifact import GraphArtifact
 from pipelines import ingest
 from pipelines.config import JobConfig
 from pipelines.progress import bar
@@ -12,8 +13,16 @@ from serving.bundle import write_bundle
 from setrec.model import SetRecModel
 
 
-def export(run: Run, config: JobConfig, out: Path | None = None) -> Path:
-    """Write the bundle of ``run`` to ``out`` (default: the run's own ``bundle/``) and return its path."""
+def export(run: Run, config: JobConfig, out: Path | None = None, graph: Path | None = None) -> Path:
+    """Write the bundle of ``run`` to ``out`` (default: the run's own ``bundle/``) and return its path.
+
+    ``graph``: the folder of a graph run, whose ``graph/`` goes into the bundle.
+
+    Raises:
+        ConfigError: a step of the run, or the graph, is missing or cannot be loaded.
+    """
+    if graph is not None:
+        GraphArtifact.load(graph / "graph")
     run.require(run.model, "train")
     run.require(run.root / "weights.json", "evaluate")
     out = out or run.bundle
@@ -28,6 +37,7 @@ def export(run: Run, config: JobConfig, out: Path | None = None) -> Path:
             item_codes=model.item_codes().numpy(),
             weights=run.read_json("weights.json")["weights"],
             retriever=config.retriever,
+            graph_dir=None if graph is None else graph / "graph",
         )
         size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
         progress.update(1, 1, f"{len(catalog)} items, {size / 1e6:.1f} MB")

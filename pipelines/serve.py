@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipelines import graph_service
 from pipelines.progress import console
 from serving import app
 from serving.bundle import Bundle
@@ -20,7 +21,7 @@ def serve_until_interrupted(bundle: Path, settings: ServingSettings) -> None:
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
-    app.start(bundle, settings)
+    app.start(bundle, settings, graph_loader=graph_service.load)
     try:
         console.print(
             f"Serving {bundle} at http://{settings.host}:{settings.port} (documentation at /docs). Ctrl-C ends."

@@ -55,8 +55,8 @@ def set_attention(
     if seen == key.shape[2]:
         out = _masked(query, key, value, attention_mask, scaling, dropout)
         return out.transpose(1, 2).contiguous(), None
-    first = (x[:, :, :seen] for x in (query, key, value, attention_mask))
-    history = _masked(*first, scaling, dropout)
+    first, keys, values = (x[:, :, :seen] for x in (query, key, value))
+    history = _masked(first, keys, values, attention_mask[:, :, :seen], scaling, dropout)
     queries = _history_and_self(query, key, value, attention_mask, seen, scaling, dropout)
     return torch.cat([history, queries], dim=2).transpose(1, 2).contiguous(), None
 
@@ -68,9 +68,7 @@ def _biased(mask: Tensor | None, bias: Tensor, query: Tensor) -> Tensor:
     return bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
 
 
-def _masked(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, dropout: float
-) -> Tensor:
+def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, dropout: float) -> Tensor:
     narrow = query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
     if query.device.type != "cpu" or not narrow:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)

@@ -241,13 +241,17 @@ class EncoderDecoderBackbone(nn.Module):
         bias: Tensor | None = None,
     ) -> Tensor:
         """See :class:`Backbone`."""
-        return cast(Any, self.model).decoder(
-            inputs_embeds=queries,
-            attention_mask=asks.new_zeros((1, 1, queries.shape[1], 0)),
-            encoder_hidden_states=self.encode(history, sees, positions, bias),
-            encoder_attention_mask=self._bias("decoder", asked_at, positions, asks),
-            use_cache=False,
-        ).last_hidden_state
+        return (
+            cast(Any, self.model)
+            .decoder(
+                inputs_embeds=queries,
+                attention_mask=asks.new_zeros((1, 1, queries.shape[1], 0)),
+                encoder_hidden_states=self.encode(history, sees, positions, bias),
+                encoder_attention_mask=self._bias("decoder", asked_at, positions, asks),
+                use_cache=False,
+            )
+            .last_hidden_state
+        )
 
     @contextmanager
     def speaking(self) -> Iterator[None]:

@@ -1,0 +1,122 @@
+"""The configuration of a graph run: typed, with defaults that depend on the task, read from YAML and ``--set``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from nodetok.learning import LearningSettings
+from nodetok.model import GraphModelSettings
+from nodetok.tokenizer import TokenizerSettings
+from nodetok.views import TOKENS, VIEWS
+from pipelines.config import EncoderSettings, apply_overrides
+from setrec.atomic import atomic_file
+from setrec.errors import ConfigError
+from setrec.settings import Settings
+
+TaskName = Literal["structure", "classification", "completion", "connectivity", "cycle", "shortest_path", "stance"]
+
+
+class GraphEvaluationSettings(Settings):
+    """``seeds`` runs of each of ``views`` and, where there are any, ``opponents``; intervals by ``resamples``."""
+
+    seeds: int = Field(5, ge=1)
+    views: tuple[str, ...] = VIEWS
+    opponents: bool = True
+    resamples: int = Field(1000, ge=10)
+
+
+class GraphConfig(Settings):
+    """All settings of a graph run. ``name`` is the task; ``directed``: whether the edges of a graph are."""
+
+    name: TaskName
+    directed: bool = False
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    model: GraphModelSettings = GraphModelSettings()
+    learning: LearningSettings = LearningSettings()
+    evaluation: GraphEvaluationSettings = GraphEvaluationSettings()
+
+    def save(self, path: Path) -> None:
+        """Write the resolved configuration as YAML, atomically."""
+        with atomic_file(path) as temporary:
+            temporary.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+_SMALL_GRAPHS: dict[str, Any] = {
+    "tokenizer": {"anchors": {"count": 40}},
+    "model": {"position_tokens": 1, "neighbours": 4, "dropout": 0.1, "backbone": {"dropout": 0.1}},
+    "learning": {"epochs": 20, "patience": 8, "batch": 64, "learning_rate": 1e-3},
+}
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    # Exact distances want many anchors, and hubs, which lie on most shortest paths.
+    "structure": {
+        "tokenizer": {"anchors": {"strategy": "degree", "count": 256}},
+        "model": {"neighbours": 4, "dropout": 0.0, "backbone": {"dropout": 0.0}},
+        "learning": {"epochs": 40, "learning_rate": 3e-3, "minutes": 10},
+    },
+    "classification": {
+        "model": {
+            "position_tokens": 1, "neighbours": 0, "feature_hops": 2, "feature_dropout": 0.5, "dropout": 0.3,
+            "soft_prompt": 0, "backbone": {"dropout": 0.3},
+        },
+        "learning": {"epochs": 40, "patience": 20, "weight_decay": 0.05},
+    },
+    "completion": {
+        "model": {"position_tokens": 1, "neighbours": 12, "identity": 128},
+        "learning": {"epochs": 8, "batch": 512, "learning_rate": 2e-3, "minutes": 20},
+        "evaluation": {"seeds": 1},
+    },
+    "connectivity": _SMALL_GRAPHS,
+    "cycle": _SMALL_GRAPHS,
+    "shortest_path": _SMALL_GRAPHS,
+    "stance": {
+        "tokenizer": {"anchors": {"count": 16}},
+        "model": {"position_tokens": 1, "neighbours": 4, "dropout": 0.3, "backbone": {"dropout": 0.2}},
+        "learning": {"epochs": 15, "patience": 5, "batch": 64, "learning_rate": 5e-4, "weight_decay": 0.05},
+    },
+}  # fmt: skip
+"""What differs from the sections' own defaults, by task."""
+
+
+def graph_config(task: str, file: Path | None = None, overrides: list[str] | None = None) -> GraphConfig:
+    """Defaults of the task, then a YAML file, then ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: an unknown task, a file that cannot be read, a key or value that is not allowed.
+    """
+    if task not in DEFAULTS:
+        raise ConfigError(f"unknown task '{task}' (known: {', '.join(DEFAULTS)})")
+    raw: dict[str, Any] = _merged({"name": task}, DEFAULTS[task])
+    if file is not None:
+        try:
+            given = yaml.safe_load(file.read_text())
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(given, dict):
+            raise ConfigError(f"{file}: a mapping of sections is expected")
+        raw = _merged(raw, given)
+    apply_overrides(raw, overrides)
+    try:
+        config = GraphConfig.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{file or task}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    unknown = [name for name in config.evaluation.views if name not in VIEWS]
+    if unknown or TOKENS not in config.evaluation.views:
+        raise ConfigError(f"evaluation.views: '{TOKENS}' and any of {', '.join(VIEWS)} are expected")
+    return config
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        own = out.get(key)
+        out[key] = _merged(own, value) if isinstance(own, dict) and isinstance(value, dict) else value
+    return out

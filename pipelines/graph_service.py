@@ -1,0 +1,89 @@
+"""A graph artefact as the service that ``serving`` offers over HTTP; ``serving`` itself knows no graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nodetok.artifact import GraphArtifact
+from nodetok.distances import UNREACHABLE
+from serving.graph import AnchorDistance, GraphAnswer, Mode, NearNode, NodeDescription, ScoredAnswer
+from setrec.errors import BundleError, ConfigError, SetRecError
+
+
+class GraphReaderService:
+    """Answers questions about the graph and describes its nodes."""
+
+    def __init__(self, artifact: GraphArtifact) -> None:
+        self.artifact = artifact
+        tokenizer = artifact.tokenizer
+        self.positions = None if tokenizer is None else tokenizer.transform()
+
+    @property
+    def model_version(self) -> str:
+        """Version of the artefact."""
+        return self.artifact.version
+
+    @property
+    def count(self) -> int:
+        """Number of nodes."""
+        return len(self.artifact.ids)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the model was trained for."""
+        return (self.artifact.task,)
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is a trained model."""
+        return self.artifact.reader is not None
+
+    def ask(self, question: str, k: int, mode: Mode) -> GraphAnswer:
+        """See ``serving.graph.GraphService``."""
+        if mode == "text":
+            written, nodes = self.artifact.write(question)
+            return GraphAnswer((ScoredAnswer(written, None),), mode, tuple(nodes))
+        found, nodes = self.artifact.ask(question, k)
+        return GraphAnswer(tuple(ScoredAnswer(answer, score) for answer, score in found), mode, tuple(nodes))
+
+    def nodes(self, ids: Sequence[str], k: int) -> list[NodeDescription]:
+        """See ``serving.graph.GraphService``."""
+        rows = [self.artifact.row(node) for node in ids]
+        if self.artifact.tokenizer is None or self.positions is None:
+            raise SetRecError("the nodes of this task stand in many small graphs and have no common anchors")
+        return [self._describe(row, k) for row in rows]
+
+    def _describe(self, row: int, k: int) -> NodeDescription:
+        artifact, tokenizer, positions = self.artifact, self.artifact.tokenizer, self.positions
+        assert tokenizer is not None
+        assert positions is not None
+        every = torch.from_numpy(positions)
+        with torch.no_grad():
+            scores = tokenizer.positions.similarity(every[row][None], every).numpy()
+        best = [int(r) for r in np.argsort(-scores, kind="stable") if r != row][:k]
+        near = tuple(NearNode(artifact.ids[r], float(scores[r])) for r in best)
+        own = tokenizer.table[row].astype(float)
+        own[~np.isfinite(own) | (own == UNREACHABLE if tokenizer.table.dtype == np.uint8 else False)] = np.nan
+        # Both directions of a directed graph stand side by side; the first K columns are distances to the anchors.
+        anchors = tuple(
+            AnchorDistance(str(node), None if np.isnan(d) else float(d))
+            for node, d in zip(tokenizer.anchor_ids, own, strict=False)
+        )
+        text = None if artifact.texts is None else artifact.texts[row]
+        return NodeDescription(artifact.ids[row], text, [float(x) for x in positions[row]], near, anchors)
+
+
+def load(path: Path) -> GraphReaderService:
+    """The service over the artefact at ``path``.
+
+    Raises:
+        BundleError: it cannot be loaded.
+    """
+    try:
+        return GraphReaderService(GraphArtifact.load(path))
+    except ConfigError as error:
+        raise BundleError(str(error)) from error
