@@ -197,7 +197,8 @@ def at_size(nodes: int, repeats: int) -> dict[str, float]:
         table.add_column(name, justify="left" if not name else "right")
     names = {
         "build_seconds": "build arrays, s", "anchor_seconds": "choose anchors, s", "distance_seconds": "hops, s",
-        "distance_cores": "cores that hops got", "peak_gb": "peak memory, GB", "idle_gb": "of that before the graph, GB",
+        "distance_cores": "cores that hops got", "peak_gb": "peak memory, GB",
+        "idle_gb": "of that before the graph, GB",
     }  # fmt: skip
     for key, name in names.items():
         values = found[key]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from nodetok import kge
 from nodetok.distances import distances
 from nodetok.graph import Graph
 from nodetok.prompts import Prompts
@@ -55,13 +56,24 @@ def completion(
     def measure(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
         return ranked(scores, examples, known)
 
+    def distmult(seed: int) -> dict[str, np.ndarray]:
+        model = kge.train_kge("distmult", train, len(graph), len(names), valid, seed)
+        directions = np.repeat([0, 1], len(test))
+        relation = np.tile(test[:, 1], 2)
+        queries = np.stack([everything.prompts.nodes[:, 0], relation, directions], axis=1)
+        parts = np.array_split(np.arange(len(queries)), max(1, len(queries) // 256))
+        found = [measure(model.scores(queries[rows]), everything.take(rows)) for rows in parts]
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+    everything = ask(test, hide=False)
     rng = np.random.default_rng(seed)
     sample = valid[rng.permutation(len(valid))[:valid_sample]]
     entities = [str(graph.id(row)) for row in range(len(graph))]
     return Task(
-        "completion", graph, tokenizer.table, entities, draw, ask(sample, hide=False), ask(test, hide=False), measure,
+        "completion", graph, tokenizer.table, entities, draw, ask(sample, hide=False), everything, measure,
         "MRR", [text for way in texts for text in way], features, arc_relations(graph, train, len(names)),
         names, node_candidates=True, tokenizer=tokenizer,
+        opponents={"DistMult": distmult},
     )  # fmt: skip
 
 

@@ -53,7 +53,8 @@ class GraphModelSettings(Settings):
     ``neighbours``: how many neighbours a node shows (0: none); ``feature_hops``: further feature tokens, each the
     average over one more hop. ``soft_prompt`` learned vectors stand first.
     ``distance_bias``: whether attention between node tokens has a learned bias by the shortest way over an anchor, as
-    T5 has one by the words between. ``identity``: width of the candidates' own learned vectors. ``text_loss`` weighs the loss of the written answer.
+    T5 has one by the words between. ``identity``: width of the candidates' own learned vectors. ``text_loss`` weighs
+    the loss of the written answer.
     """
 
     backbone: BackboneSettings = BackboneSettings()

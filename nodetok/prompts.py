@@ -73,8 +73,9 @@ class Neighbourhoods:
 
 @dataclass(frozen=True, eq=False)
 class PromptBatch:
-    """What the model reads, int64 (B, H): the kind of every token, a word id or node row (of several
-    tokens: row * tokens + number), the relation of a neighbour, and its place in the order (tokens of one set share it)."""
+    """What the model reads, int64 (B, H): the kind of every token, a word id or node row (row *
+    tokens + number where a node has several), the relation of a neighbour, and its place in the order, which the
+    tokens of one set share."""
 
     kinds: Tensor
     values: Tensor

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nodetok import opponents
 from nodetok.graph import Graph
 from nodetok.prompts import Prompts
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
@@ -35,13 +36,18 @@ Measure = Callable[[np.ndarray, Examples], dict[str, np.ndarray]]
 """Scores (B, C) and examples to values (B,) by metric, NaN where an example does not count."""
 
 
+Opponent = Callable[[int], dict[str, np.ndarray]]
+"""Trains with a seed and returns the metrics of every test example."""
+
+
 @dataclass(eq=False)
 class Task:
     """Questions about a graph with their candidates and split.
 
     ``graph`` holds training edges only. ``table`` (V, K) are its nodes' distances to anchors, ``features`` (V, F) what
     else is known of them. ``draw`` makes an epoch of training examples. ``words`` are texts from which a backbone
-    without a tokenizer learns its vocabulary. ``goal`` is the metric that validation goes by. ``starts``: where each begins, if the graph is many side by side.
+    without a tokenizer learns its vocabulary. ``goal`` is the metric that validation goes by. ``starts``: where
+    each graph begins, if there are many side by side.
     """
 
     name: str
@@ -61,6 +67,7 @@ class Task:
     tokenizer: NodeTokenizer | None = None
     node_labels: Sequence[str] | None = None
     starts: np.ndarray | None = None
+    opponents: dict[str, Opponent] = field(default_factory=dict)
 
 
 def accuracy(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
@@ -100,8 +107,23 @@ def classification(
         passes = max(1, 1_000 // len(train))
         yield train.take(np.concatenate([rng.permutation(len(train)) for _ in range(passes)])), None
 
+    test = part("test")
+
+    def against(kind: opponents.Kind) -> Opponent:
+        def run(seed: int) -> dict[str, np.ndarray]:
+            assert features is not None
+            known = np.array([number.get(label, -1) for label in labels])
+            source, target = graph.undirected.arcs()
+            edges = np.stack([source, target])[:, source < target]
+            fitted, held = (np.array([part == which for part in split]) for which in ("train", "valid"))
+            found = opponents.classify_nodes(kind, features, edges, known, fitted, held, seed)
+            return {"accuracy": (found[test.prompts.nodes[:, 0]] == test.targets).astype(np.float64)}
+
+        return run
+
+    rivals = {} if features is None else {name: against(kind) for name, kind in opponents.CLASSIFIERS.items()}
     tokenizer = NodeTokenizer.fit(graph, settings)
     return Task(
-        "classification", graph, tokenizer.table, names, draw, part("valid"), part("test"), accuracy, "accuracy",
-        [text, *names], features, tokenizer=tokenizer, node_labels=labels,
+        "classification", graph, tokenizer.table, names, draw, part("valid"), test, accuracy, "accuracy",
+        [text, *names], features, tokenizer=tokenizer, node_labels=labels, opponents=rivals,
     )  # fmt: skip

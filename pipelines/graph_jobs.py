@@ -17,7 +17,7 @@ from nodetok.learning import fit
 from nodetok.tasks import Task
 from nodetok.tokenizer import NodeTokenizer
 from nodetok.views import TOKENS, view
-from pipelines import graph_opponents, graph_report, scatter
+from pipelines import graph_report, scatter
 from pipelines.graph_config import GraphConfig
 from pipelines.graph_tasks import load_task
 from pipelines.progress import bar
@@ -88,8 +88,12 @@ def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any
                 progress.update(number + 1, config.evaluation.seeds, _said(task, systems[name]))
                 if name == TOKENS and number == 0:
                     artifact(task, reader).save(out.parent / f"{out.stem}.graph")
-    if config.evaluation.opponents:
-        systems |= graph_opponents.run(task, config)
+    for name, opponent in task.opponents.items() if config.evaluation.opponents else ():
+        with bar(name) as progress:
+            systems[name] = []
+            for number in range(config.evaluation.seeds):
+                systems[name].append(opponent(config.learning.seed + number))
+                progress.update(number + 1, config.evaluation.seeds, _said(task, systems[name]))
     rows = summarise(task, systems, config.evaluation.resamples)
     with atomic_file(out) as path:
         path.write_text(json.dumps(rows, indent=2) + "\n")
