@@ -159,7 +159,10 @@ def _ball(indptr, indices, start, radius, covered, mark, stamp, queue, cover):  
 
 @njit(parallel=True, cache=True, nogil=True)
 def _walk_bounds(indptr, indices, covered, radius, bound):  # type: ignore[no-untyped-def]
-    """Lower every bound to the number of walks of at most ``radius`` steps to uncovered nodes: one sweep a step."""
+    """Lower every bound to the number of walks of at most ``radius`` steps to uncovered nodes: one sweep a step.
+
+    No count above the number of nodes is kept: none bounds anything, and walks soon outnumber what 64 bits hold.
+    """
     n = len(bound)
     count = np.empty(n, dtype=np.int64)
     for v in prange(n):
@@ -171,7 +174,7 @@ def _walk_bounds(indptr, indices, covered, radius, bound):  # type: ignore[no-un
             total = own[v]
             for e in range(indptr[v], indptr[v + 1]):
                 total += count[indices[e]]
-            following[v] = total
+            following[v] = min(total, n)
         count = following
     for v in prange(n):
         bound[v] = min(bound[v], count[v])

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numba import njit, prange
+from pydantic import Field
 from scipy import sparse
 from scipy.sparse import csgraph
 
@@ -39,8 +40,8 @@ class DistanceSettings(Settings):
 
     kind: Kind = "hops"
     direction: Literal["ignored", "to", "from", "both"] = "ignored"
-    restart: float = 0.15
-    steps: int = 8
+    restart: float = Field(0.15, ge=0, lt=1)
+    steps: int = Field(8, ge=1)
 
 
 def distances(graph: Graph, anchors: np.ndarray, settings: DistanceSettings | None = None) -> np.ndarray:

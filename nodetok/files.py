@@ -18,7 +18,8 @@ from setrec.errors import DataError
 from setrec.formats import RawTable, read_raw
 
 FORMATS = (".parquet", ".csv", ".jsonl")
-PARTS = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test", "": ""}
+PARTS = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
+MOST_WORDS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +93,9 @@ def read_triples(folder: Path) -> TripleData:
         names, texts = _unique(entities, "entity_id"), _optional(entities, "text")
     relations = sorted(set(relation))
     kinds = pd.Index(relations).get_indexer(relation)
-    rows = np.stack([_rows(triples, "head", head, names), kinds, _rows(triples, "tail", tail, names)], axis=1).astype(
-        np.int64
-    )
-    split = _parts(triples)
+    ends = (_rows(triples, name, given, names) for name, given in (("head", head), ("tail", tail)))
+    rows = np.stack([next(ends), kinds, next(ends)], axis=1).astype(np.int64)
+    split = _parts(triples, everywhere=True)
     part = np.full(len(rows), "train") if split is None else np.array(split)
     train, valid, test = (rows[part == name] for name in ("train", "valid", "test"))
     graph = Graph.from_arrays(train[:, 0], train[:, 2], len(names), ids=names, texts=texts)
@@ -132,7 +132,7 @@ def _rows(raw: RawTable, name: str, given: pd.Series, names: Sequence[str]) -> n
     rows = pd.Index(names).get_indexer(pd.Index(given))
     if (rows < 0).any():
         row = int((rows < 0).argmax())
-        raise DataError(f"{given.iloc[row]!r} is no node", file=raw.file, row=row + 1, column=name)
+        raise DataError(f"no such node {given.iloc[row]!r}", file=raw.file, row=row + 1, column=name)
     return rows
 
 
@@ -142,15 +142,16 @@ def _optional(raw: RawTable, name: str) -> list[str] | None:
     return columns.words(Column(raw.file, name, raw.column(name)))
 
 
-def _parts(raw: RawTable) -> list[str] | None:
+def _parts(raw: RawTable, *, everywhere: bool = False) -> list[str] | None:
     given = _optional(raw, "split")
     if given is None:
         return None
+    known = PARTS if everywhere else {**PARTS, "": ""}
     for row, name in enumerate(given):
-        if name not in PARTS:
-            known = ", ".join(part for part in PARTS if part)
-            raise DataError(f"'{name}' is no part of a split ({known})", file=raw.file, row=row + 1, column="split")
-    return [PARTS[name] for name in given]
+        if name not in known:
+            reason = f"'{name}' is no part of a split ({', '.join(PARTS)})"
+            raise DataError(reason, file=raw.file, row=row + 1, column="split")
+    return [known[name] for name in given]
 
 
 def _bag_of_words(raw: RawTable) -> np.ndarray | None:
@@ -158,13 +159,16 @@ def _bag_of_words(raw: RawTable) -> np.ndarray | None:
         return None
     column = Column(raw.file, "words", raw.column("words"))
     kind = column.values.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_integer(kind.value_type):
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not lists or not (pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type)):
         raise column.refuse(f"wrong type: {kind} where lists of word indices are expected")
     counts = pc.fill_null(pc.list_value_length(column.values), 0).to_numpy()
-    words = pc.list_flatten(column.values).to_numpy()
     rows = np.repeat(np.arange(len(counts)), counts)
-    if len(words) and words.min() < 0:
-        raise column.refuse(f"word index {words.min()} is negative", int(rows[words.argmin()]))
+    words = pc.fill_null(pc.list_flatten(column.values).cast(pa.int64(), safe=False), -1).to_numpy()
+    bad = (words < 0) | (words >= MOST_WORDS)
+    if bad.any():
+        row = int(rows[bad.argmax()])
+        raise column.refuse(f"{column.values[row].as_py()} are no word indices (0 .. {MOST_WORDS - 1})", row)
     out = np.zeros((len(counts), int(words.max(initial=-1)) + 1), dtype=np.float32)
     out[rows, words] = 1.0
     return out

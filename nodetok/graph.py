@@ -135,8 +135,10 @@ class Graph:
         """The graph with more edges between rows, and ``new_ids`` as rows V, V + 1, ... .
 
         Raises:
-            DataError: as :meth:`from_arrays`, or a new id that is there already.
+            DataError: as :meth:`from_arrays`, a new id that is there already, or weights where the graph has none.
         """
+        if weights is not None and self.weights is None:
+            raise DataError("the graph has no weights: new edges cannot have any")
         ids = None if self.ids is None else [*self.ids, *new_ids]
         if self.ids is None and list(new_ids) != list(range(len(self), len(self) + len(new_ids))):
             raise DataError(f"nodes are named by row: new ones must be named {len(self)}, {len(self) + 1}, ...")
@@ -173,6 +175,7 @@ class Graph:
                 repeat or are of different types, texts of another number than nodes.
         """
         source, target = np.asarray(source), np.asarray(target)
+        ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
         _check_ids(ids, texts, nodes)
         _check_edges(source, target, weights, nodes)
         proper = source != target
@@ -203,6 +206,9 @@ class Graph:
             DataError: as :meth:`from_arrays`, or an edge to a node that ``nodes`` does not hold.
         """
         pairs = list(edges)
+        for number, pair in enumerate(pairs):
+            if len(pair) != 2:
+                raise DataError(f"edge {number + 1} has {len(pair)} ends: {pair!r}")
         ids = list(nodes) if nodes is not None else list(dict.fromkeys(end for pair in pairs for end in pair))
         row_of = {node: row for row, node in enumerate(ids)}
         for number, pair in enumerate(pairs):
@@ -227,7 +233,10 @@ class Graph:
             if weight is not None:
                 if weight not in given:
                     raise DataError(f"edge {a!r} to {b!r} has no attribute '{weight}'")
-                lengths.append(given[weight])
+                try:
+                    lengths.append(float(given[weight]))
+                except (TypeError, ValueError):
+                    raise DataError(f"'{weight}' of edge {a!r} to {b!r} is no number: {given[weight]!r}") from None
         texts = None if text is None else [str(given.get(text, "")) for _, given in graph.nodes(data=True)]
         return cls.from_edges(
             pairs, nodes=list(graph), directed=graph.is_directed(), texts=texts,
@@ -238,33 +247,48 @@ class Graph:
     def from_pyg(cls, data: Any, *, directed: bool | None = None) -> Graph:
         """From a PyTorch Geometric ``Data`` or ``HeteroData``; of the latter nodes are named (type, row).
 
-        ``edge_weight`` is taken as length where it is there. ``directed``: ``None`` asks the data.
+        ``edge_weight`` is taken as length where it is there (1 for edge types without). ``directed``: ``None`` asks
+        the data; ``HeteroData``, whose types of edges often have one direction on paper only, counts as undirected.
 
         Raises:
             DataError: as :meth:`from_arrays`.
         """
         if hasattr(data, "node_types"):
             return _from_hetero(data, directed)
-        if data.edge_index is None:
-            raise DataError("the data has no edge_index")
-        ends = data.edge_index.cpu().numpy()
-        weight = data.edge_weight.cpu().numpy() if getattr(data, "edge_weight", None) is not None else None
+        ends, weight = _edge_tensors(data, "the data")
         way = data.is_directed() if directed is None else directed
         return cls.from_arrays(ends[0], ends[1], int(data.num_nodes or 0), weights=weight, directed=way)
 
 
+def _edge_tensors(data: Any, what: str) -> tuple[np.ndarray, np.ndarray | None]:
+    ends, weight = getattr(data, "edge_index", None), getattr(data, "edge_weight", None)
+    if ends is None:
+        raise DataError(f"{what} has no edge_index")
+    if ends.dim() != 2 or len(ends) != 2:
+        raise DataError(f"edge_index of {what} must have the shape (2, edges), not {tuple(ends.shape)}")
+    return ends.cpu().numpy(), None if weight is None else weight.detach().cpu().numpy()
+
+
 def _from_hetero(data: Any, directed: bool | None) -> Graph:
     ids: list[Hashable] = []
-    start = {}
+    start, size = {}, {}
     for kind in data.node_types:
-        start[kind] = len(ids)
-        ids += [(kind, row) for row in range(int(data[kind].num_nodes))]
-    ends = [
-        data[kind].edge_index.cpu().numpy() + np.array([[start[kind[0]]], [start[kind[2]]]])
-        for kind in data.edge_types
-    ]  # fmt: skip
-    both = np.concatenate(ends, axis=1) if ends else np.empty((2, 0), dtype=np.int64)
-    return Graph.from_arrays(both[0], both[1], len(ids), directed=bool(directed), ids=ids)
+        start[kind], size[kind] = len(ids), int(data[kind].num_nodes or 0)
+        ids += [(kind, row) for row in range(size[kind])]
+    both, lengths = [np.empty((2, 0), dtype=np.int64)], []
+    for kind in data.edge_types:
+        ends, weight = _edge_tensors(data[kind], f"edge type {kind}")
+        for end, side in zip(ends, (kind[0], kind[2]), strict=True):
+            if len(end) and (end.min() < 0 or end.max() >= size.get(side, 0)):
+                raise DataError(f"edge type {kind} ends outside the {size.get(side, 0)} nodes of type '{side}'")
+        both.append(ends + np.array([[start.get(kind[0], 0)], [start.get(kind[2], 0)]]))
+        lengths.append(weight)
+    weights = None
+    if any(weight is not None for weight in lengths):
+        pairs = zip(both[1:], lengths, strict=True)
+        weights = np.concatenate([np.ones(ends.shape[1]) if own is None else own for ends, own in pairs])
+    every = np.concatenate(both, axis=1)
+    return Graph.from_arrays(every[0], every[1], len(ids), weights=weights, directed=bool(directed), ids=ids)
 
 
 def _check_ids(ids: Sequence[Hashable] | None, texts: Sequence[str] | None, nodes: int) -> None:
@@ -298,13 +322,15 @@ def _check_edges(source: np.ndarray, target: np.ndarray, weights: np.ndarray | N
             raise DataError(f"edge {number + 1} ends at node {end[number]}, outside 0 .. {nodes - 1}")
     if weights is None:
         return
-    lengths = np.asarray(weights, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        lengths = np.asarray(weights).astype(np.float32)
     if lengths.shape != source.shape:
         raise DataError(f"{len(lengths)} weights for {len(source)} edges")
     bad = ~np.isfinite(lengths) | (lengths < 0)
     if bad.any():
         number = int(bad.argmax())
-        raise DataError(f"edge {number + 1} has weight {lengths[number]}; a length is finite and not negative")
+        given = np.asarray(weights)[number]
+        raise DataError(f"edge {number + 1} has weight {given}; a length is finite and not negative")
 
 
 def _compress(

@@ -102,10 +102,11 @@ Positions = DecayPositions | RankedPositions
 
 def build(anchors: int, settings: PositionSettings) -> Positions:
     """An untrained encoder for K = ``anchors`` columns of distances."""
-    torch.manual_seed(settings.seed)
     if settings.kind == "decay":
         return DecayPositions(anchors, settings.tau)
-    return RankedPositions(anchors, settings.tau / 4, settings.width, settings.hidden)
+    with torch.random.fork_rng(devices=[]):  # loading a tokenizer must not reseed what the caller draws next
+        torch.manual_seed(settings.seed)
+        return RankedPositions(anchors, settings.tau / 4, settings.width, settings.hidden)
 
 
 def fit(positions: Positions, graph: Graph, anchors: np.ndarray, table: np.ndarray, settings: PositionSettings) -> None:

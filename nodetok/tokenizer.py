@@ -179,17 +179,19 @@ class NodeTokenizer:
         try:
             record = json.loads((folder / "tokenizer.json").read_text())
             if record["format"] != FORMAT:
-                raise ConfigError(f"{folder}: format {record['format']} is not {FORMAT}")
+                raise ConfigError(f"format {record['format']} is not {FORMAT}")
             settings = TokenizerSettings.model_validate(record["settings"])
             tensors = load_file(folder / "tokenizer.safetensors")
             table = tensors.pop("table").numpy()
             rows, gains = tensors.pop("anchors").numpy(), tensors.pop("gains").numpy()
             encoder = positions.build(table.shape[1], settings.positions)
             encoder.load_state_dict({name.removeprefix("positions."): value for name, value in tensors.items()})
+            ids = tuple(_hashable(node) for node in record["anchor_ids"])
+            if not (len(ids) == len(rows) == len(gains) and record["nodes"] == len(table)):
+                raise ConfigError(f"{record['nodes']} nodes and {len(ids)} anchors are not what the tensors hold")
         except (OSError, KeyError, ValueError, RuntimeError, TypeError, ValidationError, SafetensorError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(f"{folder}: node tokenizer cannot be loaded: {reason}") from error
-        ids = tuple(_hashable(node) for node in record["anchor_ids"])
         return cls(settings, Anchors(rows, gains, len(table)), ids, table, encoder.eval())
 
     def check(self, graph: Graph) -> None:

@@ -67,6 +67,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "learning": {"epochs": 40, "patience": 20, "weight_decay": 0.05},
     },
     "completion": {
+        "encoder": {"max_length": 64},
         "model": {"position_tokens": 1, "neighbours": 12, "identity": 128},
         "learning": {"epochs": 8, "batch": 512, "learning_rate": 2e-3, "minutes": 20},
         "evaluation": {"seeds": 1},

@@ -1,0 +1,49 @@
+"""A small graph with planted classes, and small models on it."""
+
+import numpy as np
+import torch
+
+from nodetok.anchors import AnchorSettings
+from nodetok.graph import Graph
+from nodetok.learning import LearningSettings, Reader, build
+from nodetok.model import GraphModelSettings
+from nodetok.tasks import Task, classification
+from nodetok.tokenizer import TokenizerSettings
+from nodetok.views import TOKENS, view
+from setrec.backbone import BackboneSettings
+
+torch.set_num_threads(1)
+
+
+def planted(nodes: int = 60, classes: int = 3, seed: int = 0) -> tuple[Graph, np.ndarray]:
+    """A graph whose classes are dense inside and sparse between, and the class of each node."""
+    rng = np.random.default_rng(seed)
+    kind = np.arange(nodes) % classes
+    same = kind[:, None] == kind[None, :]
+    linked = np.triu(rng.random((nodes, nodes)) < np.where(same, 0.3, 0.01), 1)
+    source, target = np.nonzero(linked)
+    return Graph.from_arrays(source, target, nodes, ids=[f"n{i}" for i in range(nodes)]), kind
+
+
+def task(nodes: int = 60, **changes) -> Task:
+    graph, kind = planted(nodes)
+    rng = np.random.default_rng(1)
+    features = (rng.random((nodes, 12)) < 0.2).astype(np.float32)
+    split = ["train" if i < nodes // 2 else "valid" if i < 2 * nodes // 3 else "test" for i in range(nodes)]
+    labels = [f"class {chr(97 + k)}" for k in kind]
+    settings = TokenizerSettings(anchors=AnchorSettings(count=8, **changes))
+    return classification(graph, labels, split, features, settings)
+
+
+def reader(of: Task, family: str = "qwen3", name: str = TOKENS, **changes) -> Reader:
+    """An untrained reader in evaluation mode, every parameter away from its neutral start."""
+    fields = {"position_tokens": 2, "neighbours": 4, "feature_hops": 1, "dropout": 0.0, **changes}
+    settings = GraphModelSettings(backbone=BackboneSettings(family=family, dropout=0.0), **fields)
+    made = build(of, view(of, name, settings), LearningSettings(precision="float32"))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        made.model.queries.normal_()
+        if hasattr(made.model, "way_bias"):
+            made.model.way_bias.normal_()
+    made.model.eval()
+    return made
