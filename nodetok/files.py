@@ -68,6 +68,7 @@ def read_graph(folder: Path, *, directed: bool = False) -> GraphData:
         column = Column(edges.file, "weight", edges.column("weight"))
         weights = columns.numbers(column)
         column.refuse_first(weights < 0, "{} is negative; a length is not")
+        column.refuse_first(weights > np.finfo(np.float32).max, "{} is too large for a length")
     texts = None if nodes is None else _optional(nodes, "text")
     graph = Graph.from_arrays(begin, end, len(names), weights=weights, directed=directed, ids=names, texts=texts)
     if nodes is None:

@@ -144,6 +144,7 @@ class Graph:
             raise DataError(f"nodes are named by row: new ones must be named {len(self)}, {len(self) + 1}, ...")
         texts = None if self.texts is None else [*self.texts, *(new_texts or [""] * len(new_ids))]
         old_source, old_target = self.arcs()
+        source, target = (np.asarray(end) if len(end) else np.empty(0, dtype=np.int64) for end in (source, target))
         if not self.directed:
             once = old_source < old_target
             old_source, old_target = old_source[once], old_target[once]

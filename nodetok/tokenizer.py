@@ -184,11 +184,10 @@ class NodeTokenizer:
             tensors = load_file(folder / "tokenizer.safetensors")
             table = tensors.pop("table").numpy()
             rows, gains = tensors.pop("anchors").numpy(), tensors.pop("gains").numpy()
+            ids = tuple(_hashable(node) for node in record["anchor_ids"])
+            _agree(settings, record["nodes"], len(set(ids)), table, rows, gains)
             encoder = positions.build(table.shape[1], settings.positions)
             encoder.load_state_dict({name.removeprefix("positions."): value for name, value in tensors.items()})
-            ids = tuple(_hashable(node) for node in record["anchor_ids"])
-            if not (len(ids) == len(rows) == len(gains) and record["nodes"] == len(table)):
-                raise ConfigError(f"{record['nodes']} nodes and {len(ids)} anchors are not what the tensors hold")
         except (OSError, KeyError, ValueError, RuntimeError, TypeError, ValidationError, SafetensorError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(f"{folder}: node tokenizer cannot be loaded: {reason}") from error
@@ -206,6 +205,15 @@ class NodeTokenizer:
             same = False
         if not same:
             raise ConfigError("the node tokenizer was fitted to another graph")
+
+
+def _agree(
+    settings: TokenizerSettings, nodes: int, count: int, table: np.ndarray, rows: np.ndarray, gains: np.ndarray
+) -> None:
+    kind = np.uint8 if settings.distances.kind == "hops" else np.float32
+    whole = table.ndim == 2 and len(table) == nodes and table.shape[1] in (count, 2 * count) and table.dtype == kind
+    if not whole or not rows.shape == gains.shape == (count,) or not 0 <= rows.min() <= rows.max() < nodes:
+        raise ConfigError(f"{nodes} nodes and {count} anchors are not what the tensors hold")
 
 
 def _plain(node: Hashable) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,7 +93,7 @@ def graph_config(task: str, file: Path | None = None, overrides: list[str] | Non
     """
     if task not in DEFAULTS:
         raise ConfigError(f"unknown task '{task}' (known: {', '.join(DEFAULTS)})")
-    raw: dict[str, Any] = _merged({"name": task}, DEFAULTS[task])
+    raw: dict[str, Any] = {"name": task, **copy.deepcopy(DEFAULTS[task])}
     if file is not None:
         try:
             given = yaml.safe_load(file.read_text())

@@ -1,0 +1,222 @@
+"""Graphs and triples from tables; every complaint is one line with file, row and column."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nodetok.files import read_graph, read_triples
+from setrec.errors import DataError
+
+EDGES = {"source": ["b", "a", "c"], "target": ["a", "c", "c"]}
+NODES = {"node_id": ["a", "b", "c", "d"], "label": ["x", "y", None, "x"], "split": ["train", "validation", "", "test"]}
+TRIPLES = {
+    "head": ["cat", "dog", "cat", "ant", "dog"],
+    "relation": ["isa", "isa", "eats", "near", "near"],
+    "tail": ["pet", "pet", "ant", "pet", "cat"],
+}
+PARTS = ["train", "train", "dev", "valid", "test"]
+
+
+def write(folder, suffix=".parquet", **tables):
+    for name, columns in tables.items():
+        path = folder / f"{name}{suffix}"
+        if suffix == ".parquet":
+            pq.write_table(pa.table(columns), path)
+        elif suffix == ".csv":
+            pd.DataFrame(columns).to_csv(path, index=False)
+        else:
+            pd.DataFrame(columns).to_json(path, orient="records", lines=True)
+    return folder
+
+
+def refusal(read, folder):
+    with pytest.raises(DataError) as caught:
+        read(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(folder))
+    return message.removeprefix(f"{folder}/")
+
+
+def links(graph):
+    source, target = graph.arcs()
+    return {(graph.id(a), graph.id(b)) for a, b in zip(source, target, strict=True)}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_every_format_gives_the_same_graph(tmp_path, suffix):
+    texts = {"text": ["An  a", "", "c", "d"]}
+    data = read_graph(write(tmp_path, suffix, nodes=NODES | texts, edges=EDGES | {"weight": [2, 0.5, 1]}))
+    assert list(data.graph.ids) == ["a", "b", "c", "d"]
+    assert links(data.graph) == {("a", "b"), ("b", "a"), ("a", "c"), ("c", "a")}
+    assert data.graph.weights.tolist() == [2, 0.5, 2, 0.5]
+    assert data.graph.loops == 1
+    assert data.labels == ["x", "y", "", "x"]
+    assert data.split == ["train", "valid", "", "test"]
+    assert data.texts == list(data.graph.texts) == ["An a", "", "c", "d"]
+    assert data.features is None
+
+
+def test_directions_are_kept_where_asked_for(tmp_path):
+    write(tmp_path, edges=EDGES)
+    assert links(read_graph(tmp_path, directed=True).graph) == {("b", "a"), ("a", "c")}
+    assert not read_graph(tmp_path).graph.directed
+
+
+def test_edges_alone_are_a_graph_and_what_is_not_there_is_none(tmp_path):
+    data = read_graph(write(tmp_path, edges=EDGES))
+    assert set(data.graph.ids) == {"a", "b", "c"}
+    assert (data.labels, data.split, data.texts, data.features, data.graph.texts) == (None,) * 5
+    write(tmp_path, nodes={"node_id": ["c", "b", "a"]})
+    data = read_graph(tmp_path)
+    assert list(data.graph.ids) == ["c", "b", "a"]
+    assert (data.labels, data.split, data.texts, data.features, data.graph.weights) == (None,) * 5
+
+
+def test_whole_numbers_are_ids_as_text(tmp_path):
+    write(tmp_path, nodes={"node_id": [7, 10]}, edges={"source": ["10"], "target": ["7"]})
+    assert links(read_graph(tmp_path).graph) == {("7", "10"), ("10", "7")}
+    write(tmp_path, ".csv", nodes={"node_id": ["007", "7"]}, edges={"source": ["007"], "target": ["7"]})
+    (tmp_path / "nodes.parquet").unlink()
+    (tmp_path / "edges.parquet").unlink()
+    assert list(read_graph(tmp_path).graph.ids) == ["007", "7"]
+
+
+def test_words_become_a_bag_of_words(tmp_path):
+    words = [[4, 0, 4], None, [], [2]]
+    features = read_graph(write(tmp_path, nodes=NODES | {"words": words}, edges=EDGES)).features
+    assert features.dtype == np.float32
+    assert features.tolist() == [[1, 0, 0, 0, 1], [0] * 5, [0] * 5, [0, 0, 1, 0, 0]]
+    assert read_graph(write(tmp_path, nodes=NODES | {"words": [[]] * 4}, edges=EDGES)).features.shape == (4, 0)
+    unsigned = pa.array([[3], [], [], [0]], type=pa.large_list(pa.uint64()))
+    assert read_graph(write(tmp_path, nodes=NODES | {"words": unsigned}, edges=EDGES)).features.sum() == 2
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_every_format_gives_the_same_triples(tmp_path, suffix):
+    entities = {"entity_id": ["pet", "cat", "dog", "ant", "elk"], "text": ["a pet", "a cat", "", "an ant", "an elk"]}
+    data = read_triples(write(tmp_path, suffix, entities=entities, triples=TRIPLES | {"split": PARTS}))
+    assert data.ids == entities["entity_id"]
+    assert data.texts == entities["text"]
+    assert data.relations == ["eats", "isa", "near"]
+    named = {
+        part: [(data.ids[h], data.relations[r], data.ids[t]) for h, r, t in getattr(data, part)]
+        for part in ("train", "valid", "test")
+    }
+    rows = list(zip(*TRIPLES.values(), strict=True))
+    assert named == {"train": rows[:2], "valid": rows[2:4], "test": rows[4:]}
+    assert data.train.dtype == np.int64
+    assert links(data.graph) == {("cat", "pet"), ("pet", "cat"), ("dog", "pet"), ("pet", "dog")}
+    assert (len(data.graph), data.graph.directed) == (5, False)
+
+
+def test_triples_alone_are_all_for_training(tmp_path):
+    data = read_triples(write(tmp_path, triples=TRIPLES))
+    assert sorted(data.ids) == ["ant", "cat", "dog", "pet"]
+    assert data.texts is None
+    assert (data.train.shape, data.valid.shape, data.test.shape) == ((5, 3), (0, 3), (0, 3))
+    assert data.graph.edges == 5
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        (
+            {"edges": {"source": ["a", "z"], "target": ["b", "a"]}},
+            "edges.parquet, row 2, column 'source': no such node",
+        ),
+        ({"edges": {"source": ["a"], "target": ["z"]}}, "row 1, column 'target': no such node 'z'"),
+        ({"edges": {"source": ["a", None], "target": ["b", "a"]}}, "row 2, column 'source': the id is missing"),
+        ({"edges": {"source": ["a"], "target": [" "]}}, "row 1, column 'target': the id is blank"),
+        ({"edges": {"source": [0.5], "target": [1.5]}}, "column 'source': wrong type: double"),
+        ({"edges": {"source": ["a"]}}, "column 'target': missing column (the file has: source)"),
+        ({"edges": EDGES | {"weight": [1.0, -2.0, 3.0]}}, "row 2, column 'weight': -2.0 is negative"),
+        ({"edges": EDGES | {"weight": [1.0, 2.0, float("inf")]}}, "row 3, column 'weight': inf is no finite"),
+        ({"edges": EDGES | {"weight": [float("nan"), 2.0, 1.0]}}, "row 1, column 'weight': nan is no finite"),
+        ({"edges": EDGES | {"weight": [1.0, None, 1.0]}}, "row 2, column 'weight': the number is missing"),
+        ({"edges": EDGES | {"weight": ["1", "far", "1"]}}, "row 2, column 'weight': 'far' is no number"),
+        ({"edges": EDGES | {"weight": [1.0, 1.0, 1e300]}}, "row 3, column 'weight': 1e+300 is too large"),
+        ({"edges": {"source": pa.array([], pa.string()), "target": pa.array([], pa.string())}}, "holds no rows"),
+        ({"nodes": {"node_id": ["a", "b", "a", "c"]}}, "nodes.parquet, row 3, column 'node_id': duplicate id 'a'"),
+        ({"nodes": {"id": ["a", "b", "c"]}}, "column 'node_id': missing column"),
+        ({"nodes": NODES | {"split": ["train", "exam", "", ""]}}, "row 2, column 'split': 'exam' is no part"),
+        ({"nodes": NODES | {"label": [{"is": "x"}] * 4}}, "column 'label': wrong type: struct"),
+        ({"nodes": NODES | {"words": ["1 2", "", "", ""]}}, "column 'words': wrong type: string"),
+        ({"nodes": NODES | {"words": [[0.5], [], [], []]}}, "column 'words': wrong type: list<"),
+        ({"nodes": NODES | {"words": [[], [1], [2, -3], []]}}, "row 3, column 'words': [2, -3] are no word indices"),
+        ({"nodes": NODES | {"words": [[], [1, None], [], []]}}, "row 2, column 'words': [1, None] are no word"),
+        ({"nodes": NODES | {"words": [[], [], [], [10**9]]}}, "row 4, column 'words': [1000000000] are no word"),
+    ],
+)
+def test_tables_that_are_no_graph_are_refused(tmp_path, tables, said):
+    message = refusal(read_graph, write(tmp_path, **({"nodes": NODES, "edges": EDGES} | tables)))
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"triples": TRIPLES | {"tail": ["pet", "pet", "ant", "pet", "elk"]}}, "row 5, column 'tail': no such node"),
+        ({"triples": TRIPLES | {"relation": ["isa", None, "a", "b", "c"]}}, "row 2, column 'relation': the id is mis"),
+        ({"triples": TRIPLES | {"split": ["train", "", "test", "dev", "dev"]}}, "row 2, column 'split': '' is no part"),
+        ({"triples": TRIPLES | {"split": ["train", "test", "eval", "dev", "dev"]}}, "row 3, column 'split': 'eval'"),
+        ({"triples": {"head": ["cat"], "tail": ["dog"]}}, "column 'relation': missing column"),
+        ({"entities": {"entity_id": ["cat", "cat"]}}, "entities.parquet, row 2, column 'entity_id': duplicate id"),
+    ],
+)
+def test_tables_that_are_no_triples_are_refused(tmp_path, tables, said):
+    entities = {"entity_id": ["pet", "cat", "dog", "ant"]}
+    message = refusal(read_triples, write(tmp_path, **({"entities": entities, "triples": TRIPLES} | tables)))
+    assert said in message
+
+
+@pytest.mark.parametrize(("read", "name"), [(read_graph, "edges"), (read_triples, "triples")])
+def test_absent_empty_and_damaged_files_are_refused(tmp_path, read, name):
+    assert f"no {name}.parquet (or .csv, .jsonl) there" in refusal(read, tmp_path)
+    assert "there" in refusal(read, tmp_path / "nowhere")
+    (tmp_path / f"{name}.csv").touch()
+    assert refusal(read, tmp_path) == f"{name}.csv: the file is empty"
+    (tmp_path / f"{name}.csv").write_text("source,target\na,b,c\n")
+    assert refusal(read, tmp_path).startswith(f"{name}.csv, row 1: ")
+    (tmp_path / f"{name}.parquet").write_bytes(b"PAR1 and no more")
+    assert "truncated or damaged" in refusal(read, tmp_path)
+
+
+def real(name):
+    folder = Path(os.environ.get("SETREC_DATA", "absent")) / name
+    if not folder.is_dir():
+        pytest.skip(f"SETREC_DATA names no folder that holds {name}")
+    return folder
+
+
+def test_cora_is_read_whole():
+    folder = real("cora")
+    data = read_graph(folder)
+    edges, nodes = (pd.read_parquet(folder / f"{name}.parquet") for name in ("edges", "nodes"))
+    assert (len(data.graph), data.graph.edges) == (len(nodes), len(edges))
+    assert data.labels == nodes["label"].astype(str).tolist()
+    assert [sum(part == name for part in data.split) for name in ("train", "valid", "test")] == [140, 500, 1000]
+    assert data.features.shape == (len(nodes), 1433)
+    assert data.features.sum() == sum(len(set(words)) for words in nodes["words"])
+
+
+def test_wn18rr_is_read_whole_and_fast():
+    folder = real("wn18rr")
+    start = time.process_time()
+    data = read_triples(folder)
+    assert time.process_time() - start < 2
+    triples = pd.read_parquet(folder / "triples.parquet")
+    sizes = triples["split"].value_counts()
+    assert [len(part) for part in (data.train, data.valid, data.test)] == [
+        sizes[name] for name in ("train", "valid", "test")
+    ]
+    assert len(data.relations) == triples["relation"].nunique() == 11
+    assert len(data.ids) == len(data.texts) == len(data.graph)
+    pairs = {frozenset(pair) for pair in data.train[:, [0, 2]].tolist()}
+    assert data.graph.edges == sum(len(pair) == 2 for pair in pairs)

@@ -1,0 +1,183 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from starlette.testclient import TestClient
+
+from nodetok.artifact import GraphArtifact
+from nodetok.graph import Graph
+from pipelines import graph_jobs, graph_service
+from pipelines.graph_config import DEFAULTS, graph_config
+from serving.graph import add_graph_routes
+from setrec.errors import ConfigError, DataError, SetRecError, UnknownNodeError
+
+QUICK = [
+    "learning.epochs=1", "evaluation.seeds=1", "evaluation.resamples=20", "learning.precision=float32",
+    "tokenizer.anchors.count=6",
+]  # fmt: skip
+
+
+def ring_and_hub(nodes: int = 40) -> list[tuple[int, int]]:
+    """A ring with a hub, and a triangle apart from it."""
+    ring = [(i, (i + 1) % (nodes - 4)) for i in range(nodes - 4)]
+    return [*ring, *((nodes - 4, i) for i in range(0, nodes - 4, 6)), *[(37, 38), (38, 39), (39, 37)]]
+
+
+@pytest.fixture(scope="module")
+def graph_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("graph")
+    edges = np.array(ring_and_hub())
+    pd.DataFrame({"source": edges[:, 0], "target": edges[:, 1]}).to_parquet(folder / "edges.parquet")
+    part = ["train", "valid", "test", "train"] * 10
+    nodes = pd.DataFrame({"node_id": range(40), "label": ["even", "odd"] * 20, "split": part})
+    nodes["words"] = [[i % 2, 2 + i % 3] for i in range(40)]
+    nodes.to_parquet(folder / "nodes.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def triple_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("triples")
+    rng = np.random.default_rng(0)
+    rows = [(f"e{i}", f"_r{i % 2}", f"e{(i * 3 + 1) % 30}", "train") for i in range(30)]
+    rows += [(f"e{rng.integers(30)}", "_r0", f"e{rng.integers(30)}", p) for p in ("valid", "test") for _ in range(4)]
+    pd.DataFrame(rows, columns=["head", "relation", "tail", "split"]).to_parquet(folder / "triples.parquet")
+    pd.DataFrame({"entity_id": [f"e{i}" for i in range(30)]}).to_parquet(folder / "entities.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def question_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("questions")
+    rows = []
+    for i in range(24):
+        split = "test" if i % 4 == 3 else "train"
+        body = "Graph: (0,1) (2,3)" + (" (1,2)" if i % 2 else "") + (" (3,0)" if i % 2 else "")
+        said = "The answer is yes." if i % 2 else "The answer is no."
+        ask = "Q: Is there a path between node 0 and node 3?\nA:"
+        rows.append(("connectivity", split, f"Note that (i,j) is an edge.\n{body}\n{ask}", said))
+        rows.append(("cycle", split, f"{body}\nQ: Is there a cycle in this graph?\nA:", "Yes." if i % 2 else "No."))
+        weights = "an edge between node 0 and node 1 with weight 2,\nan edge between node 1 and node 2 with weight 1."
+        rows.append(
+            ("shortest_path", split, f"{weights}\nQ: Give the shortest path from node 0 to node 2.\nA:",
+             "The shortest path from node 0 to node 2 is 0,1,2 with a total weight of 3")
+        )  # fmt: skip
+    pd.DataFrame(rows, columns=["task", "split", "question", "answer"]).to_parquet(folder / "questions.parquet")
+    examples = [
+        (f"belief {i}", f"argument {i}", "support" if i % 2 else "counter", "(a; is; b)(b; not; c)",
+         "dev" if i % 4 == 3 else "train")
+        for i in range(24)
+    ]  # fmt: skip
+    columns = ["belief", "argument", "stance", "graph", "split"]
+    pd.DataFrame(examples, columns=columns).to_parquet(folder / "examples.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("name", list(DEFAULTS))
+def test_every_task_is_evaluated_with_its_controls_and_opponents(
+    name, graph_folder, triple_folder, question_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("nodetok.structure.structure.__defaults__", (512, 100, 0))
+    folder = {"structure": graph_folder, "classification": graph_folder, "completion": triple_folder}
+    overrides = [*QUICK, "model.neighbours=2", "model.position_tokens=1"]
+    config = graph_config(name, overrides=overrides)
+    rows = graph_jobs.evaluate(folder.get(name, question_folder), tmp_path / "rows.json", config)
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows
+    systems = {row["system"] for row in rows}
+    assert {"node tokens", "text only", "shuffled tokens", "Laplacian eigenvectors"} <= systems
+    assert {"node tokens minus text only", "node tokens minus shuffled tokens"} <= systems
+    expected = {"classification": {"GCN", "GraphSAGE", "MLP on words"}, "completion": {"DistMult"}}
+    assert expected.get(name, set()) <= systems
+    for row in rows:
+        assert row["low"] <= row["value"] + 1e-9
+        assert row["value"] <= row["high"] + 1e-9
+    page = (tmp_path / "rows.html").read_text()
+    assert "<script" not in page
+    assert "shuffled tokens" in page
+
+
+@pytest.fixture(scope="module")
+def trained(graph_folder, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    overrides = [*QUICK, "model.text_loss=0.5", "learning.epochs=2"]
+    graph_jobs.train(graph_folder, run, graph_config("classification", overrides=overrides))
+    return run
+
+
+def test_a_trained_graph_answers_the_same_after_saving_and_loading(trained, tmp_path):
+    made = GraphArtifact.load(trained / "graph")
+    made.save(tmp_path / "again")
+    again = GraphArtifact.load(tmp_path / "again")
+    question = "What is the class of [[7]] ?"
+    assert made.ask(question, 2) == again.ask(question, 2)
+    assert made.write(question) == again.write(question)
+    answers, nodes = made.ask(question, 2)
+    assert nodes == ["7"]
+    assert {text for text, _ in answers} == {"even", "odd"}
+    assert sum(score for _, score in answers) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_unknown_nodes_empty_questions_and_damage_are_one_clear_line(trained, tmp_path, graph_folder):
+    made = GraphArtifact.load(trained / "graph")
+    with pytest.raises(UnknownNodeError, match="'nowhere'"):
+        made.ask("what is [[nowhere]] ?")
+    with pytest.raises(SetRecError, match="empty"):
+        made.ask("  ")
+    made.save(tmp_path / "graph")
+    (tmp_path / "graph" / "model" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        GraphArtifact.load(tmp_path / "graph")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        GraphArtifact.load(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="unknown task"):
+        graph_config("colouring")
+    with pytest.raises(ConfigError, match=r"model\.colour"):
+        graph_config("structure", overrides=["model.colour=red"])
+    with pytest.raises(DataError, match="entities|triples"):
+        graph_jobs.evaluate(graph_folder, tmp_path / "x.json", graph_config("completion"))
+
+
+def test_tokenize_writes_tokens_that_can_be_served_but_not_asked(graph_folder, tmp_path):
+    found = graph_jobs.tokenize(graph_folder, tmp_path, graph_config("structure", overrides=QUICK))
+    assert found["nodes"] == 40
+    assert found["components"] == 2
+    assert (tmp_path / "report.html").stat().st_size > 5_000
+    service = graph_service.load(tmp_path / "graph")
+    assert not service.can_ask
+    described = service.nodes(["0", "39"], 3)
+    hops = Graph.from_edges(ring_and_hub(), nodes=list(range(40)))
+    assert {near.node_id for near in described[1].nearest} >= {"37", "38"}
+    reached = [a for a in described[1].anchors if a.distance is not None]
+    assert {hops.components[int(a.node_id)] for a in reached} <= {hops.components[39]}
+    with pytest.raises(SetRecError, match="no trained model"):
+        service.artifact.ask("what is [[0]] ?")
+
+
+def test_the_endpoint_answers_what_the_command_line_answers(trained):
+    from fastapi import FastAPI
+
+    app = FastAPI()
+    add_graph_routes(app, graph_service.load(trained / "graph"))
+    client = TestClient(app)
+    question = "what is the class of [[7]] ?"
+    body = client.post("/v1/graph/ask", json={"question": question, "k": 2}).json()
+    own = graph_jobs.answer(trained, question, 2, "grounded")
+    assert [a["answer"] for a in body["answers"]] == [a["answer"] for a in own["answers"]]
+    written = client.post("/v1/graph/ask", json={"question": question, "mode": "text"}).json()
+    assert written["answers"][0]["answer"] == graph_jobs.answer(trained, question, 1, "text")["answers"][0]["answer"]
+    nodes = client.post("/v1/graph/nodes", json={"node_ids": ["7"], "k": 2}).json()["nodes"]
+    assert len(nodes[0]["nearest"]) == 2
+    assert len(nodes[0]["token"]) == 6
+
+
+def test_the_command_line_says_in_one_line_what_is_wrong(tmp_path):
+    command = [sys.executable, "-m", "pipelines.cli", "graph", "evaluate", "--task", "structure"]
+    command += ["--data", str(tmp_path), "--out", str(tmp_path / "x.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("setrec: ")
+    assert "edges.parquet" in done.stderr
