@@ -1,4 +1,4 @@
-"""``setrec``: prepare, train, evaluate, export, serve, recommend, demo, graph."""
+"""``setrec``: prepare, train, evaluate, ablate, export, serve, recommend, demo, graph."""
 
 from __future__ import annotations
 
@@ -80,6 +80,24 @@ def evaluate(
         _print_json(rows)
     else:
         Console().print(ranking_table(rows))
+
+
+@app.command()
+def ablate(
+    run: RunOption,
+    seeds: Annotated[int, typer.Option(help="Trainings per set of slots.", min=1)] = 1,
+    json_only: Annotated[bool, typer.Option("--json", help="Print JSON, no tables.")] = False,
+    set_: SetOption = None,
+) -> None:
+    """Train once per set of slots: what semantic and structural slots add; writes ablation.json."""
+    from pipelines import jobs
+    from pipelines.tables import difference_table, ranking_table
+
+    found = jobs.ablate(Run(run), _config_of(run, set_), seeds)
+    if json_only:
+        _print_json(found)
+    else:
+        Console().print(ranking_table(found["rows"]), difference_table(found["differences"]))
 
 
 @app.command()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from pipelines.ingest import DataSettings
 from serving.retriever import RetrieverSettings
@@ -28,6 +28,42 @@ class EncoderSettings(Settings):
     max_length: int = Field(256, ge=8)
 
 
+class StructuralSettings(Settings):
+    """The structural slot: each item's position in a graph of items, attribute values and entities.
+
+    ``enabled``: one more slot, hence one more query; an epoch of training costs about a tenth more, and the weight grid
+    of the evaluation has a further dimension. Beside semantic slots its gain on MovieLens-100K cannot be told from none
+    (``benchmarks/bench_structural.py``). ``anchors``: numbers of an item's position, K; 4 K bytes an item, and an index
+    that much wider. ``kind``: ``walks`` (minus the log of truncated personalised PageRank)
+    or ``hops``, which hardly differ where interactions make a small world. ``restart`` and ``steps`` of the walks: few
+    steps keep to the neighbourhood. ``tau``: positions are exp(-tau d), so 0.25 is the fourth root of a probability.
+
+    ``edges``: ``attributes`` join an item to its categorical values; ``interactions`` join items that users chose
+    within ``window`` steps of each other in the training part, of each item's the ``neighbours`` strongest (by cosine;
+    memory and time grow with it, and many blur positions); ``knowledge`` are the ``triples`` (head_id, tail_id) over
+    entities to which ``links`` (item_id, entity_id) ties items. Half a second for MovieLens-100K.
+    """
+
+    enabled: bool = False
+    kind: Literal["walks", "hops"] = "walks"
+    anchors: int = Field(64, ge=1)
+    restart: float = Field(0.15, ge=0, lt=1)
+    steps: int = Field(4, ge=1)
+    tau: float = Field(0.25, gt=0)
+    edges: tuple[Literal["attributes", "interactions", "knowledge"], ...] = ("attributes", "interactions")
+    window: int = Field(3, ge=1)
+    neighbours: int = Field(10, ge=1)
+    triples: Path | None = None
+    links: Path | None = None
+
+    @model_validator(mode="after")
+    def _knowledge_has_its_files(self) -> StructuralSettings:
+        wanted = "knowledge" in self.edges
+        if (self.triples is not None, self.links is not None) != (wanted, wanted):
+            raise ValueError("edges of knowledge need the two files triples and links, and nothing else does")
+        return self
+
+
 class ClusterSettings(Settings):
     """Where training runs. ``address``: a running Ray cluster, or ``null`` for this machine alone.
 
@@ -41,7 +77,10 @@ class ClusterSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """Cut-offs, bootstrap and the slot-weight grid of the ranking evaluation; ``knn``: whether to tune ItemKNN."""
+    """Cut-offs, bootstrap and the slot-weight grid of the ranking evaluation.
+
+    ``weight_step`` 0.1 tries 11 weightings of two kinds of slots and 66 of three, all from one pass of the model.
+    """
 
     ks: tuple[int, ...] = (5, 10, 20)
     resamples: int = Field(1000, ge=10)
@@ -56,6 +95,7 @@ class JobConfig(Settings):
     name: str = "run"
     data: DataSettings
     encoder: EncoderSettings = EncoderSettings()
+    structural: StructuralSettings = StructuralSettings()
     sasrec: SasRecSettings = SasRecSettings()
     model: ModelSettings = ModelSettings()
     loss: ObjectiveSettings = ObjectiveSettings()

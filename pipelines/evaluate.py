@@ -30,8 +30,7 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     catalog, histories = ingest.load(run.data)
     model = SetRecModel.from_pretrained(run.model).eval()
     with bar("Choose weights, tune ItemKNN") as progress:
-        grid = scoring.weight_grid(model.kinds, config.evaluation.weight_step)
-        weights, tried = ranking.choose_weights(scoring.kind_scorer(model), ranking.Cases.of(histories, VALID), grid)
+        weights, tried = choose_weights(model, histories, config.evaluation)
         knn, knn_tried = baselines.tune_item_knn(histories, len(catalog), progress=progress.update)
         progress.update(1, 1, "weights " + ", ".join(f"{kind} {w:.1f}" for kind, w in weights.items()))
     run.write_json("weights.json", {"weights": weights, "grid": tried, "item_knn": knn_tried})
@@ -51,6 +50,14 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
         _per_user(results, histories).to_parquet(path, index=False)
     run.write_json("examples.json", _examples(systems[OURS], catalog, histories, cases, config.evaluation.examples))
     return [r for r in rows if not r["group"].startswith("popularity:")]
+
+
+def choose_weights(
+    model: SetRecModel, histories: Histories, s: EvaluationSettings
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The weights of the slot kinds that are best on the validation items, and all that were tried; one model pass."""
+    grid = scoring.weight_grid(model.kinds, s.weight_step)
+    return ranking.choose_weights(scoring.kind_scorer(model), ranking.Cases.of(histories, VALID), grid)
 
 
 def _rank(

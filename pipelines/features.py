@@ -1,11 +1,11 @@
-"""What is known of every item before the recommender is trained: text vectors and collaborative vectors."""
+"""What is known of every item before the recommender is trained: text, collaborative vectors, place in a graph."""
 
 from __future__ import annotations
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from pipelines import ingest
+from pipelines import ingest, item_graph
 from pipelines.config import JobConfig
 from pipelines.progress import bar
 from pipelines.runs import Run
@@ -32,6 +32,17 @@ def encode_texts(run: Run, config: JobConfig) -> None:
         save_file({"text": vectors}, path)
 
 
+def place_items(run: Run, config: JobConfig) -> None:
+    """Find every item's position in the item graph, from content and training interactions alone."""
+    catalog, histories = ingest.load(run.data)
+    with bar("Place items in their graph") as progress:
+        graph = item_graph.build(catalog, histories, config.structural)
+        table = item_graph.positions(graph, len(catalog), config.structural)
+        progress.update(1, 1, f"{len(graph)} nodes, {graph.edges} edges, {table.shape[1]} anchors")
+    with atomic_file(run.features / "structural.safetensors") as path:
+        save_file({item_graph.STRUCTURAL: table}, path)
+
+
 def train_collaborative(run: Run, config: JobConfig) -> None:
     """Train SASRec: an opponent in the table, and the source of the collaborative vectors."""
     catalog, histories = ingest.load(run.data)
@@ -52,15 +63,25 @@ def train_collaborative(run: Run, config: JobConfig) -> None:
         save_file({"collaborative": table}, path)
 
 
-def load_features(run: Run, trained: np.ndarray) -> ItemFeatures:
-    """The features of the catalogue as the run holds them; ``trained`` bool (I,)."""
+def load_features(run: Run, config: JobConfig, trained: np.ndarray) -> ItemFeatures:
+    """The features of the catalogue as the run holds them; ``trained`` bool (I,).
+
+    Raises:
+        ConfigError: collaborative vectors, or positions that the structural slot needs, are missing.
+    """
     path = run.require(run.features / "collaborative.safetensors", "train")
     text = run.features / "text.safetensors"
     return ItemFeatures(
         trained=trained,
         collaborative=load_file(path)["collaborative"],
         text=load_file(text)["text"] if text.exists() else None,
+        extra=_positions(run) if config.structural.enabled else {},
     )
+
+
+def _positions(run: Run) -> dict[str, np.ndarray]:
+    path = run.features / "structural.safetensors"
+    return load_file(run.require(path, "prepare --config CONFIG --set structural.enabled=true"))
 
 
 def load_sasrec(run: Run) -> SasRec:

@@ -19,7 +19,16 @@ from setrec.interactions import Keep, Ties, chronological, distinct, k_core, tie
 from setrec.ragged import Ragged
 from setrec.schema import Schema
 from setrec.settings import Settings
-from setrec.splits import NAMES, TRAIN, GlobalTime, LeaveOneOut, SplitSettings, global_time, leave_one_out
+from setrec.splits import (
+    NAMES,
+    TRAIN,
+    GlobalTime,
+    LeaveOneOut,
+    SplitSettings,
+    global_time,
+    held_out_items,
+    leave_one_out,
+)
 from setrec.tables import read_interactions, read_items
 
 FORMAT = 1
@@ -34,7 +43,9 @@ class DataSettings(Settings):
     ``setrec.interactions.chronological``); of a user's repeated contacts with one item ``deduplicate`` keeps the
     first, the last or all (a repeat cannot be found by a ranking without the user's own history); users and items
     with fewer interactions than the minima go, until none is left (with 0, items nobody met stay as cold items);
-    the rest is split. ``seed`` gives out the item rows and, with it, the order of shuffled ties.
+    the rest is split. Last, ``cold_share`` of the items lose their training interactions and so become cold: a cold
+    group to measure on, at the price of about that much training data. ``seed`` gives out the item rows, the order of
+    shuffled ties and the items that become cold.
     """
 
     interactions: Path
@@ -47,6 +58,7 @@ class DataSettings(Settings):
     user_min_count: int = Field(default=0, ge=0)
     item_min_count: int = Field(default=0, ge=0)
     split: SplitSettings = LeaveOneOut()
+    cold_share: float = Field(default=0.0, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
@@ -71,7 +83,7 @@ def ingest(config: DataSettings, out: str | Path) -> dict[str, Any]:
     """
     out = Path(out)
     _refuse_foreign(out)
-    chosen = _choose(config)
+    chosen = _split(config, _choose(config))
     catalog, histories = _number(config, chosen)
     summary = _summary(config, chosen, catalog, histories)
     with atomic_directory(out) as new:
@@ -96,11 +108,15 @@ def load(out: str | Path) -> tuple[Catalog, Histories]:
 
 @dataclass
 class _Chosen:
-    """Interactions on their way: ``frame`` is chronological, ``user`` and ``item`` are codes into the id lists."""
+    """Interactions on their way: ``frame`` is chronological, ``user`` and ``item`` are codes into the id lists.
+
+    ``counts`` int64: interactions of each item code that decide whether the item stays in the catalogue.
+    """
 
     frame: pd.DataFrame
     catalog: Catalog
     users: list[str]
+    counts: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     dropped: dict[str, int] = field(default_factory=dict)
 
     def keep(self, mask: np.ndarray, reason: str) -> None:
@@ -126,6 +142,22 @@ def _choose(config: DataSettings) -> _Chosen:
     chosen.keep(k_core(_array(chosen, "user"), _array(chosen, "item"), *minima), "below_minimum_count")
     if chosen.frame.empty:
         raise DataError(f"no interactions are left after filtering ({chosen.dropped})", file=config.interactions)
+    chosen.counts = np.bincount(_array(chosen, "item"), minlength=len(catalog))
+    return chosen
+
+
+def _split(config: DataSettings, chosen: _Chosen) -> _Chosen:
+    """Label every interaction; where cold items are asked for, take some items out of training."""
+    lengths = np.bincount(_array(chosen, "user"), minlength=len(chosen.users))
+    labels = _labels(config, chosen, np.concatenate([[0], np.cumsum(lengths)]))
+    chosen.frame = chosen.frame.assign(label=labels)
+    if config.cold_share:
+        items = _array(chosen, "item")
+        trained = np.bincount(items[labels == TRAIN], minlength=len(chosen.catalog)) > 0
+        cold = held_out_items(trained, config.cold_share, config.seed)
+        chosen.keep(~((labels == TRAIN) & cold[items]), "held_out_item")
+    if not (_array(chosen, "label") == TRAIN).any():
+        raise DataError("the split leaves no interaction to train on", file=config.interactions)
     return chosen
 
 
@@ -155,17 +187,14 @@ def _item_codes(config: DataSettings, frame: pd.DataFrame, catalog: Catalog) -> 
 def _number(config: DataSettings, chosen: _Chosen) -> tuple[Catalog, Histories]:
     """Give out rows: users in the order of the file, items in a random order drawn from the seed."""
     users, items = _array(chosen, "user"), _array(chosen, "item")
-    kept = np.flatnonzero(np.bincount(items, minlength=len(chosen.catalog)) >= config.item_min_count)
+    kept = np.flatnonzero(chosen.counts >= config.item_min_count)
     kept = np.random.default_rng(config.seed).permutation(kept)
     row_of_item = np.full(len(chosen.catalog), -1, dtype=np.int32)
     row_of_item[kept] = np.arange(len(kept), dtype=np.int32)
     lengths = np.bincount(users, minlength=len(chosen.users))
     user_ids = [chosen.users[user] for user in np.flatnonzero(lengths)]
     offsets = np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64)
-    labels = _labels(config, chosen, offsets)
-    if not (labels == TRAIN).any():
-        raise DataError("the split leaves no interaction to train on", file=config.interactions)
-    return chosen.catalog.take(kept), Histories(user_ids, Ragged(row_of_item[items], offsets), labels)
+    return chosen.catalog.take(kept), Histories(user_ids, Ragged(row_of_item[items], offsets), _array(chosen, "label"))
 
 
 def _labels(config: DataSettings, chosen: _Chosen, offsets: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines import evaluate, export, features, ingest, report, train
+from pipelines import ablation, evaluate, export, features, ingest, report, train
 from pipelines.config import JobConfig
 from pipelines.progress import bar
 from pipelines.runs import Run
@@ -29,7 +29,7 @@ def timed(run: Run, step: str) -> Iterator[None]:
 
 
 def prepare(run: Run, config: JobConfig) -> dict[str, Any]:
-    """Ingest, split, encode texts; starts the run's folder anew once the data has been accepted."""
+    """Ingest, split, encode texts, place items; starts the run's folder anew once the data has been accepted."""
     run.root.mkdir(parents=True, exist_ok=True)
     with timed(run, "ingest"), bar("Ingest and split") as progress:
         summary = ingest.ingest(config.data, run.data)
@@ -43,6 +43,9 @@ def prepare(run: Run, config: JobConfig) -> dict[str, Any]:
     config.save(run.config)
     with timed(run, "encode"):
         features.encode_texts(run, config)
+    if config.structural.enabled:
+        with timed(run, "structure"):
+            features.place_items(run, config)
     return summary
 
 
@@ -65,6 +68,20 @@ def assess(run: Run, config: JobConfig) -> list[dict[str, Any]]:
         rows = evaluate.evaluate(run, config)
     report.write_report(run.root)
     return rows
+
+
+def ablate(run: Run, config: JobConfig, seeds: int) -> dict[str, Any]:
+    """Train once per set of slots and seed, and compare; leaves ablation.json.
+
+    Positions are measured anew with the settings given; collaborative vectors are trained where the run has none.
+    """
+    run.require(run.data, "prepare --config CONFIG")
+    features.place_items(run, config)
+    if not (run.features / "collaborative.safetensors").exists():
+        with timed(run, "sasrec"):
+            features.train_collaborative(run, config)
+    with timed(run, "ablation"):
+        return ablation.ablate(run, config, seeds)
 
 
 def release(run: Run, config: JobConfig) -> None:

@@ -142,6 +142,7 @@ OWNED = (
     ),
     *(
         "metrics.json",
+        "ablation.json",
         "weights.json",
         "popularity_groups.json",
         "comparisons.json",

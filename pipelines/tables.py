@@ -29,6 +29,19 @@ def ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def difference_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Paired differences, ``system`` minus ``against``, with 95% intervals; those that exclude zero are bold."""
+    table = Table(title="Differences over the same users (95% bootstrap intervals)")
+    for name in ("Items (users)", "System", "minus", "Metric", "Difference"):
+        table.add_column(name, justify="right" if name == "Difference" else "left")
+    for row in rows:
+        text = f"{row['difference']:+.4f} [dim]{row['low']:+.4f} to {row['high']:+.4f}[/dim]"
+        told = f"[bold]{text}[/bold]" if row["low"] > 0 or row["high"] < 0 else text
+        place = f"{row['group']} ({row['users']})"
+        table.add_row(place, row["system"], row["against"], _label(row["metric"]), told)
+    return table
+
+
 def _label(metric: str) -> str:
     name, _, k = metric.partition("@")
     return f"{'NDCG' if name == 'ndcg' else name.capitalize()}@{k}"

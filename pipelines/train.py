@@ -53,7 +53,7 @@ def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any
     ):
         result = _fit(run, config, progress)
     with tempfile.TemporaryDirectory() as folder, result.checkpoint.as_directory() as checkpoint:
-        trainer = _trainer(run, config, rank=0, world=1)
+        trainer = trainer_of(run, config, rank=0, world=1)
         trainer.load(Path(checkpoint))
         model = trainer.restore_best()
         model.save_pretrained(folder)
@@ -125,11 +125,14 @@ def _watch(board: Any, progress: Bar, stop: threading.Event) -> None:
             continue
 
 
-def _trainer(run: Run, config: JobConfig, rank: int, world: int, wrap: Any = lambda module: module) -> Trainer:
+def trainer_of(
+    run: Run, config: JobConfig, rank: int = 0, world: int = 1, wrap: Any = lambda module: module
+) -> Trainer:
+    """The trainer of one worker, at its beginning: data, features, a new model and its validation."""
     catalog, histories = ingest.load(run.data)
     trained = histories.trained(len(catalog))
     torch.manual_seed(config.training.seed)
-    model = SetRecModel.build(config.model, load_features(run, trained))
+    model = SetRecModel.build(config.model, load_features(run, config, trained))
     return Trainer(
         model,
         histories.upto(0),
@@ -168,7 +171,7 @@ def _worker(settings: dict[str, Any]) -> None:
     def wrap(module: torch.nn.Module) -> torch.nn.Module:
         return prepare_model(module.to(get_device()))
 
-    trainer = _trainer(Run(Path(settings["run"])), config, rank, world, wrap)
+    trainer = trainer_of(Run(Path(settings["run"])), config, rank, world, wrap)
     last = ray.train.get_checkpoint()
     if last is not None:
         with last.as_directory() as folder:

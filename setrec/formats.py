@@ -215,4 +215,6 @@ _READERS: dict[str, Callable[[Path], RawTable]] = {
     ".ndjson": _read_json_lines,
     ".inter": _read_atomic,
     ".item": _read_atomic,
+    ".kg": _read_atomic,
+    ".link": _read_atomic,
 }

@@ -79,6 +79,16 @@ def global_time(times: np.ndarray, valid: float, test: float) -> np.ndarray:
     return labels
 
 
+def held_out_items(trained: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which items to keep out of training altogether, bool (I,): ``share`` of the ``trained`` ones, drawn by ``seed``.
+
+    Catalogues whose every item was met in training have no cold items to measure on; this makes some.
+    """
+    candidates = np.flatnonzero(trained)
+    chosen = np.random.default_rng([seed, 1]).permutation(candidates)[: round(share * len(candidates))]
+    return np.isin(np.arange(len(trained)), chosen)
+
+
 def by_column(values: pd.Series, *, file: object = None, column: str | None = None) -> np.ndarray:
     """Labels, int8, from words such as ``train``, ``val``, ``test`` (any case).
 

@@ -34,6 +34,9 @@ def test_overrides_win_over_the_file(config_file):
         ("training", "section.key=value"),
         ("training.epochs.x=1", "not a section"),
         ("data.interactions=[", "not YAML"),
+        ("structural.edges=[knowledge]", "triples and links"),
+        ("structural.triples=x.kg", "triples and links"),
+        ("structural.anchors=0", "structural.anchors"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_by_name_in_one_line(config_file, override, named):

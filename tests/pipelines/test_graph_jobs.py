@@ -137,7 +137,7 @@ def test_unknown_nodes_empty_questions_and_damage_are_one_clear_line(trained, tm
         graph_config("colouring")
     with pytest.raises(ConfigError, match=r"model\.colour"):
         graph_config("structure", overrides=["model.colour=red"])
-    with pytest.raises(DataError, match="entities|triples"):
+    with pytest.raises(DataError, match=r"entities|triples"):
         graph_jobs.evaluate(graph_folder, tmp_path / "x.json", graph_config("completion"))
 
 

@@ -237,3 +237,17 @@ def test_file_order_of_movielens_ties_is_neutral_to_item_ids():
     tied = (frame[["user", "time"]] == frame[["user", "time"]].shift()).all(axis=1)
     rises = (frame["item"] > frame["item"].shift())[tied].mean()
     assert rises == pytest.approx(0.5, abs=0.01)
+
+
+def test_items_held_out_of_training_become_cold_and_everything_else_stays(tables, tmp_path):
+    whole = ingest(tables, tmp_path / "whole")
+    held = ingest(tables.model_copy(update={"cold_share": 0.25}), tmp_path / "held")
+    for split in (VALID, TEST):
+        assert pairs(tmp_path / "held", split) == pairs(tmp_path / "whole", split)
+    kept, every = (pairs(tmp_path / name, TRAIN) for name in ("held", "whole"))
+    cold = {item for _, item in every} - {item for _, item in kept}
+    assert len(cold) == round(0.25 * whole["warm_items"]) == held["cold_items"] - whole["cold_items"]
+    assert kept == [(user, item) for user, item in every if item not in cold]
+    assert held["dropped"]["held_out_item"] == len(every) - len(kept) > 0
+    assert "held_out_item" not in whole["dropped"]
+    assert held["items"] == whole["items"]

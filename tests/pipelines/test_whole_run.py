@@ -18,13 +18,17 @@ from pipelines.runs import Run
 from serving.bundle import Bundle
 from serving.engine import Engine, Request
 from setrec import ranking, scoring
-from setrec.catalog import TEST
+from setrec.catalog import TEST, VALID
 from setrec.errors import DataError
 from setrec.model import SetRecModel
 from setrec.training import Trainer
 
 CONFIG = """
-data: {{interactions: {folder}/interactions.csv, items: {folder}/items.csv, columns: {{position: position}}}}
+data:
+  interactions: {folder}/interactions.csv
+  items: {folder}/items.csv
+  columns: {{position: position, attributes: [genre]}}
+structural: {{enabled: {structural}, anchors: 12}}
 sasrec: {{epochs: 2, layers: 1, width: 16, heads: 1}}
 model: {{max_items: 10, semantic_tokens: 2, hidden: [32, 16], backbone: {{family: {family}}}}}
 training: {{epochs: 2, targets_per_batch: 256, precision: float32}}
@@ -32,7 +36,7 @@ evaluation: {{resamples: 50, examples: 2, weight_step: 0.25}}
 """
 
 
-@pytest.fixture(scope="module", params=["qwen3", "t5"])
+@pytest.fixture(scope="module", params=[("qwen3", True), ("t5", False)], ids=["qwen3-structural", "t5"])
 def run(request, tmp_path_factory) -> Run:
     """A trained, evaluated, exported run. Text vectors are made up, and Ray is left out: other tests cover them."""
     folder = tmp_path_factory.mktemp("whole")
@@ -46,17 +50,22 @@ def run(request, tmp_path_factory) -> Run:
     rows += [("u_cold", f"i{step}", step) for step in range(5)] + [("u_cold", "i_cold", 5)]
     pd.DataFrame(rows, columns=["user_id", "item_id", "position"]).to_csv(folder / "interactions.csv", index=False)
     items = [f"i{i}" for i in range(30)] + ["i_cold"]
-    pd.DataFrame({"item_id": items, "title": [f"Film {i}" for i in items]}).to_csv(folder / "items.csv", index=False)
-    (folder / "config.yaml").write_text(CONFIG.format(folder=folder, family=request.param))
+    genres = [f"genre {row % 5}" for row in range(len(items))]
+    table = pd.DataFrame({"item_id": items, "title": [f"Film {i}" for i in items], "genre": genres})
+    table.to_csv(folder / "items.csv", index=False)
+    family, structural = request.param
+    (folder / "config.yaml").write_text(CONFIG.format(folder=folder, family=family, structural=structural))
     run, config = Run(folder / "run"), load_config(folder / "config.yaml")
     run.root.mkdir()
     ingest.ingest(config.data, run.data)
     config.save(run.config)
+    if structural:
+        features.place_items(run, config)
     features.train_collaborative(run, config)
     catalog, histories = ingest.load(run.data)
     save_file({"text": rng.normal(size=(len(catalog), 24)).astype(np.float32)}, run.features / "text.safetensors")
     torch.manual_seed(0)
-    model = SetRecModel.build(config.model, features.load_features(run, histories.trained(len(catalog))))
+    model = SetRecModel.build(config.model, features.load_features(run, config, histories.trained(len(catalog))))
     trainer = Trainer(model, histories.upto(0), lambda _: 0.5, config.training, config.loss)
     trainer.epoch()
     model.eval().save_pretrained(run.model)
@@ -96,10 +105,36 @@ def test_chosen_weights_are_the_best_of_their_grid_on_validation(run):
     assert next(g for g in found["grid"] if g["weights"] == found["weights"])["ndcg@10"] == best
 
 
-def test_the_bundle_answers_as_the_evaluation_ranks(run):
-    engine, (catalog, histories) = Engine(Bundle.open(run.bundle)), ingest.load(run.data)
+def test_weights_range_over_every_kind_of_slot_and_come_from_the_same_scores(run):
+    kinds = {"collaborative", "semantic"} | ({"structural"} if load_config(run.config).structural.enabled else set())
+    found = run.read_json("weights.json")
+    assert len(found["grid"]) == {2: 5, 3: 15}[len(kinds)]
+    assert {tuple(sorted(g["weights"])) for g in found["grid"]} == {tuple(sorted(kinds))}
+    cases = ranking.Cases.of(ingest.load(run.data)[1], VALID)
     model = SetRecModel.from_pretrained(run.model).eval()
-    score = scoring.scorer(model, run.read_json("weights.json")["weights"])
+    for g in found["grid"][1::4]:
+        again = ranking.mean_metric(scoring.scorer(model, g["weights"]), cases)
+        assert g["ndcg@10"] == pytest.approx(again, abs=1e-6)
+
+
+def test_the_bundle_answers_as_the_evaluation_ranks(run):
+    assert_same_ranking(run, run.read_json("weights.json")["weights"], run.bundle)
+
+
+def test_so_it_does_where_every_kind_of_slot_has_a_weight(run, tmp_path):
+    kinds = SetRecModel.from_pretrained(run.model).kinds
+    weights = dict(zip(kinds, (0.25, 0.35, 0.4), strict=False))
+    again = Run(tmp_path / "again")
+    shutil.copytree(run.root, again.root)
+    again.write_json("weights.json", {"weights": weights})
+    assert_same_ranking(again, weights, export.export(again, load_config(again.config), tmp_path / "bundle"))
+
+
+def assert_same_ranking(run: Run, weights: dict[str, float], bundle: Path) -> None:
+    """The engine on the bundle against the evaluator's scorer on the run's model."""
+    engine, (catalog, histories) = Engine(Bundle.open(bundle)), ingest.load(run.data)
+    model = SetRecModel.from_pretrained(run.model).eval()
+    score = scoring.scorer(model, weights)
     for user in range(0, len(histories), 9):
         history = histories.items.take(np.array([user]))
         scores = score(history)[0]
@@ -108,6 +143,7 @@ def test_the_bundle_answers_as_the_evaluation_ranks(run):
         answer = engine.recommend_one(Request(user_id=histories.user_ids[user], k=5))
         assert [item.item_id for item in answer.items] == best
         for item in answer.items:
+            assert set(item.shares) == set(weights)
             assert sum(item.shares.values()) == pytest.approx(item.score, abs=1e-4)
 
 
@@ -124,7 +160,11 @@ def test_preparing_again_leaves_no_model_of_the_old_data_and_refused_data_leaves
         jobs.prepare(again, load_config(again.config, ["data.columns.position=nothing"]))
     assert again.model.exists()
     jobs.prepare(again, config)
-    assert {p.name for p in again.root.iterdir()} == {"data", "data.json", "config.yaml", "environment.json", "logs"}
+    made = {"structural.safetensors"} if config.structural.enabled else set()
+    assert {p.name for p in again.features.glob("*")} == made
+    assert {p.name for p in again.root.iterdir()} - {"features"} == {
+        "data", "data.json", "config.yaml", "environment.json", "logs",
+    }  # fmt: skip
 
 
 def setrec(*arguments: str | Path) -> subprocess.CompletedProcess:

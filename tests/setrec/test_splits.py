@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from setrec.errors import DataError
-from setrec.splits import TEST, TRAIN, VALID, GlobalTime, by_column, global_time, leave_one_out
+from setrec.splits import TEST, TRAIN, VALID, GlobalTime, by_column, global_time, held_out_items, leave_one_out
 
 lengths_of_users = st.lists(st.integers(0, 12), max_size=20)
 
@@ -52,6 +52,16 @@ def test_global_time_without_ties_gives_the_exact_shares():
 def test_shares_that_leave_no_training_are_refused():
     with pytest.raises(ValidationError, match="nothing would be left"):
         GlobalTime(valid=0.5, test=0.5)
+
+
+def test_held_out_items_are_a_share_of_the_trained_ones_and_repeat_with_the_seed():
+    trained = np.arange(50) % 5 > 0
+    cold = held_out_items(trained, 0.25, seed=3)
+    assert cold.sum() == 10
+    assert not (cold & ~trained).any()
+    assert np.array_equal(cold, held_out_items(trained, 0.25, seed=3))
+    assert not np.array_equal(cold, held_out_items(trained, 0.25, seed=4))
+    assert not held_out_items(trained, 0.0, seed=3).any()
 
 
 def test_split_words_have_aliases_in_any_case():
