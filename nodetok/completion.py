@@ -29,9 +29,10 @@ def completion(
 ) -> Task:
     """Both directions of every triple [head, relation, tail], ranked among all entities.
 
-    ``graph``: undirected, from the training triples. No training answer can be read off the tokens: triples are dealt
-    into folds at random each epoch, a fold is trained with distances measured without its edges, and the known entity
-    does not show the answer among its neighbours. Metrics are filtered: other known answers do not count as wrong;
+    ``graph``: undirected, from the training triples. What a triple asks for is not told: triples are dealt into folds
+    at random each epoch, a fold is trained with distances measured without the edges that nothing outside it makes, and
+    the known entity does not show the triple's own fact among its neighbours. What other triples say of the same two
+    entities stays, as it will for a test triple. Metrics are filtered: other known answers do not count as wrong;
     of equal scores half count before the right one.
     """
     tokenizer = NodeTokenizer.fit(graph, settings)
@@ -39,17 +40,22 @@ def completion(
     texts = [[f"{name} of [[0]] is ? answer :" for name in names], [f"[[0]] is {name} of ? answer :" for name in names]]
     known = answers(np.concatenate([train, valid, test]), texts)
 
+    ends = np.sort(train[:, [0, 2]], axis=1)
+    _, pair, joined = np.unique(ends, axis=0, return_inverse=True, return_counts=True)
+
     def ask(triples: np.ndarray, *, hide: bool) -> Examples:
         head, relation, tail = triples.T
         known_end, answer = np.concatenate([head, tail]), np.concatenate([tail, head])
         prompts = [texts[0][r] for r in relation] + [texts[1][r] for r in relation]
-        hidden = answer[:, None] if hide else None
+        own = np.concatenate([relation + 1, relation + 1 + len(names)])
+        hidden = np.stack([answer, own], axis=1)[:, None] if hide else None
         return Examples(Prompts(prompts, known_end[:, None], hidden), answer)
 
     def draw(rng: np.random.Generator) -> Iterator[Chunk]:
         for fold in np.array_split(rng.permutation(len(train)), FOLDS):
             triples = train[fold]
-            table = distances(graph.without(triples[:, [0, 2]]), tokenizer.anchors.rows, settings.distances)
+            alone = np.bincount(pair[fold], minlength=len(joined))[pair[fold]] == joined[pair[fold]]
+            table = distances(graph.without(triples[alone][:, [0, 2]]), tokenizer.anchors.rows, settings.distances)
             examples = ask(triples, hide=True)
             yield examples.take(rng.permutation(len(examples))), table
 
@@ -71,8 +77,8 @@ def completion(
     entities = [str(graph.id(row)) for row in range(len(graph))]
     return Task(
         "completion", graph, tokenizer.table, entities, draw, ask(sample, hide=False), everything, measure,
-        "MRR", [text for way in texts for text in way], features, arc_relations(graph, train, len(names)),
-        names, node_candidates=True, tokenizer=tokenizer,
+        "MRR", [text for way in texts for text in way],
+        features, facts(train, len(names)), names, node_candidates=True, tokenizer=tokenizer,
         opponents={"DistMult": distmult},
     )  # fmt: skip
 
@@ -99,13 +105,9 @@ def answers(triples: np.ndarray, texts: Sequence[Sequence[str]]) -> dict[tuple[s
     return {key: np.unique(rows) for key, rows in found.items()}
 
 
-def arc_relations(graph: Graph, triples: np.ndarray, relations: int) -> np.ndarray:
-    """Relation of every arc, from 1: forward as r + 1, against its direction as r + 1 + R, int64 (arcs,). Of several
-    relations between two nodes one is kept."""
-    n = len(graph)
+def facts(triples: np.ndarray, relations: int) -> np.ndarray:
+    """What stands beside each entity, int64 (2T, 3): a tail by r + 1 at its head, a head by r + 1 + R at its tail."""
     head, relation, tail = triples.astype(np.int64).T
-    keys = np.concatenate([tail * n + head, head * n + tail])
-    kinds = np.concatenate([relation + 1 + relations, relation + 1])
-    order = np.argsort(keys, kind="stable")
-    source, target = graph.arcs()
-    return kinds[order][np.minimum(np.searchsorted(keys[order], source * n + target), len(keys) - 1)]
+    at_head = np.stack([head, relation + 1, tail], axis=1)
+    at_tail = np.stack([tail, relation + 1 + relations, head], axis=1)
+    return np.concatenate([at_head, at_tail])

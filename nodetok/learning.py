@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from nodetok.consistency import ConsistencySettings, consistency_loss, draw
 from nodetok.model import GraphLanguageModel, GraphModelSettings, NodeData, Shape, build_language_model
 from nodetok.prompts import PromptEncoder
 from nodetok.tasks import Examples, Task
@@ -29,7 +30,11 @@ OnStep = Callable[[int, int, str], None]
 
 
 class LearningSettings(Settings):
-    """How the model is trained; ``patience`` counts epochs without a better validation, ``minutes`` bounds the time."""
+    """How the model is trained; ``patience`` counts epochs without a better validation, ``minutes`` bounds the time.
+
+    ``consistency``: what examples without a label add to the loss, where a task has such. ``sampled``: wrong candidates
+    that a step looks at (0: all); the cost of a step grows with it, 8,192 of 40,943 cost a fifth of the softmax.
+    """
 
     epochs: int = Field(10, ge=1)
     patience: int = Field(10, ge=1)
@@ -41,6 +46,8 @@ class LearningSettings(Settings):
     minutes: float | None = Field(None, gt=0)
     precision: Precision = "auto"
     seed: int = 0
+    consistency: ConsistencySettings = ConsistencySettings()
+    sampled: int = Field(0, ge=0)
 
 
 @dataclass(eq=False)
@@ -135,11 +142,11 @@ def fit(task: Task, view: View, learning: LearningSettings, on_step: OnStep | No
     for epoch in range(learning.epochs):
         model.train()
         losses = []
-        for step, (examples, data) in enumerate(_batches(task, view, learning, epoch)):
+        for step, (examples, data) in enumerate(_batches(task, view, reader.encoder, learning, epoch)):
             share = _share(epoch, step, per_epoch, learning, time.perf_counter() - began)
             for group in optimizer.param_groups:
                 group["lr"] = learning.learning_rate * _rate(share, done, learning, per_epoch)
-            losses.append(_step(reader, task, examples, data, optimizer, parameters, learning))
+            losses.append(_step(reader, task, examples, data, optimizer, parameters, learning, done))
             done += 1
             if on_step is not None:
                 on_step(int(1000 * share), 1000, f"epoch {epoch + 1}")
@@ -160,13 +167,25 @@ def fit(task: Task, view: View, learning: LearningSettings, on_step: OnStep | No
     return reader
 
 
-def _batches(task: Task, view: View, learning: LearningSettings, epoch: int) -> Iterator[tuple[Examples, NodeData]]:
+def _batches(
+    task: Task, view: View, encoder: PromptEncoder, learning: LearningSettings, epoch: int
+) -> Iterator[tuple[Examples, NodeData]]:
     rng = np.random.default_rng([learning.seed, epoch])
     torch.manual_seed(learning.seed * 100_003 + epoch)
     for examples, table in task.draw(rng):
         data = view.read(table)
-        for rows in np.array_split(np.arange(len(examples)), max(1, -(-len(examples) // learning.batch))):
+        for rows in _alike(encoder.lengths(examples.prompts), learning.batch, rng):
             yield examples.take(rows), data
+
+
+def _alike(lengths: np.ndarray, batch: int, rng: np.random.Generator, window: int = 16) -> list[np.ndarray]:
+    """Batches of examples of about the same length, so that little is padding; sorted within windows of so many
+    batches, and the batches shuffled."""
+    batches: list[np.ndarray] = []
+    for rows in np.array_split(np.arange(len(lengths)), max(1, -(-len(lengths) // (window * batch)))):
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        batches += np.array_split(rows, max(1, -(-len(rows) // batch)))
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def _step(
@@ -177,15 +196,20 @@ def _step(
     optimizer: torch.optim.Optimizer,
     parameters: list[torch.nn.Parameter],
     learning: LearningSettings,
+    done: int,
 ) -> float:
     model, device = reader.model, reader.model.device
     batch = reader.encoder(examples.prompts).to(device)
     data = data.to(device)
     with autocast(device, learning.precision):
-        loss = model.loss(batch, torch.from_numpy(examples.targets).to(device), data)
+        loss = model.loss(batch, torch.from_numpy(examples.targets).to(device), data, learning.sampled)
         if model.settings.text_loss:
             answers = answer_ids(reader.tokenizer, [task.candidates[row] for row in examples.targets]).to(device)
             loss = loss + model.settings.text_loss * text_loss(model, batch, data, answers)
+        if learning.consistency.weight and task.unlabelled is not None:
+            s = learning.consistency
+            beside = reader.encoder(draw(task.unlabelled, s, learning.seed, done)).to(device)
+            loss = loss + s.at(done) * consistency_loss(model, beside, data, s.temperature)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, learning.clip)

@@ -7,6 +7,7 @@ the candidates' tokens by one inner product, as items are in SETRec. *Text*: the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -50,23 +51,25 @@ class GraphModelSettings(Settings):
 
     ``tuning``: ``full``; ``lora`` (adapters, defaults of the backbone's section); ``frozen`` trains projectors, soft
     prompt, queries and candidates alone. ``position_tokens`` a node, each of an equal share of the anchors;
-    ``neighbours``: how many neighbours a node shows (0: none); ``feature_hops``: further feature tokens, each the
-    average over one more hop. ``soft_prompt`` learned vectors stand first.
-    ``distance_bias``: whether attention between node tokens has a learned bias by the shortest way over an anchor, as
-    T5 has one by the words between. ``identity``: width of the candidates' own learned vectors. ``text_loss`` weighs
-    the loss of the written answer.
+    ``neighbours``: how many neighbours a node shows (0: none); ``feature_restart`` above 0: a second
+    feature token, the features averaged over a walk that returns with this probability a step. ``soft_prompt`` learned
+    vectors stand first. ``distance_bias``: whether attention between node tokens has a learned bias by the shortest way
+    over an anchor, as T5 has one by the words between. ``identity``: width of the candidates' own learned vectors.
+    ``feature_dropout`` and ``position_dropout``: of a node's features and of what it holds of its distances, before
+    they become tokens. ``text_loss`` weighs the loss of the written answer.
     """
 
     backbone: BackboneSettings = BackboneSettings()
     tuning: Literal["full", "lora", "frozen"] = "full"
     position_tokens: int = Field(4, ge=0, le=16)
     neighbours: int = Field(16, ge=0)
-    feature_hops: int = Field(0, ge=0, le=8)
+    feature_restart: float = Field(0.0, ge=0, lt=1)
     soft_prompt: int = Field(2, ge=0)
     distance_bias: bool = True
     identity: int = Field(64, ge=0)
     dropout: float = Field(0.1, ge=0, lt=1)
     feature_dropout: float = Field(0.0, ge=0, lt=1)
+    position_dropout: float = Field(0.0, ge=0, lt=1)
     text_loss: float = Field(0.0, ge=0)
 
 
@@ -86,8 +89,7 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class NodeData:
-    """What stands behind the nodes: distances (V, columns) to the anchors, features (V, tokens, F), a token a hop,
-    or ``None``.
+    """What stands behind the nodes: distances (V, columns) to the anchors, features (V, tokens, F) or ``None``.
 
     ``raw``: the table holds coordinates to be read as they are, such as eigenvectors, not distances.
     """
@@ -122,6 +124,7 @@ class GraphLanguageModel(nn.Module):
             self.log_tau = nn.Parameter(torch.tensor(SCALES).log()[:, None].repeat(1, shape.columns))
             self.position = nn.Parameter(torch.randn(groups, len(SCALES) * per, d) * (len(SCALES) * per) ** -0.5)
             self.position_bias = nn.Parameter(torch.randn(groups, d) * 0.02)
+            self.position_dropout = nn.Dropout(settings.position_dropout)
         if shape.features:
             self.feature = nn.Linear(shape.features, d)
             self.feature_kind = nn.Embedding(shape.feature_tokens, d)
@@ -146,11 +149,19 @@ class GraphLanguageModel(nn.Module):
             nn.init.normal_(self.identity.weight, std=settings.identity**-0.5)
             widths["identity"] = settings.identity
         if shape.node_candidates and shape.features:
-            widths["features"] = shape.features
+            # Features wider than an answer are mapped to its width first: the same inner products, a smaller code.
+            widths["features"] = min(shape.features, d)
+            if shape.features > d:
+                self.feature_code = nn.Linear(shape.features, d, bias=False)
         if shape.node_candidates and settings.position_tokens:
             widths["positions"] = shape.columns
         if not widths:
             raise ConfigError("candidates need an identity, features or positions")
+        if "identity" in widths and shape.node_candidates and settings.position_tokens:
+            # A node that is a candidate too is told apart by the same vector when it is read: an answer that stands
+            # among the neighbours can be passed on.
+            self.entity = nn.Linear(settings.identity, d, bias=False)
+            nn.init.normal_(self.entity.weight)
         self.slots = tuple(widths)
         self.answer_maps = nn.ModuleDict({kind: nn.Linear(d, width, bias=False) for kind, width in widths.items()})
         self.queries = nn.Parameter(torch.randn(len(widths), d) * 0.02)
@@ -199,12 +210,16 @@ class GraphLanguageModel(nn.Module):
         groups = self.settings.position_tokens
         rows, group = values // groups, values % groups
         used, back = torch.unique(rows, return_inverse=True)
-        return self._grouped(data.table[used], data.raw)[back, group]
+        made = self._grouped(data.table[used], data.raw)
+        if hasattr(self, "entity"):
+            made = made + self.entity(self.identity.weight[used])[:, None]
+        return made[back, group]
 
     def _grouped(self, distances: Tensor, raw: bool) -> Tensor:
         """All position tokens (n, groups, d) of distances (n, columns)."""
         groups = self.settings.position_tokens
         near = distances.float()[:, None].expand(-1, len(SCALES), -1) if raw else self.decayed(distances)
+        near = self.position_dropout(near)
         near = F.pad(near, (0, -near.shape[-1] % groups)).unflatten(-1, (groups, -1)).transpose(1, 2)
         return torch.einsum("ngx,gxd->ngd", near.flatten(2), self.position) + self.position_bias
 
@@ -220,6 +235,8 @@ class GraphLanguageModel(nn.Module):
         total = torch.zeros(len(rows), self.width, device=rows.device)
         if self.settings.position_tokens:
             total = total + self._grouped(data.table[rows], data.raw).sum(dim=1)
+        if hasattr(self, "entity"):
+            total = total + self.entity(self.identity.weight[rows])
         if data.features is not None:
             total = total + self._features(rows * self.shape.feature_tokens, data)
         return self.beside(total)
@@ -271,26 +288,39 @@ class GraphLanguageModel(nn.Module):
         bias = self.way_bias[bucket].permute(0, 3, 1, 2)
         return bias * (here[:, None, :, None] & here[:, None, None, :])
 
-    def codes(self, data: NodeData) -> Tensor:
-        """Codes of all candidates, (C, D): small, and all that a ranking needs of them."""
+    def codes(self, data: NodeData, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Codes of all candidates, (C, D), or of some: small, and all that a ranking needs of them."""
         parts = []
         for kind in self.slots:
             if kind == "identity":
-                parts.append(self.identity.weight)
+                parts.append(self.identity.weight[rows])
             elif kind == "features":
-                parts.append(cast(Tensor, data.features)[:, 0].float())
+                own = cast(Tensor, data.features)[rows, 0].float()
+                parts.append(self.feature_code(own) if hasattr(self, "feature_code") else own)
             else:
-                parts.append(data.table.float() if data.raw else self.decayed(data.table)[:, 1])
+                parts.append(data.table[rows].float() if data.raw else self.decayed(data.table[rows])[:, 1])
         return torch.cat(parts, dim=1)
 
     def asked(self, answers: Tensor) -> Tensor:
         """Folded answers (B, D): their inner products with :meth:`codes` are the scores, sum over slots <o_k, z_k>."""
         return torch.cat([self.answer_maps[kind](answers[:, k]) for k, kind in enumerate(self.slots)], dim=1)
 
-    def loss(self, batch: PromptBatch, targets: Tensor, data: NodeData) -> Tensor:
-        """Mean cross-entropy of the right candidate (B,) among all."""
+    def loss(self, batch: PromptBatch, targets: Tensor, data: NodeData, sampled: int = 0) -> Tensor:
+        """Mean cross-entropy of the right candidate (B,) among all.
+
+        With ``sampled`` above 0 the sum over the wrong ones is estimated from so many, drawn uniformly and shared by
+        the batch (importance sampling of the partition function, Bengio & Senécal 2008): the cost no longer grows with
+        the number of candidates.
+        """
         folded = self.asked(self.answers(batch, data))
-        return catalogue_cross_entropy(folded, self.codes(data), targets) / len(targets)
+        count = self.shape.candidates
+        if not 0 < sampled < count:
+            return catalogue_cross_entropy(folded, self.codes(data), targets) / len(targets)
+        drawn = torch.randint(count, (sampled,), device=targets.device)
+        own = (folded * self.codes(data, targets)).sum(dim=1, keepdim=True).float()
+        others = (folded @ self.codes(data, drawn).to(folded.dtype).T).float() + math.log(count / sampled)
+        others = others.masked_fill(drawn == targets[:, None], -math.inf)
+        return (torch.cat([own, others], dim=1).logsumexp(dim=1) - own[:, 0]).mean()
 
     @torch.no_grad()
     def scores(self, batch: PromptBatch, data: NodeData, codes: Tensor | None = None) -> Tensor:

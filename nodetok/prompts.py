@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nodetok.graph import Graph
-
 PAD, WORD, POSITION, FEATURE, NEIGHBOUR = range(5)
 SLOT = re.compile(r"\[\[(\d+)\]\]")
 
@@ -27,8 +25,8 @@ SLOT = re.compile(r"\[\[(\d+)\]\]")
 class Prompts:
     """``texts``: B prompts; ``nodes`` int64 (B, S): the rows that [[0]] .. [[S - 1]] stand for, -1 where there is none.
 
-    ``hidden`` int64 (B, S) or ``None``: a neighbour that the node in that slot must not show, because the edge to it
-    is what is asked for. ``plain``: the same in words alone, for a model that is shown no graph.
+    ``hidden`` int64 (B, S, 2) or ``None``: the neighbour, and the relation to it, that the node in that slot must not
+    show, because that is what is asked for. ``plain``: the same in words alone, for a model that is shown no graph.
     """
 
     texts: Sequence[str]
@@ -48,26 +46,23 @@ class Prompts:
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhoods:
-    """Up to M neighbours of every node and the relation to each: int64 (V, M), -1 and 0 where there are fewer."""
+    """Up to M neighbours of every node and the relation to each, from 1 (0: none): int64 (V, M), -1 where there are
+    fewer. A neighbour by two relations stands there twice."""
 
     rows: np.ndarray
     relations: np.ndarray
 
     @classmethod
-    def sample(
-        cls, graph: Graph, most: int, rng: np.random.Generator, relations: np.ndarray | None = None
-    ) -> Neighbourhoods:
-        """A random choice of ``most`` neighbours where a node has more; ``relations`` int (arcs,), from 1."""
-        width = int(min(most, graph.degrees.max(initial=0)))
-        source, target = graph.arcs()
-        order = np.lexsort((rng.random(len(source)), source))
-        rank = np.arange(len(source)) - graph.indptr[source]
-        keep = rank < width
-        rows = np.full((len(graph), width), -1, dtype=np.int64)
-        kinds = np.zeros((len(graph), width), dtype=np.int64)
-        rows[source[keep], rank[keep]] = target[order][keep]
-        if relations is not None:
-            kinds[source[keep], rank[keep]] = relations[order][keep]
+    def sample(cls, nodes: int, facts: np.ndarray, most: int, rng: np.random.Generator) -> Neighbourhoods:
+        """A random choice of ``most`` facts where a node has more; ``facts`` int (A, 3): node, relation, neighbour."""
+        node, relation, neighbour = facts[np.lexsort((rng.random(len(facts)), facts[:, 0]))].T
+        degrees = np.bincount(node, minlength=nodes)
+        rank = np.arange(len(node)) - (np.cumsum(degrees) - degrees)[node]
+        keep = rank < most
+        rows = np.full((nodes, int(min(most, degrees.max(initial=0)))), -1, dtype=np.int64)
+        kinds = np.zeros_like(rows)
+        rows[node[keep], rank[keep]] = neighbour[keep]
+        kinds[node[keep], rank[keep]] = relation[keep]
         return cls(rows, kinds)
 
 
@@ -142,7 +137,19 @@ class PromptEncoder:
         relations = np.zeros_like(values)
         if prompts.nodes.shape[1]:
             self._fill(prompts, kinds, values, extra, relations)
-        return PromptBatch(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (kinds, values, relations, places)))
+        order = np.argsort(kinds == PAD, axis=1, kind="stable")[:, : int((kinds != PAD).sum(axis=1).max())]
+        arrays = (np.take_along_axis(x, order, axis=1) for x in (kinds, values, relations, places))
+        return PromptBatch(*(torch.from_numpy(x) for x in arrays))
+
+    def lengths(self, prompts: Prompts) -> np.ndarray:
+        """About how many tokens each prompt has, int64 (B,): hidden neighbours count, and a node as often as it is
+        named in ``prompts.nodes``."""
+        texts = prompts.plain if self.plain and prompts.plain is not None else prompts.texts
+        fixed = np.array([int((self._template(text)[0] != NEIGHBOUR).sum()) for text in texts], dtype=np.int64)
+        if self.neighbourhoods is None:
+            return fixed
+        beside = (self.neighbourhoods.rows >= 0).sum(axis=1)
+        return fixed + np.where(prompts.nodes >= 0, beside[prompts.nodes], 0).sum(axis=1)
 
     def _fill(
         self, prompts: Prompts, kinds: np.ndarray, values: np.ndarray, extra: np.ndarray, relations: np.ndarray
@@ -156,12 +163,12 @@ class PromptEncoder:
         if self.neighbourhoods is not None and self.neighbourhoods.rows.shape[1]:
             beside = kind == NEIGHBOUR
             at = np.where(beside, number, 0)
-            neighbour = self.neighbourhoods.rows[node, at]
+            neighbour, relation = self.neighbourhoods.rows[node, at], self.neighbourhoods.relations[node, at]
             gone = neighbour < 0
             if prompts.hidden is not None:
-                gone |= (neighbour == prompts.hidden[row, slot]) & (prompts.hidden[row, slot] >= 0)
+                gone |= (np.stack([neighbour, relation], axis=1) == prompts.hidden[row, slot]).all(axis=1)
             value = np.where(beside, neighbour, value)
-            relations[row, column] = np.where(beside & ~gone, self.neighbourhoods.relations[node, at], 0)
+            relations[row, column] = np.where(beside & ~gone, relation, 0)
             kind = np.where(beside & gone, PAD, kind)
         kinds[row, column], values[row, column] = kind, np.where(kind == PAD, 0, value)
 

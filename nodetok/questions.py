@@ -130,7 +130,8 @@ def stance(
     examples = Examples(Prompts(texts, rows, plain=plain), np.array([names.index(s) for s in stances]))
     task = _split("stance", graph, table, starts, names, examples, split, texts, seed)
     source, target = graph.arcs()
-    task.relations = np.array([relations.get((a, b), 0) for a, b in zip(source.tolist(), target.tolist(), strict=True)])
+    kinds_of = [relations.get(arc, 0) for arc in zip(source.tolist(), target.tolist(), strict=True)]
+    task.facts = np.stack([source, np.array(kinds_of, dtype=np.int64), target], axis=1)
     task.relation_names = kinds
     task.features = None if encode is None else encode(concepts)
     return task

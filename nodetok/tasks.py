@@ -47,7 +47,9 @@ class Task:
     ``graph`` holds training edges only. ``table`` (V, K) are its nodes' distances to anchors, ``features`` (V, F) what
     else is known of them. ``draw`` makes an epoch of training examples. ``words`` are texts from which a backbone
     without a tokenizer learns its vocabulary. ``goal`` is the metric that validation goes by. ``starts``: where
-    each graph begins, if there are many side by side.
+    each graph begins, if there are many side by side. ``facts`` int64 (A, 3): node, relation from 1, neighbour, where
+    edges have relations. ``unlabelled``: questions whose answers are not known or not to be learned from, for
+    :mod:`nodetok.consistency`.
     """
 
     name: str
@@ -61,13 +63,14 @@ class Task:
     goal: str
     words: Sequence[str]
     features: np.ndarray | None = None
-    relations: np.ndarray | None = None
+    facts: np.ndarray | None = None
     relation_names: Sequence[str] = field(default_factory=tuple)
     node_candidates: bool = False
     tokenizer: NodeTokenizer | None = None
     node_labels: Sequence[str] | None = None
     starts: np.ndarray | None = None
     opponents: dict[str, Opponent] = field(default_factory=dict)
+    unlabelled: Prompts | None = None
 
 
 def accuracy(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
@@ -83,6 +86,9 @@ def classification(
     settings: TokenizerSettings,
 ) -> Task:
     """Which class does a node belong to? ``labels`` and ``split`` per node; ``""`` where there is none.
+
+    Transductive: every node that is not a training example is ``unlabelled``, validation and test nodes among them;
+    their labels are read by ``valid`` and ``test`` alone.
 
     Raises:
         DataError: a part of the split is empty, or fewer than two classes.
@@ -108,6 +114,7 @@ def classification(
         yield train.take(np.concatenate([rng.permutation(len(train)) for _ in range(passes)])), None
 
     test = part("test")
+    others = np.setdiff1d(np.arange(len(graph)), train.prompts.nodes)
 
     def against(kind: opponents.Kind) -> Opponent:
         def run(seed: int) -> dict[str, np.ndarray]:
@@ -126,4 +133,5 @@ def classification(
     return Task(
         "classification", graph, tokenizer.table, names, draw, part("valid"), test, accuracy, "accuracy",
         [text, *names], features, tokenizer=tokenizer, node_labels=labels, opponents=rivals,
+        unlabelled=Prompts([text] * len(others), others[:, None]) if len(others) else None,
     )  # fmt: skip

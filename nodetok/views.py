@@ -6,6 +6,7 @@ from node tokens shuffled among the nodes, and from Laplacian eigenvectors in th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -40,21 +41,19 @@ def view(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -> 
     """The view called ``name`` of a task.
 
     ``node tokens``: positions, features, neighbours. ``text only``: the node's own features and no graph. ``shuffled
-    tokens``: positions and neighbours of another node, features its own. ``Laplacian eigenvectors``: as many as there
-    are anchors, of the normalised Laplacian, in place of positions.
+    tokens``: positions, neighbours and diffused features of another node, features its own. ``Laplacian
+    eigenvectors``: as many as there are anchors, of the normalised Laplacian, in place of positions.
     """
     rng = np.random.default_rng([seed, 17])
     settings = settings.model_copy(update={"neighbours": 0 if name == TEXT else settings.neighbours})
     if name == TEXT:
-        settings = settings.model_copy(update={"position_tokens": 0, "feature_hops": 0})
+        settings = settings.model_copy(update={"position_tokens": 0, "feature_restart": 0.0})
     of = rng.permutation(len(task.graph)) if name == SHUFFLED else np.arange(len(task.graph))
     beside = None
     if settings.neighbours:
-        beside = Neighbourhoods.sample(task.graph, settings.neighbours, rng, task.relations)
+        beside = Neighbourhoods.sample(len(task.graph), facts(task), settings.neighbours, rng)
         beside = Neighbourhoods(beside.rows[of], beside.relations[of])
-    features = None if task.features is None else spread(task.graph, task.features, settings.feature_hops)
-    if features is not None:
-        features[:, 1:] = features[of, 1:]
+    features = None if task.features is None else _feature_tokens(task, settings.feature_restart, of)
     feature_tokens = 0 if features is None else features.shape[1]
     if name == LAPLACIAN:
         own = attach(_spectrum(task, seed), features, raw=True)
@@ -68,18 +67,39 @@ def view(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -> 
     return View(name, settings, task.table.shape[1], feature_tokens, beside, read, plain)
 
 
-def spread(graph: Graph, features: np.ndarray, hops: int) -> np.ndarray:
-    """Features (V, hops + 1, F): a node's own and their averages over growing neighbourhoods, D^-1/2 (A + I) D^-1/2
-    applied again and again. Rows are scaled to length 1."""
+def facts(task: Task) -> np.ndarray:
+    """What stands beside every node, int64 (A, 3): node, relation, neighbour; relation 0 where edges have none."""
+    if task.facts is not None:
+        return task.facts
+    source, target = task.graph.arcs()
+    return np.stack([source, np.zeros_like(source), target], axis=1)
+
+
+def diffused(graph: Graph, features: np.ndarray, restart: float) -> np.ndarray:
+    """Features (V, F) averaged over a walk that starts at each node and returns there with probability ``restart`` at
+    every step, to about 1e-3: restart * (I - (1 - restart) A)^-1 X with A = D^-1/2 (adjacency + I) D^-1/2.
+
+    Personalised PageRank by power iteration (Gasteiger et al., "Predict then Propagate", ICLR 2019).
+    """
     view = graph.undirected
     adjacency = (view.matrix != 0).astype(np.float32) + sparse.identity(len(view), dtype=np.float32)
-    scale = sparse.diags(1 / np.sqrt(np.asarray(adjacency.sum(axis=1)).ravel()))
-    step = (scale @ adjacency @ scale).tocsr()
-    found, current = [], _unit(features.astype(np.float32))
-    for hop in range(hops + 1):
-        current = step @ current if hop else current
-        found.append(_unit(current))
-    return np.stack(found, axis=1)
+    scale = sparse.diags_array(1 / np.sqrt(np.asarray(adjacency.sum(axis=1)).ravel()), dtype=np.float32)
+    step = ((1 - restart) * (scale @ adjacency @ scale)).tocsr()
+    found = features.astype(np.float32)
+    again = restart * found
+    for _ in range(math.ceil(math.log(1e-3) / math.log1p(-restart))):
+        found = step @ found + again
+    return found
+
+
+def _feature_tokens(task: Task, restart: float, of: np.ndarray) -> np.ndarray:
+    """Feature tokens (V, 1 or 2, F), rows of length 1: a node's own features and, if ``restart`` is above 0, the
+    diffused ones of the node that ``of`` (V,) names."""
+    assert task.features is not None
+    own = _unit(task.features.astype(np.float32))
+    if not restart:
+        return own[:, None]
+    return np.stack([own, _unit(diffused(task.graph, own, restart))[of]], axis=1)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -81,7 +81,7 @@ def test_a_hidden_neighbour_leaves_no_trace(planted_task):
     made = reader(planted_task)
     node = int(np.argmax(planted_task.graph.degrees))
     gone = int(made.encoder.neighbourhoods.rows[node, 0])
-    hidden = Prompts(["what is [[0]] ?"], np.array([[node]]), np.array([[gone]]))
+    hidden = Prompts(["what is [[0]] ?"], np.array([[node]]), np.array([[[gone, 0]]]))
     batch = made.encoder(hidden)
     assert gone not in batch.values[batch.kinds == NEIGHBOUR].tolist()
     shown = made.encoder(Prompts(hidden.texts, hidden.nodes))
@@ -139,7 +139,7 @@ def test_every_view_trains_and_evaluates(planted_task, name):
 
 
 def test_node_tokens_learn_planted_classes_that_text_cannot_tell(planted_task):
-    settings = GraphModelSettings(position_tokens=1, neighbours=4, feature_hops=0, dropout=0.0)
+    settings = GraphModelSettings(position_tokens=1, neighbours=4, dropout=0.0)
     learning = LearningSettings(epochs=5, batch=32, learning_rate=2e-3)
     score = {}
     for name in (TOKENS, TEXT):
