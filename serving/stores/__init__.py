@@ -1,0 +1,38 @@
+"""Where live events, item changes and erasures are kept: SQLite by default, Redis by URL."""
+
+from __future__ import annotations
+
+from serving.stores.base import Appended, Change, Event, LiveHistory, LiveStore, Position, StoredEvent, StoreError
+
+__all__ = [
+    "Appended",
+    "Change",
+    "Event",
+    "LiveHistory",
+    "LiveStore",
+    "Position",
+    "StoreError",
+    "StoredEvent",
+    "open_store",
+]
+
+_REDIS = ("redis://", "rediss://", "unix://")
+
+
+def open_store(place: str) -> LiveStore:
+    """The store at ``place``: a Redis URL, or the path of an SQLite file, which is made where it is missing.
+
+    Redis need not answer yet; a file must be usable at once.
+
+    Raises:
+        StoreError: the file cannot be used, or ``place`` is a URL of another kind.
+    """
+    if place.startswith(_REDIS):
+        from serving.stores.redis_store import RedisStore
+
+        return RedisStore(place)
+    if "://" in place:
+        raise StoreError(f"{place}: a store is the path of a file or a URL that starts with {', '.join(_REDIS)}")
+    from serving.stores.sqlite_store import SqliteStore
+
+    return SqliteStore(place)

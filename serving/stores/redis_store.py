@@ -1,0 +1,187 @@
+"""Live state in Redis, for processes of many machines.
+
+What is acknowledged survives a crash of Redis only if Redis keeps an append-only file: ``appendonly yes`` with
+``appendfsync everysec`` loses nothing to a killed process and up to a second to a power cut, ``appendfsync always``
+nothing to either. ``maxmemory-policy noeviction`` is needed too: any other policy throws histories away. One Redis or a
+primary with replicas, no cluster: scripts touch several keys. Keys, all under ``setrec:``:
+
+- ``events:USER``: sorted set, score the time, member a sequence number of 16 digits and the item id
+- ``keys:USER``: set of the user's idempotency keys
+- ``erased``: set of users; ``changes``: hash, subject to entry; ``log``: sorted set, the same subjects by number
+- ``seq``: the counter all of these take their numbers from
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from serving.stores.base import Appended, Change, Event, LiveHistory, Position, StoredEvent, StoreError
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "setrec:"
+_TIMEOUT_SECONDS = 0.5
+_REST_SECONDS = 0.5  # after a failed connection others fail at once instead of waiting for theirs
+_DIGITS = 16
+
+# Scripts run alone, so each is all or nothing and sequence numbers appear in order.
+_APPEND = """
+local accepted = 0
+for i = 1, #ARGV, 4 do
+    local user, item, time, key = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+    if key == '' or redis.call('SADD', KEYS[1] .. 'keys:' .. user, string.sub(key, 2)) == 1 then
+        local seq = string.format('%016d', redis.call('INCR', KEYS[1] .. 'seq'))
+        redis.call('ZADD', KEYS[1] .. 'events:' .. user, time, seq .. item)
+        accepted = accepted + 1
+    end
+end
+return accepted
+"""
+_RECORD = """
+local seq = redis.call('INCR', KEYS[1] .. 'seq')
+redis.call('HSET', KEYS[1] .. 'changes', ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[1] .. 'log', seq, ARGV[1])
+return seq
+"""
+_ERASE = """
+local events = redis.call('ZCARD', KEYS[1] .. 'events:' .. ARGV[1])
+redis.call('UNLINK', KEYS[1] .. 'events:' .. ARGV[1], KEYS[1] .. 'keys:' .. ARGV[1])
+redis.call('SADD', KEYS[1] .. 'erased', ARGV[1])
+local seq = redis.call('INCR', KEYS[1] .. 'seq')
+redis.call('HSET', KEYS[1] .. 'changes', ARGV[2], ARGV[3])
+redis.call('ZADD', KEYS[1] .. 'log', seq, ARGV[2])
+return events
+"""
+_CHANGES = """
+local found = redis.call('ZRANGEBYSCORE', KEYS[1] .. 'log', '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+local changes = {}
+for i = 1, #found, 2 do
+    changes[#changes + 1] = {found[i + 1], redis.call('HGET', KEYS[1] .. 'changes', found[i])}
+end
+return changes
+"""
+
+T = TypeVar("T")
+
+
+class RedisStore:
+    """A :class:`serving.stores.base.LiveStore` in the Redis at ``url``, which need not answer yet."""
+
+    def __init__(self, url: str, prefix: str = _PREFIX) -> None:
+        """``prefix`` begins every key.
+
+        Raises:
+            StoreError: ``url`` is no Redis URL.
+        """
+        self._prefix = prefix
+        try:
+            self._client = redis.Redis.from_url(
+                url,
+                decode_responses=True,
+                socket_timeout=_TIMEOUT_SECONDS,
+                socket_connect_timeout=_TIMEOUT_SECONDS,
+                # A command that failed may have been carried out: whether to repeat it is the caller's to decide.
+                retry=Retry(NoBackoff(), 0),
+            )
+        except ValueError as error:
+            raise StoreError(f"not a Redis URL: {error}") from error
+        scripts = {"append": _APPEND, "record": _RECORD, "erase": _ERASE, "changes": _CHANGES}
+        self._scripts = {name: self._client.register_script(text) for name, text in scripts.items()}
+        self._rests_until = 0.0
+        self._checked = False
+
+    def append(self, events: Sequence[Event]) -> Appended:
+        """See :class:`serving.stores.base.HistoryStore`."""
+        # A key is passed behind a mark, so that an empty key is not taken for none.
+        fields = [(e.user_id, e.item_id, repr(e.time), "" if e.key is None else f"={e.key}") for e in events]
+        accepted = self._run("append", *(field for event in fields for field in event)) if events else 0
+        return Appended(accepted, len(events) - accepted)
+
+    def latest(self, user_ids: Sequence[str], limit: int) -> list[LiveHistory]:
+        """See :class:`serving.stores.base.HistoryStore`."""
+
+        def ask() -> list[Any]:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for user_id in user_ids:
+                    pipeline.zrange(self._events(user_id), -limit, -1)
+                    pipeline.sismember(f"{self._prefix}erased", user_id)
+                return pipeline.execute()
+
+        found = self._call(ask)
+        return [
+            LiveHistory(tuple(member[_DIGITS:] for member in members), bool(erased))
+            for members, erased in zip(found[::2], found[1::2], strict=True)
+        ]
+
+    def page(self, user_id: str, limit: int, before: Position | None = None) -> list[StoredEvent]:
+        """See :class:`serving.stores.base.HistoryStore`."""
+        name, start = self._events(user_id), 0
+        if before is not None:
+            start = self._call(lambda: self._client.zcount(name, f"({before[0]!r}", "+inf"))
+        page: list[StoredEvent] = []
+        more = True
+        while more and len(page) < limit:  # more than once only where many events have the position's very time
+            found = self._backwards(name, start, limit)
+            page += [event for event in found if before is None or event.position < before]
+            start, more = start + limit, len(found) == limit
+        return page[:limit]
+
+    def erase(self, user_id: str) -> int:
+        """See :class:`serving.stores.base.HistoryStore`."""
+        return self._run("erase", user_id, f"user:{user_id}", json.dumps(["erase", user_id, None]))
+
+    def record(self, kind: Literal["put", "remove"], item_id: str, payload: str | None = None) -> int:
+        """See :class:`serving.stores.base.ChangeLog`."""
+        return self._run("record", f"item:{item_id}", json.dumps([kind, item_id, payload]))
+
+    def changes(self, after: int, limit: int = 500) -> list[Change]:
+        """See :class:`serving.stores.base.ChangeLog`."""
+        return [Change(int(seq), *json.loads(entry)) for seq, entry in self._run("changes", after, limit)]
+
+    def close(self) -> None:
+        """See :class:`serving.stores.base.LiveStore`."""
+        self._client.close()
+
+    def _events(self, user_id: str) -> str:
+        return f"{self._prefix}events:{user_id}"
+
+    def _backwards(self, name: str, start: int, limit: int) -> list[StoredEvent]:
+        """Events from the end of a history, leaving out the last ``start``."""
+        rows: Any = self._call(lambda: self._client.zrange(name, start, start + limit - 1, desc=True, withscores=True))
+        return [StoredEvent(member[_DIGITS:], (score, int(member[:_DIGITS]))) for member, score in rows]
+
+    def _run(self, script: str, *arguments: Any) -> Any:
+        return self._call(lambda: self._scripts[script](keys=[self._prefix], args=arguments))
+
+    def _call(self, ask: Callable[[], T]) -> T:
+        if time.monotonic() < self._rests_until:
+            raise StoreError("Redis did not answer a moment ago")
+        try:
+            if not self._checked:
+                self._check()
+            return ask()
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            self._rests_until = time.monotonic() + _REST_SECONDS
+            raise StoreError(f"Redis does not answer: {' '.join(str(error).split())}") from error
+        except redis.RedisError as error:
+            raise StoreError(f"Redis refuses: {' '.join(str(error).split())}") from error
+
+    def _check(self) -> None:
+        """Warn, once, of settings under which acknowledged events can be lost."""
+        wanted = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
+        try:
+            found: dict[Any, Any] = self._client.config_get(*wanted)
+        except redis.ResponseError:  # many hosts do not let clients read the configuration
+            found = dict(wanted)
+        self._checked = True
+        for name, value in wanted.items():
+            if found.get(name) != value:
+                log.warning("Redis has %s %s; without %s acknowledged events can be lost", name, found.get(name), value)
