@@ -62,10 +62,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "classification": {
         "model": {
-            "position_tokens": 1, "neighbours": 0, "feature_hops": 2, "feature_dropout": 0.5, "dropout": 0.3,
-            "soft_prompt": 0, "backbone": {"dropout": 0.3},
+            "position_tokens": 1, "neighbours": 0, "feature_restart": 0.1, "feature_dropout": 0.7,
+            "position_dropout": 0.7, "dropout": 0.5, "soft_prompt": 0, "backbone": {"dropout": 0.3},
         },
-        "learning": {"epochs": 40, "patience": 20, "weight_decay": 0.05},
+        "learning": {
+            "epochs": 28, "patience": 12, "batch": 140, "learning_rate": 1e-3, "weight_decay": 0.05,
+            "consistency": {"weight": 1.0, "nodes": 128, "ramp": 60},
+        },
     },
     "completion": {
         "encoder": {"max_length": 64},

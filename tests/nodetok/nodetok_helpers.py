@@ -37,7 +37,7 @@ def task(nodes: int = 60, **changes) -> Task:
 
 def reader(of: Task, family: str = "qwen3", name: str = TOKENS, **changes) -> Reader:
     """An untrained reader in evaluation mode, every parameter away from its neutral start."""
-    fields = {"position_tokens": 2, "neighbours": 4, "feature_hops": 1, "dropout": 0.0, **changes}
+    fields = {"position_tokens": 2, "neighbours": 4, "feature_restart": 0.2, "dropout": 0.0, **changes}
     settings = GraphModelSettings(backbone=BackboneSettings(family=family, dropout=0.0), **fields)
     made = build(of, view(of, name, settings), LearningSettings(precision="float32"))
     torch.manual_seed(3)

@@ -1,0 +1,29 @@
+import numpy as np
+import torch
+from nodetok_helpers import planted, task
+
+from nodetok.model import GraphModelSettings
+from nodetok.views import SHUFFLED, TEXT, TOKENS, diffused, view
+
+
+def test_diffused_features_are_those_of_a_dense_solve():
+    graph, _ = planted()
+    features = np.random.default_rng(0).normal(size=(60, 5))
+    adjacency = (graph.undirected.matrix.toarray() != 0) + np.eye(60)
+    scale = adjacency.sum(axis=1) ** -0.5
+    near = scale[:, None] * adjacency * scale
+    for restart in (0.1, 0.5, 0.99):
+        dense = restart * np.linalg.solve(np.eye(60) - (1 - restart) * near, features)
+        found = diffused(graph, features, restart)
+        assert np.linalg.norm(found - dense) < 2e-3 * np.linalg.norm(dense)
+
+
+def test_diffused_features_belong_to_another_node_when_shuffled_and_to_none_in_text_alone():
+    of, settings = task(), GraphModelSettings(neighbours=0, feature_restart=0.2)
+    own, shuffled, text = (view(of, name, settings).read(None).features for name in (TOKENS, SHUFFLED, TEXT))
+    assert own.shape[1] == shuffled.shape[1] == 2
+    assert text.shape[1] == 1
+    for shown in (shuffled, text):
+        torch.testing.assert_close(shown[:, 0], own[:, 0])
+    assert (shuffled[:, 1] - own[:, 1]).abs().max() > 0.1
+    torch.testing.assert_close(shuffled[:, 1].sum(dim=0), own[:, 1].sum(dim=0))
