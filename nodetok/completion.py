@@ -12,6 +12,7 @@ from nodetok.graph import Graph
 from nodetok.prompts import Prompts
 from nodetok.tasks import Chunk, Examples, Task
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+from setrec.errors import DataError
 
 FOLDS = 10
 
@@ -34,7 +35,13 @@ def completion(
     the known entity does not show the triple's own fact among its neighbours. What other triples say of the same two
     entities stays, as it will for a test triple. Metrics are filtered: other known answers do not count as wrong;
     of equal scores half count before the right one.
+
+    Raises:
+        DataError: a part without triples.
     """
+    for part, given in (("train", train), ("valid", valid), ("test", test)):
+        if not len(given):
+            raise DataError(f"completion: no triple in the {part} part")
     tokenizer = NodeTokenizer.fit(graph, settings)
     names = [name.strip("_").replace("_", " ") for name in relation_names]
     texts = [[f"{name} of [[0]] is ? answer :" for name in names], [f"[[0]] is {name} of ? answer :" for name in names]]
@@ -42,6 +49,7 @@ def completion(
 
     ends = np.sort(train[:, [0, 2]], axis=1)
     _, pair, joined = np.unique(ends, axis=0, return_inverse=True, return_counts=True)
+    pair = pair.ravel()  # NumPy 2.0 gives a column
 
     def ask(triples: np.ndarray, *, hide: bool) -> Examples:
         head, relation, tail = triples.T
@@ -90,7 +98,8 @@ def ranked(scores: np.ndarray, examples: Examples, known: dict[tuple[str, int], 
     kept = scores.copy()
     for row, (text, node) in enumerate(zip(examples.prompts.texts, examples.prompts.nodes[:, 0], strict=True)):
         kept[row, known[(text, int(node))]] = -np.inf
-    above = (kept > own[:, None]).sum(axis=1)
+    # Not "kept > own": a score that is not a number would have nothing above it and rank first.
+    above = (~(kept <= own[:, None])).sum(axis=1)
     level = (kept == own[:, None]).sum(axis=1)
     rank = 1 + above + level / 2
     return {"MRR": 1 / rank, **{f"Hits@{k}": (rank <= k).astype(np.float64) for k in (1, 3, 10)}}

@@ -196,7 +196,8 @@ def filtered_mrr(ranker: KgeRanker, asked: np.ndarray, answers: np.ndarray, know
         own = scores[np.arange(len(rows)), answers[rows]][:, None]
         others = known.take(rows)
         scores[others.row_of_value, others.values] = -np.inf
-        ranks.append(1 + (scores > own).sum(axis=1) + (scores == own).sum(axis=1) / 2)
+        # Not "scores > own": what is not a number would rank first.
+        ranks.append(1 + (~(scores <= own)).sum(axis=1) + (scores == own).sum(axis=1) / 2)
     return float((1 / np.concatenate(ranks)).mean())
 
 

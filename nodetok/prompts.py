@@ -166,7 +166,9 @@ class PromptEncoder:
             neighbour, relation = self.neighbourhoods.rows[node, at], self.neighbourhoods.relations[node, at]
             gone = neighbour < 0
             if prompts.hidden is not None:
-                gone |= (np.stack([neighbour, relation], axis=1) == prompts.hidden[row, slot]).all(axis=1)
+                asked, own = prompts.hidden[row, slot].T
+                # A node's fact about itself stands beside it from both ends.
+                gone |= (neighbour == asked) & ((relation == own) | (asked == node))
             value = np.where(beside, neighbour, value)
             relations[row, column] = np.where(beside & ~gone, relation, 0)
             kind = np.where(beside & gone, PAD, kind)
