@@ -83,6 +83,13 @@ class Graph:
         return sparse.csr_matrix((data, self.indices, self.indptr), shape=(len(self), len(self)))
 
     @cached_property
+    def adjacency(self) -> sparse.csr_matrix:
+        """One for every arc, whatever its length, float32 (V, V)."""
+        return sparse.csr_matrix(
+            (np.ones(len(self.indices), dtype=np.float32), self.indices, self.indptr), shape=(len(self), len(self))
+        )
+
+    @cached_property
     def reverse(self) -> Graph:
         """Every arc turned round; an undirected graph is its own reverse."""
         if not self.directed:

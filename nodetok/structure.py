@@ -11,6 +11,7 @@ from nodetok.graph import Graph
 from nodetok.prompts import Prompts
 from nodetok.tasks import Chunk, Examples, Task
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+from setrec.errors import DataError
 
 FARTHEST = 6
 QUESTIONS = {
@@ -30,10 +31,16 @@ def structure(
 
     Pairs of nodes are held out: a tenth for validation, a tenth for the test, never seen in training in either order.
     Answers are balanced: hops 1 to 6 are equally frequent (more are not asked for), so chance is 1/6, 1/2, 1/2, 1/4.
+
+    Raises:
+        DataError: the graph has too few pairs of nodes to ask of and hold out.
     """
     view = graph.undirected
     rng = np.random.default_rng(seed)
     asker = _Asker(view, rng)
+    refusal = DataError(f"too few pairs of nodes to ask of: {len(graph)} nodes, {graph.edges} edges")
+    if not asker.kinds:
+        raise refusal
     tokenizer = NodeTokenizer.fit(graph, settings)
 
     def ask(count: int, parts: tuple[int, ...], rng: np.random.Generator) -> Examples:
@@ -49,6 +56,9 @@ def structure(
 
     words = [*(QUESTIONS[name] for name in asker.kinds), *ANSWERS]
     valid, test = (ask(held_out * len(asker.kinds), part, rng) for part in (VALID, TEST))
+    some = ask(64 * len(asker.kinds), TRAIN, np.random.default_rng(seed))
+    if not (len(valid) and len(test) and len(some)):
+        raise refusal
     return Task(
         "structure", graph, tokenizer.table, ANSWERS, draw, valid, test, _measure, "mean accuracy", words,
         tokenizer=tokenizer,
@@ -134,7 +144,7 @@ class _Asker:
         """Pairs one to three hops apart, answers balanced as far as the graph has them."""
         pairs = np.concatenate([self._pick(d, 4 * count, parts, rng) for d in (1, 2, 3) if d in self.pools])
         pairs = pairs[rng.permutation(len(pairs))]
-        adjacency = (self.view.matrix != 0).astype(np.float32)
+        adjacency = self.view.adjacency
         shared = np.asarray(adjacency[pairs[:, 0]].multiply(adjacency[pairs[:, 1]]).sum(axis=1)).ravel()
         group = np.minimum(shared, 3).astype(np.int64)
         keep = np.concatenate([np.flatnonzero(group == g)[: count // 4] for g in range(4)])

@@ -82,7 +82,7 @@ def diffused(graph: Graph, features: np.ndarray, restart: float) -> np.ndarray:
     Personalised PageRank by power iteration (Gasteiger et al., "Predict then Propagate", ICLR 2019).
     """
     view = graph.undirected
-    adjacency = (view.matrix != 0).astype(np.float32) + sparse.identity(len(view), dtype=np.float32)
+    adjacency = view.adjacency + sparse.identity(len(view), dtype=np.float32)
     scale = sparse.diags_array(1 / np.sqrt(np.asarray(adjacency.sum(axis=1)).ravel()), dtype=np.float32)
     step = ((1 - restart) * (scale @ adjacency @ scale)).tocsr()
     found = features.astype(np.float32)
@@ -111,7 +111,7 @@ def _spectrum(task: Task, seed: int) -> np.ndarray:
     if task.starts is None:
         return eigenvectors(task.graph, task.table.shape[1], seed)
     out = np.zeros((len(task.graph), task.table.shape[1]), dtype=np.float32)
-    adjacency = (task.graph.matrix != 0).astype(np.float64)
+    adjacency = task.graph.adjacency.astype(np.float64)
     for begin, end in pairwise(task.starts):
         own = adjacency[begin:end, begin:end].toarray()
         degree = np.maximum(own.sum(axis=1), 1.0)
@@ -130,7 +130,7 @@ def eigenvectors(graph: Graph, count: int, seed: int = 0) -> np.ndarray:
     out = np.zeros((n, count), dtype=np.float32)
     if k < 1:
         return out
-    adjacency = (view.matrix != 0).astype(np.float64)
+    adjacency = view.adjacency.astype(np.float64)
     degree = np.maximum(np.asarray(adjacency.sum(axis=1)).ravel(), 1.0)
     scale = sparse.diags(1 / np.sqrt(degree))
     start = np.random.default_rng(seed).normal(size=n)

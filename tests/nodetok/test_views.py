@@ -2,8 +2,9 @@ import numpy as np
 import torch
 from nodetok_helpers import planted, task
 
+from nodetok.graph import Graph
 from nodetok.model import GraphModelSettings
-from nodetok.views import SHUFFLED, TEXT, TOKENS, diffused, view
+from nodetok.views import SHUFFLED, TEXT, TOKENS, diffused, eigenvectors, view
 
 
 def test_diffused_features_are_those_of_a_dense_solve():
@@ -27,3 +28,28 @@ def test_diffused_features_belong_to_another_node_when_shuffled_and_to_none_in_t
         torch.testing.assert_close(shown[:, 0], own[:, 0])
     assert (shuffled[:, 1] - own[:, 1]).abs().max() > 0.1
     torch.testing.assert_close(shuffled[:, 1].sum(dim=0), own[:, 1].sum(dim=0))
+
+
+def test_an_edge_of_no_length_is_an_edge_to_diffusion_and_eigenvectors():
+    graph, _ = planted()
+    source, target = graph.arcs()
+    lengths = np.random.default_rng(0).integers(2, size=len(source)).astype(np.float32)
+    once = source < target
+    measured = Graph.from_arrays(source[once], target[once], 60, weights=lengths[once])
+    assert (measured.weights == 0).any()
+    features = np.random.default_rng(0).normal(size=(60, 5))
+    np.testing.assert_array_equal(diffused(measured, features, 0.2), diffused(graph, features, 0.2))
+    np.testing.assert_array_equal(eigenvectors(measured, 6), eigenvectors(graph, 6))
+
+
+def test_eigenvectors_are_those_of_the_dense_normalised_laplacian():
+    graph, _ = planted()
+    degree = graph.degrees.astype(float)
+    laplacian = np.eye(60) - graph.adjacency.toarray() / np.sqrt(np.outer(degree, degree))
+    found = eigenvectors(graph, 5).astype(np.float64)
+    values = np.linalg.eigvalsh(laplacian)[:5]
+    np.testing.assert_allclose((found**2).mean(axis=0), 1.0, rtol=1e-3)
+    np.testing.assert_allclose(np.einsum("ik,ij,jk->k", found, laplacian, found) / 60, values, atol=1e-3)
+    few = eigenvectors(Graph.from_arrays(np.array([0, 1]), np.array([1, 2]), 3), 4)
+    assert few.shape == (3, 4)
+    assert not few[:, 1:].any()
