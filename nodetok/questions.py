@@ -175,22 +175,22 @@ def _parse(question: str, answer: str, problem: Problem, row: int) -> tuple[Smal
     body, _, asked = question.partition("Q:")
     weighted = re.findall(r"between node (\d+) and node (\d+) with weight (\d+)", body)
     pairs = weighted or re.findall(r"\((\d+),\s*(\d+)\)", body)
-    pairs = [pair for pair in pairs if pair != ("i", "j")]
     ends = np.array([pair[:2] for pair in pairs], dtype=np.int64).reshape(-1, 2)
     weights = np.array([float(pair[2]) for pair in weighted]) if weighted else None
     two = [int(n) for n in re.findall(r"node (\d+)", asked)]
-    total = re.search(r"total weight of (\d+)", answer)
-    said = "yes" if re.search(r"\byes\b", answer.lower()) else "no"
-    if (problem != "cycle" and len(two) != 2) or (problem == "shortest_path" and (total is None or weights is None)):
+    if (problem != "cycle" and len(two) != 2) or (problem == "shortest_path" and weights is None):
         raise DataError(f"not a {problem} problem of NLGraph's form", row=row + 1, column="question")
+    said = re.search(r"total weight of (\d+)" if problem == "shortest_path" else r"\b(yes|no)\b", answer.lower())
+    if said is None:
+        raise DataError(f"no answer of NLGraph's form to a {problem} problem", row=row + 1, column="answer")
     numbered = re.search(r"numbered from 0 to (\d+)", body)
     last = max([int(ends.max(initial=0)), *two, int(numbered[1]) if numbered else 0])
-    return Small(last + 1, ends, weights), two, total[1] if problem == "shortest_path" and total else said
+    return Small(last + 1, ends, weights), two, said[1]
 
 
 def _triples(graph: str, row: int) -> list[tuple[str, str, str]]:
     """``(head; relation; tail)(...)`` to triples."""
     found = [tuple(part.strip() for part in body.split(";")) for body in re.findall(r"\(([^()]*)\)", graph)]
-    if any(len(triple) != 3 for triple in found):
+    if any(len(triple) != 3 for triple in found) or (graph.strip() and not found):
         raise DataError("a triple is not (head; relation; tail)", row=row + 1, column="graph")
     return [(h, r, t) for h, r, t in found]
