@@ -93,6 +93,22 @@ def classify_nodes(
     if not (train.any() and valid.any()):
         raise DataError("a part of the split has no labelled node")
     s = settings or GnnSettings()
+    # The library builds sparse matrices at every step; saying so here keeps PyTorch from asking whether to check them.
+    with torch.sparse.check_sparse_tensor_invariants(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CS[RC] tensor support is in beta")
+        return _predicted(kind, features, edges, labels, train, valid, seed, s)
+
+
+def _predicted(
+    kind: Kind,
+    features: np.ndarray,
+    edges: np.ndarray,
+    labels: np.ndarray,
+    train: np.ndarray,
+    valid: np.ndarray,
+    seed: int,
+    s: GnnSettings,
+) -> np.ndarray:
     torch.manual_seed(seed)
     words, arcs = Words(features, s.dropout), _adjacency(edges, len(features))
     y, fitted = torch.from_numpy(labels).long(), torch.from_numpy(train)
@@ -125,9 +141,7 @@ def _optimizer(model: TwoLayers, s: GnnSettings) -> torch.optim.Optimizer:
 def _adjacency(edges: np.ndarray, nodes: int) -> Tensor:
     """Both directions of every edge, sparse (V, V): the library then multiplies instead of copying a row per arc."""
     arcs = to_undirected(torch.from_numpy(np.ascontiguousarray(edges)).long(), num_nodes=nodes)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return to_torch_csr_tensor(arcs, size=(nodes, nodes))
+    return to_torch_csr_tensor(arcs, size=(nodes, nodes))
 
 
 def _refuse_misfits(
