@@ -26,6 +26,7 @@ from transformers import (
 
 from nodetok.positions import as_lengths
 from nodetok.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, PromptBatch
+from nodetok.ways import Ways
 from setrec import attention
 from setrec.backbone import (
     BackboneSettings,
@@ -39,9 +40,6 @@ from setrec.errors import ConfigError
 from setrec.settings import Settings
 from setrec.softmax import catalogue_cross_entropy
 
-FAR = 24
-"""Ways over an anchor of this many hops or more share a bias; no way at all has one of its own."""
-
 SCALES = (0.4, 1.6)
 """Starting values of tau: the small one tells far distances apart, the large one near ones."""
 
@@ -53,10 +51,9 @@ class GraphModelSettings(Settings):
     prompt, queries and candidates alone. ``position_tokens`` a node, each of an equal share of the anchors;
     ``neighbours``: how many neighbours a node shows (0: none); ``feature_restart`` above 0: a second
     feature token, the features averaged over a walk that returns with this probability a step. ``soft_prompt`` learned
-    vectors stand first. ``distance_bias``: whether attention between node tokens has a learned bias by the shortest way
-    over an anchor, as T5 has one by the words between. ``identity``: width of the candidates' own learned vectors.
-    ``feature_dropout`` and ``position_dropout``: of a node's features and of what it holds of its distances, before
-    they become tokens. ``text_loss`` weighs the loss of the written answer.
+    vectors stand first. ``ways``: whether nodes are told how far apart they are (:mod:`nodetok.ways`). ``identity``:
+    width of the candidates' own learned vectors. ``feature_dropout`` and ``position_dropout``: of a node's features and
+    of what it holds of its distances, before they become tokens. ``text_loss`` weighs the loss of the written answer.
     """
 
     backbone: BackboneSettings = BackboneSettings()
@@ -65,7 +62,7 @@ class GraphModelSettings(Settings):
     neighbours: int = Field(16, ge=0)
     feature_restart: float = Field(0.0, ge=0, lt=1)
     soft_prompt: int = Field(2, ge=0)
-    distance_bias: bool = True
+    ways: bool = True
     identity: int = Field(64, ge=0)
     dropout: float = Field(0.1, ge=0, lt=1)
     feature_dropout: float = Field(0.0, ge=0, lt=1)
@@ -129,8 +126,7 @@ class GraphLanguageModel(nn.Module):
             self.feature = nn.Linear(shape.features, d)
             self.feature_kind = nn.Embedding(shape.feature_tokens, d)
             self.feature_dropout = nn.Dropout(settings.feature_dropout)
-        if groups and settings.distance_bias:
-            self.way_bias = nn.Parameter(torch.zeros(FAR + 2, reader.heads))
+        self.ways = Ways(reader.heads, d) if groups and settings.ways else None
         self.beside = nn.Linear(d, d)
         self.relation = nn.Embedding(shape.relations + 1, d)
         self.soft_prompt = nn.Parameter(torch.randn(settings.soft_prompt, d) * 0.02)
@@ -254,8 +250,8 @@ class GraphLanguageModel(nn.Module):
     def read(self, batch: PromptBatch, data: NodeData) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Vectors (B, H, d), who sees whom (B, H, H), places (B, H) and attention bias (B, heads, H, H), the soft
         prompt in front."""
-        vectors, sees, places = self.vectors(batch, data), batch.sees(causal=self.causal), batch.places
-        bias = self._way_bias(batch, data) if hasattr(self, "way_bias") else None
+        sees, places = batch.sees(causal=self.causal), batch.places
+        vectors, bias = self._tell(batch, self.vectors(batch, data), sees, data)
         a = self.settings.soft_prompt
         if not a:
             return vectors, sees, places, bias
@@ -273,20 +269,22 @@ class GraphLanguageModel(nn.Module):
             None if bias is None else F.pad(bias, (a, 0, a, 0)),
         )
 
-    def _way_bias(self, batch: PromptBatch, data: NodeData) -> Tensor | None:
-        """Bias (B, heads, H, H) by min_k (d_ik + d_jk) between node tokens i and j of a prompt; 0 beside words."""
-        rows = batch.rows(self.settings.position_tokens, self.shape.feature_tokens)
-        here = rows >= 0
-        if data.raw or not here.any():
-            return None
-        lengths = as_lengths(data.table[rows.clamp(min=0)]).clamp(max=120.0).round().to(torch.uint8)
-        way = torch.full((*rows.shape, rows.shape[1]), 255, dtype=torch.uint8, device=rows.device)
-        for part in lengths.split(16, dim=-1):
-            way = torch.minimum(way, (part[:, :, None] + part[:, None, :]).amin(dim=-1))
-        bucket = torch.where(way < 120, way.clamp(max=FAR), FAR + 1).long()
-        bucket = bucket.masked_fill(rows[:, :, None] == rows[:, None, :], 0)
-        bias = self.way_bias[bucket].permute(0, 3, 1, 2)
-        return bias * (here[:, None, :, None] & here[:, None, None, :])
+    def _tell(self, batch: PromptBatch, vectors: Tensor, sees: Tensor, data: NodeData) -> tuple[Tensor, Tensor | None]:
+        """Vectors (B, H, d) in which the first position token of a node says how far the nodes it sees are, and the
+        attention bias (B, heads, H, H)."""
+        groups = self.settings.position_tokens
+        rows = batch.rows(groups, self.shape.feature_tokens)
+        if self.ways is None or data.raw or not (rows >= 0).any():
+            return vectors, None
+        first = (batch.kinds == POSITION) & (batch.values % groups == 0)
+        at = torch.argsort(~first, dim=1, stable=True)[:, : int(first.sum(dim=1).max())]
+        slots = rows.masked_fill(~first, -1).gather(1, at)
+        among = sees.gather(1, at[:, :, None].expand(-1, -1, sees.shape[2])).gather(
+            2, at[:, None].expand(-1, at.shape[1], -1)
+        )
+        told = self.ways.tell(slots, among, data.table)
+        vectors = vectors.scatter_add(1, at[:, :, None].expand_as(told), told.to(vectors.dtype))
+        return vectors, self.ways.between(rows, data.table)
 
     def codes(self, data: NodeData, rows: Tensor | slice = slice(None)) -> Tensor:
         """Codes of all candidates, (C, D), or of some: small, and all that a ranking needs of them."""

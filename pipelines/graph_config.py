@@ -57,8 +57,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     # Exact distances want many anchors, and hubs, which lie on most shortest paths.
     "structure": {
         "tokenizer": {"anchors": {"strategy": "degree", "count": 256}},
-        "model": {"neighbours": 4, "dropout": 0.0, "backbone": {"dropout": 0.0}},
-        "learning": {"epochs": 40, "learning_rate": 3e-3, "minutes": 10},
+        "model": {"position_tokens": 1, "neighbours": 4, "dropout": 0.0, "backbone": {"dropout": 0.0}},
+        "learning": {"epochs": 6, "patience": 3, "batch": 128, "learning_rate": 2e-3},
     },
     "classification": {
         "model": {

@@ -43,7 +43,8 @@ def reader(of: Task, family: str = "qwen3", name: str = TOKENS, **changes) -> Re
     torch.manual_seed(3)
     with torch.no_grad():
         made.model.queries.normal_()
-        if hasattr(made.model, "way_bias"):
-            made.model.way_bias.normal_()
+        if made.model.ways is not None:
+            made.model.ways.bias.normal_()
+            made.model.ways.told.normal_()
     made.model.eval()
     return made
