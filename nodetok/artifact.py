@@ -140,6 +140,7 @@ class GraphArtifact:
             "shape": asdict(model.shape),
             "raw": reader.data.raw,
             "plain": encoder.plain,
+            "precision": reader.precision,
         }
 
     @classmethod
@@ -184,7 +185,7 @@ def _load_reader(folder: Path, record: dict[str, Any]) -> Reader:
         tokenizer, settings.position_tokens, shape.feature_tokens, beside, plain=bool(record["plain"])
     )  # fmt: skip
     data = NodeData(tensors["table"], tensors.get("features"), bool(record["raw"]))
-    return Reader(model.eval(), encoder, data, tokenizer)
+    return Reader(model.eval(), encoder, data, tokenizer, record.get("precision", "auto"))
 
 
 def artifact(task: Task, reader: Reader | None, texts: Sequence[str] | None = None) -> GraphArtifact:

@@ -31,7 +31,7 @@ CACHE = ".text_cache"
 def tokenize(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
     """Fit a node tokenizer to the graph in ``folder`` and write it, with a report, to ``out``."""
     with bar("Read graph") as progress:
-        if (folder / "triples.parquet").exists() or (folder / "triples.csv").exists():
+        if any((folder / f"triples{suffix}").exists() for suffix in files.FORMATS):
             triples = files.read_triples(folder)
             graph, labels = triples.graph, None
         else:

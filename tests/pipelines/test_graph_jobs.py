@@ -142,7 +142,9 @@ def test_unknown_nodes_empty_questions_and_damage_are_one_clear_line(trained, tm
 
 
 def test_tokenize_writes_tokens_that_can_be_served_but_not_asked(graph_folder, tmp_path):
-    found = graph_jobs.tokenize(graph_folder, tmp_path, graph_config("structure", overrides=QUICK))
+    # Six hubs would all stand in the ring: without an anchor of its own the triangle has no place.
+    overrides = [*QUICK, "tokenizer.anchors.strategy=coverage"]
+    found = graph_jobs.tokenize(graph_folder, tmp_path, graph_config("structure", overrides=overrides))
     assert found["nodes"] == 40
     assert found["components"] == 2
     assert (tmp_path / "report.html").stat().st_size > 5_000
@@ -155,6 +157,16 @@ def test_tokenize_writes_tokens_that_can_be_served_but_not_asked(graph_folder, t
     assert {hops.components[int(a.node_id)] for a in reached} <= {hops.components[39]}
     with pytest.raises(SetRecError, match="no trained model"):
         service.artifact.ask("what is [[0]] ?")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_triples_of_every_format_are_tokenised(triple_folder, tmp_path, suffix):
+    table = pd.read_parquet(triple_folder / "triples.parquet")
+    write = {"parquet": table.to_parquet, "csv": lambda path: table.to_csv(path, index=False),
+             "jsonl": lambda path: table.to_json(path, orient="records", lines=True)}  # fmt: skip
+    write[suffix](tmp_path / f"triples.{suffix}")
+    found = graph_jobs.tokenize(tmp_path, tmp_path / "run", graph_config("structure", overrides=QUICK))
+    assert found["nodes"] == 30
 
 
 def test_the_endpoint_answers_what_the_command_line_answers(trained):
