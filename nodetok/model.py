@@ -132,8 +132,10 @@ class GraphLanguageModel(nn.Module):
         self.soft_prompt = nn.Parameter(torch.randn(settings.soft_prompt, d) * 0.02)
         self.norm = nn.LayerNorm(d)
         self.kinds = nn.Embedding(5, d)
-        for embedding in (self.kinds, self.relation, *([self.feature_kind] if shape.features else [])):
+        for embedding in (self.kinds, *([self.feature_kind] if shape.features else [])):
             nn.init.normal_(embedding.weight, std=0.02)
+        # Beside a normalised token, and told from the first step on what the neighbour is to the node.
+        nn.init.normal_(self.relation.weight, std=0.5)
         self._add_candidates(settings, shape, d)
         self.dropout = nn.Dropout(settings.dropout)
 

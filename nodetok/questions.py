@@ -100,7 +100,8 @@ def stance(
 ) -> Task:
     """ExplaGraphs (Saha et al. 2021): does the argument support or counter the belief, given a graph of concepts?
 
-    Belief and argument are nodes without edges beside the concepts; ``encode`` gives texts their feature vectors.
+    Belief and argument are nodes without edges beside the concepts; ``encode`` gives texts their feature vectors, which
+    then stand for the words.
     """
     small, texts, plain, concepts, counts = [], [], [], [], []
     triples_of = [_triples(graph, row) for row, graph in enumerate(graphs)]
@@ -117,7 +118,9 @@ def stance(
         small.append(Small(2 + len(names), edges))
         said = f"belief : {belief} argument : {argument} [[0]] [[1]]"
         slots = " ".join(f"[[{slot}]]" for slot in range(2, 2 + len(names)))
-        texts.append(f"{said} concepts {slots} stance ? answer :")
+        # Two thousand examples are learned by heart from their words: with features, words are left out.
+        shown = "belief [[0]] argument [[1]]" if encode else said
+        texts.append(f"{shown} concepts {slots} stance ? answer :")
         plain.append(f"{said} stance ? answer :")
         concepts += [belief, argument, *names]
         counts.append(2 + len(names))

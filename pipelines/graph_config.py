@@ -81,8 +81,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "shortest_path": _SMALL_GRAPHS,
     "stance": {
         "tokenizer": {"anchors": {"count": 16}},
-        "model": {"position_tokens": 1, "neighbours": 4, "dropout": 0.3, "backbone": {"dropout": 0.2}},
-        "learning": {"epochs": 15, "patience": 5, "batch": 64, "learning_rate": 5e-4, "weight_decay": 0.05},
+        "model": {
+            "position_tokens": 1, "neighbours": 4, "feature_dropout": 0.5, "dropout": 0.3, "backbone": {"dropout": 0.2},
+        },
+        "learning": {"epochs": 20, "patience": 8, "batch": 64, "learning_rate": 1e-3, "weight_decay": 0.05},
     },
 }  # fmt: skip
 """What differs from the sections' own defaults, by task."""

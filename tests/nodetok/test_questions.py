@@ -229,15 +229,18 @@ def test_a_stance_is_read_as_concepts_relations_belief_and_argument():
     beside = {tuple(fact) for fact in task.facts.tolist() if fact[0] < 7}
     assert beside == {(2, 4, 3), (3, 8, 2), (4, 2, 5), (5, 6, 4), (3, 1, 6), (6, 5, 3)}
     text = "belief : belief 3 argument : argument 3 [[0]] [[1]]"
-    assert task.test.prompts.texts[0] == f"{text} concepts [[2]] [[3]] [[4]] [[5]] [[6]] stance ? answer :"
+    concepts = "concepts [[2]] [[3]] [[4]] [[5]] [[6]] stance ? answer :"
+    assert task.test.prompts.texts[0] == f"belief [[0]] argument [[1]] {concepts}"
     assert task.test.prompts.plain[0] == f"{text} stance ? answer :"
     begin = int(task.starts[3])
     assert task.test.prompts.nodes[0].tolist() == list(range(begin, begin + 7))
     assert [task.candidates[row] for row in task.test.targets[:2]] == ["counter", "counter"]
 
 
-def test_without_an_encoder_concepts_have_no_features():
-    assert stances().features is None
+def test_without_an_encoder_concepts_have_no_features_and_words_are_read():
+    task = stances()
+    assert task.features is None
+    assert task.test.prompts.texts[0].startswith("belief : belief 3 argument : argument 3 [[0]] [[1]] concepts [[2]]")
 
 
 def test_words_of_test_questions_are_not_learned():
