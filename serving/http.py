@@ -1,8 +1,6 @@
 """The HTTP application: routes, errors, limits. It knows neither Ray nor how requests are batched."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -10,9 +8,15 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
 from serving import engine as core
+from serving import metrics
+from serving.auth import READ, may
+from serving.batching import Batcher
+from serving.gate import protect
 from serving.graph import GraphService, add_graph_routes, graph_ready
-from serving.middleware import BodyLimit, RequestId, error_body
-from serving.schemas import Live, Ready, RecommendRequest, RecommendResponse, error_responses, limited_request
+from serving.live import Live
+from serving.middleware import error_body
+from serving.schemas import Live as LiveAnswer
+from serving.schemas import Ready, RecommendRequest, RecommendResponse, error_responses, limited_request
 from serving.settings import ServingSettings
 from setrec import __version__
 from setrec.errors import SetRecError, UnknownItemError, UnknownNodeError, UnknownUserError
@@ -20,7 +24,7 @@ from setrec.errors import SetRecError, UnknownItemError, UnknownNodeError, Unkno
 Result = core.Answer | SetRecError
 Recommend = Callable[[core.Request], Awaitable[Result]]
 
-_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 503: "overloaded"}
+_CODES = {400: "bad_request", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 503: "overloaded"}
 _ERRORS = error_responses(
     "The bundle does not know the user (`unknown_user`).",
     "a field is missing or out of range, or the history is empty (`invalid_request`), or it holds an item the "
@@ -29,48 +33,58 @@ _ERRORS = error_responses(
 
 
 def create_app(
-    engine: core.Engine,
+    live: Live,
     settings: ServingSettings,
     recommend: Recommend | None = None,
     *,
     graph: GraphService | None = None,
     request_ids: bool = True,
 ) -> FastAPI:
-    """The application over ``engine``, for any ASGI server.
+    """The application over the engine in use, for any ASGI server.
 
-    ``recommend`` answers one request and is where a server plugs its batching in; the default runs the engine on a
-    thread of its own, one request at a time, so that the event loop stays free. ``graph``: what answers under
-    ``/v1/graph``; without it these routes do not exist. ``request_ids``: whether to name requests in
-    ``X-Request-Id``; false behind a proxy that does.
+    ``recommend`` answers one request; the default answers those that wait in batches, on a thread of its own, so that
+    the event loop stays free. ``graph``: what answers under ``/v1/graph``; without it these routes do not exist.
+    ``request_ids``: whether to name requests in ``X-Request-Id``; false behind a proxy that does.
+
+    Raises:
+        ConfigError: there are no tokens though ``settings`` asks for them, or the rate limit cannot be used.
     """
     app = FastAPI(
         title="setrec", version=__version__, description="Generative recommendation over HTTP.", redoc_url=None
     )
-    _add_routes(app, engine, settings, recommend or one_by_one(engine))
+    _add_routes(app, live, settings, recommend or batched(live, settings))
     if graph is not None:
         add_graph_routes(app, graph)
-    _add_probes(app, engine, graph)
+    _add_probes(app, live, graph)
+    metrics.add_metrics_route(app)
     _add_errors(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    if request_ids:
-        app.add_middleware(RequestId)
+    protect(app, settings, request_ids=request_ids)
+    metrics.serves(live.engine.bundle.model_version)
     return app
 
 
-def one_by_one(engine: core.Engine) -> Recommend:
-    """Answers without batching, on one worker thread."""
-    worker = ThreadPoolExecutor(1, thread_name_prefix="engine")
+def batched(live: Live, settings: ServingSettings) -> Recommend:
+    """Answers in batches, each from one engine as a whole."""
 
-    async def recommend(request: core.Request) -> Result:
-        return (await asyncio.get_running_loop().run_in_executor(worker, engine.recommend, [request]))[0]
+    def answer(requests: Sequence[core.Request]) -> list[Result]:
+        metrics.BATCH.observe(len(requests))
+        metrics.QUEUE.set(len(batcher))
+        return live.engine.recommend(requests)
 
-    return recommend
+    batcher: Batcher[core.Request, Result] = Batcher(answer, settings.max_batch_size)
+    return batcher
 
 
-def _add_routes(app: FastAPI, engine: core.Engine, settings: ServingSettings, recommend: Recommend) -> None:
-    body_type = limited_request(settings.max_history, min(settings.max_k, engine.max_k))
+def _add_routes(app: FastAPI, live: Live, settings: ServingSettings, recommend: Recommend) -> None:
+    body_type = limited_request(settings.max_history, min(settings.max_k, live.engine.max_k))
 
-    @app.post("/v1/recommend", response_model=RecommendResponse, responses=_ERRORS, tags=["recommend"])
+    @app.post(
+        "/v1/recommend",
+        response_model=RecommendResponse,
+        responses=_ERRORS,
+        tags=["recommend"],
+        dependencies=[READ],
+    )
     async def recommend_items(body: body_type) -> JSONResponse:  # type: ignore[valid-type]
         """The k items most likely to come next."""
         result = await recommend(_request(body))
@@ -80,26 +94,26 @@ def _add_routes(app: FastAPI, engine: core.Engine, settings: ServingSettings, re
         return JSONResponse({"model_version": result.model_version, "items": [vars(item) for item in result.items]})
 
 
-def _add_probes(app: FastAPI, engine: core.Engine, graph: GraphService | None) -> None:
-    bundle = engine.bundle
-    ready = Ready(
-        status="ready",
-        model_version=bundle.model_version,
-        items=len(bundle.catalog),
-        users=len(bundle.histories),
-        retriever=bundle.retriever.settings.kind,
-        graph=None if graph is None else graph_ready(graph),
-    )
-
+def _add_probes(app: FastAPI, live: Live, graph: GraphService | None) -> None:
     @app.get("/health/live", tags=["health"])
-    async def live() -> Live:
+    async def is_live() -> LiveAnswer:
         """Whether the process answers."""
-        return Live(status="live")
+        return LiveAnswer(status="live")
 
     @app.get("/health/ready", response_model_exclude_none=True, tags=["health"])
-    async def is_ready() -> Ready:
-        """Whether recommendations can be asked for, and from which model."""
-        return ready
+    async def is_ready(request: Request) -> Ready:
+        """Whether recommendations can be asked for; who may read is also told from which model."""
+        if not may(request, "read"):
+            return Ready(status="ready")
+        bundle = live.engine.bundle
+        return Ready(
+            status="ready",
+            model_version=bundle.model_version,
+            items=len(bundle.catalog),
+            users=len(bundle.histories),
+            retriever=bundle.retriever.settings.kind,
+            graph=None if graph is None else graph_ready(graph),
+        )
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:

@@ -58,15 +58,15 @@ class GraphReady(BaseModel):
 
 
 class Ready(BaseModel):
-    """Model and index are loaded and have answered a first request."""
+    """Model and index are loaded and have answered a first request; the details are for tokens that may read."""
 
     model_config = ConfigDict(protected_namespaces=())
 
     status: str
-    model_version: str
-    items: int
-    users: int
-    retriever: str
+    model_version: str | None = None
+    items: int | None = None
+    users: int | None = None
+    retriever: str | None = None
     graph: GraphReady | None = Field(default=None, description="Left out where no graph is served.")
 
 
@@ -87,10 +87,14 @@ def error_responses(unknown: str, invalid: str) -> dict[int | str, dict[str, Any
     """What a route may answer but 2xx, for the OpenAPI document: ``unknown`` is its 404, ``invalid`` ends its 422."""
     return {
         400: {"model": ErrorResponse, "description": "The body cannot be read (`bad_request`)."},
+        401: {"model": ErrorResponse, "description": "A bearer token is missing or unknown (`unauthorized`)."},
+        403: {"model": ErrorResponse, "description": "The token lacks the scope (`forbidden`)."},
         404: {"model": ErrorResponse, "description": unknown},
         413: {"model": ErrorResponse, "description": "The body is too long (`body_too_large`)."},
         422: {"model": ErrorResponse, "description": f"Not JSON (`invalid_json`), {invalid}"},
-        503: {"description": "Too many requests are waiting; try again."},
+        429: {"model": ErrorResponse, "description": "Too many requests of this token; see `Retry-After`."},
+        431: {"model": ErrorResponse, "description": "Path and headers are too long (`headers_too_large`)."},
+        503: {"model": ErrorResponse, "description": "Too many requests are waiting; see `Retry-After`."},
     }
 
 
