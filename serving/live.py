@@ -1,8 +1,56 @@
-"""The engine that answers just now."""
+"""What answers just now, and how another model takes its place."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from serving import metrics
+from serving.bundle import Bundle, EncoderLoader, load_setrec
 from serving.engine import Engine
+from serving.graph import GraphLoader, GraphService
+from serving.settings import ServingSettings
+from serving.stores import LiveStore
+from setrec.errors import BundleError
+
+
+class Follows(Protocol):
+    """What applies the store's changes to the engine in use, beside the requests."""
+
+    def wait_until(self, seq: int, timeout: float) -> bool:
+        """Whether the change numbered ``seq`` is applied, after at most ``timeout`` seconds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that comes from one bundle: the engine and, where there is one, the graph."""
+
+    engine: Engine
+    graph: GraphService | None = None
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Makes a :class:`Model` of a bundle, with the settings and the store of this process."""
+
+    settings: ServingSettings
+    store: LiveStore | None = None
+    load_encoder: EncoderLoader = load_setrec
+    graph_loader: GraphLoader | None = None
+
+    def load(self, path: Path) -> Model:
+        """The model at ``path``: every file checked, the first slow pass behind it, no live change applied yet.
+
+        Raises:
+            BundleError: the bundle cannot be used.
+        """
+        bundle = Bundle.open(path, self.load_encoder)
+        engine = Engine(bundle, store=self.store, max_k=self.settings.max_k, threads=self.settings.threads)
+        graph = self.graph_loader(bundle.graph_path) if self.graph_loader and bundle.graph_path else None
+        return Model(engine, graph)
 
 
 class Live:
@@ -11,10 +59,38 @@ class Live:
     Whoever answers a request reads ``engine`` once and keeps to it: an answer comes from one model as a whole.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, store: LiveStore | None = None, graph: GraphService | None = None) -> None:
+        self.engine, self.store, self.graph = engine, store, graph
+        self.follower: Follows | None = None
+        self._closing: list[Callable[[], None]] = []
 
-    def swap(self, engine: Engine) -> Engine:
-        """Put ``engine`` in use from the next request on; the one before is returned, still usable."""
-        before, self.engine = self.engine, engine
+    @property
+    def model_version(self) -> str:
+        """Name of the model in use."""
+        return self.engine.bundle.model_version
+
+    def swap(self, model: Model) -> Model:
+        """Put ``model`` in use from the next request on; the one before is returned, still usable.
+
+        Raises:
+            BundleError: the model has no graph and there are routes that ask for one.
+        """
+        if self.graph is not None and model.graph is None:
+            raise BundleError("the bundle holds no graph, and one is served")
+        before = Model(self.engine, self.graph)
+        self.engine = model.engine
+        if self.graph is not None:
+            self.graph = model.graph
+        metrics.serves(model.engine.bundle.model_version, before.engine.bundle.model_version)
         return before
+
+    def on_close(self, close: Callable[[], None]) -> None:
+        """Have ``close`` called, the last given first, when this ends."""
+        self._closing.append(close)
+
+    def close(self) -> None:
+        """End what runs beside the engine, then the store."""
+        while self._closing:
+            self._closing.pop()()
+        if self.store is not None:
+            self.store.close()
