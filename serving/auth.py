@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -111,12 +111,16 @@ def _parse(file: Path | None) -> list[tuple[bytes, Caller]]:
     try:
         entries = TokenList.model_validate_json(text).tokens
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{source}: {'.'.join(map(str, first['loc'])) or 'not JSON'}: {first['msg']}") from error
+        raise ConfigError(f"{source}: {_first(error)}") from error
     return [(bytes.fromhex(entry.sha256), Caller(entry.name, frozenset(entry.scopes))) for entry in entries]
 
 
-def issue(file: Path, name: str, scopes: tuple[Scope, ...]) -> str:
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'not JSON'}: {first['msg']}"
+
+
+def issue(file: Path, name: str, scopes: Sequence[str]) -> str:
     """Make a token, add its hash to ``file`` (which only its owner may read) and return it: it is not kept anywhere.
 
     Raises:
@@ -125,9 +129,12 @@ def issue(file: Path, name: str, scopes: tuple[Scope, ...]) -> str:
     token = "setrec_" + secrets.token_urlsafe(32)
     try:
         entries = TokenList.model_validate_json(file.read_text()).tokens if file.exists() else ()
-        entry = TokenEntry(name=name, sha256=hashlib.sha256(token.encode()).hexdigest(), scopes=scopes)
-    except (OSError, ValidationError) as error:
-        raise ConfigError(f"{file}: {' '.join(str(error).split())[:200]}") from error
+        sha256 = hashlib.sha256(token.encode()).hexdigest()
+        entry = TokenEntry.model_validate({"name": name, "sha256": sha256, "scopes": scopes})
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {_first(error)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from error
     if any(known.name == name for known in entries):
         raise ConfigError(f"{file}: there is a token named '{name}' already")
     with atomic_file(file) as temporary:

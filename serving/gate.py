@@ -110,7 +110,7 @@ def protect(app: FastAPI, settings: ServingSettings, *, request_ids: bool) -> No
     app.add_middleware(Gate, tokens=tokens, limit=limit)
     app.add_middleware(Admission, most=settings.max_in_flight, retry_after=settings.retry_after_seconds)
     app.add_middleware(HeaderLimit, max_bytes=settings.max_header_bytes)
-    app.add_middleware(SecurityHeaders)
     app.add_middleware(Observe, log_ids=settings.log_ids)
+    app.add_middleware(SecurityHeaders)
     if request_ids:
         app.add_middleware(RequestId)

@@ -1,13 +1,15 @@
 """``setrec-haproxy``: HAProxy as Ray Serve starts it, but closed to the outside and bounded.
 
-Ray renders HAProxy's configuration itself and has no setting for four things we need, so it is given this command as
+Ray renders HAProxy's configuration itself and has no setting for what we need beyond it, so it is given this command as
 its HAProxy binary. It starts the real one, under the same process id, on a tightened copy of the configuration:
 
 - the statistics page and the metrics page, which Ray opens on every interface and without a password, are gone;
 - the control socket belongs to its owner alone;
 - a replica never has more than ``SETREC_MAX_IN_FLIGHT`` requests; what comes beyond is answered 503 with ``Retry-After``
   here, in some 20 microseconds of C, so that refusing three requests costs a replica nothing of answering the fourth;
-- a client that sends its headers slowly is cut off, and an answer that HAProxy makes up is our JSON and not a page.
+- a client that sends headers or body slowly is cut off here, before it takes a place in a replica;
+- headers by which a client could steer Serve, or break it with bytes that are no text, are taken out;
+- an answer that HAProxy makes up is our JSON and not a page.
 
 Standard library only: this runs at every change of the set of replicas.
 """
@@ -21,8 +23,13 @@ import sys
 from pathlib import Path
 
 MAX_IN_FLIGHT, RETRY_AFTER = "SETREC_MAX_IN_FLIGHT", "SETREC_RETRY_AFTER_SECONDS"
-_HEADER_SECONDS = 10
+_REQUEST_SECONDS = 10
 _MESSAGES = {"overloaded": "too many requests are waiting", "unavailable": "no replica can answer just now"}
+_DEFAULTS = f"defaults\n    timeout http-request {_REQUEST_SECONDS}s\n    option http-buffer-request\n"
+_STEERING = ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve_multiplexed_model_id", "x-session-id")
+_CLEAN = "".join(
+    f"    http-request del-header {header}\n" for header in (*_STEERING, "serve-multiplexed-model-id")
+) + ("    http-request del-header x-request-id if !{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._-]{1,64}$ }\n")
 
 
 def tighten(text: str, error_file: str, max_in_flight: int, retry_after: int) -> str:
@@ -30,7 +37,8 @@ def tighten(text: str, error_file: str, max_in_flight: int, retry_after: int) ->
     text = re.sub(r"^(listen stats|frontend prometheus)\n(?:[ \t].*\n|[ \t]*\n)*", "", text, flags=re.M)
     text = re.sub(r"(stats socket \S+) mode \d+", r"\1 mode 600", text)
     text = re.sub(r"^([ \t]*errorfile 50[234]) \S+", rf"\1 {error_file}", text, flags=re.M)
-    text = re.sub(r"^defaults\n", f"defaults\n    timeout http-request {_HEADER_SECONDS}s\n", text, flags=re.M)
+    text = re.sub(r"^defaults\n", _DEFAULTS, text, flags=re.M)
+    text = re.sub(r"^frontend http_frontend\n[ \t]*bind .*\n", lambda m: m[0] + _CLEAN, text, flags=re.M)
     text = re.sub(r"^([ \t]*default-server .*)$", rf"\1 maxconn {max_in_flight}", text, flags=re.M)
     return re.sub(r"^([ \t]*)use_backend (http-\S+) if (\S+)$", lambda m: _shed(m, retry_after) + m[0], text, flags=re.M)
 
@@ -40,8 +48,9 @@ def _shed(match: re.Match[str], retry_after: int) -> str:
     indent, backend, is_ours = match.groups()
     body = _body("overloaded").replace('"', '\\"')
     return (
-        f'{indent}http-request return status 503 content-type application/json hdr Retry-After {retry_after} string "{body}"'
-        f" if {is_ours} !{{ path_beg /health/ }} !{{ path /metrics }} {{ be_conn_free({backend}) eq 0 }}\n"
+        f"{indent}http-request return status 503 content-type application/json hdr Retry-After {retry_after}"
+        f' string "{body}" if {is_ours} !{{ path_beg /health/ }} !{{ path /metrics }}'
+        f" {{ be_conn_free({backend}) eq 0 }}\n"
     )
 
 

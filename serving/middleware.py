@@ -163,7 +163,7 @@ class Observe:
         state = scope.get("state", {})
         caller = state.get("caller")
         return {
-            "request_id": state.get("request_id") or Headers(scope=scope).get(REQUEST_ID),
+            "request_id": state.get("request_id") or Headers(scope=scope).get(REQUEST_ID, "")[:64],
             "method": scope["method"],
             "route": scope["path"] if self.log_ids else _route(scope),
             "caller": None if caller is None else caller.name,

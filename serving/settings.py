@@ -78,7 +78,7 @@ class ServingSettings(Settings):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``; a name other than ``localhost`` is not looked up and counts as no."""
+    """Whether only this machine can reach ``host``; names but ``localhost`` are not looked up and count as no."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
