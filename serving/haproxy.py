@@ -50,7 +50,7 @@ def _shed(match: re.Match[str], retry_after: int) -> str:
     return (
         f"{indent}http-request return status 503 content-type application/json hdr Retry-After {retry_after}"
         f' string "{body}" if {is_ours} !{{ path_beg /health/ }} !{{ path /metrics }}'
-        f" {{ be_conn_free({backend}) eq 0 }}\n"
+        f" {{ nbsrv({backend}) gt 0 }} {{ be_conn_free({backend}) eq 0 }}\n"
     )
 
 
