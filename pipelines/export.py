@@ -9,7 +9,7 @@ from pipelines import ingest
 from pipelines.config import JobConfig
 from pipelines.progress import bar
 from pipelines.runs import Run
-from serving.bundle import write_bundle
+from serving.bundle_writer import write_bundle
 from setrec.model import SetRecModel
 
 

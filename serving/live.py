@@ -48,7 +48,9 @@ class Loader:
             BundleError: the bundle cannot be used.
         """
         bundle = Bundle.open(path, self.load_encoder)
-        engine = Engine(bundle, store=self.store, max_k=self.settings.max_k, threads=self.settings.threads)
+        engine = Engine(
+            bundle, store=self.store, max_k=self.settings.max_k, threads=self.settings.threads, replay=False
+        )
         graph = self.graph_loader(bundle.graph_path) if self.graph_loader and bundle.graph_path else None
         return Model(engine, graph)
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import torch
 
-from serving.bundle import write_bundle
+from serving.bundle_writer import write_bundle
 from serving.graph import AnchorDistance, GraphAnswer, NearNode, NodeDescription, ScoredAnswer
 from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
 from setrec.errors import SetRecError, UnknownNodeError
@@ -19,6 +19,10 @@ class FakeEncoder:
 
     kinds = tuple(COLUMNS)
     code_columns = COLUMNS
+    max_items = 5
+
+    def text_codes(self, vectors):
+        return torch.relu(vectors @ torch.linspace(-1, 1, 4 * 8).reshape(4, 8))
 
     def user_codes(self, histories, weights, codes):
         means = torch.stack([codes[torch.from_numpy(h[-5:].astype(np.int64))].mean(dim=0) for h in histories])

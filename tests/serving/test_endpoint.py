@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from serving_helpers import catalog, graph_dir, histories, load_fake_graph
 
 from serving import app
-from serving.bundle import Bundle, write_bundle
+from serving.bundle import Bundle
+from serving.bundle_writer import write_bundle
 from serving.engine import Engine, Request
 from serving.http import create_app
 from serving.settings import ServingSettings
