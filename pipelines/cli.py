@@ -126,7 +126,8 @@ def serve(
     log: Annotated[str | None, typer.Option(help="errors (default), or requests: a JSON line for each.")] = None,
 ) -> None:
     """Serve recommendations over HTTP until interrupted; documentation at /docs."""
-    from pipelines.serve import read_serve_file, serve_until_interrupted, settings_of
+    from pipelines.serve import serve_until_interrupted
+    from pipelines.serve_file import read_serve_file, settings_of
 
     given = {"bundle": bundle, "host": host, "port": port, "replicas": replicas, "store": store, "log": log}
     given |= {"releases": releases, "tokens": tokens, "auth": "off" if no_auth else None}
