@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from serving.bundle import Bundle
 from serving.engine import Answer, Engine, Request
-from serving.stores import LiveStore
 from setrec.errors import BundleError, SetRecError
 
 _TOLERANCE = 1e-3  # of the largest score of an answer: another processor adds up in another order
@@ -19,27 +20,30 @@ def accept(engine: Engine) -> None:
     Raises:
         BundleError: an answer is another one than at export.
     """
-    checks = engine.bundle.checks
-    answers = engine.recommend([Request(**request) for request, _, _ in checks])
-    for number, ((_, ids, scores), answer) in enumerate(zip(checks, answers, strict=True)):
-        if isinstance(answer, SetRecError):
-            raise BundleError(f"{engine.bundle.path}: stored request {number} is refused: {answer}")
-        if difference := _difference(answer, ids, scores):
-            raise BundleError(f"{engine.bundle.path}: stored request {number} is answered otherwise: {difference}")
+    bundle = engine.bundle
+    requests = [_request(bundle, request, engine.max_k) for request, _, _ in bundle.checks]
+    answers = engine.recommend(requests)
+    for number, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+        _, ids, scores = bundle.checks[number]
+        difference = _difference(answer, ids[: request.k], scores[: request.k])
+        if difference is not None:
+            raise BundleError(f"{bundle.path}: stored request {number} is answered otherwise: {difference}")
 
 
-def catch_up(engine: Engine, store: LiveStore) -> None:
-    """Apply to ``engine`` all that was put, removed and erased.
+def _request(bundle: Bundle, stored: Mapping[str, Any], max_k: int) -> Request:
+    """The stored request, a user's history spelled out: what a store holds of the user must not count here."""
+    request = Request(**{**stored, "k": min(stored.get("k", Request.k), max_k)})
+    if request.user_id is None:
+        return request
+    rows = bundle.histories.items[bundle.histories.row(request.user_id)]
+    history = tuple(bundle.catalog.item_ids[row] for row in rows)
+    return Request(**{**vars(request), "user_id": None, "history": history})
 
-    Raises:
-        StoreError: the store cannot be read.
-    """
-    while changes := store.changes(engine.applied):
-        engine.apply(changes)
 
-
-def _difference(answer: Answer, ids: Sequence[str], scores: Sequence[float]) -> str | None:
+def _difference(answer: Answer | SetRecError, ids: Sequence[str], scores: Sequence[float]) -> str | None:
     """Where the answer departs from what is expected; ids whose scores are all but equal may trade places."""
+    if isinstance(answer, SetRecError):
+        return f"it is refused: {answer}"
     found = {item.item_id: item.score for item in answer.items}
     if len(found) != len(ids):
         return f"{len(found)} items instead of {len(ids)}"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from serving import metrics
+from serving.acceptance import accept
 from serving.bundle import Bundle, EncoderLoader, load_setrec
 from serving.engine import Engine
-from serving.graph import GraphLoader, GraphService
+from serving.graph import GraphAnswer, GraphLoader, GraphService, Mode, NodeDescription
 from serving.settings import ServingSettings
 from serving.stores import LiveStore
 from setrec.errors import BundleError
+
+if TYPE_CHECKING:
+    from serving.release import Releases
 
 
 class Follows(Protocol):
@@ -41,16 +45,21 @@ class Loader:
     load_encoder: EncoderLoader = load_setrec
     graph_loader: GraphLoader | None = None
 
-    def load(self, path: Path) -> Model:
-        """The model at ``path``: every file checked, the first slow pass behind it, no live change applied yet.
+    def load(self, path: Path, *, tested: bool = False) -> Model:
+        """The model at ``path``: every file checked, the first slow pass behind it, live changes applied.
+
+        ``tested``: it must also answer the stored requests as at export, and no live change may be missing; otherwise
+        a store that cannot be read yet is no obstacle.
 
         Raises:
-            BundleError: the bundle cannot be used.
+            BundleError: the bundle cannot be used, or answers otherwise.
+            StoreError: ``tested``, and the store cannot be read.
         """
-        bundle = Bundle.open(path, self.load_encoder)
-        engine = Engine(
-            bundle, store=self.store, max_k=self.settings.max_k, threads=self.settings.threads, replay=False
-        )
+        bundle, settings = Bundle.open(path, self.load_encoder), self.settings
+        engine = Engine(bundle, store=self.store, max_k=settings.max_k, threads=settings.threads, replay=not tested)
+        if tested:
+            accept(engine)
+            engine.catch_up()
         graph = self.graph_loader(bundle.graph_path) if self.graph_loader and bundle.graph_path else None
         return Model(engine, graph)
 
@@ -64,6 +73,7 @@ class Live:
     def __init__(self, engine: Engine, store: LiveStore | None = None, graph: GraphService | None = None) -> None:
         self.engine, self.store, self.graph = engine, store, graph
         self.follower: Follows | None = None
+        self.releases: Releases | None = None
         self._closing: list[Callable[[], None]] = []
 
     @property
@@ -96,3 +106,44 @@ class Live:
             self._closing.pop()()
         if self.store is not None:
             self.store.close()
+
+
+class GraphInUse:
+    """The graph of the model in use, as a :class:`serving.graph.GraphService`; made where one is served."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    @property
+    def model_version(self) -> str:
+        """See :class:`serving.graph.GraphService`."""
+        return self._graph.model_version
+
+    @property
+    def count(self) -> int:
+        """See :class:`serving.graph.GraphService`."""
+        return self._graph.count
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """See :class:`serving.graph.GraphService`."""
+        return self._graph.tasks
+
+    @property
+    def can_ask(self) -> bool:
+        """See :class:`serving.graph.GraphService`."""
+        return self._graph.can_ask
+
+    def ask(self, question: str, k: int, mode: Mode) -> GraphAnswer:
+        """See :class:`serving.graph.GraphService`."""
+        return self._graph.ask(question, k, mode)
+
+    def nodes(self, ids: Sequence[str], k: int) -> list[NodeDescription]:
+        """See :class:`serving.graph.GraphService`."""
+        return self._graph.nodes(ids, k)
+
+    @property
+    def _graph(self) -> GraphService:
+        graph = self._live.graph
+        assert graph is not None
+        return graph

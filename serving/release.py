@@ -21,7 +21,6 @@ from typing import Annotated
 from pydantic import Field, StringConstraints, ValidationError
 
 from serving import logs, metrics
-from serving.acceptance import accept, catch_up
 from serving.bundle import verify
 from serving.live import Live, Loader, Model
 from setrec.atomic import atomic_file
@@ -177,11 +176,7 @@ class Releases:
 
     def _load(self, name: str | None) -> Model:
         """The bundle ``name``, checked, with all live changes applied."""
-        model = self._loader.load(self._path(name))
-        accept(model.engine)
-        if self._loader.store is not None:
-            catch_up(model.engine, self._loader.store)
-        return model
+        return self._loader.load(self._path(name), tested=True)
 
     def _path(self, name: str | None) -> Path:
         """Where the bundle is; a name that is a link, or leads anywhere else, is unknown."""

@@ -7,15 +7,14 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from serving import logs
-from serving.acceptance import catch_up
 from serving.bundle import EncoderLoader, load_setrec
 from serving.follower import Follower
 from serving.graph import GraphLoader
 from serving.http import create_app
-from serving.live import Live, Loader
+from serving.live import GraphInUse, Live, Loader
 from serving.release import Releases
 from serving.settings import ServingSettings
-from serving.stores import StoreError, open_store
+from serving.stores import open_store
 
 
 def build(
@@ -38,7 +37,8 @@ def build(
     """
     logs.configure(settings.log)
     live = open_live(path, settings, load_encoder, graph_loader)
-    return create_app(live, settings, graph=live.graph, request_ids=request_ids)
+    graph = GraphInUse(live) if live.graph is not None else None
+    return create_app(live, settings, graph=graph, request_ids=request_ids)
 
 
 def open_live(
@@ -54,11 +54,8 @@ def open_live(
     model = releases.first_model() if releases else loader.load(path)
     live = Live(model.engine, store, model.graph)
     if store is not None:
-        try:
-            catch_up(model.engine, store)
-        except StoreError as error:
-            logs.warning("live changes are not applied yet", error=str(error))
-        live.follow(Follower(live))
+        live.follower = follower = Follower(live)
+        live.on_close(follower.close)
     if releases is not None:
         live.releases = releases
         releases.follow(live)
