@@ -27,9 +27,9 @@ _REQUEST_SECONDS = 10
 _MESSAGES = {"overloaded": "too many requests are waiting", "unavailable": "no replica can answer just now"}
 _DEFAULTS = f"defaults\n    timeout http-request {_REQUEST_SECONDS}s\n    option http-buffer-request\n"
 _STEERING = ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve_multiplexed_model_id", "x-session-id")
-_CLEAN = "".join(
-    f"    http-request del-header {header}\n" for header in (*_STEERING, "serve-multiplexed-model-id")
-) + ("    http-request del-header x-request-id if !{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._-]{1,64}$ }\n")
+_CLEAN = "".join(f"    http-request del-header {header}\n" for header in (*_STEERING, "serve-multiplexed-model-id")) + (
+    "    http-request del-header x-request-id if !{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._-]{1,64}$ }\n"
+)
 
 
 def tighten(text: str, error_file: str, max_in_flight: int, retry_after: int) -> str:
@@ -40,7 +40,9 @@ def tighten(text: str, error_file: str, max_in_flight: int, retry_after: int) ->
     text = re.sub(r"^defaults\n", _DEFAULTS, text, flags=re.M)
     text = re.sub(r"^frontend http_frontend\n[ \t]*bind .*\n", lambda m: m[0] + _CLEAN, text, flags=re.M)
     text = re.sub(r"^([ \t]*default-server .*)$", rf"\1 maxconn {max_in_flight}", text, flags=re.M)
-    return re.sub(r"^([ \t]*)use_backend (http-\S+) if (\S+)$", lambda m: _shed(m, retry_after) + m[0], text, flags=re.M)
+    return re.sub(
+        r"^([ \t]*)use_backend (http-\S+) if (\S+)$", lambda m: _shed(m, retry_after) + m[0], text, flags=re.M
+    )
 
 
 def _shed(match: re.Match[str], retry_after: int) -> str:
