@@ -64,7 +64,7 @@ class UserEncoder(Protocol):
         ...
 
     def user_codes(self, histories: Ragged, weights: Mapping[str, float], codes: Tensor) -> Tensor:
-        """Folded user codes, float32 (B, D), in one pass; ``histories`` hold rows of the item codes ``codes`` (·, D)."""
+        """Folded user codes, float32 (B, D), in one pass; ``histories`` hold rows of the item codes ``codes``."""
         ...
 
     def text_codes(self, vectors: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def write_bundle(
 def _codes(
     item_codes: np.ndarray, model: UserEncoder, histories: Histories, settings: NewcomerSettings, target: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Item codes and training counts; items of which nothing collaborative is known are coded as live items would be."""
+    """Item codes and training counts; items of which nothing collaborative is known are coded as live items are."""
     codes = np.array(item_codes, dtype=np.float32, order="C")
     counts, columns = histories.train_counts(len(codes)), model.code_columns
     if max(stop for _, stop in columns.values()) != codes.shape[1]:

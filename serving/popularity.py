@@ -15,7 +15,7 @@ class Popularity:
         self._order = np.argsort(-counts, kind="stable")
 
     def best(self, k: int, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ``k`` first of ``allowed`` bool (R,): rows int64 and their counts float64; fewer where there are fewer."""
+        """The ``k`` first of ``allowed`` bool (R,), or all there are: rows int64 and their counts float64."""
         found: list[np.ndarray] = []
         missing = k
         for start in range(0, len(self._order), _CHUNK):

@@ -20,8 +20,8 @@ class ServingSettings(Settings):
 
     ``max_in_flight`` requests are inside a replica, computed or waiting; the next is told 503 at once, with
     ``Retry-After: retry_after_seconds``. Divided by a replica's requests a second it is the longest wait: 64 at 500 a
-    second are 0.13 s. Limits of a request: ``max_body_bytes`` (413), ``max_header_bytes`` (431), ``max_history`` items
-    and ``max_k`` (422).
+    second are 0.13 s. Limits of a request: ``max_body_bytes`` (413), ``max_header_bytes`` (431), ``max_history`` items,
+    ``max_k`` and ``max_events`` (422).
 
     ``auth``: ``tokens`` asks for a bearer token with the scope of the route; ``off`` answers anyone and is refused but
     on a loopback address. ``tokens``: the file of token hashes; ``null`` reads the variable ``SETREC_TOKENS``.
@@ -52,6 +52,7 @@ class ServingSettings(Settings):
     max_header_bytes: int = Field(default=8 * 1024, ge=256)
     max_history: int = Field(default=1000, ge=1)
     max_k: int = Field(default=100, ge=1)
+    max_events: int = Field(default=500, ge=1)
     auth: Literal["tokens", "off"] = "tokens"
     tokens: Path | None = None
     rate_limit: str | None = None
