@@ -7,7 +7,6 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from serving import logs
-from serving.admin import add_release_routes
 from serving.bundle import EncoderLoader, load_setrec
 from serving.follower import Follower
 from serving.graph import GraphLoader
@@ -39,10 +38,7 @@ def build(
     logs.configure(settings.log)
     live = open_live(path, settings, load_encoder, graph_loader)
     graph = GraphInUse(live) if live.graph is not None else None
-    app = create_app(live, settings, graph=graph, request_ids=request_ids)
-    if live.releases is not None:
-        add_release_routes(app, live, live.releases)
-    return app
+    return create_app(live, settings, graph=graph, request_ids=request_ids)
 
 
 def open_live(
