@@ -105,11 +105,12 @@ def export(
     run: RunOption,
     out: Annotated[Path | None, typer.Option(help="Bundle directory; default: RUN/bundle.")] = None,
     graph: Annotated[Path | None, typer.Option(help="Folder of a graph run: its node tokens are served too.")] = None,
+    encoder: Annotated[bool, typer.Option(help="Take the sentence encoder along, so that items can be added.")] = True,
 ) -> None:
     """Write the bundle that serving needs."""
     from pipelines.export import export as export_bundle
 
-    _print_json({"bundle": str(export_bundle(Run(run), _config_of(run), out, graph))})
+    _print_json({"bundle": str(export_bundle(Run(run), _config_of(run), out, graph, encoder=encoder))})
 
 
 @app.command()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.items import ItemTable
-from serving.requests import Fallback
+from serving.requests import Fallback, FallbackReason
 from serving.stores import LiveHistory
 from setrec.catalog import Histories
 from setrec.errors import UnknownUserError
@@ -59,5 +59,5 @@ class Users:
         if len(rows):
             return Known(rows, skipped)
         met = trained is not None or live.items
-        reason = "unknown_items" if skipped else "empty_history" if met else "new_user"
+        reason: FallbackReason = "unknown_items" if skipped else "empty_history" if met else "new_user"
         return Known(rows, skipped, Fallback(reason, "popularity"))
