@@ -8,10 +8,12 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.numpy import save_file
 
 from serving.bundle import CHECKS, Bundle, Check, Checks, EncoderLoader, UserEncoder, load_setrec
@@ -28,6 +30,7 @@ from setrec.errors import BundleError
 
 _LIBRARIES = ("setrec", "torch", "transformers", "faiss-cpu", "numpy", "pyarrow", "safetensors")
 _CHECKED = 16  # requests whose answers are stored
+_BATCH = 64
 
 
 def write_bundle(
@@ -71,7 +74,8 @@ def write_bundle(
         codes, counts = _codes(item_codes, model, histories, newcomers, target)
         save_file({"codes": codes}, target / "codes.safetensors")
         save_file({"counts": counts}, target / "popularity.safetensors")
-        Retriever.build(codes, retriever or RetrieverSettings()).save(target)
+        queries = partial(_queries, model, histories, weights, codes)
+        Retriever.build(codes, retriever or RetrieverSettings(), queries).save(target)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             created=datetime.now(UTC),
@@ -105,6 +109,20 @@ def _codes(
         estimate.save(target)
         estimate.complete(codes, counts == 0, columns)
     return codes, counts
+
+
+def _queries(
+    model: UserEncoder, histories: Histories, weights: Mapping[str, float], codes: np.ndarray, count: int
+) -> np.ndarray:
+    """What up to ``count`` users ask of the index, float32 (Q, D): what it is tuned for and audited with."""
+    known = np.flatnonzero(histories.items.lengths)
+    users = known[np.linspace(0, len(known) - 1, min(count, len(known))).astype(int)] if len(known) else known
+    table, found = torch.from_numpy(codes), [np.empty((0, codes.shape[1]), np.float32)]
+    with torch.inference_mode():
+        for start in range(0, len(users), _BATCH):
+            rows = histories.items.take(users[start : start + _BATCH])
+            found.append(model.user_codes(rows, weights, table).float().cpu().numpy())
+    return np.concatenate(found)
 
 
 def _with_checks(path: Path, manifest: Manifest, load_encoder: EncoderLoader) -> Manifest:

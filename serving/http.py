@@ -132,7 +132,7 @@ def _add_probes(app: FastAPI, live: Live, graph: GraphService | None) -> None:
             items=int(engine.state.index.alive.sum()),
             live_items=len(engine.state.fields),
             users=len(bundle.histories),
-            retriever=bundle.retriever.settings.kind,
+            retriever=bundle.retriever.kind,
             graph=None if graph is None else graph_ready(graph),
         )
 

@@ -56,7 +56,7 @@ def test_the_model_version_depends_on_content_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["model/config.json", "codes.safetensors", "items.parquet", "histories.parquet", "index.faiss"]
+    "name", ["model/config.json", "codes.safetensors", "items.parquet", "histories.parquet", "retriever.json"]
 )
 def test_a_file_that_is_missing_truncated_or_altered_is_refused_by_name(bundle, name):
     whole = (bundle / name).read_bytes()
