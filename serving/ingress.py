@@ -52,8 +52,7 @@ def environment(settings: ServingSettings, folder: Path, fallback_port: int) -> 
     ``fallback_port``: for the proxy that takes over while there is no replica; a fixed one would be shared with another
     endpoint on the same machine.
     """
-    command = Path(sys.executable).with_name(COMMAND)
-    found = str(command) if command.is_file() else shutil.which(COMMAND)
+    found = _command()
     if found is None:
         return {}
     return FLAGS | {
@@ -67,3 +66,13 @@ def environment(settings: ServingSettings, folder: Path, fallback_port: int) -> 
         MAX_IN_FLIGHT: str(settings.max_in_flight),
         RETRY_AFTER: str(settings.retry_after_seconds),
     }
+
+
+def is_installed() -> bool:
+    """Whether the HAProxy command is there, so that endpoints started here have it in front."""
+    return _command() is not None
+
+
+def _command() -> str | None:
+    beside = Path(sys.executable).with_name(COMMAND)
+    return str(beside) if beside.is_file() else shutil.which(COMMAND)
