@@ -255,19 +255,13 @@ JSON = st.recursive(
     max_leaves=8,
 )
 IDS = st.text(max_size=12) | st.sampled_from(["item-1", "user-1", "u"])
+EVENTS = st.fixed_dictionaries({"user_id": IDS, "item_id": IDS}, optional={"time": JSON, "key": JSON})
+ASKED = {"user_id": IDS, "history": st.lists(IDS), "filter": JSON, "allow": JSON, "deny": JSON}
 BODIES = st.one_of(
     JSON,
-    st.fixed_dictionaries(
-        {
-            "events": st.lists(
-                st.fixed_dictionaries({"user_id": IDS, "item_id": IDS}, optional={"time": JSON, "key": JSON})
-            )
-        }
-    ),
+    st.fixed_dictionaries({"events": st.lists(EVENTS)}),
     st.fixed_dictionaries({"title": IDS}, optional={"text": IDS, "attributes": JSON}),
-    st.fixed_dictionaries(
-        {}, optional={"user_id": IDS, "history": st.lists(IDS), "filter": JSON, "allow": JSON, "deny": JSON}
-    ),
+    st.fixed_dictionaries({}, optional=ASKED),
 )
 ROUTES = [("POST", "/v1/events"), ("POST", "/v1/recommend"), ("PUT", "/v1/items/{}"), ("DELETE", "/v1/items/{}"),
           ("GET", "/v1/items/{}"), ("GET", "/v1/users/{}/history"), ("DELETE", "/v1/users/{}")]  # fmt: skip
