@@ -1,4 +1,4 @@
-"""Requests made at random from the OpenAPI document, sound and unsound ones, against the application in this process."""
+"""Requests made at random from the OpenAPI document, sound and unsound, against the application in this process."""
 
 from __future__ import annotations
 

@@ -230,7 +230,9 @@ def add_graph_routes(app: FastAPI, graph: GraphService) -> None:
             {"model_version": graph.model_version, "mode": found.mode, "nodes": list(found.nodes), "answers": answers}
         )
 
-    @app.post("/v1/graph/nodes", response_model=NodesResponse, responses=nodes_errors, tags=["graph"], dependencies=[READ])
+    @app.post(
+        "/v1/graph/nodes", response_model=NodesResponse, responses=nodes_errors, tags=["graph"], dependencies=[READ]
+    )
     async def nodes(body: NodesRequest) -> JSONResponse:
         """Nodes of the graph: position, distances to the anchors, and the nodes nearest to each."""
         found: list[NodeDescription] = await alone(graph.nodes, body.node_ids, body.k)

@@ -37,7 +37,9 @@ REFUSED = Counter("setrec_refused_total", "Requests refused unread: capacity, ra
 FALLBACKS = Counter("setrec_fallbacks_total", "Answers that did not come from the model as asked.", ["reason"])
 EVENTS = Counter("setrec_events_written_total", "Events acknowledged.")
 RECALL = Gauge("setrec_recall", "Recall@k of the index, last audit.", multiprocess_mode="mostrecent")
-MODEL = Gauge("setrec_model_info", "Replicas that serve a model version.", ["model_version"], multiprocess_mode="livesum")
+MODEL = Gauge(
+    "setrec_model_info", "Replicas that serve a model version.", ["model_version"], multiprocess_mode="livesum"
+)
 RELEASES = Counter("setrec_releases_total", "Changes of the model, by outcome.", ["outcome"])
 
 
@@ -71,5 +73,5 @@ def _registry() -> CollectorRegistry:
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    MultiProcessCollector(registry)
     return registry
