@@ -5,8 +5,8 @@ its HAProxy binary. It starts the real one, under the same process id, on a tigh
 
 - the statistics page and the metrics page, which Ray opens on every interface and without a password, are gone;
 - the control socket belongs to its owner alone;
-- a replica never has more than ``SETREC_MAX_IN_FLIGHT`` requests; what comes beyond is answered 503, ``Retry-After``
-  with it, here, in some 20 microseconds of C, so that refusing three requests costs a replica nothing of answering the fourth;
+- a replica never has more than ``SETREC_MAX_IN_FLIGHT`` requests; what comes beyond is answered 503 here, with
+  ``Retry-After``, in some 20 microseconds of C, so that refusing three requests costs a replica nothing of the fourth;
 - a client that sends headers or body slowly is cut off here, before it takes a place in a replica;
 - headers by which a client could steer Serve, or break it with bytes that are no text, are taken out;
 - an answer that HAProxy makes up is our JSON and not a page.
