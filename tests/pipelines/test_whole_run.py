@@ -131,8 +131,8 @@ def test_so_it_does_where_every_kind_of_slot_has_a_weight(run, tmp_path):
 
 
 def assert_same_ranking(run: Run, weights: dict[str, float], bundle: Path) -> None:
-    """The engine on the bundle against the evaluator's scorer on the run's model, among the items trained on: the bundle
-    estimates the collaborative columns of the others."""
+    """The engine on the bundle against the evaluator's scorer on the run's model, among the items trained on: of the
+    others the bundle estimates the collaborative columns."""
     engine, (catalog, histories) = Engine(Bundle.open(bundle)), ingest.load(run.data)
     model = SetRecModel.from_pretrained(run.model).eval()
     score, new = scoring.scorer(model, weights), np.flatnonzero(~histories.trained(len(catalog)))

@@ -300,11 +300,9 @@ def test_an_array_that_hides_a_pickle_or_is_none_is_refused(tmp_path):
 
 def test_a_replica_serves_a_graph_only_from_a_bundle_that_holds_one_and_with_a_loader(bundle, tmp_path):
     fake_bundle(tmp_path / "plain")
-    paths = {}
+    paths, anyone = {}, ServingSettings(auth="off")
     for name, path, loader in (("both", bundle, load_fake_graph), ("no loader", bundle, None)):
-        paths[name] = build(path, ServingSettings(auth="off"), load_fake, loader).openapi()["paths"]
-    paths["no graph"] = build(tmp_path / "plain", ServingSettings(auth="off"), load_fake, load_fake_graph).openapi()[
-        "paths"
-    ]
+        paths[name] = build(path, anyone, load_fake, loader).openapi()["paths"]
+    paths["no graph"] = build(tmp_path / "plain", anyone, load_fake, load_fake_graph).openapi()["paths"]
     served = {name: "/v1/graph/ask" in found and "/v1/graph/nodes" in found for name, found in paths.items()}
     assert served == {"both": True, "no loader": False, "no graph": False}
