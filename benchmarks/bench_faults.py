@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 from bench_serving import free_port, keep, settings_of
+from harness import RESULTS
 from load import Connection, encode
 from serving_bundle import ITEMS, USERS, make_bundle
 
@@ -32,14 +34,6 @@ from serving import app
 from serving.stores import Event, open_store
 
 CLIENTS, BEFORE, AFTER = 8, 2.0, 6.0
-FAULTS = (
-    "replica_killed",
-    "controller_killed",
-    "redis_restarted",
-    "disk_full",
-    "bundle_corrupted",
-    "history_of_100_thousand",
-)
 
 
 @dataclass
@@ -133,8 +127,8 @@ def kill(name: str) -> None:
     raise RuntimeError(f"no process is called {name}")
 
 
-def on_ray(folder: Path, bundle: Path) -> dict[str, Any]:
-    """Two replicas on one SQLite file."""
+def on_ray(folder: Path, bundle: Path, only: Sequence[str]) -> dict[str, Any]:
+    """Two replicas on one SQLite file; of the faults those in ``only``, in its order."""
     store, releases = str(folder / "live.db"), folder / "releases"
     bad = make_bundle(releases, "bad", seed=1)
     (bad / "codes.safetensors").write_bytes((bad / "codes.safetensors").read_bytes()[:-1] + b"?")
@@ -151,12 +145,13 @@ def on_ray(folder: Path, bundle: Path) -> dict[str, Any]:
 
             return ask
 
-        for name, fault in (
-            ("bundle_corrupted", release(bad.name, 422)),
-            ("bundle_released", release(good.name, 200)),
-            ("replica_killed", lambda: kill("ServeReplica")),
-            ("controller_killed", lambda: kill("ServeController")),
-        ):
+        faults = {
+            "bundle_corrupted": release(bad.name, 422),
+            "bundle_released": release(good.name, 200),
+            "replica_killed": lambda: kill("ServeReplica"),
+            "controller_killed": lambda: kill("ServeController"),
+        }
+        for name, fault in ((name, faults[name]) for name in only):
             told = under_load(url, fault)
             found[name] = told.describe(store)
             print(name, found[name], flush=True)
@@ -269,29 +264,40 @@ def long_history(folder: Path, bundle: Path) -> dict[str, Any]:
     return found | {"asked": len(times), "p99_ms": round(1000 * sorted(times)[int(0.99 * len(times))], 1)}
 
 
-def run() -> dict[str, Any]:
-    """Every fault."""
+ALONE = {
+    "redis_restarted": redis_restarted,
+    "disk_full": disk_full,
+    "history_of_100_thousand": long_history,
+}
+ON_RAY = ("bundle_corrupted", "bundle_released", "replica_killed", "controller_killed")
+
+
+def run(only: Sequence[str]) -> dict[str, Any]:
+    """The faults in ``only``."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = make_bundle(folder)
         found: dict[str, Any] = {}
-        for fault in (redis_restarted, disk_full, long_history):
-            key = "history_of_100_thousand" if fault is long_history else fault.__name__
-            found[key] = fault(folder, bundle)
+        for key in (key for key in ALONE if key in only):
+            found[key] = ALONE[key](folder, bundle)
             print(key, found[key], flush=True)
-        return found | on_ray(folder, bundle)
+        with_ray = [key for key in ON_RAY if key in only]
+        return found | (on_ray(folder, bundle, with_ray) if with_ray else {})
 
 
 def main() -> None:
-    """Measure and write ``results/faults.json``."""
+    """Measure and write ``results/faults.json``; what is not measured anew stays as it was."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--alone", nargs=3, metavar=("BUNDLE", "PORT", "STORE"), help=argparse.SUPPRESS)
+    options.add_argument("--only", nargs="+", choices=[*ALONE, *ON_RAY], default=[*ALONE, *ON_RAY])
     asked = options.parse_args()
     if asked.alone:
         alone(Path(asked.alone[0]), int(asked.alone[1]), asked.alone[2])
         return
-    found = run()
-    keep("faults", found, FAULTS)
+    file = RESULTS / "faults.json"
+    before = json.loads(file.read_text())["figures"] if file.exists() else {}
+    found = before | run(asked.only)
+    keep("faults", found, tuple(found))
 
 
 if __name__ == "__main__":
