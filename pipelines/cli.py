@@ -1,4 +1,4 @@
-"""``setrec``: prepare, train, evaluate, ablate, export, serve, recommend, demo, graph."""
+"""``setrec``: prepare, train, evaluate, ablate, export, serve, token, recommend, demo, graph."""
 
 from __future__ import annotations
 
@@ -105,25 +105,50 @@ def export(
     run: RunOption,
     out: Annotated[Path | None, typer.Option(help="Bundle directory; default: RUN/bundle.")] = None,
     graph: Annotated[Path | None, typer.Option(help="Folder of a graph run: its node tokens are served too.")] = None,
+    encoder: Annotated[bool, typer.Option(help="Take the sentence encoder along, so that items can be added.")] = True,
 ) -> None:
     """Write the bundle that serving needs."""
     from pipelines.export import export as export_bundle
 
-    _print_json({"bundle": str(export_bundle(Run(run), _config_of(run), out, graph))})
+    _print_json({"bundle": str(export_bundle(Run(run), _config_of(run), out, graph, encoder=encoder))})
 
 
 @app.command()
 def serve(
-    bundle: BundleOption,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    replicas: Annotated[int, typer.Option(min=1)] = 1,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle directory, as `setrec export` writes it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Ray Serve configuration file; options here win.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: 8000.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Default: 1.")] = None,
+    store: Annotated[str | None, typer.Option(help="Live events and items: an SQLite file or a redis:// URL.")] = None,
+    releases: Annotated[Path | None, typer.Option(help="Folder of bundles that may be released while serving.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Token file, as `setrec token` writes it.")] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Answer anyone; on a loopback address only.")] = False,
+    log: Annotated[str | None, typer.Option(help="errors (default), or requests: a JSON line for each.")] = None,
 ) -> None:
     """Serve recommendations over HTTP until interrupted; documentation at /docs."""
     from pipelines.serve import serve_until_interrupted
-    from serving.settings import ServingSettings
+    from pipelines.serve_file import read_serve_file, settings_of
 
-    serve_until_interrupted(bundle, ServingSettings(host=host, port=port, replicas=replicas))
+    given = {"bundle": bundle, "host": host, "port": port, "replicas": replicas, "store": store, "log": log}
+    given |= {"releases": releases, "tokens": tokens, "auth": "off" if no_auth else None}
+    changes = {key: value for key, value in given.items() if value is not None}
+    if config is not None:
+        serve_until_interrupted(*read_serve_file(config, changes))
+    else:
+        serve_until_interrupted(*settings_of(changes, "options"))
+
+
+@app.command()
+def token(
+    name: Annotated[str, typer.Argument(help="What the token is called in logs and limits.")],
+    file: Annotated[Path, typer.Option("--file", help="Token file; made where it is missing.")],
+    scope: Annotated[list[str], typer.Option("--scope", help="read, write, admin or metrics. Repeatable.")],
+) -> None:
+    """Make a token and print it; the file keeps only its hash."""
+    from serving.auth import issue
+
+    print(issue(file, name, scope))
 
 
 @app.command()

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pipelines.ingest import DataSettings
+from serving.newcomers import NewcomerSettings
 from serving.retriever import RetrieverSettings
 from serving.settings import ServingSettings
 from setrec.atomic import atomic_file
@@ -103,6 +104,7 @@ class JobConfig(Settings):
     cluster: ClusterSettings = ClusterSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     retriever: RetrieverSettings = RetrieverSettings()
+    newcomers: NewcomerSettings = NewcomerSettings()
     serving: ServingSettings = ServingSettings()
 
     def save(self, path: Path) -> None:

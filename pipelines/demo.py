@@ -29,7 +29,7 @@ def demo_config(port: int, overrides: list[str]) -> JobConfig:
         "encoder": {"path": str(packaged_encoder())},
         "model": {"semantic_tokens": 2},
         "training": {"epochs": 8},
-        "serving": {"port": port},
+        "serving": {"port": port, "auth": "off"},
     }
     return validate(raw, "demo", overrides)
 
@@ -54,7 +54,7 @@ def run_demo(run: Run, port: int, overrides: list[str]) -> None:
             f"Report     {run.root / 'report.html'}\n"
             f"Bundle     {run.bundle}\n"
             f"Figures    {run.root / 'metrics.json'}\n"
-            f"Serve it   setrec serve --bundle {run.bundle}",
+            f"Serve it   setrec serve --bundle {run.bundle} --no-auth",
             title=f"Done in {minutes:.1f} minutes",
             expand=False,
         )

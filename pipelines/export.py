@@ -7,16 +7,20 @@ from pathlib import Path
 from nodetok.artifact import GraphArtifact
 from pipelines import ingest
 from pipelines.config import JobConfig
+from pipelines.features import text_encoder
 from pipelines.progress import bar
 from pipelines.runs import Run
-from serving.bundle import write_bundle
+from serving.bundle_writer import write_bundle
 from setrec.model import SetRecModel
 
 
-def export(run: Run, config: JobConfig, out: Path | None = None, graph: Path | None = None) -> Path:
+def export(
+    run: Run, config: JobConfig, out: Path | None = None, graph: Path | None = None, *, encoder: bool = True
+) -> Path:
     """Write the bundle of ``run`` to ``out`` (default: the run's own ``bundle/``) and return its path.
 
-    ``graph``: the folder of a graph run, whose ``graph/`` goes into the bundle.
+    ``graph``: the folder of a graph run, whose ``graph/`` goes into the bundle. ``encoder``: whether the sentence
+    encoder goes with it; without it the bundle is that much smaller and no item can be added to what is served.
 
     Raises:
         ConfigError: a step of the run, or the graph, is missing or cannot be loaded.
@@ -37,6 +41,8 @@ def export(run: Run, config: JobConfig, out: Path | None = None, graph: Path | N
             item_codes=model.item_codes().numpy(),
             weights=run.read_json("weights.json")["weights"],
             retriever=config.retriever,
+            newcomers=config.newcomers,
+            encoder=text_encoder(config) if encoder else None,
             graph_dir=None if graph is None else graph / "graph",
         )
         size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())

@@ -17,11 +17,10 @@ from setrec.tokens import ItemFeatures
 
 def encode_texts(run: Run, config: JobConfig) -> None:
     """Encode every item's text once; vectors are cached by content, so a second run encodes only what is new."""
-    if config.encoder.path is None:
+    encoder = text_encoder(config)
+    if encoder is None:
         return
     catalog, _ = ingest.load(run.data)
-    settings = config.encoder
-    encoder = TextEncoder(config.encoder.path, batch_size=settings.batch_size, max_length=settings.max_length)
     with bar("Encode item texts") as progress:
         vectors = encoder.encode(
             catalog.texts, cache_dir=run.root.parent / ".text_cache", progress=lambda d, t: progress.update(d, t)
@@ -30,6 +29,12 @@ def encode_texts(run: Run, config: JobConfig) -> None:
     run.features.mkdir(parents=True, exist_ok=True)
     with atomic_file(run.features / "text.safetensors") as path:
         save_file({"text": vectors}, path)
+
+
+def text_encoder(config: JobConfig) -> TextEncoder | None:
+    """The sentence encoder that texts are encoded with, ``None`` where there is none."""
+    s = config.encoder
+    return None if s.path is None else TextEncoder(s.path, batch_size=s.batch_size, max_length=s.max_length)
 
 
 def place_items(run: Run, config: JobConfig) -> None:

@@ -10,10 +10,13 @@ from typing import Any
 
 from pipelines import graph_service
 from pipelines.progress import console
+from pipelines.serve_file import settings_of
 from serving import app
 from serving.bundle import Bundle
 from serving.engine import Engine, Request
 from serving.settings import ServingSettings
+
+_EVERYWHERE = "0.0.0.0"
 
 
 def serve_until_interrupted(bundle: Path, settings: ServingSettings) -> None:
@@ -29,6 +32,18 @@ def serve_until_interrupted(bundle: Path, settings: ServingSettings) -> None:
         done.wait()
     finally:
         app.stop()
+
+
+def application(args: dict[str, Any]) -> Any:
+    """What a Serve configuration file imports: ``args`` are ``bundle`` and the keys of ``ServingSettings``.
+
+    On a cluster it is the file's ``http_options`` that say where the endpoint listens, so authentication stays on.
+
+    Raises:
+        ConfigError: a key or value is not allowed.
+    """
+    bundle, settings = settings_of(args, "args", {"host": _EVERYWHERE})
+    return app.application(bundle, settings, graph_loader=graph_service.load)
 
 
 def recommend_once(bundle: Path, request: Request) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictStr
 
+from serving.auth import READ
 from serving.schemas import GraphReady, error_responses
 from setrec.errors import SetRecError
 
@@ -216,7 +217,7 @@ def add_graph_routes(app: FastAPI, graph: GraphService) -> None:
     )
 
     # Answers are written out by hand, as for recommendations: they are ours and need no second check.
-    @app.post("/v1/graph/ask", response_model=AskResponse, responses=ask_errors, tags=["graph"])
+    @app.post("/v1/graph/ask", response_model=AskResponse, responses=ask_errors, tags=["graph"], dependencies=[READ])
     async def ask(body: AskRequest) -> JSONResponse:
         """Answers to a question about nodes of the graph, best first."""
         if not graph.can_ask:
@@ -229,7 +230,9 @@ def add_graph_routes(app: FastAPI, graph: GraphService) -> None:
             {"model_version": graph.model_version, "mode": found.mode, "nodes": list(found.nodes), "answers": answers}
         )
 
-    @app.post("/v1/graph/nodes", response_model=NodesResponse, responses=nodes_errors, tags=["graph"])
+    @app.post(
+        "/v1/graph/nodes", response_model=NodesResponse, responses=nodes_errors, tags=["graph"], dependencies=[READ]
+    )
     async def nodes(body: NodesRequest) -> JSONResponse:
         """Nodes of the graph: position, distances to the anchors, and the nodes nearest to each."""
         found: list[NodeDescription] = await alone(graph.nodes, body.node_ids, body.k)

@@ -1,100 +1,132 @@
-"""Find the items with the largest inner products: FAISS proposes candidates, float64 arithmetic decides.
+"""Find the items with the largest inner products: an index proposes candidates, float64 arithmetic decides.
 
-Maximum inner product is not nearest neighbour: items' norms differ. Every index here uses FAISS's inner-product
-metric end to end. The exact reduction to distances by one more coordinate sqrt(M^2 - |x|^2), M the largest norm, was
-measured as the alternative for HNSW and lost: one item of large norm makes that coordinate outweigh all others (20,000
-items with log-normal norms, sigma 0.3, clustered, ef_search 256: recall@10 0.90 against 1.00; without clusters 0.11
-against 0.996).
+Which index, and how hard it searches, is the policy's choice (``serving.policy``), made by measurement on held-out
+queries (``serving.tuning``) and judged on others (``serving.audit``). ``exact`` keeps no index at all: FAISS scans the
+codes. Whatever the kind, scores are exact, ties go to the smaller row, and an answer is short only where fewer items
+are left than were asked for: where an index finds too few, everything is searched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import sqrt
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import faiss
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
+from serving import audit, metric
+from serving.audit import Audit
+from serving.exact import NONE, Exact, Hits
+from serving.hnsw import Hnsw
+from serving.ivf import Ivf
+from serving.policy import Plan, RetrieverSettings, candidates
+from serving.tuning import choose
 from setrec.atomic import atomic_file
 from setrec.errors import BundleError
 from setrec.settings import Settings
 
+__all__ = ["INDEX", "META", "Audit", "Hits", "Plan", "Retriever", "RetrieverSettings"]
+
 INDEX, META = "index.faiss", "retriever.json"
-_CHUNK = 1 << 16
-
-
-class RetrieverSettings(Settings):
-    """How candidates are found. Every kind ends in the same exact re-scoring.
-
-    ``exact`` up to some 100 thousand items; ``hnsw`` and ``ivf`` beyond, where recall depends on the data: read the
-    audit. ``oversample`` candidates per item asked for are re-scored. HNSW: ``m`` links per item (8 m bytes each),
-    ``ef_construction`` build effort, ``ef_search`` search effort. IVF: ``nlist`` cells (``null``: 4 sqrt(I)),
-    ``nprobe`` of them searched.
-    """
-
-    kind: Literal["exact", "hnsw", "ivf"] = "exact"
-    oversample: int = Field(default=4, ge=1, le=100)
-    m: int = Field(default=32, ge=2, le=256)
-    ef_construction: int = Field(default=200, ge=8)
-    ef_search: int = Field(default=256, ge=1)
-    nlist: int | None = Field(default=None, ge=1)
-    nprobe: int = Field(default=64, ge=1)
+_FEWEST = 256
+"""Items below which no index is built: k-means and quantisers have nothing to learn from."""
 
 
 class _Meta(Settings):
+    """``retriever.json``. Bundles of format 1 have neither plan nor audit, and a FAISS index for exact search."""
+
     settings: RetrieverSettings
     dimension: int
     count: int
     metric: int
-
-
-@dataclass(frozen=True)
-class Hits:
-    """Items of one query, best first: ``rows`` int64 (k,), ``scores`` float64 (k,)."""
-
-    rows: np.ndarray
-    scores: np.ndarray
-
-
-@dataclass(frozen=True)
-class Audit:
-    """Recall@k against exact search, mean over ``queries``, with a 95% interval (Wilson, conservative for means)."""
-
-    recall: float
-    low: float
-    high: float
-    queries: int
-    k: int
+    plan: Plan | None = None
+    audit: dict[str, Any] | None = None
+    largest_norm: float | None = None
+    index_bytes: int | None = None
 
 
 class Retriever:
-    """An index over item codes float32 (I, D) that answers with exact scores."""
+    """An index over item codes float32 (I, D) that answers with exact scores.
 
-    def __init__(self, index: faiss.Index, codes: np.ndarray, settings: RetrieverSettings) -> None:
-        self.index, self.codes, self.settings = index, codes, settings
-        squared = np.einsum("id,id->i", codes, codes, dtype=np.float64)
-        self._largest = float(np.sqrt(squared.max(initial=0.0)))
+    ``plan``: what was chosen, and why. ``built_audit``: recall when it was built. Neither index nor codes are ever
+    written to, so both may be memory-mapped.
+    """
+
+    def __init__(
+        self,
+        codes: np.ndarray,
+        settings: RetrieverSettings,
+        plan: Plan,
+        index: Ivf | Hnsw | None = None,
+        built_audit: Audit | None = None,
+        exact: Exact | None = None,
+    ) -> None:
+        self.codes, self.settings, self.plan, self.built_audit = codes, settings, plan, built_audit
+        self.exact = exact or Exact(codes)
+        self._index = index
 
     @classmethod
-    def build(cls, codes: np.ndarray, settings: RetrieverSettings) -> Retriever:
-        """Index ``codes`` float32 (I, D); the same codes and settings give the same index."""
-        faiss.omp_set_num_threads(1)
+    def build(
+        cls,
+        codes: np.ndarray,
+        settings: RetrieverSettings,
+        queries: np.ndarray | Callable[[int], np.ndarray] | None = None,
+    ) -> Retriever:
+        """Index ``codes`` float32 (I, D); the same codes, settings and queries give the same index.
+
+        ``queries`` float32 (Q, D), of the model, for users to come, or a function that gives so many if an index needs
+        them: every other one shapes the space and tunes, the rest audit; some hundred are enough. Where there are none,
+        queries are derived from the codes, and the audit says so: the index then does not know what scores depend on,
+        and may be many times slower at equal recall.
+        """
         codes = np.ascontiguousarray(codes, dtype=np.float32)
-        index = _empty(codes, settings)
-        index.add(codes)
-        return cls(index, codes, settings)
+        exact = Exact(codes)
+        kinds = candidates(settings, *codes.shape)
+        if kinds[0][0] == "exact" or len(codes) < _FEWEST:
+            reason = kinds[0][1] if kinds[0][0] == "exact" else f"fewer than {_FEWEST} items"
+            return cls(codes, settings, Plan(kind="exact", reason=reason), None, _certain(codes, settings), exact)
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+        try:
+            count = 2 * settings.tune_queries
+            found = queries(count) if callable(queries) else queries
+            given = found is not None and len(found) > 1
+            sample = found if found is not None and given else audit.derived_queries(codes, count, settings.seed)
+            sample = np.ascontiguousarray(sample[:count], dtype=np.float32)
+            matrix = metric.from_queries(sample[::2] if given else None, codes.shape[1])
+            index, plan = choose(exact, settings, kinds, sample[::2], matrix)
+            built = cls(codes, settings, plan, index, exact=exact)
+            built.built_audit = replace(
+                built.audit(sample[1::2], 10),
+                source="given" if given else "derived",
+                insertion_seed=settings.seed,
+                intrinsic_dimension=audit.intrinsic_dimension(codes, settings.seed),
+            )
+            return built
+        finally:
+            faiss.omp_set_num_threads(threads)
 
     def __len__(self) -> int:
         return len(self.codes)
 
+    @property
+    def kind(self) -> str:
+        """The kind of index that was chosen."""
+        return self.plan.kind
+
     def search(
-        self, queries: np.ndarray, k: int | Sequence[int], excluded: Sequence[np.ndarray] | None = None
+        self,
+        queries: np.ndarray,
+        k: int | Sequence[int],
+        excluded: Sequence[np.ndarray] | None = None,
+        allowed: Sequence[np.ndarray | None] | None = None,
     ) -> list[Hits]:
-        """The ``k`` (or ``k[b]``) best items of each query float32 (B, D) outside ``excluded[b]`` (item rows).
+        """The ``k`` (or ``k[b]``) best items of each query float32 (B, D), of the rows that ``allowed[b]``, bool (I,),
+        lets through, outside ``excluded[b]`` (rows).
 
         Always min(k, items left) items, in order of score, equal scores by smaller row. What a query gets does not
         depend on the queries beside it.
@@ -103,129 +135,117 @@ class Retriever:
         # thread took 16 ms with two threads against 0.16 ms with one (12,000 x 192, two cores).
         faiss.omp_set_num_threads(1)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        banned = [np.unique(e) for e in excluded] if excluded is not None else [np.empty(0, np.int64)] * len(queries)
-        left = [len(self) - len(rows) for rows in banned]
-        ks = np.minimum(np.broadcast_to(np.asarray(k), len(queries)), left)
-        wanted = np.array([self._candidates(int(n), len(rows)) for n, rows in zip(ks, banned, strict=True)])
-        hits: list[Hits] = [Hits(np.empty(0, np.int64), np.empty(0))] * len(queries)
-        for number in np.unique(wanted):
-            members = np.flatnonzero(wanted == number)
-            scores, rows = self.index.search(queries[members], int(number), params=self._parameters(int(number)))
-            for at, b in enumerate(members):
-                hits[b] = self._settle(queries[b], int(ks[b]), banned[b], rows[at], scores[at])
-        return hits
+        count = len(queries)
+        banned = [np.unique(e) for e in excluded] if excluded is not None else [np.empty(0, np.int64)] * count
+        masks: list[np.ndarray | None] = list(allowed) if allowed is not None else [None] * count
+        ks = [int(n) for n in np.broadcast_to(np.asarray(k), count)]
+        if self._index is None:
+            return self._exactly(queries, ks, banned, masks)
+        return [self._approximate(*asked) for asked in zip(queries, ks, banned, masks, strict=True)]
 
     def audit(self, queries: np.ndarray, k: int) -> Audit:
         """Recall@k of ``search`` on queries float32 (B, D) of the model; an item tied with the k-th best counts."""
-        hit = 0.0
-        found = self.search(queries, k)
-        for query, hits in zip(np.asarray(queries, dtype=np.float32), found, strict=True):
-            best = self._exact(query, k, np.empty(0, np.int64)).scores
-            hit += float((hits.scores >= best[-1]).sum()) / len(best)
-        recall = hit / len(found)
-        return Audit(recall, *_wilson(recall, len(found)), len(found), k)
+        shares = []
+        for query, hits in zip(np.asarray(queries, dtype=np.float32), self.search(queries, k), strict=True):
+            best = self.exact.best(query, k).scores
+            shares.append(float((hits.scores >= best[-1]).sum()) / len(best) if len(best) else 1.0)
+        return audit.of(shares, k, like=self.built_audit)
 
     def save(self, directory: str | Path) -> None:
-        """Write ``index.faiss`` and ``retriever.json``, each as a whole."""
+        """Write ``retriever.json`` and, but for exact search, ``index.faiss``, each as a whole."""
+        size = None
+        if self._index is not None:
+            with atomic_file(Path(directory) / INDEX) as temporary:
+                self._index.write(temporary)
+            size = (Path(directory) / INDEX).stat().st_size
         meta = _Meta(
-            settings=self.settings, dimension=self.index.d, count=self.index.ntotal, metric=self.index.metric_type
+            settings=self.settings,
+            dimension=self.codes.shape[1],
+            count=len(self.codes),
+            metric=faiss.METRIC_INNER_PRODUCT,
+            plan=self.plan,
+            audit=asdict(self.built_audit) if self.built_audit else None,
+            largest_norm=self.exact.largest,
+            index_bytes=size,
         )
-        with atomic_file(Path(directory) / INDEX) as temporary:
-            faiss.write_index(self.index, str(temporary))
         with atomic_file(Path(directory) / META) as temporary:
             temporary.write_text(meta.model_dump_json(indent=2))
 
     @classmethod
     def load(cls, directory: str | Path, codes: np.ndarray) -> Retriever:
-        """Read what ``save`` wrote, over the same ``codes``.
+        """Read what ``save`` wrote, over the same ``codes``, which are not copied. The index is memory-mapped.
 
         Raises:
             BundleError: a file is missing or damaged, or the index does not fit the codes.
         """
-        file = Path(directory) / INDEX
+        directory = Path(directory)
         try:
-            meta = _Meta.model_validate_json((Path(directory) / META).read_bytes())
-            index = faiss.read_index(str(file))
-        except (OSError, ValidationError, RuntimeError) as error:
+            meta = _Meta.model_validate_json((directory / META).read_bytes())
+            known = Audit(**meta.audit) if meta.audit else None
+        except (OSError, ValidationError, TypeError) as error:
             raise BundleError(f"{directory}: no readable index") from error
-        expected = (codes.shape[1], len(codes), faiss.METRIC_INNER_PRODUCT)
-        for found in ((index.d, index.ntotal, index.metric_type), (meta.dimension, meta.count, meta.metric)):
-            if found != expected:
-                raise BundleError(f"{file}: (dimension, items, metric) is {found}, the codes need {expected}")
-        return cls(index, codes, meta.settings)
+        _require_fit(directory / META, (meta.dimension, meta.count, meta.metric), codes)
+        # Format 1 kept its index in other coordinates, and had no plan.
+        plan = meta.plan or Plan(kind="exact", reason="a bundle of format 1")
+        index = None if plan.kind == "exact" else _read(directory / INDEX, plan, meta.index_bytes, codes)
+        return cls(codes, meta.settings, plan, index, known, Exact(codes, meta.largest_norm))
 
-    def _candidates(self, k: int, banned: int) -> int:
-        """How many to ask the index for: a power of two, so that queries share a search and never sway each other."""
-        return min(1 << (self._kept(max(k, 0)) + banned - 1).bit_length(), len(self))
-
-    def _kept(self, k: int) -> int:
-        """How many candidates are re-scored for an answer of ``k``; one more than asked for shows a tie."""
-        return k * self.settings.oversample + 1
-
-    def _parameters(self, number: int) -> faiss.SearchParameters | None:
-        s = self.settings
-        if s.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(s.ef_search, number))  # type: ignore[attr-defined]
-        return faiss.SearchParametersIVF(nprobe=s.nprobe) if s.kind == "ivf" else None  # type: ignore[call-arg]
-
-    def _settle(self, query: np.ndarray, k: int, banned: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> Hits:
-        """The exact best k among candidates; over all items where the candidates cannot be trusted to hold them."""
-        if k <= 0:
-            return Hits(np.empty(0, np.int64), np.empty(0))
-        kept = np.flatnonzero((rows >= 0) & ~np.isin(rows, banned))[: self._kept(k)]
-        if len(kept) < k:
-            return self._exact(query, k, banned)
-        hits = _best(rows[kept], self._scores(query, rows[kept]), k)
-        # Nothing left out is better than the worst candidate kept. Where that one ties with the last item of the
-        # answer, an item of a smaller row may be among those left out.
-        left_out = len(self) - len(banned) > len(kept)
-        if self.settings.kind == "exact" and left_out and scores[kept[-1]] >= hits.scores[-1] - self._slack(query):
-            return self._exact(query, k, banned)
+    def _exactly(
+        self, queries: np.ndarray, ks: list[int], banned: list[np.ndarray], masks: list[np.ndarray | None]
+    ) -> list[Hits]:
+        hits = [NONE] * len(queries)
+        plain = [b for b, mask in enumerate(masks) if mask is None]
+        if plain:
+            some = [min(ks[b], len(self) - len(banned[b])) for b in plain]
+            spare = [n * (self.plan.oversample - 1) + 1 for n in some]
+            found = self.exact.first(queries[plain], some, [banned[b] for b in plain], spare)
+            for b, hit in zip(plain, found, strict=True):
+                hits[b] = hit
+        for b, mask in enumerate(masks):
+            if mask is not None:
+                hits[b] = self.exact.best(queries[b], ks[b], mask, banned[b])
         return hits
 
-    def _exact(self, query: np.ndarray, k: int, banned: np.ndarray) -> Hits:
-        """The best ``k`` of all items: a float32 product sorts out the hopeless, float64 orders the rest."""
-        rough = self.codes @ query
-        rough[banned] = -np.inf
-        k = min(k, len(rough) - len(banned))
-        threshold = np.partition(rough, len(rough) - k)[len(rough) - k]
-        rows = np.flatnonzero(rough >= threshold - self._slack(query))
-        rows = rows[~np.isin(rows, banned)]
-        return _best(rows, self._scores(query, rows), k)
-
-    def _scores(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Inner products in float64; equal codes get equal scores wherever they stand."""
-        wide = query.astype(np.float64)
-        parts = [(self.codes[rows[i : i + _CHUNK]] * wide).sum(axis=1) for i in range(0, len(rows), _CHUNK)]
-        return np.concatenate(parts) if parts else np.empty(0)
-
-    def _slack(self, query: np.ndarray) -> float:
-        """More than the rounding error of a float32 inner product."""
-        return 4e-6 * float(np.linalg.norm(query)) * self._largest
-
-
-def _empty(codes: np.ndarray, s: RetrieverSettings) -> faiss.Index:
-    """An index of the kind asked for, trained where it has to be, still without items."""
-    items, width = codes.shape
-    if s.kind == "hnsw":
-        graph = faiss.IndexHNSWFlat(width, s.m, faiss.METRIC_INNER_PRODUCT)
-        graph.hnsw.efConstruction = s.ef_construction
-        return graph
-    flat = faiss.IndexFlatIP(width)
-    if s.kind == "exact":
-        return flat
-    cells = min(s.nlist or round(4 * sqrt(items)), items)
-    inverted = faiss.IndexIVFFlat(flat, width, cells, faiss.METRIC_INNER_PRODUCT)
-    inverted.cp.min_points_per_centroid = 1  # small catalogues are no reason for FAISS to print warnings
-    inverted.train(codes)
-    return inverted
+    def _approximate(self, query: np.ndarray, k: int, banned: np.ndarray, mask: np.ndarray | None) -> Hits:
+        left = len(self) - len(banned) if mask is None else int(np.count_nonzero(mask))
+        effort = self.plan.effort if mask is None else self.plan.effort_at(left / len(self))
+        if k <= 0 or left <= 0:
+            return NONE
+        if effort is None:
+            return self.exact.best(query, k, mask, banned)
+        wanted = k * self.plan.oversample + 1
+        number = min(wanted + len(banned), len(self))
+        assert self._index is not None
+        rows = self._index.propose(query, number, effort, mask)
+        # A short list means that the index has seen too little of what is allowed to be trusted.
+        if rows is None or len(rows) < min(number, left):
+            return self.exact.best(query, k, mask, banned)
+        rows = rows[~np.isin(rows, banned)][:wanted]
+        return (
+            self.exact.among(query, rows, k) if len(rows) >= min(k, left) else self.exact.best(query, k, mask, banned)
+        )
 
 
-def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> Hits:
-    order = np.lexsort((rows, -scores))[:k]
-    return Hits(rows[order].astype(np.int64), scores[order])
+def _certain(codes: np.ndarray, settings: RetrieverSettings) -> Audit:
+    """Exact search needs no audit; what moves recall is stated all the same."""
+    known = audit.intrinsic_dimension(codes, settings.seed)
+    return Audit(1.0, 1.0, 1.0, 0, 10, intrinsic_dimension=known)
 
 
-def _wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    centre, spread = p + z * z / (2 * n), z * sqrt(max(p * (1 - p), 0.0) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - spread) / (1 + z * z / n)), min((centre + spread) / (1 + z * z / n), 1.0)
+def _read(file: Path, plan: Plan, size: int | None, codes: np.ndarray) -> Ivf | Hnsw:
+    try:
+        # Reading past the end of a mapped file would end the process, so its length is checked first.
+        if size is not None and file.stat().st_size != size:
+            raise BundleError(f"{file}: no readable index: {file.stat().st_size} bytes of {size}")
+        flag = faiss.IO_FLAG_MMAP_IFC if plan.kind == "hnsw" else faiss.IO_FLAG_MMAP
+        index = faiss.read_index(str(file), flag)
+        _require_fit(file, (index.d, index.ntotal, index.metric_type), codes)
+        return Hnsw(index) if plan.kind == "hnsw" else Ivf(index, plan.kind)
+    except (OSError, RuntimeError, AttributeError) as error:
+        raise BundleError(f"{file}: no readable index") from error
+
+
+def _require_fit(file: Path, found: tuple[int, int, int], codes: np.ndarray) -> None:
+    expected = (codes.shape[1], len(codes), faiss.METRIC_INNER_PRODUCT)
+    if found != expected:
+        raise BundleError(f"{file}: (dimension, items, metric) is {found}, the codes need {expected}")

@@ -2,31 +2,85 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import ipaddress
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
 
 from setrec.settings import Settings
 
 
 class ServingSettings(Settings):
-    """Where the endpoint listens, how it batches, and what it refuses.
+    """Where the endpoint listens, how it batches, whom it answers and what it refuses.
 
     ``replicas``: processes with a model and an index each (about 0.5 GB), ``threads`` of torch in each, ``cpus``
-    reserved by Ray for each. A batch takes what waits, up to ``max_batch_size``, after at most ``batch_wait_seconds``;
-    0 never makes a lone request wait, and under load batches form while the one before is computed.
-    ``max_ongoing_requests`` are inside a replica, ``max_queued_requests`` wait in front of them, the rest is told 503
-    at once. Limits of a request: ``max_body_bytes`` (413), ``max_history`` items and ``max_k`` (422).
+    reserved by Ray for each; with ``max_replicas`` Serve adds replicas up to that many while more than half of
+    ``max_in_flight`` are in each. A batch takes what waits, up to ``max_batch_size``.
+
+    ``max_in_flight`` requests are inside a replica, computed or waiting; the next is told 503 at once, with
+    ``Retry-After: retry_after_seconds``. Divided by a replica's requests a second it is the longest wait: 64 at 500 a
+    second are 0.13 s. Limits of a request: ``max_body_bytes`` (413), ``max_header_bytes`` (431), ``max_history`` items,
+    ``max_k`` and ``max_events`` (422).
+
+    ``auth``: ``tokens`` asks for a bearer token with the scope of the route; ``off`` answers anyone and is refused but
+    on a loopback address. ``tokens``: the file of token hashes; ``null`` reads the variable ``SETREC_TOKENS``.
+    ``rate_limit`` per token (per address with ``auth`` off), as "100/second" or "5000/minute" (429), is counted in
+    ``rate_limit_storage``: ``memory://`` is a replica's own, so n replicas let n times as much through;
+    ``redis://HOST:PORT`` is shared and costs a round trip per request.
+
+    ``store`` holds events, item changes and erasures: the path of an SQLite file, for the replicas of one machine, or a
+    Redis URL, for those of several; ``null`` serves the bundle's own histories alone. ``releases``: a directory of
+    bundles that ``POST /v1/admin/release`` may switch to; it is written to (``.state``), and must be shared where
+    replicas are on several machines. ``audit_share``: how many of the answers are compared with exact search, for the
+    metric ``setrec_recall``; 0.001 of them costs less than a per cent.
+
+    ``log``: ``errors`` writes failures alone, ``requests`` one JSON line per request; without ``log_ids`` no line holds
+    an id of a user or item.
     """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     replicas: int = Field(default=1, ge=1)
+    max_replicas: int | None = Field(default=None, ge=1)
     threads: int = Field(default=1, ge=1)
     cpus: float = Field(default=1.0, ge=0)
     max_batch_size: int = Field(default=32, ge=1)
-    batch_wait_seconds: float = Field(default=0.0, ge=0, le=1)
-    max_ongoing_requests: int = Field(default=128, ge=1)
-    max_queued_requests: int = Field(default=256, ge=1)
+    max_in_flight: int = Field(default=64, ge=1)
+    retry_after_seconds: int = Field(default=1, ge=1)
     max_body_bytes: int = Field(default=64 * 1024, ge=1)
+    max_header_bytes: int = Field(default=8 * 1024, ge=256)
     max_history: int = Field(default=1000, ge=1)
     max_k: int = Field(default=100, ge=1)
+    max_events: int = Field(default=500, ge=1)
+    auth: Literal["tokens", "off"] = "tokens"
+    tokens: Path | None = None
+    rate_limit: str | None = None
+    rate_limit_storage: str = Field(default="memory://", pattern=r"^(memory|rediss?)://")
+    log: Literal["errors", "requests"] = "errors"
+    log_ids: bool = False
+    store: str | None = Field(default=None, min_length=1)
+    releases: Path | None = None
+    audit_share: float = Field(default=0.001, ge=0, le=1)
     start_timeout_seconds: float = Field(default=120.0, gt=0)
+
+    @field_validator("auth", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # what YAML makes of a bare `off`
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> ServingSettings:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError("max_replicas is less than replicas")
+        if self.auth == "off" and not is_loopback(self.host):
+            raise ValueError(f"auth off is for a loopback address, and {self.host} is none: make a token instead")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``; names but ``localhost`` are not looked up and count as no."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

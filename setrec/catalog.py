@@ -44,6 +44,10 @@ class Catalog:
     def _row_of(self) -> dict[str, int]:
         return {item: row for row, item in enumerate(self.item_ids)}
 
+    def find(self, item_id: str) -> int | None:
+        """Row number of an item, ``None`` where the catalogue does not hold it."""
+        return self._row_of.get(item_id)
+
     def rows(self, ids: Iterable[str]) -> np.ndarray:
         """Row numbers, int64, of item ids.
 

@@ -95,15 +95,19 @@ class TextEncoder:
     def identity(self) -> str:
         """A hash of everything a vector depends on besides its text: weights, tokenizer, pooling, settings."""
         digest = hashlib.sha256(json.dumps(["mean", self.max_length, self.normalize]).encode())
-        for path in sorted(self._directory.iterdir()):
+        for path in sorted(self.directory.iterdir()):
             if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.is_file():
                 with open(path, "rb") as content:
                     digest.update(f"{path.name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\0".encode())
         return digest.hexdigest()[:32]
 
     @cached_property
-    def _directory(self) -> Path:
-        """Where the encoder's files lie; a hub id is fetched into the hub's own cache first."""
+    def directory(self) -> Path:
+        """Where the encoder's files lie; a hub id is fetched into the hub's own cache first.
+
+        Raises:
+            ConfigError: it is neither a directory nor a hub id at hand.
+        """
         if Path(self.name).is_dir():
             return Path(self.name)
         from huggingface_hub import snapshot_download
@@ -133,7 +137,7 @@ class TextEncoder:
     def _model(self) -> torch.nn.Module:
         from transformers import AutoModel
 
-        _warn_of_unused_modules(self._directory)
+        _warn_of_unused_modules(self.directory)
         model = self._load(AutoModel, use_safetensors=True, dtype=torch.float32)
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
@@ -142,7 +146,7 @@ class TextEncoder:
     def _load(self, kind: Any, **options: Any) -> Any:
         try:
             with _no_progress_bar():
-                return kind.from_pretrained(self._directory, local_files_only=True, **options)
+                return kind.from_pretrained(self.directory, local_files_only=True, **options)
         except Exception as error:  # damaged weights, configurations and tokenizers raise many kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"text encoder {self.name}: cannot be loaded ({reason})") from error

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from setrec import grounding, objective
 from setrec.backbone import BackboneSettings, LoraSettings, build_backbone, load_backbone, scratch_config
+from setrec.errors import ConfigError
 from setrec.objective import ObjectiveSettings
 from setrec.ragged import Ragged
 from setrec.settings import Settings
@@ -123,6 +124,11 @@ class SetRecModel(PreTrainedModel):
         """Columns (start, stop) of the folded code by kind."""
         return self.tokens.columns
 
+    @property
+    def max_items(self) -> int:
+        """How many items of a history are read, the latest."""
+        return self.config.max_items
+
     def outputs(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> Tensor:
         """Answers (B, Q, n, d) of query blocks that each see the first ``visible`` (B or 1, Q) items of a history.
 
@@ -162,6 +168,20 @@ class SetRecModel(PreTrainedModel):
     def item_codes(self) -> Tensor:
         """Folded item codes, float32 (I, D): what an index holds. Independent of users and of slot weights."""
         return self.tokens.codes().float()
+
+    @torch.no_grad()
+    def text_codes(self, vectors: Tensor) -> Tensor:
+        """The semantic columns of item codes, float32 (rows, 128), from text vectors (rows, width) of new items.
+
+        Raises:
+            ConfigError: the model has no semantic slot, or was trained on text vectors of another width.
+        """
+        semantic = self.tokens.semantic
+        if semantic is None:
+            raise ConfigError("the model has no semantic slot, so it cannot place an item by its text")
+        if vectors.shape[-1] != self.config.text:
+            raise ConfigError(f"text vectors have {vectors.shape[-1]} numbers, the model reads {self.config.text}")
+        return semantic.new_codes(vectors.to(self.device)).float()
 
     @torch.no_grad()
     def answers(self, histories: Ragged, codes: Tensor | None = None) -> Tensor:

@@ -19,6 +19,10 @@ ITEMS = 40
 FAMILIES = ("qwen3", "qwen2", "t5")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-cases", type=int, default=200, help="requests of tests/serving/test_fuzz.py")
+
+
 @pytest.fixture(scope="session")
 def features() -> ItemFeatures:
     rng = np.random.default_rng(0)

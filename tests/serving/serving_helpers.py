@@ -5,7 +5,7 @@ import re
 import numpy as np
 import torch
 
-from serving.bundle import write_bundle
+from serving.bundle_writer import write_bundle
 from serving.graph import AnchorDistance, GraphAnswer, NearNode, NodeDescription, ScoredAnswer
 from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
 from setrec.errors import SetRecError, UnknownNodeError
@@ -19,11 +19,32 @@ class FakeEncoder:
 
     kinds = tuple(COLUMNS)
     code_columns = COLUMNS
+    max_items = 5
+
+    def text_codes(self, vectors):
+        return torch.relu(vectors @ torch.linspace(-1, 1, 4 * 8).reshape(4, 8))
 
     def user_codes(self, histories, weights, codes):
         means = torch.stack([codes[torch.from_numpy(h[-5:].astype(np.int64))].mean(dim=0) for h in histories])
         scale = torch.cat([torch.full((b - a,), float(weights[kind])) for kind, (a, b) in COLUMNS.items()])
         return means * scale
+
+
+class FakeText:
+    """A vector of four numbers from a text's words: texts that share words have vectors that point alike."""
+
+    identity = "fake-text"
+
+    def encode(self, texts):
+        return np.stack([sum((self._word(w) for w in text.split()), np.zeros(4)) for text in texts]).astype(np.float32)
+
+    def _word(self, word):
+        return np.random.default_rng(list(word.encode())).normal(size=4)
+
+
+def text_codes(texts):
+    """The semantic columns that live items of these texts get."""
+    return FakeEncoder().text_codes(torch.from_numpy(FakeText().encode(texts))).numpy()
 
 
 def load_fake(path):

@@ -6,8 +6,13 @@ import pytest
 from serving_helpers import FakeEncoder, catalog, codes, fake_bundle, histories, load_fake
 
 from serving.bundle import FORMAT_VERSION, Bundle
+from serving.engine import Engine, Request
 from serving.retriever import RetrieverSettings
+from serving.texts import TextRule
+from setrec.catalog import Catalog
+from setrec.encoder import TextEncoder
 from setrec.errors import BundleError
+from setrec.tables import compose
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def test_the_model_version_depends_on_content_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["model/config.json", "codes.safetensors", "items.parquet", "histories.parquet", "index.faiss"]
+    "name", ["model/config.json", "codes.safetensors", "items.parquet", "histories.parquet", "retriever.json"]
 )
 def test_a_file_that_is_missing_truncated_or_altered_is_refused_by_name(bundle, name):
     whole = (bundle / name).read_bytes()
@@ -152,3 +157,49 @@ def test_a_bundle_is_replaced_as_a_whole_but_nothing_else_is(bundle, tmp_path):
     with pytest.raises(BundleError, match="no bundle; not replaced"):
         fake_bundle(tmp_path / "papers")
     assert (tmp_path / "papers" / "thesis").read_text() == "years"
+
+
+def test_the_stored_requests_are_answered_as_they_were_when_the_bundle_was_written(bundle):
+    opened = Bundle.open(bundle, load_fake)
+    assert len(opened.checks) == 8  # every user with a history
+    answers = Engine(opened).recommend([Request(**request) for request, _, _ in opened.checks])
+    for (_, item_ids, scores), answer in zip(opened.checks, answers, strict=True):
+        assert tuple(item.item_id for item in answer.items) == item_ids
+        np.testing.assert_allclose([item.score for item in answer.items], scores, rtol=1e-5)
+
+
+def test_a_bundle_of_format_1_is_still_opened(bundle):
+    whole = Engine(Bundle.open(bundle, load_fake)).recommend_one(Request(user_id="user-1"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for name in ("encoder", "text", "newcomers"):
+        del manifest[name]
+    for name in ("checks.json", "newcomers.safetensors"):
+        del manifest["files"][name]
+        (bundle / name).unlink()
+    (bundle / "manifest.json").write_text(json.dumps(manifest | {"format_version": 1}))
+    opened = Bundle.open(bundle, load_fake)
+    assert opened.checks == []
+    assert opened.text_encoder() is opened.newcomers is None
+    assert Engine(opened).recommend_one(Request(user_id="user-1")) == whole
+
+
+def test_the_encoder_goes_along_as_it_was_and_without_what_could_carry_code(tmp_path):
+    source = tmp_path / "encoder"
+    source.mkdir()
+    for name in ("config.json", "model.safetensors", "vocab.txt", "pytorch_model.bin", "modeling.py"):
+        (source / name).write_text(name)
+    encoder = TextEncoder(source, max_length=77)
+    fake_bundle(tmp_path / "b", encoder=encoder)
+    copied = Bundle.open(tmp_path / "b", load_fake).text_encoder()
+    assert {p.name for p in (tmp_path / "b" / "encoder").iterdir()} == {"config.json", "model.safetensors", "vocab.txt"}
+    assert copied.identity == encoder.identity
+
+
+def test_the_rule_of_the_texts_is_read_off_the_catalogue():
+    tags = [{"release_year": ["1995"], "genre": ["Drama", "War"]}, {"release_year": [], "genre": ["Comedy"]}]
+    for title, titles in ((True, ["Up.", "Heat"]), (False, ["1", "2"])):
+        texts = [compose([t] if title else [], tag) for t, tag in zip(titles, tags, strict=True)]
+        columns = {name: [tag[name] for tag in tags] for name in tags[0]} | {"unused": [["x"], ["y"]]}
+        rule = TextRule.of(Catalog(["1", "2"], titles, texts, columns))
+        assert rule == TextRule(title=title, attributes=("release_year", "genre"))
+        assert [rule.text(t, "", tag | {"unused": ["x"]}) for t, tag in zip(titles, tags, strict=True)] == texts

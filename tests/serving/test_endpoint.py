@@ -1,4 +1,4 @@
-"""The endpoint over real HTTP: Ray Serve on a free port, a bundle of a real small model."""
+"""The endpoint over real HTTP: Ray Serve on a free port, tokens asked for, a store, a bundle of a real small model."""
 
 import asyncio
 import json
@@ -7,20 +7,21 @@ import subprocess
 import sys
 
 import httpx
+import psutil
 import pytest
 import serving_helpers
 from conftest import ITEMS, small_model
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from serving_helpers import catalog, graph_dir, histories, load_fake_graph
 
-from serving import app
-from serving.bundle import Bundle, write_bundle
+from serving import app, ingress
+from serving.auth import SCOPES, issue
+from serving.bundle import Bundle
+from serving.bundle_writer import write_bundle
 from serving.engine import Engine, Request
-from serving.http import create_app
 from serving.settings import ServingSettings
-from setrec.errors import BundleError
+from setrec.errors import BundleError, ConfigError
 
+REPLICA_PORTS = range(30000, 31001)  # Ray's default
 LIMITS = {"max_body_bytes": 4096, "max_history": 100, "max_k": 30}
 
 
@@ -31,52 +32,39 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def bundle(features, tmp_path_factory):
+def place(features, tmp_path_factory):
+    """``bundle/``, and another in ``releases/other``."""
     folder = tmp_path_factory.mktemp("endpoint")
     model = small_model(features)
     model.save_pretrained(folder / "model")
-    write_bundle(
-        folder / "bundle",
-        model_dir=folder / "model",
-        catalog=catalog(ITEMS),
-        histories=histories(ITEMS),
-        item_codes=model.item_codes().numpy(),
-        weights=dict.fromkeys(model.kinds, 1.0),
-        graph_dir=graph_dir(folder / "graph"),
-    )
-    return folder / "bundle"
+    parts = {"model_dir": folder / "model", "catalog": catalog(ITEMS), "histories": histories(ITEMS)}
+    parts |= {"item_codes": model.item_codes().numpy(), "graph_dir": graph_dir(folder / "graph")}
+    for out, weight in ((folder / "bundle", 1.0), (folder / "releases" / "other", 0.5)):
+        write_bundle(out, weights={kind: weight if kind == "semantic" else 1.0 for kind in model.kinds}, **parts)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def engine(bundle):
-    return Engine(Bundle.open(bundle), max_k=30)
+def engine(place):
+    return Engine(Bundle.open(place / "bundle"), max_k=30)
 
 
 @pytest.fixture(scope="module")
-def client(bundle):
+def client(place):
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(serving_helpers)  # replicas cannot import what lies among the tests
-    url = app.start(bundle, ServingSettings(port=free_port(), **LIMITS), graph_loader=load_fake_graph)
-    with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+    file = place / "tokens.json"
+    token = issue(file, "all", SCOPES)
+    settings = ServingSettings(
+        port=free_port(), tokens=file, store=str(place / "live.db"), releases=place / "releases", **LIMITS
+    )
+    url = app.start(place / "bundle", settings, graph_loader=load_fake_graph)
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=url, timeout=30, trust_env=False, headers=headers) as client:
         yield client
     app.stop()
     cloudpickle.unregister_pickle_by_value(serving_helpers)
-
-
-@pytest.fixture(scope="module")
-def bare(engine):
-    """The same application without Ray, called in this process."""
-    return create_app(engine, ServingSettings(**LIMITS))
-
-
-def ask_bare(application, **request):
-    async def ask():
-        transport = httpx.ASGITransport(application, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-            return await client.request(**request)
-
-    return asyncio.run(ask())
 
 
 def refused(response, status, code):
@@ -90,6 +78,10 @@ def refused(response, status, code):
     return error["message"]
 
 
+def ids(answer):
+    return [item["item_id"] for item in answer["items"]]
+
+
 def test_the_endpoint_answers_what_the_engine_answers(client, engine):
     body = {"history": ["item-1", "item-2", "item-3"], "k": 5}
     response = client.post("/v1/recommend", json=body)
@@ -97,7 +89,7 @@ def test_the_endpoint_answers_what_the_engine_answers(client, engine):
     expected = engine.recommend_one(Request(history=("item-1", "item-2", "item-3"), k=5))
     given_back = response.json()
     assert given_back["model_version"] == engine.bundle.model_version
-    assert [item["item_id"] for item in given_back["items"]] == [item.item_id for item in expected.items]
+    assert ids(given_back) == [item.item_id for item in expected.items]
     for item, known in zip(given_back["items"], expected.items, strict=True):
         assert item["title"] == known.title
         assert item["attributes"] == known.attributes
@@ -113,29 +105,49 @@ def test_the_bundles_graph_is_served_beside_the_catalogue(client):
     refused(client.post("/v1/graph/nodes", json={"node_ids": ["z"]}), 404, "unknown_node")
 
 
-def test_a_known_user_can_be_asked_for_by_id(client, engine):
-    items = client.post("/v1/recommend", json={"user_id": "user-2", "exclude_history": False}).json()["items"]
-    expected = engine.recommend_one(Request(user_id="user-2", exclude_history=False))
-    assert [item["item_id"] for item in items] == [item.item_id for item in expected.items]
+def test_an_event_counts_for_the_next_recommendation_and_is_kept_once(client, engine):
+    known = {"user_id": "user-2", "k": 5}
+    before = ids(client.post("/v1/recommend", json=known).json())
+    event = {"user_id": "user-2", "item_id": before[0], "key": "click-1"}
+    sent = [client.post("/v1/events", json={"events": [event]}).json() for _ in range(2)]
+    assert sent == [{"accepted": 1, "duplicates": 0}, {"accepted": 0, "duplicates": 1}]
+    rows = engine.bundle.histories.items[engine.bundle.histories.row("user-2")]
+    history = [*(engine.bundle.catalog.item_ids[row] for row in rows), before[0]]
+    expected = engine.recommend_one(Request(history=tuple(history), k=5))
+    assert ids(client.post("/v1/recommend", json=known).json()) == [item.item_id for item in expected.items]
+    assert client.get("/v1/users/user-2/history").json()["items"][0]["item_id"] == before[0]
 
 
-def test_probes_documentation_and_the_front_door(client, engine):
-    assert client.get("/health/live").json() == {"status": "live"}
+def test_probes_documentation_and_the_front_door_are_open_and_tell_a_stranger_nothing(client, engine):
+    stranger = httpx.Client(base_url=client.base_url, trust_env=False)
+    assert stranger.get("/health/live").json() == {"status": "live"}
+    assert stranger.get("/health/ready").json() == {"status": "ready"}
     ready = client.get("/health/ready").json()
-    assert (ready["status"], ready["items"], ready["retriever"]) == ("ready", ITEMS, "exact")
-    assert ready["model_version"] == engine.bundle.model_version
-    assert client.get("/docs").status_code == 200
-    assert client.get("/", follow_redirects=False).headers["location"].endswith("docs")
-    document = client.get("/openapi.json").json()
-    assert {"400", "404", "413", "422", "503"} <= set(document["paths"]["/v1/recommend"]["post"]["responses"])
+    assert (ready["status"], ready["items"]) == ("ready", ITEMS)
+    assert stranger.get("/docs").status_code == 200
+    assert stranger.get("/", follow_redirects=False).headers["location"].endswith("docs")
+    document = stranger.get("/openapi.json").json()
+    assert {"401", "403", "413", "422", "429", "503"} <= set(document["paths"]["/v1/recommend"]["post"]["responses"])
     assert document["components"]["schemas"]["RecommendRequest"]["properties"]["k"]["maximum"] == 30
+    for path in ("/v1/recommend", "/metrics", "/v1/admin/release", "/v1/users/user-1/history"):
+        refused(stranger.get(path), 401, "unauthorized")
+
+
+def test_figures_of_the_stages_are_there_to_be_scraped(client):
+    client.post("/v1/recommend", json={"user_id": "user-1"})
+    text = client.get("/metrics").text
+    for stage in ("read_history", "encode", "retrieve"):
+        assert f'setrec_stage_seconds_count{{stage="{stage}"}}' in text
+    assert 'setrec_requests_total{method="POST",route="/v1/recommend",status="200"}' in text
+    assert "user-1" not in text
 
 
 def test_sixteen_at_once_get_what_each_gets_alone(client, engine):
-    requests = [Request(user_id=f"user-{u % 8}", k=1 + u) for u in range(16)]
+    requests = [Request(user_id=f"user-{u % 8}", k=1 + u) for u in range(16) if u % 8 != 2]
 
     async def all_at_once():
-        async with httpx.AsyncClient(base_url=str(client.base_url), timeout=30, trust_env=False) as many:
+        headers = dict(client.headers)
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=30, trust_env=False, headers=headers) as many:
             bodies = [{"user_id": r.user_id, "k": r.k} for r in requests]
             bodies[5] = {"history": ["nope"]}
             return await asyncio.gather(*(many.post("/v1/recommend", json=body) for body in bodies))
@@ -145,33 +157,31 @@ def test_sixteen_at_once_get_what_each_gets_alone(client, engine):
             refused(response, 422, "unknown_item")
         else:
             expected = engine.recommend_one(requests[u])
-            assert [i["item_id"] for i in response.json()["items"]] == [i.item_id for i in expected.items]
+            assert ids(response.json()) == [i.item_id for i in expected.items]
 
 
 BAD = [
-    ({"history": ["item-1", "nope"]}, 422, "unknown_item", "'nope'"),
-    ({"user_id": "nobody"}, 404, "unknown_user", "'nobody'"),
-    ({"history": []}, 422, "invalid_request", "history"),
-    ({"user_id": "user-8"}, 422, "invalid_request", "empty"),
-    ({}, 422, "invalid_request", "history or user_id"),
-    ({"history": ["item-1"], "user_id": "user-1"}, 422, "invalid_request", "history or user_id"),
-    ({"user_id": "user-1", "k": 0}, 422, "invalid_request", "k"),
-    ({"user_id": "user-1", "k": 31}, 422, "invalid_request", "k"),
-    ({"user_id": "user-1", "k": 10**400}, 422, "invalid_request", "k"),
-    ({"user_id": "user-1", "k": True}, 422, "invalid_request", "k"),
-    ({"user_id": "user-1", "k": "10"}, 422, "invalid_request", "k"),
-    ({"history": [1, 2]}, 422, "invalid_request", "history"),
-    ({"history": ["item-1"] * 101}, 422, "invalid_request", "history"),
-    ({"history": "item-1"}, 422, "invalid_request", "history"),
-    ({"user_id": "user-1", "surprise": 1}, 422, "invalid_request", "surprise"),
-    ([], 422, "invalid_request", ""),
-    (None, 422, "invalid_request", ""),
+    ({"history": ["item-1", "nope"]}, "unknown_item", "'nope'"),
+    ({"history": []}, "invalid_request", "history"),
+    ({}, "invalid_request", "history or user_id"),
+    ({"history": ["item-1"], "user_id": "user-1"}, "invalid_request", "history or user_id"),
+    ({"user_id": "user-1", "k": 0}, "invalid_request", "k"),
+    ({"user_id": "user-1", "k": 31}, "invalid_request", "k"),
+    ({"user_id": "user-1", "k": 10**400}, "invalid_request", "k"),
+    ({"user_id": "user-1", "k": True}, "invalid_request", "k"),
+    ({"user_id": "user-1", "k": "10"}, "invalid_request", "k"),
+    ({"history": [1, 2]}, "invalid_request", "history"),
+    ({"history": ["item-1"] * 101}, "invalid_request", "history"),
+    ({"history": "item-1"}, "invalid_request", "history"),
+    ({"user_id": "user-1", "surprise": 1}, "invalid_request", "surprise"),
+    ([], "invalid_request", ""),
+    (None, "invalid_request", ""),
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "code", "said"), BAD)
-def test_a_bad_request_is_refused_with_a_reason(client, body, status, code, said):
-    assert said in refused(client.post("/v1/recommend", json=body), status, code)
+@pytest.mark.parametrize(("body", "code", "said"), BAD)
+def test_a_bad_request_is_refused_with_a_reason(client, body, code, said):
+    assert said in refused(client.post("/v1/recommend", json=body), 422, code)
 
 
 MALFORMED = [
@@ -192,24 +202,15 @@ MALFORMED = [
 @pytest.mark.parametrize("body", MALFORMED, ids=range(len(MALFORMED)))
 def test_a_body_that_makes_no_sense_is_refused_with_a_reason(client, body):
     response = client.post("/v1/recommend", content=body, headers={"content-type": "application/json"})
-    assert response.status_code in (400, 404, 422)
+    assert response.status_code in (400, 422)
     refused(response, response.status_code, response.json()["error"]["code"])
 
 
-def test_a_body_too_long_is_refused_announced_or_not(client, bare):
+def test_a_body_too_long_is_refused_announced_or_not(client):
     long = json.dumps({"history": ["item-1"] * 2000}).encode()
     headers = {"content-type": "application/json"}
-    refused(client.post("/v1/recommend", content=long, headers=headers), 413, "body_too_large")
-
-    async def pieces():
-        for at in range(0, len(long), 500):
-            yield long[at : at + 500]
-
-    refused(
-        client.post("/v1/recommend", content=iter([long[:3000], long[3000:]]), headers=headers), 413, "body_too_large"
-    )
-    chunked = ask_bare(bare, method="POST", url="/v1/recommend", content=pieces(), headers=headers)
-    refused(chunked, 413, "body_too_large")
+    for content in (long, iter([long[:3000], long[3000:]])):
+        refused(client.post("/v1/recommend", content=content, headers=headers), 413, "body_too_large")
 
 
 def test_paths_and_methods_that_do_not_exist_are_refused_in_the_same_shape(client):
@@ -217,53 +218,63 @@ def test_paths_and_methods_that_do_not_exist_are_refused_in_the_same_shape(clien
     refused(client.get("/v1/recommend"), 405, "method_not_allowed")
 
 
-def test_every_answer_has_one_request_id_and_a_callers_plain_one_is_kept(client, bare):
+def test_every_answer_has_one_request_id_and_a_callers_plain_one_is_kept(client):
     assert client.get("/health/live", headers={"X-Request-Id": "abc-1"}).headers.get_list("x-request-id") == ["abc-1"]
     assert len(client.post("/v1/recommend", json={}).headers.get_list("x-request-id")) == 1
-    odd = ask_bare(bare, method="GET", url="/health/live", headers={"X-Request-Id": "a b\tc" * 50})
-    assert odd.headers["x-request-id"].isalnum()
 
 
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=20)
-    | st.sampled_from(["item-1", "user-1"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=12,
-)
-FIELDS = st.fixed_dictionaries({}, optional=dict.fromkeys(("history", "user_id", "k", "exclude_history", "x"), JSON))
+def raw(client, head):
+    """The first line of the answer to bytes that no client library would send."""
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
+        connection.sendall(head)
+        return connection.recv(4096).split(b"\r\n")[0]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(body=st.one_of(st.binary(max_size=200), (JSON | FIELDS).map(lambda value: json.dumps(value).encode())))
-def test_no_body_makes_the_server_fail(bare, body):
-    headers = {"content-type": "application/json"}
-    response = ask_bare(bare, method="POST", url="/v1/recommend", content=body, headers=headers)
-    assert response.status_code in (200, 400, 404, 422), response.text
+@pytest.mark.parametrize("name", [b"X-Request-Id", b"serve_multiplexed_model_id", b"Authorization", b"X-Session-Id"])
+def test_headers_that_are_no_text_do_not_break_a_replica(client, name):
+    if name != b"Authorization" and not ingress.is_installed():
+        pytest.skip("without HAProxy, Ray itself answers 500 here")
+    head = b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + name + b": \xff\xfe\r\nConnection: close\r\n\r\n"
+    assert raw(client, head) == b"HTTP/1.1 200 OK"
 
 
-def test_a_failure_inside_shows_no_stack(engine):
-    async def broken(request):
-        raise RuntimeError("secret")
+def test_another_bundle_is_released_while_requests_are_answered(client, place, engine):
+    other = Bundle.open(place / "releases" / "other").model_version
+    assert other != engine.bundle.model_version
+    released = client.post("/v1/admin/release", json={"bundle": "other"})
+    assert released.json()["model_version"] == other, released.text
+    assert client.post("/v1/recommend", json={"user_id": "user-1"}).json()["model_version"] == other
+    refused(client.post("/v1/admin/release", json={"bundle": "../bundle"}), 422, "invalid_request")
+    assert client.post("/v1/admin/release", json={"bundle": None}).json()["model_version"] != other
 
-    application = create_app(engine, ServingSettings(), broken)
-    response = ask_bare(application, method="POST", url="/v1/recommend", json={"user_id": "user-1"})
-    refused(response, 500, "internal")
-    assert "secret" not in response.text
 
-
-def test_a_taken_port_a_second_start_and_a_damaged_bundle_are_refused_in_one_line(client, bundle, tmp_path):
+def test_what_cannot_be_started_is_refused_in_one_line(client, place, tmp_path):
+    settings = {"auth": "off", "port": free_port()}
     with pytest.raises(app.ServingError, match="in use") as taken:
-        app.start(bundle, ServingSettings(port=client.base_url.port))
+        app.start(place / "bundle", ServingSettings(**settings | {"port": client.base_url.port}))
     assert "\n" not in str(taken.value)
+    with pytest.raises(ConfigError, match="no tokens: make one"):
+        app.start(place / "bundle", ServingSettings(port=free_port()))
     with pytest.raises(app.ServingError, match="already runs"):
-        app.start(bundle, ServingSettings(port=free_port()))
+        app.start(place / "bundle", ServingSettings(**settings))
     with pytest.raises(BundleError, match="not a bundle"):
-        app.start(tmp_path, ServingSettings(port=free_port()))
+        app.start(tmp_path, ServingSettings(**settings))
     assert client.get("/health/ready").status_code == 200
+
+
+def test_haproxy_and_the_replicas_own_server_are_for_this_machine_alone(client):
+    """Other ports of Ray are Ray's to guard, and a network's (docs/security.md)."""
+    if not ingress.is_installed():
+        pytest.skip("without HAProxy replicas have no server of their own")
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        for place in process.net_connections("tcp"):
+            is_ours = "haproxy" in process.name() or place.laddr.port in REPLICA_PORTS
+            if place.status == psutil.CONN_LISTEN and is_ours:
+                found[place.laddr.port] = place.laddr.ip
+    assert client.base_url.port in found
+    assert len(found) >= 2
+    assert set(found.values()) == {"127.0.0.1"}
 
 
 def test_the_application_and_its_settings_import_without_ray():

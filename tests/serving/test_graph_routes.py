@@ -10,11 +10,12 @@ import pytest
 from fastapi.testclient import TestClient
 from serving_helpers import FakeGraph, fake_bundle, graph_dir, load_fake, load_fake_graph
 
-from serving import app
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.graph import AskResponse, NodesResponse
 from serving.http import create_app
+from serving.live import Live
+from serving.replica import build
 from serving.settings import ServingSettings
 from setrec.errors import BundleError
 
@@ -29,7 +30,9 @@ def engine(tmp_path_factory):
 
 
 def client_of(engine, graph, **changes):
-    return TestClient(create_app(engine, ServingSettings(**changes), graph=graph), raise_server_exceptions=False)
+    return TestClient(
+        create_app(Live(engine), ServingSettings(auth="off", **changes), graph=graph), raise_server_exceptions=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +181,7 @@ def test_the_openapi_document_states_routes_limits_and_errors(client):
     document = client.get("/openapi.json").json()
     for route in ("ask", "nodes"):
         described = document["paths"][f"/v1/graph/{route}"]["post"]
-        assert {"200", "400", "404", "413", "422", "503"} == set(described["responses"])
+        assert {"200", "400", "401", "403", "404", "413", "422", "429", "431", "503"} == set(described["responses"])
         assert "`unknown_node`" in described["responses"]["404"]["description"]
         assert described["tags"] == ["graph"]
         assert described["description"]
@@ -210,7 +213,7 @@ def test_the_graph_works_on_one_thread_of_its_own_while_probes_are_answered(engi
             return work(*arguments)
 
     async def together():
-        transport = httpx.ASGITransport(create_app(engine, ServingSettings(), graph=Slow()))
+        transport = httpx.ASGITransport(create_app(Live(engine), ServingSettings(auth="off"), graph=Slow()))
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             bodies = [("ask", {"question": "[[a]]"}), ("nodes", {"node_ids": ["a"]})] * 3
             waiting = [asyncio.create_task(client.post(f"/v1/graph/{route}", json=body)) for route, body in bodies]
@@ -297,9 +300,9 @@ def test_an_array_that_hides_a_pickle_or_is_none_is_refused(tmp_path):
 
 def test_a_replica_serves_a_graph_only_from_a_bundle_that_holds_one_and_with_a_loader(bundle, tmp_path):
     fake_bundle(tmp_path / "plain")
-    paths = {}
+    paths, anyone = {}, ServingSettings(auth="off")
     for name, path, loader in (("both", bundle, load_fake_graph), ("no loader", bundle, None)):
-        paths[name] = app.build(path, ServingSettings(), load_fake, loader).openapi()["paths"]
-    paths["no graph"] = app.build(tmp_path / "plain", ServingSettings(), load_fake, load_fake_graph).openapi()["paths"]
+        paths[name] = build(path, anyone, load_fake, loader).openapi()["paths"]
+    paths["no graph"] = build(tmp_path / "plain", anyone, load_fake, load_fake_graph).openapi()["paths"]
     served = {name: "/v1/graph/ask" in found and "/v1/graph/nodes" in found for name, found in paths.items()}
     assert served == {"both": True, "no loader": False, "no graph": False}

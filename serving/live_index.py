@@ -1,0 +1,132 @@
+"""A base index that never changes, rows that came since, rows that went: one search over all.
+
+Fresh rows are searched exactly beside the base, which is cheap while they are few (100 thousand take 5 ms) and needs no
+rebuilding under load; removed ones are rows that no query may get. A new bundle folds both into its base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from serving.audit import Audit, of
+from serving.exact import Exact, Hits
+from serving.retriever import Retriever
+
+_LISTED = 256
+"""Removed rows of the base up to which they are left out one by one; above, by a mask over the base."""
+
+
+class LiveIndex:
+    """Codes float32 (R, D): the base's I rows, then the live ones. Not thread-safe."""
+
+    def __init__(self, base: Retriever) -> None:
+        self._base = base
+        self._fresh = Exact(np.empty((0, base.codes.shape[1]), np.float32), 0.0)
+        self._table: np.ndarray | None = None
+        self._alive = np.ones(len(base), dtype=bool)
+        self._rows = len(base)
+        self._removed = np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @property
+    def base(self) -> Retriever:
+        """The index underneath."""
+        return self._base
+
+    @property
+    def alive(self) -> np.ndarray:
+        """Which rows have not been removed, bool (R,); not to be written to."""
+        return self._alive[: self._rows]
+
+    @property
+    def codes(self) -> np.ndarray:
+        """All codes, float32 (R, D). Until a row is added these are the base's own, memory-mapped or not."""
+        return self._base.codes if self._table is None else self._table[: self._rows]
+
+    def add(self, code: np.ndarray) -> int:
+        """Add a row with ``code`` float32 (D,) and return its number.
+
+        The first one copies the base's codes, so that a table of all rows lies in one piece; room doubles from there.
+        """
+        if self._table is None or self._rows == len(self._table):
+            self._grow()
+        assert self._table is not None
+        row = self._rows
+        self._table[row] = code
+        self._alive[row] = True
+        self._rows += 1
+        largest = max(self._fresh.largest, float(np.linalg.norm(self._table[row].astype(np.float64))))
+        self._fresh = Exact(self._table[len(self._base) : self._rows], largest)
+        return row
+
+    def remove(self, row: int) -> None:
+        """Take a row out of all answers, for good; once is as good as twice."""
+        if self._alive[row]:
+            self._alive[row] = False
+            if row < len(self._base):
+                self._removed = np.append(self._removed, row)
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int | Sequence[int],
+        excluded: Sequence[np.ndarray] | None = None,
+        allowed: Sequence[np.ndarray | None] | None = None,
+    ) -> list[Hits]:
+        """The ``k`` (or ``k[b]``) best rows of each query float32 (B, D) that are alive, let through by ``allowed[b]``,
+        bool (R,), and outside ``excluded[b]``.
+
+        Always min(k, rows left) rows, exact scores, in order of score, equal scores by smaller row.
+        """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        count, items = len(queries), len(self._base)
+        ks = [int(n) for n in np.broadcast_to(np.asarray(k), count)]
+        banned = (
+            [np.asarray(e, dtype=np.int64) for e in excluded] if excluded is not None else [self._removed[:0]] * count
+        )
+        masks: list[np.ndarray | None] = list(allowed) if allowed is not None else [None] * count
+        below, above = [b[b < items] for b in banned], [b[b >= items] - items for b in banned]
+        if len(self._removed) <= _LISTED:
+            below = [np.concatenate([b, self._removed]) for b in below]
+            base_masks = [None if mask is None else mask[:items] for mask in masks]
+        else:
+            alive = self._alive[:items]
+            base_masks = [alive if mask is None else mask[:items] & alive for mask in masks]
+        found = self._base.search(queries, ks, below, base_masks)
+        if self._rows == items:
+            return found
+        return [
+            self._join(query, n, hits, mask, ban)
+            for query, n, hits, mask, ban in zip(queries, ks, found, masks, above, strict=True)
+        ]
+
+    def audit(self, queries: np.ndarray, k: int) -> Audit:
+        """Recall@k of ``search`` on queries float32 (B, D), live ones say, against exact search of all rows alive.
+
+        A query costs one exact search: 5 ms at 100 thousand rows of 192 numbers, 55 ms at a million.
+        """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        everything = Exact(self.codes, max(self._base.exact.largest, self._fresh.largest))
+        shares = []
+        for query, hits in zip(queries, self.search(queries, k), strict=True):
+            best = everything.best(query, k, self.alive).scores
+            shares.append(float((hits.scores >= best[-1]).sum()) / len(best) if len(best) else 1.0)
+        return of(shares, k, like=self._base.built_audit)
+
+    def _join(self, query: np.ndarray, k: int, base: Hits, mask: np.ndarray | None, banned: np.ndarray) -> Hits:
+        items = len(self._base)
+        alive = self._alive[items : self._rows]
+        fresh = self._fresh.best(query, k, alive if mask is None else alive & mask[items:], banned)
+        rows, scores = np.concatenate([base.rows, fresh.rows + items]), np.concatenate([base.scores, fresh.scores])
+        order = np.lexsort((rows, -scores))[: max(k, 0)]
+        return Hits(rows[order], scores[order])
+
+    def _grow(self) -> None:
+        room = max(2 * self._rows, 1024) if self._table is not None else self._rows + max(self._rows // 8, 1024)
+        table, alive = np.empty((room, self._base.codes.shape[1]), np.float32), np.zeros(room, dtype=bool)
+        table[: self._rows], alive[: self._rows] = self.codes, self.alive
+        self._table, self._alive = table, alive

@@ -1,0 +1,41 @@
+"""Requests made at random from the OpenAPI document never make the application fail."""
+
+import pytest
+from fuzz import fuzz
+from serving_helpers import fake_bundle, load_fake
+
+from serving.auth import SCOPES
+from serving.gate import OPEN
+from serving.replica import build
+from serving.settings import ServingSettings
+
+
+@pytest.fixture(scope="module")
+def application(tmp_path_factory):
+    """With a store and releases, so that all routes are there."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "releases").mkdir()
+    fake_bundle(folder / "bundle")
+    fake_bundle(folder / "releases" / "other", model_version="other")
+    settings = ServingSettings(auth="off", store=str(folder / "live.db"), releases=folder / "releases")
+    return build(folder / "bundle", settings, load_fake)
+
+
+def test_no_request_made_from_the_document_makes_the_application_fail(application, request):
+    cases = request.config.getoption("--fuzz-cases")
+    statuses, failures = fuzz(application, cases)
+    assert failures == []
+    assert statuses.total() >= cases
+    assert {200, 404, 422} <= set(statuses)
+    print(f"{statuses.total()} requests: {dict(sorted(statuses.items()))}")
+
+
+def test_every_route_asks_for_a_scope_or_is_one_of_those_open_to_all(application):
+    asked = {}
+    for route in application.routes:
+        scopes = {getattr(d.dependency, "scope", None) for d in getattr(route, "dependencies", [])} & set(SCOPES)
+        asked[route.path] = asked.get(route.path, set()) | scopes
+    assert {path for path, scopes in asked.items() if not scopes} == OPEN
+    assert asked["/v1/admin/release"] == {"admin"}
+    assert asked["/metrics"] == {"metrics"}
+    assert asked["/v1/events"] == {"write"}
