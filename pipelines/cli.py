@@ -182,11 +182,12 @@ def demo(
     run: RunOption = Path("runs/demo"),
     port: Annotated[int, typer.Option(help="Port of the endpoint.", min=1, max=65535)] = 8000,
     set_: SetOption = None,
+    ablation: Annotated[bool, typer.Option(help="Also train with fewer kinds of tokens, and compare.")] = True,
 ) -> None:
     """The whole way on MovieLens-100K: raw files to a trained model, its ranking table and a served answer."""
     from pipelines.demo import run_demo
 
-    run_demo(Run(run), port, set_ or [])
+    run_demo(Run(run), port, set_ or [], ablation=ablation)
 
 
 def _config_of(run: Path, overrides: list[str] | None = None) -> JobConfig:
