@@ -142,8 +142,8 @@ def test_unknown_nodes_empty_questions_and_damage_are_one_clear_line(trained, tm
 
 
 def test_tokenize_writes_tokens_that_can_be_served_but_not_asked(graph_folder, tmp_path):
-    # Six hubs would all stand in the ring: without an anchor of its own the triangle has no place.
-    overrides = [*QUICK, "tokenizer.anchors.strategy=coverage"]
+    # The eighth anchor is the first in the triangle, which has no place without one.
+    overrides = [*QUICK, "tokenizer.anchors.strategy=coverage", "tokenizer.anchors.count=8"]
     found = graph_jobs.tokenize(graph_folder, tmp_path, graph_config("structure", overrides=overrides))
     assert found["nodes"] == 40
     assert found["components"] == 2
