@@ -30,7 +30,8 @@ OnStep = Callable[[int, int, str], None]
 
 
 class LearningSettings(Settings):
-    """How the model is trained; ``patience`` counts epochs without a better validation, ``minutes`` bounds the time.
+    """How the model is trained; ``patience`` counts epochs without a better validation, ``minutes`` bounds the time,
+    ``warmup`` is how many steps the rate rises.
 
     ``consistency``: what examples without a label add to the loss, where a task has such. ``sampled``: wrong candidates
     that a step looks at (0: all); the cost of a step grows with it, 8,192 of 40,943 cost a fifth of the softmax.
@@ -41,7 +42,7 @@ class LearningSettings(Settings):
     batch: int = Field(256, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    warmup: float = Field(0.05, ge=0, lt=1)
+    warmup: int = Field(20, ge=0)
     clip: float = Field(1.0, gt=0)
     minutes: float | None = Field(None, gt=0)
     precision: Precision = "auto"
@@ -65,12 +66,13 @@ class Reader:
     def scores(self, examples: Examples, batch: int = 256) -> Iterator[tuple[np.ndarray, Examples]]:
         """Scores (b, C) of all candidates, part by part, with the examples they belong to."""
         self.model.eval()
-        codes = self.model.codes(self.data)
+        data = self.data.to(self.model.device)
+        codes = self.model.codes(data)
         for rows in np.array_split(np.arange(len(examples)), max(1, -(-len(examples) // batch))):
             part = examples.take(rows)
             with autocast(self.model.device, self.precision):
                 encoded = self.encoder(part.prompts).to(self.model.device)
-                yield self.model.scores(encoded, self.data, codes).float().cpu().numpy(), part
+                yield self.model.scores(encoded, data, codes).float().cpu().numpy(), part
 
     def evaluate(self, task: Task, examples: Examples) -> dict[str, np.ndarray]:
         """The task's metrics of every example, (B,) each."""
@@ -86,7 +88,7 @@ class Reader:
         """Answers in words."""
         self.model.eval()
         batch = self.encoder(examples.prompts).to(self.model.device)
-        return write(self.model, batch, self.data, self.tokenizer, longest)
+        return write(self.model, batch, self.data.to(self.model.device), self.tokenizer, longest)
 
 
 def build(task: Task, view: View, learning: LearningSettings) -> Reader:
@@ -124,11 +126,16 @@ def assemble(
     encoder = PromptEncoder(
         tokenizer, settings.position_tokens, shape.feature_tokens, view.neighbourhoods, plain=view.plain
     )
-    return Reader(model, encoder, view.read(None), tokenizer, precision)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Reader(model.to(device), encoder, view.read(None), tokenizer, precision)
 
 
 def fit(task: Task, view: View, learning: LearningSettings, on_step: OnStep | None = None) -> Reader:
-    """Train on a task; the weights of the best validation epoch are kept."""
+    """Train on a task; the weights of the best validation epoch are kept.
+
+    Raises:
+        ConfigError: the loss or the validation is no longer a number.
+    """
     reader = build(task, view, learning)
     model, began = reader.model, time.perf_counter()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -145,7 +152,7 @@ def fit(task: Task, view: View, learning: LearningSettings, on_step: OnStep | No
         for step, (examples, data) in enumerate(_batches(task, view, reader.encoder, learning, epoch)):
             share = _share(epoch, step, per_epoch, learning, time.perf_counter() - began)
             for group in optimizer.param_groups:
-                group["lr"] = learning.learning_rate * _rate(share, done, learning, per_epoch)
+                group["lr"] = learning.learning_rate * _rate(share, done, learning)
             losses.append(_step(reader, task, examples, data, optimizer, parameters, learning, done))
             done += 1
             if on_step is not None:
@@ -156,6 +163,8 @@ def fit(task: Task, view: View, learning: LearningSettings, on_step: OnStep | No
         value = float(np.nanmean(reader.evaluate(task, task.valid)[task.goal]))
         seconds = round(time.perf_counter() - began, 2)
         reader.curve.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "value": value, "seconds": seconds})
+        if not math.isfinite(value + reader.curve[-1]["loss"]):
+            raise ConfigError(f"training diverged in epoch {epoch + 1}: try a lower learning.learning_rate")
         if value > best:
             best, best_epoch = value, epoch
             weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -224,9 +233,8 @@ def _share(epoch: int, step: int, per_epoch: int, learning: LearningSettings, se
     return min(1.0, max(by_epochs, by_time))
 
 
-def _rate(share: float, done: int, learning: LearningSettings, per_epoch: int) -> float:
+def _rate(share: float, done: int, learning: LearningSettings) -> float:
     """Linear warm-up, then half a cosine."""
-    warm = max(20, int(learning.warmup * learning.epochs * per_epoch)) if learning.warmup else 0
-    if done < warm:
-        return (done + 1) / warm
+    if done < learning.warmup:
+        return (done + 1) / learning.warmup
     return 0.5 + 0.5 * math.cos(math.pi * share)

@@ -12,6 +12,7 @@ from nodetok.model import GraphModelSettings
 from nodetok.prompts import Prompts
 from nodetok.views import TOKENS, view
 from setrec.backbone import BackboneSettings
+from setrec.errors import ConfigError
 
 SMALL = {"position_tokens": 1, "neighbours": 2}
 
@@ -54,6 +55,14 @@ def test_training_ends_when_its_time_is_over_and_can_still_be_asked(small_task):
     assert len(made.curve) < 1000
     assert not made.model.training
     assert made.evaluate(small_task, small_task.test)["accuracy"].shape == (len(small_task.test),)
+
+
+def test_training_that_diverges_says_so_in_one_line():
+    of = few(task())
+    measure = of.measure
+    of.measure = lambda *asked: {name: np.full(len(v), np.inf) for name, v in measure(*asked).items()}
+    with pytest.raises(ConfigError, match=r"^training diverged in epoch 1: try a lower learning\.learning_rate$"):
+        learned(of)
 
 
 def test_the_weights_kept_are_those_of_the_best_validation(small_task):
