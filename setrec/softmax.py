@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 LOGITS_AT_ONCE = 1 << 22
-"""Logits held at a time: 16 MiB in float32; on other devices 64 times as many. A quarter of that reads the catalogue so
-often that 41,000 candidates of width 320 take 1.5 times as long, 2 MiB 3.8 times (one core of an AMD EPYC, bfloat16)."""
+"""Logits held at a time: 16 MiB in float32; on other devices 64 times as many. A quarter of that reads the catalogue
+so often that 41,000 candidates of width 320 take 1.5 times as long, 2 MiB 3.8 times (one core of an AMD EPYC,
+bfloat16)."""
 
 
 def catalogue_cross_entropy(users: Tensor, codes: Tensor, targets: Tensor) -> Tensor:
