@@ -190,7 +190,7 @@ class Engine:
         if not asked:
             return {}
         every = list(asked.values())
-        with metrics.stage("encode"):
+        with metrics.stage("generate"):
             queries = self._queries([a.known.rows for a in every])
         with metrics.stage("retrieve"):
             found = self.state.index.search(

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
+from serving import stages
+
 _CHUNK = 1 << 13
 _GATHER = 0.25
 """Share of the rows up to which they are gathered; above it the whole table is read (an estimate)."""
@@ -66,9 +68,10 @@ class Exact:
 
     def among(self, query: np.ndarray, rows: np.ndarray, k: int) -> Hits:
         """The ``k`` best of ``rows``."""
-        scores = self.scores(query, rows)
-        order = np.lexsort((rows, -scores))[:k]
-        return Hits(rows[order].astype(np.int64), scores[order])
+        with stages.part("rescore"):
+            scores = self.scores(query, rows)
+            order = np.lexsort((rows, -scores))[:k]
+            return Hits(rows[order].astype(np.int64), scores[order])
 
     def scores(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Inner products with ``rows`` in float64; equal codes get equal scores wherever they stand."""

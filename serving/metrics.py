@@ -23,6 +23,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client import generate_latest as render
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from serving import stages
 from serving.auth import METRICS
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -45,12 +46,15 @@ RELEASES = Counter("setrec_releases_total", "Changes of the model, by outcome.",
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Time a block as one stage."""
+    """Time a block as one stage, and what it marked as parts (:func:`serving.stages.part`) as stages beside it."""
     began = perf_counter()
-    try:
-        yield
-    finally:
-        STAGES.labels(name).observe(perf_counter() - began)
+    with stages.timed() as parts:
+        try:
+            yield
+        finally:
+            STAGES.labels(name).observe(perf_counter() - began - sum(parts.values()))
+            for other, seconds in parts.items():
+                STAGES.labels(other).observe(seconds)
 
 
 def serves(model_version: str, before: str | None = None) -> None:
