@@ -37,7 +37,12 @@ QUEUE = Gauge("setrec_queue_length", "Requests that wait for a batch.", multipro
 REFUSED = Counter("setrec_refused_total", "Requests refused unread: capacity, rate, token.", ["reason"])
 FALLBACKS = Counter("setrec_fallbacks_total", "Answers that did not come from the model as asked.", ["reason"])
 EVENTS = Counter("setrec_events_written_total", "Events acknowledged.")
-RECALL = Gauge("setrec_recall", "Recall@k of the index, last audit.", multiprocess_mode="mostrecent")
+RECALL = Gauge(
+    "setrec_recall",
+    "Of the exact best, the share that the latest audited answers held.",
+    multiprocess_mode="mostrecent",
+)
+AUDITS = Counter("setrec_audits_total", "Answers drawn for an audit, compared or dropped.", ["outcome"])
 MODEL = Gauge(
     "setrec_model_info", "Replicas that serve a model version.", ["model_version"], multiprocess_mode="livesum"
 )
