@@ -16,6 +16,7 @@ from serving.engine import Engine, Request
 from serving.exact import Exact
 from serving.http import create_app
 from serving.live import Live, Model
+from serving.replica import open_live
 from serving.retriever import RetrieverSettings
 from serving.settings import ServingSettings
 from serving.stores import open_store
@@ -156,12 +157,12 @@ def test_a_full_queue_drops_what_comes_and_never_blocks(bundles):
     auditor.close()
 
 
-def test_about_the_share_asked_for_is_drawn(bundles):
-    base = bundles["poor"].retriever
+def test_about_the_share_that_the_settings_ask_for_is_drawn(bundles):
     for share, low, high in ((0.0, 0, 0), (0.1, 800, 1200), (1.0, 10_000, 10_000)):
-        auditor = Auditor(share)
-        auditor.begin(base)
-        assert low <= sum(auditor.draws(base) for _ in range(10_000)) <= high
+        live = open_live(bundles["poor"].path, ServingSettings(auth="off", audit_share=share), load_fake)
+        base = live.engine.bundle.retriever
+        assert low <= sum(live.auditor.draws(base) for _ in range(10_000)) <= high
+        live.close()
 
 
 def test_an_audit_that_fails_ends_neither_the_thread_nor_the_figure(bundles):
