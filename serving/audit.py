@@ -42,6 +42,11 @@ def of(shares: Sequence[float], k: int, like: Audit | None = None) -> Audit:
     return replace(found, insertion_seed=like.insertion_seed, intrinsic_dimension=like.intrinsic_dimension)
 
 
+def share(found: np.ndarray, best: np.ndarray) -> float:
+    """The share of the exact ``best`` scores, falling, that is among those ``found``; one tied with the last counts."""
+    return float((found >= best[-1]).sum()) / len(best) if len(best) else 1.0
+
+
 def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """The interval of a share ``p`` of ``n``."""
     centre, spread = p + z * z / (2 * n), z * sqrt(max(p * (1 - p), 0.0) / n + z * z / (4 * n * n))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from serving import logs, metrics
+from serving.auditor import Answered, Auditor
 from serving.changes import ItemChange
 from serving.exact import Hits
 from serving.item_codes import ItemCoder, TextEncode
@@ -74,8 +75,11 @@ class Engine:
             if replay:
                 self._try_to_catch_up()
 
-    def recommend(self, requests: Sequence[Request]) -> list[Answer | SetRecError]:
-        """One answer, or the reason why there is none, per request; a bad request does not harm the others."""
+    def recommend(self, requests: Sequence[Request], auditor: Auditor | None = None) -> list[Answer | SetRecError]:
+        """One answer, or the reason why there is none, per request; a bad request does not harm the others.
+
+        ``auditor``: who is offered the answers that come from the index.
+        """
         live = self._live_histories(requests)
         results: dict[int, Answer | SetRecError] = {}
         asked: dict[int, _Asked] = {}
@@ -85,7 +89,7 @@ class Engine:
                     asked[b] = self._work_out(request, live)
                 except SetRecError as error:
                     results[b] = error
-            results |= self._from_model({b: a for b, a in asked.items() if len(a.known.rows)})
+            results |= self._from_model({b: a for b, a in asked.items() if len(a.known.rows)}, auditor)
             results |= {b: self._from_popularity(a) for b, a in asked.items() if not len(a.known.rows)}
         for a in asked.values():
             if a.known.fallback is not None:
@@ -186,17 +190,25 @@ class Engine:
             raise UnknownItemError(f"unknown item {unknown[0]!r}")
         return Known(rows, unknown, None if len(rows) else Fallback("unknown_items", "popularity"))
 
-    def _from_model(self, asked: Mapping[int, _Asked]) -> dict[int, Answer]:
+    def _from_model(self, asked: Mapping[int, _Asked], auditor: Auditor | None) -> dict[int, Answer]:
         if not asked:
             return {}
         every = list(asked.values())
-        with metrics.stage("encode"):
+        with metrics.stage("generate"):
             queries = self._queries([a.known.rows for a in every])
         with metrics.stage("retrieve"):
             found = self.state.index.search(
                 queries, [a.request.k for a in every], [a.excluded for a in every], [a.allowed for a in every]
             )
+        if auditor is not None:
+            for a, query, hits in zip(every, queries, found, strict=True):
+                self._offer(auditor, a, query, hits)
         return {b: self._answer(a, q, hits) for (b, a), q, hits in zip(asked.items(), queries, found, strict=True)}
+
+    def _offer(self, auditor: Auditor, asked: _Asked, query: np.ndarray, hits: Hits) -> None:
+        if auditor.draws(self.bundle.retriever):
+            exact, left = self.state.index.exact, self._left(asked)
+            auditor.offer(Answered(self.bundle.retriever, query, exact, left, asked.request.k, hits.scores))
 
     def _queries(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """User codes, float32 (B, D). The model is given the codes of the items at hand alone, not the whole table."""
@@ -217,12 +229,16 @@ class Engine:
         return self._described(asked, hits.rows, hits.scores, per_item)
 
     def _from_popularity(self, asked: _Asked) -> Answer:
-        allowed = self.state.index.alive.copy()
-        if asked.allowed is not None:
-            allowed &= asked.allowed
-        allowed[asked.excluded] = False
-        rows, counts = self.state.popularity.best(asked.request.k, allowed)
+        rows, counts = self.state.popularity.best(asked.request.k, self._left(asked))
         return self._described(asked, rows, counts, [{} for _ in rows])
+
+    def _left(self, asked: _Asked) -> np.ndarray:
+        """The rows that may be answered, bool (R,)."""
+        left = self.state.index.alive.copy()
+        if asked.allowed is not None:
+            left &= asked.allowed
+        left[asked.excluded] = False
+        return left
 
     def _described(
         self, asked: _Asked, rows: np.ndarray, scores: np.ndarray, shares: Sequence[dict[str, float]]

@@ -35,6 +35,7 @@ _KINDS: tuple[tuple[type[SetRecError], str, int], ...] = (
 
 def add_errors(app: FastAPI, retry_after: int) -> None:
     """Answer every error in one shape; ``retry_after``: seconds after which to ask again when the store is away."""
+    seldom = logs.Seldom()
 
     @app.exception_handler(SetRecError)
     async def refused(_: Request, error: Exception) -> JSONResponse:
@@ -44,7 +45,7 @@ def add_errors(app: FastAPI, retry_after: int) -> None:
     @app.exception_handler(StoreError)
     async def away(_: Request, error: Exception) -> JSONResponse:
         # Where the store is and what it said are for operators, not for callers.
-        logs.warning("the store does not answer", error=str(error))
+        seldom.warning("the store does not answer", str(error))
         body = error_body("store_unavailable", "live state cannot be reached; try again")
         return JSONResponse(body, 503, {"Retry-After": str(retry_after)})
 

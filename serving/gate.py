@@ -41,7 +41,7 @@ class RateLimit:
         except Exception as error:
             raise ConfigError(f"rate_limit {text!r} in {storage}: {error}") from error
         assert isinstance(found, Storage)
-        self._limiter = SlidingWindowCounterRateLimiter(found)
+        self._limiter, self._seldom = SlidingWindowCounterRateLimiter(found), logs.Seldom()
 
     async def wait(self, caller: Caller) -> int | None:
         """Seconds after which to come again; ``None`` for one who may pass.
@@ -54,7 +54,7 @@ class RateLimit:
                 return None
             stats = await self._limiter.get_window_stats(self._item, caller.name)
         except Exception as error:
-            logs.warning("rate limit not counted", error=type(error).__name__)
+            self._seldom.warning("rate limit not counted", type(error).__name__)
             return None
         return max(1, math.ceil(stats.reset_time - time.time()))
 

@@ -76,7 +76,7 @@ def batched(live: Live, settings: ServingSettings) -> Recommend:
     def answer(requests: Sequence[core.Request]) -> list[Result]:
         metrics.BATCH.observe(len(requests))
         metrics.QUEUE.set(len(batcher))
-        return live.engine.recommend(requests)
+        return live.engine.recommend(requests, live.auditor)
 
     batcher: Batcher[core.Request, Result] = Batcher(answer, settings.max_batch_size)
     return batcher

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from serving import metrics
 from serving.changes import ItemChange, ItemFields
 from setrec.errors import ConfigError, SetRecError
 from setrec.tokens import COLLABORATIVE, SEMANTIC
@@ -56,7 +57,7 @@ class ItemCoder:
         """
         if self._encoder is None:
             raise CannotEncodeError("the bundle carries no text encoder, so items cannot be added to it; export one")
-        change = ItemChange.of(fields, self._encoder.identity, self._vector(self._text(fields)))
+        change = ItemChange.of(fields, self._encoder.identity, self._encoded(fields))
         self._semantic(change.unpacked())
         return change
 
@@ -83,10 +84,11 @@ class ItemCoder:
             return change.unpacked()
         if self._encoder is None:
             raise CannotEncodeError("the item was encoded for another bundle, and this one carries no text encoder")
-        return self._vector(self._text(change.fields))
+        return self._encoded(change.fields)
 
-    def _text(self, fields: ItemFields) -> str:
-        return self._bundle.text_rule.text(fields.title, fields.text, fields.attributes)
+    def _encoded(self, fields: ItemFields) -> np.ndarray:
+        with metrics.stage("encode"):
+            return self._vector(self._bundle.text_rule.text(fields.title, fields.text, fields.attributes))
 
     def _vector(self, text: str) -> np.ndarray:
         assert self._encoder is not None

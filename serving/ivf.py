@@ -30,7 +30,7 @@ _OPQ_ROWS, _OPQ_ROUNDS = 8192, 4
 """OPQ is fitted on few rows: on 16 thousand, with 8 bits, it took six minutes."""
 _COUNTED = 1 << 16
 """Rows of a filter that are counted by cell; of a wider one, as many are drawn evenly."""
-# What a filtered query costs, in rows gathered and scored exactly (about 80 ns each at 192 numbers, measured).
+# What a filtered query costs, in rows gathered and scored exactly (estimates, not yet measured).
 _FIXED, _PASSED_OVER, _SCANNED = 3000, 0.05, {"ivf": 0.8, "ivf_sq8": 0.5, "ivf_pq": 0.2}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from serving import metrics
 from serving.acceptance import accept
+from serving.auditor import Auditor
 from serving.bundle import Bundle, EncoderLoader, load_setrec
 from serving.engine import Engine
 from serving.graph import GraphAnswer, GraphLoader, GraphService, Mode, NodeDescription
@@ -70,11 +71,21 @@ class Live:
     Whoever answers a request reads ``engine`` once and keeps to it: an answer comes from one model as a whole.
     """
 
-    def __init__(self, engine: Engine, store: LiveStore | None = None, graph: GraphService | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        store: LiveStore | None = None,
+        graph: GraphService | None = None,
+        *,
+        audit_share: float = 0.0,
+    ) -> None:
+        """``audit_share`` of the answers are compared with exact search, see :class:`serving.auditor.Auditor`."""
         self.engine, self.store, self.graph = engine, store, graph
+        self.auditor = Auditor(audit_share)
+        self.auditor.begin(engine.bundle.retriever)
         self.follower: Follows | None = None
         self.releases: Releases | None = None
-        self._closing: list[Callable[[], None]] = []
+        self._closing: list[Callable[[], None]] = [self.auditor.close]
 
     @property
     def model_version(self) -> str:
@@ -91,6 +102,7 @@ class Live:
             raise BundleError("the bundle holds no graph, and one is served")
         before = Model(self.engine, self.graph)
         self.engine = model.engine
+        self.auditor.begin(model.engine.bundle.retriever)
         if self.graph is not None:
             self.graph = model.graph
         metrics.serves(model.engine.bundle.model_version, before.engine.bundle.model_version)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serving.audit import Audit, of
+from serving.audit import Audit, of, share
 from serving.exact import Exact, Hits
 from serving.retriever import Retriever
 
@@ -46,6 +46,11 @@ class LiveIndex:
     def codes(self) -> np.ndarray:
         """All codes, float32 (R, D). Until a row is added these are the base's own, memory-mapped or not."""
         return self._base.codes if self._table is None else self._table[: self._rows]
+
+    @property
+    def exact(self) -> Exact:
+        """Exact search of the rows there are now, removed ones too; it stays as it is when rows come and go."""
+        return Exact(self.codes, max(self._base.exact.largest, self._fresh.largest))
 
     def add(self, code: np.ndarray) -> int:
         """Add a row with ``code`` float32 (D,) and return its number.
@@ -110,11 +115,9 @@ class LiveIndex:
         A query costs one exact search: 5 ms at 100 thousand rows of 192 numbers, 55 ms at a million.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        everything = Exact(self.codes, max(self._base.exact.largest, self._fresh.largest))
-        shares = []
+        everything, shares = self.exact, []
         for query, hits in zip(queries, self.search(queries, k), strict=True):
-            best = everything.best(query, k, self.alive).scores
-            shares.append(float((hits.scores >= best[-1]).sum()) / len(best) if len(best) else 1.0)
+            shares.append(share(hits.scores, everything.best(query, k, self.alive).scores))
         return of(shares, k, like=self._base.built_audit)
 
     def _join(self, query: np.ndarray, k: int, base: Hits, mask: np.ndarray | None, banned: np.ndarray) -> Hits:

@@ -23,6 +23,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client import generate_latest as render
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from serving import stages
 from serving.auth import METRICS
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -36,7 +37,12 @@ QUEUE = Gauge("setrec_queue_length", "Requests that wait for a batch.", multipro
 REFUSED = Counter("setrec_refused_total", "Requests refused unread: capacity, rate, token.", ["reason"])
 FALLBACKS = Counter("setrec_fallbacks_total", "Answers that did not come from the model as asked.", ["reason"])
 EVENTS = Counter("setrec_events_written_total", "Events acknowledged.")
-RECALL = Gauge("setrec_recall", "Recall@k of the index, last audit.", multiprocess_mode="mostrecent")
+RECALL = Gauge(
+    "setrec_recall",
+    "Of the exact best, the share that the latest audited answers held.",
+    multiprocess_mode="mostrecent",
+)
+AUDITS = Counter("setrec_audits_total", "Answers drawn for an audit, compared or dropped.", ["outcome"])
 MODEL = Gauge(
     "setrec_model_info", "Replicas that serve a model version.", ["model_version"], multiprocess_mode="livesum"
 )
@@ -45,12 +51,15 @@ RELEASES = Counter("setrec_releases_total", "Changes of the model, by outcome.",
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Time a block as one stage."""
+    """Time a block as one stage, and what it marked as parts (:func:`serving.stages.part`) as stages beside it."""
     began = perf_counter()
-    try:
-        yield
-    finally:
-        STAGES.labels(name).observe(perf_counter() - began)
+    with stages.timed() as parts:
+        try:
+            yield
+        finally:
+            STAGES.labels(name).observe(perf_counter() - began - sum(parts.values()))
+            for other, seconds in parts.items():
+                STAGES.labels(other).observe(seconds)
 
 
 def serves(model_version: str, before: str | None = None) -> None:

@@ -22,15 +22,14 @@ class RetrieverSettings(Settings):
     ``auto`` is exact search while a query reads at most 80 MB of codes (100 thousand items of 192 numbers, 5 ms), or
     where ``recall_target`` is 1. Beyond, ``ivf_sq8``, from 8 GB ``ivf_pq``, each only if it is measured to reach the
     target on held-out queries by scanning less than a third of the items; else the next larger kind, at last
-    ``exact``. ``hnsw`` is never chosen: at equal recall it is built many times slower, takes more memory than the
-    codes, and filters bend its paths.
+    ``exact``. ``hnsw`` is never chosen: on 12,101 codes of Amazon Beauty it missed 0.99 at any effort tried.
 
     ``recall_target``: share of the ten best that is to be found; cells probed, ``ef_search`` and how many candidates
     are re-scored are chosen to reach it, unless set here. ``oversample``: candidates re-scored per item asked for.
     HNSW: ``m`` links per item (8 m bytes each), ``ef_construction`` build effort, ``ef_search`` search effort. IVF:
     ``nlist`` cells (``null``: 4 sqrt(I); building takes time in proportion), ``nprobe`` of them searched. ``seed``: of
     k-means, of samples, and of the order in which items enter HNSW. ``tune_queries`` are held out for the choice, as
-    many again for the audit: about 15 s each per 500 and million items.
+    many again for the audit.
     """
 
     kind: Literal["auto", "exact", "hnsw", "ivf", "ivf_sq8", "ivf_pq"] = "auto"

@@ -52,7 +52,7 @@ def open_live(
     loader = Loader(settings, store, load_encoder, graph_loader)
     releases = Releases(settings.releases, path, loader) if settings.releases else None
     model = releases.first_model() if releases else loader.load(path)
-    live = Live(model.engine, store, model.graph)
+    live = Live(model.engine, store, model.graph, audit_share=settings.audit_share)
     if store is not None:
         live.follower = follower = Follower(live)
         live.on_close(follower.close)

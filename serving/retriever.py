@@ -147,8 +147,7 @@ class Retriever:
         """Recall@k of ``search`` on queries float32 (B, D) of the model; an item tied with the k-th best counts."""
         shares = []
         for query, hits in zip(np.asarray(queries, dtype=np.float32), self.search(queries, k), strict=True):
-            best = self.exact.best(query, k).scores
-            shares.append(float((hits.scores >= best[-1]).sum()) / len(best) if len(best) else 1.0)
+            shares.append(audit.share(hits.scores, self.exact.best(query, k).scores))
         return audit.of(shares, k, like=self.built_audit)
 
     def save(self, directory: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -136,8 +137,9 @@ def test_probes_documentation_and_the_front_door_are_open_and_tell_a_stranger_no
 def test_figures_of_the_stages_are_there_to_be_scraped(client):
     client.post("/v1/recommend", json={"user_id": "user-1"})
     text = client.get("/metrics").text
-    for stage in ("read_history", "encode", "retrieve"):
+    for stage in ("read_history", "generate", "retrieve", "rescore"):
         assert f'setrec_stage_seconds_count{{stage="{stage}"}}' in text
+    assert re.search(r"^setrec_recall(\{.*\})? 1\.0$", text, re.MULTILINE)  # so few items are searched exactly
     assert 'setrec_requests_total{method="POST",route="/v1/recommend",status="200"}' in text
     assert "user-1" not in text
 

@@ -1,5 +1,6 @@
 """Events, histories and items over HTTP, on one replica and on two that share a store."""
 
+import re
 import time
 
 import numpy as np
@@ -143,6 +144,26 @@ def test_unknown_items_of_a_history_are_refused_or_skipped_as_asked(shared):
     skipped = recommend(shared, **body, unknown_items="skip")
     assert skipped["skipped"] == ["never"]
     assert skipped["items"] == recommend(shared, history=["item-1", "item-2"])["items"]
+
+
+def stage_counts(client):
+    text = client.get("/metrics").text
+    return {name: float(n) for name, n in re.findall(r'setrec_stage_seconds_count\{stage="(\w+)"\} (\S+)', text)}
+
+
+def test_each_stage_is_timed_once_a_batch_and_encoding_once_an_item(shared):
+    met = [event("timed", f"item-{n}") for n in range(3)]
+    assert shared.post("/v1/events", json={"events": met}).status_code == 200
+    before = stage_counts(shared)
+    recommend(shared, user_id="timed")
+    after = stage_counts(shared)
+    each = ("read_history", "generate", "retrieve", "rescore")
+    assert {name: after[name] - before.get(name, 0) for name in after} == dict.fromkeys(each, 1) | {
+        name: 0 for name in after if name not in each
+    }
+    shared.put("/v1/items/timed", json={"title": "t", "text": "text 3"})
+    assert stage_counts(shared) == after | {"encode": after.get("encode", 0) + 1}
+    shared.delete("/v1/items/timed")
 
 
 def test_every_replica_has_a_change_within_two_seconds(bundle, tmp_path):
