@@ -73,7 +73,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "completion": {
         "encoder": {"max_length": 64},
         "model": {"position_tokens": 1, "neighbours": 12, "identity": 128},
-        "learning": {"epochs": 8, "batch": 512, "learning_rate": 2e-3, "minutes": 20},
+        "learning": {"epochs": 8, "batch": 512, "learning_rate": 2e-3, "minutes": 14, "sampled": 8192},
         "evaluation": {"seeds": 1},
     },
     "connectivity": _SMALL_GRAPHS,
