@@ -3,8 +3,7 @@
 Inner products do not care for the coordinates: <q, c> = <A^-T q, A c> for every invertible A. Cells, graphs and
 quantisers do: they gather codes that are near each other, in coordinates that training happened to choose. With
 A = (E[q q^T])^(1/2) over queries of the model, |A (c - c')|^2 is the mean squared difference of the scores of c and c',
-so near means "scored alike". On codes of 12,101 Amazon Beauty items with SASRec's user vectors, 0.995 of the ten best
-took 4% of the rows instead of 55%.
+so near means "scored alike", and fewer cells hold the best. By how much depends on the codes.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ class RetrieverSettings(Settings):
     ``exact``. ``hnsw`` is never chosen: on 12,101 codes of Amazon Beauty it missed 0.99 at any effort tried.
 
     ``recall_target``: share of the ten best that is to be found; cells probed, ``ef_search`` and how many candidates
-    are re-scored are chosen to reach it, unless set here. ``oversample``: candidates re-scored per item asked for.
+    are re-scored are chosen to reach it, unless set here; under filters, random ones: a wide filter that goes with the
+    codes and takes away what lies nearest may find less. ``oversample``: candidates re-scored per item asked for.
     HNSW: ``m`` links per item (8 m bytes each), ``ef_construction`` build effort, ``ef_search`` search effort. IVF:
     ``nlist`` cells (``null``: 4 sqrt(I); building takes time in proportion), ``nprobe`` of them searched. ``seed``: of
     k-means, of samples, and of the order in which items enter HNSW. ``tune_queries`` are held out for the choice, as
