@@ -12,7 +12,9 @@ from nodetok.artifact import GraphArtifact
 from nodetok.graph import Graph
 from pipelines import graph_jobs, graph_service
 from pipelines.graph_config import DEFAULTS, graph_config
+from serving.gate import protect
 from serving.graph import add_graph_routes
+from serving.settings import ServingSettings
 from setrec.errors import ConfigError, DataError, SetRecError, UnknownNodeError
 
 QUICK = [
@@ -174,6 +176,7 @@ def test_the_endpoint_answers_what_the_command_line_answers(trained):
 
     app = FastAPI()
     add_graph_routes(app, graph_service.load(trained / "graph"))
+    protect(app, ServingSettings(auth="off"), request_ids=False)
     client = TestClient(app)
     question = "what is the class of [[7]] ?"
     body = client.post("/v1/graph/ask", json={"question": question, "k": 2}).json()
