@@ -50,8 +50,8 @@ def recommend_once(bundle: Path, request: Request) -> dict[str, Any]:
     """One answer from a bundle, as the endpoint would give it.
 
     Raises:
-        UnknownUserError: the bundle does not hold the user. The endpoint answers with what is popular; here, where nobody
-            can be new, it is a slip of the pen.
+        UnknownUserError: the bundle does not hold the user. The endpoint answers with what is popular; here, where
+            nobody can be new, it is a slip of the pen.
     """
     opened = Bundle.open(bundle)
     if request.user_id is not None:
