@@ -26,7 +26,7 @@ from serving.policy import RetrieverSettings
 _PER_CELL, _ROUNDS = 64, 10
 """Items a cell that k-means sees (FAISS warns below 39), and its rounds."""
 _OPQ_ROWS, _OPQ_ROUNDS = 8192, 4
-"""OPQ is fitted on few rows: on 16 thousand, with 8 bits, it took six minutes."""
+"""OPQ is fitted on few rows, since its time grows with them."""
 _COUNTED = 1 << 16
 """Rows of a filter that are counted by cell; of a wider one, as many are drawn evenly."""
 # What a filtered query costs, in rows gathered and scored exactly (estimates, not yet measured).
