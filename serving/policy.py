@@ -22,8 +22,7 @@ class RetrieverSettings(Settings):
     ``auto`` is exact search while a query reads at most 80 MB of codes (100 thousand items of 192 numbers), or where
     ``recall_target`` is 1. Beyond, ``ivf_sq8``, from 8 GB ``ivf_pq``, each only if it is measured to reach the target
     on held-out queries by scanning less than a third of the items; else the next larger kind, at last ``exact``.
-    ``hnsw`` is never chosen: of 12,000 synthetic codes (``benchmarks/codes.py``) it found 0.57 of the ten best at the
-    greatest effort, in more time than exact search.
+    ``hnsw`` is never chosen: with inner products of unequal norms it plateaus below the target, and builds slowest.
 
     ``recall_target``: share of the ten best that is to be found; cells probed, ``ef_search`` and how many candidates
     are re-scored are chosen to reach it, unless set here; under filters, random ones: a wide filter that goes with the
