@@ -82,7 +82,7 @@ class _Maps:
         return np.hstack([collaborative, semantic]).astype(np.float32)
 
     def queries(self, interest: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        # As much noise as leaves about one cell in ten to be probed for 0.99 of the ten best, at 12 thousand items; with
+        # As much noise as has about one cell in ten probed for 0.99 of the ten best, at 12 thousand items; with
         # published embeddings of Amazon Beauty it is one in twenty, with noise of 0.1 one in three.
         parts = []
         for matrix, length in ((self._collaborative, 5.5), (self._semantic, 0.4)):
