@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -141,9 +142,13 @@ def test_without_any_replica_the_answer_is_503_in_the_shape_of_all_errors(proxy,
     replica.ending = True
     replica.shutdown()
     replica.server_close()
+    for _ in range(10):  # an idle connection to the replica that went may cost a client its own
+        with suppress(httpx.RemoteProtocolError):
+            if proxy.get("/v1/x").status_code == 503:
+                break
     answers = [proxy.get("/v1/x") for _ in range(20)]
-    assert {answer.status_code for answer in answers[3:]} == {503}
-    assert {answer.headers["retry-after"] for answer in answers[3:]} == {"7"}
+    assert {answer.status_code for answer in answers} == {503}
+    assert {answer.headers["retry-after"] for answer in answers} == {"7"}
     assert answers[-1].json()["error"] == {"code": "unavailable", "message": "no replica can answer just now"}
 
 
