@@ -65,26 +65,30 @@ def nlgraph(
     problem: Problem,
     settings: TokenizerSettings,
     seed: int = 0,
+    *,
+    rows: Sequence[int] | None = None,
 ) -> Task:
     """NLGraph (Wang et al. 2023): is there a path, is there a cycle, how long is the shortest path?
 
     Answers are yes or no, or the shortest path's total length (the published metric asks for the path itself). A tenth
     of the training part is for validation. The text-only control reads the problem as it is printed, graph and all.
+    ``rows``: where in the table the questions stand, for errors.
 
     Raises:
         DataError: a question that cannot be parsed.
     """
-    read = [_parse(q, a, problem, row) for row, (q, a) in enumerate(zip(questions, answers, strict=True))]
+    places = range(len(questions)) if rows is None else rows
+    read = [_parse(q, a, problem, row) for q, a, row in zip(questions, answers, places, strict=True)]
     graph, table, starts = side_by_side([small for small, _, _ in read], settings)
     names = sorted({answer for _, _, answer in read}, key=lambda name: (len(name), name))
     nodes = [list(range(small.nodes)) if problem == "cycle" else asked for small, asked, _ in read]
     width = max(map(len, nodes))
-    rows = np.full((len(read), width), -1, dtype=np.int64)
+    shown = np.full((len(read), width), -1, dtype=np.int64)
     for row, (asked, start) in enumerate(zip(nodes, starts[:-1], strict=True)):
-        rows[row, : len(asked)] = np.array(asked) + start
+        shown[row, : len(asked)] = np.array(asked) + start
     texts = [_question(problem, len(asked)) for asked in nodes]
     plain = [" ".join(q.split()) + " answer :" for q in questions]
-    examples = Examples(Prompts(texts, rows, plain=plain), np.array([names.index(answer) for _, _, answer in read]))
+    examples = Examples(Prompts(texts, shown, plain=plain), np.array([names.index(answer) for _, _, answer in read]))
     return _split(f"nlgraph {problem}", graph, table, starts, names, examples, split, [*plain, *texts], seed)
 
 

@@ -61,13 +61,8 @@ class GraphReaderService:
         artifact, tokenizer, positions = self.artifact, self.artifact.tokenizer, self.positions
         assert tokenizer is not None
         assert positions is not None
-        every = torch.from_numpy(positions)
-        with torch.no_grad():
-            scores = tokenizer.positions.similarity(every[row][None], every).numpy()
-        best = [int(r) for r in np.argsort(-scores, kind="stable") if r != row][:k]
-        near = tuple(NearNode(artifact.ids[r], float(scores[r])) for r in best)
-        own = tokenizer.table[row].astype(float)
-        own[~np.isfinite(own) | (own == UNREACHABLE if tokenizer.table.dtype == np.uint8 else False)] = np.nan
+        near = tuple(NearNode(artifact.ids[r], float(score)) for r, score in self._nearest(row, k))
+        own = np.where(self._reached(np.array([row]))[0], tokenizer.table[row].astype(float), np.nan)
         # Both directions of a directed graph stand side by side; the first K columns are distances to the anchors.
         anchors = tuple(
             AnchorDistance(str(node), None if np.isnan(d) else float(d))
@@ -75,6 +70,26 @@ class GraphReaderService:
         )
         text = None if artifact.texts is None else artifact.texts[row]
         return NodeDescription(artifact.ids[row], text, [float(x) for x in positions[row]], near, anchors)
+
+    def _nearest(self, row: int, k: int) -> list[tuple[int, float]]:
+        """Up to ``k`` rows with their similarity; nodes that share no anchor within reach with ``row`` are not near."""
+        tokenizer, positions = self.artifact.tokenizer, self.positions
+        assert tokenizer is not None
+        assert positions is not None
+        every = torch.from_numpy(positions)
+        with torch.no_grad():
+            scores = tokenizer.positions.similarity(every[row][None], every).numpy()
+        scores[row] = -np.inf
+        some = np.argpartition(-scores, min(4 * k, len(scores) - 1))[: 4 * k]
+        some = some[np.lexsort((some, -scores[some]))]
+        shared = (self._reached(some) & self._reached(np.array([row]))).any(axis=1) & (some != row)
+        return [(int(r), float(scores[r])) for r in some[shared][:k]]
+
+    def _reached(self, rows: np.ndarray) -> np.ndarray:
+        """Which anchors ``rows`` reach, bool (rows, K)."""
+        assert self.artifact.tokenizer is not None
+        table = self.artifact.tokenizer.table[rows]
+        return table != UNREACHABLE if table.dtype == np.uint8 else np.isfinite(table)
 
 
 def load(path: Path) -> GraphReaderService:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +48,16 @@ def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
     if name == "stance":
         names = ("belief", "argument", "stance", "graph", "split")
         encode = None if config.encoder.path is None else lambda texts: _needed(_vectors(texts, config, cache))
-        belief, argument, said, graph, split = _texts(folder, "examples", *names)
-        return stance(belief, argument, said, graph, split, encode, config.tokenizer)
-    task, split, question, answer = _texts(folder, "questions", "task", "split", "question", "answer")
-    mine = [row for row, kind in enumerate(task) if kind == name]
-    if not mine:
-        raise DataError(f"no question of the task '{name}'", file=folder)
-    return nlgraph(
-        [question[r] for r in mine], [answer[r] for r in mine], [split[r] for r in mine], name, config.tokenizer
-    )  # fmt: skip
+        with _in(path := _table(folder, "examples")):
+            belief, argument, said, graph, split = _texts(path, *names)
+            return stance(belief, argument, said, graph, split, encode, config.tokenizer)
+    with _in(path := _table(folder, "questions")):
+        task, split, question, answer = _texts(path, "task", "split", "question", "answer")
+        mine = [row for row, kind in enumerate(task) if kind == name]
+        if not mine:
+            raise DataError(f"no question of the task '{name}'")
+        asked, answers, parts = ([column[r] for r in mine] for column in (question, answer, split))
+        return nlgraph(asked, answers, parts, name, config.tokenizer, rows=mine)
 
 
 def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
@@ -82,10 +84,26 @@ def _needed(vectors: np.ndarray | None) -> np.ndarray:
     return vectors
 
 
-def _texts(folder: Path, table: str, *names: str) -> list[list[str]]:
-    """Columns of texts of a table of any format, line breaks kept."""
+def _table(folder: Path, table: str) -> Path:
+    """The table of any format called ``table``."""
     path = next((folder / f"{table}{suffix}" for suffix in FORMATS if (folder / f"{table}{suffix}").is_file()), None)
     if path is None:
         raise DataError(f"no {table}{FORMATS[0]} (or {', '.join(FORMATS[1:])}) there", file=folder)
+    return path
+
+
+def _texts(path: Path, *names: str) -> list[list[str]]:
+    """Columns of texts, line breaks kept."""
     raw = read_raw(path)
     return [columns.ids(Column(raw.file, name, raw.column(name)), what=name).tolist() for name in names]
+
+
+@contextmanager
+def _in(path: Path) -> Iterator[None]:
+    """Errors about what a file holds name it."""
+    try:
+        yield
+    except DataError as error:
+        if str(path) in str(error):
+            raise
+        raise DataError(f"{path}, {error}") from None

@@ -22,7 +22,6 @@ SELECTIVITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 _FEWEST_ALLOWED = 1000
 _FILTERED_QUERIES = 96
 _EFFORTS = (16, 32, 64, 128, 256, 512, 1024)
-_GRAPH_FILTERS = (0.5, 0.2)
 _OVERSAMPLES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -86,20 +85,15 @@ class Tuner:
         return Plan(kind=kind, effort=min(effort, len(index.sizes)), filtered=tuple(filtered))
 
     def _graph(self, index: Hnsw) -> Plan:
-        effort = self._settings.ef_search or self._walk(index, self._queries, self._truth, None)
-        filtered = [(1.0, effort)]
-        for share, mask, rows in zip(self._shares, self._masks, self._filtered, strict=True):
-            if share in _GRAPH_FILTERS:
-                filtered.append((share, self._walk(index, self._queries[:_FILTERED_QUERIES], rows, mask)))
-        return Plan(kind="hnsw", effort=effort, filtered=tuple(filtered))
-
-    def _walk(self, index: Hnsw, queries: np.ndarray, truth: np.ndarray, mask: np.ndarray | None) -> int:
-        reaches = (
-            effort
-            for effort in _EFFORTS
-            if self._recall(index, effort, 1, queries, truth, mask) >= self._settings.recall_target
+        effort = self._settings.ef_search or next(
+            (
+                effort
+                for effort in _EFFORTS
+                if self._recall(index, effort, 1, self._queries, self._truth) >= self._settings.recall_target
+            ),
+            _EFFORTS[-1],
         )
-        return next(reaches, _EFFORTS[-1])
+        return Plan(kind="hnsw", effort=effort)
 
     def _oversample(self, index: Ivf | Hnsw, plan: Plan) -> int:
         if isinstance(index, Hnsw):
@@ -117,12 +111,13 @@ class Tuner:
         oversample: int,
         queries: np.ndarray,
         truth: np.ndarray,
-        mask: np.ndarray | None = None,
     ) -> float:
         found = []
         for query, best in zip(queries, truth, strict=True):
-            rows = index.propose(query, K * oversample + 1, effort, mask)
+            rows = index.propose(query, K * oversample + 1, effort)
             if rows is None:
                 return 1.0  # searched exactly
+            if isinstance(index, Hnsw) and len(rows) < K * oversample + 1:
+                return 0.0  # a walk that ends early is not trusted when it is served, and costs a search of everything
             found.append(np.isin(best, self._exact.among(query, rows, K).rows).mean())
         return float(np.mean(found))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving_helpers import codes
 
-from serving.policy import COMPRESS_BYTES, EXACT_BYTES, candidates
+from serving.policy import EXACT_BYTES, candidates
 from serving.retriever import Retriever, RetrieverSettings
 from setrec.errors import BundleError
 
@@ -208,7 +208,7 @@ class TestAgainstAProductOfMatrices:
         """As genres do: some of the 40 clusters, drawn for each query, and never the one that it scores highest.
 
         Efforts are tuned on random filters, so the wider of these miss the target of 0.98: at 26 clusters, lists find
-        0.87 to 0.89 and the graph 0.75.
+        0.87 to 0.89. Under a filter graphs are not walked.
         """
         monkeypatch.setattr("serving.ivf._FIXED", 0)
         rng, of_item = np.random.default_rng(7), clustered.clusters()
@@ -260,8 +260,8 @@ def test_one_item_of_twenty_times_the_norm_does_not_hide_the_others(kind):
             assert hits.rows.tolist() == [77]
 
 
-@pytest.mark.parametrize("kind", ["ivf", "ivf_sq8", "ivf_pq", "hnsw"])
-def test_lists_and_graphs_answer_filtered_queries_themselves(kind, monkeypatch):
+@pytest.mark.parametrize("kind", ["ivf", "ivf_sq8", "ivf_pq"])
+def test_lists_answer_filtered_queries_themselves(kind, monkeypatch):
     """Were everything searched exactly, the recall of filtered searches would say nothing."""
     monkeypatch.setattr("serving.ivf._FIXED", 0)
     some = Clustered(kind)
@@ -287,9 +287,7 @@ class TestPolicy:
         ("size", "kinds"),
         [
             (EXACT_BYTES, ["exact"]),
-            (EXACT_BYTES + 400, ["ivf_sq8", "ivf", "exact"]),
-            (COMPRESS_BYTES, ["ivf_sq8", "ivf", "exact"]),
-            (COMPRESS_BYTES + 400, ["ivf_pq", "ivf_sq8", "ivf", "exact"]),
+            (EXACT_BYTES + 400, ["ivf_pq", "ivf_sq8", "ivf", "exact"]),
         ],
     )
     def test_the_kinds_to_try_go_by_size(self, size, kinds):
@@ -301,7 +299,7 @@ class TestPolicy:
     def test_beyond_the_bound_a_measured_index_is_taken_if_it_suffices(self, monkeypatch):
         monkeypatch.setattr("serving.policy.EXACT_BYTES", 0)
         plain = Clustered("auto")
-        assert plain.retriever.kind == "ivf_sq8"
+        assert plain.retriever.kind == "ivf_pq"
         assert plain.recall() >= 0.95
 
     def test_and_exact_search_if_none_does(self, monkeypatch):
