@@ -10,15 +10,24 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Full, Queue
+from typing import Protocol
 
 import numpy as np
 
 from serving import audit, logs, metrics
-from serving.exact import Exact
+from serving.exact import Hits
 from serving.retriever import Retriever
 
 _LATEST = 200  # audited answers that the figure is the mean of
 _NICE = 19
+
+
+class FindsBest(Protocol):
+    """Exact search."""
+
+    def best(self, query: np.ndarray, k: int, mask: np.ndarray | None = None) -> Hits:
+        """The ``k`` best rows for ``query`` float32 (D,) that ``mask`` bool (R,) allows."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Answered:
 
     base: Retriever
     query: np.ndarray
-    exact: Exact
+    exact: FindsBest
     left: np.ndarray
     k: int
     scores: np.ndarray

@@ -31,6 +31,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from serving.manifest import FORMAT_VERSION, MANIFEST, Manifest, line, verify
+from serving.mapped import mapped
 from serving.newcomers import Estimate
 from serving.retriever import Retriever
 from serving.texts import TextRule
@@ -102,7 +103,7 @@ class Checks(Settings):
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: ``codes`` float32 (I, D), ``popularity`` int64 (I,), everything else as its type says."""
+    """An opened bundle: ``codes`` float32 (I, D), memory-mapped, and ``popularity`` int64 (I,)."""
 
     path: Path
     manifest: Manifest
@@ -125,7 +126,7 @@ class Bundle:
         path = Path(path)
         manifest = verify(path)
         try:
-            codes = np.ascontiguousarray(load_file(path / "codes.safetensors")["codes"], dtype=np.float32)
+            codes = mapped(path / "codes.safetensors", "codes")
             popularity = load_file(path / "popularity.safetensors")["counts"]
             catalog, histories = Catalog.load(path / "items.parquet"), Histories.load(path / "histories.parquet")
             retriever = Retriever.load(path, codes)

@@ -214,7 +214,7 @@ class Engine:
         """User codes, float32 (B, D). The model is given the codes of the items at hand alone, not the whole table."""
         read = Ragged.of([rows[-self.bundle.model.max_items :] for rows in histories])
         rows, place = np.unique(read.values, return_inverse=True)
-        codes = torch.from_numpy(np.ascontiguousarray(self.state.index.codes[rows]))
+        codes = torch.from_numpy(self.state.index.codes(rows))
         with torch.inference_mode():
             users = self.bundle.model.user_codes(
                 Ragged(place.astype(np.int32), read.offsets), self.bundle.manifest.weights, codes
@@ -222,7 +222,7 @@ class Engine:
         return users.float().cpu().numpy()
 
     def _answer(self, asked: _Asked, query: np.ndarray, hits: Hits) -> Answer:
-        products = self.state.index.codes[hits.rows] * query.astype(np.float64)
+        products = self.state.index.codes(hits.rows) * query.astype(np.float64)
         columns = self.bundle.manifest.code_columns
         shares = {kind: products[:, start:stop].sum(axis=1).tolist() for kind, (start, stop) in columns.items()}
         per_item = [{kind: values[i] for kind, values in shares.items()} for i in range(len(hits.rows))]

@@ -7,6 +7,7 @@ rebuilding under load; removed ones are rows that no query may get. A new bundle
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,15 +17,31 @@ from serving.retriever import Retriever
 
 _LISTED = 256
 """Removed rows of the base up to which they are left out one by one; above, by a mask over the base."""
+_ROOM = 1024
+"""Fresh rows there is room for at first."""
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Exact search of the rows of a live index as they were at one moment, removed ones too."""
+
+    base: Exact
+    fresh: Exact
+
+    def best(self, query: np.ndarray, k: int, mask: np.ndarray | None = None) -> Hits:
+        """The ``k`` best of the rows that ``mask`` bool (R,) allows."""
+        items = len(self.base.codes)
+        below, above = (None, None) if mask is None else (mask[:items], mask[items:])
+        return _joined(self.base.best(query, k, below), self.fresh.best(query, k, above), items, k)
 
 
 class LiveIndex:
-    """Codes float32 (R, D): the base's I rows, then the live ones. Not thread-safe."""
+    """The base's I rows, then the live ones; what is added lies beside the base's codes. Not thread-safe."""
 
     def __init__(self, base: Retriever) -> None:
         self._base = base
-        self._fresh = Exact(np.empty((0, base.codes.shape[1]), np.float32), 0.0)
-        self._table: np.ndarray | None = None
+        self._table = np.empty((0, base.codes.shape[1]), np.float32)
+        self._fresh = Exact(self._table, 0.0)
         self._alive = np.ones(len(base), dtype=bool)
         self._rows = len(base)
         self._removed = np.empty(0, np.int64)
@@ -43,30 +60,28 @@ class LiveIndex:
         return self._alive[: self._rows]
 
     @property
-    def codes(self) -> np.ndarray:
-        """All codes, float32 (R, D). Until a row is added these are the base's own, memory-mapped or not."""
-        return self._base.codes if self._table is None else self._table[: self._rows]
+    def exact(self) -> Everything:
+        """Exact search of the rows there are now; it stays as it is when rows come and go."""
+        return Everything(self._base.exact, self._fresh)
 
-    @property
-    def exact(self) -> Exact:
-        """Exact search of the rows there are now, removed ones too; it stays as it is when rows come and go."""
-        return Exact(self.codes, max(self._base.exact.largest, self._fresh.largest))
+    def codes(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Codes of ``rows``, float32 (len(rows), D), copied."""
+        rows = np.asarray(rows, dtype=np.int64)
+        found, items = np.empty((len(rows), self._table.shape[1]), np.float32), len(self._base)
+        old = rows < items
+        found[old], found[~old] = self._base.codes[rows[old]], self._table[rows[~old] - items]
+        return found
 
     def add(self, code: np.ndarray) -> int:
-        """Add a row with ``code`` float32 (D,) and return its number.
-
-        The first one copies the base's codes, so that a table of all rows lies in one piece; room doubles from there.
-        """
-        if self._table is None or self._rows == len(self._table):
+        """Add a row with ``code`` float32 (D,) and return its number. Room doubles when there is none."""
+        fresh = self._rows - len(self._base)
+        if fresh == len(self._table):
             self._grow()
-        assert self._table is not None
-        row = self._rows
-        self._table[row] = code
-        self._alive[row] = True
+        self._table[fresh], self._alive[self._rows] = code, True
         self._rows += 1
-        largest = max(self._fresh.largest, float(np.linalg.norm(self._table[row].astype(np.float64))))
-        self._fresh = Exact(self._table[len(self._base) : self._rows], largest)
-        return row
+        largest = max(self._fresh.largest, float(np.linalg.norm(self._table[fresh].astype(np.float64))))
+        self._fresh = Exact(self._table[: fresh + 1], largest)
+        return self._rows - 1
 
     def remove(self, row: int) -> None:
         """Take a row out of all answers, for good; once is as good as twice."""
@@ -124,12 +139,18 @@ class LiveIndex:
         items = len(self._base)
         alive = self._alive[items : self._rows]
         fresh = self._fresh.best(query, k, alive if mask is None else alive & mask[items:], banned)
-        rows, scores = np.concatenate([base.rows, fresh.rows + items]), np.concatenate([base.scores, fresh.scores])
-        order = np.lexsort((rows, -scores))[: max(k, 0)]
-        return Hits(rows[order], scores[order])
+        return _joined(base, fresh, items, k)
 
     def _grow(self) -> None:
-        room = max(2 * self._rows, 1024) if self._table is not None else self._rows + max(self._rows // 8, 1024)
-        table, alive = np.empty((room, self._base.codes.shape[1]), np.float32), np.zeros(room, dtype=bool)
-        table[: self._rows], alive[: self._rows] = self.codes, self.alive
+        fresh = len(self._table)
+        table = np.empty((max(2 * fresh, _ROOM), self._table.shape[1]), np.float32)
+        table[:fresh] = self._table
+        alive = np.zeros(len(self._base) + len(table), dtype=bool)
+        alive[: self._rows] = self.alive
         self._table, self._alive = table, alive
+
+
+def _joined(base: Hits, fresh: Hits, items: int, k: int) -> Hits:
+    rows, scores = np.concatenate([base.rows, fresh.rows + items]), np.concatenate([base.scores, fresh.scores])
+    order = np.lexsort((rows, -scores))[: max(k, 0)]
+    return Hits(rows[order], scores[order])

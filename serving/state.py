@@ -71,7 +71,9 @@ class State:
         for item_id in self.items.gone:
             fresh.remove(item_id)
         for item_id, fields in self.fields.items():
-            fresh.put(item_id, fields, self.index.codes[self.items.find(item_id)])
+            row = self.items.find(item_id)
+            assert row is not None
+            fresh.put(item_id, fields, self.index.codes([row])[0])
         return fresh
 
     def _retire(self, item_id: str) -> None:

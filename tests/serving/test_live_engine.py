@@ -103,7 +103,7 @@ def test_an_item_put_is_an_item_of_the_bundle_with_the_same_text(engine, bundle)
     own = int(np.flatnonzero(bundle.popularity == 0)[0])
     edits.put_item(engine, "twin", ItemFields(title=f"Title «{own}»", text=f"text {own}"))
     row = engine.state.items.find("twin")
-    np.testing.assert_allclose(engine.state.index.codes[row], bundle.codes[own], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(engine.state.index.codes([row])[0], bundle.codes[own], rtol=1e-5, atol=1e-6)
     history = ("item-1", "item-2")
     scores = {i.item_id: i.score for i in engine.recommend_one(Request(history=history, k=50)).items}
     if "twin" in scores:
@@ -115,7 +115,7 @@ def test_an_item_put_is_an_item_of_the_bundle_with_the_same_text(engine, bundle)
 def test_an_item_of_the_bundle_described_anew_keeps_what_users_taught_of_it(engine, bundle):
     own = int(np.argmax(bundle.popularity))
     edits.put_item(engine, f"item-{own}", NEW)
-    code = engine.state.index.codes[engine.state.items.find(f"item-{own}")]
+    code = engine.state.index.codes([engine.state.items.find(f"item-{own}")])[0]
     np.testing.assert_array_equal(code[:6], bundle.codes[own, :6])
     np.testing.assert_allclose(code[6:], text_codes(["text 3 4"])[0], rtol=1e-5)
     answer = engine.recommend_one(Request(history=("item-1",), allow=(f"item-{own}",)))
@@ -203,7 +203,7 @@ def test_live_changes_are_applied_to_a_newer_bundle_with_another_encoder(engine,
 
     fake_bundle(tmp_path / "newer", **coded_items(), model_version="newer")
     newer = Engine(Bundle.open(tmp_path / "newer", load_fake), store=store, encode=Other())
-    code = newer.state.index.codes[newer.state.items.find("new")]
+    code = newer.state.index.codes([newer.state.items.find("new")])[0]
     np.testing.assert_allclose(code[6:], 2 * text_codes(["text 3 4"])[0], rtol=1e-5)
     assert "item-12" not in ids(newer.recommend_one(Request(history=("item-1",), k=60)))
     assert newer.recommend_one(Request(history=("new",))).model_version == "newer"

@@ -16,6 +16,10 @@ def live_over(table, **changes):
     return LiveIndex(Retriever.build(table, RetrieverSettings(**changes)))
 
 
+def every(live):
+    return live.codes(np.arange(len(live)))
+
+
 def check(live, table, alive, queries, k, excluded=None, allowed=None):
     """Same rows and scores as the definition: all scores in float64, sorted by score and then by row."""
     for b, hits in enumerate(live.search(queries, k, excluded, allowed)):
@@ -47,7 +51,7 @@ def test_a_random_life_is_the_same_index_built_anew(seed, items, steps, k):
             live.remove(row)
             alive[row] = False
     assert len(live) == len(table)
-    np.testing.assert_array_equal(live.codes, table)
+    np.testing.assert_array_equal(every(live), table)
     np.testing.assert_array_equal(live.alive, alive)
     queries = rng.integers(-1, 2, size=(3, 3)).astype(np.float32)
     excluded = [np.flatnonzero(rng.random(len(table)) < share) for share in (0, 0.3, 0.9)]
@@ -147,22 +151,27 @@ def test_a_fresh_row_of_large_norm_does_not_blur_the_others():
 
 
 class TestMemory:
-    """Codes are the base's own until a row comes, and room grows by steps."""
-
-    def test_without_fresh_rows_the_bases_codes_are_not_copied(self):
-        table = codes(100, WIDTH)
-        live = live_over(table)
-        live.remove(3)
-        assert np.shares_memory(live.codes, live.base.codes)
+    """Whatever comes or goes, the base's codes are neither copied nor written to, and room grows by steps."""
 
     def test_adding_leaves_the_base_as_it_was(self):
         table = codes(100, WIDTH)
+        table.setflags(write=False)  # as a memory-mapped one is
         live = live_over(table)
         live.add(np.ones(WIDTH, np.float32))
+        live.remove(3)
         assert len(live.base) == 100
-        assert live.codes.shape == (101, WIDTH)
-        np.testing.assert_array_equal(live.base.codes, table)
-        assert not np.shares_memory(live.codes, live.base.codes)
+        assert np.shares_memory(live.base.codes, table)
+        assert np.shares_memory(live.exact.base.codes, table)
+        assert len(live._table) < 2000
+
+    def test_exact_search_stays_as_it_was_when_rows_come(self):
+        live, query = live_over(codes(100, WIDTH)), np.ones(WIDTH, np.float32)
+        before = live.exact
+        best = before.best(query, 3)
+        for _ in range(1500):
+            live.add(9 * np.ones(WIDTH, np.float32))
+        np.testing.assert_array_equal(before.best(query, 3).rows, best.rows)
+        assert live.exact.best(query, 3).rows.tolist() == [100, 101, 102]
 
     def test_rows_survive_every_growth_and_growths_are_few(self):
         table, fresh = codes(100, WIDTH), codes(5000, WIDTH, seed=2)
@@ -172,11 +181,11 @@ class TestMemory:
             if at % 7 == 0:
                 live.remove(100 + at)
             rooms.add(live._table.ctypes.data)
-        np.testing.assert_array_equal(live.codes, np.vstack([table, fresh]))
+        np.testing.assert_array_equal(every(live), np.vstack([table, fresh]))
         np.testing.assert_array_equal(live.alive, [row < 100 or (row - 100) % 7 != 0 for row in range(5100)])
         assert len(rooms) <= 4
         assert len(live._table) < 2.5 * len(live)
-        check(live, live.codes, live.alive, codes(3, WIDTH, seed=1), 10)
+        check(live, every(live), live.alive, codes(3, WIDTH, seed=1), 10)
 
 
 class TestAudit:
@@ -195,6 +204,6 @@ class TestAudit:
         live.add(codes(1, 16, seed=3)[0])
         shares = []
         for query, hits in zip(queries, live.search(queries, 10), strict=True):
-            shares.append(np.isin(np.argsort(-(live.codes @ query))[:10], hits.rows).mean())
+            shares.append(np.isin(np.argsort(-(every(live) @ query))[:10], hits.rows).mean())
         assert np.mean(shares) < 0.9
         assert live.audit(queries, 10).recall == pytest.approx(np.mean(shares))
