@@ -1,0 +1,114 @@
+"""Files wherever they lie: a local path, or a URI such as ``s3://bucket/folder`` or ``gs://bucket/folder``.
+
+What pyarrow takes in a URI is taken here: ``s3://KEY:SECRET@bucket/folder?region=eu-west-1``, for a store of one's own
+``?endpoint_override=127.0.0.1%3A9000&scheme=http&region=us-east-1``, for public data in Google's store
+``gs://anonymous@bucket/folder``. Without keys in the URI those of the environment are used.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+from pyarrow import fs
+
+from setrec.errors import ConfigError
+
+_URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+_SECRETS = re.compile(r"//[^/@]*@")
+
+
+def is_uri(where: str | Path) -> bool:
+    """Whether this is a URI and no local path."""
+    return bool(_URI.match(str(where)))
+
+
+def filesystem(where: str | Path) -> tuple[fs.FileSystem, str]:
+    """The file system of a local path or a URI, and the path in it.
+
+    Raises:
+        ConfigError: a URI that cannot be understood, or whose store cannot be reached to ask for its region.
+    """
+    if not is_uri(where):
+        return fs.LocalFileSystem(), os.path.abspath(where)
+    try:
+        system, path = fs.FileSystem.from_uri(str(where))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        raise ConfigError(f"{shown(where)}: no usable URI ({_SECRETS.sub('//', reason)})") from error
+    if not path.strip("/"):
+        raise ConfigError(f"{shown(where)}: no usable URI (it names no bucket and no folder)")
+    return system, path.rstrip("/")
+
+
+def shown(where: str | Path) -> str:
+    """A path or URI as people may see it: without the keys in it, and without its options."""
+    return _SECRETS.sub("//", str(where)).partition("?")[0] if is_uri(where) else str(where)
+
+
+def join(where: str | Path, *names: str) -> str:
+    """A path or URI below another; the options of a URI stay at its end."""
+    if not is_uri(where):
+        return os.path.join(where, *names)
+    head, mark, options = str(where).partition("?")
+    return "/".join([head.rstrip("/"), *names]) + mark + options
+
+
+def exists(where: str | Path) -> bool:
+    """Whether a file or folder is there."""
+    system, path = filesystem(where)
+    return system.get_file_info(path).type != fs.FileType.NotFound
+
+
+def is_folder(where: str | Path) -> bool:
+    """Whether a folder is there; in an object store, whether anything lies below that name."""
+    system, path = filesystem(where)
+    return system.get_file_info(path).type == fs.FileType.Directory
+
+
+def files(where: str | Path, suffix: str = "") -> list[fs.FileInfo]:
+    """All files below a folder whose names end in ``suffix``, sorted by path; the file itself where it is one.
+
+    Names, of files or folders, that begin with a dot or an underscore are left out, as every Parquet reader does:
+    they are others' temporary files and marks. Nothing there gives an empty list.
+    """
+    system, path = filesystem(where)
+    info = system.get_file_info(path)
+    if info.type == fs.FileType.File:
+        return [info]
+    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+    kept = [i for i in found if i.type == fs.FileType.File and i.path.endswith(suffix) and _visible(i.path, path)]
+    return sorted(kept, key=lambda i: i.path)
+
+
+def _visible(path: str, folder: str) -> bool:
+    return not any(part.startswith((".", "_")) for part in path.removeprefix(folder).split("/"))
+
+
+@contextmanager
+def atomic_stream(where: str | Path) -> Iterator[IO[bytes]]:
+    """A stream to a temporary name beside ``where``; it takes its name when the block ends without an error.
+
+    Readers see the old file or the new one, never a part. Folders above are made where they are missing. A file in S3
+    may have 5 GB: no larger one can be given another name there.
+    """
+    system, path = filesystem(where)
+    parent, _, name = path.rpartition("/")
+    if system.type_name not in ("s3", "gcs"):  # object stores have no folders; a mark of one would only be litter
+        system.create_dir(parent, recursive=True)
+    temporary = f"{parent}/.{name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with system.open_output_stream(temporary) as stream:
+            yield stream
+        system.move(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            system.delete_file(temporary)
+        raise
