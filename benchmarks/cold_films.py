@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines import evaluate, features, ingest, jobs
+from pipelines import evaluate, ingest, jobs
 from pipelines.cluster import ray_session
 from pipelines.config import JobConfig
 from pipelines.demo import demo_config
+from pipelines.encode_texts import encode_texts
 from pipelines.runs import Run
 from setrec.catalog import TEST, Catalog, Histories
 from setrec.model import SetRecModel
@@ -107,7 +108,7 @@ def train(run: Run) -> None:
     config = demo_config(8000, list(SETTINGS))
     run.clear()
     films = prepare(run, config)
-    features.encode_texts(run, config)
+    encode_texts(run, config)
     with ray_session(cpus=2):
         jobs.fit(run, config)
     model = SetRecModel.from_pretrained(run.model).eval()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from pipelines.gate import GateSettings
 from pipelines.ingest import DataSettings
+from pipelines.releases import ReleaseSettings
+from pipelines.search_space import TuneSettings
+from pipelines.trackers import TrackingSettings
 from serving.newcomers import NewcomerSettings
 from serving.retriever import RetrieverSettings
 from serving.settings import ServingSettings
@@ -22,11 +27,17 @@ from setrec.training import TrainingSettings
 
 
 class EncoderSettings(Settings):
-    """The sentence encoder: ``path`` is a local directory or a hub id; ``null`` leaves the semantic slots out."""
+    """The sentence encoder: ``path`` is a local directory or a hub id; ``null`` leaves the semantic slots out.
+
+    ``actors``: processes that encode, each with the model once (100 MB for a small one, on a GPU where the cluster has
+    any); one is this process, without Ray. ``batch_size``: texts at a time; on a CPU more than 64 gain nothing.
+    ``max_length`` cuts texts, in tokens; time grows with it where texts are long.
+    """
 
     path: str | None = None
     batch_size: int = Field(64, ge=1)
     max_length: int = Field(256, ge=8)
+    actors: int = Field(1, ge=1)
 
 
 class StructuralSettings(Settings):
@@ -43,6 +54,9 @@ class StructuralSettings(Settings):
     within ``window`` steps of each other in the training part, of each item's the ``neighbours`` strongest (by cosine;
     memory and time grow with it, and many blur positions); ``knowledge`` are the ``triples`` (head_id, tail_id) over
     entities to which ``links`` (item_id, entity_id) ties items. Half a second for MovieLens-100K.
+
+    ``block``: anchors that one Ray task measures distances to, 4 bytes times the nodes each; ``null`` measures in this
+    process, the quicker choice up to some million nodes.
     """
 
     enabled: bool = False
@@ -56,6 +70,7 @@ class StructuralSettings(Settings):
     neighbours: int = Field(10, ge=1)
     triples: Path | None = None
     links: Path | None = None
+    block: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _knowledge_has_its_files(self) -> StructuralSettings:
@@ -81,6 +96,9 @@ class EvaluationSettings(Settings):
     """Cut-offs, bootstrap and the slot-weight grid of the ranking evaluation.
 
     ``weight_step`` 0.1 tries 11 weightings of two kinds of slots and 66 of three, all from one pass of the model.
+    ``batch_size``: users scored at a time, 4 bytes times the catalogue each and about five times that while ranks are
+    counted. ``actors``: processes that rank batches, each with the models once; metrics are the same. One is this
+    process, without Ray, and the quicker choice up to some ten thousand users.
     """
 
     ks: tuple[int, ...] = (5, 10, 20)
@@ -88,12 +106,19 @@ class EvaluationSettings(Settings):
     weight_step: float = Field(0.1, gt=0, le=1)
     seed: int = 0
     examples: int = Field(5, ge=0)
+    batch_size: int = Field(256, ge=1)
+    actors: int = Field(1, ge=1)
 
 
 class JobConfig(Settings):
-    """All settings of a run, one section per part. Every key is optional but ``data.interactions``."""
+    """All settings of a run, one section per part. Every key is optional but ``data.interactions``.
+
+    ``warm_start``: a run or bundle whose weights training begins with; items are told by their ids, and the models must
+    have the same shape. ``null``: weights at random, or the backbone's pretrained ones.
+    """
 
     name: str = "run"
+    warm_start: Path | None = None
     data: DataSettings
     encoder: EncoderSettings = EncoderSettings()
     structural: StructuralSettings = StructuralSettings()
@@ -103,14 +128,19 @@ class JobConfig(Settings):
     training: TrainingSettings = TrainingSettings()
     cluster: ClusterSettings = ClusterSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    tune: TuneSettings = TuneSettings()
+    tracking: TrackingSettings = TrackingSettings()
     retriever: RetrieverSettings = RetrieverSettings()
     newcomers: NewcomerSettings = NewcomerSettings()
     serving: ServingSettings = ServingSettings()
+    gate: GateSettings = GateSettings()
+    release: ReleaseSettings = ReleaseSettings()
 
-    def save(self, path: Path) -> None:
-        """Write the resolved configuration as YAML, atomically."""
+    def save(self, path: Path, without: Collection[str] = ()) -> None:
+        """Write the resolved configuration as YAML, atomically; sections named in ``without`` are left out."""
+        values = self.model_dump(mode="json", exclude=set(without))
         with atomic_file(path) as temporary:
-            temporary.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+            temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> JobConfig:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from nodetok.distances import DistanceSettings, distances
+from nodetok.graph import Graph
 from pipelines import ingest, item_graph
 from pipelines.config import JobConfig
-from pipelines.progress import bar
+from pipelines.graph_distances import distances_on_cluster
+from pipelines.progress import Bar, bar
 from pipelines.runs import Run
+from pipelines.warm import begin_sasrec
 from setrec.atomic import atomic_file
 from setrec.encoder import TextEncoder
 from setrec.sasrec import SasRec, train_sasrec
 from setrec.tokens import ItemFeatures
-
-
-def encode_texts(run: Run, config: JobConfig) -> None:
-    """Encode every item's text once; vectors are cached by content, so a second run encodes only what is new."""
-    encoder = text_encoder(config)
-    if encoder is None:
-        return
-    catalog, _ = ingest.load(run.data)
-    with bar("Encode item texts") as progress:
-        vectors = encoder.encode(
-            catalog.texts, cache_dir=run.root.parent / ".text_cache", progress=lambda d, t: progress.update(d, t)
-        )
-        progress.update(1, 1, f"{vectors.shape[0]} texts, {vectors.shape[1]} numbers each")
-    run.features.mkdir(parents=True, exist_ok=True)
-    with atomic_file(run.features / "text.safetensors") as path:
-        save_file({"text": vectors}, path)
 
 
 def text_encoder(config: JobConfig) -> TextEncoder | None:
@@ -38,14 +30,34 @@ def text_encoder(config: JobConfig) -> TextEncoder | None:
 
 
 def place_items(run: Run, config: JobConfig) -> None:
-    """Find every item's position in the item graph, from content and training interactions alone."""
+    """Find every item's position in the item graph, from content and training interactions alone.
+
+    With ``structural.block`` the distances are measured by Ray tasks; the positions are the same.
+    """
     catalog, histories = ingest.load(run.data)
-    with bar("Place items in their graph") as progress:
+    with bar("Place items in their graph") as progress, _scratch(run) as scratch:
         graph = item_graph.build(catalog, histories, config.structural)
-        table = item_graph.positions(graph, len(catalog), config.structural)
+        out = Path(scratch) / "distances.npy"
+        measure = distances if config.structural.block is None else _in_blocks(out, config, progress)
+        table = item_graph.positions(graph, len(catalog), config.structural, measure)
         progress.update(1, 1, f"{len(graph)} nodes, {graph.edges} edges, {table.shape[1]} anchors")
     with atomic_file(run.features / "structural.safetensors") as path:
         save_file({item_graph.STRUCTURAL: table}, path)
+
+
+def _scratch(run: Run) -> tempfile.TemporaryDirectory:
+    run.features.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=".distances.", dir=run.features)
+
+
+def _in_blocks(out: Path, config: JobConfig, progress: Bar) -> item_graph.Measure:
+    """Distances as Ray tasks over blocks of anchors; ``out`` holds them until they are read."""
+
+    def measure(graph: Graph, anchors: np.ndarray, settings: DistanceSettings) -> np.ndarray:
+        block = config.structural.block or len(anchors)
+        return distances_on_cluster(graph, anchors, settings, out, block, config.cluster.address, progress)
+
+    return measure
 
 
 def train_collaborative(run: Run, config: JobConfig) -> None:
@@ -59,7 +71,10 @@ def train_collaborative(run: Run, config: JobConfig) -> None:
         progress.update(record["epoch"], record["epochs"], f"validation NDCG@10 {record['ndcg@10']:.4f}")
 
     with bar("Train SASRec") as progress:
-        model = train_sasrec(histories, len(catalog), config.sasrec, report=report, seed=config.training.seed)
+        begin = partial(begin_sasrec, path=config.warm_start, item_ids=catalog.item_ids)
+        model = train_sasrec(
+            histories, len(catalog), config.sasrec, report=report, seed=config.training.seed, begin=begin
+        )
     run.write_curve("SASRec", records)
     model.save(run.sasrec)
     run.features.mkdir(parents=True, exist_ok=True)

@@ -7,15 +7,15 @@ from a cold item crosses an attribute to the items that users know.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 
-from nodetok.anchors import AnchorSettings
-from nodetok.distances import DistanceSettings
+from nodetok.anchors import AnchorSettings, choose
+from nodetok.distances import DistanceSettings, distances
 from nodetok.graph import Graph
 from nodetok.positions import PositionSettings
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
@@ -27,6 +27,8 @@ from setrec.ragged import Ragged
 
 STRUCTURAL = "structural"
 """The kind of the slot, and the name of its feature matrix."""
+Measure = Callable[[Graph, np.ndarray, DistanceSettings], np.ndarray]
+"""Distances of every node to anchors (rows), as :func:`nodetok.distances.distances` gives them."""
 
 
 def build(catalog: Catalog, histories: Histories, settings: StructuralSettings) -> Graph:
@@ -143,16 +145,16 @@ def _without_leaves(edges: np.ndarray, ids: list[Hashable], items: int) -> Graph
     return Graph.from_arrays(source, target, len(kept), ids=kept)
 
 
-def positions(graph: Graph, items: int, settings: StructuralSettings) -> np.ndarray:
+def positions(graph: Graph, items: int, settings: StructuralSettings, measure: Measure = distances) -> np.ndarray:
     """Positions of the first ``items`` rows, float32 (I, K), each column of mean 0 and variance 1 over placed items.
 
     K is the number of anchors, at most the number of nodes with an edge (one where there are none). An item without
-    any edge has no place: its row is zero.
+    any edge has no place: its row is zero. ``measure``: what measures distances, this process if not told otherwise.
     """
     placed = graph.degrees > 0
     table = np.zeros((items, min(settings.anchors, max(1, int(placed.sum())))), dtype=np.float32)
     if placed[:items].any():
-        found = _tokenizer(_connected(graph, placed), settings).transform(np.arange(placed[:items].sum()))
+        found = _tokenizer(_connected(graph, placed), settings, measure).transform(np.arange(placed[:items].sum()))
         spread = found.std(axis=0, dtype=np.float64)
         table[placed[:items]] = (found - found.mean(axis=0, dtype=np.float64)) / np.where(spread > 1e-9, spread, np.inf)
     return table
@@ -165,12 +167,11 @@ def _connected(graph: Graph, kept: np.ndarray) -> Graph:
     return Graph.from_arrays(row[source], row[target], int(kept.sum()))
 
 
-def _tokenizer(graph: Graph, settings: StructuralSettings) -> NodeTokenizer:
-    return NodeTokenizer.fit(
-        graph,
-        TokenizerSettings(
-            anchors=AnchorSettings(count=settings.anchors),
-            distances=DistanceSettings(kind=settings.kind, restart=settings.restart, steps=settings.steps),
-            positions=PositionSettings(tau=settings.tau),
-        ),
+def _tokenizer(graph: Graph, settings: StructuralSettings, measure: Measure) -> NodeTokenizer:
+    s = TokenizerSettings(
+        anchors=AnchorSettings(count=settings.anchors),
+        distances=DistanceSettings(kind=settings.kind, restart=settings.restart, steps=settings.steps),
+        positions=PositionSettings(tau=settings.tau),
     )
+    chosen = choose(graph, s.anchors)
+    return NodeTokenizer.of(graph, s, chosen, measure(graph, chosen.rows, s.distances))

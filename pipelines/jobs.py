@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines import ablation, evaluate, export, features, ingest, report, train
 from pipelines.config import JobConfig
+from pipelines.encode_texts import encode_texts
 from pipelines.progress import bar
 from pipelines.runs import Run
 
@@ -30,6 +31,13 @@ def timed(run: Run, step: str) -> Iterator[None]:
 
 def prepare(run: Run, config: JobConfig) -> dict[str, Any]:
     """Ingest, split, encode texts, place items; starts the run's folder anew once the data has been accepted."""
+    summary = ingest_data(run, config)
+    tokenise(run, config)
+    return summary
+
+
+def ingest_data(run: Run, config: JobConfig) -> dict[str, Any]:
+    """Ingest and split; starts the run's folder anew once the data has been accepted."""
     run.root.mkdir(parents=True, exist_ok=True)
     with timed(run, "ingest"), bar("Ingest and split") as progress:
         summary = ingest.ingest(config.data, run.data)
@@ -41,12 +49,18 @@ def prepare(run: Run, config: JobConfig) -> dict[str, Any]:
     run.write_json("data.json", summary)
     run.log("ingested", **{key: summary[key] for key in ("users", "items", "interactions")})
     config.save(run.config)
+    return summary
+
+
+def tokenise(run: Run, config: JobConfig) -> None:
+    """Encode item texts and, where positions are asked for, place items in their graph."""
+    run.require(run.data, "prepare")
+    config.save(run.config)
     with timed(run, "encode"):
-        features.encode_texts(run, config)
+        encode_texts(run, config)
     if config.structural.enabled:
         with timed(run, "structure"):
             features.place_items(run, config)
-    return summary
 
 
 def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:

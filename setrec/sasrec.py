@@ -147,15 +147,19 @@ def train_sasrec(
     *,
     report: Callable[[dict[str, Any]], None] | None = None,
     seed: int = 42,
+    begin: Callable[[SasRec], object] | None = None,
 ) -> SasRec:
     """Train on the training parts of the histories, stop early on validation NDCG@10, return the best epoch.
 
     ``report`` is told epoch, epochs, loss, ndcg@10 and seconds after every epoch. Without validation items (NDCG@10
-    is then NaN) the epoch of the lowest training loss is taken.
+    is then NaN) the epoch of the lowest training loss is taken. ``begin`` may give the new model other weights than
+    random ones.
     """
     torch.manual_seed(seed)
     model = SasRec(items, settings)
     model.trained.copy_(torch.from_numpy(histories.trained(items)))
+    if begin is not None:
+        begin(model)
     rows, cases = histories.upto(TRAIN), ranking.Cases.of(histories, VALID)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     best, best_epoch, kept, began = -math.inf, 0, {}, time.perf_counter()

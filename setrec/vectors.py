@@ -1,9 +1,10 @@
-"""Vectors by key on disk, for many writers at once and for writers that die."""
+"""Vectors by key on disk, for many writers at once and for writers that die; and tables of vectors written in place."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container
+import json
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,18 @@ class VectorCache:
     def read(self, wanted: Container[bytes]) -> dict[bytes, np.ndarray]:
         """The vectors, float32 (width,), of those wanted keys that are known. Reads every shard."""
         known: dict[bytes, np.ndarray] = {}
-        for path in sorted(self.directory.glob("*.safetensors")):
-            keys, vectors = _shard(path)
-            for key, vector in zip(keys, vectors, strict=True):
-                if key in wanted:
+        for keys, vectors in self.shards():
+            for row, vector in zip(keys, vectors, strict=True):
+                if (key := row.tobytes()) in wanted:
                     known.setdefault(key, vector)
         return known
+
+    def shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Keys uint8 (s, 32) and vectors float32 (s, width) of every sound shard, one shard in memory at a time."""
+        for path in sorted(self.directory.glob("*.safetensors")):
+            found = _shard(path)
+            if found is not None:
+                yield found
 
     def write(self, vectors: dict[bytes, np.ndarray]) -> None:
         """Add vectors; all keys have 32 bytes, all vectors one width."""
@@ -44,14 +51,28 @@ class VectorCache:
             temporary.write_bytes(content)
 
 
-def _shard(path: Path) -> tuple[list[bytes], np.ndarray]:
-    """Keys and vectors of a shard; nothing where it is damaged, was just removed or is no shard at all."""
-    nothing: tuple[list[bytes], np.ndarray] = [], np.empty((0, 0), dtype=np.float32)
+def create_table(path: str | Path, name: str, rows: int, width: int) -> np.ndarray:
+    """A new safetensors file whose one tensor ``name`` is float32 (rows, width), as a writable map of its zeros.
+
+    So a table can be filled in any order and be larger than memory. Written to a path of
+    :func:`setrec.atomic.atomic_file`, it is there as a whole or not at all; call ``flush`` before the block ends.
+    """
+    entry = {"dtype": "F32", "shape": [rows, width], "data_offsets": [0, 4 * rows * width]}
+    header = json.dumps({name: entry}).encode()
+    header += b" " * (-len(header) % 8)  # the format wants its numbers aligned
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 4 * rows * width)
+    return np.memmap(path, np.float32, "r+", offset=8 + len(header), shape=(rows, width))
+
+
+def _shard(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Keys and vectors of a shard; ``None`` where it is damaged, was just removed or is no shard at all."""
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != path.stem:
-            return nothing
+            return None
         tensors = load(content)
-        return [row.tobytes() for row in tensors["keys"]], tensors["vectors"]
+        return tensors["keys"], tensors["vectors"]
     except (OSError, SafetensorError, KeyError):
-        return nothing
+        return None

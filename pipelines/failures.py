@@ -1,0 +1,27 @@
+"""What went wrong on a cluster, in one line: the layers that Ray puts around an error are taken off."""
+
+from __future__ import annotations
+
+import re
+
+from setrec.errors import ConfigError, SetRecError
+
+_OURS = re.compile(r"^setrec\.errors\.\w+: (.+)$", re.MULTILINE)
+
+
+def told(error: BaseException, what: str) -> SetRecError:
+    """The error raised on purpose inside ``error``, or a ConfigError that says why ``what`` failed."""
+    inner: BaseException | None = error
+    last = error
+    for _ in range(10):
+        if inner is None:
+            break
+        if isinstance(inner, SetRecError) and not hasattr(inner, "cause"):
+            return inner
+        last = inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    # Of what was raised in Ray Data's workers only the text comes back.
+    if named := _OURS.findall(str(error)):
+        return ConfigError(named[-1])
+    lines = [line for line in str(last).strip().splitlines() if line.strip()]
+    return ConfigError(f"{what} failed: {lines[-1].strip() if lines else type(last).__name__}")

@@ -1,0 +1,71 @@
+"""Where a warm start comes from: the folder of a run, of a record of the nightly loop, or a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from setrec.errors import ConfigError
+from setrec.model import SetRecModel
+from setrec.sasrec import SasRec
+from setrec.warm_start import old_rows, warm_start, warm_start_sasrec
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, the items it knows and, where it is kept beside it, the collaborative model."""
+
+    model: Path
+    items: Path
+    sasrec: Path | None
+
+    @classmethod
+    def at(cls, path: Path) -> Source:
+        """What lies at ``path``: a run, a bundle, or the ``model`` folder of either.
+
+        Raises:
+            ConfigError: no model with its catalogue is there.
+        """
+        root = path.parent if (path / "config.json").is_file() and path.name == "model" else path
+        for items in (root / "data" / "items.parquet", root / "items.parquet"):
+            if items.is_file() and (root / "model" / "config.json").is_file():
+                sasrec = root / "sasrec"
+                return cls(root / "model", items, sasrec if (sasrec / "config.json").is_file() else None)
+        raise ConfigError(f"warm start: {path} holds no model with its items: give the folder of a run or a bundle")
+
+    def rows(self, item_ids: list[str]) -> np.ndarray:
+        """For each item its row in the older catalogue; see :func:`setrec.warm_start.old_rows`."""
+        try:
+            known = pq.read_table(self.items, columns=["item_id"])["item_id"].to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(f"warm start: {self.items} cannot be read") from error
+        return old_rows(known, item_ids)
+
+
+def begin(model: SetRecModel, path: Path | None, item_ids: list[str]) -> int:
+    """Let ``model`` begin with the weights at ``path``, if there is one; returns how many items were known there.
+
+    Raises:
+        ConfigError: nothing usable is there, or the two models do not fit.
+    """
+    if path is None:
+        return 0
+    source = Source.at(path)
+    try:
+        old = SetRecModel.from_pretrained(source.model, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"warm start: {source.model} cannot be loaded: {reason}") from error
+    return warm_start(model, old, source.rows(item_ids))
+
+
+def begin_sasrec(model: SasRec, path: Path | None, item_ids: list[str]) -> int:
+    """The same for the collaborative model; a bundle carries none, and it then begins anew."""
+    if path is None:
+        return 0
+    source = Source.at(path)
+    return 0 if source.sasrec is None else warm_start_sasrec(model, SasRec.load(source.sasrec), source.rows(item_ids))
