@@ -125,6 +125,8 @@ class Ivf:
 
     def _cells_under(self, near: np.ndarray, effort: int, mask: np.ndarray) -> np.ndarray | None:
         allowed = int(np.count_nonzero(mask))
+        if _FIXED + self._looked_at * effort / len(near) * len(self) >= allowed:
+            return None  # told before the cells are counted, which takes as long as searching a narrow filter exactly
         step = max(1, allowed // _COUNTED)
         # Of a narrow filter every row; of a wide one every so many, found without listing them all first.
         rows = np.flatnonzero(mask)[::step] if step < _LISTED else step * np.flatnonzero(mask[::step])
