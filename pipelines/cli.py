@@ -32,6 +32,9 @@ app.add_typer(graph_app, name="graph")
 
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. training.epochs=20. Repeatable.")]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster to join; default: this machine alone.")
+]
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle directory, as `setrec export` writes it.")]
 
 
@@ -54,7 +57,7 @@ def train(
     run: RunOption,
     workers: Annotated[int | None, typer.Option(help="Training workers.", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")] = None,
+    address: AddressOption = None,
     set_: SetOption = None,
 ) -> None:
     """Train the collaborative model and the recommender with Ray Train."""
@@ -70,13 +73,18 @@ def train(
 def evaluate(
     run: RunOption,
     json_only: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, no table.")] = False,
+    actors: Annotated[int | None, typer.Option(help="Processes that rank batches of users.", min=1)] = None,
+    address: AddressOption = None,
     set_: SetOption = None,
 ) -> None:
     """Rank the whole catalogue for every test user; write metrics.json and report.html."""
     from pipelines import jobs
     from pipelines.tables import ranking_table
 
-    rows = jobs.assess(Run(run), _config_of(run, set_))
+    overrides = list(set_ or [])
+    overrides += [f"evaluation.actors={actors}"] if actors else []
+    overrides += [f"cluster.address={address}"] if address else []
+    rows = jobs.assess(Run(run), _config_of(run, overrides))
     if json_only:
         _print_json(rows)
     else:

@@ -2,53 +2,56 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipelines import ingest
+from pipelines import ingest, shard_evaluate
 from pipelines.config import EvaluationSettings, JobConfig
-from pipelines.features import load_sasrec
 from pipelines.progress import bar
 from pipelines.runs import Run
-from setrec import baselines, ranking, sasrec, scoring
+from pipelines.shard_evaluate import Workers
+from pipelines.systems import OURS, SASREC, Systems
+from setrec import baselines, ranking, scoring
 from setrec.atomic import atomic_file
 from setrec.catalog import TEST, VALID, Catalog, Histories
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
 
-OURS = "SETRec"
-
 
 def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     """Rank all systems on the test items and write the run's result files; returns the rows of metrics.json.
 
-    Nothing here is chosen on the test items: ItemKNN's settings and SETRec's slot weights come from validation.
+    Nothing here is chosen on the test items: ItemKNN's settings and SETRec's slot weights come from validation. With
+    ``evaluation.actors`` above one, batches of users go to actors; metrics are the same.
+
+    Raises:
+        ConfigError: the run has not been trained, or a batch failed for good.
     """
     run.require(run.model, "train")
     catalog, histories = ingest.load(run.data)
-    model = SetRecModel.from_pretrained(run.model).eval()
-    with bar("Choose weights, tune ItemKNN") as progress:
-        weights, tried = choose_weights(model, histories, config.evaluation)
-        knn, knn_tried = baselines.tune_item_knn(histories, len(catalog), progress=progress.update)
-        progress.update(1, 1, "weights " + ", ".join(f"{kind} {w:.1f}" for kind, w in weights.items()))
-    run.write_json("weights.json", {"weights": weights, "grid": tried, "item_knn": knn_tried})
-    systems: dict[str, ranking.Scorer] = {
-        "Popularity": baselines.Popularity(histories.train_counts(len(catalog))),
-        "ItemKNN": knn,
-        "SASRec": sasrec.scorer(load_sasrec(run)),
-        OURS: scoring.scorer(model, weights),
-    }
-    cases = ranking.Cases.of(histories, TEST)
-    results = _rank(systems, cases, histories, len(catalog), config.evaluation)
-    rows = [r for name, found in results.items() for r in _rows(name, found, config.evaluation)]
+    items, s = len(catalog), config.evaluation
+    groups = ranking.warm_cold_groups(histories.trained(items))
+    groups += ranking.popularity_groups(histories.train_counts(items))
+    with bar("Tune ItemKNN") as progress:
+        knn, knn_tried = baselines.tune_item_knn(histories, items, progress=progress.update)
+    given = {"Popularity": baselines.Popularity(histories.train_counts(items)), "ItemKNN": knn}
+    load = partial(Systems.load, run.root.resolve(), given, groups, gpu=config.cluster.gpu)
+    with shard_evaluate.workers(load, config) as each:
+        weights, tried = _choose(each, run, histories, s)
+        run.write_json("weights.json", {"weights": weights, "grid": tried, "item_knn": knn_tried})
+        cases = ranking.Cases.of(histories, TEST)
+        results = _rank(each, [*given, SASREC, OURS], weights, cases, groups, s)
+    rows = [r for name, found in results.items() for r in _rows(name, found, s)]
     run.write_json("metrics.json", [r for r in rows if not r["group"].startswith("popularity:")])
     run.write_json("popularity_groups.json", [r for r in rows if r["group"].startswith("popularity:")])
-    run.write_json("comparisons.json", _comparisons(results, config.evaluation))
+    run.write_json("comparisons.json", _comparisons(results, s))
     with atomic_file(run.root / "per_user.parquet") as path:
         _per_user(results, histories).to_parquet(path, index=False)
-    run.write_json("examples.json", _examples(systems[OURS], catalog, histories, cases, config.evaluation.examples))
+    ours = scoring.scorer(SetRecModel.from_pretrained(run.model), weights)
+    run.write_json("examples.json", _examples(ours, catalog, histories, cases, s.examples))
     return [r for r in rows if not r["group"].startswith("popularity:")]
 
 
@@ -60,20 +63,37 @@ def choose_weights(
     return ranking.choose_weights(scoring.kind_scorer(model), ranking.Cases.of(histories, VALID), grid)
 
 
+def _choose(
+    each: Workers, run: Run, histories: Histories, s: EvaluationSettings
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    grid = scoring.weight_grid(SetRecModel.from_pretrained(run.model).kinds, s.weight_step)
+    with bar("Choose weights") as progress:
+        weights, tried = shard_evaluate.choose_weights(
+            each, ranking.Cases.of(histories, VALID), grid, batch=s.batch_size, progress=progress.update
+        )
+        progress.update(1, 1, "weights " + ", ".join(f"{kind} {w:.1f}" for kind, w in weights.items()))
+    return weights, tried
+
+
 def _rank(
-    systems: dict[str, ranking.Scorer], cases: ranking.Cases, histories: Histories, items: int, s: EvaluationSettings
+    each: Workers,
+    names: list[str],
+    weights: dict[str, float],
+    cases: ranking.Cases,
+    groups: list[ranking.Group],
+    s: EvaluationSettings,
 ) -> dict[str, ranking.PerUser]:
-    groups = ranking.warm_cold_groups(histories.trained(items))
-    groups += ranking.popularity_groups(histories.train_counts(items))
     results = {}
     with bar("Rank the whole catalogue") as progress:
-        for number, (name, scorer) in enumerate(systems.items()):
+        for number, name in enumerate(names):
 
             def told(done: int, total: int, number: int = number) -> None:
-                progress.update(number * total + done, len(systems) * total)
+                progress.update(number * total + done, len(names) * total)
 
-            results[name] = ranking.evaluate(scorer, cases, groups, ks=s.ks, progress=told)
-        progress.update(1, 1, f"{len(cases)} users, {items} items, {len(systems)} systems")
+            results[name] = shard_evaluate.rank(
+                each, name, weights, cases, groups, ks=s.ks, batch=s.batch_size, progress=told
+            )
+        progress.update(1, 1, f"{len(cases)} users, {len(groups[0].truths)} items, {len(names)} systems")
     return results
 
 

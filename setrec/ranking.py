@@ -37,6 +37,12 @@ class Scorer(Protocol):
         ...
 
 
+KindScorer = Callable[[Ragged], Mapping[str, np.ndarray]]
+"""Scores (b, I) of a batch of histories by kind of slot."""
+Ranks = dict[tuple[str, str], Ragged]
+"""By history protocol and group: 0-based ranks of the truths that count, one row per case."""
+
+
 @dataclass(frozen=True)
 class Cases:
     """What is asked: for each user a history and the items that followed. ``skipped`` users had no history."""
@@ -192,20 +198,23 @@ def evaluate(
     Raises:
         DataError: a score is NaN.
     """
-    collected: dict[tuple[str, str], list[Ragged]] = {(h, g.name): [] for g in groups for h in HISTORIES}
+    found = []
     for start in range(0, len(cases), batch):
-        history, truth = cases.batch(start, batch)
-        for key, found in _batch_ranks(_checked(scorer(history)), history, truth, groups).items():
-            collected[key].append(found)
+        found.append(batch_ranks(scorer, *cases.batch(start, batch), groups))
         if progress is not None:
             progress(min(start + batch, len(cases)), len(cases))
-    tables = {key: user_metrics(_stack(parts), ks) for key, parts in collected.items()}
-    return PerUser(cases.users, tables)
+    return joined(cases.users, found, groups, ks)
 
 
-def _batch_ranks(
-    scores: Tensor, history: Ragged, truth: Ragged, groups: Sequence[Group]
-) -> dict[tuple[str, str], Ragged]:
+def joined(users: np.ndarray, found: Sequence[Ranks], groups: Sequence[Group], ks: Sequence[int]) -> PerUser:
+    """Metrics of all ``users`` from the ranks of their batches, in order."""
+    keys = [(h, group.name) for group in groups for h in HISTORIES]
+    return PerUser(users, {key: user_metrics(_stack([part[key] for part in found]), ks) for key in keys})
+
+
+def batch_ranks(scorer: Scorer, history: Ragged, truth: Ragged, groups: Sequence[Group]) -> Ranks:
+    """The part of :func:`evaluate` that one batch of cases is, so that batches can be ranked apart."""
+    scores = _checked(scorer(history))
     row, item = torch.from_numpy(truth.row_of_value), torch.from_numpy(truth.values.astype(np.int64))
     seen = torch.zeros(scores.shape, dtype=torch.bool)
     seen[torch.from_numpy(history.row_of_value), torch.from_numpy(history.values.astype(np.int64))] = True
@@ -234,7 +243,7 @@ def mean_metric(scorer: Scorer, cases: Cases, metric: str = "ndcg@10", history: 
 
 
 def choose_weights(
-    kind_scorer: Callable[[Ragged], Mapping[str, np.ndarray]],
+    kind_scorer: KindScorer,
     cases: Cases,
     grid: Sequence[Mapping[str, float]],
     *,
@@ -245,15 +254,28 @@ def choose_weights(
 
     All weightings share one pass of the model; of equals the first in the grid is taken.
     """
-    found: list[list[Ragged]] = [[] for _ in grid]
-    for start in range(0, len(cases), batch):
-        history, truth = cases.batch(start, batch)
-        kinds = kind_scorer(history)
-        for ranked, weights in zip(found, grid, strict=True):
-            mixed = np.sum([np.float32(w) * kinds[kind] for kind, w in weights.items()], axis=0)
-            ranked.append(Ragged(ranks(mixed, truth, seen=history), truth.offsets))
+    found = [weighted_ranks(kind_scorer, *cases.batch(start, batch), grid) for start in range(0, len(cases), batch)]
+    return best_weights(found, grid, metric)
+
+
+def weighted_ranks(
+    kind_scorer: KindScorer, history: Ragged, truth: Ragged, grid: Sequence[Mapping[str, float]]
+) -> list[Ragged]:
+    """Ranks of the truths under every weighting of the grid, history removed, for one batch of cases."""
+    kinds, found = kind_scorer(history), []
+    for weights in grid:
+        mixed = np.sum([np.float32(w) * kinds[kind] for kind, w in weights.items()], axis=0)
+        found.append(Ragged(ranks(mixed, truth, seen=history), truth.offsets))
+    return found
+
+
+def best_weights(
+    found: Sequence[Sequence[Ragged]], grid: Sequence[Mapping[str, float]], metric: str = "ndcg@10"
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """What :func:`choose_weights` returns, from the ranks of all batches in order."""
     k = int(metric.partition("@")[2])
-    values = [_mean(user_metrics(_stack(parts), (k,))[metric]) for parts in found]
+    stacked = [_stack([part[number] for part in found]) for number in range(len(grid))]
+    values = [_mean(user_metrics(ranked, (k,))[metric]) for ranked in stacked]
     best = int(np.argmax(values))
     return dict(grid[best]), [{"weights": dict(w), metric: v} for w, v in zip(grid, values, strict=True)]
 

@@ -1,0 +1,110 @@
+"""What a search may change and between which bounds: distributions by configuration key, drawn from a seed."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from setrec.settings import Settings
+
+SECTIONS = ("training", "loss", "model", "sasrec")
+"""Sections whose keys may be searched. All others say what is learned from, or have no part in training."""
+
+Value = bool | int | float | str | None
+
+
+class _Range(Settings):
+    @model_validator(mode="after")
+    def _low_lies_below_high(self) -> _Range:
+        low, high = getattr(self, "low", 0), getattr(self, "high", 1)
+        if not low < high:
+            raise ValueError(f"low must lie below high, not {low} and {high}")
+        return self
+
+
+class Uniform(_Range):
+    """A number between ``low`` and ``high``, each as likely."""
+
+    kind: Literal["uniform"]
+    low: float
+    high: float
+
+    def draw(self, rng: np.random.Generator) -> Value:
+        """One value."""
+        return float(rng.uniform(self.low, self.high))
+
+
+class LogUniform(_Range):
+    """A positive number whose logarithm is uniform: for rates, where factors count and not differences."""
+
+    kind: Literal["loguniform"]
+    low: float = Field(gt=0)
+    high: float
+
+    def draw(self, rng: np.random.Generator) -> Value:
+        """One value."""
+        return math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+
+
+class Integer(_Range):
+    """A whole number from ``low`` to ``high``, both included; with ``step`` only every so many from ``low`` on."""
+
+    kind: Literal["integer"]
+    low: int
+    high: int
+    step: int = Field(1, ge=1)
+
+    def draw(self, rng: np.random.Generator) -> Value:
+        """One value."""
+        return self.low + self.step * int(rng.integers((self.high - self.low) // self.step + 1))
+
+
+class Choice(Settings):
+    """One of ``values``, each as likely."""
+
+    kind: Literal["choice"]
+    values: tuple[Value, ...] = Field(min_length=1)
+
+    def draw(self, rng: np.random.Generator) -> Value:
+        """One value."""
+        return self.values[int(rng.integers(len(self.values)))]
+
+
+Distribution = Annotated[Uniform | LogUniform | Integer | Choice, Field(discriminator="kind")]
+
+
+class TuneSettings(Settings):
+    """The search of ``setrec tune``: random settings from ``space``, the worse ones stopped early (ASHA).
+
+    ``space``: by key of this configuration, such as ``training.learning_rate``; keys of ``sasrec`` cost each trial a
+    training of the collaborative model, all others share one. ``trials``: settings tried, the first being the
+    configuration as it is; memory is that of one training for each that runs at a time. ``grace_epochs``: epochs every
+    trial gets. After these, and after each ``reduction`` times as many, a trial goes on only if it is among the best
+    1/``reduction`` of those that came so far. ``minutes``: when the search ends whatever is left to do; ``--resume``
+    goes on from there. ``seed`` draws the settings.
+    """
+
+    space: dict[str, Distribution] = Field(default_factory=dict)
+    trials: int = Field(8, ge=1)
+    grace_epochs: int = Field(2, ge=1)
+    reduction: float = Field(3.0, gt=1)
+    minutes: float = Field(30.0, gt=0)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _keys_may_be_searched(self) -> TuneSettings:
+        for key in self.space:
+            section, dot, _ = key.partition(".")
+            if not dot or section not in SECTIONS:
+                raise ValueError(f"space: '{key}' is no key of {', '.join(SECTIONS)}")
+        return self
+
+    def draw(self, number: int) -> dict[str, Any]:
+        """The settings of a trial, by key; of trial 0 there are none: it is the configuration itself."""
+        if number == 0:
+            return {}
+        rng = np.random.default_rng([self.seed, number])
+        return {key: self.space[key].draw(rng) for key in sorted(self.space)}

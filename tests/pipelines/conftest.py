@@ -1,0 +1,75 @@
+"""A run trained on a tiny catalogue, made once for all tests that only read it."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from pipelines import evaluate, export, features, ingest, report
+from pipelines.config import load_config
+from pipelines.runs import Run
+from setrec.model import SetRecModel
+from setrec.training import Trainer
+
+CONFIG = """
+data:
+  interactions: {folder}/interactions.csv
+  items: {folder}/items.csv
+  columns: {{position: position, attributes: [genre]}}
+structural: {{enabled: {structural}, anchors: 12}}
+sasrec: {{epochs: 2, layers: 1, width: 16, heads: 1}}
+model: {{max_items: 10, semantic_tokens: 2, hidden: [32, 16], backbone: {{family: {family}}}}}
+training: {{epochs: 2, targets_per_batch: 256, precision: float32}}
+evaluation: {{resamples: 50, examples: 2, weight_step: 0.25}}
+"""
+
+
+def trained_run(folder: Path, family: str, structural: bool) -> Run:
+    """A trained, evaluated, exported run. Text vectors are made up, and Ray is left out: other tests cover them."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{u}", f"i{(start + step) % 30}", step)
+        for u, start in enumerate(rng.integers(0, 30, 60))
+        for step in range(int(rng.integers(5, 15)))
+    ]
+    # One item is only ever chosen last: cold.
+    rows += [("u_cold", f"i{step}", step) for step in range(5)] + [("u_cold", "i_cold", 5)]
+    pd.DataFrame(rows, columns=["user_id", "item_id", "position"]).to_csv(folder / "interactions.csv", index=False)
+    items = [f"i{i}" for i in range(30)] + ["i_cold"]
+    genres = [f"genre {row % 5}" for row in range(len(items))]
+    table = pd.DataFrame({"item_id": items, "title": [f"Film {i}" for i in items], "genre": genres})
+    table.to_csv(folder / "items.csv", index=False)
+    (folder / "config.yaml").write_text(CONFIG.format(folder=folder, family=family, structural=structural))
+    run, config = Run(folder / "run"), load_config(folder / "config.yaml")
+    run.root.mkdir()
+    ingest.ingest(config.data, run.data)
+    config.save(run.config)
+    if structural:
+        features.place_items(run, config)
+    features.train_collaborative(run, config)
+    catalog, histories = ingest.load(run.data)
+    save_file({"text": rng.normal(size=(len(catalog), 24)).astype(np.float32)}, run.features / "text.safetensors")
+    torch.manual_seed(0)
+    model = SetRecModel.build(config.model, features.load_features(run, config, histories.trained(len(catalog))))
+    trainer = Trainer(model, histories.upto(0), lambda _: 0.5, config.training, config.loss)
+    trainer.epoch()
+    model.eval().save_pretrained(run.model)
+    evaluate.evaluate(run, config)
+    report.write_report(run.root)
+    export.export(run, config)
+    return run
+
+
+@pytest.fixture(scope="session")
+def qwen3_run(tmp_path_factory) -> Run:
+    """With a Qwen backbone and structural slots. To be read only."""
+    return trained_run(tmp_path_factory.mktemp("qwen3"), "qwen3", True)
+
+
+@pytest.fixture(scope="session")
+def t5_run(tmp_path_factory) -> Run:
+    """With a T5 backbone. To be read only."""
+    return trained_run(tmp_path_factory.mktemp("t5"), "t5", False)
