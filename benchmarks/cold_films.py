@@ -16,6 +16,7 @@ import torch
 from pipelines import evaluate, ingest, jobs
 from pipelines.cluster import ray_session
 from pipelines.config import JobConfig
+from pipelines.data_directory import write_histories
 from pipelines.demo import demo_config
 from pipelines.encode_texts import encode_texts
 from pipelines.runs import Run
@@ -98,7 +99,7 @@ def prepare(run: Run, config: JobConfig) -> ColdFilms:
     catalog, histories = films.warm()
     run.data.mkdir(exist_ok=True)
     catalog.save(run.data / "items.parquet")
-    histories.save(run.data / "histories.parquet")
+    write_histories(run.data / "histories", histories)
     return films
 
 

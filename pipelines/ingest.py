@@ -1,75 +1,33 @@
-"""Raw tables to a data directory: ``items.parquet``, ``histories.parquet`` and ``data.json``, all of it or nothing."""
+"""Raw tables to a data directory (``pipelines.data_directory``), all of it or nothing: in one process, or streamed."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_validator
 
+from pipelines.data_directory import (
+    FORMAT,
+    history_shards,
+    load,
+    refuse_foreign,
+    write_histories,
+    write_summary,
+)
+from pipelines.data_settings import DataSettings
 from setrec.atomic import atomic_directory
 from setrec.catalog import Catalog, Histories
 from setrec.errors import DataError
-from setrec.interactions import Keep, Ties, chronological, distinct, k_core, tied
+from setrec.interactions import chronological, distinct, k_core, tied
 from setrec.ragged import Ragged
-from setrec.schema import Schema
-from setrec.settings import Settings
-from setrec.splits import (
-    NAMES,
-    TRAIN,
-    GlobalTime,
-    LeaveOneOut,
-    SplitSettings,
-    global_time,
-    held_out_items,
-    leave_one_out,
-)
+from setrec.splits import NAMES, TRAIN, GlobalTime, LeaveOneOut, global_time, held_out_items, leave_one_out
 from setrec.tables import read_interactions, read_items
 
-FORMAT = 1
-_FILES = {"items.parquet", "histories.parquet", "data.json"}
-
-
-class DataSettings(Settings):
-    """What to read and what to make of it.
-
-    The steps, in this order: ratings below ``min_rating`` go; interactions with items that ``items`` does not hold
-    are refused or dropped; each user's are sorted by time, equal times by the rule ``ties`` (see
-    ``setrec.interactions.chronological``); of a user's repeated contacts with one item ``deduplicate`` keeps the
-    first, the last or all (a repeat cannot be found by a ranking without the user's own history); users and items
-    with fewer interactions than the minima go, until none is left (with 0, items nobody met stay as cold items);
-    the rest is split. Last, ``cold_share`` of the items lose their training interactions and so become cold: a cold
-    group to measure on, at the price of about that much training data. ``seed`` gives out the item rows, the order of
-    shuffled ties and the items that become cold.
-    """
-
-    interactions: Path
-    items: Path | None = None
-    columns: Schema = Field(default_factory=Schema)
-    min_rating: float | None = None
-    unknown_items: Literal["refuse", "drop"] = "refuse"
-    ties: Ties = "file"
-    deduplicate: Keep = "first"
-    user_min_count: int = Field(default=0, ge=0)
-    item_min_count: int = Field(default=0, ge=0)
-    split: SplitSettings = LeaveOneOut()
-    cold_share: float = Field(default=0.0, ge=0, lt=1)
-    seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _columns_for_what_is_asked(self) -> DataSettings:
-        if self.min_rating is not None and self.columns.rating is None:
-            raise ValueError("min_rating needs columns.rating, the column of ratings")
-        if self.split.kind == "column" and self.columns.split is None:
-            raise ValueError("a split by column needs columns.split, the column of splits")
-        if isinstance(self.split, GlobalTime) and self.columns.position is not None:
-            raise ValueError("a split by global time needs timestamps; positions only order one user's interactions")
-        return self
+__all__ = ["DataSettings", "history_shards", "ingest", "load"]
 
 
 def ingest(config: DataSettings, out: str | Path) -> dict[str, Any]:
@@ -82,28 +40,15 @@ def ingest(config: DataSettings, out: str | Path) -> dict[str, Any]:
         DataError: input that cannot be used, or nothing left to train on; one line naming file, row and column.
     """
     out = Path(out)
-    _refuse_foreign(out)
+    refuse_foreign(out)
     chosen = _split(config, _choose(config))
     catalog, histories = _number(config, chosen)
     summary = _summary(config, chosen, catalog, histories)
     with atomic_directory(out) as new:
         catalog.save(new / "items.parquet")
-        histories.save(new / "histories.parquet")
-        (new / "data.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_histories(new / "histories", histories)
+        write_summary(new, summary)
     return summary
-
-
-def load(out: str | Path) -> tuple[Catalog, Histories]:
-    """The catalogue and the histories of a data directory.
-
-    Raises:
-        DataError: a file is missing or damaged, or the two do not belong together.
-    """
-    catalog = Catalog.load(Path(out) / "items.parquet")
-    histories = Histories.load(Path(out) / "histories.parquet")
-    if histories.items.values.max(initial=-1) >= len(catalog):
-        raise DataError("holds item rows that the catalogue does not have", file=Path(out) / "histories.parquet")
-    return catalog, histories
 
 
 @dataclass
@@ -126,7 +71,7 @@ class _Chosen:
 
 def _choose(config: DataSettings) -> _Chosen:
     """Everything up to the split: the interactions that count, in chronological order."""
-    frame = read_interactions(config.interactions, _columns(config))
+    frame = read_interactions(config.interactions, config.schema_in_use)
     catalog = read_items(config.items, config.columns) if config.items is not None else _named_by_id(frame["item"])
     user_codes, users = pd.factorize(frame["user"])
     frame["item"] = _item_codes(config, frame, catalog)
@@ -159,13 +104,6 @@ def _split(config: DataSettings, chosen: _Chosen) -> _Chosen:
     if not (_array(chosen, "label") == TRAIN).any():
         raise DataError("the split leaves no interaction to train on", file=config.interactions)
     return chosen
-
-
-def _columns(config: DataSettings) -> Schema:
-    """The schema; a split by global time insists on timestamps."""
-    if isinstance(config.split, GlobalTime) and config.columns.timestamp is None:
-        return config.columns.model_copy(update={"timestamp": "timestamp"})
-    return config.columns
 
 
 def _named_by_id(items: pd.Series) -> Catalog:
@@ -210,7 +148,7 @@ def _summary(config: DataSettings, chosen: _Chosen, catalog: Catalog, histories:
     ties = tied(_array(chosen, "user"), _array(chosen, "time"))
     warm = int(histories.trained(len(catalog)).sum())
     counts = np.bincount(histories.splits, minlength=3)
-    inputs = [path for path in (config.interactions, config.items) if path is not None]
+    inputs = [Path(path) for path in (config.interactions, config.items) if path is not None]
     return {
         "format": FORMAT,
         "users": len(histories),
@@ -236,9 +174,3 @@ def _array(chosen: _Chosen, name: str) -> np.ndarray:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _refuse_foreign(out: Path) -> None:
-    """A mistyped ``out`` must not cost somebody a folder."""
-    if out.exists() and (not out.is_dir() or {entry.name for entry in out.iterdir()} - _FILES):
-        raise DataError("exists and is no data directory; it will not be replaced", file=out)

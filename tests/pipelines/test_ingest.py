@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines import datasets
-from pipelines.ingest import DataSettings, ingest, load
-from setrec.catalog import TEST, TRAIN, VALID
+from pipelines.data_directory import write_histories
+from pipelines.ingest import DataSettings, history_shards, ingest, load
+from setrec.catalog import TEST, TRAIN, VALID, Histories
 from setrec.errors import DataError
 from setrec.schema import Schema
 from setrec.splits import ByColumn, GlobalTime
@@ -40,6 +42,10 @@ def tables(tmp_path):
 
 def frame_of(config):
     return pd.read_csv(config.interactions)
+
+
+def contents(out):
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def pairs(out, split=None):
@@ -170,13 +176,13 @@ def test_nothing_left_is_refused(tables, tmp_path):
 def test_a_failed_run_leaves_an_earlier_output_untouched_and_no_litter(tables, tmp_path, monkeypatch):
     out = tmp_path / "runs" / "data"
     ingest(tables, out)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = contents(out)
     monkeypatch.setattr("setrec.catalog.Histories.save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         ingest(tables, out)
     with pytest.raises(DataError):
         ingest(tables.model_copy(update={"columns": Schema(user="who")}), out)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert contents(out) == before
     assert list(out.parent.iterdir()) == [out]
 
 
@@ -208,6 +214,37 @@ def test_a_data_directory_that_does_not_belong_together_is_refused(tables, tmp_p
     catalog.take(range(3)).save(tmp_path / "out" / "items.parquet")
     with pytest.raises(DataError, match="item rows that the catalogue does not have"):
         load(tmp_path / "out")
+
+
+def test_shards_hold_whole_users_and_are_the_histories_in_order(tables, tmp_path):
+    ingest(tables, tmp_path / "out")
+    _, histories = load(tmp_path / "out")
+    write_histories(tmp_path / "out" / "histories", histories, rows=20)
+    shards = [Histories.load(shard) for shard in history_shards(tmp_path / "out")]
+    assert len(shards) == 5
+    assert [user for shard in shards for user in shard.user_ids] == histories.user_ids
+    assert max(len(shard.items.values) for shard in shards) < 20 + 8
+    again = load(tmp_path / "out")[1]
+    assert [row.tolist() for row in again.items] == [row.tolist() for row in histories.items]
+    assert again.splits.tolist() == histories.splits.tolist()
+
+
+def test_a_data_directory_of_the_first_format_is_read_and_one_without_histories_names_the_command(tables, tmp_path):
+    ingest(tables, tmp_path / "out")
+    histories = load(tmp_path / "out")[1]
+    shutil.rmtree(tmp_path / "out" / "histories")
+    with pytest.raises(DataError, match="holds no histories: run `setrec prepare` anew"):
+        load(tmp_path / "out")
+    histories.save(tmp_path / "out" / "histories.parquet")
+    assert load(tmp_path / "out")[1].user_ids == histories.user_ids
+    ingest(tables, tmp_path / "out")
+    assert not (tmp_path / "out" / "histories.parquet").exists()
+
+
+def test_keys_in_a_configuration_are_refused_and_uris_stay_as_they_are():
+    assert DataSettings(interactions="s3://bucket/folder?region=x").interactions == "s3://bucket/folder?region=x"
+    with pytest.raises(ValidationError, match="keys do not belong in a configuration"):
+        DataSettings(interactions="s3://key:secret@bucket/folder")
 
 
 def test_movielens_100k_is_read_as_it_is_known(tmp_path):

@@ -1,0 +1,103 @@
+"""The data directory, format 2: what ingest leaves and every later step reads.
+
+- ``items.parquet``: the catalogue, rows in the order of item rows
+- ``histories/part-00000.parquet`` ...: histories, whole users, each user in one shard
+- ``rejected/part-00000.parquet`` ...: rows that could not be used, where there were any and they were allowed
+- ``data.json``: counts, settings and fingerprints of the inputs
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from setrec.catalog import Catalog, Histories
+from setrec.errors import DataError
+from setrec.ragged import Ragged
+
+FORMAT = 2
+SHARD_ROWS = 1_000_000
+"""Interactions a shard is meant to hold; a shard ends with the user that reaches it."""
+_NAMES = {"items.parquet", "histories", "rejected", "data.json", "histories.parquet"}
+
+
+def load(out: str | Path) -> tuple[Catalog, Histories]:
+    """The catalogue and the histories of a data directory, all shards in order.
+
+    Raises:
+        DataError: a file is missing or damaged, or the two do not belong together.
+    """
+    catalog, shards = Catalog.load(Path(out) / "items.parquet"), history_shards(out)
+    parts = [Histories.load(shard) for shard in shards]
+    for shard, part in zip(shards, parts, strict=True):
+        if part.items.values.max(initial=-1) >= len(catalog):
+            raise DataError("holds item rows that the catalogue does not have", file=shard)
+    return catalog, parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def history_shards(out: str | Path) -> list[str]:
+    """Paths of the shards in order. A directory of format 1 has one, ``histories.parquet``.
+
+    Raises:
+        DataError: there is none; the message names the command that makes it.
+    """
+    out = Path(out)
+    shards = sorted(str(path) for path in (out / "histories").glob("part-*.parquet"))
+    if not shards and (out / "histories.parquet").is_file():
+        return [str(out / "histories.parquet")]
+    if not shards:
+        raise DataError("holds no histories: run `setrec prepare` anew", file=out)
+    return shards
+
+
+def shard_name(number: int) -> str:
+    """The name of a shard or of a part of the rejected rows."""
+    return f"part-{number:05d}.parquet"
+
+
+def write_histories(folder: Path, histories: Histories, rows: int = SHARD_ROWS) -> None:
+    """Write ``folder/part-*.parquet``, each of whole users and about ``rows`` interactions."""
+    folder.mkdir(exist_ok=True)
+    offsets, count = histories.items.offsets, len(histories)
+    users = max(count, 1)
+    # The shard of a user is told by where the user's last interaction stands.
+    shard_of = (np.maximum(offsets[1:], 1) - 1) // rows
+    starts = [0, *(np.flatnonzero(np.diff(shard_of)) + 1).tolist(), users]
+    for number, (start, end) in enumerate(pairwise(starts)):
+        slice_of(histories, start, min(end, count)).save(folder / shard_name(number))
+
+
+def slice_of(histories: Histories, start: int, end: int) -> Histories:
+    """Users ``start`` to before ``end``."""
+    offsets = histories.items.offsets[start : end + 1]
+    values = slice(int(offsets[0]), int(offsets[-1]))
+    items = Ragged(histories.items.values[values], offsets - offsets[0])
+    return Histories(histories.user_ids[start:end], items, histories.splits[values])
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write ``data.json``."""
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    (folder / "data.json").write_text(text, encoding="utf-8")
+
+
+def refuse_foreign(out: Path) -> None:
+    """A mistyped ``out`` must not cost somebody a folder.
+
+    Raises:
+        DataError: there is something at ``out`` that is no data directory.
+    """
+    if out.exists() and (not out.is_dir() or {entry.name for entry in out.iterdir()} - _NAMES):
+        raise DataError("exists and is no data directory; it will not be replaced", file=out)
+
+
+def _joined(parts: list[Histories]) -> Histories:
+    lengths = np.concatenate([part.items.lengths for part in parts])
+    values = np.concatenate([part.items.values for part in parts])
+    items = Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    users = [user for part in parts for user in part.user_ids]
+    return Histories(users, items, np.concatenate([part.splits for part in parts]))
