@@ -1,4 +1,4 @@
-"""``setrec``: prepare, train, evaluate, ablate, export, serve, token, recommend, demo, graph."""
+"""``setrec``: prepare, train, evaluate, ablate, export, serve, token, recommend, demo, graph, pipeline."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from pipelines.graph_cli import graph_app
+from pipelines.pipeline_cli import pipeline_app
 from pipelines.runs import Run
 from setrec.errors import ConfigError, SetRecError
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 
 app.add_typer(graph_app, name="graph")
+app.add_typer(pipeline_app, name="pipeline")
 
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. training.epochs=20. Repeatable.")]
@@ -58,6 +60,7 @@ def train(
     workers: Annotated[int | None, typer.Option(help="Training workers.", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     address: AddressOption = None,
+    warm: Annotated[Path | None, typer.Option(help="Run or bundle whose weights training begins with.")] = None,
     set_: SetOption = None,
 ) -> None:
     """Train the collaborative model and the recommender with Ray Train."""
@@ -66,6 +69,7 @@ def train(
     overrides = list(set_ or [])
     overrides += [f"cluster.workers={workers}"] if workers else []
     overrides += [f"cluster.address={address}"] if address else []
+    overrides += [f"warm_start={json.dumps(str(warm))}"] if warm else []
     _print_json(jobs.fit(Run(run), _config_of(run, overrides), resume=resume))
 
 

@@ -146,7 +146,7 @@ def _in_actors(encoder: TextEncoder, texts: Texts, blocks: list[np.ndarray], con
         )
         try:
             for batch in found.iter_batches(batch_size=None, batch_format="numpy"):
-                yield batch["row"], batch["vector"]
+                yield np.asarray(batch["row"]), np.asarray(batch["vector"])
         except Exception as error:
             raise told(error, "encoding") from error
 

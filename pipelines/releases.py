@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ URL, TOKEN = "SETREC_RELEASE_URL", "SETREC_RELEASE_TOKEN"
 POINTER, RECORD = "released.json", "records"
 KEPT = ("model", "sasrec", "data/items.parquet", "per_user.parquet", "metrics.json", "weights.json", "config.yaml")
 """What of a run goes into its record; it is a run's folder to a warm start."""
-_OURS = re.compile(r"\d{8}T\d{6}-[A-Za-z0-9._-]+")
+_OURS = re.compile(r"\d{8}T\d{9}-[A-Za-z0-9._-]+")
 _PATIENCE_SECONDS = 600.0
 _PAUSE_SECONDS = 1.0
 
@@ -89,8 +90,9 @@ def release(
 def name_of(bundle: Path) -> str:
     """A release's name: when its bundle was made, and the model's version."""
     manifest = json.loads((bundle / "manifest.json").read_text())
-    digits = re.sub(r"[-:]", "", str(manifest["created"]))[:15]
-    return f"{digits}-{re.sub('[^A-Za-z0-9._-]', '-', str(manifest['model_version']))}"[:100]
+    created = datetime.fromisoformat(manifest["created"])
+    when = f"{created:%Y%m%dT%H%M%S}{created.microsecond // 1000:03}"
+    return f"{when}-{re.sub('[^A-Za-z0-9._-]', '-', str(manifest['model_version']))}"[:100]
 
 
 def tell(url: str, token: str, name: str) -> str:
@@ -108,24 +110,25 @@ def tell(url: str, token: str, name: str) -> str:
         with httpx.Client(headers=headers, timeout=60) as client:
             answer = client.post(route, json={"bundle": name})
             while time.monotonic() < until:
-                if answer.status_code == 200 and answer.json()["bundle"] == name:
+                if _serves(route, name, answer.status_code, answer.json()):
                     return url
-                _refuse(route, name, answer.status_code, answer.json())
                 time.sleep(_PAUSE_SECONDS)
                 busy = answer.status_code == 409
                 answer = client.post(route, json={"bundle": name}) if busy else client.get(route)
-    except (httpx.HTTPError, ValueError, KeyError) as error:
+    except (httpx.HTTPError, json.JSONDecodeError) as error:
         raise ConfigError(f"{route}: no usable answer ({error or type(error).__name__}): run again") from error
     raise ConfigError(f"{route}: does not serve {name} after {_PATIENCE_SECONDS:.0f} s: run again")
 
 
-def _refuse(route: str, name: str, status: int, body: dict[str, Any]) -> None:
-    """Raise what an answer says against the release; nothing where it only says "not yet"."""
+def _serves(route: str, name: str, status: int, body: dict[str, Any]) -> bool:
+    """Whether an answer says that the bundle is served, or not yet; what it says against it is raised."""
+    if status == 200 and body.get("bundle") == name:
+        return True
     refused = body.get("refused") or {}
     if status == 200 and refused.get("bundle") == name:
         raise HeldBackError(f"held back: {route} refused {name}: {refused.get('reason')}")
     if status in (200, 202, 409):
-        return
+        return False
     message = (body.get("error") or {}).get("message", f"status {status}")
     if status == 422:
         raise HeldBackError(f"held back: {route} refused {name}: {message}")

@@ -149,7 +149,7 @@ OWNED = (
         "per_user.parquet",
         "examples.json",
     ),
-    *("environment.json", "report.html"),
+    *("environment.json", "report.html", "gate.json", "audit.json"),
 )
 """Every name a run may leave in its folder."""
 
