@@ -80,7 +80,8 @@ def _choose(config: DataSettings) -> _Chosen:
     if config.min_rating is not None:
         chosen.keep(frame["rating"].to_numpy() >= config.min_rating, "rating_below_minimum")
     chosen.keep(chosen.frame["item"].to_numpy() >= 0, "unknown_item")
-    order = chronological(_array(chosen, "user"), _array(chosen, "time"), config.ties, config.seed)
+    rows = chosen.frame.index.to_numpy()
+    order = chronological(_array(chosen, "user"), _array(chosen, "time"), config.ties, config.seed, rows)
     chosen.frame = chosen.frame.iloc[order]
     chosen.keep(distinct(_array(chosen, "user"), _array(chosen, "item"), config.deduplicate), "repeated")
     minima = config.user_min_count, config.item_min_count

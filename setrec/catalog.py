@@ -70,14 +70,18 @@ class Catalog:
             {name: [values[row] for row in order] for name, values in self.attributes.items()},
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write Parquet: ``item_id``, ``title``, ``text`` and one list column ``attribute:<name>`` each."""
+    def table(self) -> pa.Table:
+        """What ``save`` writes: ``item_id``, ``title``, ``text`` and one list column ``attribute:<name>`` each."""
         strings = {"item_id": self.item_ids, "title": self.titles, "text": self.texts}
         columns = {name: pa.array(values, pa.string()) for name, values in strings.items()}
         for name, values in self.attributes.items():
             columns[_ATTRIBUTE + name] = pa.array(values, pa.list_(pa.string()))
+        return pa.table(columns)
+
+    def save(self, path: str | Path) -> None:
+        """Write Parquet."""
         with atomic_file(path) as temporary:
-            pq.write_table(pa.table(columns), temporary, compression="zstd")
+            pq.write_table(self.table(), temporary, compression="zstd")
 
     @classmethod
     def load(cls, path: str | Path) -> Catalog:

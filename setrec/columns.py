@@ -1,8 +1,11 @@
-"""Raw Arrow columns to checked values; a value that cannot be used is refused with its file, row and column."""
+"""Raw Arrow columns to checked values; a value that cannot be used is refused with its file, row and column.
+
+Where a column has ``faults``, such values are noted there instead, and what is returned for them means nothing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +15,40 @@ import pyarrow.compute as pc
 
 from setrec.errors import DataError
 
+Faults = dict[int, tuple[str, str]]
+"""Rows that cannot be used, counted from 0: the column that says so first, and the reason."""
+
 
 @dataclass(frozen=True)
 class Column:
     """A column and its place, for messages."""
 
-    file: Path
+    file: Path | str
     name: str
     values: pa.ChunkedArray
+    faults: Faults | None = None
 
     def refuse(self, reason: str, row: int | None = None) -> DataError:
         """The error to raise; ``row`` counts from 0 and is shown counted from 1."""
         return DataError(reason, file=self.file, row=None if row is None else row + 1, column=self.name)
 
     def refuse_first(self, bad: np.ndarray, reason: str) -> None:
-        """Raise for the first row where ``bad`` is true; ``{}`` in ``reason`` becomes the value found there."""
-        if bad.any():
-            row = int(bad.argmax())
-            raise self.refuse(reason.format(repr(self.values[row].as_py())), row)
+        """Raise for the first row where ``bad`` is true; ``{}`` in ``reason`` becomes the value found there.
+
+        With ``faults`` every such row is noted there and nothing is raised.
+        """
+        for row in np.flatnonzero(bad).tolist():
+            said = reason.format(repr(self.values[row].as_py()))
+            if self.faults is None:
+                raise self.refuse(said, row)
+            self.faults.setdefault(row, (self.name, said))
+
+    def usable(self, bad: np.ndarray) -> Column:
+        """The column with a zero in every ``bad`` row, all of which are noted: what follows needs some value there."""
+        if not bad.any():
+            return self
+        zero = pa.scalar("0" if _is_text(self.values.type) else 0).cast(self.values.type)
+        return replace(self, values=pc.if_else(pa.array(bad), zero, self.values))
 
     @property
     def nulls(self) -> np.ndarray:
@@ -45,7 +64,8 @@ def ids(column: Column, what: str = "id") -> pd.Series:
         raise column.refuse(f"wrong type: {kind} where text or whole numbers are expected")
     column.refuse_first(column.nulls, f"the {what} is missing")
     text = column.values.cast(pa.large_string())
-    column.refuse_first(pc.equal(pc.utf8_trim_whitespace(text), "").to_numpy(), f"the {what} is blank")
+    blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(text), ""), False)
+    column.refuse_first(blank.to_numpy(), f"the {what} is blank")
     return text.to_pandas()
 
 
@@ -54,33 +74,53 @@ def numbers(column: Column) -> np.ndarray:
     column = _decoded(column)
     kind = column.values.type
     column.refuse_first(column.nulls, "the number is missing")
+    column = column.usable(column.nulls)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         values = _numpy(column)
     elif _is_text(kind):
         parsed = pd.to_numeric(column.values.to_pandas(), errors="coerce")
-        column.refuse_first(parsed.isna().to_numpy(), "{} is no number")
-        values = parsed.to_numpy()
+        column.refuse_first(bad := parsed.isna().to_numpy(), "{} is no number")
+        values = _parsed(column, parsed, bad)
     else:
         raise column.refuse(f"wrong type: {kind} where numbers are expected")
     column.refuse_first(~np.isfinite(values), "{} is no finite number")
     return values
 
 
-def times(column: Column) -> np.ndarray:
-    """Numbers that order interactions: numbers as they are; dates and ISO 8601 text as whole microseconds (UTC)."""
+def times(column: Column, iso: bool | None = None) -> np.ndarray:
+    """Numbers that order interactions: numbers as they are; dates and ISO 8601 text as whole microseconds (UTC).
+
+    ``iso`` says whether text holds dates or numbers, where the column is a part of a longer one; else its first value
+    tells.
+    """
     column = _decoded(column)
     kind = column.values.type
     column.refuse_first(column.nulls, "the timestamp is missing")
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         unit = kind.unit if pa.types.is_timestamp(kind) and kind.unit == "ns" else "us"
-        return column.values.cast(pa.timestamp(unit)).cast(pa.int64()).to_numpy()
+        return pc.fill_null(column.values.cast(pa.timestamp(unit)).cast(pa.int64()), 0).to_numpy()
     if not _is_text(kind):
-        return numbers(column)
-    if pd.isna(pd.to_numeric(column.values[0].as_py(), errors="coerce")):
+        return numbers(column.usable(column.nulls))
+    if is_iso(column.values) if iso is None else iso:
         return _iso(column)
+    column = column.usable(column.nulls)
     parsed = pd.to_numeric(column.values.to_pandas(), errors="coerce")
-    column.refuse_first(~np.isfinite(parsed.to_numpy(dtype=float, na_value=np.nan)), "{} is no timestamp")
-    return parsed.to_numpy()
+    bad = ~np.isfinite(parsed.to_numpy(dtype=float, na_value=np.nan))
+    column.refuse_first(bad, "{} is no timestamp")
+    return _parsed(column, parsed, bad)
+
+
+def is_iso(values: pa.ChunkedArray) -> bool:
+    """Whether a column of times holds text that is no number."""
+    if not _is_text(values.type):
+        return False
+    first = next((str(value.as_py()) for value in values if value.is_valid), "")
+    return bool(pd.isna(pd.to_numeric(first, errors="coerce")))
+
+
+def _parsed(column: Column, parsed: pd.Series, bad: np.ndarray) -> np.ndarray:
+    """Numbers of text; whole ones stay whole beside bad ones."""
+    return (pd.to_numeric(column.usable(bad).values.to_pandas()) if bad.any() else parsed).to_numpy()
 
 
 def _iso(column: Column) -> np.ndarray:

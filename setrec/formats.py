@@ -27,7 +27,7 @@ ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
 class RawTable:
     """A table as it stands in ``file``; ``types`` holds the column types an atomic file states, else nothing."""
 
-    file: Path
+    file: Path | str
     table: pa.Table
     types: dict[str, str] = field(default_factory=dict)
 

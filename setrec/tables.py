@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,54 +11,81 @@ import pandas as pd
 
 from setrec import columns
 from setrec.catalog import Catalog
-from setrec.columns import Column
-from setrec.errors import DataError
+from setrec.columns import Column, Faults
 from setrec.formats import RawTable, read_raw
 from setrec.schema import Schema
-from setrec.splits import by_column
+from setrec.splits import NAMES, by_column
 
 
 def read_interactions(path: str | Path, schema: Schema) -> pd.DataFrame:
-    """Interactions in the order of the file.
-
-    Returns a frame whose index is the data row of the file, from 1 (so a later error can still name it), with the
-    columns ``user`` and ``item`` (text), ``time`` (int64 or float64), and where the schema names them ``rating``
-    (numbers) and ``split`` (int8 labels).
+    """Interactions in the order of the file; see :func:`interactions_of`.
 
     Raises:
         DataError: the file or a value in it cannot be used; one line naming file, row and column.
     """
-    raw = read_raw(path)
-    frame = {"user": columns.ids(_column(raw, schema.user)), "item": columns.ids(_column(raw, schema.item))}
-    frame["time"] = pd.Series(_times(raw, schema))
+    return interactions_of(read_raw(path), schema)
+
+
+def interactions_of(
+    raw: RawTable, schema: Schema, faults: Faults | None = None, iso: bool | None = None
+) -> pd.DataFrame:
+    """Interactions of a table in its order.
+
+    Returns a frame whose index is the data row of the table, from 1 (so a later error can still name it), with the
+    columns ``user`` and ``item`` (text), ``time`` (int64 or float64), and where the schema names them ``rating``
+    (numbers) and ``split`` (int8 labels). With ``faults`` rows that cannot be used are noted there and left out.
+    ``iso``: see :func:`setrec.columns.times`.
+
+    Raises:
+        DataError: a column is missing or of a wrong type, or (without ``faults``) a value cannot be used.
+    """
+    column = partial(_column, raw, faults=faults)
+    frame = {"user": columns.ids(column(schema.user)), "item": columns.ids(column(schema.item))}
+    frame["time"] = pd.Series(_times(raw, schema, faults, iso))
     if schema.rating is not None:
-        frame["rating"] = pd.Series(columns.numbers(_column(raw, schema.rating)))
+        frame["rating"] = pd.Series(columns.numbers(column(schema.rating)))
     if schema.split is not None:
-        labels = columns.ids(_column(raw, schema.split), what="split")
-        frame["split"] = pd.Series(by_column(labels, file=raw.file, column=schema.split))
-    return pd.DataFrame(frame).set_axis(pd.RangeIndex(1, len(frame["user"]) + 1))
+        frame["split"] = pd.Series(_labels(column(schema.split)))
+    numbered = pd.DataFrame(frame).set_axis(pd.RangeIndex(1, raw.table.num_rows + 1))
+    return numbered.drop(index=[row + 1 for row in faults]) if faults else numbered
 
 
 def read_items(path: str | Path, schema: Schema) -> Catalog:
-    """Items in the order of the file.
-
-    A blank title is shown as the item's id. The text for an encoder is made of the text columns and the attributes,
-    ``Toy Story. Release year: 1995. Class: Animation, Comedy``, and never of the id.
+    """Items in the order of the file; see :func:`items_of`.
 
     Raises:
         DataError: the file or a value in it cannot be used, or an item id repeats; one line naming the place.
     """
-    raw = read_raw(path)
-    column = _column(raw, schema.item_id)
-    ids = columns.ids(column)
-    _refuse_duplicates(column, ids)
+    return items_of(read_raw(path), schema)
+
+
+def items_of(raw: RawTable, schema: Schema, faults: Faults | None = None) -> Catalog:
+    """Items of a table in its order.
+
+    A blank title is shown as the item's id. The text for an encoder is made of the text columns and the attributes,
+    ``Toy Story. Release year: 1995. Class: Animation, Comedy``, and never of the id. With ``faults`` rows that cannot
+    be used are noted there and left out.
+
+    Raises:
+        DataError: a column is missing or of a wrong type, or (without ``faults``) an id cannot be used or repeats.
+    """
+    ids = item_ids(raw, schema, faults)
     text, attributes = text_columns(raw, schema), attribute_columns(raw, schema)
     lines = [columns.words(_column(raw, name)) for name in text]
     tags = {name: columns.tags(_column(raw, name), separator(raw, schema, name)) for name in attributes}
     names = ids.tolist()
     titles = [title or item for title, item in zip(lines[0], names, strict=True)] if lines else names
     texts = [compose([line[row] for line in lines], {k: v[row] for k, v in tags.items()}) for row in range(len(names))]
-    return Catalog(names, titles, texts, tags)
+    catalog = Catalog(names, titles, texts, tags)
+    return catalog.take(np.delete(np.arange(len(names)), list(faults))) if faults else catalog
+
+
+def item_ids(raw: RawTable, schema: Schema, faults: Faults | None = None) -> pd.Series:
+    """The ids of a table of items, of faulty rows too; ``faults`` as for :func:`items_of`."""
+    column = _column(raw, schema.item_id, faults)
+    ids = columns.ids(column)
+    _refuse_duplicates(column, ids)
+    return ids
 
 
 def compose(text: list[str], attributes: dict[str, list[str]]) -> str:
@@ -89,23 +118,37 @@ def separator(raw: RawTable, schema: Schema, name: str) -> str | None:
     return schema.separators.get(name, " " if raw.types.get(name) == "token_seq" else None)
 
 
-def _times(raw: RawTable, schema: Schema) -> np.ndarray:
-    names = raw.table.column_names
+def time_column(schema: Schema, names: Collection[str]) -> str:
+    """The column of times or positions, stated or told by the ``names`` of a table's columns."""
     if schema.position is not None or (schema.timestamp is None and "timestamp" not in names and "position" in names):
-        return columns.numbers(_column(raw, schema.position or "position"))
-    return columns.times(_column(raw, schema.timestamp or "timestamp"))
+        return schema.position or "position"
+    return schema.timestamp or "timestamp"
 
 
-def _column(raw: RawTable, name: str) -> Column:
-    return Column(raw.file, name, raw.column(name))
+def _times(raw: RawTable, schema: Schema, faults: Faults | None, iso: bool | None) -> np.ndarray:
+    name = time_column(schema, raw.table.column_names)
+    column = _column(raw, name, faults)
+    positions = schema.position is not None or (schema.timestamp is None and name == "position")
+    return columns.numbers(column) if positions else columns.times(column, iso)
+
+
+def _labels(column: Column) -> np.ndarray:
+    words = columns.ids(column, what="split")
+    if column.faults is None:
+        return by_column(words, file=column.file, column=column.name)
+    bad = ~words.str.strip().str.lower().isin(NAMES).to_numpy(dtype=bool)
+    column.refuse_first(bad, "{} is no split (train, valid, test)")
+    return by_column(words.where(~bad, "train"))
+
+
+def _column(raw: RawTable, name: str, faults: Faults | None = None) -> Column:
+    return Column(raw.file, name, raw.column(name), faults)
 
 
 def _refuse_duplicates(column: Column, ids: pd.Series) -> None:
-    repeated = ids.duplicated().to_numpy()
-    if repeated.any():
+    repeated = (ids.duplicated() & ids.notna()).to_numpy(dtype=bool)
+    if repeated.any() and column.faults is None:
         row = int(repeated.argmax())
         first = int((ids == ids.iloc[row]).to_numpy().argmax())
-        raise DataError(
-            f"duplicate item id {ids.iloc[row]!r} (first in row {first + 1})",
-            file=column.file, row=row + 1, column=column.name,
-        )  # fmt: skip
+        raise column.refuse(f"duplicate item id {ids.iloc[row]!r} (first in row {first + 1})", row)
+    column.refuse_first(repeated, "duplicate item id {}")
