@@ -83,13 +83,26 @@ class StructuralSettings(Settings):
 class ClusterSettings(Settings):
     """Where training runs. ``address``: a running Ray cluster, or ``null`` for this machine alone.
 
-    ``threads`` per worker; ``null`` shares the machine's cores among the workers.
+    ``threads`` per worker; ``null`` shares the machine's cores among the workers. ``sharding``: with ``none`` every
+    worker holds the whole model (DDP); with ``fsdp`` each holds its share of weights, gradients and moments, and layers
+    are gathered as they are needed: memory falls with the number of workers, traffic is half as much again.
+
+    ``storage``: where checkpoints lie, a folder or a URI such as ``s3://bucket/checkpoints`` that all workers reach;
+    each run has a folder of its name there, so two runs of one name must not share it. ``null``: the run's own folder.
+    ``checkpoints``: how many are kept, each three times the weights. ``storage_patience``: seconds for which a store
+    that is out of reach is tried again, while training goes on, before the run fails. ``max_failures``: how often lost
+    workers are started again, each time from the last checkpoint; -1 for without end.
     """
 
     address: str | None = None
     workers: int = Field(1, ge=1)
     gpu: bool = False
     threads: int | None = Field(None, ge=1)
+    sharding: Literal["none", "fsdp"] = "none"
+    storage: str | None = None
+    storage_patience: float = Field(300.0, ge=0)
+    checkpoints: int = Field(2, ge=1)
+    max_failures: int = Field(3, ge=-1)
 
 
 class EvaluationSettings(Settings):

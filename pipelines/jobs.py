@@ -71,7 +71,7 @@ def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
         with timed(run, "sasrec"):
             features.train_collaborative(run, config)
     with timed(run, "setrec"):
-        done = train.train(run, config, resume=resume and (run.checkpoints / train.EXPERIMENT).exists())
+        done = train.train(run, config, resume=resume and train.has_checkpoint(run, config))
     run.log("trained", **done)
     return done
 

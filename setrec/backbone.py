@@ -21,6 +21,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from setrec import attention, layout
 from setrec.errors import ConfigError
@@ -60,6 +61,14 @@ class Backbone(Protocol):
 
     width: int
     heads: int
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Layers whose weights nothing outside them reads, so that each can be sharded by itself."""
+
+    def recompute(self) -> None:
+        """In training, keep each layer's input alone and compute the rest again on the way back: a third more time,
+        memory of about one layer instead of all; the gradients are the same."""
 
     def __call__(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
         """Answers (B, Q, n, d) from instruction (a, d), items (B, L * m, d), queries (B or 1, Q, n, d) and visible
@@ -156,6 +165,15 @@ class CausalBackbone(nn.Module):
         self.heads: int = model.config.num_attention_heads
         model.get_input_embeddings().requires_grad_(False)
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """See :class:`Backbone`."""
+        return [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+    def recompute(self) -> None:
+        """See :class:`Backbone`."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
     def forward(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
         """See :class:`Backbone`."""
         batch, count = items.shape[0], items.shape[1] // m
@@ -215,6 +233,16 @@ class EncoderDecoderBackbone(nn.Module):
             # A query that sees only itself needs no query and key projections.
             block.layer[0].SelfAttention.q.requires_grad_(False)
             block.layer[0].SelfAttention.k.requires_grad_(False)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """See :class:`Backbone`. The first of either stack holds the biases of positions, read by all."""
+        stacks = cast(Any, self.model)
+        return [*stacks.encoder.block[1:], *stacks.decoder.block[1:]]
+
+    def recompute(self) -> None:
+        """See :class:`Backbone`."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
         """See :class:`Backbone`."""

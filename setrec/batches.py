@@ -6,7 +6,7 @@ targets are dealt out: all of a window's targets share one row, or each target h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,12 +40,41 @@ class Batch:
         """Number of targets."""
         return int((self.targets >= 0).sum())
 
-    def shard(self, rank: int, world: int) -> Batch:
-        """Every ``world``-th row from ``rank`` on; a shard without rows gets one that asks for nothing."""
-        rows = slice(rank, None, world)
-        if rank >= len(self.items):
-            return Batch(self.items[:1], self.visible[:1], np.full_like(self.targets[:1], -1))
-        return Batch(self.items[rows], self.visible[rows], self.targets[rows])
+    def tokens(self, m: int, n: int) -> tuple[int, int]:
+        """Tokens computed, and how many of them are no padding: ``m`` for an item read, ``n`` queries for a target."""
+        read = (self.visible.max(axis=1) * (self.targets >= 0).any(axis=1)).sum()
+        return m * self.items.size + n * self.targets.size, int(m * read + n * self.count)
+
+
+@dataclass(frozen=True)
+class Plan(Sequence[Batch]):
+    """Batches in order, each as the numbers of its windows; laid out one at a time, and only the part asked for."""
+
+    values: np.ndarray
+    windows: Windows
+    steps: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, step: int) -> Batch:  # type: ignore[override]
+        return self.part(step)
+
+    def count(self, step: int) -> int:
+        """Number of targets of a whole batch."""
+        w, rows = self.windows, self.steps[step]
+        return int((w.end[rows] - w.first[rows]).sum())
+
+    def part(self, step: int, number: int = 0, parts: int = 1) -> Batch:
+        """Every ``parts``-th row of a batch from row ``number`` on; one row that asks for nothing where there is none.
+
+        Rows stand in order of length, so that the parts of a batch cost the same.
+        """
+        rows = self.steps[step]
+        if number < len(rows):
+            return _batch(self.values, self.windows, rows[number::parts])
+        empty = _batch(self.values, self.windows, rows[:1])
+        return Batch(empty.items, empty.visible, np.full_like(empty.targets, -1))
 
 
 def cut(histories: Ragged, max_items: int, rng: np.random.Generator) -> Windows:
@@ -54,40 +83,41 @@ def cut(histories: Ragged, max_items: int, rng: np.random.Generator) -> Windows:
     A history longer than ``max_items`` is cut so that targets beyond the first window see at least half of
     ``max_items`` items; where the cuts fall changes with ``rng``, so that all lengths of sight are trained.
     """
-    step = max(1, max_items // 2)
-    start, first, end = [], [], []
+    step, lengths = max(1, max_items // 2), histories.lengths
     phases = rng.integers(0, step, len(histories))
-    for begin, stop, phase in zip(histories.offsets[:-1], histories.offsets[1:], phases, strict=True):
-        target = begin + 1
-        until = min(stop, begin + 1 + max_items - (phase if stop - begin - 1 > max_items else 0))
-        while target < stop:
-            start.append(max(begin, until - 1 - max_items))
-            first.append(target)
-            end.append(until)
-            target, until = until, min(stop, until + step)
-    return Windows(*(np.asarray(x, dtype=np.int64) for x in (start, first, end)))
+    until = np.minimum(lengths, 1 + max_items - np.where(lengths - 1 > max_items, phases, 0))
+    pieces = np.where(lengths > 1, 1 - (until - lengths) // step, 0)
+    row = np.repeat(np.arange(len(histories)), pieces)
+    piece = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    end = np.minimum(lengths[row], until[row] + piece * step)
+    first = np.where(piece == 0, 1, until[row] + (piece - 1) * step)
+    start, begin = np.maximum(0, end - 1 - max_items), histories.offsets[:-1][row]
+    return Windows(begin + start, begin + first, begin + end)
 
 
-def one_pass(histories: Ragged, max_items: int, targets_per_batch: int, rng: np.random.Generator) -> list[Batch]:
-    """An epoch of batches with all targets of a window in one row, windows of like length together, order shuffled."""
+def one_pass(histories: Ragged, max_items: int, targets_per_batch: int, rng: np.random.Generator) -> Plan:
+    """An epoch of batches with all targets of a window in one row, windows of like length together, order shuffled.
+
+    ``targets_per_batch`` is a budget of tokens: padding counts, and a target costs its queries and the item it follows.
+    """
     w = cut(histories, max_items, rng)
     jitter = rng.random(len(w))
     order = np.lexsort((jitter, w.first - w.start, w.end - w.first))
     asked = (w.end - w.first)[order]
-    batches, begin = [], 0
+    steps, begin = [], 0
     while begin < len(order):
         # Lengths ascend, so a batch's cost is its last window's length times its rows.
         stop = begin + 1
         while stop < len(order) and (stop + 1 - begin) * asked[stop] <= targets_per_batch:
             stop += 1
-        batches.append(_batch(histories.values, w, order[begin:stop]))
+        steps.append(order[begin:stop])
         begin = stop
-    return [batches[i] for i in rng.permutation(len(batches))]
+    return Plan(histories.values, w, [steps[i] for i in rng.permutation(len(steps))])
 
 
 def per_prefix(
     histories: Ragged, max_items: int, targets_per_batch: int, rng: np.random.Generator, *, by_length: bool = False
-) -> Iterator[Batch]:
+) -> Plan:
     """An epoch of batches with one row per target, shuffled, as published code trains; the reference.
 
     ``by_length`` puts prefixes of like length together, which saves padding.
@@ -101,8 +131,8 @@ def per_prefix(
     if by_length:
         order = order[np.argsort((w.first - w.start)[order], kind="stable")]
     starts = np.arange(0, len(order), targets_per_batch)
-    for at in rng.permutation(starts) if by_length else starts:
-        yield _batch(histories.values, w, order[at : at + targets_per_batch])
+    begins = rng.permutation(starts) if by_length else starts
+    return Plan(histories.values, w, [order[at : at + targets_per_batch] for at in begins])
 
 
 def _batch(values: np.ndarray, w: Windows, rows: np.ndarray) -> Batch:

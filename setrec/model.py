@@ -15,6 +15,7 @@ from setrec.backbone import BackboneSettings, LoraSettings, build_backbone, load
 from setrec.errors import ConfigError
 from setrec.objective import ObjectiveSettings
 from setrec.ragged import Ragged
+from setrec.sampled_softmax import Candidates
 from setrec.settings import Settings
 from setrec.tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer
 
@@ -129,6 +130,11 @@ class SetRecModel(PreTrainedModel):
         """How many items of a history are read, the latest."""
         return self.config.max_items
 
+    @property
+    def tokens_per_item(self) -> int:
+        """How many tokens an item of a history is read as."""
+        return 1 if self.config.history == "fused" else len(self.tokens.slots)
+
     def outputs(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> Tensor:
         """Answers (B, Q, n, d) of query blocks that each see the first ``visible`` (B or 1, Q) items of a history.
 
@@ -136,7 +142,7 @@ class SetRecModel(PreTrainedModel):
         """
         codes = self.tokens.codes() if codes is None else codes
         read = codes[items.long()]
-        m = 1 if self.config.history == "fused" else len(self.tokens.slots)
+        m = self.tokens_per_item
         vectors = self.tokens.fused(read) if m == 1 else self.tokens.tokens(read).flatten(1, 2)
         vectors = self.dropout(vectors)
         queries = self.queries.expand(1, visible.shape[1], -1, -1)
@@ -148,13 +154,28 @@ class SetRecModel(PreTrainedModel):
         return self.dropout(out) * self.log_scale.exp()[:, None]
 
     def forward(
-        self, items: Tensor, visible: Tensor, targets: Tensor, settings: ObjectiveSettings, rows: Tensor
+        self,
+        items: Tensor,
+        visible: Tensor,
+        targets: Tensor,
+        settings: ObjectiveSettings,
+        rows: Tensor,
+        candidates: Candidates | None = None,
     ) -> dict[str, Tensor]:
-        """Loss terms of ``setrec.objective.loss`` for query blocks with targets int (B, Q), -1 where there is none."""
-        codes = self.tokens.codes()
-        outputs = self.outputs(items, visible, codes)
+        """Loss terms of ``setrec.objective.loss`` for query blocks with targets int (B, Q), -1 where there is none.
+
+        With ``candidates`` only the codes of items that are read, asked for or candidates are computed.
+        """
         asked = targets >= 0
-        return objective.loss(self.tokens, outputs[asked], targets[asked].long(), codes, settings, self.trained, rows)
+        targets = targets[asked].long()
+        met = None
+        if candidates is not None:
+            met = torch.unique(torch.cat([items.flatten().long(), targets, candidates.rows]))
+            items, targets = torch.searchsorted(met, items.long()), torch.searchsorted(met, targets)
+            candidates = candidates._replace(rows=torch.searchsorted(met, candidates.rows))
+        codes = self.tokens.codes(met)
+        outputs = self.outputs(items, visible, codes)[asked]
+        return objective.loss(self.tokens, outputs, targets, codes, settings, self.trained, rows, candidates)
 
     @property
     def trained(self) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from setrec import grounding
+from setrec.sampled_softmax import Candidates, sampled_cross_entropy
 from setrec.settings import Settings
 from setrec.softmax import catalogue_cross_entropy
 from setrec.tokens import ItemTokens
@@ -20,12 +22,19 @@ class ObjectiveSettings(Settings):
     weighs the cross-entropy of the fused score, which lets the slots cooperate (the paper: 0). ``negatives``: with
     ``trained``, items that training never shows as a target are left out of the softmax, so that they are not pushed
     down for being new (the paper: ``all``).
+
+    Where more items than ``sampled_above`` are in the softmax, ``samples`` draws stand for them (see
+    ``setrec.sampled_softmax``); a step's time and memory then no longer grow with the catalogue. Up to there the whole
+    softmax is cheap enough: at 100,000 items and 2,048 targets about 0.1 TFLOP a term. What the sample costs in
+    ranking quality is measured in ``benchmarks/bench_training_pipeline.py``.
     """
 
     alpha: float = 0.5
     slots: float = 0.2
     fused: float = 1.0
     negatives: Literal["trained", "all"] = "trained"
+    sampled_above: int = Field(100_000, ge=0)
+    samples: int = Field(8192, ge=1)
 
     @classmethod
     def paper(cls) -> ObjectiveSettings:
@@ -41,25 +50,33 @@ def loss(
     settings: ObjectiveSettings,
     trained: Tensor,
     rows: Tensor,
+    candidates: Candidates | None = None,
 ) -> dict[str, Tensor]:
     """Loss terms, each a sum over targets (``slots``, ``fused``) or a mean (``reconstruction``).
 
     Shapes: outputs (T, n, d), targets int64 (T,), codes (I, D), trained bool (I,). ``rows``: items whose text vectors
-    are reconstructed.
+    are reconstructed. ``candidates``: a sample that stands for the catalogue; ``codes``, ``targets`` and the sample may
+    then number a part of the items.
     """
-    if settings.negatives == "trained":
+    if candidates is None and settings.negatives == "trained":
         # Positions of the remaining items among themselves; targets are training items, hence always among them.
         targets = (torch.cumsum(trained, dim=0) - 1)[targets]
         codes = codes[trained]
+
+    def cross_entropy(users: Tensor, table: Tensor) -> Tensor:
+        if candidates is None:
+            return catalogue_cross_entropy(users, table, targets)
+        return sampled_cross_entropy(users, table, targets, candidates)
+
     own = grounding.slot_codes(tokens, outputs)
     pairs = list(zip(own, tokens.slots, strict=True))
     terms = {}
     if settings.slots:
-        each = [catalogue_cross_entropy(u, codes[:, s.start : s.stop], targets) for u, s in pairs]
+        each = [cross_entropy(u, codes[:, s.start : s.stop]) for u, s in pairs]
         terms["slots"] = torch.stack(each).mean()
     if settings.fused:
         kinds = [torch.stack([u for u, s in pairs if s.kind == kind]).sum(dim=0) for kind in tokens.kinds]
-        terms["fused"] = catalogue_cross_entropy(torch.cat(kinds, dim=-1) / len(pairs), codes, targets)
+        terms["fused"] = cross_entropy(torch.cat(kinds, dim=-1) / len(pairs), codes)
     if settings.alpha and tokens.semantic is not None:
         terms["reconstruction"] = tokens.semantic.reconstruction_error(rows)
     return terms

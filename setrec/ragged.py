@@ -23,6 +23,13 @@ class Ragged:
         values = np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
         return cls(values.astype(dtype, copy=False), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Ragged]) -> Ragged:
+        """The rows of all parts, one part after the other; ``parts`` has at least one."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return cls(np.concatenate([part.values for part in parts]), offsets)
+
     @property
     def lengths(self) -> np.ndarray:
         """Length of each row."""

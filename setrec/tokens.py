@@ -79,9 +79,11 @@ class TableTokenizer(nn.Module):
         self.known.copy_(torch.from_numpy(known))
         self.table.copy_(torch.from_numpy(table) * self.known[:, None])
 
-    def codes(self) -> Tensor:
-        """(I, features), zero for unknown rows."""
-        return self.table * self.known[:, None]
+    def codes(self, rows: Tensor | None = None) -> Tensor:
+        """(I, features), or of some rows; zero for unknown rows."""
+        if rows is None:
+            return self.table * self.known[:, None]
+        return self.table[rows] * self.known[rows, None]
 
     def maps(self) -> tuple[Tensor, Tensor]:
         """The affine map as A (1, d, features) and b (1, d)."""
@@ -125,9 +127,9 @@ class SemanticTokenizer(nn.Module):
             standardised = F.relu(layer(standardised))
         return standardised
 
-    def codes(self) -> Tensor:
-        """(I, 128)."""
-        return self.encode(self.features)
+    def codes(self, rows: Tensor | None = None) -> Tensor:
+        """(I, 128), or of some rows."""
+        return self.encode(self.features if rows is None else self.features[rows])
 
     def new_codes(self, texts: Tensor) -> Tensor:
         """Codes of raw text vectors (rows, features) of items that training has not seen."""
@@ -210,9 +212,9 @@ class ItemTokens(nn.Module):
                 known = features.trained if kind == COLLABORATIVE else np.ones(len(features), dtype=bool)
                 part.fill(table, known)
 
-    def codes(self) -> Tensor:
-        """Codes of the whole catalogue, (I, D)."""
-        return torch.cat([part.codes() for part in self._tokenizers()], dim=1)
+    def codes(self, rows: Tensor | None = None) -> Tensor:
+        """Codes of the whole catalogue, (I, D), or of some rows of it."""
+        return torch.cat([part.codes(rows) for part in self._tokenizers()], dim=1)
 
     def maps(self) -> list[tuple[Tensor, Tensor]]:
         """Per slot its affine map A (d, its columns) and b (d,): z_k = A code[start:stop] + b."""

@@ -1,93 +1,107 @@
-"""The training loop: a library function that knows nothing of clusters; ``pipelines.train`` runs it under Ray Train."""
+"""The training loop: a library function that knows nothing of clusters; ``pipelines.train`` runs it under Ray Train.
+
+A step is a pure function of the seed, the position (epoch, step) and the weights: which targets it asks (see
+``setrec.stream``), which items it draws and what dropout leaves out. So a run that was broken off anywhere goes on as
+if nothing had been, with any number of workers.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import Field
 from torch import Tensor, nn
 
-from setrec import batches, objective
+from setrec import checkpoints, objective, sharding
+from setrec.batches import Batch
 from setrec.errors import ConfigError
 from setrec.model import SetRecModel
 from setrec.objective import ObjectiveSettings
 from setrec.precision import Precision, autocast
+from setrec.prefetch import Prefetched
+from setrec.progress import Progress
 from setrec.ragged import Ragged
+from setrec.sampled_softmax import Candidates, LogUniformSampler
 from setrec.settings import Settings
+from setrec.source import HistorySource, MemorySource, item_counts
+from setrec.stream import Samples, Step, Stream
+
+READY_STEPS = 4
+"""Steps laid out ahead; each is a few small integer arrays."""
+CLOCK_STEPS = 10
+"""Steps between two looks at the clock, which workers have to agree on."""
 
 
 class TrainingSettings(Settings):
     """How the recommender is trained.
 
-    ``targets_per_batch``: next-item targets per optimiser step over all workers (memory grows with it times the
-    catalogue). ``patience``: epochs without a better validation NDCG@10 before training stops. ``warmup``: share of all
-    steps. ``samples``: ``one_pass`` trains all targets of a window at once, ``per_prefix`` one row per target (the
-    same loss, several times slower; kept as the reference).
+    ``targets_per_batch``: next-item targets per optimiser step over all workers, padding counted (memory grows with
+    it times the catalogue); ``accumulate`` cuts the rows of a step into that many passes, for the same gradient in that
+    much less memory. ``patience``: epochs without a better validation NDCG@10 before training stops. ``warmup``: share
+    of training in which the learning rate rises. ``samples``: ``one_pass`` trains all targets of a window at once,
+    ``per_prefix`` one row per target (the same loss, several times slower; kept as the reference). ``recompute``: keep
+    only the layers' inputs for the way back, a third more time for memory of about one layer.
+
+    ``shuffle_shards``: shards of histories whose users are mixed, and about half of what a worker holds. Data of one
+    shard is mixed wholly. ``validation_users``: of more users than that so many, drawn by the seed, are validated on;
+    at 50,000 NDCG@10 has a standard error of about 0.001. ``checkpoint_steps`` and ``checkpoint_minutes``: how often
+    within an epoch a checkpoint is written, beside the one at its end; 0 for never. A checkpoint costs three times the
+    weights in bytes, and the time to copy them; storing goes on beside training.
     """
 
     epochs: int = 20
     patience: int = 5
     targets_per_batch: int = 2048
+    accumulate: int = Field(1, ge=1)
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
     clip: float = 1.0
-    samples: Literal["one_pass", "per_prefix"] = "one_pass"
+    samples: Samples = "one_pass"
     reconstructed_items: int = 1024
     precision: Precision = "auto"
+    recompute: bool = False
+    shuffle_shards: int = Field(4, ge=1)
+    validation_users: int = Field(50_000, ge=1)
+    checkpoint_steps: int = Field(0, ge=0)
+    checkpoint_minutes: float = Field(10.0, ge=0)
     seed: int = 42
-
-
-@dataclass
-class Progress:
-    """Where a run stands after an epoch; all that a resumed run needs beside weights and optimiser."""
-
-    epoch: int = 0
-    step: int = 0
-    best: float = -1.0
-    best_epoch: int = 0
-    seconds: float = 0.0
-    curve: list[dict[str, Any]] = field(default_factory=list)
-
-    def exhausted(self, settings: TrainingSettings) -> bool:
-        """Whether training is over."""
-        return self.epoch >= settings.epochs or self.epoch - self.best_epoch >= settings.patience
 
 
 class Trainer:
     """Model, optimiser and schedule of one worker, advanced an epoch at a time.
 
     Args:
-        model: the recommender; ``wrap`` puts DDP around it where there are several workers.
+        model: the recommender; ``wrap`` puts DDP around it, or shards it, where there are several workers.
         histories: training histories, the same on every worker; each step's rows are dealt out by rank.
-        evaluate: validation NDCG@10 of the model, called on rank 0 after every epoch.
+        evaluate: validation NDCG@10 of the model, called on every worker after every epoch; worker 0's counts.
+        counts: training interactions of each item (I,), if known; counted here when a sampled softmax needs them.
     """
 
     def __init__(
         self,
         model: SetRecModel,
-        histories: Ragged,
+        histories: Ragged | HistorySource,
         evaluate: Callable[[SetRecModel], float],
         training: TrainingSettings,
         loss: ObjectiveSettings,
         *,
         rank: int = 0,
         world: int = 1,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        wrap: Callable[[SetRecModel], nn.Module] = lambda module: module,
+        counts: np.ndarray | None = None,
     ) -> None:
-        self.model, self.histories, self.evaluate = model, histories, evaluate
+        self.model, self.evaluate = model, evaluate
         self.settings, self.loss, self.rank, self.world = training, loss, rank, world
+        source = MemorySource(histories) if isinstance(histories, Ragged) else histories
+        if training.recompute:
+            model.backbone.recompute()
         self.wrapped = wrap(model)
         self.parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         decay = [p for _, p in self.parameters if p.ndim > 1]
@@ -96,126 +110,143 @@ class Trainer:
             [{"params": decay, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=training.learning_rate,
         )
-        self.steps_per_epoch = len(self._batches(0))
+        self.stream = Stream(
+            source, model.max_items, training.targets_per_batch, training.seed, training.samples,
+            training.shuffle_shards, training.accumulate, rank, world,
+        )  # fmt: skip
+        self.sampler = self._sampler(source, counts)
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] = {}
+        self._saved_at = time.perf_counter()
 
-    def _batches(self, epoch: int) -> list[batches.Batch]:
-        rng = np.random.default_rng([self.settings.seed, epoch])
-        make = batches.one_pass if self.settings.samples == "one_pass" else batches.per_prefix
-        return list(make(self.histories, self.model.config.max_items, self.settings.targets_per_batch, rng))
+    def _sampler(self, source: HistorySource, counts: np.ndarray | None) -> LogUniformSampler | None:
+        items, trained = self.model.config.items, self.model.trained.cpu().numpy()
+        eligible = trained if self.loss.negatives == "trained" else np.ones(items, dtype=bool)
+        if eligible.sum() <= self.loss.sampled_above:
+            return None
+        counts = item_counts(source, items) if counts is None else counts
+        return LogUniformSampler(counts, eligible, self.loss.samples)
 
-    def _rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to zero at the last epoch."""
-        total = self.steps_per_epoch * self.settings.epochs
-        warm = max(1, int(self.settings.warmup * total))
-        share = min(1.0, max(0.0, (step - warm) / max(1, total - warm)))
-        return self.settings.learning_rate * (
-            min(1.0, (step + 1) / warm) if step < warm else 0.5 + 0.5 * math.cos(math.pi * share)
-        )
+    def epoch(
+        self,
+        on_step: Callable[[float], None] | None = None,
+        on_checkpoint: Callable[[], None] | None = None,
+    ) -> dict[str, Any]:
+        """Train the epoch, or what is left of it, and validate.
 
-    def epoch(self, on_step: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-        """Train one epoch and validate; returns epoch, loss per target, validation NDCG@10 and seconds."""
-        began, number = time.perf_counter(), self.progress.epoch
-        # Seeded by epoch, so that a resumed run draws the same dropout and the same items as an unbroken one.
-        torch.manual_seed(self.settings.seed * 100_003 + number)
+        ``on_step`` is told how many epochs are done after every step. ``on_checkpoint`` is called, on every worker,
+        where the settings ask for a checkpoint within the epoch. Returns epoch, loss per target, validation NDCG@10,
+        seconds since training began, targets; tokens per second over all workers, the share of them that are padding,
+        and the share of time spent waiting for data.
+        """
+        progress = self.progress
+        progress.start_clock()
         self.wrapped.train()
-        todo = self._batches(number)
-        summed, count = 0.0, 0
-        for index, batch in enumerate(todo):
-            summed += self._step(batch) * batch.count
-            count += batch.count
-            if on_step is not None:
-                on_step(index + 1, len(todo))
+        with Prefetched(self.stream.steps(progress.epoch, progress.position), READY_STEPS) as steps:
+            for step, waited in steps:
+                self._note(step, self._step(step), waited)
+                if on_step is not None:
+                    on_step(progress.epoch + step.after)
+                if on_checkpoint is not None and self._due():
+                    on_checkpoint()
+        record = progress.record(progress.over_workers(self.world, self.model.device))
         ndcg = self._validate()
-        self.progress.epoch = number + 1
-        self.progress.seconds += time.perf_counter() - began
-        if ndcg > self.progress.best:
-            self.progress.best, self.progress.best_epoch = ndcg, number + 1
-            self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        record = {
-            "epoch": number + 1,
-            "epochs": self.settings.epochs,
-            "loss": self._mean_over_workers(summed / max(1, count)),
-            "ndcg@10": ndcg,
-            "seconds": round(self.progress.seconds, 3),
-            "targets": count,
-        }
-        self.progress.curve.append(record)
+        if ndcg > progress.best:
+            progress.best, progress.best_epoch = ndcg, progress.epoch + 1
+            self.best_weights = checkpoints.learned(self.model, keep=self.rank == 0)
+        progress.tick()
+        record |= {"epochs": self.settings.epochs, "ndcg@10": ndcg, "seconds": round(progress.seconds, 3)}
+        progress.finish(record)
         return record
 
-    def _step(self, batch: batches.Batch) -> float:
-        device = self.model.device
-        mine = batch.shard(self.rank, self.world)
-        items, visible, targets = (torch.from_numpy(x).to(device) for x in (mine.items, mine.visible, mine.targets))
-        rows = torch.randint(self.model.config.items, (self.settings.reconstructed_items,)).to(device)
+    def _step(self, step: Step) -> float:
+        """One optimiser step; returns this worker's share of the loss per target (their mean is the loss)."""
+        s, device, parts = self.settings, self.model.device, len(step.parts) * self.world
+        place = (s.seed, self.progress.epoch, step.then.step)
+        common = torch.Generator().manual_seed(_seed(*place))
+        share = math.ceil(s.reconstructed_items / parts)
+        rows = torch.randint(self.model.config.items, (parts, share), generator=common)
+        candidates = None if self.sampler is None else Candidates(*(x.to(device) for x in self.sampler.draw(common)))
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(self.progress.step)
-        with autocast(device, self.settings.precision):
-            terms = self.wrapped(items, visible, targets, self.loss, rows)
-            # DDP averages gradients over workers while the terms are sums over all targets of the step.
-            value = objective.total(terms, self.loss, batch.count / self.world)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_([p for _, p in self.parameters], self.settings.clip)
+            group["lr"] = self._rate(step)
+        loss = torch.zeros((), device=device)
+        for index, batch in enumerate(step.parts):
+            part = self.rank + self.world * index
+            torch.manual_seed(_seed(*place, part + 1))
+            with sharding.synchronised(self.wrapped, index == len(step.parts) - 1):
+                loss += self._backward(batch, rows[part].to(device), candidates, step.count / parts) / len(step.parts)
+        torch.nn.utils.clip_grad_norm_([p for _, p in self.parameters], s.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.progress.step += 1
-        return float(value.detach())
+        return float(loss)
+
+    def _backward(self, batch: Batch, rows: Tensor, candidates: Candidates | None, count: float) -> Tensor:
+        """Gradients of one part of a step. Parts are averaged while the terms are sums over all targets of the step, so
+        each is divided by the ``count`` of targets that a part has on average."""
+        device = self.model.device
+        items, visible, targets = (torch.from_numpy(x).to(device) for x in (batch.items, batch.visible, batch.targets))
+        with autocast(device, self.settings.precision):
+            terms = self.wrapped(items, visible, targets, self.loss, rows, candidates)
+            value = objective.total(terms, self.loss, count)
+        (value / self.settings.accumulate).backward()
+        return value.detach()
+
+    def _rate(self, step: Step) -> float:
+        """Linear warm-up, then half a cosine down to zero at the last epoch, by the share of users seen."""
+        s, begun = self.settings, self.progress.epoch
+        before, after, warm = begun + step.before, begun + step.after, s.warmup * s.epochs
+        if before < warm:
+            return s.learning_rate * min(1.0, after / warm)
+        return s.learning_rate * (0.5 + 0.5 * math.cos(math.pi * (before - warm) / max(1e-9, s.epochs - warm)))
+
+    def _note(self, step: Step, loss: float, waited: float) -> None:
+        m, n = self.model.tokens_per_item, len(self.model.tokens.slots)
+        tokens = [batch.tokens(m, n) for batch in step.parts]
+        computed, useful = (sum(of) for of in zip(*tokens, strict=True))
+        self.progress.add(loss=loss * step.count, targets=step.count, computed=computed, useful=useful, waited=waited)
+        self.progress.add(busy=self.progress.tick())
+        self.progress.position = step.then
+
+    def _due(self) -> bool:
+        s, done = self.settings, self.progress.position.step
+        if s.checkpoint_steps and done % s.checkpoint_steps == 0:
+            return True
+        if not s.checkpoint_minutes or done % CLOCK_STEPS:
+            return False
+        late = time.perf_counter() - self._saved_at > 60 * s.checkpoint_minutes
+        return bool(sharding.first_says(float(late), self.world, self.model.device))
 
     def _validate(self) -> float:
         self.model.eval()
-        value = torch.tensor([self.evaluate(self.model) if self.rank == 0 else 0.0], dtype=torch.float64)
-        if self.world > 1:
-            value = value.to(self.model.device)
-            dist.broadcast(value, src=0)
-        return float(value)
-
-    def _mean_over_workers(self, value: float) -> float:
-        """Each worker sees its own rows' loss only, scaled so that the mean over workers is the loss of all rows."""
-        if self.world == 1:
-            return value
-        total = torch.tensor([value], dtype=torch.float64, device=self.model.device)
-        dist.all_reduce(total)
-        return float(total) / self.world
+        with sharding.gathered(self.model):
+            value = self.evaluate(self.model)
+        return sharding.first_says(value, self.world, self.model.device)
 
     def save(self, folder: Path) -> None:
-        """Write weights, best weights, optimiser and progress into ``folder`` (safetensors and JSON)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().clone() for k, v in self.model.state_dict().items()}, folder / "weights.safetensors")
-        save_file(dict(self.best_weights), folder / "best.safetensors")
-        moments = {
-            f"{key}/{name}": torch.as_tensor(value).contiguous()
-            for name, p in self.parameters
-            for key, value in self.optimizer.state.get(p, {}).items()
-        }
-        save_file(moments, folder / "optimizer.safetensors")
-        (folder / "progress.json").write_text(json.dumps(asdict(self.progress)))
-        for path in folder.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        """Write weights, best weights, optimiser and progress; called on every worker, worker 0 writes ``folder``."""
+        progress = self.progress.saved(self.world, self.model.device)
+        into = folder if self.rank == 0 else None
+        checkpoints.save(into, self.model, self.optimizer, self.best_weights, progress)
+        self._saved_at = time.perf_counter()
 
     def load(self, folder: Path) -> None:
-        """Continue from what :meth:`save` wrote.
+        """Continue from what :meth:`save` wrote, whatever the number of workers was.
 
         Raises:
             ConfigError: the checkpoint is incomplete or belongs to a model of another shape.
         """
+        self.best_weights, record = checkpoints.load(folder, self.model, self.optimizer)
         try:
-            self.model.load_state_dict(load_file(folder / "weights.safetensors"))
-            self.best_weights = load_file(folder / "best.safetensors")
-            moments = load_file(folder / "optimizer.safetensors")
-            self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
-        except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-            raise ConfigError(f"checkpoint '{folder}' cannot be resumed: {str(error).splitlines()[0]}") from error
-        for name, p in self.parameters:
-            state = {
-                key: moments[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in moments
-            }
-            if state:
-                self.optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in state.items()}
+            self.progress = Progress.of(record, self.rank, self.world)
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"checkpoint '{folder}' cannot be resumed: its progress is another version's") from error
 
     def restore_best(self) -> SetRecModel:
         """The model with the weights of its best epoch."""
         if self.best_weights:
-            self.model.load_state_dict(self.best_weights)
+            checkpoints.set_weights(self.model, self.best_weights, every=False)
         return self.model.eval()
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

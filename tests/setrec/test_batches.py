@@ -40,13 +40,21 @@ def test_one_pass_and_per_prefix_ask_the_same_where_no_history_is_cut(histories,
     assert pairs(one) == pairs(per)
 
 
-@given(histories=histories, world=st.integers(1, 4))
+@given(histories=histories, parts=st.integers(1, 4))
 @settings(max_examples=30, deadline=None)
-def test_shards_divide_a_batch_among_workers_without_loss_or_repetition(histories, world):
-    for batch in batches.one_pass(histories, 10, 40, np.random.default_rng(0)):
-        shards = [batch.shard(rank, world) for rank in range(world)]
-        assert pairs(shards) == pairs([batch])
-        assert sum(s.count for s in shards) == batch.count
+def test_parts_divide_a_batch_among_workers_without_loss_or_repetition(histories, parts):
+    plan = batches.one_pass(histories, 10, 40, np.random.default_rng(0))
+    for step, batch in enumerate(plan):
+        dealt = [plan.part(step, number, parts) for number in range(parts)]
+        assert pairs(dealt) == pairs([batch])
+        assert sum(part.count for part in dealt) == batch.count == plan.count(step)
+
+
+def test_tokens_that_are_no_padding_are_the_items_read_and_the_targets_asked():
+    plan = batches.one_pass(Ragged.of([np.arange(9), np.arange(5), np.arange(2)]), 20, 100, np.random.default_rng(0))
+    assert [batch.tokens(1, 1) for batch in plan] == [(3 * 8 * 2, 2 * (8 + 4 + 1))]
+    assert plan[0].tokens(2, 5) == (3 * 8 * 7, 7 * (8 + 4 + 1))
+    assert plan.part(0, 3, 4).tokens(2, 5)[1] == 0
 
 
 def test_the_same_seed_gives_the_same_epoch_and_another_seed_another():
