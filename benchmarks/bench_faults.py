@@ -127,6 +127,17 @@ def kill(name: str) -> None:
     raise RuntimeError(f"no process is called {name}")
 
 
+def gone_everywhere(url: str, item: str = "7") -> float:
+    """Seconds after an item's removal was acknowledged until no replica knew it any more."""
+    httpx.delete(f"{url}/v1/items/{item}", trust_env=False).raise_for_status()
+    began = last = time.perf_counter()
+    in_a_row = 0
+    while in_a_row < 40:  # each on a connection of its own, so that both replicas are asked
+        unknown = httpx.get(f"{url}/v1/items/{item}", trust_env=False).status_code == 404
+        in_a_row, last = (in_a_row + 1, last) if unknown else (0, time.perf_counter())
+    return round(last - began, 3)
+
+
 def on_ray(folder: Path, bundle: Path, only: Sequence[str]) -> dict[str, Any]:
     """Two replicas on one SQLite file; of the faults those in ``only``, in its order."""
     store, releases = str(folder / "live.db"), folder / "releases"
@@ -151,6 +162,8 @@ def on_ray(folder: Path, bundle: Path, only: Sequence[str]) -> dict[str, Any]:
             "replica_killed": lambda: kill("ServeReplica"),
             "controller_killed": lambda: kill("ServeController"),
         }
+        found["item_removed"] = {"seconds_until_gone_everywhere": gone_everywhere(url)}
+        print(found, flush=True)
         for name, fault in ((name, faults[name]) for name in only):
             told = under_load(url, fault)
             found[name] = told.describe(store)
