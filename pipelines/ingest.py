@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,40 +16,64 @@ from pipelines.data_directory import (
     history_shards,
     load,
     refuse_foreign,
+    shard_name,
     write_histories,
     write_summary,
 )
 from pipelines.data_settings import DataSettings
+from pipelines.progress import Bar, bar
+from pipelines.rejects import Rejected, Tally
 from setrec.atomic import atomic_directory
 from setrec.catalog import Catalog, Histories
+from setrec.columns import Faults
 from setrec.errors import DataError
+from setrec.formats import RawTable, read_raw
 from setrec.interactions import chronological, distinct, k_core, tied
 from setrec.ragged import Ragged
 from setrec.splits import NAMES, TRAIN, GlobalTime, LeaveOneOut, global_time, held_out_items, leave_one_out
-from setrec.tables import read_interactions, read_items
+from setrec.tables import interactions_of, items_of
 
 __all__ = ["DataSettings", "history_shards", "ingest", "load"]
 
 
-def ingest(config: DataSettings, out: str | Path) -> dict[str, Any]:
+def ingest(
+    config: DataSettings, out: str | Path, *, address: str | None = None, progress: Bar | None = None
+) -> dict[str, Any]:
     """Read, check, filter, order and split; write the data directory ``out`` and return what ``data.json`` holds.
 
-    Takes about half a second for MovieLens-100K. An earlier data directory at ``out`` is replaced, anything else
-    there is refused; after an error it is as it was.
+    A file is read in this process, half a second for MovieLens-100K. A folder or URI of Parquet files, or what
+    ``config.streaming`` asks for, is streamed through the Ray cluster at ``address`` (this machine where there is
+    none), to the same histories, labels and items (``pipelines.ingest_stream``). An earlier data directory at ``out``
+    is replaced, anything else there is refused; after an error it is as it was.
 
     Raises:
         DataError: input that cannot be used, or nothing left to train on; one line naming file, row and column.
+        ConfigError: the cluster failed.
     """
     out = Path(out)
     refuse_foreign(out)
+    if streams(config):
+        from pipelines.ingest_stream import ingest_stream
+
+        with nullcontext(progress) if progress else bar("Ingest and split") as shown:
+            return ingest_stream(config, out, shown, address)
     chosen = _split(config, _choose(config))
     catalog, histories = _number(config, chosen)
     summary = _summary(config, chosen, catalog, histories)
     with atomic_directory(out) as new:
         catalog.save(new / "items.parquet")
         write_histories(new / "histories", histories)
+        for number, rejected in enumerate(filter(len, (chosen.rejected, chosen.rejected_items))):
+            rejected.save(str(new / "rejected" / shard_name(number)))
         write_summary(new, summary)
     return summary
+
+
+def streams(config: DataSettings) -> bool:
+    """Whether the input is streamed: as configured, else where interactions are a folder or a URI."""
+    if config.streaming.enabled is not None:
+        return config.streaming.enabled
+    return isinstance(config.interactions, str) or config.interactions.is_dir()
 
 
 @dataclass
@@ -61,6 +86,8 @@ class _Chosen:
     frame: pd.DataFrame
     catalog: Catalog
     users: list[str]
+    rejected: Rejected
+    rejected_items: Rejected
     counts: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     dropped: dict[str, int] = field(default_factory=dict)
 
@@ -71,14 +98,18 @@ class _Chosen:
 
 def _choose(config: DataSettings) -> _Chosen:
     """Everything up to the split: the interactions that count, in chronological order."""
-    frame = read_interactions(config.interactions, config.schema_in_use)
-    catalog = read_items(config.items, config.columns) if config.items is not None else _named_by_id(frame["item"])
+    raw, faults = read_raw(config.interactions), _faults(config)
+    frame = interactions_of(raw, config.schema_in_use, faults)
+    items = _Items.of(config, frame)
     user_codes, users = pd.factorize(frame["user"])
-    frame["item"] = _item_codes(config, frame, catalog)
+    frame["item"] = _item_codes(config, frame, items.catalog, faults)
     frame["user"] = user_codes
-    chosen = _Chosen(frame, catalog, users.tolist())
+    rejected = _rejected(config, raw, faults)
+    chosen = _Chosen(frame, items.catalog, users.tolist(), rejected, items.rejected)
+    if config.unknown_items == "refuse":  # those there are have been rejected
+        chosen.frame = frame[frame["item"] >= 0]
     if config.min_rating is not None:
-        chosen.keep(frame["rating"].to_numpy() >= config.min_rating, "rating_below_minimum")
+        chosen.keep(_array(chosen, "rating") >= config.min_rating, "rating_below_minimum")
     chosen.keep(chosen.frame["item"].to_numpy() >= 0, "unknown_item")
     rows = chosen.frame.index.to_numpy()
     order = chronological(_array(chosen, "user"), _array(chosen, "time"), config.ties, config.seed, rows)
@@ -88,7 +119,7 @@ def _choose(config: DataSettings) -> _Chosen:
     chosen.keep(k_core(_array(chosen, "user"), _array(chosen, "item"), *minima), "below_minimum_count")
     if chosen.frame.empty:
         raise DataError(f"no interactions are left after filtering ({chosen.dropped})", file=config.interactions)
-    chosen.counts = np.bincount(_array(chosen, "item"), minlength=len(catalog))
+    chosen.counts = np.bincount(_array(chosen, "item"), minlength=len(items.catalog))
     return chosen
 
 
@@ -107,19 +138,49 @@ def _split(config: DataSettings, chosen: _Chosen) -> _Chosen:
     return chosen
 
 
-def _named_by_id(items: pd.Series) -> Catalog:
-    """Without an items file: the items met, titled by their ids, with no text (an id must not reach a model)."""
-    names = items.drop_duplicates().tolist()
-    return Catalog(names, names, [""] * len(names), {})
+def _faults(config: DataSettings) -> Faults | None:
+    """Where bad rows are noted; nothing where the first is to be refused."""
+    return None if config.rejected_share is None else {}
 
 
-def _item_codes(config: DataSettings, frame: pd.DataFrame, catalog: Catalog) -> np.ndarray:
+def _rejected(config: DataSettings, raw: RawTable, faults: Faults | None) -> Rejected:
+    """The rows noted, unless they are too many."""
+    rejected = Rejected()
+    rejected.add_faults(faults or {}, str(raw.file))
+    tally = Tally(str(raw.file), config.rejected_share or 0.0, raw.table.num_rows)
+    tally.add(len(rejected), rejected.first())
+    tally.check()
+    return rejected
+
+
+@dataclass(frozen=True)
+class _Items:
+    """The catalogue in the order of its file, and the rows of the file that are not in it."""
+
+    catalog: Catalog
+    rejected: Rejected
+
+    @classmethod
+    def of(cls, config: DataSettings, frame: pd.DataFrame) -> _Items:
+        """Without an items file: the items met, titled by their ids, with no text (an id must not reach a model)."""
+        if config.items is None:
+            names = frame["item"].drop_duplicates().tolist()
+            return cls(Catalog(names, names, [""] * len(names), {}), Rejected())
+        raw, faults = read_raw(config.items), _faults(config)
+        catalog = items_of(raw, config.columns, faults)
+        return cls(catalog, _rejected(config, raw, faults))
+
+
+def _item_codes(config: DataSettings, frame: pd.DataFrame, catalog: Catalog, faults: Faults | None) -> np.ndarray:
     codes = pd.Index(catalog.item_ids).get_indexer(pd.Index(frame["item"]))
-    unknown = codes < 0
-    if config.unknown_items == "refuse" and unknown.any():
-        row = int(unknown.argmax())
-        reason = f"unknown item {frame['item'].iloc[row]!r}: {config.items} does not hold it"
-        raise DataError(reason, file=config.interactions, row=int(frame.index[row]), column=config.columns.item)
+    if config.unknown_items == "drop":
+        return codes
+    for at in np.flatnonzero(codes < 0).tolist():
+        reason = f"unknown item {frame['item'].iloc[at]!r}: {config.items} does not hold it"
+        row, column = int(frame.index[at]), config.columns.item
+        if faults is None:
+            raise DataError(reason, file=config.interactions, row=row, column=column)
+        faults[row - 1] = (column, reason)
     return codes
 
 
@@ -160,6 +221,7 @@ def _summary(config: DataSettings, chosen: _Chosen, catalog: Catalog, histories:
         "cold_items": len(catalog) - warm,
         "items_without_text": sum(not text for text in catalog.texts),
         "dropped": chosen.dropped,
+        "rejected": {"interactions": len(chosen.rejected), "items": len(chosen.rejected_items)},
         # Share of interactions at the very time of the user's one before; and of users whose last one is such.
         "tied_share": round(float(ties.mean()), 4),
         "tied_last_share": round(float(ties[histories.items.offsets[1:] - 1].mean()), 4),

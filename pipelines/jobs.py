@@ -40,7 +40,7 @@ def ingest_data(run: Run, config: JobConfig) -> dict[str, Any]:
     """Ingest and split; starts the run's folder anew once the data has been accepted."""
     run.root.mkdir(parents=True, exist_ok=True)
     with timed(run, "ingest"), bar("Ingest and split") as progress:
-        summary = ingest.ingest(config.data, run.data)
+        summary = ingest.ingest(config.data, run.data, address=config.cluster.address, progress=progress)
         # A model of other data must not be taken for one of this.
         run.clear(keep=("data", "logs", "environment.json"))
         progress.update(
