@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines import storage, warm
+from pipelines import ingest, storage, warm
 from pipelines.checkpoint_store import CheckpointStore
 from pipelines.checkpoint_writer import CheckpointWriter
 from pipelines.config import JobConfig
@@ -42,7 +42,7 @@ def trainer_of(run: Run, config: JobConfig, rank: int = 0, world: int = 1, wrap:
 
     Histories are read a few shards at a time, once over for the counts of items and once for the validation cases.
     """
-    source = ShardSource(_shards(run.data), _catalog_size(run.data))
+    source = ShardSource(ingest.history_shards(run.data), _catalog_size(run.data))
     counts = item_counts(source, source.items)
     torch.manual_seed(config.training.seed)
     model = SetRecModel.build(config.model, load_features(run, config, counts > 0))
@@ -52,10 +52,6 @@ def trainer_of(run: Run, config: JobConfig, rank: int = 0, world: int = 1, wrap:
         model, source, Validation(cases, rank, world), config.training, config.loss,
         rank=rank, world=world, wrap=wrap, counts=counts,
     )  # fmt: skip
-
-
-def _shards(data: Path) -> list[Path]:
-    return sorted((data / "histories").glob("part-*.parquet")) or [data / "histories.parquet"]
 
 
 def _catalog_size(data: Path) -> int:

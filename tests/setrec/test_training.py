@@ -22,7 +22,8 @@ def trainer(features, family="qwen3", **options) -> Trainer:
     """A trainer whose validation metric always improves."""
     model = small_model(features, family, "fused", max_items=8)
     values = iter(np.linspace(0.1, 0.2, 100))
-    return Trainer(model, chains(), lambda _: float(next(values)), SETTINGS, ObjectiveSettings(), **options)
+    settings, loss = options.pop("settings", SETTINGS), options.pop("loss", ObjectiveSettings())
+    return Trainer(model, chains(), lambda _: float(next(values)), settings, loss, **options)
 
 
 def test_training_lowers_the_loss_on_every_backbone(features, family):
@@ -49,9 +50,67 @@ def test_a_resumed_run_ends_where_the_unbroken_one_ends(features, tmp_path):
         assert torch.equal(a, b), name
 
 
+def test_a_run_resumed_within_an_epoch_ends_where_the_unbroken_one_ends(features, tmp_path):
+    """Dropout is on: its draws, too, depend on seed and position alone."""
+    unbroken = trainer(features).epoch()["loss"]
+    every_step = SETTINGS.model_copy(update={"checkpoint_steps": 1})
+    first, folders = trainer(features, settings=every_step), []
+
+    def keep() -> None:
+        folders.append(tmp_path / str(len(folders)))
+        first.save(folders[-1])
+
+    assert first.epoch(on_checkpoint=keep)["loss"] == unbroken
+    assert len(folders) > 3
+    for folder in folders:
+        second = trainer(features)
+        second.load(folder)
+        record = second.epoch()
+        assert (record["loss"], record["targets"]) == (unbroken, first.progress.curve[0]["targets"])
+        for (name, a), b in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_checkpoints_come_when_the_minutes_are_over(features):
+    settings = SETTINGS.model_copy(update={"checkpoint_minutes": 1e-9, "targets_per_batch": 12})
+    t, calls = trainer(features, settings=settings), []
+    t.epoch(on_checkpoint=lambda: calls.append(t.progress.position.step))
+    assert calls
+    assert all(step % 10 == 0 for step in calls)
+
+
+def test_recomputing_layers_on_the_way_back_changes_no_gradient(features, family):
+    """Dropout is on: what was left out is left out again."""
+    plain, again = (trainer(features, family, settings=SETTINGS.model_copy(update={"recompute": r})) for r in (0, 1))
+    for t in (plain, again):
+        t.model.train()
+        t.optimizer.step = lambda: None
+        t.optimizer.zero_grad = lambda set_to_none: None
+        t._step(next(t.stream.steps(0)))
+    assert any(m.gradient_checkpointing for m in again.model.modules() if hasattr(m, "gradient_checkpointing"))
+    for (name, p), q in zip(plain.parameters, (q for _, q in again.parameters), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_training_on_a_sample_of_the_catalogue_learns(features):
+    loss = ObjectiveSettings(sampled_above=10, samples=16)
+    t = trainer(features, loss=loss)
+    assert t.sampler is not None
+    losses = [t.epoch()["loss"] for _ in range(6)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_line_of_the_curve_says_how_much_was_padding_and_waiting(features):
+    record = trainer(features).epoch()
+    assert 0 <= record["padding_share"] < 0.3
+    assert 0 <= record["loading_share"] < 0.5
+    assert record["tokens_per_second"] > 0
+
+
 def test_two_workers_sum_to_the_gradient_of_one_and_so_do_two_passes(features):
     """DDP averages the workers' gradients; done by hand here, the average must be the single worker's gradient."""
     one, two = trainer(features), [trainer(features, rank=r, world=2) for r in range(2)]
+    passes = trainer(features, settings=SETTINGS.model_copy(update={"accumulate": 2}))
 
     def gradient(t):
         t.model.eval()
@@ -62,11 +121,12 @@ def test_two_workers_sum_to_the_gradient_of_one_and_so_do_two_passes(features):
 
     torch.nn.utils.clip_grad_norm_, kept = (lambda *_: None), torch.nn.utils.clip_grad_norm_
     try:
-        alone, halves = gradient(one), [gradient(t) for t in two]
+        alone, halves, summed = gradient(one), [gradient(t) for t in two], gradient(passes)
     finally:
         torch.nn.utils.clip_grad_norm_ = kept
     for name, g in alone.items():
         torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, g, atol=1e-5, rtol=1e-3, msg=name)
+        torch.testing.assert_close(summed[name], g, atol=1e-5, rtol=1e-3, msg=name)
 
 
 def test_training_stops_when_validation_no_longer_improves_and_restores_the_best(features):

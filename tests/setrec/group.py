@@ -1,0 +1,83 @@
+"""Trains as one of several processes: ``python group.py RANK WORLD RENDEZVOUS SHARDING FOLDER [OPTION=VALUE ...]``.
+
+A tiny model on users who walk a ring; a checkpoint in FOLDER is gone on from. Leaves ``curve.json``, ``weights`` and
+the checkpoint there.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from conftest import ITEMS, small_model
+from torch.nn.parallel import DistributedDataParallel
+
+from setrec import sharding
+from setrec.objective import ObjectiveSettings
+from setrec.ragged import Ragged
+from setrec.tokens import ItemFeatures
+from setrec.training import Trainer, TrainingSettings
+
+
+def features() -> ItemFeatures:
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(ITEMS, 16)).astype(np.float32)
+    return ItemFeatures(np.ones(ITEMS, dtype=bool), table, rng.normal(size=(ITEMS, 12)).astype(np.float32))
+
+
+def histories() -> Ragged:
+    rng = np.random.default_rng(0)
+    return Ragged.of([(s + np.arange(int(rng.integers(3, 12)))) % ITEMS for s in rng.integers(0, ITEMS, 40)])
+
+
+def score(model) -> float:
+    """Something that depends on the model and on all workers taking part: the mean answer to a fixed history."""
+    return float(model.answers(Ragged.of([[1, 2, 3], [4, 5]])).abs().mean())
+
+
+def trainer(rank: int, world: int, shard: str, family: str = "qwen3", **options) -> Trainer:
+    def wrap(model):
+        if shard == "fsdp":
+            return sharding.shard(model, "cpu")
+        return DistributedDataParallel(model) if world > 1 else model
+
+    settings = {"epochs": 3, "patience": 3, "targets_per_batch": 64, "precision": "float32", **options}
+    model = small_model(features(), family, "fused", max_items=8, dropout=0.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+        if hasattr(module, "dropout") and isinstance(module.dropout, float):
+            module.dropout = 0.0
+    return Trainer(
+        model, histories(), score, TrainingSettings(**settings), ObjectiveSettings(), rank=rank, world=world, wrap=wrap
+    )
+
+
+def train(rank: int, world: int, shard: str, folder: Path, epochs: int, family: str, **options) -> Trainer:
+    worker = trainer(rank, world, shard, family, **options)
+    if (folder / "progress.json").exists():
+        worker.load(folder)
+    while worker.progress.epoch < epochs:
+        worker.epoch(on_checkpoint=lambda: worker.save(folder))
+    worker.save(folder)
+    return worker
+
+
+def main() -> None:
+    rank, world, rendezvous, shard, folder, *options = sys.argv[1:]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=int(world))
+    given = dict(option.split("=") for option in options)
+    epochs, family = int(given.pop("until", 3)), given.pop("family", "qwen3")
+    worker = train(int(rank), int(world), shard, Path(folder), epochs, family, **{k: int(v) for k, v in given.items()})
+    if rank == "0":
+        (Path(folder) / "curve.json").write_text(json.dumps(worker.progress.curve))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

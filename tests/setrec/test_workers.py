@@ -1,0 +1,80 @@
+"""Several processes train as one does: DDP and FSDP over gloo, checkpoints that know nothing of workers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import group
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SAME = 2e-4
+"""Relative tolerance of "the same curve" with the same global batches; only the order of float32 sums differs."""
+HERE = Path(__file__).parent
+
+
+def together(folder: Path, world: int, shard: str, *options: str) -> list[dict]:
+    """The curve of ``world`` processes; the folder may hold a checkpoint to go on from."""
+    folder.mkdir(exist_ok=True)
+    (meeting := folder / "meeting").unlink(missing_ok=True)
+    paths = [str(HERE.parent), str(HERE), str(HERE.parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / "group.py")]
+    running = [
+        subprocess.Popen(
+            [*command, str(rank), str(world), str(meeting), shard, str(folder), *options],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    for process in running:
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 0, said[-3000:]
+    return json.loads((folder / "curve.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict[str, tuple[Path, list[dict]]]:
+    """By family, folder and curve of one process without a process group."""
+    folders = {family: tmp_path_factory.mktemp(family) for family in ("qwen3", "t5")}
+    return {f: (path, group.train(0, 1, "none", path, 3, f).progress.curve) for f, path in folders.items()}
+
+
+def assert_same(curve: list[dict], other: list[dict]) -> None:
+    for key in ("loss", "ndcg@10"):
+        np.testing.assert_allclose([r[key] for r in curve], [r[key] for r in other], rtol=SAME)
+    assert [r["targets"] for r in curve] == [r["targets"] for r in other]
+
+
+@pytest.mark.parametrize(("family", "shard"), [("qwen3", "none"), ("qwen3", "fsdp"), ("t5", "fsdp")])
+def test_two_workers_follow_the_curve_of_one(alone, family, shard, tmp_path):
+    folder, curve = alone[family]
+    assert_same(together(tmp_path, 2, shard, f"family={family}"), curve)
+    ours, one = (load_file(f / "weights.safetensors") for f in (tmp_path, folder))
+    assert ours.keys() == one.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(ours[name], value, atol=2e-4, rtol=2e-3, msg=name)
+
+
+def test_a_run_goes_on_within_an_epoch_with_another_number_of_workers(alone, tmp_path):
+    _, curve = alone["qwen3"]
+    worker = group.trainer(0, 1, "none", checkpoint_steps=2)
+
+    def stop() -> None:
+        worker.save(tmp_path)
+        raise KeyboardInterrupt
+
+    worker.epoch()
+    with pytest.raises(KeyboardInterrupt):
+        worker.epoch(on_checkpoint=stop)
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert (progress["epoch"], progress["position"]["step"]) == (1, 2)
+    assert_same(together(tmp_path, 2, "fsdp", "until=2"), curve[:2])
+    worker = group.trainer(0, 1, "none")
+    worker.load(tmp_path)
+    worker.epoch()
+    assert_same(worker.progress.curve, curve)
