@@ -169,19 +169,30 @@ def recommend(
     bundle: BundleOption,
     history: Annotated[str | None, typer.Option(help="Item ids, oldest first, separated by commas.")] = None,
     user: Annotated[str | None, typer.Option("--user", help="A user the bundle knows.")] = None,
+    batch: Annotated[str | None, typer.Option("--batch", help="Parquet table of users: file, folder or URI.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Folder or URI for the answers to --batch.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many items.", min=1)] = 10,
     keep_history: Annotated[
         bool, typer.Option("--keep-history", help="Items of the history may be recommended.")
     ] = False,
+    actors: Annotated[int | None, typer.Option(help="Processes for --batch; default: one a core.", min=1)] = None,
+    address: AddressOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Recommend items without a server."""
+    """Recommend items without a server: to one user, or with --batch to all users of a table."""
+    if [history, user, batch].count(None) != 2:
+        raise ConfigError("give one of --history, --user and --batch")
+    if (batch is None) != (out is None):
+        raise ConfigError("--batch and --out go together")
+    if batch is not None and out is not None:
+        from pipelines.batch_recommend import BatchRequest, recommend_batch
+
+        _print_json(recommend_batch(BatchRequest(bundle, batch, out, k, not keep_history, actors, address)))
+        return
     from pipelines.serve import recommend_once
     from pipelines.tables import answer_table
     from serving.engine import Request
 
-    if (history is None) == (user is None):
-        raise ConfigError("give either --history or --user")
     ids = None if history is None else tuple(part.strip() for part in history.split(",") if part.strip())
     answer = recommend_once(bundle, Request(ids, user, k, not keep_history))
     if as_json:

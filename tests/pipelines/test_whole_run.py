@@ -137,7 +137,7 @@ def test_the_command_line_recommends_without_a_server(run):
     ("arguments", "said"),
     [
         (("recommend", "--bundle", "{bundle}", "--history", "i1,nothing"), "nothing"),
-        (("recommend", "--bundle", "{bundle}"), "--history or --user"),
+        (("recommend", "--bundle", "{bundle}"), "one of --history"),
         (("recommend", "--bundle", "{bundle}", "--user", "nobody"), "nobody"),
         (("recommend", "--bundle", "{bundle}/nowhere", "--user", "u1"), "nowhere"),
         (("prepare", "--config", "{bundle}/missing.yaml", "--run", "{bundle}/../other"), "missing.yaml"),
