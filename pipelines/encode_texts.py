@@ -1,8 +1,8 @@
 """Item texts to vectors: in this process, or by a pool of Ray actors. What a cache knows is never encoded again.
 
-Neither all texts nor all vectors are ever in one process: texts are read by row groups, and the table of vectors is a
-file mapped into memory, whose rows are written as they come. What stays in memory is 32 bytes an item, the hash of its
-text, and as much again to sort them.
+Neither all texts nor all vectors are ever in one process: texts are read by row groups, and the rows of the table of
+vectors are written as they come. What stays in memory is the hash of each item's text: about 150 bytes an item while
+they are sorted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipelines.progress import Bar, bar
 from pipelines.runs import Run
 from setrec.atomic import atomic_file
 from setrec.encoder import TextEncoder
-from setrec.vectors import VectorCache, create_table
+from setrec.vectors import VectorCache, VectorTable
 
 CACHE = ".text_cache"
 """Folder beside the runs, so that they share it; one sub-folder per encoder, weights and settings."""
@@ -55,18 +55,17 @@ def encode_texts(run: Run, config: JobConfig) -> None:
     cache = VectorCache(run.root.parent / CACHE / encoder.identity)
     with bar("Encode item texts") as progress, atomic_file(run.features / "text.safetensors") as path:
         keys = texts.keys()
-        table = create_table(path, "text", len(keys), encoder.width)
         distinct, first, number = np.unique(keys, return_index=True, return_inverse=True)
-        missing = np.sort(first[~_fill(table, distinct, first, cache)])
-        known = len(distinct) - len(missing)
-        progress.update(known, len(distinct))
-        size = _BATCHES * encoder.batch_size
-        blocks = [missing[start : start + size] for start in range(0, len(missing), size)]
-        route = _in_actors if config.encoder.actors > 1 and len(blocks) > 1 else _in_process
-        found = _shown(route(encoder, texts, blocks, config), progress, known, len(distinct))
-        _keep(found, table, keys, cache)
-        _repeat(table, first[number])
-        table.flush()  # type: ignore[attr-defined]
+        with VectorTable(path, "text", len(keys), encoder.width) as table:
+            missing = np.sort(first[~_fill(table, distinct, first, cache)])
+            known = len(distinct) - len(missing)
+            progress.update(known, len(distinct))
+            size = _BATCHES * encoder.batch_size
+            blocks = [missing[start : start + size] for start in range(0, len(missing), size)]
+            route = _in_actors if config.encoder.actors > 1 and len(blocks) > 1 else _in_process
+            found = _shown(route(encoder, texts, blocks, config), progress, known, len(distinct))
+            _keep(found, table, keys, cache)
+            _repeat(table, first[number])
         progress.update(1, 1, f"{len(missing)} new of {len(distinct)} texts, {encoder.width} numbers each")
     run.log("encoded", items=len(keys), texts=len(distinct), encoded=len(missing))
 
@@ -94,7 +93,8 @@ class Texts:
         parts = []
         for group in range(self.file.num_row_groups):
             column = self.file.read_row_group(group, columns=["text"]).column(0)
-            parts += [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in column.to_pylist()]
+            digests = (hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in column.to_pylist())
+            parts.append(b"".join(digests))
         return np.frombuffer(b"".join(parts), dtype="S32")
 
     def read(self, rows: np.ndarray) -> list[str]:
@@ -110,14 +110,14 @@ class Texts:
         return found
 
 
-def _fill(table: np.ndarray, distinct: np.ndarray, first: np.ndarray, cache: VectorCache) -> np.ndarray:
+def _fill(table: VectorTable, distinct: np.ndarray, first: np.ndarray, cache: VectorCache) -> np.ndarray:
     """Write what the cache holds to the first row of each text; returns which texts those were, bool."""
     known = np.zeros(len(distinct), dtype=bool)
     for keys, vectors in cache.shards():
         held = np.ascontiguousarray(keys).view("S32").ravel()
         place = np.searchsorted(distinct, held).clip(max=len(distinct) - 1)
         mine = distinct[place] == held
-        table[first[place[mine]]] = vectors[mine]
+        table.write(first[place[mine]], vectors[mine])
         known[place[mine]] = True
     return known
 
@@ -180,11 +180,11 @@ def _shown(found: Blocks, progress: Bar, done: int, total: int) -> Blocks:
         progress.update(done, total)
 
 
-def _keep(found: Blocks, table: np.ndarray, keys: np.ndarray, cache: VectorCache) -> None:
+def _keep(found: Blocks, table: VectorTable, keys: np.ndarray, cache: VectorCache) -> None:
     """Write vectors to the table and, some thousand at a time, to the cache."""
     fresh: dict[bytes, np.ndarray] = {}
     for rows, vectors in found:
-        table[rows] = vectors
+        table.write(rows, vectors)
         # An S32 leaves out zeros at its end; a key has 32 bytes.
         fresh.update(zip((key.ljust(32, b"\0") for key in keys[rows].tolist()), vectors, strict=True))
         if len(fresh) >= _SHARD:
@@ -193,9 +193,9 @@ def _keep(found: Blocks, table: np.ndarray, keys: np.ndarray, cache: VectorCache
     cache.write(fresh)
 
 
-def _repeat(table: np.ndarray, first: np.ndarray) -> None:
+def _repeat(table: VectorTable, first: np.ndarray) -> None:
     """Copy vectors to the further rows of the same text; ``first`` (I,) is the first row that has each row's text."""
     again = np.flatnonzero(first != np.arange(len(first)))
     for start in range(0, len(again), _SHARD):
         rows = again[start : start + _SHARD]
-        table[rows] = table[first[rows]]
+        table.write(rows, table.read(first[rows]))

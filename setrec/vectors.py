@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Container, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,19 +53,44 @@ class VectorCache:
             temporary.write_bytes(content)
 
 
-def create_table(path: str | Path, name: str, rows: int, width: int) -> np.ndarray:
-    """A new safetensors file whose one tensor ``name`` is float32 (rows, width), as a writable map of its zeros.
+class VectorTable:
+    """A new safetensors file whose one tensor ``name`` is float32 (rows, width), zeros until rows are written.
 
-    So a table can be filled in any order and be larger than memory. Written to a path of
-    :func:`setrec.atomic.atomic_file`, it is there as a whole or not at all; call ``flush`` before the block ends.
+    It may be filled in any order and be larger than memory, for no part of it stays there. Written to a path of
+    :func:`setrec.atomic.atomic_file`, it is there as a whole or not at all.
     """
-    entry = {"dtype": "F32", "shape": [rows, width], "data_offsets": [0, 4 * rows * width]}
-    header = json.dumps({name: entry}).encode()
-    header += b" " * (-len(header) % 8)  # the format wants its numbers aligned
-    with open(path, "wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + 4 * rows * width)
-    return np.memmap(path, np.float32, "r+", offset=8 + len(header), shape=(rows, width))
+
+    def __init__(self, path: str | Path, name: str, rows: int, width: int) -> None:
+        entry = {"dtype": "F32", "shape": [rows, width], "data_offsets": [0, 4 * rows * width]}
+        header = json.dumps({name: entry}).encode()
+        header += b" " * (-len(header) % 8)  # the format wants its numbers aligned
+        self._width, self._start = width, 8 + len(header)
+        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115
+        self._file.write(len(header).to_bytes(8, "little") + header)
+        self._file.truncate(self._start + 4 * rows * width)
+
+    def __enter__(self) -> VectorTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Set ``rows`` int64 (r,) to ``vectors`` (r, width); rows beside each other go in one piece."""
+        order = np.argsort(rows, kind="stable")
+        rows, vectors = rows[order], np.ascontiguousarray(vectors[order], dtype=np.float32)
+        ends = np.flatnonzero(np.diff(rows) != 1) + 1
+        for first, last in pairwise([0, *ends.tolist(), len(rows)] if len(rows) else []):
+            os.pwrite(self._file.fileno(), vectors[first:last].tobytes(), self._place(int(rows[first])))
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors (r, width) of ``rows``."""
+        size = 4 * self._width
+        found = [os.pread(self._file.fileno(), size, self._place(row)) for row in rows.tolist()]
+        return np.frombuffer(b"".join(found), dtype=np.float32).reshape(len(rows), self._width)
+
+    def _place(self, row: int) -> int:
+        return self._start + 4 * self._width * row
 
 
 def _shard(path: Path) -> tuple[np.ndarray, np.ndarray] | None:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_a_file_that_is_no_configuration_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(ConfigError, match=r"bad\.yaml") as caught:
         load_config(path)
     assert "\n" not in str(caught.value)
+
+
+def test_every_key_that_the_documentation_of_the_pipelines_names_is_one(config_file):
+    written = load_config(config_file).model_dump()
+    text = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text()
+    named = set(re.findall(rf"`((?:{'|'.join(written)})\.[a-z_.]+)[:`]", text))
+    assert len(named) > 20
+    for key in named:
+        value = written
+        for part in key.split("."):
+            assert part in value, key
+            value = value[part]
 
 
 def test_every_key_of_the_written_configuration_is_one_that_is_read(config_file, tmp_path):

@@ -20,17 +20,22 @@ from pipelines.runs import Run
 from setrec.catalog import Catalog
 from setrec.encoder import TextEncoder
 from setrec.errors import ConfigError
-from setrec.vectors import create_table
+from setrec.vectors import VectorTable
 
 WORDS = ["toy", "story", "heat", "drama", "war", "of", "the", "stars", "and", "peace"]
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def session():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     with ray_session(cpus=2):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
     torch.set_num_threads(before)
 
 
@@ -83,7 +88,7 @@ def vectors(run) -> np.ndarray:
     return load_file(run.features / "text.safetensors")["text"]
 
 
-def test_actors_give_what_one_process_gives_though_one_of_them_dies(tmp_path, tiny, monkeypatch):
+def test_actors_give_what_one_process_gives_though_one_of_them_dies(session, tmp_path, tiny, monkeypatch):
     given, marker, honest = texts(150), tmp_path / "died", module._Encoder
 
     class DiesOnce(honest):
@@ -127,7 +132,7 @@ def test_only_texts_that_no_run_has_met_are_encoded(tmp_path, tiny, monkeypatch)
     assert encoded(second)["encoded"] == len(set(grown)), "vectors of texts cut elsewhere are other vectors"
 
 
-def test_an_encoder_that_fails_is_told_in_one_line_and_leaves_no_file(tmp_path, tiny, monkeypatch):
+def test_an_encoder_that_fails_is_told_in_one_line_and_leaves_no_file(session, tmp_path, tiny, monkeypatch):
     class Fails:
         def __init__(self, *_):
             pass
@@ -150,9 +155,11 @@ def test_texts_are_read_by_row_whatever_the_row_groups(tmp_path):
     assert read.read(rows) == [given[row] for row in rows]
 
 
-def test_a_table_filled_in_place_is_a_file_that_safetensors_reads(tmp_path):
-    table = create_table(tmp_path / "t.safetensors", "text", 5, 3)
-    table[[3, 1]] = [[1, 2, 3], [4, 5, 6]]
-    table.flush()
+def test_a_table_filled_in_any_order_is_a_file_that_safetensors_reads(tmp_path):
+    expected = np.random.default_rng(0).random((9, 3)).astype(np.float32)
+    with VectorTable(tmp_path / "t.safetensors", "text", 10, 3) as table:
+        for rows in ([7, 5, 6, 2], [], [0, 1, 8], [3, 4]):
+            table.write(np.array(rows, dtype=np.int64), expected[rows])
+        np.testing.assert_array_equal(table.read(np.array([8, 2, 8])), expected[[8, 2, 8]])
     found = load_file(tmp_path / "t.safetensors")["text"]
-    np.testing.assert_array_equal(found, [[0] * 3, [4, 5, 6], [0] * 3, [1, 2, 3], [0] * 3])
+    np.testing.assert_array_equal(found, np.concatenate([expected, np.zeros((1, 3))]))

@@ -5,13 +5,18 @@ import signal
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from nodetok.distances import DistanceSettings, distances
 from nodetok.graph import Graph
-from pipelines import graph_distances
+from pipelines import features, graph_distances
 from pipelines.cluster import ray_session
+from pipelines.config import validate
 from pipelines.graph_distances import distances_on_cluster
+from pipelines.runs import Run
+from setrec.catalog import Catalog, Histories
 from setrec.errors import ConfigError
+from setrec.ragged import Ragged
 
 NODES = 300
 ANCHORS = np.random.default_rng(1).permutation(NODES)[:23]
@@ -95,6 +100,28 @@ def test_a_block_that_fails_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="distances failed: out of luck"):
         distances_on_cluster(made(), ANCHORS, DistanceSettings(), tmp_path / "table.npy", block=12)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_positions_of_items_are_the_same_where_their_distances_are_measured_in_blocks(tmp_path, monkeypatch):
+    catalog, histories = catalogue()
+    monkeypatch.setattr(features.ingest, "load", lambda _: (catalog, histories))
+    found = []
+    for block in (None, 5):
+        run = Run(tmp_path / str(block))
+        structural = {"enabled": True, "anchors": 12, "block": block}
+        features.place_items(run, validate({"data": {"interactions": "x.csv"}, "structural": structural}, "test"))
+        assert [path.name for path in run.features.iterdir()] == ["structural.safetensors"]
+        found.append(load_file(run.features / "structural.safetensors")["structural"])
+    assert found[0].shape == (40, 12)
+    assert np.array_equal(*found)
+
+
+def catalogue():
+    """Forty items of five genres, in the histories of thirty users."""
+    ids = [f"i{row}" for row in range(40)]
+    rows = np.random.default_rng(0).integers(0, 40, (30, 8))
+    histories = Histories([f"u{row}" for row in range(30)], Ragged.of(rows), np.zeros(240, dtype=np.int8))
+    return Catalog(ids, ids, ids, {"genre": [[f"g{row % 5}"] for row in range(40)]}), histories
 
 
 @pytest.mark.parametrize(
