@@ -86,8 +86,8 @@ class _Chosen:
     frame: pd.DataFrame
     catalog: Catalog
     users: list[str]
-    rejected: Rejected
     rejected_items: Rejected
+    rejected: Rejected = field(default_factory=Rejected)
     counts: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     dropped: dict[str, int] = field(default_factory=dict)
 
@@ -102,14 +102,13 @@ def _choose(config: DataSettings) -> _Chosen:
     frame = interactions_of(raw, config.schema_in_use, faults)
     items = _Items.of(config, frame)
     user_codes, users = pd.factorize(frame["user"])
-    frame["item"] = _item_codes(config, frame, items.catalog, faults)
-    frame["user"] = user_codes
-    rejected = _rejected(config, raw, faults)
-    chosen = _Chosen(frame, items.catalog, users.tolist(), rejected, items.rejected)
-    if config.unknown_items == "refuse":  # those there are have been rejected
-        chosen.frame = frame[frame["item"] >= 0]
+    chosen = _Chosen(frame.assign(user=user_codes), items.catalog, users.tolist(), items.rejected)
     if config.min_rating is not None:
         chosen.keep(_array(chosen, "rating") >= config.min_rating, "rating_below_minimum")
+    chosen.frame = chosen.frame.assign(item=_item_codes(config, chosen.frame, items.catalog, faults))
+    chosen.rejected = _rejected(config, raw, faults)
+    if config.unknown_items == "refuse":  # those there are have been rejected
+        chosen.frame = chosen.frame[chosen.frame["item"] >= 0]
     chosen.keep(chosen.frame["item"].to_numpy() >= 0, "unknown_item")
     rows = chosen.frame.index.to_numpy()
     order = chronological(_array(chosen, "user"), _array(chosen, "time"), config.ties, config.seed, rows)

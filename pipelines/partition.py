@@ -21,7 +21,6 @@ from pipelines.item_table import hashed
 from pipelines.pieces import Piece, Source
 from pipelines.rejects import Rejected
 from setrec.errors import SetRecError
-from setrec.schema import Schema
 from setrec.tables import interactions_of, time_column
 
 
@@ -46,7 +45,7 @@ def columns_needed(data: DataSettings, names: list[str]) -> tuple[list[str], str
     """Columns of interactions to read from a table with columns ``names``; and which of them holds times."""
     schema = data.schema_in_use
     time = time_column(schema, names)
-    needed = [schema.user, schema.item, time, schema.rating if data.min_rating is not None else None, schema.split]
+    needed = [schema.user, schema.item, time, schema.rating, schema.split]
     return list(dict.fromkeys(name for name in needed if name is not None)), time
 
 
@@ -87,7 +86,7 @@ def partition(job: Partition, piece: Piece) -> dict[str, Any]:
 
 
 def _partition(job: Partition, piece: Piece) -> dict[str, Any]:
-    schema, rejected, met = _schema(job), Rejected(), _Met()
+    schema, rejected, met = job.data.schema_in_use, Rejected(), _Met()
     floats, below = [], 0
     names = columns_needed(job.data, job.source.schema.names)[0] if job.source.schema is not None else None
     with parted(job.piece("piece", piece.number), _ARROW, job.buckets) as append:
@@ -115,12 +114,6 @@ _ARROW = pa.schema(
      ("row", pa.int64())]
 )  # fmt: skip
 """``time``: whole numbers, or the bits of fractions; ``row``: of the whole table, from 0."""
-
-
-def _schema(job: Partition) -> Schema:
-    """Ratings are read only where they decide something."""
-    schema = job.data.schema_in_use
-    return schema if job.data.min_rating is not None else schema.model_copy(update={"rating": None})
 
 
 def _table(frame: pd.DataFrame, rows: np.ndarray) -> pa.Table:
