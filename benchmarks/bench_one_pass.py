@@ -9,7 +9,7 @@ length first, which nobody publishes but which is the best that one sample per p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from setrec.batches import Batch
 from setrec.model import ModelSettings, SetRecModel
 from setrec.objective import ObjectiveSettings
 from setrec.ragged import Ragged
+from setrec.stream import Position, Step
 from setrec.tokens import ItemFeatures
 from setrec.training import Trainer, TrainingSettings
 
@@ -52,7 +53,7 @@ def trainer(rows: Ragged, targets: int) -> Trainer:
     return Trainer(model, rows, lambda _: 0.0, training, ObjectiveSettings.paper())
 
 
-def spread(epoch: list[Batch], count: int) -> list[Batch]:
+def spread(epoch: Sequence[Batch], count: int) -> list[Batch]:
     """``count`` batches evenly spaced over an epoch ordered by padded size, so that a few stand for all."""
     ordered = sorted(epoch, key=lambda b: b.items.size)
     return [ordered[i] for i in np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)]
@@ -62,20 +63,18 @@ def variants(rows: Ragged, targets: int, steps: int) -> dict[str, Callable[[], f
     """Each variant trains a few steps and returns targets per second."""
     plan = {
         "one pass": batches.one_pass(rows, MAX_ITEMS, targets, np.random.default_rng(0)),
-        "per prefix, shuffled": list(batches.per_prefix(rows, MAX_ITEMS, targets, np.random.default_rng(0))),
-        "per prefix, by length": list(
-            batches.per_prefix(rows, MAX_ITEMS, targets, np.random.default_rng(0), by_length=True)
-        ),
+        "per prefix, shuffled": batches.per_prefix(rows, MAX_ITEMS, targets, np.random.default_rng(0)),
+        "per prefix, by length": batches.per_prefix(rows, MAX_ITEMS, targets, np.random.default_rng(0), by_length=True),
     }
 
-    def timed(epoch: list[Batch]) -> Callable[[], float]:
+    def timed(epoch: Sequence[Batch]) -> Callable[[], float]:
         worker, chosen = trainer(rows, targets), spread(epoch, steps)
 
         def run() -> float:
             worker.wrapped.train()
             began = time.perf_counter()
             for batch in chosen:
-                worker._step(batch)
+                worker._step(Step([batch], batch.count, 0.0, 0.0, Position()))
             return sum(b.count for b in chosen) / (time.perf_counter() - began)
 
         return run

@@ -6,12 +6,15 @@ targets are dealt out: all of a window's targets share one row, or each target h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from setrec.ragged import Ragged
+
+QUERIES = 3
+"""What a target weighs in a batch's budget beside an item that is read: the usual number of its queries."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +101,30 @@ def cut(histories: Ragged, max_items: int, rng: np.random.Generator) -> Windows:
 def one_pass(histories: Ragged, max_items: int, targets_per_batch: int, rng: np.random.Generator) -> Plan:
     """An epoch of batches with all targets of a window in one row, windows of like length together, order shuffled.
 
-    ``targets_per_batch`` is a budget of tokens: padding counts, and a target costs its queries and the item it follows.
+    ``targets_per_batch`` is a budget of tokens, those of so many targets with the item before each; padding counts, and
+    so do items that are read for the sake of later targets.
     """
     w = cut(histories, max_items, rng)
-    jitter = rng.random(len(w))
-    order = np.lexsort((jitter, w.first - w.start, w.end - w.first))
-    asked = (w.end - w.first)[order]
-    steps, begin = [], 0
-    while begin < len(order):
-        # Lengths ascend, so a batch's cost is its last window's length times its rows.
-        stop = begin + 1
-        while stop < len(order) and (stop + 1 - begin) * asked[stop] <= targets_per_batch:
-            stop += 1
-        steps.append(order[begin:stop])
-        begin = stop
+    read, asked, jitter = w.end - 1 - w.start, w.end - w.first, rng.random(len(w))
+    # A window that begins a history reads what it asks for; a later one reads far more, and would pad the others.
+    later = w.first - w.start > 1
+    order = np.lexsort((jitter, read, asked, later))
+    groups = np.split(order, [int((~later).sum())])
+    steps = [rows for group in groups for rows in _packed(group, read, asked, targets_per_batch)]
     return Plan(histories.values, w, [steps[i] for i in rng.permutation(len(steps))])
+
+
+def _packed(rows: np.ndarray, read: np.ndarray, asked: np.ndarray, budget: float) -> Iterator[np.ndarray]:
+    """``rows`` in their order, as many at a time as the budget holds once they are padded to the longest."""
+    begin = 0
+    while begin < len(rows):
+        one = (read[rows[begin]] + QUERIES * asked[rows[begin]]) / (1 + QUERIES)
+        some = rows[begin : begin + int(budget / one) + 1]
+        longest = np.maximum.accumulate(read[some]) + QUERIES * np.maximum.accumulate(asked[some])
+        cost = longest / (1 + QUERIES) * np.arange(1, len(some) + 1)
+        fit = max(1, int(np.searchsorted(cost, budget, side="right")))
+        yield some[:fit]
+        begin += fit
 
 
 def per_prefix(
