@@ -229,38 +229,21 @@ def scale(sizes: tuple[int, ...]) -> list[dict[str, float]]:
 
 
 def drawn(rows: list[dict[str, float]]) -> str:
-    """Two charts one over the other, both axes logarithmic, as one SVG file that needs nothing else."""
-    from pipelines.charts import SHAPES, WIDTH, Series, _mark, lines
+    """Seconds and memory by size as one SVG file, both axes logarithmic."""
+    from plots import stacked
+
+    from pipelines.charts import Series
 
     def logs(key: str) -> list[float]:
         return [math.log10(row[key]) for row in rows]
 
-    colours = ("#2563eb", "#c2410c", "#15803d")
     seconds = {"build_seconds": "arrays", "anchor_seconds": "anchors", "distance_seconds": "hops"}
     x = logs("nodes")
     charts = [
         ("seconds", [Series(name, x, logs(key)) for key, name in seconds.items()]),
         ("peak GB of memory", [Series("peak memory", x, logs("peak_gb"))]),
     ]
-    parts, tall = [], 290
-    for at, (title, series) in enumerate(charts):
-        chart = str(lines(f"{title} by number of nodes, decimal logarithms", series, "log10 of the number of nodes"))
-        chart = chart[: chart.index("</svg>") + 6].replace("<svg ", f'<svg y="{at * tall + 40}" height="240" ', 1)
-        keys = "".join(
-            f'<g class="series s{i}" transform="translate({300 + 110 * i}, 0)">{_mark(SHAPES[i], 0, -5, 4.5)}'
-            f'<text x="10">{s.name}</text></g>'
-            for i, s in enumerate(series)
-        )
-        head = f'<text x="12" font-weight="600">log10 of {title}</text>'
-        parts.append(f'<g transform="translate(0, {at * tall + 26})">{head}{keys}</g>{chart}')
-    style = "text{font:13px sans-serif;fill:#1f2937}.tick{font-size:12px;fill:#4b5563}.grid{stroke:#e5e7eb}" + "".join(
-        f".s{i} polyline{{fill:none;stroke:{c};stroke-width:2}}.s{i} .mark{{fill:{c}}}" for i, c in enumerate(colours)
-    )
-    height = tall * len(charts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">'
-        f'<style>{style}</style><rect width="{WIDTH}" height="{height}" fill="#ffffff"/>{"".join(parts)}</svg>\n'
-    )
+    return stacked(charts, "number of nodes")
 
 
 def real_graphs(data: Path) -> dict[str, Graph]:
