@@ -44,13 +44,14 @@ BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle directory, 
 def prepare(
     config: Annotated[Path, typer.Option("--config", help="YAML configuration.")],
     run: RunOption,
+    address: AddressOption = None,
     set_: SetOption = None,
 ) -> None:
     """Read, check and split interactions and items; encode item texts."""
     from pipelines import jobs
     from pipelines.config import load_config
 
-    summary = jobs.prepare(Run(run), load_config(config, set_))
+    summary = jobs.prepare(Run(run), load_config(config, _joined(set_, address)))
     _print_json({key: summary[key] for key in ("users", "items", "interactions") if key in summary})
 
 
@@ -66,9 +67,8 @@ def train(
     """Train the collaborative model and the recommender with Ray Train."""
     from pipelines import jobs
 
-    overrides = list(set_ or [])
+    overrides = _joined(set_, address)
     overrides += [f"cluster.workers={workers}"] if workers else []
-    overrides += [f"cluster.address={address}"] if address else []
     overrides += [f"warm_start={json.dumps(str(warm))}"] if warm else []
     _print_json(jobs.fit(Run(run), _config_of(run, overrides), resume=resume))
 
@@ -85,9 +85,8 @@ def evaluate(
     from pipelines import jobs
     from pipelines.tables import ranking_table
 
-    overrides = list(set_ or [])
+    overrides = _joined(set_, address)
     overrides += [f"evaluation.actors={actors}"] if actors else []
-    overrides += [f"cluster.address={address}"] if address else []
     rows = jobs.assess(Run(run), _config_of(run, overrides))
     if json_only:
         _print_json(rows)
@@ -100,13 +99,14 @@ def ablate(
     run: RunOption,
     seeds: Annotated[int, typer.Option(help="Trainings per set of slots.", min=1)] = 1,
     json_only: Annotated[bool, typer.Option("--json", help="Print JSON, no tables.")] = False,
+    address: AddressOption = None,
     set_: SetOption = None,
 ) -> None:
     """Train once per set of slots: what semantic and structural slots add; writes ablation.json."""
     from pipelines import jobs
     from pipelines.tables import difference_table, ranking_table
 
-    found = jobs.ablate(Run(run), _config_of(run, set_), seeds)
+    found = jobs.ablate(Run(run), _config_of(run, _joined(set_, address)), seeds)
     if json_only:
         _print_json(found)
     else:
@@ -219,6 +219,11 @@ def _config_of(run: Path, overrides: list[str] | None = None) -> JobConfig:
 
     folder = Run(run)
     return load_config(folder.require(folder.config, "prepare --config CONFIG"), overrides)
+
+
+def _joined(set_: list[str] | None, address: str | None) -> list[str]:
+    """The overrides, with the cluster to join among them."""
+    return [*(set_ or []), *([f"cluster.address={address}"] if address else [])]
 
 
 def _print_json(value: Any) -> None:

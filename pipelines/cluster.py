@@ -28,12 +28,14 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     """A connection to the cluster at ``address``, or a cluster of this machine's own that ends with the block.
 
     ``cpus``: how many the local cluster says it has, at least as many as the workers asked for, so that a job never
-    waits for a core that will not come. A session that exists already is used and left running.
+    waits for a core that will not come. A session that exists already is used and left running. Without ``address``
+    the variable RAY_ADDRESS counts, which a submitted job finds set.
     """
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     import ray
 
+    address = address or os.environ.get("RAY_ADDRESS") or None
     if ray.is_initialized():
         yield
         return
