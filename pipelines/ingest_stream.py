@@ -144,14 +144,14 @@ class _Ingest:
         self._reject_repeats(again)
         return table, ray.put(table)
 
-    def _reject_repeats(self, rows: np.ndarray) -> None:
-        if not len(rows):
+    def _reject_repeats(self, rows: dict[int, str]) -> None:
+        if not rows:
             return
         assert self.items is not None
         rejected = Rejected()
-        for row in rows.tolist():
+        for row, item in rows.items():
             file, at = self.items.source.place(row)
-            rejected.add(file, at, self.config.columns.item_id, "the item id repeats an earlier one")
+            rejected.add(file, at, self.config.columns.item_id, f"duplicate item id {item!r}")
         rejected.save(storage.join(self.scratch, "repeats-000000"))
         self.item_tally.add(len(rejected), rejected.first())
         self.item_tally.check()

@@ -57,7 +57,7 @@ def read_ids(job: Items, piece: Piece) -> dict[str, Any]:
     return {"rejected": len(rejected), "first": rejected.first()}
 
 
-def table_of_ids(files: Sequence[str], repeats: str) -> tuple[ItemTable, np.ndarray]:
+def table_of_ids(files: Sequence[str], repeats: str) -> tuple[ItemTable, dict[int, str]]:
     """The table of the ids in ``files``; and the rows that repeat an earlier id, where ``repeats`` is ``report``.
 
     With ``skip`` they are expected, as where ids are those met in interactions, and none is returned.
@@ -72,7 +72,8 @@ def table_of_ids(files: Sequence[str], repeats: str) -> tuple[ItemTable, np.ndar
             settled, waiting = len(held[0]), 0
     found = pd.concat(held, ignore_index=True)
     table, again = ItemTable.of(found["item"], found["row"].to_numpy())
-    return table, found["row"].to_numpy()[again] if repeats == "report" else np.empty(0, np.int64)
+    repeated = found.iloc[again] if repeats == "report" else found[:0]
+    return table, dict(zip(repeated["row"].tolist(), repeated["item"].tolist(), strict=True))
 
 
 def place(job: Items, piece: Piece, items: ItemTable, row_of: np.ndarray) -> int:
