@@ -1,0 +1,227 @@
+"""The nightly loop for real: killed and gone on with, passed over, warm-started, held back by the gate."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from pipelines import audit, cli, fingerprints, nightly, releases
+from pipelines.cluster import ray_session
+from pipelines.nightly import NAMES
+from pipelines.steps import HeldBackError
+from serving.audit import Audit
+from serving.bundle import Bundle
+from setrec.errors import ConfigError
+
+CONFIG = """
+data: {interactions: FOLDER/interactions.csv, items: FOLDER/items.csv, columns: {position: position}}
+sasrec: {epochs: 1, layers: 1, width: 16, heads: 1}
+model: {max_items: 10, dropout: 0.0, backbone: {dropout: 0.0}}
+training: {epochs: 6, patience: 6, targets_per_batch: 64, precision: float32}
+cluster: {threads: 1}
+evaluation: {resamples: 50, examples: 1, weight_step: 0.5}
+"""
+
+
+def interactions(folder, users=60):
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{u}", f"i{(start + step) % 30}", step)
+        for u, start in enumerate(rng.integers(0, 30, users))
+        for step in range(int(rng.integers(6, 20)))
+    ]
+    pd.DataFrame(rows, columns=["user_id", "item_id", "position"]).to_csv(folder / "interactions.csv", index=False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Inputs and a configuration; the root of the loop is ``nightly`` beside them."""
+    folder = tmp_path_factory.mktemp("nightly")
+    interactions(folder)
+    items = pd.DataFrame({"item_id": [f"i{row}" for row in range(30)], "title": [f"Film {row}" for row in range(30)]})
+    items.to_csv(folder / "items.csv", index=False)
+    (folder / "config.yaml").write_text(CONFIG.replace("FOLDER", str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(place):
+    """The first night, killed outright in the middle of training."""
+    log, began = place / "nightly" / "run" / "logs" / "run.jsonl", time.monotonic()
+    process = subprocess.Popen(
+        command(place), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        while not (log.exists() and '"system": "SETRec"' in log.read_text()):
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.monotonic() - began < 280, "no epoch in time"
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return place
+
+
+@pytest.fixture(scope="module")
+def released(killed):
+    """The same night, gone on with, in this process from now on."""
+    with ray_session(cpus=2):
+        lines = []
+        done = nightly.run(killed / "config.yaml", killed / "nightly", say=lines.append)
+        yield killed, done, lines
+
+
+def command(place):
+    """The command line in a process of its own; at the end it says which heavy libraries it has imported."""
+    arguments = ["setrec", "pipeline", "run", str(place / "config.yaml"), "--root", str(place / "nightly")]
+    code = f"""
+import sys
+from pipelines import cli, fingerprints
+fingerprints.of_code = lambda: "unchanged"
+sys.argv = {arguments!r}
+cli.main()
+print(sorted({{"torch", "ray", "transformers", "faiss", "pandas"}} & set(sys.modules)))
+"""
+    return [sys.executable, "-c", code]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_code():
+    """Somebody may be editing this project while its tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fingerprints, "of_code", lambda: "unchanged")
+        yield
+
+
+def again(place, *overrides, **options):
+    lines = []
+    done = nightly.run(place / "config.yaml", place / "nightly", overrides, say=lines.append, **options)
+    return done["ran"], lines
+
+
+def curve(place):
+    lines = (place / "nightly/run/curves.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["system"] == "SETRec"]
+
+
+def test_a_night_killed_in_the_middle_of_training_is_gone_on_with(released):
+    place, done, _ = released
+    assert done["ran"] == list(NAMES[2:])
+    events = [json.loads(line) for line in (place / "nightly/run/logs/run.jsonl").read_text().splitlines()]
+    assert sum(e["event"] == "started" and e["step"] == "sasrec" for e in events) == 1
+    assert sum(e["event"] == "epoch" and e["system"] == "SETRec" and e["epoch"] == 1 for e in events) == 1
+    assert [record["epoch"] for record in curve(place)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_was_released_can_be_served_and_is_current(released):
+    place, done, _ = released
+    bundle = Bundle.open(place / "nightly" / "releases" / "current")
+    assert done["release"].endswith(bundle.model_version)
+    gate = json.loads((place / "nightly/run/gate.json").read_text())
+    assert gate["passed"]
+    assert "nothing was released before" in gate["reason"]
+    assert json.loads((place / "nightly/run/audit.json").read_text())["recall"] == 1.0
+
+
+def test_a_second_night_without_news_does_nothing_and_says_so_at_once(released):
+    place, done, _ = released
+    said = subprocess.run(command(place), capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0, said.stderr
+    *answer, imported = said.stdout.splitlines()
+    assert json.loads("".join(answer)) == {"ran": [], "release": done["release"]}
+    assert said.stderr.strip() == "Nothing has changed, nothing was done."
+    assert imported == "[]", "these take seconds"
+    shown = CliRunner().invoke(cli.app, ["pipeline", "status", "--root", str(place / "nightly")])
+    found = json.loads(shown.stdout)
+    assert found["release"] == done["release"]
+    assert list(found["steps"]) == list(NAMES)
+    assert all(step["seconds"] >= 0 for step in found["steps"].values())
+
+
+def test_a_step_runs_where_its_own_section_changed_and_the_release_stays_where_the_bundle_does(released):
+    place, _, _ = released
+    ran, lines = again(place, "gate.margin=0.2")
+    assert ran == ["gate", "export", "audit", "release"]
+    assert "gate: runs, because the configuration changed" in lines
+    assert again(place, "gate.margin=0.2", "cluster.workers=2")[0] == []
+    assert again(place)[0] == ["gate", "export", "audit", "release"]
+
+
+def test_a_bundle_that_is_damaged_or_finds_too_little_is_held_back(released, tmp_path, monkeypatch):
+    place, _, _ = released
+    whole = place / "nightly/run/bundle"
+    shutil.copytree(whole, tmp_path / "bundle")
+    (tmp_path / "bundle" / "codes.safetensors").write_bytes(b"x")
+    with pytest.raises(HeldBackError, match=r"^held back: .*codes\.safetensors: 1 bytes where"):
+        audit.audit(tmp_path / "bundle")
+    opened = Bundle.open(whole)
+    monkeypatch.setattr(audit.Bundle, "open", lambda _: opened)
+    for recall, high, passes in ((0.98, 0.991, True), (0.97, 0.989, False)):
+        opened.retriever.built_audit = Audit(recall, recall - 0.01, high, 500, 10)
+        if passes:
+            assert audit.audit(whole)["recall"] == recall
+        else:
+            with pytest.raises(HeldBackError, match=r"recall of the index is 0\.9700 .* the target is 0\.99"):
+                audit.audit(whole)
+
+
+def test_new_data_is_trained_on_from_the_last_release(released):
+    place, _, _ = released
+    before, cold = releases.current(place / "nightly")[0], curve(place)[0]
+    interactions(place, users=70)
+    ran, lines = again(place, "training.epochs=1")
+    assert ran == list(NAMES)
+    assert f"train: begins with {before}" in lines
+    assert any(line.startswith("gate: passed") and before in line for line in lines)
+    assert curve(place)[0]["loss"] < 0.7 * cold["loss"]
+    assert releases.current(place / "nightly")[0] != before
+
+
+def test_a_worse_model_is_held_back_by_the_gate_and_the_last_release_stays(released):
+    place, _, _ = released
+    before = releases.current(place / "nightly")
+    unlearned = ("training.epochs=1", "training.learning_rate=1e-9")
+    with pytest.raises(HeldBackError, match=r"^held back: NDCG at 10 is 0\.\d+, \d\.\d+ for .* is allowed$"):
+        again(place, *unlearned, cold=True)
+    gate = json.loads((place / "nightly/run/gate.json").read_text())
+    assert (gate["passed"], gate["paired"], gate["release"]) == (False, True, before[0])
+    assert gate["high"] < gate["allowed"] < 0
+    assert releases.current(place / "nightly") == before
+    arguments = [part for change in unlearned for part in ("--set", change)]
+    arguments = ["pipeline", "run", str(place / "config.yaml"), "--root", str(place / "nightly"), *arguments]
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 3
+    lines = []
+    with pytest.raises(HeldBackError):
+        nightly.run(place / "config.yaml", place / "nightly", unlearned, say=lines.append)
+    assert lines == ["gate: runs, because what evaluate made changed"], "all that came before it stands"
+
+
+def test_two_runs_of_one_root_exclude_each_other_and_a_killed_one_does_not(tmp_path):
+    code = f"""
+import sys, time
+from pathlib import Path
+from pipelines.locks import exclusive
+with exclusive(Path({str(tmp_path / "lock.json")!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    from pipelines.locks import exclusive
+
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"process {holder.pid} on"), exclusive(tmp_path / "lock.json"):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with exclusive(tmp_path / "lock.json"):
+        pass
