@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pipelines.gate import GateSettings
 from pipelines.ingest import DataSettings
 from pipelines.releases import ReleaseSettings
 from pipelines.search_space import TuneSettings
+from pipelines.storage import is_uri
 from pipelines.trackers import TrackingSettings
 from serving.newcomers import NewcomerSettings
 from serving.retriever import RetrieverSettings
@@ -24,6 +25,11 @@ from setrec.objective import ObjectiveSettings
 from setrec.sasrec import SasRecSettings
 from setrec.settings import Settings
 from setrec.training import TrainingSettings
+
+
+def _absolute(where: str) -> str:
+    """Workers may stand elsewhere."""
+    return where if is_uri(where) else str(Path(where).absolute())
 
 
 class EncoderSettings(Settings):
@@ -89,9 +95,9 @@ class ClusterSettings(Settings):
 
     ``storage``: where checkpoints lie, a folder or a URI such as ``s3://bucket/checkpoints`` that all workers reach;
     each run has a folder of its name there, so two runs of one name must not share it. ``null``: the run's own folder.
-    ``checkpoints``: how many are kept, each three times the weights. ``storage_patience``: seconds for which a store
-    that is out of reach is tried again, while training goes on, before the run fails. ``max_failures``: how often lost
-    workers are started again, each time from the last checkpoint; -1 for without end.
+    ``checkpoints``: how many are kept, each up to four times the weights. ``storage_patience``: seconds for which a
+    store that is out of reach is tried again, while training goes on, before the run fails. ``max_failures``: how often
+    lost workers are started again, each time from the last checkpoint; -1 for without end.
     """
 
     address: str | None = None
@@ -99,7 +105,7 @@ class ClusterSettings(Settings):
     gpu: bool = False
     threads: int | None = Field(None, ge=1)
     sharding: Literal["none", "fsdp"] = "none"
-    storage: str | None = None
+    storage: Annotated[str, AfterValidator(_absolute)] | None = None
     storage_patience: float = Field(300.0, ge=0)
     checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(3, ge=-1)
@@ -131,7 +137,7 @@ class JobConfig(Settings):
     """
 
     name: str = "run"
-    warm_start: Path | None = None
+    warm_start: Annotated[Path, AfterValidator(Path.absolute)] | None = None  # workers may stand elsewhere
     data: DataSettings
     encoder: EncoderSettings = EncoderSettings()
     structural: StructuralSettings = StructuralSettings()

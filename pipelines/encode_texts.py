@@ -135,7 +135,9 @@ def _in_actors(encoder: TextEncoder, texts: Texts, blocks: list[np.ndarray], con
 
         quiet_data()
         threads, gpus = _share(actors, config.cluster)
-        spec = (encoder.name, encoder.batch_size, encoder.max_length, texts.path, threads)
+        # A hub id stays one; a path must mean the same wherever an actor is.
+        name = str(Path(encoder.name).absolute()) if Path(encoder.name).is_dir() else encoder.name
+        spec = (name, encoder.batch_size, encoder.max_length, texts.path.absolute(), threads)
         found = ray.data.from_arrow([pa.table({"row": rows}) for rows in blocks]).map_batches(
             _Encoder,
             fn_constructor_args=spec,
