@@ -100,7 +100,7 @@ def training(model: SetRecModel, shape: Shape, device: torch.device) -> Callable
     """A step of one-pass training: every item of every history is a target."""
     drawn = torch.randint(ITEMS, (shape.rows, shape.length + 1), device=device)
     visible = torch.arange(1, shape.length + 1, device=device).expand(shape.rows, -1)
-    rows, settings = torch.arange(256, device=device), ObjectiveSettings()
+    rows, settings = torch.arange(min(256, ITEMS), device=device), ObjectiveSettings()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     model.train()
 

@@ -61,7 +61,7 @@ class Stream:
     targets_per_batch: int
     seed: int
     samples: Samples = "one_pass"
-    window: int = 4
+    window: int = 8
     accumulate: int = 1
     rank: int = 0
     world: int = 1

@@ -48,11 +48,12 @@ class TrainingSettings(Settings):
     ``per_prefix`` one row per target (the same loss, several times slower; kept as the reference). ``recompute``: keep
     only the layers' inputs for the way back, a third more time for memory of about one layer.
 
-    ``shuffle_shards``: shards of histories whose users are mixed, and about half of what a worker holds. Data of one
-    shard is mixed wholly. ``validation_users``: of more users than that so many, drawn by the seed, are validated on;
-    at 50,000 NDCG@10 has a standard error of about 0.001. ``checkpoint_steps`` and ``checkpoint_minutes``: how often
-    within an epoch a checkpoint is written, beside the one at its end; 0 for never. A checkpoint costs three times the
-    weights in bytes, and the time to copy them; storing goes on beside training.
+    ``shuffle_shards``: shards of histories (a million interactions, 10 MB each) whose users are mixed; a worker holds
+    twice that. Data of no more shards is mixed wholly. ``validation_users``: of more users than that so many, drawn by
+    the seed, are validated on; at 50,000 NDCG@10 has a standard error of about 0.001. ``checkpoint_steps`` and
+    ``checkpoint_minutes``: how often within an epoch a checkpoint is written, beside the one at its end; 0 for never. A
+    checkpoint is four times the learned weights in bytes; training waits while they are copied, not while they are
+    stored.
     """
 
     epochs: int = 20
@@ -67,7 +68,7 @@ class TrainingSettings(Settings):
     reconstructed_items: int = 1024
     precision: Precision = "auto"
     recompute: bool = False
-    shuffle_shards: int = Field(4, ge=1)
+    shuffle_shards: int = Field(8, ge=1)
     validation_users: int = Field(50_000, ge=1)
     checkpoint_steps: int = Field(0, ge=0)
     checkpoint_minutes: float = Field(10.0, ge=0)
