@@ -16,7 +16,8 @@ Answers are the engine's, the endpoint's that is, but for the popular items it g
 rejected. Scores may differ from those of single requests in their sixth digit, because a model's float32 sums depend
 on the batch.
 
-Actors share nothing, so the rate grows with the cores. Memory: an opened bundle for each actor, and 20,000 users at a time.
+Actors share nothing, so the rate grows with the cores. Memory: an opened bundle for each actor, and 20,000 users at a
+time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``setrec``: prepare, train, evaluate, ablate, export, serve, token, recommend, demo, graph, pipeline."""
+"""``setrec``: prepare, train, evaluate, tune, ablate, export, serve, token, recommend, demo, graph, pipeline."""
 
 from __future__ import annotations
 
@@ -58,6 +58,9 @@ def prepare(
 @app.command()
 def train(
     run: RunOption,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="In place of the run's own, on the same data.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Training workers.", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     address: AddressOption = None,
@@ -70,7 +73,7 @@ def train(
     overrides = _joined(set_, address)
     overrides += [f"cluster.workers={workers}"] if workers else []
     overrides += [f"warm_start={json.dumps(str(warm))}"] if warm else []
-    _print_json(jobs.fit(Run(run), _config_of(run, overrides), resume=resume))
+    _print_json(jobs.fit(Run(run), _config_of(run, overrides, config), resume=resume))
 
 
 @app.command()
@@ -92,6 +95,28 @@ def evaluate(
         _print_json(rows)
     else:
         Console().print(ranking_table(rows))
+
+
+@app.command()
+def tune(
+    config: Annotated[Path, typer.Option("--config", help="YAML configuration with a section `tune`.")],
+    run: RunOption,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier search.")] = False,
+    address: AddressOption = None,
+    json_only: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
+    set_: SetOption = None,
+) -> None:
+    """Search for settings on validation NDCG@10; write trials.json and best.yaml."""
+    from pipelines import jobs
+    from pipelines.config import load_config
+    from pipelines.tables import trial_table
+
+    overrides = [*(set_ or []), *([f"cluster.address={address}"] if address else [])]
+    trials = jobs.search(Run(run), load_config(config, overrides), resume=resume)
+    if json_only:
+        _print_json([trial.record() for trial in trials])
+    else:
+        Console().print(trial_table(trials))
 
 
 @app.command()
@@ -214,11 +239,20 @@ def demo(
     run_demo(Run(run), port, set_ or [], ablation=ablation)
 
 
-def _config_of(run: Path, overrides: list[str] | None = None) -> JobConfig:
+def _config_of(run: Path, overrides: list[str] | None = None, given: Path | None = None) -> JobConfig:
+    """The run's configuration, or the ``given`` one if it prepares the data in the same way."""
     from pipelines.config import load_config
 
     folder = Run(run)
-    return load_config(folder.require(folder.config, "prepare --config CONFIG"), overrides)
+    own = load_config(folder.require(folder.config, "prepare --config CONFIG"), None if given else overrides)
+    if given is None:
+        return own
+    from pipelines.jobs import PREPARED
+
+    other = load_config(given, overrides)
+    if changed := [part for part in PREPARED if getattr(own, part) != getattr(other, part)]:
+        raise ConfigError(f"{given}: its section {changed[0]} is not the run's: prepare anew, or take another folder")
+    return other
 
 
 def _joined(set_: list[str] | None, address: str | None) -> list[str]:

@@ -16,6 +16,7 @@ from pipelines.config import JobConfig
 from pipelines.graph_distances import distances_on_cluster
 from pipelines.progress import Bar, bar
 from pipelines.runs import Run
+from pipelines.trackers import tracking
 from pipelines.warm import begin_sasrec
 from setrec.atomic import atomic_file
 from setrec.encoder import TextEncoder
@@ -68,9 +69,10 @@ def train_collaborative(run: Run, config: JobConfig) -> None:
     def report(record: dict) -> None:
         records.append(record)
         run.log("epoch", system="SASRec", **record)
+        follow.epoch("SASRec", record)
         progress.update(record["epoch"], record["epochs"], f"validation NDCG@10 {record['ndcg@10']:.4f}")
 
-    with bar("Train SASRec") as progress:
+    with bar("Train SASRec") as progress, tracking(run, config) as follow:
         begin = partial(begin_sasrec, path=config.warm_start, item_ids=catalog.item_ids)
         model = train_sasrec(
             histories, len(catalog), config.sasrec, report=report, seed=config.training.seed, begin=begin

@@ -7,11 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines import ablation, evaluate, export, features, ingest, report, train
-from pipelines.config import JobConfig
+from pipelines import ablation, evaluate, export, features, ingest, report, trackers, train, tune
+from pipelines.config import JobConfig, load_config
 from pipelines.encode_texts import encode_texts
 from pipelines.progress import bar
 from pipelines.runs import Run
+from pipelines.search_space import SECTIONS
+from pipelines.trials import Trial
+from setrec.errors import ConfigError
+
+PREPARED = ("data", "encoder", "structural")
+"""Sections that say what `prepare` leaves."""
 
 
 @contextmanager
@@ -27,6 +33,17 @@ def timed(run: Run, step: str) -> Iterator[None]:
     seconds = time.perf_counter() - began
     run.note_seconds(step, seconds)
     run.log("finished", step=step, seconds=round(seconds, 2))
+
+
+def seeds(config: JobConfig) -> dict[str, int]:
+    """The seed of every section that has one."""
+    sections = config.model_dump(mode="json")
+    return {name: part["seed"] for name, part in sections.items() if isinstance(part, dict) and "seed" in part}
+
+
+def _keep(run: Run, config: JobConfig) -> None:
+    config.save(run.config)
+    run.note(seeds=seeds(config))
 
 
 def prepare(run: Run, config: JobConfig) -> dict[str, Any]:
@@ -48,14 +65,14 @@ def ingest_data(run: Run, config: JobConfig) -> dict[str, Any]:
         )
     run.write_json("data.json", summary)
     run.log("ingested", **{key: summary[key] for key in ("users", "items", "interactions")})
-    config.save(run.config)
+    _keep(run, config)
     return summary
 
 
 def tokenise(run: Run, config: JobConfig) -> None:
     """Encode item texts and, where positions are asked for, place items in their graph."""
     run.require(run.data, "prepare")
-    config.save(run.config)
+    _keep(run, config)
     with timed(run, "encode"):
         encode_texts(run, config)
     if config.structural.enabled:
@@ -66,7 +83,9 @@ def tokenise(run: Run, config: JobConfig) -> None:
 def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
     """Train the collaborative model, then the recommender; ``resume`` keeps what is complete and goes on from there."""
     run.require(run.data, "prepare")
-    config.save(run.config)
+    _keep(run, config)
+    if not resume:
+        trackers.forget(run)
     if not (resume and (run.features / "collaborative.safetensors").exists()):
         with timed(run, "sasrec"):
             features.train_collaborative(run, config)
@@ -76,10 +95,32 @@ def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
     return done
 
 
+def search(run: Run, config: JobConfig, *, resume: bool = False) -> list[Trial]:
+    """Search for settings as ``config.tune`` says; what is prepared already, as the configuration asks, is kept.
+
+    Raises:
+        ConfigError: see :func:`pipelines.tune.tune`; or what is to be resumed was prepared otherwise.
+    """
+    prepared = run.config.exists() and run.data.exists()
+    known = load_config(run.config) if prepared else None
+    compared = (*PREPARED, *SECTIONS) if resume else PREPARED
+    if known is None or any(getattr(known, part) != getattr(config, part) for part in compared):
+        if resume:
+            raise ConfigError(f"{run.root} holds no search with this configuration; without --resume one begins")
+        prepare(run, config)
+    _keep(run, config)
+    if not resume:
+        trackers.forget(run)
+    with timed(run, "tune"):
+        return tune.tune(run, config, resume=resume)
+
+
 def assess(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     """Evaluate all systems and write the report; returns the rows of metrics.json."""
     with timed(run, "evaluate"):
         rows = evaluate.evaluate(run, config)
+    with trackers.tracking(run, config) as follow:
+        follow.metrics(rows)
     report.write_report(run.root)
     return rows
 

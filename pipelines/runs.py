@@ -108,9 +108,12 @@ class Run:
 
     def note_seconds(self, step: str, seconds: float) -> None:
         """Keep how long a step took, with the environment it ran in, in environment.json."""
-        record = self.read_json("environment.json") or environment()
-        record.setdefault("seconds", {})[step] = round(seconds, 2)
-        self.write_json("environment.json", record)
+        known = (self.read_json("environment.json") or {}).get("seconds", {})
+        self.note(seconds={**known, step: round(seconds, 2)})
+
+    def note(self, **fields: Any) -> None:
+        """Keep fields in environment.json, beside the environment itself."""
+        self.write_json("environment.json", {**(self.read_json("environment.json") or environment()), **fields})
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one structured line to logs/run.jsonl: time, event and whatever belongs to it."""
@@ -143,6 +146,9 @@ OWNED = (
     *(
         "metrics.json",
         "ablation.json",
+        "tuning",
+        "trials.json",
+        "best.yaml",
         "weights.json",
         "popularity_groups.json",
         "comparisons.json",

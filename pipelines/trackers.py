@@ -1,7 +1,8 @@
 """Curves and metrics where people watch them: TensorBoard event files by default, MLflow by an option.
 
-The run's own files stay the record. What is written here is the same numbers, epoch by epoch as they come; a tracker
-that fails on the way is given up with a line in the run's log, and the job goes on.
+The run's own files stay the record. What is written here is the same numbers, epoch by epoch as they come, under names
+without the ``@`` that neither takes: ``ndcg_at_10``. A tracker that fails on the way is given up with a line in the
+run's log, and the job goes on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,9 +32,9 @@ class TrackingSettings(Settings):
     """Where curves and metrics go beside the run's own files.
 
     ``tensorboard``: event files in the run's ``logs/tensorboard``, a folder per system, some kilobytes each
-    (``tensorboard --logdir RUN/logs``). ``mlflow``: URI of a tracking server, or of a folder or SQLite file; a run of
-    MLflow's for each run, in ``experiment``. It needs the package ``mlflow-skinny`` or ``mlflow``, and costs a request
-    per epoch.
+    (``tensorboard --logdir RUN/logs``). ``mlflow``: URI of a tracking server, or what else the MLflow at hand
+    takes; a run of MLflow's for each run, in ``experiment``. It needs the package ``mlflow-skinny`` or ``mlflow``, and
+    costs a request per epoch.
     """
 
     tensorboard: bool = True
@@ -60,18 +62,18 @@ class Trackers:
 
     def epoch(self, system: str, record: Mapping[str, Any]) -> None:
         """An epoch of a training: its record as in curves.jsonl."""
-        numbers = {
-            k: float(v) for k, v in record.items() if isinstance(v, int | float) and k not in ("epoch", "epochs")
-        }
-        self._all("scalars", system, int(record["epoch"]), numbers)
+        skipped = ("epoch", "epochs")
+        numbers = {k: float(v) for k, v in record.items() if isinstance(v, int | float) and k not in skipped}
+        self._scalars(system, int(record["epoch"]), numbers)
 
     def metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows as in metrics.json: ``test/GROUP/HISTORY/METRIC`` of each system."""
         for system in dict.fromkeys(r["system"] for r in rows):
             own = [r for r in rows if r["system"] == system]
-            self._all(
-                "scalars", system, 0, {f"test/{r['group']}/{r['history']}/{r['metric']}": r["value"] for r in own}
-            )
+            self._scalars(system, 0, {f"test/{r['group']}/{r['history']}/{r['metric']}": r["value"] for r in own})
+
+    def _scalars(self, system: str, step: int, values: Mapping[str, float]) -> None:
+        self._all("scalars", system, step, {name.replace("@", "_at_"): value for name, value in values.items()})
 
     def close(self) -> None:
         """Write what is left."""
@@ -134,7 +136,8 @@ class TensorBoard:
         place = self._folder / system
         first = not place.exists()
         # Step 0 is the test's, which follows the epochs and must not hide them.
-        writer = SummaryWriter(str(place), purge_step=step or None)
+        # Files are named by the second, and an equal name would take the place of the earlier file.
+        writer = SummaryWriter(str(place), purge_step=step or None, filename_suffix=f".{uuid.uuid4().hex[:8]}")
         if first:
             writer.add_text("configuration", _indented(_yaml(self._config)))
             writer.add_text("environment", _indented(yaml.safe_dump(environment(), sort_keys=False)))
@@ -148,10 +151,7 @@ class TensorBoard:
 
 
 class MlFlow:
-    """A run of MLflow, kept in the run's ``logs/mlflow.json``, so that evaluation joins the training it belongs to.
-
-    MLflow's names allow no ``@``: ``SETRec/ndcg@10`` is ``SETRec/ndcg_at_10`` there.
-    """
+    """A run of MLflow, kept in the run's ``logs/mlflow.json``, so that evaluation joins the training it belongs to."""
 
     def __init__(self, run: Run, config: JobConfig, uri: str) -> None:
         try:
@@ -170,7 +170,7 @@ class MlFlow:
     def scalars(self, system: str, step: int, values: Mapping[str, float]) -> None:
         """See :class:`Tracker`."""
         now = int(1000 * time.time())
-        found = [self._metric(f"{system}/{name}".replace("@", "_at_"), v, now, step) for name, v in values.items()]
+        found = [self._metric(f"{system}/{name}", v, now, step) for name, v in values.items()]
         for start in range(0, len(found), 1000):  # as many as MLflow takes at a time
             self._client.log_batch(self._id, metrics=found[start : start + 1000])
 

@@ -22,6 +22,7 @@ from pipelines.config import JobConfig, validate
 from pipelines.failures import told
 from pipelines.progress import Bar, bar
 from pipelines.runs import Run
+from pipelines.trackers import Trackers, tracking
 from pipelines.train_worker import store_of, trainer_of, work
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError
@@ -53,9 +54,10 @@ def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any
     cores = os.cpu_count() or 1
     with (
         bar("Train SETRec") as progress,
+        tracking(run, config) as follow,
         ray_session(config.cluster.address, max(cores, config.cluster.workers)),
     ):
-        _fit(run, config, progress)
+        _fit(run, config, progress, follow)
     with tempfile.TemporaryDirectory() as scratch:
         folder, trainer = Path(scratch), trainer_of(run, config)
         if store.latest(folder / "checkpoint") is None:
@@ -69,7 +71,7 @@ def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any
     return {"epoch": done.epoch, "best_epoch": done.best_epoch, "ndcg@10": done.best, "seconds": done.seconds}
 
 
-def _fit(run: Run, config: JobConfig, progress: Bar) -> None:
+def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -77,7 +79,7 @@ def _fit(run: Run, config: JobConfig, progress: Bar) -> None:
     board = ray.remote(num_cpus=0)(_Board).remote()
     threads = config.cluster.threads or max(1, (os.cpu_count() or 1) // config.cluster.workers)
     stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(board, run, progress, stop), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(board, run, progress, follow, stop), daemon=True)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             _worker,
@@ -126,7 +128,7 @@ class _Board:
         return self.state, self.epochs[seen:]
 
 
-def _watch(board: Any, run: Run, progress: Bar, stop: threading.Event) -> None:
+def _watch(board: Any, run: Run, progress: Bar, follow: Trackers, stop: threading.Event) -> None:
     import ray
 
     seen, last = 0, False
@@ -139,6 +141,7 @@ def _watch(board: Any, run: Run, progress: Bar, stop: threading.Event) -> None:
         progress.update(*state)
         for record in records:
             run.log("epoch", system="SETRec", **record)
+            follow.epoch("SETRec", record)
         seen += len(records)
 
 
