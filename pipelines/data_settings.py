@@ -32,10 +32,10 @@ Location = Annotated[Path | str, BeforeValidator(_located)]
 class StreamingSettings(Settings):
     """How inputs that no process should hold at once are ingested, with Ray.
 
-    ``enabled``: ``null`` streams where ``data.interactions`` is a folder or a URI; ``true`` also a single Parquet file.
-    ``bucket_rows``: interactions a bucket is meant to hold. It bounds what a process needs whatever the size of the
-    input: about 0.4 GB for a million. The rows of one user stay together, however many they are.
-    ``block_rows``: rows read at a time, about 0.5 GB for a million. ``scratch``: a folder or URI for the buckets, about
+    ``enabled``: ``null`` streams where one of the tables is a folder or a URI; ``true`` also single Parquet files.
+    ``bucket_rows``: interactions a bucket is meant to hold; ``block_rows``: rows read at a time. They bound what a
+    process needs whatever the size of the input: with these defaults no more than 0.6 GB, measured on ten million
+    interactions with a million items. The rows of one user stay together, however many they are. ``scratch``: a folder or URI for the buckets, about
     the size of the input, that every machine of the cluster reaches; ``null`` is beside the data directory.
     """
 

@@ -70,10 +70,11 @@ def ingest(
 
 
 def streams(config: DataSettings) -> bool:
-    """Whether the input is streamed: as configured, else where interactions are a folder or a URI."""
+    """Whether the input is streamed: as configured, else where a table is a folder or a URI."""
     if config.streaming.enabled is not None:
         return config.streaming.enabled
-    return isinstance(config.interactions, str) or config.interactions.is_dir()
+    tables = (config.interactions, config.items)
+    return any(isinstance(table, str) or table.is_dir() for table in tables if table is not None)
 
 
 @dataclass

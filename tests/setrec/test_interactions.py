@@ -64,3 +64,12 @@ def test_k_core_equals_removing_one_round_at_a_time(rows, user_min, item_min):
     assert np.flatnonzero(k_core(users, items, user_min, item_min)).tolist() == slow_k_core(
         users.tolist(), items.tolist(), user_min, item_min
     )
+
+
+def test_a_part_of_a_file_is_shuffled_as_it_is_in_the_whole():
+    rng = np.random.default_rng(0)
+    users, times = rng.integers(0, 20, 300), rng.integers(0, 3, 300)
+    whole = chronological(users, times, "shuffle", 5)
+    rows = np.flatnonzero(users % 2 == 0)
+    part = rows[chronological(users[rows], times[rows], "shuffle", 5, rows)]
+    assert part.tolist() == [row for row in whole.tolist() if users[row] % 2 == 0]

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from setrec.errors import DataError
+from setrec.formats import RawTable, read_raw
 from setrec.schema import Schema
-from setrec.tables import read_interactions, read_items
+from setrec.tables import interactions_of, items_of, read_interactions, read_items
 
 USERS, ITEMS, TIMES = ["u1", "u2", "u1"], ["a", "a", "b"], [3, 1, 2]
 
@@ -246,3 +247,31 @@ def test_whatever_bytes_are_damaged_the_file_is_read_or_refused_in_one_line(tmp_
             refused.append(str(error))
     assert len(refused) > 50
     assert all(message.startswith(str(path)) and "\n" not in message for message in refused)
+
+
+def test_rows_with_faults_are_noted_and_left_out_and_the_rest_is_as_it_would_be_alone(tmp_path):
+    columns = {
+        "user_id": ["a", None, "b", "c", "d", "e"], "item_id": ["x", "y", " ", "z", "x", "y"],
+        "timestamp": ["9007199254740993", "1", "2", "noon", None, "4"], "rating": [1, 2, 3, 4, 5, 6],
+        "split": ["train", "test", "train", "test", "train", "later"],
+    }  # fmt: skip
+    schema = Schema(rating="rating", split="split")
+    raw = read_raw(write_table(tmp_path / "x.parquet", columns))
+    faults = {}
+    frame = interactions_of(raw, schema, faults)
+    assert {row: column for row, (column, _) in faults.items()} == {
+        1: "user_id", 2: "item_id", 3: "timestamp", 4: "timestamp", 5: "split",
+    }  # fmt: skip
+    assert faults[3][1] == "'noon' is no timestamp"
+    assert frame.index.tolist() == [1]
+    alone = interactions_of(RawTable(raw.file, raw.table[:1]), schema)
+    assert frame["time"].tolist() == alone["time"].tolist() == [9007199254740993]
+    assert frame["split"].tolist() == alone["split"].tolist()
+
+
+def test_items_with_faults_are_left_out_and_duplicates_keep_the_first(tmp_path):
+    columns = {"item_id": ["a", None, "b", "a"], "title": ["A", "none", "B", "again"]}
+    faults = {}
+    catalog = items_of(read_raw(write_table(tmp_path / "x.parquet", columns)), Schema(), faults)
+    assert catalog.titles == ["A", "B"]
+    assert {row: reason for row, (_, reason) in faults.items()} == {1: "the id is missing", 3: "duplicate item id 'a'"}
