@@ -37,7 +37,10 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     groups += ranking.popularity_groups(histories.train_counts(items))
     with bar("Tune ItemKNN") as progress:
         knn, knn_tried = baselines.tune_item_knn(histories, items, progress=progress.update)
-    given = {"Popularity": baselines.Popularity(histories.train_counts(items)), "ItemKNN": knn}
+    given: dict[str, ranking.Scorer] = {
+        "Popularity": baselines.Popularity(histories.train_counts(items)),
+        "ItemKNN": knn,
+    }
     load = partial(Systems.load, run.root.resolve(), given, groups, gpu=config.cluster.gpu)
     with shard_evaluate.workers(load, config) as each:
         weights, tried = _choose(each, run, histories, s)

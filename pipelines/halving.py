@@ -30,11 +30,12 @@ class Halving(ASHAScheduler):
             reduction_factor=s.reduction,
         )
         self.book = book
+        nobody: Any = None  # the controller, of which the scheduler makes no use
         for trial in book.trials:
-            known = SimpleNamespace(trial_id=str(trial.number))
-            super().on_trial_add(None, known)
+            known: Any = SimpleNamespace(trial_id=str(trial.number))
+            super().on_trial_add(nobody, known)
             for record in trial.curve:
-                super().on_trial_result(None, known, record)
+                super().on_trial_result(nobody, known, record)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """See Ray's scheduler."""

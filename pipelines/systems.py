@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from pipelines.features import load_sasrec
 from pipelines.runs import Run
 from setrec import ranking, sasrec, scoring
@@ -36,7 +38,9 @@ class Systems:
         """
         run = Run(root)
         model = SetRecModel.from_pretrained(run.require(run.model, "train"))
-        return cls(model.to("cuda") if gpu else model, {**given, SASREC: sasrec.scorer(load_sasrec(run))}, groups)
+        if gpu:
+            torch.nn.Module.to(model, "cuda")
+        return cls(model, {**given, SASREC: sasrec.scorer(load_sasrec(run))}, groups)
 
     @property
     def names(self) -> list[str]:

@@ -139,9 +139,9 @@ def _search(run: Run, config: JobConfig, configs: list[JobConfig], book: Trials)
         results = tuner.fit()
     except Exception as error:
         raise told(error, "the search") from error
-    for one, result in zip(given, results, strict=True):
-        if result.error is not None:
-            book.end(one["number"], "failed", str(told(result.error, "the trial")))
+    for result in (results[i] for i in range(len(results))):
+        if result.error is not None and result.config is not None:
+            book.end(result.config["trial"]["number"], "failed", str(told(result.error, "the trial")))
     for trial in book.trials:
         if not trial.over:
             book.end(trial.number, "time")

@@ -137,6 +137,17 @@ def test_a_search_killed_outright_goes_on_where_it_was(session, searched, qwen3_
     assert (run.root / "best.yaml").exists()
 
 
+def test_a_trial_that_fails_is_told_and_does_not_end_the_search(session, qwen3_run, tmp_path):
+    run = ready(qwen3_run, tmp_path)
+    space = {"sasrec.width": {"kind": "choice", "values": [8]}, "sasrec.heads": {"kind": "choice", "values": [3]}}
+    sets = [f"tune.space={json.dumps(space)}", "tune.trials=2", "training.epochs=1"]
+    own, bad = jobs.search(run, load_config(tmp_path / "tune.yaml", sets))
+    assert (own.stop, len(own.curve)) == ("finished", 1)
+    assert (bad.stop, bad.curve) == ("failed", [])
+    assert bad.reason.startswith("the trial failed: ")
+    assert load_config(run.root / "best.yaml").sasrec == load_config(run.config).sasrec
+
+
 def _own_ray() -> dict[str, str]:
     """The child starts a Ray of its own and does not join this test's."""
     return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
