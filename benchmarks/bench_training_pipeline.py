@@ -37,7 +37,7 @@ from setrec.intervals import paired_difference
 from setrec.scoring import scorer
 
 HEADLINES = ("padding_share_before", "padding_share_after", "loading_share", "tokens_per_second", "ray_over_torchrun")
-EPOCHS, REPEATS, SOFTMAX_EPOCHS = 2, 2, 8
+EPOCHS, SOFTMAX_EPOCHS = 2, 8
 HERE = Path(__file__).parent
 
 
@@ -97,12 +97,12 @@ def by_ray(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     return [r for r in map(json.loads, lines) if r["system"] == "SETRec"]
 
 
-def launchers(run: Run, config: JobConfig) -> dict[str, dict[str, float]]:
+def launchers(run: Run, config: JobConfig, repeats: int) -> dict[str, dict[str, float]]:
     """Medians of every way to start the same training, in turn."""
     one, two = (config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": w})}) for w in (1, 2))
     ways = {"torchrun, 2 workers": (two, by_torchrun), "Ray, 2 workers": (two, by_ray), "Ray, 1 worker": (one, by_ray)}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for name, (own, start) in ways.items():
             found[name].append(launched(run, own, start))
             print(name, found[name][-1], flush=True)
@@ -140,6 +140,7 @@ def main() -> None:
     """Measure all of it, about six minutes, and write ``results/training_pipeline.json``."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, help="folder with interactions.parquet and items.parquet")
+    options.add_argument("--repeats", type=int, default=2, help="of each way to launch training")
     asked = options.parse_args()
     config = config_of(asked.data)
     with TemporaryDirectory() as folder:
@@ -147,7 +148,7 @@ def main() -> None:
         _, histories = ingest.load(run.data)
         rows = histories.upto(TRAIN)
         shares = padding.shares(rows, config.model.max_items, config.training.targets_per_batch)
-        found, softmax = launchers(run, config), sampled(run, config)
+        found, softmax = launchers(run, config, asked.repeats), sampled(run, config)
     one, two, plain = (found[name] for name in ("Ray, 1 worker", "Ray, 2 workers", "torchrun, 2 workers"))
     figures = {
         "data": str(asked.data.name if asked.data else "movielens-100k"),

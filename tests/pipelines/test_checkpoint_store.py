@@ -3,9 +3,11 @@
 import shutil
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from s3_server import s3_server
 
 from pipelines.checkpoint_store import MANIFEST, CheckpointStore, StoreError
 from pipelines.checkpoint_writer import CheckpointWriter
@@ -37,13 +39,18 @@ def test_the_latest_comes_back_and_older_ones_go(store, tmp_path):
     assert [name.split("-")[1] for name in store.names()] == ["000002", "000003"]
 
 
-def test_a_uri_is_a_place_too(tmp_path):
-    store = CheckpointStore((tmp_path / "store").as_uri())
-    store.create()
-    store.put(checkpoint(tmp_path / "a", "w"), "000000")
-    assert fetched(store, tmp_path / "back") == "w"
-    store.clear()
-    assert store.names() == []
+@pytest.mark.parametrize("kind", ["file", "s3"])
+def test_a_uri_is_a_place_too(tmp_path, kind):
+    with s3_server() if kind == "s3" else nullcontext(lambda name: (tmp_path / name).as_uri()) as uri:
+        store = CheckpointStore(uri("store"), patience=5)
+        assert store.names() == []
+        store.create()
+        for number in range(3):
+            store.put(checkpoint(tmp_path / str(number), f"w{number}"), f"{number:06d}")
+        assert len(store.names()) == 2
+        assert fetched(store, tmp_path / "back") == "w2"
+        store.clear()
+        assert store.names() == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "manifest"])
