@@ -10,6 +10,8 @@ process had to itself (``benchmarks/memory.py`` says how both are measured).
 - ``tokenise``: the job that encodes item texts, with vectors of 384 numbers hashed from the text **in place of a
   sentence encoder**: everything but the encoder's own work, which grows with the number of texts alone
 - ``distances``: hops of all nodes to 64 anchors, as tasks, on a power-law graph with a node an item
+- ``train``: the first 5 steps of the default model, read from the shards, with random collaborative vectors and no
+  others; counting items and building the model included. Beyond 100,000 trained items the softmax is sampled
 
 Figures go to results/scale.json, ``--plot`` (on by default) draws docs/scale.svg. A further step is a function of a
 :class:`Place` in :data:`STEPS` that returns its seconds. About ten minutes on two cores.
@@ -28,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ from pipelines.cluster import ray_session
 
 SIZES = (10_000, 100_000, 1_000_000)
 CORES = 2
+TRAINED = 5
+"""Steps of training: an epoch of a million users has some thousands."""
 PLOT = Path(__file__).parent.parent / "docs" / "scale.svg"
 
 
@@ -131,7 +135,44 @@ def distances(place: Place) -> float:
     return seconds[0]
 
 
-STEPS: dict[str, Callable[[Place], float]] = {"ingest": ingest, "tokenise": tokenise, "distances": distances}
+class _EnoughError(Exception):
+    """Ends an epoch before its end."""
+
+
+def train(place: Place) -> float:
+    """The first :data:`TRAINED` steps of training, from the shards."""
+    import torch
+
+    from pipelines.ingest import history_shards
+    from pipelines.shard_source import ShardSource
+    from setrec.model import SetRecModel
+    from setrec.source import item_counts
+    from setrec.tokens import ItemFeatures
+    from setrec.training import Trainer
+
+    torch.set_num_threads(CORES)
+    config, done = place.config(), []
+
+    def count(_: float) -> None:
+        done.append(1)
+        if len(done) == TRAINED:
+            raise _EnoughError
+
+    with clocked() as seconds, suppress(_EnoughError):
+        source = ShardSource(history_shards(place.run / "data"), place.size)
+        counts = item_counts(source, place.size)
+        vectors = np.random.default_rng(0).standard_normal((place.size, 64), dtype=np.float32)
+        model = SetRecModel.build(config.model, ItemFeatures(counts > 0, vectors, None))
+        Trainer(model, source, lambda _: 0.0, config.training, config.loss, counts=counts).epoch(count)
+    return seconds[0]
+
+
+STEPS: dict[str, Callable[[Place], float]] = {
+    "ingest": ingest,
+    "tokenise": tokenise,
+    "distances": distances,
+    "train": train,
+}
 """What is measured, in this order; a later step finds what an earlier one left in the run's folder."""
 
 
@@ -140,7 +181,8 @@ def apart(step: str, place: Place) -> dict[str, float]:
     from memory import Sampler
 
     command = [sys.executable, __file__, "--step", step, "--root", str(place.root), "--sizes", str(place.size)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    # One numba thread a task: Ray's tasks are what runs side by side.
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child,
         Sampler(child.pid) as sampler,
@@ -162,10 +204,13 @@ def measured(sizes: list[int], root: Path) -> list[dict[str, Any]]:
         write(World(size, size), place.world)
         for left in (place.run, place.root / encode_texts.CACHE):  # a text encoded before would cost nothing
             shutil.rmtree(left, ignore_errors=True)
-        row: dict[str, Any] = {"users": size, "items": size, "steps": {}}
+        # Others at work on the machine make every figure of seconds larger.
+        row: dict[str, Any] = {"users": size, "items": size, "load_before": os.getloadavg()[0], "steps": {}}
         for step in STEPS:
             row["steps"][step] = found = apart(step, place)
-            print(f"{size:>9,} {step:<10}" + "".join(f"  {name} {value:.2f}" for name, value in found.items()))
+            print(
+                f"{size:>9,} {step:<10}" + "".join(f"  {name} {value:.2f}" for name, value in found.items()), flush=True
+            )
         rows.append(row)
     return rows
 
