@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import audit, cli, fingerprints, nightly, releases
+from pipelines import audit, cli, fingerprints, nightly, releases, train
 from pipelines.cluster import ray_session
 from pipelines.nightly import NAMES
 from pipelines.steps import HeldBackError
+from pipelines.train_worker import trainer_of
 from serving.audit import Audit
 from serving.bundle import Bundle
+from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError
 
 CONFIG = """
@@ -185,10 +187,17 @@ def test_new_data_is_trained_on_from_the_last_release(released):
     assert releases.current(place / "nightly")[0] != before
 
 
-def test_a_worse_model_is_held_back_by_the_gate_and_the_last_release_stays(released):
+def test_a_worse_model_is_held_back_by_the_gate_and_the_last_release_stays(released, monkeypatch):
     place, _, _ = released
-    before = releases.current(place / "nightly")
-    unlearned = ("training.epochs=1", "training.learning_rate=1e-9")
+    before, unlearned = releases.current(place / "nightly"), ("training.epochs=1", "training.seed=7")
+
+    def untrained(run, config, **_):
+        """Training that has learned nothing, in no time."""
+        with atomic_directory(run.model) as target:
+            trainer_of(run, config).model.save_pretrained(target)
+        return {}
+
+    monkeypatch.setattr(train, "train", untrained)
     with pytest.raises(HeldBackError, match=r"^held back: NDCG at 10 is 0\.\d+, \d\.\d+ for .* is allowed$"):
         again(place, *unlearned, cold=True)
     gate = json.loads((place / "nightly/run/gate.json").read_text())
