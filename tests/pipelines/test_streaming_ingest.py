@@ -165,7 +165,7 @@ def test_rows_of_unknown_items_are_refused_beyond_the_share_too(world, tmp_path)
     assert one["dropped"]["unknown_item"] > 0
 
 
-@pytest.mark.parametrize(("module", "name"), [(partition, "partition"), (buckets, "order"), (buckets, "write")])
+@pytest.mark.parametrize(("module", "name"), [(partition, "partition"), (buckets, "order")])
 def test_a_task_that_dies_is_run_again_to_the_same_result(world, tmp_path, monkeypatch, module, name):
     single, streamed = whole(world)
     marker, task = str(tmp_path / "died"), getattr(module, name)
@@ -187,7 +187,7 @@ def test_a_store_is_read_and_used_for_the_buckets_like_a_folder(world, tmp_path,
         with storage.atomic_stream(storage.join(store("in"), file.parent.name, file.name)) as stream:
             stream.write(file.read_bytes())
     single, streamed = whole(world)
-    scratch = SMALL.model_copy(update={"scratch": store("scratch"), "enabled": None})
+    scratch = StreamingSettings(bucket_rows=200, scratch=store("scratch"))
     places = {"interactions": store("in/inter"), "items": store("in/items"), "streaming": scratch}
     many = ingest(streamed.model_copy(update=places), tmp_path / "many")
     assert facts(many) == facts(ingest(single, tmp_path / "one"))
