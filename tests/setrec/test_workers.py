@@ -50,10 +50,13 @@ def assert_same(curve: list[dict], other: list[dict]) -> None:
     assert [r["targets"] for r in curve] == [r["targets"] for r in other]
 
 
-@pytest.mark.parametrize(("family", "shard"), [("qwen3", "none"), ("qwen3", "fsdp"), ("t5", "fsdp")])
-def test_two_workers_follow_the_curve_of_one(alone, family, shard, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "shard", "options"),
+    [("qwen3", "none", ["accumulate=2"]), ("qwen3", "fsdp", ["accumulate=2", "recompute=1"]), ("t5", "fsdp", [])],
+)
+def test_two_workers_follow_the_curve_of_one(alone, family, shard, options, tmp_path):
     folder, curve = alone[family]
-    assert_same(together(tmp_path, 2, shard, f"family={family}"), curve)
+    assert_same(together(tmp_path, 2, shard, f"family={family}", *options), curve)
     ours, one = (load_file(f / "weights.safetensors") for f in (tmp_path, folder))
     assert ours.keys() == one.keys()
     for name, value in one.items():
