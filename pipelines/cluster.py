@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from setrec.errors import ConfigError
+
 QUIET = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -15,7 +17,10 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_COLOR_PREFIX": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "ServeController.graceful_shutdown",
+    # Ray says these on standard output, where results go; what is lost is started again and needs no word.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": (
+        "ServeController.graceful_shutdown|A worker died or was killed|has been marked dead because"
+    ),
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -30,6 +35,9 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     ``cpus``: how many the local cluster says it has, at least as many as the workers asked for, so that a job never
     waits for a core that will not come. A session that exists already is used and left running. Without ``address``
     the variable RAY_ADDRESS counts, which a submitted job finds set.
+
+    Raises:
+        ConfigError: no cluster can be joined at the address.
     """
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
@@ -39,8 +47,14 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     if ray.is_initialized():
         yield
         return
-    options: dict[str, Any] = {} if address else {"num_cpus": cpus or os.cpu_count(), "include_dashboard": False}
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **options)
+    # Without "local" Ray joins what `ray start` last started on this machine.
+    own: dict[str, Any] = {"address": "local", "num_cpus": cpus or os.cpu_count(), "include_dashboard": False}
+    options: dict[str, Any] = {"address": address} if address else own
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **options)
+    except ConnectionError as error:
+        hint = "if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        raise ConfigError(f"cannot join a Ray cluster at {address}: none answers there; {hint}") from error
     for name in ("ray", "ray.train", "ray.data", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
