@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +79,9 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    # On the driver's node: what the user sees must not be lost with another one.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    board = ray.remote(num_cpus=0, label_selector=here)(_Board).remote()
     threads = config.cluster.threads or max(1, (os.cpu_count() or 1) // config.cluster.workers)
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(board, run, progress, follow, stop), daemon=True)
@@ -99,13 +104,25 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
         )
         watcher.start()
         try:
-            trainer.fit()
+            with _own_interrupts():
+                trainer.fit()
         except Exception as error:
             failures = getattr(error, "worker_failures", None)
             raise told(next(iter(failures.values())) if failures else error, "training") from error
         finally:
             stop.set()
             watcher.join(timeout=5)
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Ray has an interrupt end its training, and leaves that so; afterwards an interrupt means again what it meant."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 class _Board:
