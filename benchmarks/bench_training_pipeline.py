@@ -3,8 +3,8 @@
 Data: interactions of an Amazon category by ``--data DIR`` (``interactions.parquet`` with user_id, item_id, position;
 ``items.parquet``), or MovieLens-100K where none is given. The same worker function runs under ``torchrun`` and under
 Ray Train, same data, same global batches, one thread a worker; times are of training, validation and checkpoints, and
-starting up is given apart. Variants take turns. A full and a sampled softmax train the same model on the same batches,
-and are compared on the test users.
+starting up is given apart. Variants take turns; of each the quickest epoch counts. A full and a sampled softmax train
+the same model on the same batches, and are compared on the test users.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import padding
-from harness import RESULTS, median, write_results
+from harness import RESULTS, write_results
 
 from pipelines import features, ingest, jobs, train
 from pipelines.cluster import ray_session
@@ -37,7 +37,7 @@ from setrec.intervals import paired_difference
 from setrec.scoring import scorer
 
 HEADLINES = ("padding_share_before", "padding_share_after", "loading_share", "tokens_per_second", "ray_over_torchrun")
-EPOCHS, SOFTMAX_EPOCHS = 2, 8
+EPOCHS, SOFTMAX_EPOCHS = 3, 6
 HERE = Path(__file__).parent
 
 
@@ -50,7 +50,7 @@ def config_of(data: Path | None) -> JobConfig:
             "interactions": str(data / "interactions.parquet"), "items": str(data / "items.parquet"), "columns": columns
         }  # fmt: skip
     raw["training"] = {"epochs": EPOCHS, "patience": EPOCHS, "precision": "float32"}
-    raw["sasrec"] = {"epochs": 10}
+    raw["sasrec"] = {"epochs": 5}
     raw["cluster"] = {"threads": 1}
     return validate(raw, "benchmark")
 
@@ -64,19 +64,19 @@ def prepare(root: Path, config: JobConfig) -> Run:
 
 
 def launched(run: Run, config: JobConfig, start: Callable[[Run, JobConfig], list[dict[str, Any]]]) -> dict[str, float]:
-    """Seconds of training and seconds around it, in a copy of the run."""
+    """Seconds of the quickest epoch and seconds around training, in a copy of the run."""
     with TemporaryDirectory() as folder:
         own = Run(Path(folder) / "run")
         shutil.copytree(run.root, own.root)
         config.save(own.config)
         began = time.perf_counter()
         curve = start(own, config)
-        wall, seconds = time.perf_counter() - began, curve[-1]["seconds"]
+        wall = time.perf_counter() - began
     return {
-        "seconds": seconds,
-        "startup_seconds": wall - seconds,
+        "seconds": float(np.diff([0, *(record["seconds"] for record in curve)]).min()),
+        "startup_seconds": wall - curve[-1]["seconds"],
         "loading_share": max(record["loading_share"] for record in curve),
-        "tokens_per_second": median([record["tokens_per_second"] for record in curve]),
+        "tokens_per_second": max(record["tokens_per_second"] for record in curve),
         "padding_share": curve[-1]["padding_share"],
         "loss": curve[-1]["loss"],
     }
@@ -98,7 +98,7 @@ def by_ray(run: Run, config: JobConfig) -> list[dict[str, Any]]:
 
 
 def launchers(run: Run, config: JobConfig, repeats: int) -> dict[str, dict[str, float]]:
-    """Medians of every way to start the same training, in turn."""
+    """The quickest of every way to start the same training, in turn: what disturbs a machine only ever adds time."""
     one, two = (config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": w})}) for w in (1, 2))
     ways = {"torchrun, 2 workers": (two, by_torchrun), "Ray, 2 workers": (two, by_ray), "Ray, 1 worker": (one, by_ray)}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
@@ -106,10 +106,13 @@ def launchers(run: Run, config: JobConfig, repeats: int) -> dict[str, dict[str, 
         for name, (own, start) in ways.items():
             found[name].append(launched(run, own, start))
             print(name, found[name][-1], flush=True)
-    return {name: {key: median([one[key] for one in all_]) for key in all_[0]} for name, all_ in found.items()}
+    best = {"tokens_per_second": max, "loading_share": max}
+    return {
+        name: {key: best.get(key, min)(one[key] for one in all_) for key in all_[0]} for name, all_ in found.items()
+    }
 
 
-def sampled(run: Run, config: JobConfig, draws: tuple[int, ...] = (512, 2048)) -> dict[str, Any]:
+def sampled(run: Run, config: JobConfig, draws: tuple[int, ...] = (512,)) -> dict[str, Any]:
     """Test metrics after training with the full softmax and with samples of it, and the difference user by user."""
     catalog, histories = ingest.load(run.data)
     cases = ranking.Cases.of(histories, TEST)
