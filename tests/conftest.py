@@ -9,14 +9,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 import numpy as np
 import pytest
 import torch
+from small_models import ITEMS, small_model
 
-from setrec.backbone import BackboneSettings
-from setrec.model import ModelSettings, SetRecModel
+from setrec.model import SetRecModel
 from setrec.tokens import ItemFeatures
 
 torch.set_num_threads(1)
 
-ITEMS = 40
 FAMILIES = ("qwen3", "qwen2", "t5")
 
 
@@ -33,22 +32,6 @@ def features() -> ItemFeatures:
         text=rng.normal(size=(ITEMS, 32)).astype(np.float32),
         extra={"structural": rng.normal(size=(ITEMS, 8)).astype(np.float32)},
     )
-
-
-def small_model(features: ItemFeatures, family: str = "qwen3", history: str = "set", **changes) -> SetRecModel:
-    """A two-layer model in evaluation mode, the same weights at every call."""
-    torch.manual_seed(7)
-    settings = ModelSettings(
-        backbone=BackboneSettings(family=family), history=history, semantic_tokens=3, hidden=(48, 24), **changes
-    )
-    model = SetRecModel.build(settings, features).eval()
-    # Biases start at zero, where a forgotten constant would go unnoticed.
-    with torch.no_grad():
-        for name, parameter in model.tokens.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(std=0.3)
-        model.queries.normal_(std=1.0)
-    return model
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

@@ -11,8 +11,8 @@ import httpx
 import psutil
 import pytest
 import serving_helpers
-from conftest import ITEMS, small_model
 from serving_helpers import catalog, graph_dir, histories, load_fake_graph
+from small_models import ITEMS, small_model
 
 from serving import app, ingress
 from serving.auth import SCOPES, issue

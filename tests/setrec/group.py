@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from conftest import ITEMS, small_model
+from small_models import ITEMS, small_model
 from torch.nn.parallel import DistributedDataParallel
 
 from setrec import sharding

@@ -7,7 +7,7 @@ import bench_gpu
 import flex
 import pytest
 import torch
-from conftest import small_model
+from small_models import small_model
 
 
 @torch.no_grad()

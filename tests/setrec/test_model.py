@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import small_model
+from small_models import small_model
 
 from setrec import grounding, objective
 from setrec.backbone import BackboneSettings, LoraSettings

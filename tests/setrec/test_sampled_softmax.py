@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import small_model
+from small_models import small_model
 
 from setrec import softmax
 from setrec.objective import ObjectiveSettings

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ITEMS, small_model
+from small_models import ITEMS, small_model
 
 from setrec.errors import ConfigError
 from setrec.objective import ObjectiveSettings

@@ -1,0 +1,25 @@
+"""Small recommenders for tests."""
+
+import torch
+
+from setrec.backbone import BackboneSettings
+from setrec.model import ModelSettings, SetRecModel
+from setrec.tokens import ItemFeatures
+
+ITEMS = 40
+
+
+def small_model(features: ItemFeatures, family: str = "qwen3", history: str = "set", **changes) -> SetRecModel:
+    """A two-layer model in evaluation mode, the same weights at every call."""
+    torch.manual_seed(7)
+    settings = ModelSettings(
+        backbone=BackboneSettings(family=family), history=history, semantic_tokens=3, hidden=(48, 24), **changes
+    )
+    model = SetRecModel.build(settings, features).eval()
+    # Biases start at zero, where a forgotten constant would go unnoticed.
+    with torch.no_grad():
+        for name, parameter in model.tokens.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3)
+        model.queries.normal_(std=1.0)
+    return model
