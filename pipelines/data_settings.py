@@ -35,8 +35,9 @@ class StreamingSettings(Settings):
     ``enabled``: ``null`` streams where one of the tables is a folder or a URI; ``true`` also single Parquet files.
     ``bucket_rows``: interactions a bucket is meant to hold; ``block_rows``: rows read at a time. They bound what a
     process needs whatever the size of the input: with these defaults no more than 0.6 GB, measured on ten million
-    interactions with a million items. The rows of one user stay together, however many they are. ``scratch``: a folder or URI for the buckets, about
-    the size of the input, that every machine of the cluster reaches; ``null`` is beside the data directory.
+    interactions with a million items. The rows of one user stay together, however many they are.
+    ``scratch``: a folder or URI for the buckets, about the size of the input, that every machine of the cluster
+    reaches; ``null`` is beside the data directory.
     """
 
     enabled: bool | None = None
