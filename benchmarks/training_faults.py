@@ -44,13 +44,19 @@ PATIENCE = 120.0
 """Seconds that anything waited for here may take."""
 
 
+def _walk(rng: np.random.Generator, length: int) -> np.ndarray:
+    """Mostly the next item, else any: something to learn, but no metric that ends at 1."""
+    steps = np.where(rng.random(length) < 0.6, 1, rng.integers(0, ITEMS, length))
+    return np.cumsum(steps) % ITEMS
+
+
 def prepare(folder: Path, users: int = 80, epochs: int = 4) -> Path:
     """A run with data and collaborative vectors, ready to train the recommender with two workers."""
     rng = np.random.default_rng(0)
     rows = [
-        (f"u{user}", f"i{(start + step) % ITEMS}", step)
-        for user, start in enumerate(rng.integers(0, ITEMS, users))
-        for step in range(int(rng.integers(5, 25)))
+        (f"u{user}", f"i{item}", step)
+        for user in range(users)
+        for step, item in enumerate(_walk(rng, int(rng.integers(5, 25))))
     ]
     pd.DataFrame(rows, columns=["user_id", "item_id", "position"]).to_csv(folder / "interactions.csv", index=False)
     (folder / "config.yaml").write_text(CONFIG.format(folder=folder, epochs=epochs))
