@@ -12,6 +12,8 @@ process had to itself (``benchmarks/memory.py`` says how both are measured).
 - ``distances``: hops of all nodes to 64 anchors, as tasks, on a power-law graph with a node an item
 - ``train``: the first 5 steps of the default model, read from the shards, with random collaborative vectors and no
   others; counting items and building the model included. Beyond 100,000 trained items the softmax is sampled
+- ``evaluate``: a model of that kind ranks the whole catalogue for 256 test users, warm and cold, history kept and
+  removed; reading all histories and the catalogue included
 
 Figures go to results/scale.json, ``--plot`` (on by default) draws docs/scale.svg. A further step is a function of a
 :class:`Place` in :data:`STEPS` that returns its seconds. About ten minutes on two cores.
@@ -42,8 +44,8 @@ from pipelines.cluster import ray_session
 
 SIZES = (10_000, 100_000, 1_000_000)
 CORES = 2
-TRAINED = 5
-"""Steps of training: an epoch of a million users has some thousands."""
+TRAINED, EVALUATED = 5, 256
+"""Steps of training: an epoch of a million users has some thousands. Users that are evaluated."""
 PLOT = Path(__file__).parent.parent / "docs" / "scale.svg"
 
 
@@ -139,15 +141,22 @@ class _EnoughError(Exception):
     """Ends an epoch before its end."""
 
 
+def new_model(place: Place, counts: np.ndarray) -> Any:
+    """An untrained model of the world's catalogue, with random collaborative vectors."""
+    from setrec.model import SetRecModel
+    from setrec.tokens import ItemFeatures
+
+    vectors = np.random.default_rng(0).standard_normal((place.size, 64), dtype=np.float32)
+    return SetRecModel.build(place.config().model, ItemFeatures(counts > 0, vectors, None))
+
+
 def train(place: Place) -> float:
     """The first :data:`TRAINED` steps of training, from the shards."""
     import torch
 
     from pipelines.ingest import history_shards
     from pipelines.shard_source import ShardSource
-    from setrec.model import SetRecModel
     from setrec.source import item_counts
-    from setrec.tokens import ItemFeatures
     from setrec.training import Trainer
 
     torch.set_num_threads(CORES)
@@ -161,9 +170,28 @@ def train(place: Place) -> float:
     with clocked() as seconds, suppress(_EnoughError):
         source = ShardSource(history_shards(place.run / "data"), place.size)
         counts = item_counts(source, place.size)
-        vectors = np.random.default_rng(0).standard_normal((place.size, 64), dtype=np.float32)
-        model = SetRecModel.build(config.model, ItemFeatures(counts > 0, vectors, None))
+        model = new_model(place, counts)
         Trainer(model, source, lambda _: 0.0, config.training, config.loss, counts=counts).epoch(count)
+    return seconds[0]
+
+
+def evaluate(place: Place) -> float:
+    """Full ranking for :data:`EVALUATED` test users."""
+    import torch
+
+    from pipelines.ingest import load
+    from setrec import ranking
+    from setrec.catalog import TEST
+    from setrec.scoring import scorer
+
+    torch.set_num_threads(CORES)
+    with clocked() as seconds:
+        catalog, histories = load(place.run / "data")
+        counts = histories.train_counts(len(catalog))
+        model = new_model(place, counts)
+        cases = ranking.Cases.of(histories, TEST).sample(EVALUATED, 0)
+        score = scorer(model, dict.fromkeys(model.kinds, 1.0))
+        ranking.evaluate(score, cases, ranking.warm_cold_groups(counts > 0), batch=64)
     return seconds[0]
 
 
@@ -172,6 +200,7 @@ STEPS: dict[str, Callable[[Place], float]] = {
     "tokenise": tokenise,
     "distances": distances,
     "train": train,
+    "evaluate": evaluate,
 }
 """What is measured, in this order; a later step finds what an earlier one left in the run's folder."""
 
