@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 STEPS, HOLD = "steps.log", "hold.json"
+DONE = "training-is-over"
+"""Begins the line that says a training is over, followed by the reason where it failed."""
 LONGEST_HOLD = 120.0
 """Seconds after which a worker that nobody struck goes on."""
 
@@ -100,9 +102,9 @@ def serve() -> None:
         run = Run(Path(line.strip()))
         try:
             train.train(run, load_config(run.config))
-            print(flush=True)
+            print(DONE, flush=True)
         except Exception as error:
-            print(repr(error), flush=True)
+            print(f"{DONE} {error!r}", flush=True)
 
 
 if __name__ == "__main__":

@@ -106,8 +106,13 @@ class Cluster:
         assert self._driver.stdout is not None
         self._driver.stdin.write(f"{run.root}\n")
         self._driver.stdin.flush()
-        if (answer := self._driver.stdout.readline()) != "\n":
-            raise RuntimeError(answer or "the driver ended")
+        said = []
+        while not (answer := self._driver.stdout.readline()).startswith(noted_train.DONE):
+            said.append(answer)  # of what dies, Ray may say a word
+            if not answer:
+                raise RuntimeError(f"the driver ended: {''.join(said)}")
+        if reason := answer.removeprefix(noted_train.DONE).strip():
+            raise RuntimeError(reason)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

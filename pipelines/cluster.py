@@ -20,6 +20,7 @@ QUIET = {
     # Ray says these on standard output, where results go; what is lost is started again and needs no word.
     "RAY_DEDUP_LOGS_SKIP_REGEX": (
         "ServeController.graceful_shutdown|A worker died or was killed|has been marked dead because"
+        "|Raylet is terminated"
     ),
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -73,5 +74,6 @@ def quiet_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        # Ray's own, not what others have attached to see what is logged.
+        if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
             handler.setLevel(logging.CRITICAL + 1)
