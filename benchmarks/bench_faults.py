@@ -310,7 +310,7 @@ def main() -> None:
     file = RESULTS / "faults.json"
     before = json.loads(file.read_text())["figures"] if file.exists() else {}
     found = before | run(asked.only)
-    keep("faults", found, tuple(found))
+    keep("faults", found, tuple(key for key in found if key in (*ALONE, *ON_RAY)))
 
 
 if __name__ == "__main__":
