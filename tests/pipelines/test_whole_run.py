@@ -144,8 +144,8 @@ def test_the_command_line_recommends_without_a_server(run):
         (("export", "--run", "{bundle}/../nothing"), "setrec prepare"),
     ],
 )
-def test_mistakes_on_the_command_line_are_one_line_and_exit_code_2(run, arguments, said):
-    done = setrec(*(a.format(bundle=run.bundle) for a in arguments))
+def test_mistakes_on_the_command_line_are_one_line_and_exit_code_2(t5_run, arguments, said):
+    done = setrec(*(a.format(bundle=t5_run.bundle) for a in arguments))
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
