@@ -8,15 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines import graph_service
 from pipelines.progress import console
 from pipelines.serve_file import settings_of
 from serving import app
 from serving.bundle import Bundle
 from serving.engine import Engine, Request
+from serving.graph import GraphService
 from serving.settings import ServingSettings
 
 _EVERYWHERE = "0.0.0.0"
+
+
+def load_graph(path: Path) -> GraphService:
+    """The graph of a bundle that holds one; until then nothing of graphs is imported, which takes four seconds."""
+    from pipelines.graph_service import load
+
+    return load(path)
 
 
 def serve_until_interrupted(bundle: Path, settings: ServingSettings) -> None:
@@ -24,7 +31,7 @@ def serve_until_interrupted(bundle: Path, settings: ServingSettings) -> None:
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
-    app.start(bundle, settings, graph_loader=graph_service.load)
+    app.start(bundle, settings, graph_loader=load_graph)
     try:
         console.print(
             f"Serving {bundle} at http://{settings.host}:{settings.port} (documentation at /docs). Ctrl-C ends."
@@ -43,7 +50,7 @@ def application(args: dict[str, Any]) -> Any:
         ConfigError: a key or value is not allowed.
     """
     bundle, settings = settings_of(args, "args", {"host": _EVERYWHERE})
-    return app.application(bundle, settings, graph_loader=graph_service.load)
+    return app.application(bundle, settings, graph_loader=load_graph)
 
 
 def recommend_once(bundle: Path, request: Request) -> dict[str, Any]:
