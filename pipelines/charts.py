@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH = 640
-SHAPES = ("circle", "square", "diamond", "triangle")
+SHAPES = ("circle", "square", "diamond", "triangle", "pentagon")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def lines(title: str, series: Sequence[Series], x_label: str) -> Markup:
             )
     for i, s in enumerate(series):
         path = " ".join(f"{fx(x):.1f},{fy(y):.1f}" for x, y in zip(s.x, s.y, strict=True))
-        marks = "".join(_mark(SHAPES[i % 4], fx(x), fy(y), 3.5) for x, y in zip(s.x, s.y, strict=True))
+        marks = "".join(_mark(SHAPES[i % len(SHAPES)], fx(x), fy(y), 3.5) for x, y in zip(s.x, s.y, strict=True))
         parts.append(f'<g class="series s{i}"><title>{escape(s.name)}</title><polyline points="{path}"/>{marks}</g>')
     return _svg(title, height, parts) + legend([s.name for s in series])
 
@@ -115,7 +115,7 @@ def legend(names: Sequence[str]) -> Markup:
     """Names beside their marks."""
     keys = "".join(
         f'<span class="key"><svg width="14" height="14" aria-hidden="true"><g class="series s{i}">'
-        f"{_mark(SHAPES[i % 4], 7, 7, 4.5)}</g></svg>{escape(name)}</span>"
+        f"{_mark(SHAPES[i % len(SHAPES)], 7, 7, 4.5)}</g></svg>{escape(name)}</span>"
         for i, name in enumerate(names)
     )
     return Markup(f'<p class="legend">{keys}</p>')
@@ -136,6 +136,7 @@ def _mark(shape: str, x: float, y: float, r: float = 5.5) -> str:
     corners = {
         "diamond": ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
         "triangle": ((0, -1.2), (1.1, 0.9), (-1.1, 0.9)),
+        "pentagon": ((0, -1.15), (1.1, -0.35), (0.68, 0.95), (-0.68, 0.95), (-1.1, -0.35)),
     }[shape]
     points = " ".join(f"{x + a * r:.1f},{y + b * r:.1f}" for a, b in corners)
     return f'<polygon class="mark" points="{points}"/>'
