@@ -1,4 +1,4 @@
-"""Bootstrap intervals over users."""
+"""Bootstrap intervals and tests over users."""
 
 from __future__ import annotations
 
@@ -27,3 +27,30 @@ def paired_difference(a: np.ndarray, b: np.ndarray, resamples: int = 1000, seed:
     difference = (np.asarray(a) - np.asarray(b))[:, None]
     low, high = np.percentile(bootstrap_means(difference, resamples, seed), [2.5, 97.5])
     return float(difference.mean()), float(low), float(high)
+
+
+def two_sided_p(means: np.ndarray) -> np.ndarray:
+    """p-values (m,) of "the mean is 0" from resampled means (resamples, m), the percentile interval turned round.
+
+    Twice the share of resamples on the rarer side of 0, the sample itself counted among them: at or below 0.05 just
+    where the 95% percentile interval leaves 0 out (up to one resample), and never below 2 / (resamples + 1).
+    """
+    rarer = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
+    return np.minimum(1.0, 2.0 * (rarer + 1) / (len(means) + 1))
+
+
+def paired_p(a: np.ndarray, b: np.ndarray, resamples: int = 1000, seed: int = 0) -> float:
+    """Two-sided p-value of "a and b are equal on average", beside :func:`paired_difference` from the same resamples."""
+    difference = (np.asarray(a) - np.asarray(b))[:, None]
+    return float(two_sided_p(bootstrap_means(difference, resamples, seed))[0])
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values corrected for their number, (m, ...) along the first axis (Holm 1979): the chance of a single false
+    finding among all m stays below the level, whatever their dependence."""
+    order = np.argsort(p, axis=0, kind="stable")
+    left = np.arange(len(p), 0, -1).reshape(-1, *[1] * (p.ndim - 1))
+    raised = np.minimum(1.0, np.maximum.accumulate(np.take_along_axis(p, order, axis=0) * left, axis=0))
+    corrected = np.empty_like(raised)
+    np.put_along_axis(corrected, order, raised, axis=0)
+    return corrected

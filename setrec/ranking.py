@@ -9,24 +9,19 @@ the first hit; an item met twice is one truth. ``warm`` ranks only items that oc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from setrec.catalog import TEST, VALID, Histories
-from setrec.errors import DataError
 from setrec.intervals import bootstrap_means
 from setrec.ragged import Ragged
 
 HISTORIES = ("kept", "removed")
 NO_RANK = 1 << 30
-CELLS_AT_ONCE = 1 << 24
-"""Score comparisons held at a time: about 100 MB, however many truths a batch has."""
 
 
 class Scorer(Protocol):
@@ -39,6 +34,8 @@ class Scorer(Protocol):
 
 KindScorer = Callable[[Ragged], Mapping[str, np.ndarray]]
 """Scores (b, I) of a batch of histories by kind of slot."""
+_ALONE = np.ones((1, 1), dtype=np.float32)
+"""The weighting of scores that are not mixed."""
 Ranks = dict[tuple[str, str], Ragged]
 """By history protocol and group: 0-based ranks of the truths that count, one row per case."""
 
@@ -106,13 +103,6 @@ def popularity_groups(counts: np.ndarray) -> list[Group]:
     return [Group(f"popularity:{name}", third == t, every) for t, name in enumerate(("head", "mid", "tail"))]
 
 
-def above(scores: Tensor, row: Tensor, item: Tensor) -> Tensor:
-    """Which items rank above ``item`` in ``row`` of scores (b, I): bool (pairs, I)."""
-    own, s = scores[row, item][:, None], scores[row]
-    earlier = torch.arange(scores.shape[1], device=scores.device)[None, :] < item[:, None]
-    return (s > own) | ((s == own) & earlier)
-
-
 def ranks(
     scores: np.ndarray, truth: Ragged, seen: Ragged | None = None, candidates: np.ndarray | None = None
 ) -> np.ndarray:
@@ -123,15 +113,12 @@ def ranks(
     Raises:
         DataError: the scores hold a NaN.
     """
-    table = _checked(scores)
-    row, item = torch.from_numpy(truth.row_of_value), torch.from_numpy(truth.values.astype(np.int64))
-    allowed = torch.ones(table.shape, dtype=torch.bool)
-    if candidates is not None:
-        allowed &= torch.from_numpy(candidates)
-    if seen is not None:
-        allowed[torch.from_numpy(seen.row_of_value), torch.from_numpy(seen.values.astype(np.int64))] = False
-    found = [(above(table, r, i) & allowed[r]).sum(dim=1) for r, i in _pieces(row, item, table.shape[1])]
-    return torch.where(allowed[row, item], torch.cat(found), NO_RANK).numpy()
+    from setrec.rank_kernels import count_above
+
+    pool = np.ones(scores.shape[1], dtype=bool) if candidates is None else candidates
+    gone = seen if seen is not None else Ragged.of([[]] * len(truth))
+    counts = count_above([scores], _ALONE, truth, gone, pool[None])
+    return np.where(pool[truth.values] & ~counts.seen, (counts.above - counts.known)[0, 0], NO_RANK)
 
 
 def user_metrics(found: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:
@@ -213,25 +200,24 @@ def joined(users: np.ndarray, found: Sequence[Ranks], groups: Sequence[Group], k
 
 
 def batch_ranks(scorer: Scorer, history: Ragged, truth: Ragged, groups: Sequence[Group]) -> Ranks:
-    """The part of :func:`evaluate` that one batch of cases is, so that batches can be ranked apart."""
-    scores = _checked(scorer(history))
-    row, item = torch.from_numpy(truth.row_of_value), torch.from_numpy(truth.values.astype(np.int64))
-    seen = torch.zeros(scores.shape, dtype=torch.bool)
-    seen[torch.from_numpy(history.row_of_value), torch.from_numpy(history.values.astype(np.int64))] = True
-    gone = {"kept": torch.zeros(len(row), dtype=torch.bool), "removed": seen[row, item]}
-    pools = [None if group.candidates.all() else torch.from_numpy(group.candidates) for group in groups]
-    counts: dict[tuple[str, str], list[Tensor]] = {(h, group.name): [] for group in groups for h in HISTORIES}
-    for r, i in _pieces(row, item, scores.shape[1]):
-        better = {"kept": above(scores, r, i)}
-        better["removed"] = better["kept"] & ~seen[r]
-        whole = {h: better[h].sum(dim=1) for h in HISTORIES}
-        for h, (group, pool) in product(HISTORIES, zip(groups, pools, strict=True)):
-            counts[h, group.name].append(whole[h] if pool is None else (better[h] & pool).sum(dim=1))
+    """The part of :func:`evaluate` that one batch of cases is, so that batches can be ranked apart.
+
+    Raises:
+        DataError: a score is NaN.
+    """
+    from setrec.rank_kernels import count_above
+
+    # Most groups share their candidates: each pool is counted once.
+    pool_of = {group.candidates.tobytes(): group.candidates for group in groups}
+    number = {key: at for at, key in enumerate(pool_of)}
+    counts = count_above([scorer(history)], _ALONE, truth, history, np.stack(list(pool_of.values())))
+    rank = {"kept": counts.above[0], "removed": np.where(counts.seen, NO_RANK, counts.above[0] - counts.known[0])}
     found = {}
     for h, group in product(HISTORIES, groups):
         counted = group.truths[truth.values]
-        rank = torch.where(gone[h], NO_RANK, torch.cat(counts[h, group.name])).numpy()
-        found[h, group.name] = Ragged(rank[counted], truth.where(counted).offsets)
+        found[h, group.name] = Ragged(
+            rank[h][number[group.candidates.tobytes()]][counted], truth.where(counted).offsets
+        )
     return found
 
 
@@ -261,12 +247,23 @@ def choose_weights(
 def weighted_ranks(
     kind_scorer: KindScorer, history: Ragged, truth: Ragged, grid: Sequence[Mapping[str, float]]
 ) -> list[Ragged]:
-    """Ranks of the truths under every weighting of the grid, history removed, for one batch of cases."""
-    kinds, found = kind_scorer(history), []
-    for weights in grid:
-        mixed = np.sum([np.float32(w) * kinds[kind] for kind, w in weights.items()], axis=0)
-        found.append(Ragged(ranks(mixed, truth, seen=history), truth.offsets))
-    return found
+    """Ranks of the truths under every weighting of the grid, history removed, for one batch of cases.
+
+    Raises:
+        DataError: a mixed score is NaN.
+    """
+    from setrec.rank_kernels import count_above
+
+    kinds, found = kind_scorer(history), {}
+    every = np.ones((1, next(iter(kinds.values())).shape[1]), dtype=bool)
+    # Sums are rounded in the order of their terms, so weightings go together that name the kinds in one order.
+    for order in dict.fromkeys(tuple(weights) for weights in grid):
+        numbers = [number for number, weights in enumerate(grid) if tuple(weights) == order]
+        table = np.array([[grid[number][kind] for kind in order] for number in numbers], dtype=np.float32)
+        counts = count_above([kinds[kind] for kind in order], table, truth, history, every)
+        for number, rank in zip(numbers, (counts.above - counts.known)[:, 0], strict=True):
+            found[number] = Ragged(np.where(counts.seen, NO_RANK, rank), truth.offsets)
+    return [found[number] for number in range(len(grid))]
 
 
 def best_weights(
@@ -278,12 +275,6 @@ def best_weights(
     values = [_mean(user_metrics(ranked, (k,))[metric]) for ranked in stacked]
     best = int(np.argmax(values))
     return dict(grid[best]), [{"weights": dict(w), metric: v} for w, v in zip(grid, values, strict=True)]
-
-
-def _pieces(row: Tensor, item: Tensor, items: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of (row, item) in pieces whose comparison with ``items`` candidates stays small."""
-    size = max(1, CELLS_AT_ONCE // max(1, items))
-    return zip(row.split(size), item.split(size), strict=True)
 
 
 def _distinct(rows: Ragged) -> Ragged:
@@ -305,9 +296,3 @@ def _stack(parts: Sequence[Ragged]) -> Ragged:
     values = np.concatenate([p.values for p in parts])
     lengths = np.concatenate([p.lengths for p in parts])
     return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-
-
-def _checked(scores: np.ndarray) -> Tensor:
-    if np.isnan(scores).any():
-        raise DataError("scores hold a NaN; a ranking of them would mean nothing")
-    return torch.from_numpy(np.ascontiguousarray(scores))
