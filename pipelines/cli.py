@@ -1,4 +1,4 @@
-"""``setrec``: prepare, train, evaluate, tune, ablate, export, serve, token, recommend, demo, graph, pipeline."""
+"""``setrec``: prepare, train, evaluate, tune, ablate, benchmark, export, serve, token, recommend, demo, graph."""
 
 from __future__ import annotations
 
@@ -224,6 +224,36 @@ def recommend(
         _print_json(answer)
     else:
         Console().print(answer_table(answer))
+
+
+@app.command()
+def benchmark(
+    data: Annotated[Path, typer.Option(help="Folder with interactions.parquet and items.parquet.")],
+    protocol: Annotated[str, typer.Option(help="setrec (global time, warm and cold) or leave-one-out.")],
+    run: Annotated[Path | None, typer.Option("--run", help="Default: runs/benchmark/DATA-PROTOCOL.")] = None,
+    minutes: Annotated[float, typer.Option(help="Of a core, per fit; as much again for all tries.", min=0.01)] = 15.0,
+    tries: Annotated[int, typer.Option(help="Settings of each system tried on validation.", min=1)] = 4,
+    seeds: Annotated[int, typer.Option(help="Fits per system that stand in the table.", min=1)] = 3,
+    only: Annotated[list[str] | None, typer.Option(help="A system by its name. Repeatable; default: all.")] = None,
+    ablation: Annotated[bool, typer.Option(help="Also every step between the published design and ours.")] = False,
+    encoder: Annotated[str | None, typer.Option(help="Sentence encoder; default: the packaged one.")] = None,
+    address: AddressOption = None,
+    json_only: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
+) -> None:
+    """Compare SETRec with tuned opponents under a published protocol; goes on where it was broken off."""
+    from pipelines.benchmark.job import benchmark as compare
+    from pipelines.benchmark.job import protocol_of
+    from pipelines.benchmark.report import terminal_tables
+    from pipelines.benchmark.run import BenchmarkSettings
+
+    known, systems = protocol_of(protocol), None if only is None else tuple(only)
+    settings = BenchmarkSettings(minutes=minutes, tries=tries, seeds=seeds, systems=systems, ablation=ablation)
+    place = Run(run or Path("runs/benchmark") / f"{data.resolve().name}-{known}")
+    found = compare(data.resolve(), known, place, settings, encoder=encoder, address=address)
+    if json_only:
+        _print_json(found)
+    else:
+        Console().print(*terminal_tables(found))
 
 
 @app.command()

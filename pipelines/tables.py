@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -31,7 +31,7 @@ def ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def difference_table(rows: Sequence[dict[str, Any]]) -> Table:
+def difference_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Paired differences, ``system`` minus ``against``, with 95% intervals; those that exclude zero are bold."""
     table = Table(title="Differences over the same users (95% bootstrap intervals)")
     for name in ("Items (users)", "System", "minus", "Metric", "Difference"):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
@@ -28,6 +29,8 @@ class ModelSettings(Settings):
     ``history``: ``set`` reads n tokens per item (the paper), ``fused`` their sum, n times cheaper. ``max_items`` of a
     history are read, the latest. ``instruction`` is how many learned vectors stand before the history when the
     backbone brings no tokenizer. ``trainable_table``: whether collaborative vectors keep learning (the paper: no).
+    ``forget``: share of the items whose collaborative code a training step leaves out, as though they were new, so that
+    items are placed by content as well as by who chose them and new ones compare with the others (the paper: 0).
     """
 
     backbone: BackboneSettings = BackboneSettings()
@@ -39,6 +42,7 @@ class ModelSettings(Settings):
     ask: Literal["learned", "last"] = "last"
     dropout: float = 0.2
     trainable_table: bool = True
+    forget: float = Field(0.0, ge=0, lt=1)
 
 
 class SetRecConfig(PretrainedConfig):
@@ -62,13 +66,14 @@ class SetRecConfig(PretrainedConfig):
         ask: str = "last",
         dropout: float = 0.0,
         trainable_table: bool = True,
+        forget: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.items, self.backbone, self.lora = items, backbone, lora
         self.collaborative, self.text, self.extra = collaborative, text, extra or {}
         self.semantic_tokens, self.hidden = semantic_tokens, hidden or [512, 256, 128]
         self.history, self.max_items, self.instruction = history, max_items, instruction
-        self.ask, self.dropout, self.trainable_table = ask, dropout, trainable_table
+        self.ask, self.dropout, self.trainable_table, self.forget = ask, dropout, trainable_table, forget
         super().__init__(**kwargs)
 
 
@@ -94,7 +99,7 @@ class SetRecModel(PreTrainedModel):
         self.tokens = ItemTokens(
             config.items, width, collaborative=config.collaborative, text=config.text,
             semantic_tokens=config.semantic_tokens, hidden=tuple(config.hidden), extra=config.extra,
-            trainable_table=config.trainable_table,
+            trainable_table=config.trainable_table, forget=config.forget,
         )  # fmt: skip
         n = len(self.tokens.slots)
         self.instruction = nn.Parameter(torch.zeros(config.instruction, width))
@@ -244,6 +249,7 @@ class SetRecModel(PreTrainedModel):
             ask=settings.ask,
             dropout=settings.dropout,
             trainable_table=settings.trainable_table,
+            forget=settings.forget,
         )
         model = cls(config)
         model.tokens.fill(features)

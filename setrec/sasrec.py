@@ -2,14 +2,17 @@
 
 The source of the collaborative vectors and a serious opponent: with a full softmax over the catalogue it beats most
 published generative recommenders (Kang and McAuley 2018, arXiv 1808.09781; loss as in arXiv 2309.07602).
+
+Two things make it a stronger opponent still: a sampled softmax (arXiv 2508.06450), whose epochs are cheap enough for
+many of them, and text, which an item is the sum of together with its own embedding, so that a new item has a meaning.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +23,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from setrec import batches, ranking
+from setrec import ranking
 from setrec.atomic import atomic_directory
-from setrec.catalog import TRAIN, VALID, Histories
+from setrec.catalog import VALID, Histories
 from setrec.errors import ConfigError
-from setrec.precision import Precision, autocast
+from setrec.precision import Precision
 from setrec.ragged import Ragged
+from setrec.sasrec_training import Run
 from setrec.settings import Settings
-from setrec.softmax import catalogue_cross_entropy
 
 
 class SasRecSettings(Settings):
-    """Shape and training of SASRec. ``patience``: epochs without a better validation NDCG@10."""
+    """Shape and training of SASRec. ``patience``: epochs without a better validation NDCG@10.
+
+    ``negatives``: draws of the sampled softmax, which all targets of a batch share; 0 is the full softmax. With text
+    alone: ``text_dropout``, of texts once projected, drawn apart for what is read and what is asked for; ``forget``, the
+    share of items that training shows and asks for by their text alone, as new items are.
+    """
 
     width: int = 64
     layers: int = 2
@@ -45,6 +53,13 @@ class SasRecSettings(Settings):
     warmup_epochs: float = 1.0
     targets_per_batch: int = 2048
     precision: Precision = "auto"
+    negatives: int = 0
+    text_dropout: float = 0.0
+    forget: float = 0.0
+
+
+LATER = ("negatives", "text_dropout", "forget")
+"""Settings that are written only where they are not the default: files of a plain model are what they always were."""
 
 
 class Block(nn.Module):
@@ -67,15 +82,45 @@ class Block(nn.Module):
         return x + self.dropout(self.forward_out(F.gelu(self.forward_in(self.norm_forward(x)))))
 
 
-class SasRec(nn.Module):
-    """Histories of item rows in, one vector per position out; scores are inner products with the item embeddings.
+class ItemText(nn.Module):
+    """What texts add to item embeddings: fixed vectors (I, w) through one learned linear map.
 
-    ``trained`` bool (I,): items that occur in training. The others have embeddings, but no meaning.
+    Columns are centred and the table is scaled as a whole: columns keep their share, as the strength of a direction
+    tells signal from noise. At the start a text counts as much as an embedding.
+    """
+
+    table: Tensor
+
+    def __init__(self, features: Tensor, width: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("table", features)
+        self.map = nn.Linear(features.shape[1], width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.map.weight, std=(width * features.shape[1]) ** -0.5)
+
+    @staticmethod
+    def standard(features: np.ndarray) -> Tensor:
+        """Vectors (I, w) with columns of mean 0 and overall variance 1."""
+        centred = torch.from_numpy(features).float()
+        centred = centred - centred.mean(dim=0)
+        return centred / centred.std().clamp(min=1e-8)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(...) item rows to (..., width)."""
+        return self.dropout(self.map(self.table[rows]))
+
+
+class SasRec(nn.Module):
+    """Histories of item rows in, one vector per position out; scores are inner products with the item vectors.
+
+    ``trained`` bool (I,): items that occur in training. The others have embeddings, but no meaning. ``features``
+    float32 (I, w): vectors of the items' texts, added to embeddings as :class:`ItemText` says; with them an item that
+    was never trained on is its text alone.
     """
 
     trained: Tensor
 
-    def __init__(self, items: int, settings: SasRecSettings) -> None:
+    def __init__(self, items: int, settings: SasRecSettings, features: Tensor | None = None) -> None:
         super().__init__()
         self.settings = settings
         self.items = nn.Embedding(items, settings.width)
@@ -86,17 +131,28 @@ class SasRec(nn.Module):
         self.register_buffer("trained", torch.ones(items, dtype=torch.bool))
         nn.init.normal_(self.items.weight, std=settings.width**-0.5)
         nn.init.normal_(self.positions.weight, std=0.02)
+        self.text = None if features is None else ItemText(features, settings.width, settings.text_dropout)
+
+    def vectors(self, rows: Tensor) -> Tensor:
+        """Vectors (..., width) of item rows (...), read and asked for alike."""
+        own = self.items(rows)
+        if self.text is None:
+            return own
+        known = self.trained[rows]
+        if self.training and self.settings.forget > 0:
+            known = known & (torch.rand(rows.shape, device=rows.device) >= self.settings.forget)
+        return own * known[..., None] + self.text(rows)
 
     def forward(self, items: Tensor) -> Tensor:
         """User vectors (B, L, width) after each item of right-padded histories (B, L)."""
-        x = self.dropout(self.items(items) + self.positions.weight[: items.shape[1]])
+        x = self.dropout(self.vectors(items) + self.positions.weight[: items.shape[1]])
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
     @torch.no_grad()
     def item_embeddings(self) -> Tensor:
-        """(I, width); rows of items never trained on are zero."""
+        """(I, width), without texts; rows of items never trained on are zero."""
         return self.items.weight * self.trained[:, None]
 
     @torch.no_grad()
@@ -110,7 +166,8 @@ class SasRec(nn.Module):
         """Write weights and settings to ``folder``, atomically."""
         with atomic_directory(folder) as target:
             save_file(self.state_dict(), target / "model.safetensors")
-            (target / "config.json").write_text(self.settings.model_dump_json(indent=2))
+            default = {name for name in LATER if getattr(self.settings, name) == getattr(SasRecSettings(), name)}
+            (target / "config.json").write_text(self.settings.model_dump_json(indent=2, exclude=default))
 
     @classmethod
     def load(cls, folder: Path) -> SasRec:
@@ -122,7 +179,7 @@ class SasRec(nn.Module):
         try:
             weights = load_file(folder / "model.safetensors")
             settings = SasRecSettings.model_validate(json.loads((folder / "config.json").read_text()))
-            model = cls(len(weights["trained"]), settings)
+            model = cls(len(weights["trained"]), settings, weights.get("text.table"))
             model.load_state_dict(weights)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ConfigError(f"'{folder}' holds no SASRec: {str(error).splitlines()[0]}") from error
@@ -130,9 +187,12 @@ class SasRec(nn.Module):
 
 
 def scorer(model: SasRec) -> ranking.Scorer:
-    """Scores (b, I); items never trained on stand below all others."""
+    """Scores (b, I); items never trained on stand below all others, unless their texts say what they are."""
     model.eval()
-    table, floor = model.items.weight.detach(), torch.where(model.trained, 0.0, -1e9)
+    with torch.no_grad():
+        whole = model.text is None
+        table = model.items.weight.detach() if whole else model.vectors(torch.arange(len(model.trained)))
+    floor = torch.where(model.trained | (model.text is not None), 0.0, -1e9)
 
     def score(history: Ragged) -> np.ndarray:
         return (model.user_vectors(history) @ table.T + floor).numpy()
@@ -148,56 +208,40 @@ def train_sasrec(
     report: Callable[[dict[str, Any]], None] | None = None,
     seed: int = 42,
     begin: Callable[[SasRec], object] | None = None,
+    features: np.ndarray | None = None,
+    seconds: float = math.inf,
+    validate: Callable[[ranking.Scorer], float] | None = None,
 ) -> SasRec:
     """Train on the training parts of the histories, stop early on validation NDCG@10, return the best epoch.
 
     ``report`` is told epoch, epochs, loss, ndcg@10 and seconds after every epoch. Without validation items (NDCG@10
     is then NaN) the epoch of the lowest training loss is taken. ``begin`` may give the new model other weights than
-    random ones.
+    random ones. ``features``, float32 (I, w), are texts of the items (see :class:`SasRec`).
+
+    ``seconds`` end training wherever it is, with a last look at validation; once an epoch's time is known, as many
+    epochs are planned as it allows, so that the learning rate still comes down to zero. ``validate`` replaces
+    validation on all users, history removed.
     """
     torch.manual_seed(seed)
-    model = SasRec(items, settings)
+    model = SasRec(items, settings, None if features is None else ItemText.standard(features))
     model.trained.copy_(torch.from_numpy(histories.trained(items)))
     if begin is not None:
         begin(model)
-    rows, cases = histories.upto(TRAIN), ranking.Cases.of(histories, VALID)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    best, best_epoch, kept, began = -math.inf, 0, {}, time.perf_counter()
-    for epoch in range(1, settings.epochs + 1):
-        loss = _epoch(model, rows, optimizer, epoch, seed)
-        value = ranking.mean_metric(scorer(model), cases) if len(cases) else math.nan
-        if (goal := value if len(cases) else -loss) > best:
-            best, best_epoch, kept = goal, epoch, {k: v.detach().clone() for k, v in model.state_dict().items()}
+    measure = validate or partial(_validation, ranking.Cases.of(histories, VALID))
+    run = Run(model, histories, seed, seconds)
+    best, best_epoch, kept = -math.inf, 0, {}
+    while run.goes_on and run.done - best_epoch < settings.patience:
+        loss = run.epoch()
+        value = measure(scorer(model))
+        if (goal := -loss if math.isnan(value) else value) > best:
+            best, best_epoch, kept = goal, run.done, {k: v.detach().clone() for k, v in model.state_dict().items()}
+        run.plan()
         if report is not None:
-            seconds = round(time.perf_counter() - began, 3)
-            report({"epoch": epoch, "epochs": settings.epochs, "loss": loss, "ndcg@10": value, "seconds": seconds})
-        if epoch - best_epoch >= settings.patience:
-            break
+            told = {"epoch": run.done, "epochs": run.epochs, "loss": loss, "ndcg@10": value}
+            report({**told, "seconds": round(run.seconds, 3)})
     model.load_state_dict(kept)
     return model.eval()
 
 
-def _epoch(model: SasRec, rows: Ragged, optimizer: torch.optim.Optimizer, epoch: int, seed: int) -> float:
-    """One epoch over all targets; returns the mean cross-entropy."""
-    s, rng = model.settings, np.random.default_rng([seed, epoch])
-    plan = batches.one_pass(rows, s.max_items, s.targets_per_batch, rng)
-    position = (torch.cumsum(model.trained, dim=0) - 1).clamp(min=0)
-    summed, count = 0.0, 0
-    model.train()
-    for index, batch in enumerate(plan):
-        done = epoch - 1 + index / len(plan)
-        rate = min(1.0, (done + 1 / len(plan)) / max(s.warmup_epochs, 1e-9))
-        rate *= 0.5 + 0.5 * math.cos(math.pi * min(1.0, done / s.epochs))
-        for group in optimizer.param_groups:
-            group["lr"] = s.learning_rate * rate
-        items, visible, targets = (torch.from_numpy(x).long() for x in (batch.items, batch.visible, batch.targets))
-        asked = targets >= 0
-        with autocast(model.items.weight.device, s.precision):
-            vectors = torch.gather(model(items), 1, (visible - 1).clamp(min=0)[..., None].expand(-1, -1, s.width))
-            table = model.items.weight[model.trained]
-            loss = catalogue_cross_entropy(vectors[asked], table, position[targets[asked]])
-        (loss / batch.count).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        summed, count = summed + float(loss.detach()), count + batch.count
-    return summed / max(1, count)
+def _validation(cases: ranking.Cases, score: ranking.Scorer) -> float:
+    return ranking.mean_metric(score, cases) if len(cases) else math.nan

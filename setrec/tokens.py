@@ -66,8 +66,9 @@ class TableTokenizer(nn.Module):
 
     known: Tensor
 
-    def __init__(self, items: int, features: int, width: int, *, trainable: bool) -> None:
+    def __init__(self, items: int, features: int, width: int, *, trainable: bool, forget: float = 0.0) -> None:
         super().__init__()
+        self.forget = forget
         self.table = nn.Parameter(torch.zeros(items, features), requires_grad=trainable)
         self.register_buffer("known", torch.ones(items, dtype=torch.bool))
         self.project = nn.Linear(features, width)
@@ -80,10 +81,12 @@ class TableTokenizer(nn.Module):
         self.table.copy_(torch.from_numpy(table) * self.known[:, None])
 
     def codes(self, rows: Tensor | None = None) -> Tensor:
-        """(I, features), or of some rows; zero for unknown rows."""
-        if rows is None:
-            return self.table * self.known[:, None]
-        return self.table[rows] * self.known[rows, None]
+        """(I, features), or of some rows; zero for unknown rows, and in training for a share ``forget`` of the others,
+        drawn anew at every call."""
+        table, known = (self.table, self.known) if rows is None else (self.table[rows], self.known[rows])
+        if self.training and self.forget:
+            known = known & (torch.rand(len(known), device=known.device) >= self.forget)
+        return table * known[:, None]
 
     def maps(self) -> tuple[Tensor, Tensor]:
         """The affine map as A (1, d, features) and b (1, d)."""
@@ -162,11 +165,14 @@ class ItemTokens(nn.Module):
         hidden: tuple[int, ...] = (512, 256, 128),
         extra: dict[str, int] | None = None,
         trainable_table: bool = False,
+        forget: float = 0.0,
     ) -> None:
         super().__init__()
         parts: dict[str, TableTokenizer | SemanticTokenizer] = {}
         if collaborative:
-            parts[COLLABORATIVE] = TableTokenizer(items, collaborative, width, trainable=trainable_table)
+            parts[COLLABORATIVE] = TableTokenizer(
+                items, collaborative, width, trainable=trainable_table, forget=forget
+            )
         if text and semantic_tokens:
             parts[SEMANTIC] = SemanticTokenizer(items, text, hidden, semantic_tokens, width)
         for kind, features in (extra or {}).items():

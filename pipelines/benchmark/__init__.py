@@ -1,0 +1,1 @@
+"""Published protocols, systems tuned alike, one table: `setrec benchmark`."""

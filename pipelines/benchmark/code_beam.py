@@ -1,0 +1,96 @@
+"""Beam search that can only write codes of the catalogue, for many users and several parts of the catalogue at once.
+
+The codes of all items stand in one forest with a root for each part of the catalogue. Its nodes are numbered level by
+level, so that a step is a few gathers and one top-k for all users, parts and beams together. Sizes: b users, G parts,
+W beams, I items, n codes an item, C codes of a level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NOTHING = -1
+
+
+@dataclass(frozen=True)
+class Forest:
+    """``children[l]`` (nodes of level l, most children of one of them): codes that follow a node, ascending, then
+    ``NOTHING``; ``first[l]``: the number, in the level below, of a node's first child; ``items`` (I,): the item at each
+    leaf; ``roots``: G."""
+
+    children: list[Tensor]
+    first: list[Tensor]
+    items: Tensor
+    roots: int
+
+    @classmethod
+    def of(cls, codes: np.ndarray, part: np.ndarray) -> Forest:
+        """From unique codes (I, n), and the part (I,) of the catalogue that each item belongs to."""
+        _, root = np.unique(part, return_inverse=True)
+        table = np.column_stack([root.reshape(-1), codes])
+        order = np.lexsort(table.T[::-1])
+        table = table[order]
+        changes = np.ones(table.shape, dtype=bool)
+        changes[1:] = np.logical_or.accumulate(table[1:] != table[:-1], axis=1)
+        node = np.cumsum(changes, axis=0) - 1
+        levels = [_level(table[:, at + 1], node[:, at], changes[:, at + 1]) for at in range(codes.shape[1])]
+        return cls([c for c, _ in levels], [f for _, f in levels], torch.from_numpy(order), int(node[-1, 0]) + 1)
+
+
+def _level(code: np.ndarray, parent: np.ndarray, begins: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Children and first children of one level, from sorted rows; ``begins`` marks the first row of each child."""
+    code, parent = code[begins], parent[begins]
+    first = np.searchsorted(parent, np.arange(parent[-1] + 1))
+    slot = np.arange(len(code)) - first[parent]
+    children = np.full((len(first), int(slot.max()) + 1), NOTHING)
+    children[parent, slot] = code
+    return torch.from_numpy(children), torch.from_numpy(first)
+
+
+class Writer(Protocol):
+    """Writes codes one after the other for b users; what was written before is kept by the writer."""
+
+    def __call__(self, codes: Tensor | None, beam: Tensor | None) -> Tensor:
+        """Log-probabilities (b, beams, C) of the next codes, at first (b, 1, C) for ``None``.
+
+        ``codes`` (b, beams): written last; ``beam`` (b, beams): the beam of the step before that each continues.
+        """
+        ...
+
+
+def beam_search(writer: Writer, forest: Forest, width: int) -> tuple[Tensor, Tensor]:
+    """The ``width`` likeliest items of each part as beams find them: items and log-probabilities, both (b, G * W).
+
+    Beams that ran out of items have minus infinity, and an item without meaning.
+    """
+    log_p = writer(None, None)[:, None]
+    users, parts = len(log_p), forest.roots
+    log_p = log_p.expand(-1, parts, -1, -1)
+    node = torch.arange(parts)[:, None].expand(users, parts, 1)
+    total = torch.zeros(users, parts, 1)
+    for level, (children, first) in enumerate(zip(forest.children, forest.first, strict=True)):
+        codes = children[node]
+        grown = total[..., None] + log_p.gather(3, codes.clamp(min=0))
+        grown = grown.masked_fill(codes == NOTHING, -torch.inf).flatten(2)
+        total, at = grown.topk(min(width, grown.shape[2]))
+        beam, slot = at // codes.shape[3], at % codes.shape[3]
+        # A beam that ran out goes on from the first node, which exists; its total keeps it out of the answer.
+        node = torch.where(total > -torch.inf, first[node].gather(2, beam) + slot, 0)
+        if level + 1 < len(forest.children):
+            came = beam + node.new_tensor(range(parts))[:, None] * (log_p.shape[2] if level else 0)
+            written = codes.flatten(2).gather(2, at).clamp(min=0)
+            log_p = writer(written.flatten(1), came.flatten(1)).unflatten(1, (parts, -1))
+    return forest.items[node].flatten(1), total.flatten(1)
+
+
+def catalogue_scores(items: Tensor, log_p: Tensor, size: int) -> Tensor:
+    """Scores (b, I) with the log-probabilities of what was found and minus infinity for every other item."""
+    scores = torch.full((len(items), size + 1), -torch.inf)
+    # Beams that ran out go to a column of their own, or they would overwrite an item that was found.
+    scores.scatter_(1, torch.where(log_p > -torch.inf, items, size), log_p)
+    return scores[:, :size]

@@ -1,0 +1,69 @@
+"""What takes part in a benchmark: anything that learns from a problem and then scores its whole catalogue."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pipelines.benchmark.problem import Problem
+from setrec import ranking
+
+Settings = Mapping[str, Any]
+"""Plain values that JSON can hold."""
+
+
+@dataclass
+class Clock:
+    """Time for one fit: ``minutes`` from when it was made. ``told`` hears the share of it that is used, and a note."""
+
+    minutes: float
+    told: Callable[[float, str], None] = lambda share, note: None
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.began
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is used up."""
+        return self.seconds >= 60 * self.minutes
+
+    def tell(self, note: str) -> None:
+        """Report how far it is."""
+        self.told(min(1.0, self.seconds / (60 * self.minutes)), note)
+
+
+@dataclass
+class Fitted:
+    """A fitted system. ``chosen``: what it chose on validation besides the settings it was given; ``curve``: a record
+    an epoch, with ``epoch``, ``seconds`` and ``ndcg@10`` on validation; ``kinds``: scores by kind of slot, where it has
+    slots, and ``weights`` those of the kinds; ``variants``: further ways to score with what was learned, by what tells
+    them from the first."""
+
+    scorer: ranking.Scorer
+    chosen: dict[str, Any] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    kinds: ranking.KindScorer | None = None
+    weights: Mapping[str, float] | None = None
+    variants: Mapping[str, ranking.Scorer] = field(default_factory=dict)
+
+
+class Entrant(Protocol):
+    """A system that takes part.
+
+    ``name`` is unique in a benchmark. ``grid``: the settings that are tried on validation, the default first; all
+    entrants that train get as many tries and as many minutes each. ``random``: whether a seed changes the result.
+    """
+
+    name: str
+    grid: Sequence[Settings]
+    random: bool
+
+    def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
+        """Learn from ``problem.train`` and choose on ``problem.valid``; ``problem.test`` is not looked at. Training
+        ends at the latest when ``clock.over``, with the best epoch on validation so far."""
+        ...

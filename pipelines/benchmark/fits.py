@@ -1,0 +1,160 @@
+"""One fit of one system, kept in a folder of its own: what it was given, what it reached, and every user's metrics.
+
+A fit whose folder is there is not done again, so a benchmark that was broken off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from pipelines.benchmark import analysis, problem
+from pipelines.benchmark.entrant import Clock, Entrant, Fitted
+from pipelines.benchmark.problem import Problem
+from pipelines.runs import environment
+from setrec import ranking
+from setrec.atomic import atomic_directory
+from setrec.errors import DataError
+
+KS = (5, 10, 20)
+PER_USER = "per_user.parquet"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A fit to be done: a system under the setting of that number in its grid, with a seed, within minutes; either a
+    try, for validation alone, or ``final``."""
+
+    system: str
+    number: int
+    seed: int
+    minutes: float
+    final: bool = True
+
+    def folder(self, root: Path) -> Path:
+        """Where it is kept."""
+        kind = "fits" if self.final else "tries"
+        return root / kind / _slug(self.system) / f"setting-{self.number}-seed-{self.seed}-minutes-{self.minutes:g}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of a fit beside its users' metrics. ``valid``: NDCG@10 on validation, in the history protocol of the
+    published figures; ``seconds`` of fitting, and ``scoring`` of ranking all test users."""
+
+    system: str
+    number: int
+    seed: int
+    minutes: float
+    settings: dict[str, Any]
+    valid: float
+    seconds: float
+    scoring: float
+    chosen: dict[str, Any] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    variants: list[str] = field(default_factory=list)
+    analysis: dict[str, Any] = field(default_factory=dict)
+    data: str = ""
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def fit(root: Path, entrant: Entrant, task: Task, told: Callable[[float, str], None]) -> Record:
+    """Fit, rank, and keep it. What is chosen is chosen inside ``entrant.fit`` and by the records' ``valid``; the test
+    users are ranked once, at the end, and not for a try."""
+    given = problem.load(root / "problem")
+    clock = Clock(task.minutes, told)
+    fitted = entrant.fit(given, entrant.grid[task.number], task.seed, clock)
+    seconds = clock.seconds
+    told(0.99, "ranks")
+    record = Record(
+        task.system, task.number, task.seed, task.minutes, dict(entrant.grid[task.number]), _valid(given, fitted),
+        seconds, 0.0, fitted.chosen, fitted.curve, list(fitted.variants), {}, given.hash, environment(),
+    )  # fmt: skip
+    with atomic_directory(task.folder(root)) as new:
+        if task.final:
+            record = _tested(given, fitted, record, new)
+        (new / "record.json").write_text(json.dumps(asdict(record), indent=2))
+    return record
+
+
+def _tested(given: Problem, fitted: Fitted, record: Record, folder: Path) -> Record:
+    """Rank the test users and keep every user's metrics in ``folder``; the record with its analyses."""
+    began = time.perf_counter()
+    found = ranking.evaluate(fitted.scorer, given.test, groups(given), ks=KS)
+    scoring = time.perf_counter() - began
+    table(found).to_parquet(folder / PER_USER, index=False)
+    for variant, scorer in fitted.variants.items():
+        other = ranking.evaluate(scorer, given.test, groups(given), ks=KS)
+        table(other).to_parquet(folder / _file(variant), index=False)
+    return replace(record, scoring=scoring, analysis=analysis.analyse(fitted, given, found, record.system))
+
+
+def _file(variant: str) -> str:
+    return PER_USER if not variant else f"per_user-{_slug(variant)}.parquet"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def groups(given: Problem) -> list[ranking.Group]:
+    """All, warm and cold items, and thirds by popularity."""
+    return [*ranking.warm_cold_groups(given.trained), *ranking.popularity_groups(given.counts)]
+
+
+def _valid(given: Problem, fitted: Fitted) -> float:
+    return ranking.mean_metric(fitted.scorer, given.valid, history=given.goal)
+
+
+def done(root: Path, task: Task) -> Record | None:
+    """The record of a fit, ``None`` where there is none.
+
+    Raises:
+        DataError: there is one that cannot be read.
+    """
+    path = task.folder(root) / "record.json"
+    if not path.is_file():
+        return None
+    try:
+        return Record(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DataError("is no record of a fit; remove its folder to fit anew", file=path) from error
+
+
+def table(found: ranking.PerUser) -> pd.DataFrame:
+    """One row per user, history protocol and group."""
+    return pd.concat(
+        [
+            pd.DataFrame({"user": found.users, "history": history, "group": group, **metrics})
+            for (history, group), metrics in found.tables.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def users_of(root: Path, task: Task, variant: str = "") -> pd.DataFrame:
+    """What :func:`table` made of a fit, or of a variant of it."""
+    return pd.read_parquet(task.folder(root) / _file(variant))
+
+
+def per_user(root: Path, tasks: Sequence[Task], variant: str = "") -> ranking.PerUser:
+    """Metrics of every user, averaged over the given fits (seeds)."""
+    frames = [users_of(root, task, variant) for task in tasks]
+    first = frames[0]
+    metrics = [name for name in first.columns if "@" in name]
+    mean = np.mean([frame[metrics].to_numpy() for frame in frames], axis=0)
+    tables: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    users = first["user"].to_numpy()
+    places = first.groupby(["history", "group"], sort=False).indices
+    for (history, group), rows in cast(dict[tuple[str, str], np.ndarray], places).items():
+        tables[history, group] = {name: mean[rows, at] for at, name in enumerate(metrics)}
+        users = first["user"].to_numpy()[rows]
+    return ranking.PerUser(users, tables)

@@ -1,0 +1,60 @@
+"""What `setrec benchmark` does, step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from pipelines.benchmark import problem, report
+from pipelines.benchmark.problem import Protocol
+from pipelines.benchmark.run import Benchmark, BenchmarkSettings
+from pipelines.datasets import packaged_encoder
+from pipelines.runs import Run
+from setrec.errors import ConfigError, DataError
+
+
+def benchmark(
+    data: Path,
+    protocol: Protocol,
+    run: Run,
+    settings: BenchmarkSettings,
+    *,
+    encoder: str | None = None,
+    address: str | None = None,
+) -> dict[str, Any]:
+    """Prepare ``data`` under a protocol, fit every system that is not fitted yet, write table and report.
+
+    ``encoder``: directory or hub id of the sentence encoder; ``None`` takes the packaged one, where it is installed.
+
+    Raises:
+        ConfigError: the run holds a benchmark of other data or under another protocol; or a fit failed.
+        DataError: the data cannot be used.
+    """
+    place = run.root / "problem"
+    if not (place / "text.safetensors").is_file():
+        problem.prepare(data, protocol, place, encoder or _packaged(), run.root / "texts")
+    known = problem.load(place)
+    if (known.name, known.protocol, known.hash) != (data.name, protocol, problem.hash_of(data, protocol)):
+        raise ConfigError(f"{run.root} holds a benchmark of {known.name} under {known.protocol}: name another --run")
+    found = Benchmark(run.root, settings, address).execute()
+    report.write(run, found)
+    return found
+
+
+def protocol_of(name: str) -> Protocol:
+    """The protocol of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for known in get_args(Protocol):
+        if name == known:
+            return known
+    raise ConfigError(f"there is no protocol '{name}'; there are {' and '.join(get_args(Protocol))}")
+
+
+def _packaged() -> str | None:
+    try:
+        return str(packaged_encoder())
+    except DataError:
+        return None

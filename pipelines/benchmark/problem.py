@@ -1,0 +1,213 @@
+"""What every system of a benchmark is given: a data set under a protocol.
+
+``leave-one-out``: each user's last item tests, the one before validates (users of fewer than three only train).
+``setrec``: the split by global time of arXiv 2502.10833, as its authors published it where ``setrec_split.parquet``
+lies beside the data; else made by their rule from timestamps: the latest 17% of all interactions test, the 13.6% before
+validate, users with fewer than two training items are left out.
+
+Items are numbered at random, so nothing that goes with the order of ids can reach a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file, save_file
+
+from pipelines import ingest
+from pipelines.benchmark.words import word_vectors
+from pipelines.data_settings import DataSettings
+from pipelines.progress import bar
+from setrec import ranking
+from setrec.atomic import atomic_directory, atomic_file
+from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
+from setrec.encoder import TextEncoder
+from setrec.errors import DataError
+from setrec.ragged import Ragged
+from setrec.schema import Schema
+from setrec.splits import ByColumn, GlobalTime, LeaveOneOut
+
+Protocol = Literal["setrec", "leave-one-out"]
+PUBLISHED_SPLIT = "setrec_split.parquet"
+TEXT = ("title", "description", "keywords")
+"""Columns of words that are read where a table of items has them; the first is the title."""
+ATTRIBUTES = ("brand", "categories", "attributes", "genres")
+"""Columns of categories that are read, as words, where a table of items has them."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prepared data set. ``text`` float32 (I, w): sentence and word vectors of the items; ``None`` without texts.
+
+    ``hash``: of the input files, so that results can be told to be of the same data.
+    """
+
+    name: str
+    protocol: Protocol
+    catalog: Catalog
+    histories: Histories
+    text: np.ndarray | None
+    hash: str
+
+    @property
+    def items(self) -> int:
+        """Size of the catalogue, I."""
+        return len(self.catalog)
+
+    @cached_property
+    def train(self) -> Ragged:
+        """Training histories."""
+        return self.histories.upto(TRAIN)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Training interactions of each item, int64 (I,)."""
+        return self.histories.train_counts(self.items)
+
+    @cached_property
+    def trained(self) -> np.ndarray:
+        """Warm items, bool (I,)."""
+        return self.counts > 0
+
+    @cached_property
+    def valid(self) -> ranking.Cases:
+        """Validation users: training history, all validation items."""
+        return ranking.Cases.of(self.histories, VALID)
+
+    @cached_property
+    def test(self) -> ranking.Cases:
+        """Test users: training and validation items as history, all test items."""
+        return ranking.Cases.of(self.histories, TEST)
+
+    @property
+    def goal(self) -> str:
+        """History protocol of the published figures: SETRec's keep the history, leave-one-out removes it."""
+        return "kept" if self.protocol == "setrec" else "removed"
+
+
+def settings_of(data: Path, protocol: Protocol, seed: int = 0) -> DataSettings:
+    """How the tables in ``data`` are read under a protocol.
+
+    Raises:
+        DataError: a table is missing, or the protocol needs times that the data does not have.
+    """
+    interactions, items = data / "interactions.parquet", data / "items.parquet"
+    published = data / PUBLISHED_SPLIT
+    columns = Schema(**_item_columns(items))
+    if protocol == "setrec" and published.is_file():
+        named = columns.model_copy(update={"user": "user", "position": "position", "split": "split"})
+        return _settings(published, items, named, ByColumn(), seed)
+    names = _names(interactions)
+    if protocol == "leave-one-out":
+        return _settings(interactions, items, columns, LeaveOneOut(), seed)
+    if "timestamp" not in names:
+        raise DataError(f"the protocol setrec needs a column timestamp, or {PUBLISHED_SPLIT}", file=interactions)
+    return _settings(interactions, items, columns, GlobalTime(valid=0.136, test=0.17), seed)
+
+
+def prepare(data: Path, protocol: Protocol, out: Path, encoder: str | Path | None, cache: Path, seed: int = 0) -> None:
+    """Read and split ``data`` and encode its texts into ``out``; ``cache`` keeps vectors of texts.
+
+    Raises:
+        DataError: the data cannot be used, or nothing is left to validate or test on.
+    """
+    with bar("Read and split") as progress:
+        settings = settings_of(data, protocol, seed)
+        ingest.ingest(settings, out / "data", progress=progress)
+        catalog, histories = ingest.load(out / "data")
+        if isinstance(settings.split, GlobalTime):
+            catalog, histories = _without_beginners(catalog, histories)
+            _replace(out / "data", catalog, histories)
+        for split, what in ((VALID, "validate"), (TEST, "test")):
+            if not len(ranking.Cases.of(histories, split)):
+                raise DataError(f"the protocol {protocol} leaves no user to {what} on", file=data)
+        progress.update(
+            1, 1, f"{len(histories)} users, {len(catalog)} items, {len(histories.items.values)} interactions"
+        )
+    vectors = _vectors(catalog, encoder, cache)
+    told = {"hash": hash_of(data, protocol), "name": data.name, "protocol": protocol}
+    with atomic_file(out / "text.safetensors") as path:
+        save_file({} if vectors is None else {"text": vectors}, path, told)
+
+
+def load(out: Path) -> Problem:
+    """What :func:`prepare` left."""
+    from safetensors import safe_open
+
+    catalog, histories = ingest.load(out / "data")
+    with safe_open(out / "text.safetensors", "np") as file:
+        told = file.metadata()
+    text = load_file(out / "text.safetensors").get("text")
+    return Problem(told["name"], told["protocol"], catalog, histories, text, told["hash"])
+
+
+def hash_of(data: Path, protocol: Protocol) -> str:
+    """A hash of the files that a protocol reads from ``data``."""
+    settings = settings_of(data, protocol)
+    paths = [Path(path) for path in (settings.interactions, settings.items) if path is not None]
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _settings(interactions: Path, items: Path, columns: Schema, split: object, seed: int) -> DataSettings:
+    return DataSettings(
+        interactions=interactions, items=items if items.is_file() else None, columns=columns, split=split,
+        item_min_count=1, seed=seed, ties="shuffle",
+    )  # fmt: skip
+
+
+def _item_columns(items: Path) -> dict[str, tuple[str, ...]]:
+    names = _names(items) if items.is_file() else ()
+    return {
+        "text": tuple(name for name in TEXT if name in names),
+        "attributes": tuple(name for name in ATTRIBUTES if name in names),
+    }
+
+
+def _names(path: Path) -> list[str]:
+    if not path.is_file():
+        raise DataError("no such file", file=path)
+    try:
+        return pq.read_schema(path).names
+    except Exception as error:  # pyarrow raises many kinds
+        raise DataError("not a readable Parquet file", file=path) from error
+
+
+def _without_beginners(catalog: Catalog, histories: Histories) -> tuple[Catalog, Histories]:
+    """Without users of fewer than two training items, and without items that nobody else met."""
+    kept = np.flatnonzero(histories.upto(TRAIN).lengths >= 2)
+    items = histories.items.take(kept)
+    splits = Ragged(histories.splits, histories.items.offsets).take(kept).values
+    met = np.flatnonzero(np.bincount(items.values, minlength=len(catalog)))
+    row = np.zeros(len(catalog), dtype=np.int32)
+    row[met] = np.arange(len(met))
+    users = [histories.user_ids[user] for user in kept]
+    return catalog.take(met), Histories(users, Ragged(row[items.values], items.offsets), splits)
+
+
+def _replace(folder: Path, catalog: Catalog, histories: Histories) -> None:
+    from pipelines.data_directory import write_histories
+
+    with atomic_directory(folder) as new:
+        catalog.save(new / "items.parquet")
+        write_histories(new / "histories", histories)
+
+
+def _vectors(catalog: Catalog, encoder: str | Path | None, cache: Path) -> np.ndarray | None:
+    """Sentence vectors of the items' texts beside vectors of their words; ``None`` where no item has a text."""
+    if not any(catalog.texts):
+        return None
+    parts = [word_vectors(catalog.texts)]
+    if encoder is not None:
+        with bar("Encode texts") as progress:
+            parts.append(TextEncoder(encoder).encode(catalog.texts, cache, progress.update))
+    return np.ascontiguousarray(np.concatenate(parts, axis=1), dtype=np.float32)

@@ -1,0 +1,150 @@
+"""SETRec as an entrant: as published (with masks that mask), ours, and every step between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from pipelines.benchmark.entrant import Clock, Fitted
+from pipelines.benchmark.entrant import Settings as Plain
+from pipelines.benchmark.problem import Problem
+from pipelines.benchmark.remembered import remember
+from pipelines.benchmark.words import WIDTH
+from setrec import ranking, scoring
+from setrec.backbone import BackboneSettings
+from setrec.model import ModelSettings, SetRecModel
+from setrec.objective import ObjectiveSettings
+from setrec.sasrec import SasRecSettings, train_sasrec
+from setrec.settings import Settings
+from setrec.tokens import ItemFeatures
+from setrec.training import Trainer, TrainingSettings
+
+VALIDATED = 2000
+"""Validation users that are ranked after every epoch; weights of slots are chosen on all."""
+COLLABORATIVE = 64
+START = 0.1
+"""Standard deviation of a collaborative table that begins at random."""
+
+
+class RecommenderSettings(Settings):
+    """A recommender and its training. ``table``: collaborative vectors begin at random, or as a SASRec of the same
+    split left them (its training counts within the time). ``text``: sentence and word vectors, or sentences alone.
+    ``weights``: those of the slot kinds are chosen on validation over a grid, or all are one. ``memory``: of events
+    (``serving.memory``), its weight chosen on validation."""
+
+    family: Literal["qwen3", "t5"] = "qwen3"
+    size: Literal["tiny", "small", "base"] = "tiny"
+    semantic_tokens: int = 2
+    history: Literal["set", "fused"] = "fused"
+    ask: Literal["learned", "last"] = "last"
+    table: Literal["random", "sasrec"] = "random"
+    trainable_table: bool = True
+    forget: float = 0.2
+    text: Literal["all", "sentence"] = "all"
+    dropout: float = 0.2
+    loss: ObjectiveSettings = ObjectiveSettings(slots=0.0, fused=1.0, alpha=0.0, sampled_above=4096, samples=2048)
+    weights: Literal["grid", "one"] = "grid"
+    memory: bool = True
+    epochs: int = 40
+    patience: int = 6
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    targets_per_batch: int = 2048
+
+
+PUBLISHED = RecommenderSettings(
+    semantic_tokens=4, history="set", ask="learned", table="sasrec", trainable_table=False, forget=0.0,
+    text="sentence", loss=ObjectiveSettings.paper(), learning_rate=1e-3, memory=False,
+)  # fmt: skip
+"""The design of arXiv 2502.10833, at a size that two cores can train; masks and shared positions as it says."""
+
+
+class Recommender:
+    """A :class:`pipelines.benchmark.entrant.Entrant`."""
+
+    random = True
+
+    def __init__(
+        self, name: str, base: RecommenderSettings, tries: Sequence[Mapping[str, Any]] = (), **changes: Any
+    ) -> None:
+        """``tries``: what the settings of the grid after the first change in ``base`` with ``changes``."""
+        self.name = name
+        fixed = _changed(base, changes)
+        self.grid: Sequence[Plain] = [_changed(fixed, one).model_dump(mode="json") for one in ({}, *tries)]
+
+    def fit(self, problem: Problem, settings: Plain, seed: int, clock: Clock) -> Fitted:
+        """See :class:`Entrant`."""
+        s = RecommenderSettings.model_validate(settings)
+        if problem.text is None:
+            s = s.model_copy(update={"semantic_tokens": 0})
+        trainer = trainer_of(problem, s, _features(problem, s, seed, clock), seed)
+        curve = _train(trainer, clock)
+        model = trainer.restore_best()
+        weights = _weights(model, problem, s)
+        plain, kinds = scoring.scorer(model, weights), scoring.kind_scorer(model)
+        if not s.memory:
+            return Fitted(plain, {"weights": weights}, curve, kinds, weights)
+        clock.tell("remembers")
+        scorer, told = remember(model, weights, problem)
+        return Fitted(scorer, {"weights": weights, **told}, curve, kinds, weights, {"without memory": plain})
+
+
+def _changed(base: RecommenderSettings, changes: Mapping[str, Any]) -> RecommenderSettings:
+    return RecommenderSettings.model_validate({**base.model_dump(), **changes})
+
+
+def trainer_of(problem: Problem, s: RecommenderSettings, features: ItemFeatures, seed: int) -> Trainer:
+    """The trainer of a model for the problem; validation is NDCG@10 in the history protocol of its figures."""
+    import torch
+
+    torch.manual_seed(seed)
+    model = SetRecModel.build(
+        ModelSettings(
+            backbone=BackboneSettings(family=s.family, size=s.size), semantic_tokens=s.semantic_tokens,
+            history=s.history, ask=s.ask, dropout=s.dropout, trainable_table=s.trainable_table, forget=s.forget,
+        ),
+        features,
+    )  # fmt: skip
+    cases, alike = problem.valid.sample(VALIDATED, seed), dict.fromkeys(model.kinds, 1.0)
+    training = TrainingSettings(
+        epochs=s.epochs, patience=s.patience, learning_rate=s.learning_rate, weight_decay=s.weight_decay,
+        targets_per_batch=s.targets_per_batch, seed=seed,
+    )  # fmt: skip
+
+    def validate(model: SetRecModel) -> float:
+        return ranking.mean_metric(scoring.scorer(model, alike), cases, history=problem.goal)
+
+    return Trainer(model, problem.train, validate, training, s.loss)
+
+
+def _features(problem: Problem, s: RecommenderSettings, seed: int, clock: Clock) -> ItemFeatures:
+    text = problem.text if s.text == "all" or problem.text is None else problem.text[:, WIDTH:]
+    if s.table == "random":
+        rng = np.random.default_rng(seed)
+        table = rng.normal(0, START, (problem.items, COLLABORATIVE)).astype(np.float32)
+    else:
+        clock.tell("SASRec first")
+        sasrec = train_sasrec(problem.histories, problem.items, SasRecSettings(width=COLLABORATIVE), seed=seed)
+        table = np.ascontiguousarray(sasrec.item_embeddings().numpy(), dtype=np.float32)
+    return ItemFeatures(problem.trained, table, text if s.semantic_tokens else None)
+
+
+def _train(trainer: Trainer, clock: Clock) -> list[dict[str, Any]]:
+    """Train as many epochs as are asked for and fit into the time; the learning rate falls to zero at the last."""
+    while not trainer.progress.exhausted(trainer.settings):
+        began, done = clock.seconds, trainer.progress.epoch
+        record = trainer.epoch(on_step=lambda epochs: clock.tell(f"epoch {epochs:.1f}"))
+        left = (60 * clock.minutes - clock.seconds) / max(1e-9, clock.seconds - began)
+        affordable = done + 1 + int(left)
+        if affordable < trainer.settings.epochs:
+            trainer.settings = trainer.settings.model_copy(update={"epochs": affordable})
+        clock.tell(f"NDCG@10 {record['ndcg@10']:.4f}")
+    return trainer.progress.curve
+
+
+def _weights(model: SetRecModel, problem: Problem, s: RecommenderSettings) -> dict[str, float]:
+    if s.weights == "one" or len(model.kinds) == 1:
+        return dict.fromkeys(model.kinds, 1.0)
+    return ranking.choose_weights(scoring.kind_scorer(model), problem.valid, scoring.weight_grid(model.kinds))[0]

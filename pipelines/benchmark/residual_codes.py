@@ -1,0 +1,59 @@
+"""Codes of items from their texts: residual quantisation by k-means, level after level.
+
+TIGER (arXiv 2305.05065) learns its codes with a residual-quantised autoencoder; k-means on the residuals (RQ-KMeans, as
+in GRID) needs no training, does not collapse, and comes within a few per cent of it in published comparisons. As in
+TIGER, one more code tells apart the items whose other codes are all equal.
+"""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+
+ITEMS_PER_CODE = 8
+"""A level has at most one code for so many different vectors, or small catalogues would get a code an item."""
+ROUNDS = 20
+
+
+def residual_codes(vectors: np.ndarray, levels: int = 3, size: int = 256, seed: int = 0) -> np.ndarray:
+    """Unique codes, int64 (I, levels + 1), of float32 vectors (I, w): ``levels`` from coarse to fine, each below
+    ``size``, then the number of the item among those with the same codes, in order of rows.
+
+    Equal vectors have equal codes but for the last. The same input gives the same codes: one thread, a fixed seed.
+    """
+    # Rows that are equal are quantised once: products of matrices may round them differently, row by row.
+    distinct, row = np.unique(np.ascontiguousarray(vectors, dtype=np.float32), axis=0, return_inverse=True)
+    codes = _quantised(distinct, levels, size, seed)[row.reshape(-1)]
+    return np.column_stack([codes, _number_among_equals(codes)])
+
+
+def _quantised(vectors: np.ndarray, levels: int, size: int, seed: int) -> np.ndarray:
+    """Codes int64 (rows, levels); each level clusters what the levels before left over."""
+    size = max(1, min(size, len(vectors) // ITEMS_PER_CODE))
+    rest, codes = vectors.copy(), np.empty((len(vectors), levels), dtype=np.int64)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        for level in range(levels):
+            # Without sampling: every vector counts, however few or many there are for a centroid.
+            means = faiss.Kmeans(
+                vectors.shape[1], size, niter=ROUNDS, seed=seed + level, min_points_per_centroid=1,
+                max_points_per_centroid=len(vectors),
+            )  # fmt: skip
+            means.train(rest)
+            codes[:, level] = means.assign(rest)[1]
+            rest -= np.asarray(means.centroids)[codes[:, level]]
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return codes
+
+
+def _number_among_equals(codes: np.ndarray) -> np.ndarray:
+    """For each row, how many rows before it are equal to it, int64 (rows,)."""
+    _, group = np.unique(codes, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    order = np.argsort(group, kind="stable")
+    begin = np.searchsorted(group[order], group[order])
+    number = np.empty(len(codes), dtype=np.int64)
+    number[order] = np.arange(len(codes)) - begin
+    return number

@@ -1,0 +1,158 @@
+"""A whole benchmark: every system tuned on validation with the same number of tries and minutes, then fitted with every
+seed, then one table. Fits are tasks on a Ray cluster, a core each; those that are done already are not done again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.benchmark import fits, problem, roster, tabulate
+from pipelines.benchmark.fits import Record, Task
+from pipelines.cluster import ray_session
+from pipelines.fan_out import fan_out
+from pipelines.progress import Bar, bar
+from pipelines.runs import Run
+from setrec.errors import ConfigError
+from setrec.settings import Settings
+
+
+class BenchmarkSettings(Settings):
+    """``minutes``: of one core, for a system's final training, and again for all its tries on validation together
+    (each gets an equal part). ``tries``: settings of each system that are tried, the first of its grid. ``systems``:
+    the entrants by name, ``null`` for all of the table; ``ablation``: with the rows between the published design and
+    ours.
+    """
+
+    minutes: float = 15.0
+    tries: int = 4
+    seeds: int = 3
+    systems: tuple[str, ...] | None = None
+    ablation: bool = False
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A folder, and what is to be in it."""
+
+    root: Path
+    settings: BenchmarkSettings
+    address: str | None = None
+
+    def execute(self) -> dict[str, Any]:
+        """Do what is not done, write the results, return the table; the problem must be prepared."""
+        s = self.settings
+        names = roster.names(problem.load(self.root / "problem"), s.systems, ablation=s.ablation)
+        with ray_session(self.address):
+            self._all("Tune", [task for name in names for task in self._tries(name)])
+            best = {name: self._best(name) for name in names}
+            finals = {name: self._finals(name, number) for name, number in best.items()}
+            self._all("Fit", [task for tasks in finals.values() for task in tasks])
+        return tabulate.write(Run(self.root), finals, s.model_dump(mode="json"))
+
+    def _tries(self, name: str) -> list[Task]:
+        entrant, s = roster.entrant(name), self.settings
+        count = min(s.tries, len(entrant.grid))
+        return [Task(name, number, 0, s.minutes / s.tries, final=False) for number in range(count)] if count > 1 else []
+
+    def _best(self, name: str) -> int:
+        """The setting with the best validation metric; the first of equals."""
+        values = [self._record(task).valid for task in self._tries(name)]
+        return max(range(len(values)), key=values.__getitem__) if values else 0
+
+    def _finals(self, name: str, number: int) -> list[Task]:
+        seeds = self.settings.seeds if roster.entrant(name).random else 1
+        return [Task(name, number, seed, self.settings.minutes) for seed in range(seeds)]
+
+    def _record(self, task: Task) -> Record:
+        record = fits.done(self.root, task)
+        if record is None:
+            raise ConfigError(f"{task.folder(self.root)} is missing")
+        return record
+
+    def _all(self, title: str, tasks: Sequence[Task]) -> None:
+        missing = [task for task in tasks if fits.done(self.root, task) is None]
+        with bar(f"{title} {len({task.system for task in tasks})} systems") as progress:
+            if missing:
+                self._fit(missing, len(tasks), progress)
+            progress.update(len(tasks), max(1, len(tasks)), f"{len(tasks)} fits, {len(missing)} of them new")
+
+    def _fit(self, missing: Sequence[Task], total: int, progress: Bar) -> None:
+        import ray
+
+        board = ray.remote(num_cpus=0)(_Board).remote()
+        done = _Done(total - len(missing), total, sum(task.minutes for task in missing))
+        calls = ((str(self.root.resolve()), task, board) for task in missing)
+        with _watched(board, done, progress):
+            for task in fan_out(_work, calls, "a fit"):
+                done.count += 1
+                done.minutes -= task.minutes
+
+
+@dataclass
+class _Done:
+    """How far the driver is: fits that ended, all fits, and minutes of those that did not end."""
+
+    count: int
+    total: int
+    minutes: float
+
+
+class _Board:
+    """Where fits under way write how far they are."""
+
+    def __init__(self) -> None:
+        self.fits: dict[str, tuple[float, str]] = {}
+
+    def write(self, name: str, share: float, note: str) -> None:
+        """Replace what is known of a fit; nothing is kept of one that ended."""
+        if share < 1:
+            self.fits[name] = (share, note)
+        else:
+            self.fits.pop(name, None)
+
+    def read(self) -> dict[str, tuple[float, str]]:
+        """All fits under way."""
+        return self.fits
+
+
+def _work(root: str, task: Task, board: Any) -> Task:
+    """One fit, on one core of whatever machine."""
+    import torch
+
+    torch.set_num_threads(1)
+    name = f"{task.system} {task.number}.{task.seed}"
+    fits.fit(Path(root), roster.entrant(task.system), task, lambda share, note: board.write.remote(name, share, note))
+    board.write.remote(name, 1.0, "")
+    return task
+
+
+@contextmanager
+def _watched(board: Any, done: _Done, progress: Bar) -> Iterator[None]:
+    stop = threading.Event()
+
+    def watch() -> None:
+        import ray
+
+        while not stop.wait(1.0):
+            try:
+                under_way = ray.get(board.read.remote(), timeout=5)
+            except Exception:  # a bar is never worth a failed run
+                continue
+            shares = sum(share for share, _ in under_way.values())
+            progress.update(done.count + shares, done.total, _note(under_way.items()))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join(timeout=10)
+
+
+def _note(under_way: Iterable[tuple[str, tuple[float, str]]]) -> str:
+    return "; ".join(f"{name} {share:.0%} {note}" for name, (share, note) in under_way)

@@ -1,0 +1,89 @@
+"""Training of SASRec, epoch by epoch: the losses, the learning rate, and the time that it may take."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from setrec import batches
+from setrec.catalog import TRAIN, Histories
+from setrec.precision import autocast
+from setrec.sampled_softmax import Candidates, LogUniformSampler, sampled_cross_entropy
+from setrec.softmax import catalogue_cross_entropy
+
+if TYPE_CHECKING:
+    from setrec.sasrec import SasRec
+
+
+class Run:
+    """One training: what was ``done``, and how many ``epochs`` are planned."""
+
+    def __init__(self, model: SasRec, histories: Histories, seed: int, limit: float) -> None:
+        s = model.settings
+        self.model, self.rows, self.seed, self.limit = model, histories.upto(TRAIN), seed, limit
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay)
+        counts = histories.train_counts(len(model.trained))
+        self.sampler = LogUniformSampler(counts, counts > 0, s.negatives) if s.negatives else None
+        self.done, self.epochs, self.began = 0, s.epochs, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self.began
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another epoch is planned and begins in time; the first always is."""
+        return self.done < self.epochs and (self.done == 0 or self.seconds < self.limit)
+
+    def plan(self) -> None:
+        """No more epochs than the time is enough for, at the pace so far."""
+        if self.limit < math.inf:
+            left = int(max(0.0, self.limit - self.seconds) / (self.seconds / self.done))
+            self.epochs = min(self.model.settings.epochs, self.done + left)
+
+    def epoch(self) -> float:
+        """One epoch over all targets, or over as many as the time is enough for; returns the mean cross-entropy."""
+        s, rng = self.model.settings, np.random.default_rng([self.seed, self.done + 1])
+        plan = batches.one_pass(self.rows, s.max_items, s.targets_per_batch, rng)
+        draws = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+        summed, count = 0.0, 0
+        self.model.train()
+        for index, batch in enumerate(plan):
+            for group in self.optimizer.param_groups:
+                group["lr"] = s.learning_rate * self._rate(self.done + index / len(plan), len(plan))
+            loss = batch_loss(self.model, batch, self.sampler and self.sampler.draw(draws))
+            (loss / batch.count).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            summed, count = summed + float(loss.detach()), count + batch.count
+            if self.seconds >= self.limit:
+                break
+        self.done += 1
+        return summed / max(1, count)
+
+    def _rate(self, done: float, steps: int) -> float:
+        """Linear warm-up, then the cosine's way to zero at the last planned epoch."""
+        up = min(1.0, (done + 1 / steps) / max(self.model.settings.warmup_epochs, 1e-9))
+        return up * (0.5 + 0.5 * math.cos(math.pi * min(1.0, done / self.epochs)))
+
+
+def batch_loss(model: SasRec, batch: batches.Batch, candidates: Candidates | None) -> Tensor:
+    """Summed cross-entropy of a batch's targets among the ``candidates``, or all trained items."""
+    s = model.settings
+    items, visible, targets = (torch.from_numpy(x).long() for x in (batch.items, batch.visible, batch.targets))
+    asked = targets >= 0
+    with autocast(model.items.weight.device, s.precision):
+        at = (visible - 1).clamp(min=0)[..., None].expand(-1, -1, s.width)
+        vectors, targets = torch.gather(model(items), 1, at)[asked], targets[asked]
+        if candidates is None:
+            rows = model.trained.nonzero()[:, 0]
+            return catalogue_cross_entropy(vectors, model.vectors(rows), torch.searchsorted(rows, targets))
+        rows = torch.unique(torch.cat([candidates.rows, targets]))
+        drawn = Candidates(torch.searchsorted(rows, candidates.rows), candidates.log_counts)
+        return sampled_cross_entropy(vectors, model.vectors(rows), torch.searchsorted(rows, targets), drawn)

@@ -1,0 +1,172 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines.benchmark import fits, problem, roster
+from pipelines.benchmark.entrant import Clock
+from pipelines.benchmark.job import benchmark, protocol_of
+from pipelines.benchmark.recommender import PUBLISHED, Recommender, RecommenderSettings
+from pipelines.benchmark.remembered import positions
+from pipelines.benchmark.run import BenchmarkSettings
+from pipelines.runs import Run
+from setrec.errors import ConfigError
+from setrec.ragged import Ragged
+
+SYSTEMS = ("Popularity", "ItemKNN", "SASRec", roster.OURS)
+SMALL = BenchmarkSettings(minutes=0.4, tries=2, seeds=2, systems=SYSTEMS)
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("benchmark") / "circles")
+    return run, benchmark(world, "setrec", run, SMALL)
+
+
+def test_every_system_stands_in_the_table_with_intervals(finished):
+    _, found = finished
+    for name in SYSTEMS:
+        row = next(
+            r for r in found["rows"]
+            if (r["system"], r["history"], r["group"], r["metric"]) == (name, "removed", "all", "ndcg@10")
+        )  # fmt: skip
+        assert row["low"] <= row["value"] <= row["high"]
+    best = {
+        r["system"]: r["value"]
+        for r in found["rows"]
+        if (r["history"], r["group"], r["metric"]) == ("removed", "all", "ndcg@10")
+    }
+    assert best[roster.OURS] > best["Popularity"] + 0.1, "circles can be learned"
+
+
+def test_the_table_is_the_mean_over_seeds_of_every_users_metrics(finished):
+    run, found = finished
+    users = pd.read_parquet(run.root / "per_user.parquet")
+    mine = users[(users["system"] == roster.OURS) & (users["history"] == "kept") & (users["group"] == "all")]
+    assert sorted(mine["seed"].unique()) == [0, 1]
+    row = next(
+        r for r in found["rows"]
+        if (r["system"], r["history"], r["group"], r["metric"]) == (roster.OURS, "kept", "all", "recall@10")
+    )  # fmt: skip
+    assert row["value"] == pytest.approx(mine["recall@10"].mean())
+    assert row["users"] == mine["user_id"].nunique()
+
+
+def test_ours_is_told_apart_from_each_opponent(finished):
+    _, found = finished
+    against = {c["against"] for c in found["comparisons"]}
+    assert {"Popularity", "ItemKNN", "SASRec"} <= against
+    for c in found["comparisons"]:
+        assert c["low"] <= c["difference"] <= c["high"]
+        assert 0 <= c["p"] <= 1
+
+
+def test_a_finished_benchmark_is_not_done_again(finished, world, monkeypatch):
+    run, found = finished
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("nothing is left to fit")
+
+    monkeypatch.setattr("pipelines.benchmark.run.fan_out", refuse)
+    again = benchmark(world, "setrec", run, SMALL)
+    assert again["rows"] == found["rows"]
+
+
+def test_the_setting_that_is_best_on_validation_is_fitted(finished):
+    run, found = finished
+    told = next(s for s in found["systems"] if s["system"] == roster.OURS)
+    tried = [json.loads(path.read_text()) for path in run.root.glob("tries/setrec-ours/*/record.json")]
+    assert len(tried) == 2
+    assert told["setting"] == max(tried, key=lambda record: (record["valid"], -record["number"]))["number"]
+
+
+def test_every_row_names_commit_data_seconds_and_command(finished):
+    _, found = finished
+    for told in found["systems"]:
+        assert told["commit"]
+        assert told["data"] == found["hash"]
+        assert all(seconds >= 0 for seconds in told["seconds"])
+        assert told["command"].startswith("setrec benchmark --data circles --protocol setrec")
+
+
+def test_the_report_shows_table_and_differences(finished):
+    run, _ = finished
+    html = (run.root / "report.html").read_text()
+    for name in SYSTEMS:
+        assert name in html
+    assert "Differences over the same users" in html
+
+
+def test_a_folder_of_another_benchmark_is_refused(finished, world):
+    run, _ = finished
+    with pytest.raises(ConfigError, match="holds a benchmark of circles under setrec"):
+        benchmark(world, "leave-one-out", run, SMALL)
+
+
+def test_an_unknown_system_is_named(finished, world):
+    run, _ = finished
+    with pytest.raises(ConfigError, match="no system 'Oracle'"):
+        benchmark(world, "setrec", run, SMALL.model_copy(update={"systems": ("Oracle",)}))
+
+
+def test_a_fit_ends_with_its_time(prepared):
+    clock = Clock(0.05)
+    fitted = Recommender("x", RecommenderSettings(epochs=10_000, patience=10_000)).fit(
+        problem.load(prepared), RecommenderSettings(epochs=10_000, patience=10_000).model_dump(mode="json"), 0, clock
+    )
+    assert fitted.curve
+    assert clock.seconds < 20
+
+
+def test_the_published_design_trains(prepared):
+    given = problem.load(prepared)
+    settings = PUBLISHED.model_copy(update={"family": "t5", "epochs": 2, "text": "all"})
+    fitted = Recommender("x", settings).fit(given, settings.model_dump(mode="json"), 0, Clock(1.0))
+    assert set(fitted.weights) == {"collaborative", "semantic"}
+    assert sum(fitted.weights.values()) == pytest.approx(1.0)
+
+
+def test_positions_of_one_pass_are_those_of_one_history_after_the_other(prepared, model):
+    weights = dict.fromkeys(model.kinds, 1.0)
+    model.eval()
+    histories = Ragged.of([[1, 2, 3, 4], [5], [6, 7, 8]])
+    codes, items = positions(model, histories, weights)
+    assert sorted(items.tolist()) == [2, 3, 4, 7, 8]
+    for history, item in (([1], 2), ([1, 2], 3), ([1, 2, 3], 4), ([6], 7), ([6, 7], 8)):
+        alone = model.user_codes(Ragged.of([history]), weights).numpy()[0]
+        np.testing.assert_allclose(codes[items.tolist().index(item)], alone, atol=1e-5)
+    later = positions(model, histories, weights, np.array([2, 0, 2]))[1]
+    assert sorted(later.tolist()) == [3, 4, 8]
+
+
+def test_fits_are_kept_apart_by_system_setting_seed_and_minutes(tmp_path):
+    tasks = [fits.Task("A b", n, s, m) for n in (0, 1) for s in (0, 1) for m in (1.0, 2.5)]
+    assert len({task.folder(tmp_path) for task in tasks}) == 8
+    assert fits.done(tmp_path, tasks[0]) is None
+
+
+def test_model_forgets_in_training_alone(features):
+    from setrec.tokens import TableTokenizer
+
+    table = TableTokenizer(len(features), 64, 16, trainable=True, forget=0.5)
+    table.fill(features.collaborative, features.trained)
+    hidden = (table.train().codes() == 0).all(dim=1).numpy()
+    assert hidden[~features.trained].all()
+    assert 0.2 < hidden[features.trained].mean() < 0.8
+    assert not (table.eval().codes() == 0).all(dim=1).numpy()[features.trained].any()
+
+
+def test_an_unknown_protocol_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match="there are setrec and leave-one-out"):
+        protocol_of("holdout")
+
+
+def test_a_memory_is_kept_where_it_helps_and_its_figures_stand_beside_those_without(finished):
+    run, found = finished
+    told = next(s for s in found["systems"] if s["system"] == roster.OURS)["chosen"][0]
+    tried = {(one["weight"], one["temperature"]): one["ndcg@10"] for one in told["memory_tried"]}
+    assert tried[told["memory"]["weight"], told["memory"]["temperature"]] == max(tried.values())
+    assert f"{roster.OURS}, without memory" in {row["system"] for row in found["rows"]}
+    events = problem.load(run.root / "problem").histories
+    assert told["events"] == int((np.maximum(events.upto(1).lengths, 1) - 1).sum())
