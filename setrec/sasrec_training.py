@@ -57,7 +57,7 @@ class Run:
         for index, batch in enumerate(plan):
             for group in self.optimizer.param_groups:
                 group["lr"] = s.learning_rate * self._rate(self.done + index / len(plan), len(plan))
-            loss = batch_loss(self.model, batch, self.sampler and self.sampler.draw(draws))
+            loss = batch_loss(self.model, batch, None if self.sampler is None else self.sampler.draw(draws))
             (loss / batch.count).backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)

@@ -170,9 +170,7 @@ class ItemTokens(nn.Module):
         super().__init__()
         parts: dict[str, TableTokenizer | SemanticTokenizer] = {}
         if collaborative:
-            parts[COLLABORATIVE] = TableTokenizer(
-                items, collaborative, width, trainable=trainable_table, forget=forget
-            )
+            parts[COLLABORATIVE] = TableTokenizer(items, collaborative, width, trainable=trainable_table, forget=forget)
         if text and semantic_tokens:
             parts[SEMANTIC] = SemanticTokenizer(items, text, hidden, semantic_tokens, width)
         for kind, features in (extra or {}).items():

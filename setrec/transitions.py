@@ -70,7 +70,7 @@ def unit_rows(text: np.ndarray) -> np.ndarray:
     an item without a text (all zeros) stays zero."""
     some = np.abs(text).sum(axis=1, keepdims=True) > 0
     centred = np.where(some, text - text[some[:, 0]].mean(axis=0), 0.0) if some.any() else text
-    return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-8)).astype(np.float32)
+    return np.asarray(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-8), dtype=np.float32)
 
 
 class Transitions:
@@ -109,7 +109,7 @@ class Transitions:
         """Scores, float32 (b, I)."""
         weights = term_weights(self.settings, self.text is not None)
         kinds = self.kinds(history)
-        return np.sum([np.float32(weight) * kinds[kind] for kind, weight in weights.items()], axis=0, dtype=np.float32)
+        return np.asarray(sum(np.float32(weight) * kinds[kind] for kind, weight in weights.items()), dtype=np.float32)
 
 
 def term_weights(s: TransitionSettings, text: bool) -> dict[str, float]:

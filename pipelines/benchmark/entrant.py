@@ -42,7 +42,8 @@ class Fitted:
     """A fitted system. ``chosen``: what it chose on validation besides the settings it was given; ``curve``: a record
     an epoch, with ``epoch``, ``seconds`` and ``ndcg@10`` on validation; ``kinds``: scores by kind of slot, where it has
     slots, and ``weights`` those of the kinds; ``variants``: further ways to score with what was learned, by what tells
-    them from the first."""
+    them from the first; ``valid``: NDCG@10 on validation, where the scorer itself must not be asked for it because it
+    knows what followed there."""
 
     scorer: ranking.Scorer
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class Fitted:
     kinds: ranking.KindScorer | None = None
     weights: Mapping[str, float] | None = None
     variants: Mapping[str, ranking.Scorer] = field(default_factory=dict)
+    valid: float | None = None
 
 
 class Entrant(Protocol):

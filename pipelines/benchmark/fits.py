@@ -111,6 +111,8 @@ def groups(given: Problem) -> list[ranking.Group]:
 
 
 def _valid(given: Problem, fitted: Fitted) -> float:
+    if fitted.valid is not None:
+        return fitted.valid
     return ranking.mean_metric(fitted.scorer, given.valid, history=given.goal)
 
 

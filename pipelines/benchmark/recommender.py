@@ -88,7 +88,8 @@ class Recommender:
             return Fitted(plain, {"weights": weights}, curve, kinds, weights)
         clock.tell("remembers")
         scorer, told = remember(model, weights, problem)
-        return Fitted(scorer, {"weights": weights, **told}, curve, kinds, weights, {"without memory": plain})
+        valid = max(one["ndcg@10"] for one in told["memory_tried"])
+        return Fitted(scorer, {"weights": weights, **told}, curve, kinds, weights, {"without memory": plain}, valid)
 
 
 def _changed(base: RecommenderSettings, changes: Mapping[str, Any]) -> RecommenderSettings:

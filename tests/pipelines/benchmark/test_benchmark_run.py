@@ -170,3 +170,11 @@ def test_a_memory_is_kept_where_it_helps_and_its_figures_stand_beside_those_with
     assert f"{roster.OURS}, without memory" in {row["system"] for row in found["rows"]}
     events = problem.load(run.root / "problem").histories
     assert told["events"] == int((np.maximum(events.upto(1).lengths, 1) - 1).sum())
+
+
+def test_validation_is_not_read_from_a_memory_that_holds_its_answers(finished):
+    _, found = finished
+    told = next(s for s in found["systems"] if s["system"] == roster.OURS)
+    assert told["valid"] == pytest.approx(
+        np.mean([max(one["ndcg@10"] for one in chosen["memory_tried"]) for chosen in told["chosen"]])
+    )
