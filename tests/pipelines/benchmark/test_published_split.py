@@ -25,7 +25,7 @@ REFERENCE = {
     ("amazon-beauty", "ItemKNN", "removed"): (0.0132, 0.0181, 0.0106, 0.0124),
 }
 TIED = {("amazon-beauty", "Popularity", "removed"), ("amazon-toys", "ItemKNN", "kept")}
-"""Rows in which equal scores at the cut-off decide the fourth decimal; the reference's order among them is not known."""
+"""Rows in which equal scores at the cut-off decide the fourth decimal; how the reference orders them is not known."""
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 
 
