@@ -16,7 +16,7 @@ from setrec.sasrec import SasRecSettings
 
 BY_NAME = {entrant.name: entrant for entrant in OPPONENTS}
 TRAINED = [name for name, entrant in BY_NAME.items() if entrant.random]
-QUICK = {"epochs": 8, "width": 16, "targets_per_batch": 128, "patience": 8, "negatives": 20}
+QUICK = {"epochs": 30, "width": 16, "targets_per_batch": 128, "patience": 30, "negatives": 20}
 
 
 @pytest.fixture(scope="module")
