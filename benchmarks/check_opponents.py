@@ -20,33 +20,24 @@ from pipelines.benchmark import problem
 from pipelines.benchmark.problem import Problem
 from setrec import baselines, ranking, sasrec
 
-NEIGHBOURS, K = 1000, 10
+NEIGHBOURS, K, BATCH = 1000, 10, 256
 
 
-def report(name: str, items: np.ndarray, given: Problem) -> None:
-    """Recall and NDCG of lists (users, K) of item rows, history removed, -1 where a list ends; ours go the same way."""
-    row, place = np.nonzero(items >= 0)
-    scores = sp.csr_matrix((np.float32(K) - place, (row, items[row, place])), (len(items), given.items))
-    start = iter(range(0, len(items), 256))
-    groups = ranking.warm_cold_groups(given.trained)[:1]
-    found = ranking.evaluate(
-        lambda h: scores[(at := next(start)) : at + len(h)].toarray(), given.valid, groups, ks=(K,)
-    )
+def report(name: str, scorer: ranking.Scorer, given: Problem) -> None:
+    """Recall and NDCG over all items, history removed."""
+    found = ranking.evaluate(scorer, given.valid, ranking.warm_cold_groups(given.trained)[:1], ks=(K,), batch=BATCH)
     print(f"{name:32} recall@10 {found.mean('recall@10'):.4f}  ndcg@10 {found.mean('ndcg@10'):.4f}", flush=True)
 
 
-def ours(score: ranking.Scorer, given: Problem) -> np.ndarray:
-    """Lists (users, K) of a scorer of ours."""
-    lists = []
-    for start in range(0, len(given.valid), 256):
-        history, _ = given.valid.batch(start, 256)
-        table = score(history)
-        table[history.row_of_value, history.values] = -np.inf
-        lists.append(np.argsort(-table, axis=1, kind="stable")[:, :K])
-    return np.concatenate(lists)
+def listed(lists: np.ndarray, given: Problem) -> ranking.Scorer:
+    """A scorer of lists (users, K) of item rows of the validation users in order, -1 where a list ends."""
+    row, place = np.nonzero(lists >= 0)
+    scores = sp.csr_matrix((np.float32(K) - place, (row, lists[row, place])), (len(lists), given.items))
+    start = iter(range(0, len(lists), BATCH))
+    return lambda history: scores[(at := next(start)) : at + len(history)].toarray()
 
 
-def check_item_knn(given: Problem) -> None:
+def check_item_knn(given: Problem, epochs: int) -> None:
     """Cosine of items over users, all items of the history alike."""
     from implicit.nearest_neighbours import CosineRecommender
 
@@ -55,9 +46,9 @@ def check_item_knn(given: Problem) -> None:
     theirs = CosineRecommender(K=NEIGHBOURS + 1)  # an item is its own first neighbour there
     theirs.fit(seen, show_progress=False)
     lists, scores = theirs.recommend(given.valid.users, seen[given.valid.users], N=K, filter_already_liked_items=True)
-    report("implicit, CosineRecommender", np.where(scores > 0, lists, -1), given)
+    report("implicit, CosineRecommender", listed(np.where(scores > 0, lists, -1), given), given)
     settings = baselines.ItemKnnSettings(neighbours=NEIGHBOURS, shrink=0.0, decay=1.0, last=1 << 30)
-    report("ItemKNN, alike", ours(baselines.ItemKnn(given.histories, given.items, settings), given), given)
+    report("ItemKNN, alike", baselines.ItemKnn(given.histories, given.items, settings), given)
 
 
 def check_sasrec(given: Problem, epochs: int) -> None:
@@ -74,10 +65,10 @@ def check_sasrec(given: Problem, epochs: int) -> None:
     place = pd.Series(np.arange(len(given.valid)), index=given.valid.users)
     lists = np.full((len(given.valid), K), -1)
     lists[place[found["user_id"]].to_numpy(), found["rank"].to_numpy() - 1] = found["item_id"]
-    report("RecTools, SASRecModel", lists, given)
-    settings = sasrec.SasRecSettings(layers=1, epochs=epochs, targets_per_batch=512)
+    report("RecTools, SASRecModel", listed(lists, given), given)
+    settings = sasrec.SasRecSettings(layers=1, epochs=epochs, learning_rate=1e-3, targets_per_batch=512)
     model = sasrec.train_sasrec(given.histories, given.items, settings)
-    report("SASRec", ours(sasrec.scorer(model), given), given)
+    report("SASRec, alike", sasrec.scorer(model), given)
 
 
 def main() -> None:
@@ -85,12 +76,11 @@ def main() -> None:
     parser.add_argument("problem", type=Path)
     parser.add_argument("--epochs", type=int, default=20)
     asked = parser.parse_args()
-    given = problem.load(asked.problem)
-    for library, check in (("implicit", check_item_knn), ("rectools", lambda g: check_sasrec(g, asked.epochs))):
+    for check in (check_item_knn, check_sasrec):
         try:
-            check(given)
+            check(problem.load(asked.problem), asked.epochs)
         except ImportError as missing:
-            print(f"{library} is left out: {missing}")
+            print(f"{check.__name__} is left out: {missing}")
 
 
 if __name__ == "__main__":

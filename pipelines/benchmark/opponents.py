@@ -134,5 +134,5 @@ OPPONENTS: tuple[Entrant, ...] = (
     SasRec("SASRec, sampled", _SAMPLED, (*_TRIES, {"negatives": 256, "targets_per_batch": 512})),
     SasRec("SASRec + text", _TEXT, ({"forget": 0.3}, {"forget": 0.0}, *_TRIES[:3]), text=True),
 )
-"""All of them. The first setting of a SASRec is the one that was best on validation of Beauty, leave-one-out, in
-minutes of one core; after arXiv 2508.06450, whose one layer and 256 negatives are a try."""
+"""All of them. First settings follow short trials on validation of Beauty; after arXiv 2508.06450, whose one layer and
+256 negatives are a try."""
