@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.charts import SHAPES, WIDTH, Series, _mark, lines
+from pipelines.charts import WIDTH, Series, _mark, lines, shape_of
 
 _COLOURS = ("#2563eb", "#c2410c", "#15803d", "#7e22ce", "#0e7490")
 
@@ -21,7 +21,7 @@ def stacked(charts: Sequence[tuple[str, Sequence[Series]]], x: str) -> str:
         step = min(110, 350 // max(1, len(series)))
         keys = "".join(
             f'<g class="series s{i}" transform="translate({WIDTH - 10 - step * (len(series) - i)}, 0)">'
-            f'{_mark(SHAPES[i % len(SHAPES)], 0, -5, 4.5)}<text x="10">{s.name}</text></g>'
+            f'{_mark(shape_of(i), 0, -5, 4.5)}<text x="10">{s.name}</text></g>'
             for i, s in enumerate(series)
         )
         head = f'<text x="12" font-weight="600">log10 of {title}</text>'

@@ -70,7 +70,7 @@ def _measured(run: Run, config: JobConfig, seeds: int, progress: Bar) -> tuple[r
         weights, _ = choose_weights(model, histories, config.evaluation)
         found.append(_rank(model, weights, histories, len(catalog), config.evaluation))
         records.append({"seed": seed, "weights": weights, "validation": curve})
-    return _averaged(found), records
+    return ranking.averaged(found), records
 
 
 def _fit(run: Run, config: JobConfig, progress: Bar) -> tuple[SetRecModel, list[float]]:
@@ -87,14 +87,6 @@ def _rank(
 ) -> ranking.PerUser:
     groups = ranking.warm_cold_groups(histories.trained(items))
     return ranking.evaluate(scoring.scorer(model, weights), ranking.Cases.of(histories, TEST), groups, ks=s.ks)
-
-
-def _averaged(found: list[ranking.PerUser]) -> ranking.PerUser:
-    tables = {
-        key: {metric: np.mean([one.tables[key][metric] for one in found], axis=0) for metric in metrics}
-        for key, metrics in found[0].tables.items()
-    }
-    return ranking.PerUser(found[0].users, tables)
 
 
 def _differences(results: dict[str, ranking.PerUser], s: EvaluationSettings) -> list[dict[str, Any]]:

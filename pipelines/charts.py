@@ -12,6 +12,11 @@ WIDTH = 640
 SHAPES = ("circle", "square", "diamond", "triangle", "pentagon")
 
 
+def shape_of(i: int) -> str:
+    """The shape of the marks of a series; beyond the last they begin again."""
+    return SHAPES[i % len(SHAPES)]
+
+
 @dataclass(frozen=True)
 class Interval:
     """A value with its 95% interval."""
@@ -79,7 +84,7 @@ def lines(title: str, series: Sequence[Series], x_label: str) -> Markup:
             )
     for i, s in enumerate(series):
         path = " ".join(f"{fx(x):.1f},{fy(y):.1f}" for x, y in zip(s.x, s.y, strict=True))
-        marks = "".join(_mark(SHAPES[i % len(SHAPES)], fx(x), fy(y), 3.5) for x, y in zip(s.x, s.y, strict=True))
+        marks = "".join(_mark(shape_of(i), fx(x), fy(y), 3.5) for x, y in zip(s.x, s.y, strict=True))
         parts.append(f'<g class="series s{i}"><title>{escape(s.name)}</title><polyline points="{path}"/>{marks}</g>')
     return _svg(title, height, parts) + legend([s.name for s in series])
 
@@ -115,7 +120,7 @@ def legend(names: Sequence[str]) -> Markup:
     """Names beside their marks."""
     keys = "".join(
         f'<span class="key"><svg width="14" height="14" aria-hidden="true"><g class="series s{i}">'
-        f"{_mark(SHAPES[i % len(SHAPES)], 7, 7, 4.5)}</g></svg>{escape(name)}</span>"
+        f"{_mark(shape_of(i), 7, 7, 4.5)}</g></svg>{escape(name)}</span>"
         for i, name in enumerate(names)
     )
     return Markup(f'<p class="legend">{keys}</p>')

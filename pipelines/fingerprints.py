@@ -32,6 +32,12 @@ def of_code() -> str:
     return digest.hexdigest()
 
 
+def of_file(path: str | Path) -> str:
+    """The hash of what a file holds."""
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 class Hashes:
     """Hashes of files by content. One whose size, time of change and inode are as they were is not read again.
 
@@ -69,8 +75,7 @@ class Hashes:
         known = self._known.get(name)
         if known is not None and known[:3] == mark:
             return str(known[3])
-        with open(path, "rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+        found = of_file(path)
         self._known[name] = [*mark, found]
         return found
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from pipelines import charts
-from setrec.atomic import atomic_file
+from pipelines.pages import templates, write_page
 
 OURS = "node tokens"
 OPPONENTS = ("text only", "shuffled tokens")
@@ -52,10 +51,9 @@ def write_graph_report(
     ends of a 95% interval or None) and seeds. Systems named "node tokens..." are ours. ``picture``: a plane of the
     nodes. ``curves``: system, epoch, loss, value, the last two possibly None.
     """
-    loader = PackageLoader("pipelines")
-    templates = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    templates.policies["json.dumps_kwargs"] = {"default": str, "ensure_ascii": False}
-    html = templates.get_template("graph_report.html.j2").render(
+    pages = templates()
+    pages.policies["json.dumps_kwargs"] = {"default": str, "ensure_ascii": False}
+    html = pages.get_template("graph_report.html.j2").render(
         title=title,
         graph=graph,
         tokenizer=[(said, _shown(key, tokenizer[key])) for key, said in TOKENIZER.items() if key in tokenizer],
@@ -69,9 +67,7 @@ def write_graph_report(
         environment=environment,
         config=config,
     )
-    with atomic_file(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-    return path
+    return write_page(path, html)
 
 
 def fall_off(gains: Sequence[float]) -> int | None:

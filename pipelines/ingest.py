@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipelines.data_directory import (
     write_summary,
 )
 from pipelines.data_settings import DataSettings
+from pipelines.fingerprints import of_file
 from pipelines.progress import Bar, bar
 from pipelines.rejects import Rejected, Tally
 from setrec.atomic import atomic_directory
@@ -226,14 +226,9 @@ def _summary(config: DataSettings, chosen: _Chosen, catalog: Catalog, histories:
         "tied_share": round(float(ties.mean()), 4),
         "tied_last_share": round(float(ties[histories.items.offsets[1:] - 1].mean()), 4),
         "settings": config.model_dump(mode="json"),
-        "inputs": {str(path): _sha256(path) for path in inputs},
+        "inputs": {str(path): of_file(path) for path in inputs},
     }
 
 
 def _array(chosen: _Chosen, name: str) -> np.ndarray:
     return chosen.frame[name].to_numpy()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

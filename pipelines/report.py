@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
 from pipelines import charts
+from pipelines.pages import templates, write_page
 from pipelines.runs import Run
-from setrec.atomic import atomic_file
 
 OURS = "SETRec"
 HISTORY_NOTE = {
@@ -23,26 +21,26 @@ def write_report(root: Path) -> Path:
     """Write ``report.html`` from what the run left in ``root``; parts whose files are absent are left out."""
     run = Run(root)
     rows = run.read_json("metrics.json") or []
-    environment = Environment(loader=PackageLoader("pipelines"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.get_template("report.html.j2").render(
-        data=run.read_json("data.json") or {},
-        systems=list(dict.fromkeys(r["system"] for r in rows)),
-        tables=_tables(rows),
-        dots=[_dots(rows, metric) for metric in ("ndcg@10", "recall@10") if rows],
-        comparisons=[c for c in run.read_json("comparisons.json") or [] if c["history"] == "removed"],
-        curves=_curves(run),
-        popularity=_popularity(run.read_json("popularity_groups.json") or []),
-        weights=run.read_json("weights.json"),
-        examples=run.read_json("examples.json") or [],
-        environment=run.read_json("environment.json") or {},
-        config=run.config.read_text() if run.config.exists() else "",
-        headline=_headline(rows),
-        verdict=_verdict(run.read_json("comparisons.json") or []),
+    html = (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            data=run.read_json("data.json") or {},
+            systems=list(dict.fromkeys(r["system"] for r in rows)),
+            tables=_tables(rows),
+            dots=[_dots(rows, metric) for metric in ("ndcg@10", "recall@10") if rows],
+            comparisons=[c for c in run.read_json("comparisons.json") or [] if c["history"] == "removed"],
+            curves=_curves(run),
+            popularity=_popularity(run.read_json("popularity_groups.json") or []),
+            weights=run.read_json("weights.json"),
+            examples=run.read_json("examples.json") or [],
+            environment=run.read_json("environment.json") or {},
+            config=run.config.read_text() if run.config.exists() else "",
+            headline=_headline(rows),
+            verdict=_verdict(run.read_json("comparisons.json") or []),
+        )
     )
-    path = root / "report.html"
-    with atomic_file(path) as temporary:
-        temporary.write_text(html)
-    return path
+    return write_page(root / "report.html", html)
 
 
 def _value(rows: list[dict[str, Any]], **where: str) -> dict[str, Any] | None:

@@ -171,6 +171,15 @@ class PerUser:
         return found
 
 
+def averaged(runs: Sequence[PerUser]) -> PerUser:
+    """The metrics of every user, averaged over runs (seeds) on the same users."""
+    tables = {
+        key: {metric: np.mean([one.tables[key][metric] for one in runs], axis=0) for metric in metrics}
+        for key, metrics in runs[0].tables.items()
+    }
+    return PerUser(runs[0].users, tables)
+
+
 def evaluate(
     scorer: Scorer,
     cases: Cases,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup, escape
 
-from pipelines.charts import SHAPES, WIDTH, _mark, _svg, _ticks
+from pipelines.charts import WIDTH, _mark, _svg, _ticks, shape_of
 
 Row = Mapping[str, Any]
 """A row of ``metrics.json`` or of :mod:`pipelines.benchmark.analysis`."""
@@ -64,7 +64,7 @@ def learning_curves(
         places = [(across(r[x]), up(r[metric])) for r in records]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         marks = "".join(
-            _said(_mark(SHAPES[i % 4], *place, 3), f"{name}, {x} {r[x]:g}: {r[metric]:.4f}")
+            _said(_mark(shape_of(i), *place, 3), f"{name}, {x} {r[x]:g}: {r[metric]:.4f}")
             for place, r in zip(places, records, strict=True)
         )
         dash = f' style="stroke-dasharray:{DASHES[i // 4 % 4]}"'
@@ -175,7 +175,7 @@ def _legend(names: Sequence[str]) -> tuple[int, str]:
         wide = 34 + 7 * len(name)
         if x > 12 and x + wide > WIDTH:
             x, y = 12, y + LINE
-        mark = _mark(SHAPES[i % 4], x + 5, y - 4, 4.5)
+        mark = _mark(shape_of(i), x + 5, y - 4, 4.5)
         keys.append(f'<g class="{_series(i)}">{mark}<text x="{x + 16}" y="{y}">{escape(name)}</text></g>')
         x += wide
     return y + 18, "".join(keys)
@@ -227,7 +227,7 @@ def _upright(r: Row, x: float, up: _Scale, i: int, name: str) -> str:
     # Pages colour marks and lines of a series, but not its whiskers.
     drawn = f'stroke="{COLOURS[i % len(COLOURS)]}" x1="{x:.1f}" x2="{x:.1f}"'
     line = f'<line class="whisker" {drawn} y1="{up(r["low"]):.1f}" y2="{up(r["high"]):.1f}"/>'
-    mark = _mark(SHAPES[i % 4], x, up(r["value"]), 4.5)
+    mark = _mark(shape_of(i), x, up(r["value"]), 4.5)
     return f'<g class="{_series(i)}">{_said(line + mark, f"{name}: {_value(r)}")}</g>'
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -142,21 +142,13 @@ def table(found: ranking.PerUser) -> pd.DataFrame:
     )
 
 
-def users_of(root: Path, task: Task, variant: str = "") -> pd.DataFrame:
+def per_user(root: Path, task: Task, variant: str = "") -> ranking.PerUser:
     """What :func:`table` made of a fit, or of a variant of it."""
-    return pd.read_parquet(task.folder(root) / _file(variant))
-
-
-def per_user(root: Path, tasks: Sequence[Task], variant: str = "") -> ranking.PerUser:
-    """Metrics of every user, averaged over the given fits (seeds)."""
-    frames = [users_of(root, task, variant) for task in tasks]
-    first = frames[0]
-    metrics = [name for name in first.columns if "@" in name]
-    mean = np.mean([frame[metrics].to_numpy() for frame in frames], axis=0)
-    tables: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    users = first["user"].to_numpy()
-    places = first.groupby(["history", "group"], sort=False).indices
-    for (history, group), rows in cast(dict[tuple[str, str], np.ndarray], places).items():
-        tables[history, group] = {name: mean[rows, at] for at, name in enumerate(metrics)}
-        users = first["user"].to_numpy()[rows]
+    rows = pd.read_parquet(task.folder(root) / _file(variant))
+    metrics = [name for name in rows.columns if "@" in name]
+    places = rows.groupby(["history", "group"], sort=False).indices
+    tables, users = {}, rows["user"].to_numpy()
+    for key, at in cast(dict[tuple[str, str], np.ndarray], places).items():
+        tables[key] = {name: rows[name].to_numpy()[at] for name in metrics}
+        users = rows["user"].to_numpy()[at]
     return ranking.PerUser(users, tables)

@@ -18,11 +18,14 @@ from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from pipelines import ingest
 from pipelines.benchmark.words import word_vectors
+from pipelines.data_directory import write_histories
 from pipelines.data_settings import DataSettings
+from pipelines.fingerprints import of_file
 from pipelines.progress import bar
 from setrec import ranking
 from setrec.atomic import atomic_directory, atomic_file
@@ -138,12 +141,10 @@ def prepare(data: Path, protocol: Protocol, out: Path, encoder: str | Path | Non
 
 def load(out: Path) -> Problem:
     """What :func:`prepare` left."""
-    from safetensors import safe_open
-
     catalog, histories = ingest.load(out / "data")
     with safe_open(out / "text.safetensors", "np") as file:
         told = file.metadata()
-    text = load_file(out / "text.safetensors").get("text")
+        text = file.get_tensor("text") if "text" in file.keys() else None  # noqa: SIM118
     return Problem(told["name"], told["protocol"], catalog, histories, text, told["hash"])
 
 
@@ -151,11 +152,7 @@ def hash_of(data: Path, protocol: Protocol) -> str:
     """A hash of the files that a protocol reads from ``data``."""
     settings = settings_of(data, protocol)
     paths = [Path(path) for path in (settings.interactions, settings.items) if path is not None]
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(b"".join(bytes.fromhex(of_file(path)) for path in paths)).hexdigest()[:16]
 
 
 def _settings(interactions: Path, items: Path, columns: Schema, split: object, seed: int) -> DataSettings:
@@ -195,8 +192,6 @@ def _without_beginners(catalog: Catalog, histories: Histories) -> tuple[Catalog,
 
 
 def _replace(folder: Path, catalog: Catalog, histories: Histories) -> None:
-    from pipelines.data_directory import write_histories
-
     with atomic_directory(folder) as new:
         catalog.save(new / "items.parquet")
         write_histories(new / "histories", histories)

@@ -14,7 +14,7 @@ from pipelines.benchmark.problem import Problem
 from serving.memory import EventMemory, MemorySettings, mixed
 from setrec import grounding, ranking, scoring
 from setrec.batches import one_pass
-from setrec.catalog import TRAIN, VALID
+from setrec.catalog import VALID
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
 
@@ -40,9 +40,10 @@ def remember(
     # A vote is a distribution, so the model's scores have to mean one: at the temperature that suits validation best.
     heat = fit_temperature(scoring.scorer(model, weights), problem.valid.sample(CALIBRATED, 0))
     weights = {kind: weight / heat for kind, weight in weights.items()}
-    chosen, tried = _choose(model, weights, problem)
+    chosen, tried, events = _choose(model, weights, problem)
     memory = EventMemory(model.tokens.code_width)
-    memory.add(*positions(model, problem.histories.upto(VALID), weights))
+    for part in events:
+        memory.add(*part)
     told = {"temperature": heat, "memory": chosen.model_dump(), "memory_tried": tried, "events": len(memory)}
     return _Scorer(model, weights, memory, chosen), told
 
@@ -90,22 +91,24 @@ def positions(
 
 def _choose(
     model: SetRecModel, weights: Mapping[str, float], problem: Problem
-) -> tuple[MemorySettings, list[dict[str, Any]]]:
-    """The settings of :data:`GRID` with the best validation metric over both halves, and all that were tried."""
+) -> tuple[MemorySettings, list[dict[str, Any]], list[tuple[np.ndarray, np.ndarray]]]:
+    """The settings of :data:`GRID` with the best validation metric over both halves, all that were tried, and what
+    :func:`positions` found: of training, and of each half's validation events."""
     cases, values = problem.valid, np.zeros(len(GRID))
     half = np.random.default_rng(0).permutation(len(cases)) % 2 == 0
-    train = positions(model, problem.train, weights)
+    events = [positions(model, problem.train, weights)]
     for ranked in (half, ~half):
         memory = EventMemory(model.tokens.code_width)
-        memory.add(*train)
+        memory.add(*events[0])
         others = cases.users[~ranked]
         histories = problem.histories.upto(VALID).take(others)
-        memory.add(*positions(model, histories, weights, problem.histories.upto(TRAIN).lengths[others]))
+        events.append(positions(model, histories, weights, problem.train.lengths[others]))
+        memory.add(*events[-1])
         rows = np.flatnonzero(ranked)
         part = ranking.Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows))
         values += np.array(_values(model, weights, memory, part, problem.goal)) * len(rows) / len(cases)
     tried = [{**one.model_dump(), "ndcg@10": float(value)} for one, value in zip(GRID, values, strict=True)]
-    return GRID[int(np.argmax(values))], tried
+    return GRID[int(np.argmax(values))], tried, events
 
 
 def _values(

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from rich.table import Table
 
 from pipelines import tables
 from pipelines.benchmark import figures, roster
 from pipelines.benchmark.analysis_report import parts
 from pipelines.benchmark.significance import MEAN
+from pipelines.pages import templates, write_page
 from pipelines.runs import Run
 from setrec import ranking
-from setrec.atomic import atomic_file
 
 METRICS = ("ndcg@10", "recall@10")
 TOLD = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
@@ -26,22 +25,22 @@ Found = Mapping[str, Any]
 
 def write(run: Run, found: Found) -> Path:
     """Write ``report.html``."""
-    environment = Environment(loader=PackageLoader("pipelines"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.get_template("benchmark_report.html.j2").render(
-        found=found,
-        ours=ours(found),
-        colours=figures.COLOURS,
-        verdict=_verdict(found),
-        dots=[_dots(found, group) for group in _groups(found)],
-        tables=[_table(found, history, group) for history in _histories(found) for group in _groups(found)],
-        comparisons=_told(found),
-        curves=_curves(found),
-        analyses=parts(found),
+    html = (
+        templates()
+        .get_template("benchmark_report.html.j2")
+        .render(
+            found=found,
+            ours=ours(found),
+            colours=figures.COLOURS,
+            verdict=_verdict(found),
+            dots=[_dots(found, group) for group in _groups(found)],
+            tables=[_table(found, history, group) for history in _histories(found) for group in _groups(found)],
+            comparisons=_told(found),
+            curves=_curves(found),
+            analyses=parts(found),
+        )
     )
-    path = run.root / "report.html"
-    with atomic_file(path) as temporary:
-        temporary.write_text(html)
-    return path
+    return write_page(run.root / "report.html", html)
 
 
 def terminal_tables(found: Found) -> list[Table]:
@@ -54,8 +53,7 @@ def terminal_tables(found: Found) -> list[Table]:
 
 def ours(found: Found) -> str | None:
     """Which of the systems that took part is ours."""
-    present = {row["system"] for row in found["rows"]}
-    return next((name for name in (roster.OURS, roster.OURS_T5) if name in present), None)
+    return roster.ours({row["system"] for row in found["rows"]})
 
 
 def _histories(found: Found) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from pipelines.benchmark import opponents
@@ -58,15 +58,16 @@ READ_TEXTS = {"TIGER", "SASRec + text"}
 """Systems that are nothing without texts."""
 
 
-def _recommenders() -> list[Entrant]:
+def _compared() -> list[Entrant]:
     ours = RecommenderSettings()
-    found: list[Entrant] = [
+    return [
+        *opponents.OPPONENTS,
+        Tiger(),
         Recommender(FAITHFUL, PUBLISHED, PUBLISHED_TRIES, family="t5"),
         Recommender(FAITHFUL_QWEN, PUBLISHED, PUBLISHED_TRIES, family="qwen3"),
         Recommender(OURS_T5, ours, OUR_TRIES, family="t5"),
         Recommender(OURS, ours, OUR_TRIES),
     ]
-    return found
 
 
 def _ablation() -> list[Entrant]:
@@ -77,8 +78,10 @@ def _ablation() -> list[Entrant]:
     return added + [Recommender(f"ours: {name}", ours, **change) for name, change in WITHOUT.items()]
 
 
-def _all() -> dict[str, Entrant]:
-    return {one.name: one for one in (*opponents.OPPONENTS, Tiger(), *_recommenders(), *_ablation())}
+COMPARED = {one.name: one for one in _compared()}
+"""The systems of the table, by name."""
+ABLATION = {one.name: one for one in _ablation()}
+"""The rows of the ablation, by name."""
 
 
 def entrant(name: str) -> Entrant:
@@ -87,7 +90,7 @@ def entrant(name: str) -> Entrant:
     Raises:
         ConfigError: there is none of that name; those there are are named.
     """
-    every = _all()
+    every = COMPARED | ABLATION
     if name not in every:
         raise ConfigError(f"there is no system '{name}'; there are: {'; '.join(every)}")
     return every[name]
@@ -101,6 +104,10 @@ def names(problem: Problem, asked: Sequence[str] | None, *, ablation: bool) -> l
     """
     if asked is not None:
         return [entrant(name).name for name in asked]
-    every = [one.name for one in (*opponents.OPPONENTS, Tiger(), *_recommenders())]
-    every += [one.name for one in _ablation()] if ablation else []
+    every = [*COMPARED, *(ABLATION if ablation else ())]
     return [name for name in every if problem.text is not None or name not in READ_TEXTS]
+
+
+def ours(present: Container[str]) -> str | None:
+    """Which of the systems that are ``present`` the others are compared with."""
+    return next((name for name in (OURS, OURS_T5) if name in present), None)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from setrec.intervals import bootstrap_means, holm, two_sided_p
-from setrec.ranking import PerUser
+from setrec.ranking import PerUser, averaged
 
 RESAMPLES = 5000
 """No p-value is below 2 / 5001 before it is corrected."""
@@ -53,11 +53,7 @@ def _by_seed(runs: Runs) -> dict[int | str, PerUser]:
         return {MEAN: every[0]}
     if any(not np.array_equal(one.users, every[0].users) for one in every):
         raise ValueError("seeds of a system were not measured on the same users")
-    mean = {
-        key: {name: np.mean([one.tables[key][name] for one in every], axis=0) for name in metrics}
-        for key, metrics in every[0].tables.items()
-    }
-    return {**dict(enumerate(every)), MEAN: PerUser(every[0].users, mean)}
+    return {**dict(enumerate(every)), MEAN: averaged(every)}
 
 
 def _partner(runs: Mapping[int | str, PerUser], number: int | str) -> PerUser | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,52 +19,49 @@ from setrec import ranking
 from setrec.atomic import atomic_file
 
 Finals = Mapping[str, Sequence[Task]]
-"""By system the fits, one a seed, that stand in the table."""
+"""By system the fits of seeds 0, 1, ... that stand in the table."""
 
-Shown = Mapping[str, tuple[Sequence[Task], str]]
-"""By row of the table its fits, and the variant of them that it shows."""
+Runs = Mapping[str, Sequence[ranking.PerUser]]
+"""By row of the table the metrics of every user, of each seed."""
 
 
 def write(run: Run, finals: Finals, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Write metrics.json, comparisons.json, analysis.json, systems.json, per_user.parquet and report.html.
+    """Write metrics.json, comparisons.json, systems.json, benchmark.json and per_user.parquet.
 
     Returns ``rows`` as in metrics.json, ``comparisons``, ``systems`` (what each was, took and chose), ``published``.
     """
     given = problem.load(run.root / "problem")
-    shown: Shown = {
-        f"{name}, {variant}" if variant else name: (tasks, variant)
+    records = {name: _records(run, tasks) for name, tasks in finals.items()}
+    runs = {
+        f"{name}, {variant}" if variant else name: [fits.per_user(run.root, task, variant) for task in tasks]
         for name, tasks in finals.items()
-        for variant in ("", *_records(run, tasks)[0].variants)
+        for variant in ("", *records[name][0].variants)
     }
-    found = {name: fits.per_user(run.root, tasks, variant) for name, (tasks, variant) in shown.items()}
-    rows = [row for name, one in found.items() for row in one.rows(name)]
     results = {
         "data": given.name, "protocol": given.protocol, "hash": given.hash, "history": given.goal,
         "settings": dict(settings), "environment": environment(), "ties": published.TIES.get(given.name),
-        "rows": rows, "published": published.rows(given.name, given.protocol),
-        "systems": [_system(run, given, name, tasks) for name, tasks in finals.items()],
-        "comparisons": comparisons(run.root, shown),
+        "rows": [row for name, seeds in runs.items() for row in ranking.averaged(seeds).rows(name)],
+        "published": published.rows(given.name, given.protocol),
+        "systems": [_system(given, name, own) for name, own in records.items()],
+        "comparisons": comparisons(runs),
     }  # fmt: skip
     for name in ("rows", "comparisons", "systems"):
         run.write_json({"rows": "metrics.json"}.get(name, f"{name}.json"), results[name])
     told = {key: value for key, value in results.items() if key not in ("rows", "comparisons", "systems")}
     run.write_json("benchmark.json", told)
     with atomic_file(run.root / "per_user.parquet") as path:
-        _per_user(run, given, shown).to_parquet(path, index=False)
+        _per_user(given, runs).to_parquet(path, index=False)
     return results
 
 
-def comparisons(root: Path, shown: Shown) -> list[dict[str, Any]]:
+def comparisons(runs: Runs) -> list[dict[str, Any]]:
     """Ours against every other system over the same users, by seed and on the mean over seeds; none where ours did not
     take part."""
-    ours = next((name for name in (roster.OURS, roster.OURS_T5) if name in shown), None)
+    ours = roster.ours(runs)
     if ours is None:
         return []
-    runs = {
-        name: [_whole(fits.per_user(root, [task], variant)) for task in tasks]
-        for name, (tasks, variant) in shown.items()
-    }
-    return significance(ours, runs.pop(ours), runs)
+    whole = {name: [_whole(one) for one in seeds] for name, seeds in runs.items()}
+    return significance(ours, whole.pop(ours), whole)
 
 
 def _whole(found: ranking.PerUser) -> ranking.PerUser:
@@ -78,9 +74,8 @@ def _records(run: Run, tasks: Sequence[Task]) -> list[Record]:
     return [record for record in records if record is not None]
 
 
-def _system(run: Run, given: Problem, name: str, tasks: Sequence[Task]) -> dict[str, Any]:
+def _system(given: Problem, name: str, records: Sequence[Record]) -> dict[str, Any]:
     """What a system was, took and chose, and the command that makes its row again."""
-    records = _records(run, tasks)
     first = records[0]
     return {
         "system": name, "settings": first.settings, "setting": first.number, "seeds": [r.seed for r in records],
@@ -92,14 +87,14 @@ def _system(run: Run, given: Problem, name: str, tasks: Sequence[Task]) -> dict[
     }  # fmt: skip
 
 
-def _per_user(run: Run, given: Problem, shown: Shown) -> pd.DataFrame:
+def _per_user(given: Problem, runs: Runs) -> pd.DataFrame:
     """Every user's metrics by system and seed, with the user's id."""
     ids, frames = np.asarray(given.histories.user_ids, dtype=object), []
-    for name, (tasks, variant) in shown.items():
-        for task in tasks:
-            frame = fits.users_of(run.root, task, variant)
+    for name, seeds in runs.items():
+        for seed, found in enumerate(seeds):
+            frame = fits.table(found)
             frame.insert(0, "user_id", ids[frame.pop("user").to_numpy()])
-            frame.insert(0, "seed", task.seed)
+            frame.insert(0, "seed", seed)
             frame.insert(0, "system", name)
             frames.append(frame)
     return pd.concat(frames, ignore_index=True)
