@@ -79,8 +79,8 @@ def main() -> None:
         (Path(folder) / "curve.json").write_text(json.dumps(worker.progress.curve))
     dist.barrier()  # nobody goes while another still sends
     dist.destroy_process_group()
-    # FSDP's mesh keeps the group alive, and gloo's threads may ask for the interpreter while it is torn down, which ends
-    # the process with SIGABRT; there is nothing left to tear down here.
+    # FSDP's mesh keeps the group alive, and gloo's threads may ask for the interpreter while it is torn down, which
+    # ends the process with SIGABRT; there is nothing left to tear down here.
     os._exit(0)
 
 
