@@ -68,6 +68,10 @@ class UserEncoder(Protocol):
         """Folded user codes, float32 (B, D), in one pass; ``histories`` hold rows of the item codes ``codes``."""
         ...
 
+    def return_bias(self, weights: Mapping[str, float]) -> float:
+        """What is added to the scores of the items that were read, at these weights of the slot kinds."""
+        ...
+
     def text_codes(self, vectors: Tensor) -> Tensor:
         """The semantic columns of item codes, float32 (rows, S), from text vectors (rows, width) of new items.
 

@@ -30,6 +30,10 @@ __all__ = ["Answer", "Engine", "Recommendation", "Request", "RequestError"]
 _SEEN = 500  # of a live history's items, how many of the latest are left out of an answer
 
 
+RETURNS = "returns"
+"""The share of a score that an item has for being in the history, where the model adds one."""
+
+
 @dataclass(frozen=True)
 class _Asked:
     """A request worked out: the history, item rows that may not be answered, and those that may (``None``: all)."""
@@ -196,18 +200,42 @@ class Engine:
         every = list(asked.values())
         with metrics.stage("generate"):
             queries = self._queries([a.known.rows for a in every])
+        held = [self._held(a) for a in every]
         with metrics.stage("retrieve"):
-            found = self.state.index.search(
-                queries, [a.request.k for a in every], [a.excluded for a in every], [a.allowed for a in every]
-            )
+            excluded = [np.concatenate([a.excluded, rows]) for a, rows in zip(every, held, strict=True)]
+            found = self.state.index.search(queries, [a.request.k for a in every], excluded, [a.allowed for a in every])
         if auditor is not None:
-            for a, query, hits in zip(every, queries, found, strict=True):
-                self._offer(auditor, a, query, hits)
-        return {b: self._answer(a, q, hits) for (b, a), q, hits in zip(asked.items(), queries, found, strict=True)}
+            for a, query, rows, hits in zip(every, queries, held, found, strict=True):
+                self._offer(auditor, a, query, rows, hits)
+        found = [self._returning(*one) for one in zip(every, queries, held, found, strict=True)]
+        each = zip(asked.items(), queries, held, found, strict=True)
+        return {b: self._answer(a, query, rows, hits) for (b, a), query, rows, hits in each}
 
-    def _offer(self, auditor: Auditor, asked: _Asked, query: np.ndarray, hits: Hits) -> None:
+    def _held(self, asked: _Asked) -> np.ndarray:
+        """Rows the model has read that may be answered, where their scores have a learned number added: the index does
+        not know it, so they are not searched for but scored one by one."""
+        if asked.request.exclude_history or self._return_bias == 0:
+            return asked.excluded[:0]
+        read = np.unique(asked.known.rows[-self.bundle.model.max_items :])
+        return read[self._left(asked)[read]]
+
+    def _returning(self, asked: _Asked, query: np.ndarray, held: np.ndarray, hits: Hits) -> Hits:
+        """The best k of what was found and of what is ``held``."""
+        if not len(held):
+            return hits
+        own = self.state.index.codes(held) @ query.astype(np.float64) + self._return_bias
+        rows, scores = np.concatenate([hits.rows, held]), np.concatenate([hits.scores, own])
+        best = np.argsort(-scores, kind="stable")[: asked.request.k]
+        return Hits(rows[best], scores[best])
+
+    @property
+    def _return_bias(self) -> float:
+        return self.bundle.model.return_bias(self.bundle.manifest.weights)
+
+    def _offer(self, auditor: Auditor, asked: _Asked, query: np.ndarray, held: np.ndarray, hits: Hits) -> None:
         if auditor.draws(self.bundle.retriever):
             exact, left = self.state.index.exact, self._left(asked)
+            left[held] = False
             auditor.offer(Answered(self.bundle.retriever, query, exact, left, asked.request.k, hits.scores))
 
     def _queries(self, histories: Sequence[np.ndarray]) -> np.ndarray:
@@ -221,11 +249,13 @@ class Engine:
             )
         return users.float().cpu().numpy()
 
-    def _answer(self, asked: _Asked, query: np.ndarray, hits: Hits) -> Answer:
+    def _answer(self, asked: _Asked, query: np.ndarray, held: np.ndarray, hits: Hits) -> Answer:
         products = self.state.index.codes(hits.rows) * query.astype(np.float64)
         columns = self.bundle.manifest.code_columns
         shares = {kind: products[:, start:stop].sum(axis=1).tolist() for kind, (start, stop) in columns.items()}
         per_item = [{kind: values[i] for kind, values in shares.items()} for i in range(len(hits.rows))]
+        for i in np.flatnonzero(np.isin(hits.rows, held)):
+            per_item[i][RETURNS] = self._return_bias
         return self._described(asked, hits.rows, hits.scores, per_item)
 
     def _from_popularity(self, asked: _Asked) -> Answer:

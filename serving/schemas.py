@@ -42,7 +42,8 @@ class RecommendRequest(BaseModel):
 
 
 class Item(BaseModel):
-    """A recommended item. The shares, one per kind of slot, sum to the score."""
+    """A recommended item. The shares sum to the score: one per kind of slot, and ``returns`` for an item of the history
+    where the model adds a number for those."""
 
     item_id: str
     title: str

@@ -10,7 +10,7 @@ whatever the backbone's width d and the number of slots n. It is exact for any w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,13 +30,18 @@ def slot_weights(tokens: ItemTokens, weights: Mapping[str, float]) -> list[float
 
 def fold(tokens: ItemTokens, outputs: Tensor, weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
     """User code (..., D) and constant (...,): their inner product with item codes plus the constant is the score."""
-    columns = {kind: outputs.new_zeros(()) for kind in tokens.kinds}
     constant = outputs.new_zeros(outputs.shape[:-2])
-    own = slot_codes(tokens, outputs)
-    for k, (slot, w) in enumerate(zip(tokens.slots, slot_weights(tokens, weights), strict=True)):
-        columns[slot.kind] = columns[slot.kind] + w * own[k]
+    for k, w in enumerate(slot_weights(tokens, weights)):
         constant = constant + w * (outputs[..., k, :] @ tokens.maps()[k][1])
-    return torch.cat(list(columns.values()), dim=-1), constant
+    return joined(tokens, slot_codes(tokens, outputs), weights), constant
+
+
+def joined(tokens: ItemTokens, own: Sequence[Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The user code (..., D) of the slots' answers in the columns of their codes, as :func:`slot_codes` gives them."""
+    columns: dict[str, list[Tensor]] = {kind: [] for kind in tokens.kinds}
+    for slot, code in zip(tokens.slots, own, strict=True):
+        columns[slot.kind].append(weights[slot.kind] * code)
+    return torch.cat([torch.stack(codes).sum(dim=0) for codes in columns.values()], dim=-1)
 
 
 def slot_scores(tokens: ItemTokens, outputs: Tensor, codes: Tensor) -> Tensor:

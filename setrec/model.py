@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,15 @@ from setrec.objective import ObjectiveSettings
 from setrec.ragged import Ragged
 from setrec.sampled_softmax import Candidates
 from setrec.settings import Settings
+from setrec.softmax import Raised
 from setrec.tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer
 
 INSTRUCTION = "Given the items a user chose, in order, name the item this user will choose next."
+CARRIED = 15.0
+"""What an answer carries of the history's own codes when training begins: the score of an item that is the history."""
+FAR = 20.0
+"""Unit of the learned number that items of the history are raised by: many logits, which an optimiser whose steps are
+thousandths would otherwise not reach."""
 
 
 class ModelSettings(Settings):
@@ -29,6 +35,10 @@ class ModelSettings(Settings):
     ``history``: ``set`` reads n tokens per item (the paper), ``fused`` their sum, n times cheaper. ``max_items`` of a
     history are read, the latest. ``instruction`` is how many learned vectors stand before the history when the
     backbone brings no tokenizer. ``trainable_table``: whether collaborative vectors keep learning (the paper: no).
+    ``carry``: beside what the backbone says, an answer has a learned share of the history's own codes, averaged with
+    weights that fall by each of these factors per step back (the paper: none). ``returns``: a learned number is added
+    to the scores of items that the history holds already, which says how often people come back; with ``carry`` every
+    history is nearest to itself, so the two go together (the paper: no).
     ``forget``: share of the items whose collaborative code a training step leaves out, as though they were new, so that
     items are placed by content as well as by who chose them and new ones compare with the others (the paper: 0).
     """
@@ -43,6 +53,8 @@ class ModelSettings(Settings):
     dropout: float = 0.2
     trainable_table: bool = True
     forget: float = Field(0.0, ge=0, lt=1)
+    carry: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    returns: bool = False
 
 
 class SetRecConfig(PretrainedConfig):
@@ -67,11 +79,14 @@ class SetRecConfig(PretrainedConfig):
         dropout: float = 0.0,
         trainable_table: bool = True,
         forget: float = 0.0,
+        carry: list[float] | None = None,
+        returns: bool = False,
         **kwargs: Any,
     ) -> None:
         self.items, self.backbone, self.lora = items, backbone, lora
         self.collaborative, self.text, self.extra = collaborative, text, extra or {}
-        self.semantic_tokens, self.hidden = semantic_tokens, hidden or [512, 256, 128]
+        self.semantic_tokens, self.hidden = semantic_tokens, [512, 256, 128] if hidden is None else hidden
+        self.carry, self.returns = carry or [], returns
         self.history, self.max_items, self.instruction = history, max_items, instruction
         self.ask, self.dropout, self.trainable_table, self.forget = ask, dropout, trainable_table, forget
         super().__init__(**kwargs)
@@ -106,6 +121,9 @@ class SetRecModel(PreTrainedModel):
         self.queries = nn.Parameter(torch.zeros(n, width))
         # A learned temperature per slot; answers leave the backbone with norms near sqrt(d).
         self.log_scale = nn.Parameter(torch.zeros(n))
+        shape = len(self.tokens.kinds), len(config.carry)
+        self.log_carry = nn.Parameter(torch.zeros(shape)) if config.carry else None
+        self.raised = nn.Parameter(torch.zeros(1)) if config.returns else None
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
 
@@ -115,6 +133,10 @@ class SetRecModel(PreTrainedModel):
             nn.init.normal_(self.instruction, std=0.02)
             nn.init.normal_(self.queries, std=0.02)
             nn.init.constant_(self.log_scale, -0.5 * float(np.log(self.backbone.width)))
+            if self.log_carry is not None:
+                nn.init.constant_(self.log_carry, float(np.log(CARRIED / len(self.config.carry))))
+            if self.raised is not None:
+                nn.init.zeros_(self.raised)
         elif isinstance(module, SemanticTokenizer):
             for layer in [*module.encoder, module.split, *module.decoder]:
                 nn.init.xavier_normal_(layer.weight)
@@ -158,6 +180,34 @@ class SetRecModel(PreTrainedModel):
         out = self.backbone(self.instruction, vectors, queries, visible, m)
         return self.dropout(out) * self.log_scale.exp()[:, None]
 
+    def answer_codes(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> list[Tensor]:
+        """Each slot's answer in the columns of its code, n tensors (B, Q, columns); arguments as of :meth:`outputs`."""
+        codes = self.tokens.codes() if codes is None else codes
+        own = grounding.slot_codes(self.tokens, self.outputs(items, visible, codes))
+        if self.log_carry is None:
+            return own
+        carried = self._carried(codes[items.long()], visible, self.log_carry.exp())
+        return [code + carried[slot.kind] for slot, code in zip(self.tokens.slots, own, strict=True)]
+
+    def _carried(self, read: Tensor, visible: Tensor, gains: Tensor) -> dict[str, Tensor]:
+        """By kind, what an answer has from the codes read (B, L, D) themselves, (B, Q, columns), at gains (kinds,
+        decays)."""
+        age = visible[..., None] - 1 - torch.arange(read.shape[1], device=read.device)
+        weights = []
+        for decay in self.config.carry:
+            weight = torch.where(age >= 0, float(decay) ** age.clamp(min=0).to(read.dtype), 0.0)
+            weights.append(weight / weight.sum(dim=-1, keepdim=True).clamp(min=1e-9))
+        carried = {}
+        for (kind, (a, b)), own in zip(self.tokens.columns.items(), gains, strict=True):
+            mixed = torch.stack([gain * weight for gain, weight in zip(own, weights, strict=True)]).sum(dim=0)
+            carried[kind] = mixed @ read[..., a:b] / (b - a)
+        return carried
+
+    def return_bias(self, weights: Mapping[str, float]) -> float:
+        """What is added to the scores of items in the history, at these weights of the slot kinds."""
+        total = sum(grounding.slot_weights(self.tokens, weights))
+        return 0.0 if self.raised is None else self.raised.item() * FAR * total
+
     def forward(
         self,
         items: Tensor,
@@ -179,8 +229,17 @@ class SetRecModel(PreTrainedModel):
             items, targets = torch.searchsorted(met, items.long()), torch.searchsorted(met, targets)
             candidates = candidates._replace(rows=torch.searchsorted(met, candidates.rows))
         codes = self.tokens.codes(met)
-        outputs = self.outputs(items, visible, codes)[asked]
-        return objective.loss(self.tokens, outputs, targets, codes, settings, self.trained, rows, candidates)
+        own = [code[asked] for code in self.answer_codes(items, visible, codes)]
+        raised = None if self.raised is None else Raised(*self._seen(items, visible, asked), self.raised[0] * FAR)
+        return objective.loss(self.tokens, own, targets, codes, settings, self.trained, rows, candidates, raised)
+
+    def _seen(self, items: Tensor, visible: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs of a target and an item that it sees, each once, in the order of targets."""
+        sees = (torch.arange(items.shape[1], device=items.device) < visible[..., None])[asked]
+        row, at = sees.nonzero(as_tuple=True)
+        seen = items[asked.nonzero()[:, 0][row], at].long()
+        pairs = torch.unique(row * self.config.items + seen)
+        return pairs // self.config.items, pairs % self.config.items
 
     @property
     def trained(self) -> Tensor:
@@ -220,7 +279,11 @@ class SetRecModel(PreTrainedModel):
     @torch.no_grad()
     def user_codes(self, histories: Ragged, weights: Mapping[str, float], codes: Tensor | None = None) -> Tensor:
         """Folded user codes, float32 (B, D): inner products with item codes are scores, up to a constant per user."""
-        return grounding.fold(self.tokens, self.answers(histories, codes), weights)[0].float()
+        items, lengths = histories.pad(self.config.max_items)
+        rows = torch.from_numpy(items).to(self.device)
+        visible = torch.from_numpy(lengths).to(self.device)[:, None]
+        own = self.answer_codes(rows, visible, codes)
+        return grounding.joined(self.tokens, own, weights)[:, 0].float()
 
     @classmethod
     def build(cls, settings: ModelSettings, features: ItemFeatures) -> SetRecModel:
@@ -250,6 +313,8 @@ class SetRecModel(PreTrainedModel):
             dropout=settings.dropout,
             trainable_table=settings.trainable_table,
             forget=settings.forget,
+            carry=list(settings.carry),
+            returns=settings.returns,
         )
         model = cls(config)
         model.tokens.fill(features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from setrec import grounding
 from setrec.sampled_softmax import Candidates, sampled_cross_entropy
 from setrec.settings import Settings
-from setrec.softmax import catalogue_cross_entropy
+from setrec.softmax import Raised, catalogue_cross_entropy
 from setrec.tokens import ItemTokens
 
 
@@ -44,39 +45,43 @@ class ObjectiveSettings(Settings):
 
 def loss(
     tokens: ItemTokens,
-    outputs: Tensor,
+    own: Sequence[Tensor],
     targets: Tensor,
     codes: Tensor,
     settings: ObjectiveSettings,
     trained: Tensor,
     rows: Tensor,
     candidates: Candidates | None = None,
+    raised: Raised | None = None,
 ) -> dict[str, Tensor]:
     """Loss terms, each a sum over targets (``slots``, ``fused``) or a mean (``reconstruction``).
 
-    Shapes: outputs (T, n, d), targets int64 (T,), codes (I, D), trained bool (I,). ``rows``: items whose text vectors
-    are reconstructed. ``candidates``: a sample that stands for the catalogue; ``codes``, ``targets`` and the sample may
-    then number a part of the items.
+    Shapes: ``own`` per slot (T, its columns), its answers in the columns of its code; targets int64 (T,), codes (I, D),
+    trained bool (I,). ``rows``: items whose text vectors are reconstructed. ``candidates``: a sample that stands for
+    the catalogue; ``codes``, ``targets``, the sample and ``raised`` may then number a part of the items. ``raised``:
+    pairs of target and item whose logits a learned number raises.
     """
     if candidates is None and settings.negatives == "trained":
         # Positions of the remaining items among themselves; targets are training items, hence always among them.
-        targets = (torch.cumsum(trained, dim=0) - 1)[targets]
-        codes = codes[trained]
+        place = torch.cumsum(trained, dim=0) - 1
+        targets, codes = place[targets], codes[trained]
+        if raised is not None:
+            there = trained[raised.items]
+            raised = Raised(raised.rows[there], place[raised.items[there]], raised.by)
 
     def cross_entropy(users: Tensor, table: Tensor) -> Tensor:
         if candidates is None:
-            return catalogue_cross_entropy(users, table, targets)
-        return sampled_cross_entropy(users, table, targets, candidates)
+            return catalogue_cross_entropy(users, table, targets, raised)
+        return sampled_cross_entropy(users, table, targets, candidates, raised)
 
-    own = grounding.slot_codes(tokens, outputs)
     pairs = list(zip(own, tokens.slots, strict=True))
     terms = {}
     if settings.slots:
         each = [cross_entropy(u, codes[:, s.start : s.stop]) for u, s in pairs]
         terms["slots"] = torch.stack(each).mean()
     if settings.fused:
-        kinds = [torch.stack([u for u, s in pairs if s.kind == kind]).sum(dim=0) for kind in tokens.kinds]
-        terms["fused"] = cross_entropy(torch.cat(kinds, dim=-1) / len(pairs), codes)
+        alike = dict.fromkeys(tokens.kinds, 1 / len(pairs))
+        terms["fused"] = cross_entropy(grounding.joined(tokens, own, alike), codes)
     if settings.alpha and tokens.semantic is not None:
         terms["reconstruction"] = tokens.semantic.reconstruction_error(rows)
     return terms

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from setrec import softmax
+from setrec.softmax import Raised
 
 
 class Candidates(NamedTuple):
@@ -57,8 +58,10 @@ class LogUniformSampler:
         return Candidates(rows, counts.log()[at].float())
 
 
-def sampled_cross_entropy(users: Tensor, codes: Tensor, targets: Tensor, candidates: Candidates) -> Tensor:
-    """Sum over rows of the loss above, logits being ``users @ codes.T``.
+def sampled_cross_entropy(
+    users: Tensor, codes: Tensor, targets: Tensor, candidates: Candidates, raised: Raised | None = None
+) -> Tensor:
+    """Sum over rows of the loss above, logits being ``users @ codes.T`` with those of ``raised`` raised.
 
     Shapes: users (T, w), codes (I, w), targets int64 (T,) and ``candidates.rows`` in [0, I). Precision and
     differentiability as in :func:`setrec.softmax.catalogue_cross_entropy`.
@@ -66,48 +69,72 @@ def sampled_cross_entropy(users: Tensor, codes: Tensor, targets: Tensor, candida
     product = torch.get_autocast_dtype(users.device.type) if torch.is_autocast_enabled(users.device.type) else None
     place = torch.searchsorted(candidates.rows, targets).clamp(max=len(candidates.rows) - 1)
     place = torch.where(candidates.rows[place] == targets, place, -1)
+    again, by = torch.zeros(len(users), dtype=torch.bool, device=users.device), users.new_zeros(())
+    if raised is not None:
+        again[raised.rows[targets[raised.rows] == raised.items]] = True
+        raised, by = _among(candidates.rows, raised), raised.by.float()
     return _SampledCrossEntropy.apply(
-        users.float(), codes[targets].float(), codes[candidates.rows].float(), candidates.log_counts, place,
-        product or torch.float32,
+        users.float(), codes[targets].float(), codes[candidates.rows].float(), by, candidates.log_counts, place,
+        again, raised, product or torch.float32,
     )  # fmt: skip
+
+
+def _among(rows: Tensor, raised: Raised) -> Raised:
+    """The pairs whose items are candidates, with the candidates' places for items."""
+    place = torch.searchsorted(rows, raised.items).clamp(max=len(rows) - 1)
+    there = rows[place] == raised.items
+    return Raised(raised.rows[there], place[there], raised.by)
 
 
 class _SampledCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, users: Tensor, own: Tensor, codes: Tensor, log_counts: Tensor, place: Tensor, product: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, users: Tensor, own: Tensor, codes: Tensor, by: Tensor, *fixed: Any) -> Tensor:
         with torch.autocast(users.device.type, enabled=False):
-            loss, *gradients = _loss_and_gradients(users, own, codes, log_counts, place, product)
+            loss, *gradients = _loss_and_gradients(users, own, codes, by, *fixed)
         ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        by_users, by_own, by_codes = ctx.saved_tensors
-        return grads[0] * by_users, grads[0] * by_own, grads[0] * by_codes, None, None, None
+        return (*(grads[0] * gradient for gradient in ctx.saved_tensors), *(None,) * 5)
 
 
 def _loss_and_gradients(
-    users: Tensor, own: Tensor, codes: Tensor, log_counts: Tensor, place: Tensor, product: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As in ``setrec.softmax``, with the target beside the candidates; ``place``: where they hold it, or -1."""
+    users: Tensor,
+    own: Tensor,
+    codes: Tensor,
+    by: Tensor,
+    log_counts: Tensor,
+    place: Tensor,
+    again: Tensor,
+    raised: Raised | None,
+    product: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As in ``setrec.softmax``, with the target beside the candidates; ``place``: where they hold it, or -1; ``again``:
+    whether the target's own logit is raised."""
     narrow = codes.to(product)
     by_users, by_own, by_codes = torch.empty_like(users), torch.empty_like(own), torch.zeros_like(codes)
+    by_raise = torch.zeros_like(by)
     loss = users.new_zeros((), dtype=torch.float64)
     at_once = softmax.LOGITS_AT_ONCE * (1 if users.device.type == "cpu" else 64)
     for rows in torch.arange(len(users), device=users.device).split(max(1, at_once // len(codes))):
         u, o, at = users[rows], own[rows], place[rows]
         logits = (u.to(product) @ narrow.T).float().sub_(log_counts)
+        if raised is not None:
+            pairs = raised.between(int(rows[0]), int(rows[-1]))
+            logits[pairs] += by
         met = (at >= 0).nonzero()[:, 0]
         logits[met, at[met]] = float("-inf")
-        target = (u * o).sum(dim=1, keepdim=True)
+        target = (u * o).sum(dim=1, keepdim=True) + by * again[rows, None]
         top = torch.maximum(logits.amax(dim=1, keepdim=True), target)
         mass, target_mass = logits.sub_(top).exp_(), (target - top).exp()
         total = mass.sum(dim=1, keepdim=True) + target_mass
         loss += (total.log() + top - target).sum()
-        mass, away = mass.to(product), target_mass / total - 1
+        away = target_mass / total - 1
+        if raised is not None:
+            by_raise += (mass[pairs] / total[pairs[0], 0]).sum() + away[again[rows]].sum()
+        mass = mass.to(product)
         by_users[rows] = (mass @ narrow).float() / total + away * o
         by_own[rows] = away * u
         by_codes += (mass.T @ (u / total).to(product)).float()
-    return loss.to(users.dtype), by_users, by_own, by_codes
+    return loss.to(users.dtype), by_users, by_own, by_codes, by_raise

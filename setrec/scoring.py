@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from setrec import grounding
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
 
@@ -19,8 +18,12 @@ def kind_scorer(model: SetRecModel) -> Callable[[Ragged], dict[str, np.ndarray]]
 
     @torch.no_grad()
     def score(history: Ragged) -> dict[str, np.ndarray]:
-        user, _ = grounding.fold(model.tokens, model.answers(history, codes), dict.fromkeys(model.kinds, 1.0))
-        return {k: (user[:, a:b] @ codes[:, a:b].T).cpu().numpy() for k, (a, b) in model.code_columns.items()}
+        user, found = model.user_codes(history, dict.fromkeys(model.kinds, 1.0), codes), {}
+        for kind, (a, b) in model.code_columns.items():
+            scores = (user[:, a:b] @ codes[:, a:b].T).cpu().numpy()
+            alone = {other: float(other == kind) for other in model.kinds}
+            found[kind] = raised(scores, history, model.return_bias(alone))
+        return found
 
     return score
 
@@ -32,9 +35,19 @@ def scorer(model: SetRecModel, weights: Mapping[str, float]) -> Callable[[Ragged
 
     @torch.no_grad()
     def score(history: Ragged) -> np.ndarray:
-        return (model.user_codes(history, weights, codes) @ codes.T).cpu().numpy()
+        scores = (model.user_codes(history, weights, codes) @ codes.T).cpu().numpy()
+        return raised(scores, history, model.return_bias(weights))
 
     return score
+
+
+def raised(scores: np.ndarray, history: Ragged, by: float) -> np.ndarray:
+    """Scores (b, I), changed in place: those of the items in each row's history raised by a number."""
+    if by:
+        row = np.repeat(np.arange(len(history)), history.lengths)
+        pairs = np.unique(np.stack([row, history.values]), axis=1)
+        scores[pairs[0], pairs[1]] += by
+    return scores
 
 
 def weight_grid(kinds: tuple[str, ...], step: float = 0.1) -> list[dict[str, float]]:

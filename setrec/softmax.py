@@ -6,7 +6,7 @@ memory does not grow with batch times catalogue.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,48 +18,72 @@ A quarter of that reads the catalogue so often that 41,000 candidates of width 3
 times (one core of an AMD EPYC, bfloat16)."""
 
 
-def catalogue_cross_entropy(users: Tensor, codes: Tensor, targets: Tensor) -> Tensor:
-    """Sum over rows of -log softmax(users @ codes.T)[target].
+class Raised(NamedTuple):
+    """Logits that are raised by one learned number, ``by`` (a scalar): those of the pairs (``rows``, ``items``), int64
+    (P,) each, every pair once, in the order of rows."""
+
+    rows: Tensor
+    items: Tensor
+    by: Tensor
+
+    def between(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Rows, counted from ``first``, and items of the pairs of rows first .. last."""
+        a, b = torch.searchsorted(self.rows, torch.tensor([first, last + 1], device=self.rows.device)).tolist()
+        return self.rows[a:b] - first, self.items[a:b]
+
+
+def catalogue_cross_entropy(users: Tensor, codes: Tensor, targets: Tensor, raised: Raised | None = None) -> Tensor:
+    """Sum over rows of -log softmax(users @ codes.T)[target], with the logits of ``raised`` raised.
 
     Shapes: users (T, w), codes (I, w), targets int64 (T,) in [0, I). Under autocast the products run in its
-    precision, everything else in float32. Differentiable once, in users and codes.
+    precision, everything else in float32. Differentiable once, in users, codes and ``raised.by``.
     """
     product = torch.get_autocast_dtype(users.device.type) if torch.is_autocast_enabled(users.device.type) else None
-    return _CatalogueCrossEntropy.apply(users.float(), codes.float(), targets, product or torch.float32)
+    by = users.new_zeros(()) if raised is None else raised.by.float()
+    return _CatalogueCrossEntropy.apply(users.float(), codes.float(), by, targets, raised, product or torch.float32)
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, users: Tensor, codes: Tensor, targets: Tensor, product: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, users: Tensor, codes: Tensor, by: Tensor, targets: Tensor, raised: Raised | None, product: torch.dtype
+    ) -> Tensor:
         with torch.autocast(users.device.type, enabled=False):
-            loss, by_users, by_codes = _loss_and_gradients(users, codes, targets, product)
-        ctx.save_for_backward(by_users, by_codes)
+            loss, *gradients = _loss_and_gradients(users, codes, targets, raised, product)
+        ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        by_users, by_codes = ctx.saved_tensors
-        return grads[0] * by_users, grads[0] * by_codes, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        by_users, by_codes, by_raise = ctx.saved_tensors
+        return grads[0] * by_users, grads[0] * by_codes, grads[0] * by_raise, None, None, None
 
 
 def _loss_and_gradients(
-    users: Tensor, codes: Tensor, targets: Tensor, product: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+    users: Tensor, codes: Tensor, targets: Tensor, raised: Raised | None, product: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """d/du = sum_i p_i c_i - c_target, and likewise for codes; p is normalised where fewest numbers are left."""
     narrow = codes.to(product)
-    by_users, by_codes = torch.empty_like(users), torch.zeros_like(codes)
+    by_users, by_codes, by_raise = torch.empty_like(users), torch.zeros_like(codes), users.new_zeros(())
     loss = users.new_zeros((), dtype=torch.float64)
     at_once = LOGITS_AT_ONCE * (1 if users.device.type == "cpu" else 64)
     for rows in torch.arange(len(users), device=users.device).split(max(1, at_once // len(codes))):
         u, t = users[rows], targets[rows]
         own = codes[t]
         logits = (u.to(product) @ narrow.T).float()
+        if raised is not None:
+            at = raised.between(int(rows[0]), int(rows[-1]))
+            logits[at] += raised.by
+            asked = t[at[0]] == at[1]
+            loss -= asked.sum() * raised.by.double()
         top = logits.amax(dim=1, keepdim=True)
         mass = logits.sub_(top).exp_()
         total = mass.sum(dim=1, keepdim=True)
         loss += (total.log() + top).sum() - (u * own).sum()
+        if raised is not None:
+            by_raise += (mass[at] / total[at[0], 0]).sum() - asked.sum()
         mass = mass.to(product)
         by_users[rows] = (mass @ narrow).float() / total - own
         by_codes += (mass.T @ (u / total).to(product)).float()
     by_codes.index_add_(0, targets, users, alpha=-1.0)
-    return loss.to(users.dtype), by_users, by_codes
+    return loss.to(users.dtype), by_users, by_codes, by_raise

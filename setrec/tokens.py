@@ -97,7 +97,9 @@ class SemanticTokenizer(nn.Module):
     """N tokens from a text vector: an autoencoder (512, 256, 128) whose code is split into N vectors of width d.
 
     The encoder's last layer is linear on 128 rectified numbers h_i, so z_k(i) = A_k h_i + b_k. Text vectors are
-    centred and scaled to unit variance first: sentence encoders give unit length, hence tiny components.
+    centred and scaled to unit variance first: sentence encoders give unit length, hence tiny components. Without
+    ``hidden`` layers the code is the text vector itself, every one of the same length: nothing of what texts have in
+    common is lost, and an index holds as many numbers an item.
     """
 
     features: Tensor
@@ -106,10 +108,10 @@ class SemanticTokenizer(nn.Module):
 
     def __init__(self, items: int, features: int, hidden: tuple[int, ...], tokens: int, width: int) -> None:
         super().__init__()
-        self.tokens, self.width, self.code_width = tokens, width, hidden[-1]
         sizes = (features, *hidden)
+        self.tokens, self.width, self.code_width = tokens, width, sizes[-1]
         self.encoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
-        self.split = nn.Linear(hidden[-1], tokens * width)
+        self.split = nn.Linear(self.code_width, tokens * width)
         back = (tokens * width, *reversed(sizes))
         self.decoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(back))
         self.register_buffer("features", torch.zeros(items, features))
@@ -122,7 +124,16 @@ class SemanticTokenizer(nn.Module):
         x = torch.from_numpy(features)
         self.center.copy_(x.mean(dim=0))
         self.scale.copy_((x - self.center).square().mean().sqrt().clamp(min=1e-8))
-        self.features.copy_((x - self.center) / self.scale)
+        self.features.copy_(self.standardised(x))
+
+    def standardised(self, texts: Tensor) -> Tensor:
+        """Raw text vectors (..., features) as the encoder reads them; an empty text (all zeros) stays zero where codes
+        are the vectors themselves."""
+        x = texts - self.center
+        if self.encoder:
+            return x / self.scale
+        some = texts.abs().sum(dim=-1, keepdim=True) > 0
+        return some * x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-8))
 
     def encode(self, standardised: Tensor) -> Tensor:
         """Code h (..., 128) of standardised text vectors (..., features)."""
@@ -136,7 +147,7 @@ class SemanticTokenizer(nn.Module):
 
     def new_codes(self, texts: Tensor) -> Tensor:
         """Codes of raw text vectors (rows, features) of items that training has not seen."""
-        return self.encode((texts - self.center) / self.scale)
+        return self.encode(self.standardised(texts))
 
     def maps(self) -> tuple[Tensor, Tensor]:
         """The affine maps as A (N, d, 128) and b (N, d)."""

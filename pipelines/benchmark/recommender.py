@@ -20,6 +20,7 @@ from setrec.sasrec import SasRecSettings, train_sasrec
 from setrec.settings import Settings
 from setrec.tokens import ItemFeatures
 from setrec.training import Trainer, TrainingSettings
+from setrec.transitions import unit_rows
 
 VALIDATED = 2000
 """Validation users that are ranked after every epoch; weights of slots are chosen on all."""
@@ -42,6 +43,10 @@ class RecommenderSettings(Settings):
     table: Literal["random", "sasrec"] = "random"
     trainable_table: bool = True
     forget: float = 0.2
+    hidden: tuple[int, ...] = (512, 256, 128)
+    text_slot: bool = False
+    carry: tuple[float, ...] = ()
+    returns: bool = False
     text: Literal["all", "sentence"] = "all"
     dropout: float = 0.2
     loss: ObjectiveSettings = ObjectiveSettings(slots=0.0, fused=1.0, alpha=0.0, sampled_above=4096, samples=2048)
@@ -105,6 +110,7 @@ def trainer_of(problem: Problem, s: RecommenderSettings, features: ItemFeatures,
         ModelSettings(
             backbone=BackboneSettings(family=s.family, size=s.size), semantic_tokens=s.semantic_tokens,
             history=s.history, ask=s.ask, dropout=s.dropout, trainable_table=s.trainable_table, forget=s.forget,
+            hidden=s.hidden, carry=s.carry, returns=s.returns,
         ),
         features,
     )  # fmt: skip
@@ -129,7 +135,10 @@ def _features(problem: Problem, s: RecommenderSettings, seed: int, clock: Clock)
         clock.tell("SASRec first")
         sasrec = train_sasrec(problem.histories, problem.items, SasRecSettings(width=COLLABORATIVE), seed=seed)
         table = np.ascontiguousarray(sasrec.item_embeddings().numpy(), dtype=np.float32)
-    return ItemFeatures(problem.trained, table, text if s.semantic_tokens else None)
+    extra = {}
+    if s.text_slot and text is not None:
+        extra["text"] = unit_rows(text) * np.float32(np.sqrt(text.shape[1]))
+    return ItemFeatures(problem.trained, table, text if s.semantic_tokens else None, extra)
 
 
 def _train(trainer: Trainer, clock: Clock) -> list[dict[str, Any]]:

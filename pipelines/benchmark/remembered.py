@@ -60,7 +60,8 @@ class _Scorer:
     def __call__(self, history: Ragged) -> np.ndarray:
         """Log-probabilities (b, I)."""
         users = self.model.user_codes(history, self.weights, self.codes)
-        return self.memory.mix((users @ self.codes.T).numpy(), users.numpy(), self.settings, list(history))
+        scores = scoring.raised((users @ self.codes.T).numpy(), history, self.model.return_bias(self.weights))
+        return self.memory.mix(scores, users.numpy(), self.settings, list(history))
 
 
 @torch.no_grad()
@@ -83,8 +84,10 @@ def positions(
         if not asked.any():
             continue
         read = torch.from_numpy(histories.values[batch.items]).long()
-        out = model.outputs(read, torch.from_numpy(batch.visible), codes)[torch.from_numpy(asked)]
-        found.append(grounding.fold(model.tokens, out, weights)[0].float().numpy())
+        own = [
+            code[torch.from_numpy(asked)] for code in model.answer_codes(read, torch.from_numpy(batch.visible), codes)
+        ]
+        found.append(grounding.joined(model.tokens, own, weights).float().numpy())
         items.append(histories.values[batch.targets[asked]].astype(np.int64))
     return np.concatenate(found), np.concatenate(items)
 
@@ -122,7 +125,8 @@ def _values(
     for start in range(0, len(cases), 256):
         read, truth = cases.batch(start, 256)
         users = model.user_codes(read, weights, codes)
-        scores, near = (users @ codes.T).numpy(), memory.neighbours(users.numpy(), most)
+        scores = scoring.raised((users @ codes.T).numpy(), read, model.return_bias(weights))
+        near = memory.neighbours(users.numpy(), most)
         for number, one in enumerate(GRID):
             told = scores if one.weight == 0 else mixed(scores, *near, one, list(read))
             found[number].append(ranking.batch_ranks(lambda _, told=told: told, read, truth, groups))

@@ -20,6 +20,10 @@ class FakeEncoder:
     kinds = tuple(COLUMNS)
     code_columns = COLUMNS
     max_items = 5
+    returns = 0.0
+
+    def return_bias(self, weights):
+        return self.returns * sum(weights.values())
 
     def text_codes(self, vectors):
         return torch.relu(vectors @ torch.linspace(-1, 1, 4 * 8).reshape(4, 8))

@@ -51,6 +51,24 @@ def test_the_history_is_left_out_or_not_as_asked(engine):
     assert set(ids(engine.recommend_one(Request(history=history, k=50, exclude_history=False)))) & set(history)
 
 
+@pytest.mark.parametrize("bias", [-0.7, 0.7])
+def test_items_of_the_history_are_scored_with_what_the_model_adds_for_them(engine, bias, monkeypatch):
+    monkeypatch.setattr(engine.bundle.model, "returns", bias / 1.5, raising=False)
+    table, rows = codes().astype(np.float64), [1, 2, 30, 31, 32, 33, 34]
+    read, weights = rows[-5:], np.r_[np.full(6, 1.0), np.full(8, 0.5)]
+    scores = table @ (table[read].mean(axis=0) * weights)
+    scores[read] += bias
+    scores[31] = -np.inf  # denied
+    history = tuple(f"item-{row}" for row in rows)
+    answer = engine.recommend_one(Request(history=history, k=12, exclude_history=False, deny=("item-31",)))
+    best = np.argsort(-scores)[:12]
+    assert ids(answer) == [f"item-{row}" for row in best]
+    np.testing.assert_allclose([item.score for item in answer.items], scores[best], rtol=1e-5)
+    for item in answer.items:
+        assert sum(item.shares.values()) == pytest.approx(item.score, abs=1e-9)
+        assert ("returns" in item.shares) == (int(item.item_id[5:]) in read)
+
+
 def test_k_items_come_when_k_exist_and_all_there_are_otherwise(engine):
     history = tuple(f"item-{row}" for row in range(ITEMS - 4))
     assert len(engine.recommend_one(Request(history=history, k=4)).items) == 4

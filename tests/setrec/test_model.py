@@ -166,7 +166,7 @@ def test_untrained_items_are_no_negatives_unless_asked(features):
         codes = model.item_codes().requires_grad_()
         outputs = torch.randn(4, 5, model.backbone.width, generator=torch.Generator().manual_seed(0))
         terms = objective.loss(
-            model.tokens, outputs, torch.tensor([0, 1, 2, 3]), codes,
+            model.tokens, grounding.slot_codes(model.tokens, outputs), torch.tensor([0, 1, 2, 3]), codes,
             ObjectiveSettings(negatives=negatives, alpha=0.0), model.trained, torch.arange(3),
         )  # fmt: skip
         return torch.autograd.grad(terms["slots"], codes)[0][cold].abs().max()
