@@ -73,13 +73,22 @@ def mixed(
     """:meth:`EventMemory.mix` for neighbours at hand: many settings share one search."""
     near, items = near[:, : settings.neighbours], items[:, : settings.neighbours]
     votes = np.exp((near - near.max(axis=1, keepdims=True)) / settings.temperature)
-    p = np.exp(scores - scores.max(axis=1, keepdims=True))
-    p *= (1 - settings.weight) / p.sum(axis=1, keepdims=True)
-    q = np.zeros_like(p)
+    q = np.zeros_like(scores)
     np.add.at(q, (np.arange(len(q))[:, None], items), votes)
+    return blended(scores, q, settings.weight, seen)
+
+
+def blended(
+    scores: np.ndarray, votes: np.ndarray, weight: float, seen: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
+    """Log-probabilities float32 (b, I): the softmax of ``scores`` with a share ``weight`` of the ``votes`` (b, I), not
+    negative, which are scaled to add up to one in every row. Items in ``seen`` get none."""
+    q = votes.copy()
     for row, known in enumerate(seen or ()):
         q[row, known] = 0.0
-    q *= settings.weight / np.maximum(q.sum(axis=1, keepdims=True), FLOOR)
+    q *= weight / np.maximum(q.sum(axis=1, keepdims=True), FLOOR)
+    p = np.exp(scores - scores.max(axis=1, keepdims=True))
+    p *= (1 - weight) / p.sum(axis=1, keepdims=True)
     return np.log(np.maximum(p + q, FLOOR)).astype(np.float32)
 
 

@@ -22,11 +22,13 @@ from setrec.softmax import Raised
 from setrec.tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer
 
 INSTRUCTION = "Given the items a user chose, in order, name the item this user will choose next."
-CARRIED = 15.0
+CARRIED = 30.0
 """What an answer carries of the history's own codes when training begins: the score of an item that is the history."""
 FAR = 20.0
 """Unit of the learned number that items of the history are raised by: many logits, which an optimiser whose steps are
 thousandths would otherwise not reach."""
+QUICK = 10.0
+"""Unit of the logarithms of what is carried, for the same reason."""
 
 
 class ModelSettings(Settings):
@@ -134,7 +136,7 @@ class SetRecModel(PreTrainedModel):
             nn.init.normal_(self.queries, std=0.02)
             nn.init.constant_(self.log_scale, -0.5 * float(np.log(self.backbone.width)))
             if self.log_carry is not None:
-                nn.init.constant_(self.log_carry, float(np.log(CARRIED / len(self.config.carry))))
+                nn.init.constant_(self.log_carry, float(np.log(CARRIED / len(self.config.carry))) / QUICK)
             if self.raised is not None:
                 nn.init.zeros_(self.raised)
         elif isinstance(module, SemanticTokenizer):
@@ -186,7 +188,7 @@ class SetRecModel(PreTrainedModel):
         own = grounding.slot_codes(self.tokens, self.outputs(items, visible, codes))
         if self.log_carry is None:
             return own
-        carried = self._carried(codes[items.long()], visible, self.log_carry.exp())
+        carried = self._carried(codes[items.long()], visible, (self.log_carry * QUICK).exp())
         return [code + carried[slot.kind] for slot, code in zip(self.tokens.slots, own, strict=True)]
 
     def _carried(self, read: Tensor, visible: Tensor, gains: Tensor) -> dict[str, Tensor]:

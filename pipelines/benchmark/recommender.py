@@ -93,7 +93,7 @@ class Recommender:
             return Fitted(plain, {"weights": weights}, curve, kinds, weights)
         clock.tell("remembers")
         scorer, told = remember(model, weights, problem)
-        valid = max(one["ndcg@10"] for one in told["memory_tried"])
+        valid = max(one["ndcg@10"] for one in told["walks_tried"])
         return Fitted(scorer, {"weights": weights, **told}, curve, kinds, weights, {"without memory": plain}, valid)
 
 

@@ -1,8 +1,9 @@
-"""SETRec with a memory of events: its own training positions, and what test users did between training and test."""
+"""SETRec with memories of events: its own training positions, and what test users did between training and test."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 
 from pipelines.benchmark.calibration import fit_temperature
 from pipelines.benchmark.problem import Problem
+from pipelines.benchmark.walked import Part, walked
 from serving.memory import EventMemory, MemorySettings, mixed
 from setrec import grounding, ranking, scoring
 from setrec.batches import one_pass
-from setrec.catalog import VALID
+from setrec.catalog import TRAIN, VALID
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
 
@@ -40,12 +42,13 @@ def remember(
     # A vote is a distribution, so the model's scores have to mean one: at the temperature that suits validation best.
     heat = fit_temperature(scoring.scorer(model, weights), problem.valid.sample(CALIBRATED, 0))
     weights = {kind: weight / heat for kind, weight in weights.items()}
-    chosen, tried, events = _choose(model, weights, problem)
-    memory = EventMemory(model.tokens.code_width)
-    for part in events:
-        memory.add(*part)
-    told = {"temperature": heat, "memory": chosen.model_dump(), "memory_tried": tried, "events": len(memory)}
-    return _Scorer(model, weights, memory, chosen), told
+    events = _Events.of(model, weights, problem)
+    chosen, tried = _choose(model, weights, events, problem.goal)
+    told = {"temperature": heat, "memory": chosen.model_dump(), "memory_tried": tried, "events": len(events.every)}
+    parts = [Part(half.cases, _Scorer(model, weights, half.memory, chosen), half.known) for half in events.halves]
+    remembering = _Scorer(model, weights, events.every, chosen)
+    scorer, walk = walked(remembering, problem.histories.upto(VALID), parts, problem.items, problem.goal)
+    return scorer, told | walk
 
 
 class _Scorer:
@@ -92,26 +95,63 @@ def positions(
     return np.concatenate(found), np.concatenate(items)
 
 
+@dataclass(frozen=True)
+class _Half:
+    """Half of the validation users: their ``cases``, a ``memory`` of all events but their validation ones, and the
+    histories ``known`` that it is of."""
+
+    cases: ranking.Cases
+    memory: EventMemory
+    known: Ragged
+
+
+@dataclass(frozen=True)
+class _Events:
+    """Two halves of validation, and a memory of ``every`` event."""
+
+    halves: list[_Half]
+    every: EventMemory
+
+    @classmethod
+    def of(cls, model: SetRecModel, weights: Mapping[str, float], problem: Problem) -> _Events:
+        cases, halves = problem.valid, []
+        half = np.random.default_rng(0).permutation(len(cases)) % 2 == 0
+        trained = positions(model, problem.train, weights)
+        every = _memory(model, trained)
+        for ranked in (half, ~half):
+            others, rows = cases.users[~ranked], np.flatnonzero(ranked)
+            histories = problem.histories.upto(VALID).take(others)
+            later = positions(model, histories, weights, problem.train.lengths[others])
+            every.add(*later)
+            part = ranking.Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows))
+            halves.append(_Half(part, _memory(model, trained, later), _known(problem, cases.users[rows])))
+        return cls(halves, every)
+
+
+def _memory(model: SetRecModel, *events: tuple[np.ndarray, np.ndarray]) -> EventMemory:
+    memory = EventMemory(model.tokens.code_width)
+    for part in events:
+        memory.add(*part)
+    return memory
+
+
+def _known(problem: Problem, ranked: np.ndarray) -> Ragged:
+    """All histories up to validation, those of users that are ``ranked`` up to training."""
+    splits, items = problem.histories.splits, problem.histories.items
+    own = np.isin(items.row_of_value, ranked)
+    return items.where((splits == TRAIN) | ((splits == VALID) & ~own))
+
+
 def _choose(
-    model: SetRecModel, weights: Mapping[str, float], problem: Problem
-) -> tuple[MemorySettings, list[dict[str, Any]], list[tuple[np.ndarray, np.ndarray]]]:
-    """The settings of :data:`GRID` with the best validation metric over both halves, all that were tried, and what
-    :func:`positions` found: of training, and of each half's validation events."""
-    cases, values = problem.valid, np.zeros(len(GRID))
-    half = np.random.default_rng(0).permutation(len(cases)) % 2 == 0
-    events = [positions(model, problem.train, weights)]
-    for ranked in (half, ~half):
-        memory = EventMemory(model.tokens.code_width)
-        memory.add(*events[0])
-        others = cases.users[~ranked]
-        histories = problem.histories.upto(VALID).take(others)
-        events.append(positions(model, histories, weights, problem.train.lengths[others]))
-        memory.add(*events[-1])
-        rows = np.flatnonzero(ranked)
-        part = ranking.Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows))
-        values += np.array(_values(model, weights, memory, part, problem.goal)) * len(rows) / len(cases)
+    model: SetRecModel, weights: Mapping[str, float], events: _Events, history: str
+) -> tuple[MemorySettings, list[dict[str, Any]]]:
+    """The settings of :data:`GRID` with the best validation metric over both halves, and all that were tried."""
+    values, users = np.zeros(len(GRID)), sum(len(half.cases) for half in events.halves)
+    for half in events.halves:
+        share = len(half.cases) / max(1, users)
+        values += np.array(_values(model, weights, half.memory, half.cases, history)) * share
     tried = [{**one.model_dump(), "ndcg@10": float(value)} for one, value in zip(GRID, values, strict=True)]
-    return GRID[int(np.argmax(values))], tried, events
+    return GRID[int(np.argmax(values))], tried
 
 
 def _values(

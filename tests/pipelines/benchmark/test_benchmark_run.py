@@ -8,7 +8,7 @@ from pipelines.benchmark import fits, problem, roster
 from pipelines.benchmark.entrant import Clock
 from pipelines.benchmark.job import benchmark, protocol_of
 from pipelines.benchmark.recommender import PUBLISHED, Recommender, RecommenderSettings
-from pipelines.benchmark.remembered import positions
+from pipelines.benchmark.remembered import _Events, positions
 from pipelines.benchmark.run import BenchmarkSettings
 from pipelines.runs import Run
 from setrec.errors import ConfigError
@@ -176,5 +176,20 @@ def test_validation_is_not_read_from_a_memory_that_holds_its_answers(finished):
     _, found = finished
     told = next(s for s in found["systems"] if s["system"] == roster.OURS)
     assert told["valid"] == pytest.approx(
-        np.mean([max(one["ndcg@10"] for one in chosen["memory_tried"]) for chosen in told["chosen"]])
+        np.mean([max(one["ndcg@10"] for one in chosen["walks_tried"]) for chosen in told["chosen"]])
     )
+    for chosen in told["chosen"]:
+        alone = {one["ndcg@10"] for one in chosen["walks_tried"] if one["weight"] == 0}
+        assert alone == {pytest.approx(max(one["ndcg@10"] for one in chosen["memory_tried"]))}
+
+
+def test_no_half_of_validation_is_told_what_followed_for_its_own_users(prepared, model):
+    given = problem.load(prepared)
+    halves = _Events.of(model.eval(), dict.fromkeys(model.kinds, 1.0), given).halves
+    together = np.concatenate([half.cases.users for half in halves])
+    assert sorted(together.tolist()) == sorted(given.valid.users.tolist())
+    for half in halves:
+        longer = half.known.lengths > given.train.lengths
+        assert not longer[half.cases.users].any()
+        assert longer.sum() == len(together) - len(half.cases)
+        assert len(half.memory) == int((np.maximum(half.known.lengths, 1) - 1).sum())
