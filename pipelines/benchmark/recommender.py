@@ -32,8 +32,9 @@ START = 0.1
 class RecommenderSettings(Settings):
     """A recommender and its training. ``table``: collaborative vectors begin at random, or as a SASRec of the same
     split left them (its training counts within the time). ``text``: sentence and word vectors, or sentences alone.
-    ``weights``: those of the slot kinds are chosen on validation over a grid, or all are one. ``memory``: of events
-    (``serving.memory``), its weight chosen on validation."""
+    ``text_slot``: the text vectors themselves are one more slot, frozen. ``weights``: those of the slot kinds are
+    chosen on validation over a grid, or all are one. ``memory``: of events (``serving.memory``) and of transitions
+    (``pipelines.benchmark.walked``), their weights chosen on validation."""
 
     family: Literal["qwen3", "t5"] = "qwen3"
     size: Literal["tiny", "small", "base"] = "tiny"
@@ -42,11 +43,11 @@ class RecommenderSettings(Settings):
     ask: Literal["learned", "last"] = "last"
     table: Literal["random", "sasrec"] = "random"
     trainable_table: bool = True
-    forget: float = 0.2
+    forget: float = 0.3
     hidden: tuple[int, ...] = (512, 256, 128)
-    text_slot: bool = False
-    carry: tuple[float, ...] = ()
-    returns: bool = False
+    text_slot: bool = True
+    carry: tuple[float, ...] = (0.0, 0.8, 1.0)
+    returns: bool = True
     text: Literal["all", "sentence"] = "all"
     dropout: float = 0.2
     loss: ObjectiveSettings = ObjectiveSettings(slots=0.0, fused=1.0, alpha=0.0, sampled_above=4096, samples=2048)
@@ -61,6 +62,7 @@ class RecommenderSettings(Settings):
 
 PUBLISHED = RecommenderSettings(
     semantic_tokens=4, history="set", ask="learned", table="sasrec", trainable_table=False, forget=0.0,
+    text_slot=False, carry=(), returns=False,
     text="sentence", loss=ObjectiveSettings.paper(), learning_rate=1e-3, memory=False,
 )  # fmt: skip
 """The design of arXiv 2502.10833, at a size that two cores can train; masks and shared positions as it says."""

@@ -31,6 +31,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "one fused input token": {"history": "fused"},
     "queries from the last item": {"ask": "last"},
     "word vectors": {"text": "all"},
+    "codes carried": {"carry": (0.0, 0.8, 1.0), "returns": True},
     "no autoencoder": {"loss": {"slots": 1.0, "fused": 0.0, "alpha": 0.0, "negatives": "all"}},
 }
 """Each of our changes alone, on the published design."""
@@ -38,7 +39,10 @@ SAMPLED: dict[str, Any] = RecommenderSettings().loss.model_dump(include={"sample
 WITHOUT: dict[str, dict[str, Any]] = {
     "without forgetting": {"forget": 0.0},
     "without word vectors": {"text": "sentence"},
-    "without text": {"semantic_tokens": 0},
+    "without text": {"semantic_tokens": 0, "text_slot": False},
+    "without a slot of the texts themselves": {"text_slot": False},
+    "without carrying": {"carry": (), "returns": False},
+    "texts themselves, no layers": {"hidden": (), "text_slot": False},
     "slots' own losses": {"loss": {**SAMPLED, "slots": 1.0, "fused": 0.0, "alpha": 0.0}},
     "loss of all slots and the fused": {"loss": {**SAMPLED, "slots": 0.2, "fused": 1.0, "alpha": 0.0}},
     "with the autoencoder": {"loss": {**SAMPLED, "slots": 0.0, "fused": 1.0, "alpha": 0.5}},
