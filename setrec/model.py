@@ -207,8 +207,9 @@ class SetRecModel(PreTrainedModel):
 
     def return_bias(self, weights: Mapping[str, float]) -> float:
         """What is added to the scores of items in the history, at these weights of the slot kinds."""
-        total = sum(grounding.slot_weights(self.tokens, weights))
-        return 0.0 if self.raised is None else self.raised.item() * FAR * total
+        if self.raised is None:
+            return 0.0
+        return self.raised.item() * FAR * sum(grounding.slot_weights(self.tokens, weights))
 
     def forward(
         self,
@@ -273,18 +274,17 @@ class SetRecModel(PreTrainedModel):
     @torch.no_grad()
     def answers(self, histories: Ragged, codes: Tensor | None = None) -> Tensor:
         """Answers (B, n, d) to whole histories (the latest ``max_items`` of each); one forward pass."""
+        return self.outputs(*self._whole(histories), codes)[:, 0]
+
+    def _whole(self, histories: Ragged) -> tuple[Tensor, Tensor]:
+        """Items (B, L) and visible (B, 1) of whole histories, the latest ``max_items`` of each."""
         items, lengths = histories.pad(self.config.max_items)
-        rows = torch.from_numpy(items).to(self.device)
-        visible = torch.from_numpy(lengths).to(self.device)[:, None]
-        return self.outputs(rows, visible, codes)[:, 0]
+        return torch.from_numpy(items).to(self.device), torch.from_numpy(lengths).to(self.device)[:, None]
 
     @torch.no_grad()
     def user_codes(self, histories: Ragged, weights: Mapping[str, float], codes: Tensor | None = None) -> Tensor:
         """Folded user codes, float32 (B, D): inner products with item codes are scores, up to a constant per user."""
-        items, lengths = histories.pad(self.config.max_items)
-        rows = torch.from_numpy(items).to(self.device)
-        visible = torch.from_numpy(lengths).to(self.device)[:, None]
-        own = self.answer_codes(rows, visible, codes)
+        own = self.answer_codes(*self._whole(histories), codes)
         return grounding.joined(self.tokens, own, weights)[:, 0].float()
 
     @classmethod
