@@ -1,10 +1,12 @@
 """A memory of events beside the model: what followed, whenever somebody stood where this user stands.
 
 Every position of every history is a user code with the item that came next. For a new history the nearest stored
-positions vote for their items, and the vote is mixed with the model's own distribution, as in nearest-neighbour
-language models (Khandelwal and others 2020, arXiv 1911.00172):
+positions vote for their items, as in nearest-neighbour language models (Khandelwal and others 2020, arXiv 1911.00172):
 
-    p(i) = (1 - weight) softmax(s)_i + weight * sum over neighbours j with item i of softmax(cos_j / temperature)_j
+    q_i = sum over neighbours j with item i of softmax(cos_j / temperature)_j,
+
+and an item's score, in the unit of log-probabilities, rises by weight sqrt(q_i). Those models mix two distributions;
+adding instead lets votes and scores reinforce each other, and measured no worse.
 
 Storing an event is adding a vector to a FAISS index, so the memory learns from what happened after training, items that
 training never saw included, and needs no training itself.
@@ -12,25 +14,21 @@ training never saw included, and needs no training itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import faiss
 import numpy as np
 from pydantic import Field
 
+from setrec.ragged import Ragged
 from setrec.settings import Settings
-
-FLOOR = 1e-30
-"""Least probability: scores stay finite."""
 
 
 class MemorySettings(Settings):
-    """``neighbours`` vote, with the softmax of their cosines over ``temperature``; ``weight`` of the vote against the
-    model, 0 for none."""
+    """``neighbours`` vote, with the softmax of their cosines over ``temperature``; ``weight`` of what the vote adds, 0
+    for nothing."""
 
     neighbours: int = Field(200, ge=1)
     temperature: float = Field(0.05, gt=0)
-    weight: float = Field(0.1, ge=0, lt=1)
+    weight: float = Field(5.0, ge=0)
 
 
 class EventMemory:
@@ -53,43 +51,29 @@ class EventMemory:
         near, at = self.index.search(_unit(codes), min(count, len(self)))
         return near, self.next[at]
 
-    def mix(
-        self, scores: np.ndarray, codes: np.ndarray, settings: MemorySettings, seen: Sequence[np.ndarray] | None = None
+    def raise_scores(
+        self, scores: np.ndarray, codes: np.ndarray, settings: MemorySettings, history: Ragged | None = None
     ) -> np.ndarray:
-        """Log-probabilities float32 (b, I) from the model's scores (b, I) and the votes of the neighbours of ``codes``
-        (b, D). Items in ``seen`` (rows of item rows) get no votes: nobody is told to go where they come from."""
+        """Scores (b, I) with what the neighbours of ``codes`` (b, D) add. Items of the ``history`` (b rows) get no
+        votes: nobody is told to go where they come from."""
         if settings.weight == 0 or not len(self):
             return scores
-        return mixed(scores, *self.neighbours(codes, settings.neighbours), settings, seen)
+        near, items = self.neighbours(codes, settings.neighbours)
+        roots = vote_roots(near, items, scores.shape[1], settings.temperature, history)
+        return np.asarray(scores + np.float32(settings.weight) * roots, dtype=np.float32)
 
 
-def mixed(
-    scores: np.ndarray,
-    near: np.ndarray,
-    items: np.ndarray,
-    settings: MemorySettings,
-    seen: Sequence[np.ndarray] | None = None,
+def vote_roots(
+    near: np.ndarray, items: np.ndarray, catalogue: int, temperature: float, history: Ragged | None = None
 ) -> np.ndarray:
-    """:meth:`EventMemory.mix` for neighbours at hand: many settings share one search."""
-    near, items = near[:, : settings.neighbours], items[:, : settings.neighbours]
-    votes = np.exp((near - near.max(axis=1, keepdims=True)) / settings.temperature)
-    q = np.zeros_like(scores)
-    np.add.at(q, (np.arange(len(q))[:, None], items), votes)
-    return blended(scores, q, settings.weight, seen)
-
-
-def blended(
-    scores: np.ndarray, votes: np.ndarray, weight: float, seen: Sequence[np.ndarray] | None = None
-) -> np.ndarray:
-    """Log-probabilities float32 (b, I): the softmax of ``scores`` with a share ``weight`` of the ``votes`` (b, I), not
-    negative, which are scaled to add up to one in every row. Items in ``seen`` get none."""
-    q = votes.copy()
-    for row, known in enumerate(seen or ()):
-        q[row, known] = 0.0
-    q *= weight / np.maximum(q.sum(axis=1, keepdims=True), FLOOR)
-    p = np.exp(scores - scores.max(axis=1, keepdims=True))
-    p *= (1 - weight) / p.sum(axis=1, keepdims=True)
-    return np.log(np.maximum(p + q, FLOOR)).astype(np.float32)
+    """Square roots of the votes q, float32 (b, ``catalogue``), of neighbours as :meth:`EventMemory.neighbours` gives
+    them; many temperatures share one search."""
+    votes = np.exp((near - near.max(axis=1, keepdims=True)) / temperature)
+    q = np.zeros((len(near), catalogue), dtype=np.float32)
+    np.add.at(q, (np.arange(len(q))[:, None], items), votes / votes.sum(axis=1, keepdims=True))
+    if history is not None:
+        q[history.row_of_value, history.values] = 0.0
+    return np.sqrt(q, out=q)
 
 
 def _unit(codes: np.ndarray) -> np.ndarray:

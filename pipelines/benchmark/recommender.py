@@ -33,8 +33,8 @@ class RecommenderSettings(Settings):
     """A recommender and its training. ``table``: collaborative vectors begin at random, or as a SASRec of the same
     split left them (its training counts within the time). ``text``: sentence and word vectors, or sentences alone.
     ``text_slot``: the text vectors themselves are one more slot, frozen. ``weights``: those of the slot kinds are
-    chosen on validation over a grid, or all are one. ``memory``: of events (``serving.memory``) and of transitions
-    (``pipelines.benchmark.walked``), their weights chosen on validation."""
+    chosen on validation over a grid, or all are one. ``memory``: of events (``serving.memory``), and transitions and
+    likeness of texts as evidence (``pipelines.benchmark.evidence``), their weights chosen on validation."""
 
     family: Literal["qwen3", "t5"] = "qwen3"
     size: Literal["tiny", "small", "base"] = "tiny"
@@ -94,9 +94,9 @@ class Recommender:
         if not s.memory:
             return Fitted(plain, {"weights": weights}, curve, kinds, weights)
         clock.tell("remembers")
-        scorer, told = remember(model, weights, problem)
-        valid = max(one["ndcg@10"] for one in told["walks_tried"])
-        return Fitted(scorer, {"weights": weights, **told}, curve, kinds, weights, {"without memory": plain}, valid)
+        kept = remember(model, weights, problem)
+        variants = {"without memory": kept.evidence, "model alone": plain}
+        return Fitted(kept.scorer, {"weights": weights, **kept.told}, curve, kinds, weights, variants, kept.valid)
 
 
 def _changed(base: RecommenderSettings, changes: Mapping[str, Any]) -> RecommenderSettings:

@@ -1,8 +1,8 @@
-"""SETRec with memories of events: its own training positions, and what test users did between training and test."""
+"""SETRec with what is known beside it: transitions, likeness of texts, and a memory of events."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -10,61 +10,111 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.benchmark import evidence
 from pipelines.benchmark.calibration import fit_temperature
+from pipelines.benchmark.evidence import Evidence
 from pipelines.benchmark.problem import Problem
-from pipelines.benchmark.walked import Part, walked
-from serving.memory import EventMemory, MemorySettings, mixed
+from pipelines.benchmark.weighing import Part, everything, ndcg_of
+from serving.memory import EventMemory, MemorySettings, vote_roots
 from setrec import grounding, ranking, scoring
 from setrec.batches import one_pass
 from setrec.catalog import TRAIN, VALID
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
+from setrec.transitions import unit_rows
 
 TARGETS = 4096
 """Positions encoded at a time."""
 CALIBRATED = 2000
 """Validation users that the temperature of the scores is fitted on."""
+WEIGHED = 2500
+"""Users of each half of validation that weights are chosen on."""
 GRID = [
     MemorySettings(temperature=temperature, weight=weight)
-    for weight, temperature in ((0.0, 0.05), *product((0.05, 0.1, 0.2, 0.3, 0.5), (0.02, 0.05, 0.1)))
+    for weight, temperature in ((0.0, 0.05), *product((2.0, 5.0, 10.0), (0.02, 0.05, 0.1)))
 ]
 """The first is no memory at all, which is taken where nothing helps."""
 
 
-def remember(
-    model: SetRecModel, weights: Mapping[str, float], problem: Problem
-) -> tuple[ranking.Scorer, dict[str, Any]]:
-    """The model with a memory of all training and validation events as a scorer, and what was chosen.
+@dataclass(frozen=True)
+class Remembered:
+    """Scorers with all that is known up to the test, and with ``evidence`` without the memory of events; what was
+    ``told`` of the choice, and NDCG@10 on validation, ``valid``."""
 
-    Weight and temperature are chosen on validation users in two halves: while one half is ranked, the other half's
-    validation events are in the memory, as at test time everybody's are.
+    scorer: ranking.Scorer
+    evidence: ranking.Scorer
+    told: dict[str, Any]
+    valid: float
+
+
+def remember(model: SetRecModel, weights: Mapping[str, float], problem: Problem) -> Remembered:
+    """The model with evidence and with a memory of all training and validation events.
+
+    Weights are chosen on validation users in two halves: while one half is ranked, the other half's validation events
+    are known, as at test time everybody's are. Nothing is added where nothing helps.
     """
-    # A vote is a distribution, so the model's scores have to mean one: at the temperature that suits validation best.
+    # What is added is in the unit of log-probabilities, so the scores have to be: at the temperature that suits best.
     heat = fit_temperature(scoring.scorer(model, weights), problem.valid.sample(CALIBRATED, 0))
-    weights = {kind: weight / heat for kind, weight in weights.items()}
-    events = _Events.of(model, weights, problem)
-    chosen, tried = _choose(model, weights, events, problem.goal)
-    told = {"temperature": heat, "memory": chosen.model_dump(), "memory_tried": tried, "events": len(events.every)}
-    parts = [Part(half.cases, _Scorer(model, weights, half.memory, chosen), half.known) for half in events.halves]
-    remembering = _Scorer(model, weights, events.every, chosen)
-    scorer, walk = walked(remembering, problem.histories.upto(VALID), parts, problem.items, problem.goal)
-    return scorer, told | walk
+    plain = _Model(model, {kind: weight / heat for kind, weight in weights.items()})
+    text = None if problem.text is None else unit_rows(problem.text)
+    parts, halves = _halves(problem)
+    chosen, tried = evidence.choose(plain, parts, text, problem.trained, problem.goal)
+    told: dict[str, Any] = {"temperature": heat, "evidence": chosen.model_dump(), "evidence_tried": tried}
+
+    def with_evidence(known: Ragged) -> Evidence:
+        return Evidence(plain, known, text, problem.trained, chosen)
+
+    events = _Events.of(plain, problem, halves)
+    scorers = [
+        _Scorer(with_evidence(part.known), plain, memory) for part, memory in zip(parts, events.halves, strict=True)
+    ]
+    settings, values = _choose(scorers, [part.cases for part in parts], problem)
+    told |= {"memory": settings.model_dump(), "memory_tried": values, "events": len(events.every)}
+    every = with_evidence(problem.histories.upto(VALID))
+    valid = max(one["ndcg@10"] for one in values)
+    return Remembered(_Scorer(every, plain, events.every, settings), every, told, valid)
+
+
+class _Model:
+    """A model at weights of its kinds as a scorer that keeps the user codes of the histories it read last."""
+
+    def __init__(self, model: SetRecModel, weights: Mapping[str, float]) -> None:
+        self.model, self.weights, self.codes = model.eval(), weights, model.item_codes()
+        self.raised = model.return_bias(weights)
+        self.read: Ragged | None = None
+        self.users = np.empty(0)
+
+    def user_codes(self, history: Ragged) -> np.ndarray:
+        """User codes float32 (b, D)."""
+        if self.read is not history:
+            self.read, self.users = history, self.model.user_codes(history, self.weights, self.codes).numpy()
+        return self.users
+
+    def __call__(self, history: Ragged) -> np.ndarray:
+        """Scores (b, I)."""
+        return scoring.raised(self.user_codes(history) @ self.codes.numpy().T, history, self.raised)
 
 
 class _Scorer:
-    """Scores with a memory."""
+    """Scores with evidence and a memory."""
 
     def __init__(
-        self, model: SetRecModel, weights: Mapping[str, float], memory: EventMemory, settings: MemorySettings
+        self, scores: Evidence, plain: _Model, memory: EventMemory, settings: MemorySettings = GRID[0]
     ) -> None:
-        self.model, self.weights, self.memory, self.settings = model, weights, memory, settings
-        self.codes = model.item_codes()
+        self.scores, self.plain, self.memory, self.settings = scores, plain, memory, settings
 
     def __call__(self, history: Ragged) -> np.ndarray:
-        """Log-probabilities (b, I)."""
-        users = self.model.user_codes(history, self.weights, self.codes)
-        scores = scoring.raised((users @ self.codes.T).numpy(), history, self.model.return_bias(self.weights))
-        return self.memory.mix(scores, users.numpy(), self.settings, list(history))
+        """Scores (b, I)."""
+        scores = self.scores(history)
+        return self.memory.raise_scores(scores, self.plain.user_codes(history), self.settings, history)
+
+    def terms(self, history: Ragged) -> dict[str, np.ndarray]:
+        """The scores, and roots of votes by temperature."""
+        scores, most = self.scores(history), max(one.neighbours for one in GRID)
+        near, items = self.memory.neighbours(self.plain.user_codes(history), most)
+        heats = {one.temperature for one in GRID}
+        votes = {str(heat): vote_roots(near, items, scores.shape[1], heat, history) for heat in sorted(heats)}
+        return {"scores": scores, **votes}
 
 
 @torch.no_grad()
@@ -95,36 +145,36 @@ def positions(
     return np.concatenate(found), np.concatenate(items)
 
 
-@dataclass(frozen=True)
-class _Half:
-    """Half of the validation users: their ``cases``, a ``memory`` of all events but their validation ones, and the
-    histories ``known`` that it is of."""
-
-    cases: ranking.Cases
-    memory: EventMemory
-    known: Ragged
+def _halves(problem: Problem) -> tuple[list[Part], list[np.ndarray]]:
+    """Two halves of the validation users, up to :data:`WEIGHED` of each, and for each the users of the other half."""
+    cases, parts, others = problem.valid, [], []
+    half = np.random.default_rng(0).permutation(len(cases)) % 2 == 0
+    for ranked in (half, ~half):
+        rows = np.flatnonzero(ranked)
+        part = ranking.Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows))
+        parts.append(Part(part.sample(WEIGHED, 0), _known(problem, part.users)))
+        others.append(cases.users[~ranked])
+    return parts, others
 
 
 @dataclass(frozen=True)
 class _Events:
-    """Two halves of validation, and a memory of ``every`` event."""
+    """Memories: for each of two ``halves`` of validation one of all events but that half's validation ones, and one of
+    ``every`` event."""
 
-    halves: list[_Half]
+    halves: list[EventMemory]
     every: EventMemory
 
     @classmethod
-    def of(cls, model: SetRecModel, weights: Mapping[str, float], problem: Problem) -> _Events:
-        cases, halves = problem.valid, []
-        half = np.random.default_rng(0).permutation(len(cases)) % 2 == 0
-        trained = positions(model, problem.train, weights)
-        every = _memory(model, trained)
-        for ranked in (half, ~half):
-            others, rows = cases.users[~ranked], np.flatnonzero(ranked)
-            histories = problem.histories.upto(VALID).take(others)
-            later = positions(model, histories, weights, problem.train.lengths[others])
+    def of(cls, plain: _Model, problem: Problem, others: Sequence[np.ndarray]) -> _Events:
+        """``others``: the users whose validation events each half may know."""
+        trained, halves = positions(plain.model, problem.train, plain.weights), []
+        every = _memory(plain.model, trained)
+        for users in others:
+            histories = problem.histories.upto(VALID).take(users)
+            later = positions(plain.model, histories, plain.weights, problem.train.lengths[users])
             every.add(*later)
-            part = ranking.Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows))
-            halves.append(_Half(part, _memory(model, trained, later), _known(problem, cases.users[rows])))
+            halves.append(_memory(plain.model, trained, later))
         return cls(halves, every)
 
 
@@ -143,31 +193,12 @@ def _known(problem: Problem, ranked: np.ndarray) -> Ragged:
 
 
 def _choose(
-    model: SetRecModel, weights: Mapping[str, float], events: _Events, history: str
+    scorers: Sequence[_Scorer], cases: Sequence[ranking.Cases], problem: Problem
 ) -> tuple[MemorySettings, list[dict[str, Any]]]:
     """The settings of :data:`GRID` with the best validation metric over both halves, and all that were tried."""
-    values, users = np.zeros(len(GRID)), sum(len(half.cases) for half in events.halves)
-    for half in events.halves:
-        share = len(half.cases) / max(1, users)
-        values += np.array(_values(model, weights, half.memory, half.cases, history)) * share
+    grid = [{"scores": 1.0, str(one.temperature): one.weight} for one in GRID]
+    terms = [one.terms for one in scorers]
+    (found,) = ndcg_of(cases, terms, grid, [everything(problem.items)], problem.goal)
+    values = np.nanmean(found, axis=1)
     tried = [{**one.model_dump(), "ndcg@10": float(value)} for one, value in zip(GRID, values, strict=True)]
     return GRID[int(np.argmax(values))], tried
-
-
-def _values(
-    model: SetRecModel, weights: Mapping[str, float], memory: EventMemory, cases: ranking.Cases, history: str
-) -> list[float]:
-    """NDCG@10 of every setting of the grid, from one search."""
-    codes, most = model.item_codes(), max(one.neighbours for one in GRID)
-    every = np.ones(len(codes), dtype=bool)
-    groups = [ranking.Group("all", every, every)]
-    found: list[list[ranking.Ranks]] = [[] for _ in GRID]
-    for start in range(0, len(cases), 256):
-        read, truth = cases.batch(start, 256)
-        users = model.user_codes(read, weights, codes)
-        scores = scoring.raised((users @ codes.T).numpy(), read, model.return_bias(weights))
-        near = memory.neighbours(users.numpy(), most)
-        for number, one in enumerate(GRID):
-            told = scores if one.weight == 0 else mixed(scores, *near, one, list(read))
-            found[number].append(ranking.batch_ranks(lambda _, told=told: told, read, truth, groups))
-    return [ranking.joined(cases.users, one, groups, (10,)).mean("ndcg@10", "all", history) for one in found]

@@ -8,7 +8,7 @@ from pipelines.benchmark import fits, problem, roster
 from pipelines.benchmark.entrant import Clock
 from pipelines.benchmark.job import benchmark, protocol_of
 from pipelines.benchmark.recommender import PUBLISHED, Recommender, RecommenderSettings
-from pipelines.benchmark.remembered import _Events, positions
+from pipelines.benchmark.remembered import _Events, _halves, _Model, positions
 from pipelines.benchmark.run import BenchmarkSettings
 from pipelines.runs import Run
 from setrec.errors import ConfigError
@@ -167,7 +167,8 @@ def test_a_memory_is_kept_where_it_helps_and_its_figures_stand_beside_those_with
     told = next(s for s in found["systems"] if s["system"] == roster.OURS)["chosen"][0]
     tried = {(one["weight"], one["temperature"]): one["ndcg@10"] for one in told["memory_tried"]}
     assert tried[told["memory"]["weight"], told["memory"]["temperature"]] == max(tried.values())
-    assert f"{roster.OURS}, without memory" in {row["system"] for row in found["rows"]}
+    for variant in ("without memory", "model alone"):
+        assert f"{roster.OURS}, {variant}" in {row["system"] for row in found["rows"]}
     events = problem.load(run.root / "problem").histories
     assert told["events"] == int((np.maximum(events.upto(1).lengths, 1) - 1).sum())
 
@@ -176,20 +177,27 @@ def test_validation_is_not_read_from_a_memory_that_holds_its_answers(finished):
     _, found = finished
     told = next(s for s in found["systems"] if s["system"] == roster.OURS)
     assert told["valid"] == pytest.approx(
-        np.mean([max(one["ndcg@10"] for one in chosen["walks_tried"]) for chosen in told["chosen"]])
+        np.mean([max(one["ndcg@10"] for one in chosen["memory_tried"]) for chosen in told["chosen"]])
     )
     for chosen in told["chosen"]:
-        alone = [one["ndcg@10"] for one in chosen["walks_tried"] if one["weight"] == 0]
-        assert alone == pytest.approx([max(one["ndcg@10"] for one in chosen["memory_tried"])] * len(alone))
+        alone = next(one["ndcg@10"] for one in chosen["memory_tried"] if one["weight"] == 0)
+        same = [
+            one["ndcg@10"]
+            for one in chosen["evidence_tried"]
+            if {name: one[name] for name in chosen["evidence"]} == chosen["evidence"]
+        ]
+        assert alone == pytest.approx(same[-1])
 
 
 def test_no_half_of_validation_is_told_what_followed_for_its_own_users(prepared, model):
     given = problem.load(prepared)
-    halves = _Events.of(model.eval(), dict.fromkeys(model.kinds, 1.0), given).halves
-    together = np.concatenate([half.cases.users for half in halves])
+    parts, others = _halves(given)
+    halves = _Events.of(_Model(model, dict.fromkeys(model.kinds, 1.0)), given, others).halves
+    together = np.concatenate([part.cases.users for part in parts])
     assert sorted(together.tolist()) == sorted(given.valid.users.tolist())
-    for half in halves:
-        longer = half.known.lengths > given.train.lengths
-        assert not longer[half.cases.users].any()
-        assert longer.sum() == len(together) - len(half.cases)
-        assert len(half.memory) == int((np.maximum(half.known.lengths, 1) - 1).sum())
+    for part, other, memory in zip(parts, others, halves, strict=True):
+        assert not set(part.cases.users.tolist()) & set(other.tolist())
+        longer = part.known.lengths > given.train.lengths
+        assert not longer[part.cases.users].any()
+        assert longer.sum() == len(other) == len(together) - len(part.cases)
+        assert len(memory) == int((np.maximum(part.known.lengths, 1) - 1).sum())

@@ -1,0 +1,156 @@
+"""What is known beside a model, added to its scores: how often one item followed another, and how alike texts are.
+
+A model places an item by what it has learned of it. How often one item followed another, exactly, is more than it can
+hold; and of an item that training never saw it has learned nothing, while the likeness of texts says as much of it as
+of any other. With s a model's scores in the unit of log-probabilities, x P + ... the walk of ``setrec.transitions``
+over all events that are known, and c the cosines of texts to the history, a trained item scores
+
+    s_i + hops sqrt((x P + damping x P^2)_i) + likeness c_i,
+
+an item that training never saw
+
+    trust s_i + hops sqrt((x P + damping x P^2)_i) + newness c_i + level.
+
+All of it is added before any softmax, so what two sources say of an item reinforces each other, where a mixture of
+distributions would only take the louder (Hinton 2002: products of experts). Items of the history get nothing added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from pipelines.benchmark.weighing import Part, everything, ndcg_of
+from setrec import ranking
+from setrec.ragged import Ragged
+from setrec.settings import Settings
+from setrec.transitions import TEXT, Transitions, TransitionSettings, transition_graph
+
+WALKS = (
+    TransitionSettings(reach=3, fade=0.5, shrink=3.0, last=50, decay=0.8, damping=0.5),
+    TransitionSettings(reach=8, fade=0.8, shrink=3.0, last=50, decay=0.9, damping=0.5),
+)
+HOPS = (0.0, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0)
+LIKENESS = (0.0, 1.0, 2.0, 4.0)
+UNSEEN = ((1.0, 0.0), (1.0, 2.5), (1.0, 5.0), (1.0, 10.0), (0.5, 10.0), (0.0, 10.0))
+"""``trust`` and ``newness`` of items that training never saw, up to a common factor."""
+FACTORS = (0.25, 0.5, 1.0, 2.0)
+LEVELS = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
+ENOUGH = 200
+"""Validation truths that training never saw, from which on these items get weights of their own."""
+
+
+class EvidenceSettings(Settings):
+    """The weights above; ``walk`` is a number in :data:`WALKS`."""
+
+    walk: int = 0
+    hops: float = 0.0
+    likeness: float = 0.0
+    trust: float = 1.0
+    newness: float = 0.0
+    level: float = 0.0
+
+
+class Evidence:
+    """A scorer with all of it added, itself a scorer.
+
+    Args:
+        scorer: scores in the unit of log-probabilities.
+        known: histories that are walked on.
+        text: as ``setrec.transitions.unit_rows`` gives it, ``None`` where items have no texts.
+        trained: which items training saw, bool (I,).
+    """
+
+    def __init__(
+        self, scorer: ranking.Scorer, known: Ragged, text: np.ndarray | None, trained: np.ndarray, s: EvidenceSettings
+    ) -> None:
+        self.scorer, self.settings = scorer, s
+        self._terms = _Terms(scorer, known, text, trained, (s.walk,))
+
+    def __call__(self, history: Ragged) -> np.ndarray:
+        """Scores float32 (b, I)."""
+        terms, weights = self._terms(history), _weights(self.settings, self._terms.text is not None)
+        return np.asarray(sum(np.float32(w) * terms[name] for name, w in weights.items()), dtype=np.float32)
+
+
+def choose(
+    scorer: ranking.Scorer, parts: Sequence[Part], text: np.ndarray | None, trained: np.ndarray, history: str
+) -> tuple[EvidenceSettings, list[dict[str, Any]]]:
+    """The settings that suit the ``parts`` of validation, in the given history protocol, and all that were tried.
+
+    Walk, ``hops`` and ``likeness`` are those with the best NDCG@10. For items that training never saw, where validation
+    has enough of them, the ratio of ``trust`` to ``newness`` is the one that orders them best among themselves; then of
+    factors and levels whose NDCG@10 over all items is within a standard error (over users) of the best, the one that
+    finds most of them: what is new is rarer right after training, where validation lies, than ever after.
+    """
+    with_text = text is not None
+    terms = [_Terms(scorer, part.known, text, trained, range(len(WALKS))) for part in parts]
+    every, new = everything(len(trained)), ~trained
+
+    def values(grid: Sequence[EvidenceSettings], groups: Sequence[ranking.Group]) -> list[np.ndarray]:
+        return ndcg_of([part.cases for part in parts], terms, [_weights(s, with_text) for s in grid], groups, history)
+
+    grid = [
+        EvidenceSettings(walk=walk, hops=hops, likeness=likeness, newness=likeness)
+        for walk, hops, likeness in product(range(len(WALKS)), HOPS, LIKENESS if with_text else (0.0,))
+    ]
+    (found,) = values(grid, [every])
+    tried = _told(grid, np.nanmean(found, axis=1))
+    best = grid[int(np.argmax(np.nanmean(found, axis=1)))]
+    asked = sum(int(new[part.cases.truth.values].sum()) for part in parts)
+    if not with_text or asked < ENOUGH:
+        return best, tried
+    grid = [best.model_copy(update={"trust": trust, "newness": newness}) for trust, newness in UNSEEN]
+    (found,) = values(grid, [ranking.Group("new among new", new, new)])
+    ratio = grid[int(np.argmax(np.nanmean(found, axis=1)))]
+    grid = [best] + [
+        ratio.model_copy(update={"trust": f * ratio.trust, "newness": f * ratio.newness, "level": level})
+        for f, level in product(FACTORS, LEVELS)
+    ]
+    found, of_new = values(grid, [every, ranking.Group("new", new, every.candidates)])
+    means = np.nanmean(found, axis=1)
+    top = found[int(np.argmax(means))]
+    error = np.array([np.nanstd(top - one) / np.sqrt(np.sum(~np.isnan(one))) for one in found])
+    good = means >= means.max() - error
+    chosen = int(np.argmax(np.where(good, np.nanmean(of_new, axis=1), -1.0)))
+    return grid[chosen], tried + _told(grid, means)
+
+
+class _Terms:
+    """What is summed, by name: (b, I) each, of the walks of the given numbers."""
+
+    def __init__(
+        self, scorer: ranking.Scorer, known: Ragged, text: np.ndarray | None, trained: np.ndarray, walks: Sequence[int]
+    ) -> None:
+        self.scorer, self.text, self.trained = scorer, text, trained
+        self.walks = {n: Transitions(transition_graph(known, len(trained), WALKS[n]), text, WALKS[n]) for n in walks}
+
+    def __call__(self, history: Ragged) -> dict[str, np.ndarray]:
+        held, new = (history.row_of_value, history.values), ~self.trained
+        scores = self.scorer(history)
+        found = {"old": np.where(new, np.float32(0), scores), "new": np.where(new, scores, np.float32(0))}
+        for number, walk in self.walks.items():
+            kinds = walk.kinds(history)
+            hops = kinds["hop 1"] + np.float32(walk.settings.damping) * kinds["hop 2"]
+            hops[held] = 0.0
+            found[f"hops {number}"] = np.sqrt(hops)
+            if self.text is not None:
+                like = kinds[TEXT]
+                like[held] = 0.0
+                found[f"likeness {number}"] = np.where(new, np.float32(0), like)
+                found[f"newness {number}"] = np.where(new, like, np.float32(0))
+        found["level"] = np.broadcast_to(new.astype(np.float32), scores.shape).copy()
+        return found
+
+
+def _weights(s: EvidenceSettings, text: bool) -> dict[str, float]:
+    """The weight of each term."""
+    like = {f"likeness {s.walk}": s.likeness, f"newness {s.walk}": s.newness} if text else {}
+    return {"old": 1.0, "new": s.trust, f"hops {s.walk}": s.hops, **like, "level": s.level}
+
+
+def _told(grid: Sequence[EvidenceSettings], values: np.ndarray) -> list[dict[str, Any]]:
+    return [{**s.model_dump(), "ndcg@10": float(value)} for s, value in zip(grid, values, strict=True)]

@@ -1,0 +1,63 @@
+"""Weights of terms that are summed to a score, tried on validation users: every weighting from one scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from setrec import ranking
+from setrec.ragged import Ragged
+
+BATCH = 256
+Terms = Callable[[Ragged], Mapping[str, np.ndarray]]
+"""Terms of a score by name, each (b, I), of a batch of histories."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Validation users to be ranked: their ``cases``, and the histories ``known`` that may be learned from, which do
+    not hold what followed for these users."""
+
+    cases: ranking.Cases
+    known: Ragged
+
+
+def everything(items: int) -> ranking.Group:
+    """All truths among all items."""
+    every = np.ones(items, dtype=bool)
+    return ranking.Group("all", every, every)
+
+
+def ndcg_of(
+    cases: Sequence[ranking.Cases], terms: Sequence[Terms], grid: Sequence[Mapping[str, float]],
+    groups: Sequence[ranking.Group], history: str,
+) -> list[np.ndarray]:  # fmt: skip
+    """NDCG@10 of every user under every weighting of the ``grid``, float (weightings, users), for each of ``groups``.
+
+    ``cases`` come in parts, each with ``terms`` of its own, in the order of which users stand; ``history`` is the
+    protocol. A term that a weighting does not name counts nothing; a user without a truth in a group has NaN.
+    """
+    from setrec.rank_kernels import count_above
+
+    found: list[list[np.ndarray]] = [[] for _ in groups]
+    pools = np.stack([group.candidates for group in groups])
+    for part, named in zip(cases, terms, strict=True):
+        for start in range(0, len(part), BATCH):
+            read, truth = part.batch(start, BATCH)
+            kinds = named(read)
+            table = np.array([[weights.get(name, 0.0) for name in kinds] for weights in grid], dtype=np.float32)
+            counts = count_above(list(kinds.values()), table, truth, read, pools)
+            for at, (group, kept) in enumerate(zip(groups, found, strict=True)):
+                ranks = counts.above[:, at]
+                if history == "removed":
+                    ranks = np.where(counts.seen, ranking.NO_RANK, ranks - counts.known[:, at])
+                some = group.truths[truth.values]
+                offsets = truth.where(some).offsets
+                kept.append(np.stack([_ndcg(Ragged(one[some], offsets)) for one in ranks]))
+    return [np.concatenate(one, axis=1) for one in found]
+
+
+def _ndcg(ranks: Ragged) -> np.ndarray:
+    return ranking.user_metrics(ranks, (10,))["ndcg@10"]
