@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from nodetok.distances import DistanceSettings, distances
@@ -20,6 +21,7 @@ from pipelines.trackers import tracking
 from pipelines.warm import begin_sasrec
 from setrec.atomic import atomic_file
 from setrec.encoder import TextEncoder
+from setrec.errors import DataError
 from setrec.sasrec import SasRec, train_sasrec
 from setrec.tokens import ItemFeatures
 
@@ -90,20 +92,28 @@ def load_features(run: Run, config: JobConfig, trained: np.ndarray) -> ItemFeatu
 
     Raises:
         ConfigError: collaborative vectors, or positions that the structural slot needs, are missing.
+        DataError: a file of vectors is damaged.
     """
     path = run.require(run.features / "collaborative.safetensors", "train")
     text = run.features / "text.safetensors"
     return ItemFeatures(
         trained=trained,
-        collaborative=load_file(path)["collaborative"],
-        text=load_file(text)["text"] if text.exists() else None,
+        collaborative=_vectors(path)["collaborative"],
+        text=_vectors(text)["text"] if text.exists() else None,
         extra=_positions(run) if config.structural.enabled else {},
     )
 
 
 def _positions(run: Run) -> dict[str, np.ndarray]:
     path = run.features / "structural.safetensors"
-    return load_file(run.require(path, "prepare --config CONFIG --set structural.enabled=true"))
+    return _vectors(run.require(path, "prepare --config CONFIG --set structural.enabled=true"))
+
+
+def _vectors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DataError("is damaged; make it again", file=path) from error
 
 
 def load_sasrec(run: Run) -> SasRec:

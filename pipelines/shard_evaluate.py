@@ -110,7 +110,7 @@ class Here:
 class Pool:
     """Actors of a running Ray session. One that dies is started again, and its batches are done again.
 
-    ``load`` goes to the object store once; an actor calls it when it starts. Memory: the systems, once an actor.
+    ``load`` goes to the object store once; an actor calls it before its first batch. Memory: the systems, once each.
     """
 
     def __init__(self, load: Callable[[], Systems], actors: int, threads: int = 1, *, gpu: bool = False) -> None:
@@ -118,8 +118,9 @@ class Pool:
 
         kind: Any = ray.remote(_Worker)
         kind = kind.options(num_cpus=threads, num_gpus=int(gpu), max_restarts=-1, max_task_retries=RETRIES)
-        stored = ray.put(load)
-        self.actors = [kind.remote(stored, threads) for _ in range(actors)]
+        # Batches bring it along: what an actor is made with may be gone when it has to be made again.
+        self.load = ray.put(load)
+        self.actors = [kind.remote(threads) for _ in range(actors)]
 
     def map(self, work: Callable[..., R], parts: Sequence[Part], progress: Progress | None = None) -> list[R]:
         """See :class:`Workers`.
@@ -145,7 +146,7 @@ class Pool:
         while waiting or running:
             while waiting and free:
                 (number, part), actor = waiting.popleft(), free.popleft()
-                running[actor.work.remote(stored, *part)] = number, actor
+                running[actor.work.remote([self.load], stored, *part)] = number, actor
             (done,), _ = ray.wait(list(running), num_returns=1)
             number, actor = running.pop(done)
             found[number] = ray.get(done)
@@ -165,10 +166,14 @@ class Pool:
 class _Worker:
     """An actor's side."""
 
-    def __init__(self, load: Callable[[], Systems], threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.systems = load()
+        self.systems: Systems | None = None
 
-    def work(self, work: Callable[..., Any], history: Ragged, truth: Ragged) -> Any:
-        """One batch."""
+    def work(self, load: Sequence[Any], work: Callable[..., Any], history: Ragged, truth: Ragged) -> Any:
+        """One batch; ``load`` is one reference to what loads the systems, which is fetched only where it is needed."""
+        import ray
+
+        if self.systems is None:
+            self.systems = ray.get(load[0])()
         return work(self.systems, history, truth)

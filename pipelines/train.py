@@ -28,7 +28,7 @@ from pipelines.runs import Run
 from pipelines.trackers import Trackers, tracking
 from pipelines.train_worker import store_of, trainer_of, work
 from setrec.atomic import atomic_directory
-from setrec.errors import ConfigError
+from setrec.errors import ConfigError, DataError
 from setrec.training import Trainer
 
 EXPERIMENT = "train"
@@ -81,7 +81,7 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
 
     # On the driver's node: what the user sees must not be lost with another one.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    board = ray.remote(num_cpus=0, label_selector=here)(_Board).remote()
+    board: Any = ray.remote(num_cpus=0, label_selector=here)(_Board).remote()
     threads = config.cluster.threads or max(1, (os.cpu_count() or 1) // config.cluster.workers)
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(board, run, progress, follow, stop), daemon=True)
@@ -112,6 +112,8 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
         finally:
             stop.set()
             watcher.join(timeout=5)
+        if refused := ray.get(board.refused.remote()):
+            raise ConfigError(refused)
 
 
 @contextmanager
@@ -131,6 +133,15 @@ class _Board:
     def __init__(self) -> None:
         self.state: tuple[float, float, str] = (0.0, 1.0, "starting workers")
         self.epochs: list[dict[str, Any]] = []
+        self.refusal = ""
+
+    def refuse(self, why: str) -> None:
+        """Keep why training cannot be done at all."""
+        self.refusal = self.refusal or why
+
+    def refused(self) -> str:
+        """Why training cannot be done at all, empty where it can."""
+        return self.refusal
 
     def write(self, done: float, total: float, note: str) -> None:
         """Replace the state."""
@@ -163,6 +174,7 @@ def _watch(board: Any, run: Run, progress: Bar, follow: Trackers, stop: threadin
 
 
 def _worker(settings: dict[str, Any]) -> None:
+    import ray
     import ray.train
     from ray.train.torch import get_device
 
@@ -181,4 +193,12 @@ def _worker(settings: dict[str, Any]) -> None:
         if rank == 0:
             board.finish.remote(record)
 
-    work(Run(Path(settings["run"])), config, rank, world, get_device(), on_step=on_step, on_epoch=on_epoch)
+    # Whatever is raised is tried again, for a fault may be of the moment; what was given will be as bad the next time.
+    if ray.get(board.refused.remote()):
+        return
+    try:
+        work(Run(Path(settings["run"])), config, rank, world, get_device(), on_step=on_step, on_epoch=on_epoch)
+    except (DataError, ConfigError) as error:
+        ray.get(board.refuse.remote(str(error)))
+        if world > 1:  # the others wait for this one, and an error ends them
+            raise

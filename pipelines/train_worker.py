@@ -22,6 +22,7 @@ from pipelines.checkpoint_writer import CheckpointWriter
 from pipelines.config import JobConfig
 from pipelines.features import load_features
 from pipelines.runs import Run
+from pipelines.scratch import scratch
 from pipelines.shard_source import ShardSource, take, validation_cases
 from setrec import ranking, sharding
 from setrec.errors import ConfigError
@@ -35,6 +36,8 @@ Wrap = Callable[[SetRecModel], nn.Module]
 OnStep = Callable[[Trainer, float], None]
 OnEpoch = Callable[[dict[str, Any]], None]
 NAME_BYTES = 128
+SCRATCH = "setrec-checkpoint"
+"""First part of the names of folders in which checkpoints wait to be stored."""
 
 
 def trainer_of(run: Run, config: JobConfig, rank: int = 0, world: int = 1, wrap: Wrap = lambda model: model) -> Trainer:
@@ -116,7 +119,7 @@ def work(
     """Train to the end, from the newest checkpoint on if there is one; the process group exists where ``world`` > 1.
 
     Raises:
-        ConfigError: data, features or checkpoint cannot be used.
+        DataError, ConfigError: data, features or checkpoint cannot be used.
         StoreError: checkpoints could not be stored or fetched for longer than is allowed.
     """
     if device.type == "cuda":
@@ -124,10 +127,10 @@ def work(
     trainer = trainer_of(run, config, rank, world, wrapper(config, world, device))
     store = store_of(run, config)
     _resume(trainer, store)
-    with CheckpointWriter(store) if rank == 0 else nullcontext() as writer:
+    with scratch(SCRATCH) as place, CheckpointWriter(store) if rank == 0 else nullcontext() as writer:
 
         def checkpoint() -> None:
-            folder = Path(tempfile.mkdtemp(prefix="setrec-checkpoint-"))
+            folder = Path(tempfile.mkdtemp(dir=place))
             trainer.save(folder)
             if writer is None:
                 folder.rmdir()

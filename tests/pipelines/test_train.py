@@ -110,6 +110,18 @@ def test_two_workers_follow_the_curve_of_one(prepared, unbroken, sharding):
         np.testing.assert_allclose([r[key] for r in pair], [r[key] for r in unbroken], rtol=10 * SAME)
 
 
+def test_data_that_cannot_be_used_end_training_at_once_however_often_faults_may_be_retried(prepared):
+    root = prepared.parent / "damaged"
+    shutil.copytree(prepared, root)
+    features = root / "features" / "collaborative.safetensors"
+    features.write_bytes(features.read_bytes()[:100])
+    options = ("--set", "cluster.max_failures=-1")
+    done = subprocess.run(command(root, *options), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert "collaborative.safetensors" in done.stderr.strip().splitlines()[-1]
+    assert not (root / "model").exists()
+
+
 def test_training_before_preparing_is_refused_by_the_command_to_run(tmp_path):
     done = subprocess.run(command(tmp_path / "none"), capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
