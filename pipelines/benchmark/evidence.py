@@ -2,14 +2,14 @@
 
 A model places an item by what it has learned of it. How often one item followed another, exactly, is more than it can
 hold; and of an item that training never saw it has learned nothing, while the likeness of texts says as much of it as
-of any other. With s a model's scores in the unit of log-probabilities, x P + ... the walk of ``setrec.transitions``
-over all events that are known, and c the cosines of texts to the history, a trained item scores
+of any other. With s a model's scores in the unit of log-probabilities, w = x P + damping x P^2 the walk of
+``setrec.transitions`` over all events that are known, and c the cosines of texts to the history, an item scores
 
-    s_i + hops sqrt((x P + damping x P^2)_i) + likeness c_i,
+    s_i + hops sqrt(w_i) + likeness c_i,
 
-an item that training never saw
+one that training never saw
 
-    trust s_i + hops sqrt((x P + damping x P^2)_i) + newness c_i + level.
+    new_scores s_i + new_hops sqrt(w_i) + new_likeness c_i + new_level.
 
 All of it is added before any softmax, so what two sources say of an item reinforces each other, where a mixture of
 distributions would only take the louder (Hinton 2002: products of experts). Items of the history get nothing added.
@@ -35,10 +35,10 @@ WALKS = (
 )
 HOPS = (0.0, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0)
 LIKENESS = (0.0, 1.0, 2.0, 4.0)
-UNSEEN = ((1.0, 0.0), (1.0, 2.5), (1.0, 5.0), (1.0, 10.0), (0.5, 10.0), (0.0, 10.0))
-"""``trust`` and ``newness`` of items that training never saw, up to a common factor."""
+UNSEEN = tuple(product((0.0, 0.5, 1.0), (0.0, 5.0, 10.0, 20.0, 40.0), (2.5, 5.0, 10.0, 20.0)))
+"""``new_scores``, ``new_hops`` and ``new_likeness``, up to a common factor."""
 FACTORS = (0.25, 0.5, 1.0, 2.0)
-LEVELS = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
+LEVELS = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 ENOUGH = 200
 """Validation truths that training never saw, from which on these items get weights of their own."""
 
@@ -49,9 +49,10 @@ class EvidenceSettings(Settings):
     walk: int = 0
     hops: float = 0.0
     likeness: float = 0.0
-    trust: float = 1.0
-    newness: float = 0.0
-    level: float = 0.0
+    new_scores: float = 1.0
+    new_hops: float = 0.0
+    new_likeness: float = 0.0
+    new_level: float = 0.0
 
 
 class Evidence:
@@ -82,9 +83,9 @@ def choose(
     """The settings that suit the ``parts`` of validation, in the given history protocol, and all that were tried.
 
     Walk, ``hops`` and ``likeness`` are those with the best NDCG@10. For items that training never saw, where validation
-    has enough of them, the ratio of ``trust`` to ``newness`` is the one that orders them best among themselves; then of
-    factors and levels whose NDCG@10 over all items is within a standard error (over users) of the best, the one that
-    finds most of them: what is new is rarer right after training, where validation lies, than ever after.
+    has enough of them, the ratio of weights is the one that orders them best among themselves; then of factors and
+    levels whose NDCG@10 over all items is within a standard error (over users) of the best, the one that finds most of
+    them: what is new is rarer right after training, where validation lies, than ever after.
     """
     with_text = text is not None
     terms = [_Terms(scorer, part.known, text, trained, range(len(WALKS))) for part in parts]
@@ -94,7 +95,7 @@ def choose(
         return ndcg_of([part.cases for part in parts], terms, [_weights(s, with_text) for s in grid], groups, history)
 
     grid = [
-        EvidenceSettings(walk=walk, hops=hops, likeness=likeness, newness=likeness)
+        EvidenceSettings(walk=walk, hops=hops, likeness=likeness, new_hops=hops, new_likeness=likeness)
         for walk, hops, likeness in product(range(len(WALKS)), HOPS, LIKENESS if with_text else (0.0,))
     ]
     (found,) = values(grid, [every])
@@ -103,12 +104,12 @@ def choose(
     asked = sum(int(new[part.cases.truth.values].sum()) for part in parts)
     if not with_text or asked < ENOUGH:
         return best, tried
-    grid = [best.model_copy(update={"trust": trust, "newness": newness}) for trust, newness in UNSEEN]
+    grid = [best.model_copy(update=_new(*ratio)) for ratio in UNSEEN]
     (found,) = values(grid, [ranking.Group("new among new", new, new)])
-    ratio = grid[int(np.argmax(np.nanmean(found, axis=1)))]
+    tried += _told(grid, np.nanmean(found, axis=1))
+    scores, hops, like = UNSEEN[int(np.argmax(np.nanmean(found, axis=1)))]
     grid = [best] + [
-        ratio.model_copy(update={"trust": f * ratio.trust, "newness": f * ratio.newness, "level": level})
-        for f, level in product(FACTORS, LEVELS)
+        best.model_copy(update=_new(f * scores, f * hops, f * like, level)) for f, level in product(FACTORS, LEVELS)
     ]
     found, of_new = values(grid, [every, ranking.Group("new", new, every.candidates)])
     means = np.nanmean(found, axis=1)
@@ -117,6 +118,10 @@ def choose(
     good = means >= means.max() - error
     chosen = int(np.argmax(np.where(good, np.nanmean(of_new, axis=1), -1.0)))
     return grid[chosen], tried + _told(grid, means)
+
+
+def _new(scores: float, hops: float, likeness: float, level: float = 0.0) -> dict[str, float]:
+    return {"new_scores": scores, "new_hops": hops, "new_likeness": likeness, "new_level": level}
 
 
 class _Terms:
@@ -134,22 +139,23 @@ class _Terms:
         found = {"old": np.where(new, np.float32(0), scores), "new": np.where(new, scores, np.float32(0))}
         for number, walk in self.walks.items():
             kinds = walk.kinds(history)
-            hops = kinds["hop 1"] + np.float32(walk.settings.damping) * kinds["hop 2"]
-            hops[held] = 0.0
-            found[f"hops {number}"] = np.sqrt(hops)
+            terms = {"hops": np.sqrt(kinds["hop 1"] + np.float32(walk.settings.damping) * kinds["hop 2"])}
             if self.text is not None:
-                like = kinds[TEXT]
-                like[held] = 0.0
-                found[f"likeness {number}"] = np.where(new, np.float32(0), like)
-                found[f"newness {number}"] = np.where(new, like, np.float32(0))
+                terms["likeness"] = kinds[TEXT]
+            for name, term in terms.items():
+                term[held] = 0.0
+                found[f"{name} {number}"] = np.where(new, np.float32(0), term)
+                found[f"new {name} {number}"] = np.where(new, term, np.float32(0))
         found["level"] = np.broadcast_to(new.astype(np.float32), scores.shape).copy()
         return found
 
 
 def _weights(s: EvidenceSettings, text: bool) -> dict[str, float]:
     """The weight of each term."""
-    like = {f"likeness {s.walk}": s.likeness, f"newness {s.walk}": s.newness} if text else {}
-    return {"old": 1.0, "new": s.trust, f"hops {s.walk}": s.hops, **like, "level": s.level}
+    walk = s.walk
+    like = {f"likeness {walk}": s.likeness, f"new likeness {walk}": s.new_likeness} if text else {}
+    hops = {f"hops {walk}": s.hops, f"new hops {walk}": s.new_hops}
+    return {"old": 1.0, "new": s.new_scores, **hops, **like, "level": s.new_level}
 
 
 def _told(grid: Sequence[EvidenceSettings], values: np.ndarray) -> list[dict[str, Any]]:

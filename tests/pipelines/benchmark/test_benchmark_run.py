@@ -11,6 +11,7 @@ from pipelines.benchmark.recommender import PUBLISHED, Recommender, RecommenderS
 from pipelines.benchmark.remembered import _Events, _halves, _Model, positions
 from pipelines.benchmark.run import BenchmarkSettings
 from pipelines.runs import Run
+from setrec.catalog import VALID
 from setrec.errors import ConfigError
 from setrec.ragged import Ragged
 
@@ -191,8 +192,9 @@ def test_validation_is_not_read_from_a_memory_that_holds_its_answers(finished):
 
 def test_no_half_of_validation_is_told_what_followed_for_its_own_users(prepared, model):
     given = problem.load(prepared)
-    parts, others = _halves(given)
-    halves = _Events.of(_Model(model, dict.fromkeys(model.kinds, 1.0)), given, others).halves
+    met = np.ones(given.items, dtype=bool)
+    parts, others = _halves(given, met)
+    halves = _Events.of(_Model(model, dict.fromkeys(model.kinds, 1.0)), given, others, met).halves
     together = np.concatenate([part.cases.users for part in parts])
     assert sorted(together.tolist()) == sorted(given.valid.users.tolist())
     for part, other, memory in zip(parts, others, halves, strict=True):
@@ -201,3 +203,17 @@ def test_no_half_of_validation_is_told_what_followed_for_its_own_users(prepared,
         assert not longer[part.cases.users].any()
         assert longer.sum() == len(other) == len(together) - len(part.cases)
         assert len(memory) == int((np.maximum(part.known.lengths, 1) - 1).sum())
+
+
+def test_of_items_that_nobody_has_met_no_half_knows_anything_but_what_training_saw(prepared, model):
+    given = problem.load(prepared)
+    met = np.arange(given.items) % 2 == 0
+    parts, others = _halves(given, met)
+    events = _Events.of(_Model(model, dict.fromkeys(model.kinds, 1.0)), given, others, met)
+    trained = np.bincount(given.train.values, minlength=given.items)
+    for part, memory in zip(parts, events.halves, strict=True):
+        known = np.bincount(part.known.values, minlength=given.items)
+        assert (known[~met] == trained[~met]).all()
+        assert (known[met] > trained[met]).any()
+        assert len(memory) == int((np.maximum(part.known.lengths, 1) - 1).sum())
+    assert len(events.every) == int((given.histories.upto(VALID).lengths - 1).sum())

@@ -40,7 +40,7 @@ def text():
 def test_scores_are_the_stated_sums_and_the_history_gets_nothing(text):
     trained = EVERY.copy()
     trained[[4, 9]] = False
-    s = EvidenceSettings(walk=1, hops=3.0, likeness=2.0, trust=0.5, newness=7.0, level=-1.5)
+    s = EvidenceSettings(walk=1, hops=3.0, likeness=2.0, new_scores=0.5, new_hops=4.0, new_likeness=7.0, new_level=-1.5)
     history, own = Ragged.of([[0, 1, 2]]), np.random.default_rng(1).normal(size=(1, ITEMS)).astype(np.float32)
     found = Evidence(lambda h: own, CIRCLE, text, trained, s)(history)[0]
 
@@ -51,7 +51,7 @@ def test_scores_are_the_stated_sums_and_the_history_gets_nothing(text):
     assert hops[4] > 0
     hops[[0, 1, 2]] = like[[0, 1, 2]] = 0.0
     expected = np.where(
-        trained, own[0] + 3 * np.sqrt(hops) + 2 * like, 0.5 * own[0] + 3 * np.sqrt(hops) + 7 * like - 1.5
+        trained, own[0] + 3 * np.sqrt(hops) + 2 * like, 0.5 * own[0] + 4 * np.sqrt(hops) + 7 * like - 1.5
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -81,15 +81,14 @@ def test_items_training_never_saw_are_ordered_by_texts_where_texts_say_more(monk
     misleading[:, 6:] += np.random.default_rng(3).normal(size=(len(read), 6))
     scorer = lambda h: misleading[: len(h)].copy()  # noqa: E731
     chosen = choose(scorer, [part], text, trained, "kept")[0]
-    assert chosen.newness > 0
-    assert chosen.trust < 1
+    assert chosen.new_likeness > chosen.new_scores
     found = Evidence(scorer, read, text, trained, chosen)
     new = ranking.Group("new", ~trained, EVERY)
     value = ranking.evaluate(found, part.cases, [new], ks=(10,)).mean("ndcg@10", "new", "kept")
     plain = ranking.evaluate(scorer, part.cases, [new], ks=(10,)).mean("ndcg@10", "new", "kept")
     assert value > plain + 0.2
     few = choose(scorer, [part], text, EVERY, "kept")[0]
-    assert (few.trust, few.level) == (1.0, 0.0), "no weights of their own where nothing is new"
+    assert (few.new_scores, few.new_level) == (1.0, 0.0), "no weights of their own where nothing is new"
 
 
 def test_every_weighting_is_ranked_as_its_sum_would_be():
