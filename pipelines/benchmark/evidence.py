@@ -9,7 +9,7 @@ of any other. With s a model's scores in the unit of log-probabilities, w = x P 
 
 one that training never saw
 
-    new_scores s_i + new_hops sqrt(w_i) + new_likeness c_i + new_level.
+    new_scores s_i + hops sqrt(w_i) + new_likeness c_i + new_level.
 
 All of it is added before any softmax, so what two sources say of an item reinforces each other, where a mixture of
 distributions would only take the louder (Hinton 2002: products of experts). Items of the history get nothing added.
@@ -34,11 +34,11 @@ WALKS = (
     TransitionSettings(reach=8, fade=0.8, shrink=3.0, last=50, decay=0.9, damping=0.5),
 )
 HOPS = (0.0, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0)
-LIKENESS = (0.0, 1.0, 2.0, 4.0)
-UNSEEN = tuple(product((0.0, 0.5, 1.0), (0.0, 5.0, 10.0, 20.0, 40.0), (2.5, 5.0, 10.0, 20.0)))
-"""``new_scores``, ``new_hops`` and ``new_likeness``, up to a common factor."""
+LIKENESS = (0.0, 1.0, 2.0, 4.0, 8.0)
+UNSEEN = ((1.0, 0.0), (1.0, 2.5), (1.0, 5.0), (1.0, 10.0), (1.0, 20.0), (1.0, 40.0), (0.5, 40.0), (0.0, 20.0))
+"""``new_scores`` and ``new_likeness``, up to a common factor."""
 FACTORS = (0.25, 0.5, 1.0, 2.0)
-LEVELS = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
+LEVELS = (-12.0, -10.0, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 ENOUGH = 200
 """Validation truths that training never saw, from which on these items get weights of their own."""
 
@@ -50,7 +50,6 @@ class EvidenceSettings(Settings):
     hops: float = 0.0
     likeness: float = 0.0
     new_scores: float = 1.0
-    new_hops: float = 0.0
     new_likeness: float = 0.0
     new_level: float = 0.0
 
@@ -95,7 +94,7 @@ def choose(
         return ndcg_of([part.cases for part in parts], terms, [_weights(s, with_text) for s in grid], groups, history)
 
     grid = [
-        EvidenceSettings(walk=walk, hops=hops, likeness=likeness, new_hops=hops, new_likeness=likeness)
+        EvidenceSettings(walk=walk, hops=hops, likeness=likeness, new_likeness=likeness)
         for walk, hops, likeness in product(range(len(WALKS)), HOPS, LIKENESS if with_text else (0.0,))
     ]
     (found,) = values(grid, [every])
@@ -107,10 +106,8 @@ def choose(
     grid = [best.model_copy(update=_new(*ratio)) for ratio in UNSEEN]
     (found,) = values(grid, [ranking.Group("new among new", new, new)])
     tried += _told(grid, np.nanmean(found, axis=1))
-    scores, hops, like = UNSEEN[int(np.argmax(np.nanmean(found, axis=1)))]
-    grid = [best] + [
-        best.model_copy(update=_new(f * scores, f * hops, f * like, level)) for f, level in product(FACTORS, LEVELS)
-    ]
+    scores, like = UNSEEN[int(np.argmax(np.nanmean(found, axis=1)))]
+    grid = [best] + [best.model_copy(update=_new(f * scores, f * like, level)) for f, level in product(FACTORS, LEVELS)]
     found, of_new = values(grid, [every, ranking.Group("new", new, every.candidates)])
     means = np.nanmean(found, axis=1)
     top = found[int(np.argmax(means))]
@@ -120,8 +117,8 @@ def choose(
     return grid[chosen], tried + _told(grid, means)
 
 
-def _new(scores: float, hops: float, likeness: float, level: float = 0.0) -> dict[str, float]:
-    return {"new_scores": scores, "new_hops": hops, "new_likeness": likeness, "new_level": level}
+def _new(scores: float, likeness: float, level: float = 0.0) -> dict[str, float]:
+    return {"new_scores": scores, "new_likeness": likeness, "new_level": level}
 
 
 class _Terms:
@@ -139,23 +136,22 @@ class _Terms:
         found = {"old": np.where(new, np.float32(0), scores), "new": np.where(new, scores, np.float32(0))}
         for number, walk in self.walks.items():
             kinds = walk.kinds(history)
-            terms = {"hops": np.sqrt(kinds["hop 1"] + np.float32(walk.settings.damping) * kinds["hop 2"])}
+            hops = kinds["hop 1"] + np.float32(walk.settings.damping) * kinds["hop 2"]
+            hops[held] = 0.0
+            found[f"hops {number}"] = np.sqrt(hops)
             if self.text is not None:
-                terms["likeness"] = kinds[TEXT]
-            for name, term in terms.items():
-                term[held] = 0.0
-                found[f"{name} {number}"] = np.where(new, np.float32(0), term)
-                found[f"new {name} {number}"] = np.where(new, term, np.float32(0))
+                like = kinds[TEXT]
+                like[held] = 0.0
+                found[f"likeness {number}"] = np.where(new, np.float32(0), like)
+                found[f"new likeness {number}"] = np.where(new, like, np.float32(0))
         found["level"] = np.broadcast_to(new.astype(np.float32), scores.shape).copy()
         return found
 
 
 def _weights(s: EvidenceSettings, text: bool) -> dict[str, float]:
     """The weight of each term."""
-    walk = s.walk
-    like = {f"likeness {walk}": s.likeness, f"new likeness {walk}": s.new_likeness} if text else {}
-    hops = {f"hops {walk}": s.hops, f"new hops {walk}": s.new_hops}
-    return {"old": 1.0, "new": s.new_scores, **hops, **like, "level": s.new_level}
+    like = {f"likeness {s.walk}": s.likeness, f"new likeness {s.walk}": s.new_likeness} if text else {}
+    return {"old": 1.0, "new": s.new_scores, f"hops {s.walk}": s.hops, **like, "level": s.new_level}
 
 
 def _told(grid: Sequence[EvidenceSettings], values: np.ndarray) -> list[dict[str, Any]]:

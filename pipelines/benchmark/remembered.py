@@ -29,10 +29,6 @@ CALIBRATED = 2000
 """Validation users that the temperature of the scores is fitted on."""
 WEIGHED = 2500
 """Users of each half of validation that weights are chosen on."""
-UNMET = 0.5
-"""Share of the items that training never saw of which nothing is known while weights are chosen, either. The other half
-of validation is of the same time as the half that is ranked, so it has met nearly all that is new; what is known at
-test time is older than what is asked for, and much of that nobody has met."""
 GRID = [
     MemorySettings(temperature=temperature, weight=weight)
     for weight, temperature in ((0.0, 0.05), *product((2.0, 5.0, 10.0), (0.02, 0.05, 0.1)))
@@ -54,23 +50,23 @@ class Remembered:
 def remember(model: SetRecModel, weights: Mapping[str, float], problem: Problem) -> Remembered:
     """The model with evidence and with a memory of all training and validation events.
 
-    Weights are chosen on validation users in two halves: while one half is ranked, the other half's validation events
-    are known, as at test time everybody's are, but for a share of the items that training never saw. Nothing is added
-    where nothing helps.
+    Weights are chosen on validation users in two halves. Where the split is each user's own, the other half's
+    validation events are known while a half is ranked, as at test time everybody's are. Where it is one of global time
+    they are not: they are of the same time as what is asked for, have met all that is new and know what is in fashion,
+    while what is known at test time is older. Nothing is added where nothing helps.
     """
     # What is added is in the unit of log-probabilities, so the scores have to be: at the temperature that suits best.
     heat = fit_temperature(scoring.scorer(model, weights), problem.valid.sample(CALIBRATED, 0))
     plain = _Model(model, {kind: weight / heat for kind, weight in weights.items()})
     text = None if problem.text is None else unit_rows(problem.text)
-    met = problem.trained | (np.random.default_rng(1).random(problem.items) >= UNMET)
-    parts, halves = _halves(problem, met)
+    parts, halves = _halves(problem)
     chosen, tried = evidence.choose(plain, parts, text, problem.trained, problem.goal)
     told: dict[str, Any] = {"temperature": heat, "evidence": chosen.model_dump(), "evidence_tried": tried}
 
     def with_evidence(known: Ragged) -> Evidence:
         return Evidence(plain, known, text, problem.trained, chosen)
 
-    events = _Events.of(plain, problem, halves, met)
+    events = _Events.of(plain, problem, halves)
     scorers = [
         _Scorer(with_evidence(part.known), plain, memory) for part, memory in zip(parts, events.halves, strict=True)
     ]
@@ -151,16 +147,16 @@ def positions(
     return np.concatenate(found), np.concatenate(items)
 
 
-def _halves(problem: Problem, met: np.ndarray) -> tuple[list[Part], list[np.ndarray]]:
-    """Two halves of the validation users, up to :data:`WEIGHED` of each, and for each the users of the other half;
-    only items that are ``met`` are known."""
+def _halves(problem: Problem) -> tuple[list[Part], list[np.ndarray]]:
+    """Two halves of the validation users, up to :data:`WEIGHED` of each, and for each the users whose validation events
+    are known meanwhile: those of the other half, or none."""
     cases, parts, others = problem.valid, [], []
     half = np.random.default_rng(0).permutation(len(cases)) % 2 == 0
     for ranked in (half, ~half):
         rows = np.flatnonzero(ranked)
         part = ranking.Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows))
-        parts.append(Part(part.sample(WEIGHED, 0), _known(problem, part.users, met)))
-        others.append(cases.users[~ranked])
+        others.append(cases.users[~ranked] if problem.protocol == "leave-one-out" else cases.users[:0])
+        parts.append(Part(part.sample(WEIGHED, 0), _known(problem, others[-1])))
     return parts, others
 
 
@@ -173,16 +169,18 @@ class _Events:
     every: EventMemory
 
     @classmethod
-    def of(cls, plain: _Model, problem: Problem, others: Sequence[np.ndarray], met: np.ndarray) -> _Events:
-        """``others``: the users whose validation events, of items that are ``met``, each half may know."""
-        trained, halves = positions(plain.model, problem.train, plain.weights), []
-        every = _memory(plain.model, trained)
-        for users in others:
+    def of(cls, plain: _Model, problem: Problem, others: Sequence[np.ndarray]) -> _Events:
+        """``others``: the users whose validation events each half may know."""
+        trained = positions(plain.model, problem.train, plain.weights)
+
+        def later(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             histories = problem.histories.upto(VALID).take(users)
-            codes, items = positions(plain.model, histories, plain.weights, problem.train.lengths[users])
-            every.add(codes, items)
-            halves.append(_memory(plain.model, trained, (codes[met[items]], items[met[items]])))
-        return cls(halves, every)
+            return positions(plain.model, histories, plain.weights, problem.train.lengths[users])
+
+        every = _memory(plain.model, trained, later(problem.valid.users))
+        if not any(len(users) for users in others):
+            return cls([_memory(plain.model, trained)] * len(others), every)
+        return cls([_memory(plain.model, trained, later(users)) for users in others], every)
 
 
 def _memory(model: SetRecModel, *events: tuple[np.ndarray, np.ndarray]) -> EventMemory:
@@ -192,11 +190,10 @@ def _memory(model: SetRecModel, *events: tuple[np.ndarray, np.ndarray]) -> Event
     return memory
 
 
-def _known(problem: Problem, ranked: np.ndarray, met: np.ndarray) -> Ragged:
-    """All histories up to validation, those of users that are ``ranked`` up to training; of items that are ``met``."""
+def _known(problem: Problem, users: np.ndarray) -> Ragged:
+    """Training histories, and what followed in validation for these ``users``."""
     splits, items = problem.histories.splits, problem.histories.items
-    own = np.isin(items.row_of_value, ranked)
-    return items.where((splits == TRAIN) | ((splits == VALID) & ~own & met[items.values]))
+    return items.where((splits == TRAIN) | ((splits == VALID) & np.isin(items.row_of_value, users)))
 
 
 def _choose(

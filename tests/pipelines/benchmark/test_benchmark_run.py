@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -190,30 +191,18 @@ def test_validation_is_not_read_from_a_memory_that_holds_its_answers(finished):
         assert alone == pytest.approx(same[-1])
 
 
-def test_no_half_of_validation_is_told_what_followed_for_its_own_users(prepared, model):
-    given = problem.load(prepared)
-    met = np.ones(given.items, dtype=bool)
-    parts, others = _halves(given, met)
-    halves = _Events.of(_Model(model, dict.fromkeys(model.kinds, 1.0)), given, others, met).halves
+@pytest.mark.parametrize("protocol", ["setrec", "leave-one-out"])
+def test_no_half_of_validation_knows_what_followed_for_its_own_users_or_what_is_of_the_same_time(
+    prepared, model, protocol
+):
+    given = replace(problem.load(prepared), protocol=protocol)
+    parts, others = _halves(given)
+    events = _Events.of(_Model(model, dict.fromkeys(model.kinds, 1.0)), given, others)
     together = np.concatenate([part.cases.users for part in parts])
     assert sorted(together.tolist()) == sorted(given.valid.users.tolist())
-    for part, other, memory in zip(parts, others, halves, strict=True):
-        assert not set(part.cases.users.tolist()) & set(other.tolist())
+    for part, other, memory in zip(parts, others, events.halves, strict=True):
         longer = part.known.lengths > given.train.lengths
         assert not longer[part.cases.users].any()
-        assert longer.sum() == len(other) == len(together) - len(part.cases)
-        assert len(memory) == int((np.maximum(part.known.lengths, 1) - 1).sum())
-
-
-def test_of_items_that_nobody_has_met_no_half_knows_anything_but_what_training_saw(prepared, model):
-    given = problem.load(prepared)
-    met = np.arange(given.items) % 2 == 0
-    parts, others = _halves(given, met)
-    events = _Events.of(_Model(model, dict.fromkeys(model.kinds, 1.0)), given, others, met)
-    trained = np.bincount(given.train.values, minlength=given.items)
-    for part, memory in zip(parts, events.halves, strict=True):
-        known = np.bincount(part.known.values, minlength=given.items)
-        assert (known[~met] == trained[~met]).all()
-        assert (known[met] > trained[met]).any()
+        assert longer.sum() == len(other) == (0 if protocol == "setrec" else len(together) - len(part.cases))
         assert len(memory) == int((np.maximum(part.known.lengths, 1) - 1).sum())
     assert len(events.every) == int((given.histories.upto(VALID).lengths - 1).sum())

@@ -40,7 +40,7 @@ def text():
 def test_scores_are_the_stated_sums_and_the_history_gets_nothing(text):
     trained = EVERY.copy()
     trained[[4, 9]] = False
-    s = EvidenceSettings(walk=1, hops=3.0, likeness=2.0, new_scores=0.5, new_hops=4.0, new_likeness=7.0, new_level=-1.5)
+    s = EvidenceSettings(walk=1, hops=3.0, likeness=2.0, new_scores=0.5, new_likeness=7.0, new_level=-1.5)
     history, own = Ragged.of([[0, 1, 2]]), np.random.default_rng(1).normal(size=(1, ITEMS)).astype(np.float32)
     found = Evidence(lambda h: own, CIRCLE, text, trained, s)(history)[0]
 
@@ -51,7 +51,7 @@ def test_scores_are_the_stated_sums_and_the_history_gets_nothing(text):
     assert hops[4] > 0
     hops[[0, 1, 2]] = like[[0, 1, 2]] = 0.0
     expected = np.where(
-        trained, own[0] + 3 * np.sqrt(hops) + 2 * like, 0.5 * own[0] + 4 * np.sqrt(hops) + 7 * like - 1.5
+        trained, own[0] + 3 * np.sqrt(hops) + 2 * like, 0.5 * own[0] + 3 * np.sqrt(hops) + 7 * like - 1.5
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
