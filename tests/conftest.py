@@ -23,6 +23,7 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz-cases", type=int, default=200, help="requests of tests/serving/test_fuzz.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of this name
 def pytest_collection_modifyitems(items):
     """Where tests are spread over processes, a file stays together, and the jobs, most of which start Ray clusters that
     take all cores, stand in one line."""

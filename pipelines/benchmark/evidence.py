@@ -105,7 +105,7 @@ def choose(
         return best, tried
     grid = [best.model_copy(update=_new(*ratio)) for ratio in UNSEEN]
     (found,) = values(grid, [ranking.Group("new among new", new, new)])
-    tried += _told(grid, np.nanmean(found, axis=1))
+    tried += _told(grid, np.nanmean(found, axis=1), "new")
     scores, like = UNSEEN[int(np.argmax(np.nanmean(found, axis=1)))]
     grid = [best] + [best.model_copy(update=_new(f * scores, f * like, level)) for f, level in product(FACTORS, LEVELS)]
     found, of_new = values(grid, [every, ranking.Group("new", new, every.candidates)])
@@ -154,5 +154,6 @@ def _weights(s: EvidenceSettings, text: bool) -> dict[str, float]:
     return {"old": 1.0, "new": s.new_scores, f"hops {s.walk}": s.hops, **like, "level": s.new_level}
 
 
-def _told(grid: Sequence[EvidenceSettings], values: np.ndarray) -> list[dict[str, Any]]:
-    return [{**s.model_dump(), "ndcg@10": float(value)} for s, value in zip(grid, values, strict=True)]
+def _told(grid: Sequence[EvidenceSettings], values: np.ndarray, among: str = "all") -> list[dict[str, Any]]:
+    """What was tried; ``ndcg@10`` is of all items, or of the ``new`` ones among themselves."""
+    return [{**s.model_dump(), "among": among, "ndcg@10": float(value)} for s, value in zip(grid, values, strict=True)]

@@ -42,7 +42,7 @@ def write(run: Run, finals: Finals, settings: Mapping[str, Any]) -> dict[str, An
         "settings": dict(settings), "environment": environment(), "ties": published.TIES.get(given.name),
         "rows": [row for name, seeds in runs.items() for row in ranking.averaged(seeds).rows(name)],
         "published": published.rows(given.name, given.protocol),
-        "systems": [_system(given, name, own) for name, own in records.items()],
+        "systems": [_system(given, name, own, settings) for name, own in records.items()],
         "comparisons": comparisons(runs),
     }  # fmt: skip
     for name in ("rows", "comparisons", "systems"):
@@ -74,16 +74,18 @@ def _records(run: Run, tasks: Sequence[Task]) -> list[Record]:
     return [record for record in records if record is not None]
 
 
-def _system(given: Problem, name: str, records: Sequence[Record]) -> dict[str, Any]:
+def _system(given: Problem, name: str, records: Sequence[Record], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a system was, took and chose, and the command that makes its row again."""
     first = records[0]
+    given_as = f"--data {given.name} --protocol {given.protocol}"
+    sizes = " ".join(f"--{size} {settings[size]:g}" for size in ("minutes", "tries", "seeds"))
     return {
         "system": name, "settings": first.settings, "setting": first.number, "seeds": [r.seed for r in records],
         "valid": float(np.mean([r.valid for r in records])), "minutes": first.minutes,
         "seconds": [round(r.seconds, 1) for r in records], "scoring_seconds": round(first.scoring, 2),
         "chosen": [r.chosen for r in records], "curve": first.curve, "analysis": first.analysis,
         "commit": first.environment.get("commit"), "data": first.data,
-        "command": f"setrec benchmark --data {given.name} --protocol {given.protocol} --only '{name}'",
+        "command": f"setrec benchmark {given_as} {sizes} --only '{name}'",
     }  # fmt: skip
 
 

@@ -89,7 +89,10 @@ def test_every_row_names_commit_data_seconds_and_command(finished):
         assert told["commit"]
         assert told["data"] == found["hash"]
         assert all(seconds >= 0 for seconds in told["seconds"])
-        assert told["command"].startswith("setrec benchmark --data circles --protocol setrec")
+        assert told["command"] == (
+            "setrec benchmark --data circles --protocol setrec --minutes 0.4 --tries 2 --seeds 2 "
+            f"--only '{told['system']}'"
+        )
 
 
 def test_the_report_shows_table_and_differences(finished):
