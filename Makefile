@@ -28,7 +28,7 @@ demo: setup
 	@$(BIN)/setrec demo
 
 test: setup check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 check: setup
 	$(BIN)/ruff check .

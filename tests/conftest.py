@@ -23,15 +23,6 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz-cases", type=int, default=200, help="requests of tests/serving/test_fuzz.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of this name
-def pytest_collection_modifyitems(items):
-    """Where tests are spread over processes, a file stays together, and the jobs, most of which start Ray clusters that
-    take all cores, stand in one line."""
-    for item in items:
-        jobs = item.path.parent.name == "pipelines"
-        item.add_marker(pytest.mark.xdist_group("jobs" if jobs else str(item.path)))
-
-
 @pytest.fixture(scope="session")
 def features() -> ItemFeatures:
     rng = np.random.default_rng(0)
