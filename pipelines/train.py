@@ -193,12 +193,15 @@ def _worker(settings: dict[str, Any]) -> None:
         if rank == 0:
             board.finish.remote(record)
 
-    # Whatever is raised is tried again, for a fault may be of the moment; what was given will be as bad the next time.
+    # Whatever is raised is tried again, for a fault may be of the moment, as when a file cannot be reached; what was
+    # given will be as bad the next time.
     if ray.get(board.refused.remote()):
         return
     try:
         work(Run(Path(settings["run"])), config, rank, world, get_device(), on_step=on_step, on_epoch=on_epoch)
     except (DataError, ConfigError) as error:
-        ray.get(board.refuse.remote(str(error)))
-        if world > 1:  # the others wait for this one, and an error ends them
+        of_the_moment = isinstance(error.__cause__, OSError)
+        if not of_the_moment:
+            ray.get(board.refuse.remote(str(error)))
+        if of_the_moment or world > 1:  # the other workers wait for this one, and an error ends them
             raise

@@ -158,8 +158,8 @@ def checkpoint_name(trainer: Trainer) -> str:
 
 def _resume(trainer: Trainer, store: CheckpointStore) -> None:
     """Load the newest good checkpoint on every worker; worker 0 chooses it."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "checkpoint"
+    with scratch(SCRATCH) as place:
+        folder = place / "checkpoint"
         name = store.latest(folder) if trainer.rank == 0 else None
         if trainer.world > 1:
             chosen = _agreed(name or "", trainer.model.device)

@@ -93,6 +93,11 @@ class Problem:
         """History protocol of the published figures: SETRec's keep the history, leave-one-out removes it."""
         return "kept" if self.protocol == "setrec" else "removed"
 
+    @property
+    def timed(self) -> bool:
+        """Whether a split is of one time for all users, so that what others did in it is not known before it ends."""
+        return self.protocol == "setrec"
+
 
 def settings_of(data: Path, protocol: Protocol, seed: int = 0) -> DataSettings:
     """How the tables in ``data`` are read under a protocol.

@@ -148,21 +148,21 @@ def positions(
 
 
 def _halves(problem: Problem) -> tuple[list[Part], list[np.ndarray]]:
-    """Two halves of the validation users, up to :data:`WEIGHED` of each, and for each the users whose validation events
-    are known meanwhile: those of the other half, or none."""
+    """Two halves of the validation users, up to :data:`WEIGHED` of each, and for each the users of the other half."""
     cases, parts, others = problem.valid, [], []
     half = np.random.default_rng(0).permutation(len(cases)) % 2 == 0
     for ranked in (half, ~half):
         rows = np.flatnonzero(ranked)
         part = ranking.Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows))
-        others.append(cases.users[~ranked] if problem.protocol == "leave-one-out" else cases.users[:0])
-        parts.append(Part(part.sample(WEIGHED, 0), _known(problem, others[-1])))
+        others.append(cases.users[~ranked])
+        known = problem.train if problem.timed else _known(problem, others[-1])
+        parts.append(Part(part.sample(WEIGHED, 0), known))
     return parts, others
 
 
 @dataclass(frozen=True)
 class _Events:
-    """Memories: for each of two ``halves`` of validation one of all events but that half's validation ones, and one of
+    """Memories: for each of two ``halves`` of validation one of the events known while it is ranked, and one of
     ``every`` event."""
 
     halves: list[EventMemory]
@@ -170,17 +170,17 @@ class _Events:
 
     @classmethod
     def of(cls, plain: _Model, problem: Problem, others: Sequence[np.ndarray]) -> _Events:
-        """``others``: the users whose validation events each half may know."""
+        """``others``: for each half the users of the other one."""
         trained = positions(plain.model, problem.train, plain.weights)
-
-        def later(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        every = _memory(plain.model, trained)
+        halves = [_memory(plain.model, trained)] * len(others) if problem.timed else []
+        for users in others:
             histories = problem.histories.upto(VALID).take(users)
-            return positions(plain.model, histories, plain.weights, problem.train.lengths[users])
-
-        every = _memory(plain.model, trained, later(problem.valid.users))
-        if not any(len(users) for users in others):
-            return cls([_memory(plain.model, trained)] * len(others), every)
-        return cls([_memory(plain.model, trained, later(users)) for users in others], every)
+            later = positions(plain.model, histories, plain.weights, problem.train.lengths[users])
+            every.add(*later)
+            if not problem.timed:
+                halves.append(_memory(plain.model, trained, later))
+        return cls(halves, every)
 
 
 def _memory(model: SetRecModel, *events: tuple[np.ndarray, np.ndarray]) -> EventMemory:

@@ -1,9 +1,13 @@
-"""Training under Ray for real: a run learns, two workers follow one worker's curve, bad data end it at once."""
+"""Training under Ray for real: a killed run resumes to the same end, two workers follow one worker's curve, and
+data that cannot be used end a run at once."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +80,28 @@ def test_a_run_learns_and_leaves_a_model(prepared, unbroken):
     assert unbroken[-1]["loss"] < 0.8 * unbroken[0]["loss"]
     names = {p.name for p in (prepared.parent / "unbroken" / "model").iterdir()}
     assert names == {"config.json", "model.safetensors"}
+
+
+def test_a_run_killed_outright_resumes_to_the_same_metrics(prepared, unbroken):
+    root = prepared.parent / "killed"
+    shutil.copytree(prepared, root)
+    process = subprocess.Popen(
+        command(root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    until = time.monotonic() + 200
+    while len(list((root / "checkpoints").rglob("progress.json"))) < 2:
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < until, "no checkpoint in time"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (root / "model").exists()
+    done = subprocess.run(command(root), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    resumed = curve(root)
+    assert [r["epoch"] for r in resumed] == [r["epoch"] for r in unbroken]
+    for key in ("loss", "ndcg@10"):
+        np.testing.assert_allclose([r[key] for r in resumed], [r[key] for r in unbroken], rtol=SAME)
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])

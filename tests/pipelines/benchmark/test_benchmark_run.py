@@ -204,8 +204,10 @@ def test_no_half_of_validation_knows_what_followed_for_its_own_users_or_what_is_
     together = np.concatenate([part.cases.users for part in parts])
     assert sorted(together.tolist()) == sorted(given.valid.users.tolist())
     for part, other, memory in zip(parts, others, events.halves, strict=True):
+        assert not set(part.cases.users.tolist()) & set(other.tolist())
+        assert len(other) == len(together) - len(part.cases)
         longer = part.known.lengths > given.train.lengths
         assert not longer[part.cases.users].any()
-        assert longer.sum() == len(other) == (0 if protocol == "setrec" else len(together) - len(part.cases))
+        assert longer.sum() == (0 if protocol == "setrec" else len(other))
         assert len(memory) == int((np.maximum(part.known.lengths, 1) - 1).sum())
     assert len(events.every) == int((given.histories.upto(VALID).lengths - 1).sum())
