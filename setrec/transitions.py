@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from pydantic import Field
 
 from setrec import ranking
 from setrec.catalog import TRAIN, VALID, Histories
@@ -33,22 +34,27 @@ TEXT = "text"
 """The kind of score that text gives; the others are ``hop 1``, ``hop 2`` and so on."""
 
 
-class TransitionSettings(Settings):
-    """The graph (``reach``, ``fade``, ``backward``, ``shrink``), where the walk starts (``last`` items of the history,
-    ``decay`` per step back), how far it goes (``hops``, ``damping``), and the weight of ``text``."""
+class WalkShape(Settings):
+    """The graph (``reach``, ``fade``, ``backward``, ``shrink``), where a walk on it starts (``last`` items of the
+    history, ``decay`` per step back), and what a further step counts (``damping``)."""
 
-    reach: int = 3
-    fade: float = 0.5
-    backward: float = 0.5
-    shrink: float = 5.0
-    last: int = 5
-    decay: float = 0.5
+    reach: int = Field(3, ge=1)
+    fade: float = Field(0.5, ge=0)
+    backward: float = Field(0.5, ge=0)
+    shrink: float = Field(5.0, ge=0)
+    last: int = Field(5, ge=1)
+    decay: float = Field(0.5, gt=0)
+    damping: float = Field(0.3, ge=0)
+
+
+class TransitionSettings(WalkShape):
+    """The walk, how many steps it takes (``hops``), and the weight of ``text``."""
+
     hops: int = 2
-    damping: float = 0.3
     text: float = 0.03
 
 
-def transition_graph(rows: Ragged, items: int, s: TransitionSettings) -> sp.csr_matrix:
+def transition_graph(rows: Ragged, items: int, s: WalkShape) -> sp.csr_matrix:
     """P above, float64 (I, I), from training histories. An item that follows itself leaves no arc."""
     source, target, weight = [], [], []
     at, user = np.arange(len(rows.values)), rows.row_of_value
@@ -63,6 +69,15 @@ def transition_graph(rows: Ragged, items: int, s: TransitionSettings) -> sp.csr_
     both.eliminate_zeros()
     left = np.asarray(both.sum(axis=1)).ravel()
     return sp.csr_matrix(sp.diags(1.0 / np.where(left > 0, left + s.shrink, 1.0)) @ both)
+
+
+def start_weights(history: Ragged, s: WalkShape) -> tuple[Ragged, np.ndarray]:
+    """x above, by entry: the last items of every history, and their weights, float64, which add up to one in each."""
+    age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.values))
+    near = history.where(age < s.last)
+    weight = s.decay ** age[age < s.last].astype(np.float64)
+    row = near.row_of_value
+    return near, weight / np.bincount(row, weight, minlength=len(near))[row]
 
 
 def unit_rows(text: np.ndarray) -> np.ndarray:
@@ -84,19 +99,10 @@ class Transitions:
     def __init__(self, graph: sp.csr_matrix, text: np.ndarray | None, settings: TransitionSettings) -> None:
         self.graph, self.text, self.settings = graph, text, settings
 
-    def start(self, history: Ragged) -> sp.csr_matrix:
-        """x above, (b, I); rows of empty histories are zero."""
-        s = self.settings
-        age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.values))
-        near = history.where(age < s.last)
-        weight = s.decay ** age[age < s.last].astype(np.float64)
-        x = sp.csr_matrix((weight, near.values, near.offsets), (len(near), self.graph.shape[0]))
-        total = np.asarray(x.sum(axis=1)).ravel()
-        return sp.csr_matrix(sp.diags(1.0 / np.where(total > 0, total, 1.0)) @ x)
-
     def kinds(self, history: Ragged) -> dict[str, np.ndarray]:
         """Each term of the score without its weight, float32 (b, I)."""
-        x = step = self.start(history)
+        near, weight = start_weights(history, self.settings)
+        x = step = sp.csr_matrix((weight, near.values, near.offsets), (len(near), self.graph.shape[0]))
         found = {}
         for hop in range(1, self.settings.hops + 1):
             step = step @ self.graph

@@ -28,11 +28,9 @@ from setrec import ranking
 from setrec.ragged import Ragged
 from setrec.settings import Settings
 from setrec.transitions import TEXT, Transitions, TransitionSettings, transition_graph
+from setrec.walk import SHAPES
 
-WALKS = (
-    TransitionSettings(reach=3, fade=0.5, shrink=3.0, last=50, decay=0.8, damping=0.5),
-    TransitionSettings(reach=8, fade=0.8, shrink=3.0, last=50, decay=0.9, damping=0.5),
-)
+WALKS = tuple(TransitionSettings(**shape.model_dump()) for shape in SHAPES)
 HOPS = (0.0, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0)
 LIKENESS = (0.0, 1.0, 2.0, 4.0, 8.0)
 UNSEEN = ((1.0, 0.0), (1.0, 2.5), (1.0, 5.0), (1.0, 10.0), (1.0, 20.0), (1.0, 40.0), (0.5, 40.0), (0.0, 20.0))

@@ -1,0 +1,135 @@
+"""What followed what, added to a model's scores, by a walk that is small enough for a request.
+
+A model places an item by what it has learned of it; how often one item followed another, exactly, is more than it can
+hold. With P the graph of ``setrec.transitions``, x the start of the walk and W = P + damping P^2, an item's score rises
+by
+
+    weight sqrt(x W)_i,
+
+and that of an item of the history by nothing. Where the walk does not come, a score is the model's; so the best k of
+all items are among the model's best k and those the walk came to, and an index of the model's codes still finds them.
+
+W is made beforehand, of the ``arcs`` most likely arcs of each item in P, and keeps so many of its own. A request then
+reads a few rows of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from pydantic import Field
+
+from setrec import ranking
+from setrec.ragged import Ragged
+from setrec.transitions import WalkShape, start_weights, transition_graph
+
+WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+"""What is tried. A model's scores are logits at some temperature, which no one knows beforehand."""
+SHAPES = (
+    WalkShape(reach=3, fade=0.5, shrink=3.0, last=50, decay=0.8, damping=0.5),
+    WalkShape(reach=8, fade=0.8, shrink=3.0, last=50, decay=0.9, damping=0.5),
+)
+_MODEL = "model"
+
+
+class WalkSettings(WalkShape):
+    """A walk, the ``arcs`` of an item that are kept (8 bytes each), and its ``weight``."""
+
+    arcs: int = Field(64, ge=1)
+    weight: float = Field(0.0, ge=0)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """W above without its diagonal, which no history asks for: of item i the items ``arcs[i]`` with ``shares`` float32,
+    one for every arc, ``settings.arcs`` at most."""
+
+    arcs: Ragged
+    shares: np.ndarray
+    settings: WalkSettings
+
+    @classmethod
+    def of(cls, rows: Ragged, items: int, settings: WalkSettings) -> Walk:
+        """The walk on what followed what in the histories ``rows``."""
+        from setrec.walk_kernels import two_steps
+
+        graph = largest(transition_graph(rows, items, settings), settings.arcs)
+        lengths, found, shares = two_steps(
+            graph.indptr.astype(np.int64), graph.indices, graph.data, settings.damping, min(settings.arcs, items)
+        )
+        kept = np.arange(found.shape[1]) < lengths[:, None]
+        return cls(Ragged(found[kept], np.concatenate([[0], np.cumsum(lengths)])), shares[kept], settings)
+
+    def __len__(self) -> int:
+        return len(self.arcs)
+
+    def roots(self, history: Ragged) -> tuple[Ragged, np.ndarray]:
+        """Where the walk comes to from each history, rows of items int64 in order, and sqrt(x W) there, float32; items
+        of the history itself are left out. ``history`` holds rows of items."""
+        near, weight = start_weights(history, self.settings)
+        reached = self.arcs.take(near.values)
+        shares = Ragged(self.shares, self.arcs.offsets).take(near.values).values
+        key = np.repeat(near.row_of_value, reached.lengths) * len(self) + reached.values
+        places, at = np.unique(key, return_inverse=True)
+        total = np.bincount(at, np.repeat(weight, reached.lengths) * shares, minlength=len(places))
+        kept = ~np.isin(places, history.row_of_value * len(self) + history.values)
+        row, item = np.divmod(places[kept], len(self))
+        offsets = np.searchsorted(row, np.arange(len(history) + 1))
+        return Ragged(item, offsets), np.sqrt(total[kept], dtype=np.float32)
+
+    def table(self, history: Ragged) -> np.ndarray:
+        """The same as a table, float32 (b, I)."""
+        found, roots = self.roots(history)
+        table = np.zeros((len(history), len(self)), dtype=np.float32)
+        table[found.row_of_value, found.values] = roots
+        return table
+
+
+class Walked:
+    """A scorer with a walk's part added, itself a scorer."""
+
+    def __init__(self, scorer: ranking.Scorer, walk: Walk) -> None:
+        self.scorer, self.walk = scorer, walk
+
+    def __call__(self, history: Ragged) -> np.ndarray:
+        """Scores float32 (b, I)."""
+        return np.asarray(self.scorer(history) + np.float32(self.walk.settings.weight) * self.walk.table(history))
+
+
+def grid(walks: Sequence[Walk]) -> list[dict[str, float]]:
+    """What is tried: weights of the terms that :func:`terms` names. The first is the model alone."""
+    tried = [{_MODEL: 1.0, str(number): weight} for number, weight in product(range(len(walks)), WEIGHTS) if weight]
+    return [{_MODEL: 1.0, "0": 0.0}, *tried]
+
+
+def terms(scorer: ranking.Scorer, walks: Sequence[Walk], history: Ragged) -> dict[str, np.ndarray]:
+    """What is summed to a score, float32 (b, I) each: the model's scores, and the roots of every walk."""
+    return {_MODEL: scorer(history), **{str(n): walk.table(history) for n, walk in enumerate(walks)}}
+
+
+def chosen(walks: Sequence[Walk], weights: Mapping[str, float]) -> WalkSettings:
+    """The settings that a weighting of :func:`grid` stands for."""
+    ((number, weight),) = [(int(name), weight) for name, weight in weights.items() if name != _MODEL]
+    return walks[number].settings.model_copy(update={"weight": weight})
+
+
+def largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
+    """A matrix with the ``count`` largest entries of every row alone; of equal ones those of the smaller columns."""
+    lengths = np.diff(matrix.indptr)
+    if lengths.max(initial=0) <= count:
+        return matrix
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((matrix.indices, -matrix.data, row))
+    kept = np.sort(order[np.arange(len(order)) - matrix.indptr[row] < count])
+    offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, count))])
+    return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], offsets), matrix.shape)
+
+
+def tried(found: Sequence[Mapping[str, Any]], walks: Sequence[Walk]) -> list[dict[str, Any]]:
+    """Rows of :func:`setrec.ranking.choose_weights` in terms of settings."""
+    return [{**chosen(walks, row["weights"]).model_dump(), "ndcg@10": row["ndcg@10"]} for row in found]

@@ -1,0 +1,55 @@
+"""Two steps of a walk at once, compiled: W = P + damping P^2, a row at a time, so that P^2 is never held."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True, nogil=True)
+def two_steps(offsets, items, shares, damping, keep):  # type: ignore[no-untyped-def]
+    """The ``keep`` largest entries of every row of W, without the diagonal: lengths int64 (I,), items int32 (I, keep)
+    and shares float32 (I, keep), of which the first so many of a row mean something. Of equal entries those that the
+    walk meets first are kept.
+
+    P: ``offsets`` int64 (I + 1,), ``items`` and ``shares`` of its entries, all above zero.
+    """
+    count = len(offsets) - 1
+    lengths, found = np.zeros(count, dtype=np.int64), np.zeros((count, keep), dtype=np.int32)
+    values = np.zeros((count, keep), dtype=np.float32)
+    total, met = np.zeros(count), np.empty(count, dtype=np.int64)
+    for row in range(count):
+        reached = _walk(row, offsets, items, shares, damping, total, met)
+        own = total[met[:reached]]
+        limit = np.partition(own, reached - keep)[reached - keep] if reached > keep else 0.0
+        equal = keep - np.sum(own > limit)
+        for at in range(reached):
+            if own[at] > limit or (own[at] == limit and equal > 0):
+                equal -= own[at] == limit
+                found[row, lengths[row]], values[row, lengths[row]] = met[at], own[at]
+                lengths[row] += 1
+            total[met[at]] = 0.0
+    return lengths, found, values
+
+
+@njit(cache=True, nogil=True)
+def _walk(row, offsets, items, shares, damping, total, met):  # type: ignore[no-untyped-def]
+    """Add what a walk from ``row`` gives each item to ``total``; how many items it ``met``."""
+    reached = 0
+    for a in range(offsets[row], offsets[row + 1]):
+        reached = _add(row, items[a], shares[a], total, met, reached)
+        if damping > 0:
+            for b in range(offsets[items[a]], offsets[items[a] + 1]):
+                reached = _add(row, items[b], damping * shares[a] * shares[b], total, met, reached)
+    return reached
+
+
+@njit(cache=True, nogil=True)
+def _add(row, item, share, total, met, reached):  # type: ignore[no-untyped-def]
+    if item == row:
+        return reached
+    if total[item] == 0.0:
+        met[reached] = item
+        reached += 1
+    total[item] += share
+    return reached
