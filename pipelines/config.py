@@ -117,7 +117,8 @@ class EvaluationSettings(Settings):
     ``weight_step`` 0.1 tries 11 weightings of two kinds of slots and 66 of three, all from one pass of the model.
     ``batch_size``: users scored at a time, 4 bytes times the catalogue each and about five times that while ranks are
     counted. ``actors``: processes that rank batches, each with the models once; metrics are the same. One is this
-    process, without Ray, and the quicker choice up to some ten thousand users.
+    process, without Ray, and the quicker choice up to some ten thousand users. ``transitions``: what followed what is
+    added to our scores, with a weight chosen on validation, none where it does not help.
     """
 
     ks: tuple[int, ...] = (5, 10, 20)
@@ -125,6 +126,7 @@ class EvaluationSettings(Settings):
     weight_step: float = Field(0.1, gt=0, le=1)
     seed: int = 0
     examples: int = Field(5, ge=0)
+    transitions: bool = True
     batch_size: int = Field(256, ge=1)
     actors: int = Field(1, ge=1)
 

@@ -13,10 +13,10 @@ from pipelines.config import EvaluationSettings, JobConfig
 from pipelines.progress import bar
 from pipelines.runs import Run
 from pipelines.shard_evaluate import Workers
-from pipelines.systems import OURS, SASREC, Systems
-from setrec import baselines, ranking, scoring
+from pipelines.systems import ALONE, OURS, SASREC, Systems
+from setrec import baselines, ranking, scoring, walk
 from setrec.atomic import atomic_file
-from setrec.catalog import TEST, VALID, Catalog, Histories
+from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
 
@@ -24,8 +24,9 @@ from setrec.ragged import Ragged
 def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     """Rank all systems on the test items and write the run's result files; returns the rows of metrics.json.
 
-    Nothing here is chosen on the test items: ItemKNN's settings and SETRec's slot weights come from validation. With
-    ``evaluation.actors`` above one, batches of users go to actors; metrics are the same.
+    Nothing here is chosen on the test items: ItemKNN's settings, SETRec's slot weights and the weight of transitions
+    come from validation. All systems know training histories alone. With ``evaluation.actors`` above one, batches of
+    users go to actors; metrics are the same.
 
     Raises:
         ConfigError: the run has not been trained, or a batch failed for good.
@@ -41,19 +42,25 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
         "Popularity": baselines.Popularity(histories.train_counts(items)),
         "ItemKNN": knn,
     }
-    load = partial(Systems.load, run.root.resolve(), given, groups, gpu=config.cluster.gpu)
+    known, shapes = histories.upto(TRAIN), walk.SHAPES if s.transitions else ()
+    walks = [walk.Walk.of(known, items, walk.WalkSettings(**shape.model_dump())) for shape in shapes]
+    load = partial(Systems.load, run.root.resolve(), given, groups, walks, gpu=config.cluster.gpu)
     with shard_evaluate.workers(load, config) as each:
         weights, tried = _choose(each, run, histories, s)
-        run.write_json("weights.json", {"weights": weights, "grid": tried, "item_knn": knn_tried})
+        added, walks_tried = _choose_walk(each, weights, walks, histories, s)
+        told: dict[str, Any] = {"weights": weights, "grid": tried, "item_knn": knn_tried}
+        told |= {"transitions": None if added is None else added.model_dump(), "transitions_tried": walks_tried}
+        run.write_json("weights.json", told)
         cases = ranking.Cases.of(histories, TEST)
-        results = _rank(each, [*given, SASREC, OURS], weights, cases, groups, s)
+        names = [*given, SASREC, OURS] if added is None else [*given, SASREC, ALONE, OURS]
+        results = _rank(each, names, weights, added, cases, groups, s)
     rows = [r for name, found in results.items() for r in _rows(name, found, s)]
     run.write_json("metrics.json", [r for r in rows if not r["group"].startswith("popularity:")])
     run.write_json("popularity_groups.json", [r for r in rows if r["group"].startswith("popularity:")])
     run.write_json("comparisons.json", _comparisons(results, s))
     with atomic_file(run.root / "per_user.parquet") as path:
         _per_user(results, histories).to_parquet(path, index=False)
-    ours = scoring.scorer(SetRecModel.from_pretrained(run.model), weights)
+    ours = Systems(SetRecModel.from_pretrained(run.model), {}, groups, walks).scorer(OURS, weights, added)
     run.write_json("examples.json", _examples(ours, catalog, histories, cases, s.examples))
     return [r for r in rows if not r["group"].startswith("popularity:")]
 
@@ -78,10 +85,25 @@ def _choose(
     return weights, tried
 
 
+def _choose_walk(
+    each: Workers, weights: dict[str, float], walks: list[walk.Walk], histories: Histories, s: EvaluationSettings
+) -> tuple[walk.WalkSettings | None, list[dict[str, Any]]]:
+    """The walk that is added to our scores, ``None`` where the model alone is best, and all that were tried."""
+    if not walks:
+        return None, []
+    with bar("Weigh transitions") as progress:
+        best, tried = shard_evaluate.choose_walk(
+            each, ranking.Cases.of(histories, VALID), weights, walks, batch=s.batch_size, progress=progress.update
+        )
+        progress.update(1, 1, f"weight {best.weight:g}")
+    return best if best.weight else None, tried
+
+
 def _rank(
     each: Workers,
     names: list[str],
     weights: dict[str, float],
+    added: walk.WalkSettings | None,
     cases: ranking.Cases,
     groups: list[ranking.Group],
     s: EvaluationSettings,
@@ -94,7 +116,7 @@ def _rank(
                 progress.update(number * total + done, len(names) * total)
 
             results[name] = shard_evaluate.rank(
-                each, name, weights, cases, groups, ks=s.ks, batch=s.batch_size, progress=told
+                each, name, weights, cases, groups, walk=added, ks=s.ks, batch=s.batch_size, progress=told
             )
         progress.update(1, 1, f"{len(cases)} users, {len(groups[0].truths)} items, {len(names)} systems")
     return results

@@ -12,6 +12,7 @@ from pipelines.progress import bar
 from pipelines.runs import Run
 from serving.bundle_writer import write_bundle
 from setrec.model import SetRecModel
+from setrec.walk import Walk, WalkSettings
 
 
 def export(
@@ -33,13 +34,16 @@ def export(
     with bar("Export bundle") as progress:
         catalog, histories = ingest.load(run.data)
         model = SetRecModel.from_pretrained(run.model).eval()
+        found = run.read_json("weights.json")
+        added = found.get("transitions")
         write_bundle(
             out,
             model_dir=run.model,
             catalog=catalog,
             histories=histories,
             item_codes=model.item_codes().numpy(),
-            weights=run.read_json("weights.json")["weights"],
+            weights=found["weights"],
+            walk=None if added is None else Walk.of(histories.items, len(catalog), WalkSettings(**added)),
             retriever=config.retriever,
             newcomers=config.newcomers,
             encoder=text_encoder(config) if encoder else None,

@@ -22,6 +22,9 @@ from pipelines.failures import told
 from pipelines.systems import Systems
 from setrec import ranking
 from setrec.ragged import Ragged
+from setrec.walk import Walk, WalkSettings, chosen
+from setrec.walk import grid as walk_grid
+from setrec.walk import tried as told_tried
 
 RETRIES = 3
 """Times a batch is ranked again after its actor died."""
@@ -65,12 +68,13 @@ def rank(
     cases: ranking.Cases,
     groups: Sequence[ranking.Group],
     *,
+    walk: WalkSettings | None = None,
     ks: Sequence[int] = (5, 10, 20),
     batch: int = 256,
     progress: Progress | None = None,
 ) -> ranking.PerUser:
     """What :func:`setrec.ranking.evaluate` returns for the system ``name``; ``groups`` are those of the workers."""
-    found = each.map(partial(Systems.rank, name=name, weights=weights), _parts(cases, batch), progress)
+    found = each.map(partial(Systems.rank, name=name, weights=weights, walk=walk), _parts(cases, batch), progress)
     return ranking.joined(cases.users, found, groups, ks)
 
 
@@ -85,6 +89,22 @@ def choose_weights(
     """What :func:`setrec.ranking.choose_weights` returns for our system."""
     found = each.map(partial(Systems.weigh, grid=grid), _parts(cases, batch), progress)
     return ranking.best_weights(found, grid)
+
+
+def choose_walk(
+    each: Workers,
+    cases: ranking.Cases,
+    weights: Mapping[str, float],
+    walks: Sequence[Walk],
+    *,
+    batch: int = 256,
+    progress: Progress | None = None,
+) -> tuple[WalkSettings, list[dict[str, Any]]]:
+    """The one of ``walks``, those of the workers, and its weight that are best for our system with the best NDCG@10 on
+    (validation) cases, history removed, and all that were tried."""
+    found = each.map(partial(Systems.weigh_walks, weights=weights), _parts(cases, batch), progress)
+    best, tried = ranking.best_weights(found, walk_grid(walks))
+    return chosen(walks, best), told_tried(tried, walks)
 
 
 def _parts(cases: ranking.Cases, batch: int) -> list[Part]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -13,23 +14,39 @@ from pipelines.runs import Run
 from setrec import ranking, sasrec, scoring
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
+from setrec.walk import Walk, Walked, WalkSettings
+from setrec.walk import grid as walk_grid
+from setrec.walk import terms as walk_terms
 
 OURS = "SETRec"
+ALONE = "SETRec, model alone"
+"""Ours without transitions, which stands beside ours where these have a weight."""
 SASREC = "SASRec"
 
 
 class Systems:
-    """A trained recommender and ``others``, ready to rank batches of cases in ``groups``."""
+    """A trained recommender and ``others``, ready to rank batches of cases in ``groups``; ``walks`` are those that the
+    recommender may be given."""
 
     def __init__(
-        self, model: SetRecModel, others: Mapping[str, ranking.Scorer], groups: Sequence[ranking.Group]
+        self,
+        model: SetRecModel,
+        others: Mapping[str, ranking.Scorer],
+        groups: Sequence[ranking.Group],
+        walks: Sequence[Walk] = (),
     ) -> None:
-        self.model, self.others, self.groups = model.eval(), others, groups
+        self.model, self.others, self.groups, self.walks = model.eval(), others, groups, walks
         self._ours: dict[tuple[tuple[str, float], ...], ranking.Scorer] = {}
 
     @classmethod
     def load(
-        cls, root: Path, given: Mapping[str, ranking.Scorer], groups: Sequence[ranking.Group], *, gpu: bool = False
+        cls,
+        root: Path,
+        given: Mapping[str, ranking.Scorer],
+        groups: Sequence[ranking.Group],
+        walks: Sequence[Walk] = (),
+        *,
+        gpu: bool = False,
     ) -> Systems:
         """The run's own recommender (on the GPU, where there is one and ``gpu`` says so) and SASRec, after ``given``.
 
@@ -40,25 +57,35 @@ class Systems:
         model = SetRecModel.from_pretrained(run.require(run.model, "train"))
         if gpu:
             torch.nn.Module.to(model, "cuda")
-        return cls(model, {**given, SASREC: sasrec.scorer(load_sasrec(run))}, groups)
+        return cls(model, {**given, SASREC: sasrec.scorer(load_sasrec(run))}, groups, walks)
 
     @property
     def names(self) -> list[str]:
         """Every system, ours last."""
         return [*self.others, OURS]
 
-    def scorer(self, name: str, weights: Mapping[str, float]) -> ranking.Scorer:
-        """The scorer of a system; ``weights`` by kind of slot are ours."""
-        if name != OURS:
+    def scorer(self, name: str, weights: Mapping[str, float], walk: WalkSettings | None = None) -> ranking.Scorer:
+        """The scorer of a system; ``weights`` by kind of slot are ours, and so is the walk with these settings."""
+        if name not in (OURS, ALONE):
             return self.others[name]
         key = tuple(weights.items())
         if key not in self._ours:
             self._ours[key] = scoring.scorer(self.model, weights)
-        return self._ours[key]
+        if name == ALONE or walk is None:
+            return self._ours[key]
+        same = walk.model_copy(update={"weight": 0.0})
+        return Walked(self._ours[key], next(replace(one, settings=walk) for one in self.walks if one.settings == same))
 
-    def rank(self, history: Ragged, truth: Ragged, name: str, weights: Mapping[str, float]) -> ranking.Ranks:
+    def rank(
+        self, history: Ragged, truth: Ragged, name: str, weights: Mapping[str, float], walk: WalkSettings | None = None
+    ) -> ranking.Ranks:
         """Ranks of one batch's truths by one system."""
-        return ranking.batch_ranks(self.scorer(name, weights), history, truth, self.groups)
+        return ranking.batch_ranks(self.scorer(name, weights, walk), history, truth, self.groups)
+
+    def weigh_walks(self, history: Ragged, truth: Ragged, weights: Mapping[str, float]) -> list[Ragged]:
+        """Ranks of one batch's truths by ours with every walk at every weight, as :func:`setrec.walk.grid` has them."""
+        terms = partial(walk_terms, self.scorer(ALONE, weights), self.walks)
+        return ranking.weighted_ranks(terms, history, truth, walk_grid(self.walks))
 
     def weigh(self, history: Ragged, truth: Ragged, grid: Sequence[Mapping[str, float]]) -> list[Ragged]:
         """Ranks of one batch's truths by ours, under every weighting of the grid, from one pass of the model."""

@@ -7,6 +7,7 @@ File by file:
 - ``codes.safetensors``: folded item codes, float32 (I, D)
 - ``popularity.safetensors``: training interactions of each item, int64 (I,)
 - ``items.parquet``: the catalogue; ``histories.parquet``: the known users
+- ``transitions.safetensors``, where it helped: which item followed which, and how much that adds to a score
 - ``index.faiss``, ``retriever.json``: the candidate index
 - ``encoder/``, where there is one: the sentence encoder that made the items' text vectors, for items to come
 - ``newcomers.safetensors``, where there is one: how items that training never saw get their code
@@ -31,19 +32,21 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from serving.manifest import FORMAT_VERSION, MANIFEST, Manifest, line, verify
-from serving.mapped import mapped
 from serving.newcomers import Estimate
 from serving.retriever import Retriever
 from serving.texts import TextRule
 from setrec.catalog import Catalog, Histories
 from setrec.encoder import TextEncoder
 from setrec.errors import BundleError, DataError
+from setrec.mapped import mapped
 from setrec.ragged import Ragged
 from setrec.settings import Settings
+from setrec.walk import Walk
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "Bundle", "Checks", "EncoderLoader", "UserEncoder", "load_setrec", "verify"]
 
 CHECKS = "checks.json"
+TRANSITIONS = "transitions.safetensors"
 
 
 class UserEncoder(Protocol):
@@ -118,6 +121,7 @@ class Bundle:
     popularity: np.ndarray
     retriever: Retriever
     newcomers: Estimate | None = None
+    walk: Walk | None = None
     checks: list[tuple[dict[str, Any], tuple[str, ...], tuple[float, ...]]] = field(default_factory=list)
 
     @classmethod
@@ -136,9 +140,10 @@ class Bundle:
             retriever = Retriever.load(path, codes)
             model = load_encoder(path / "model")
             newcomers, checks = Estimate.load(path), _read_checks(path)
+            walk = Walk.load(path / TRANSITIONS) if (path / TRANSITIONS).exists() else None
         except (DataError, SafetensorError, KeyError, OSError, ValueError, RuntimeError) as error:
             raise BundleError(f"{path}: cannot be loaded: {line(error)}") from error
-        bundle = cls(path, manifest, model, catalog, histories, codes, popularity, retriever, newcomers, checks)
+        bundle = cls(path, manifest, model, catalog, histories, codes, popularity, retriever, newcomers, walk, checks)
         bundle._check()
         return bundle
 
@@ -176,6 +181,7 @@ class Bundle:
             "the model's slots are not the manifest's": model != (self.manifest.kinds, columns),
             "the slots do not cover the codes": not _tile(columns, width),
             "newcomers' codes are of another shape": not _fits(self.newcomers, columns),
+            "transitions and codes differ in length": self.walk is not None and len(self.walk) != items,
             "slots and weights are of different kinds": set(self.manifest.weights) != set(self.manifest.kinds),
         }
         for reason, is_wrong in wrong.items():

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from serving.bundle import CHECKS, Bundle, Check, Checks, EncoderLoader, UserEncoder, load_setrec
+from serving.bundle import CHECKS, TRANSITIONS, Bundle, Check, Checks, EncoderLoader, UserEncoder, load_setrec
 from serving.engine import Engine
 from serving.manifest import FORMAT_VERSION, MANIFEST, SUFFIXES, EncoderEntry, FileEntry, Manifest, sha256
 from serving.newcomers import Estimate, NewcomerSettings
@@ -27,6 +27,7 @@ from setrec.atomic import atomic_directory
 from setrec.catalog import Catalog, Histories
 from setrec.encoder import TextEncoder
 from setrec.errors import BundleError
+from setrec.walk import Walk
 
 _LIBRARIES = ("setrec", "torch", "transformers", "faiss-cpu", "numpy", "pyarrow", "safetensors")
 _CHECKED = 16  # requests whose answers are stored
@@ -44,6 +45,7 @@ def write_bundle(
     retriever: RetrieverSettings | None = None,
     newcomers: NewcomerSettings | None = None,
     encoder: TextEncoder | None = None,
+    walk: Walk | None = None,
     model_version: str | None = None,
     load_encoder: EncoderLoader = load_setrec,
     graph_dir: Path | None = None,
@@ -51,8 +53,9 @@ def write_bundle(
     """Write a bundle: as a whole or, after an error, not at all; a bundle already at ``out`` stays until the end.
 
     ``item_codes`` float32 (I, D). ``encoder``: the sentence encoder whose vectors the items' texts have; without it no
-    item can be added to what is served. Of every folder only the kinds of files in :data:`serving.manifest.SUFFIXES`
-    are taken: of ``model_dir`` JSON and safetensors, of ``graph_dir`` and its sub-folders also Parquet and NumPy files.
+    item can be added to what is served. ``walk``: what transitions add to the scores. Of every folder only the kinds of
+    files in :data:`serving.manifest.SUFFIXES` are taken: of ``model_dir`` JSON and safetensors, of ``graph_dir`` and
+    its sub-folders also Parquet and NumPy files.
 
     Raises:
         BundleError: ``out`` holds something that is no bundle, or the parts do not fit together.
@@ -74,6 +77,8 @@ def write_bundle(
         codes, counts = _codes(item_codes, model, histories, newcomers, target)
         save_file({"codes": codes}, target / "codes.safetensors")
         save_file({"counts": counts}, target / "popularity.safetensors")
+        if walk is not None:
+            walk.save(target / TRANSITIONS)
         queries = partial(_queries, model, histories, weights, codes)
         Retriever.build(codes, retriever or RetrieverSettings(), queries).save(target)
         manifest = Manifest(

@@ -15,6 +15,7 @@ from serving.auditor import Answered, Auditor
 from serving.changes import ItemChange
 from serving.exact import Hits
 from serving.item_codes import ItemCoder, TextEncode
+from serving.raised import Raised, walked
 from serving.requests import Answer, Fallback, Recommendation, Request, RequestError
 from serving.state import State
 from serving.stores import Change, LiveHistory, LiveStore, StoreError
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Engine", "Recommendation", "Request", "RequestError"]
 
 _SEEN = 500  # of a live history's items, how many of the latest are left out of an answer
-
-
-RETURNS = "returns"
-"""The share of a score that an item has for being in the history, where the model adds one."""
 
 
 @dataclass(frozen=True)
@@ -201,15 +198,16 @@ class Engine:
         with metrics.stage("generate"):
             queries = self._queries([a.known.rows for a in every])
         held = [self._held(a) for a in every]
+        with metrics.stage("walk"):
+            raised = self._raised(every, held)
         with metrics.stage("retrieve"):
             excluded = [np.concatenate([a.excluded, rows]) for a, rows in zip(every, held, strict=True)]
             found = self.state.index.search(queries, [a.request.k for a in every], excluded, [a.allowed for a in every])
         if auditor is not None:
             for a, query, rows, hits in zip(every, queries, held, found, strict=True):
                 self._offer(auditor, a, query, rows, hits)
-        found = [self._returning(*one) for one in zip(every, queries, held, found, strict=True)]
-        each = zip(asked.items(), queries, held, found, strict=True)
-        return {b: self._answer(a, query, rows, hits) for (b, a), query, rows, hits in each}
+        each = zip(asked.items(), queries, raised, found, strict=True)
+        return {b: self._answer(a, query, rows, self._best(a, query, rows, hits)) for (b, a), query, rows, hits in each}
 
     def _held(self, asked: _Asked) -> np.ndarray:
         """Rows the model has read that may be answered, where their scores have a learned number added: the index does
@@ -217,16 +215,25 @@ class Engine:
         if asked.request.exclude_history or self._return_bias == 0:
             return asked.excluded[:0]
         read = np.unique(asked.known.rows[-self.bundle.model.max_items :])
-        return read[self._left(asked)[read]]
+        return read[self._may(asked, read)]
 
-    def _returning(self, asked: _Asked, query: np.ndarray, held: np.ndarray, hits: Hits) -> Hits:
-        """The best k of what was found and of what is ``held``."""
-        if not len(held):
+    def _raised(self, every: Sequence[_Asked], held: Sequence[np.ndarray]) -> list[Raised]:
+        """What is added to the scores of rows that may be answered."""
+        nothing = np.empty(0, np.int64), np.empty(0)
+        walk, found = self.bundle.walk, [nothing] * len(every)
+        if walk is not None:
+            found = walked(walk, [a.known.rows for a in every], self.state.items)
+        raised = []
+        for a, own, (rows, more) in zip(every, held, found, strict=True):
+            may = self._may(a, rows)
+            raised.append(Raised.of(own, self._return_bias, rows[may], more[may]))
+        return raised
+
+    def _best(self, asked: _Asked, query: np.ndarray, raised: Raised, hits: Hits) -> Hits:
+        """The best k of what the index found and of what is ``raised``."""
+        if not len(raised.rows):
             return hits
-        own = self.state.index.codes(held) @ query.astype(np.float64) + self._return_bias
-        rows, scores = np.concatenate([hits.rows, held]), np.concatenate([hits.scores, own])
-        best = np.argsort(-scores, kind="stable")[: asked.request.k]
-        return Hits(rows[best], scores[best])
+        return raised.best(hits, self.state.index.codes(raised.rows) @ query.astype(np.float64), asked.request.k)
 
     @property
     def _return_bias(self) -> float:
@@ -249,13 +256,13 @@ class Engine:
             )
         return users.float().cpu().numpy()
 
-    def _answer(self, asked: _Asked, query: np.ndarray, held: np.ndarray, hits: Hits) -> Answer:
+    def _answer(self, asked: _Asked, query: np.ndarray, raised: Raised, hits: Hits) -> Answer:
         products = self.state.index.codes(hits.rows) * query.astype(np.float64)
         columns = self.bundle.manifest.code_columns
         shares = {kind: products[:, start:stop].sum(axis=1).tolist() for kind, (start, stop) in columns.items()}
-        per_item = [{kind: values[i] for kind, values in shares.items()} for i in range(len(hits.rows))]
-        for i in np.flatnonzero(np.isin(hits.rows, held)):
-            per_item[i][RETURNS] = self._return_bias
+        per_item = [
+            {kind: values[i] for kind, values in shares.items()} | raised.shares(row) for i, row in enumerate(hits.rows)
+        ]
         return self._described(asked, hits.rows, hits.scores, per_item)
 
     def _from_popularity(self, asked: _Asked) -> Answer:
@@ -269,6 +276,11 @@ class Engine:
             left &= asked.allowed
         left[asked.excluded] = False
         return left
+
+    def _may(self, asked: _Asked, rows: np.ndarray) -> np.ndarray:
+        """Which of ``rows`` may be answered, bool."""
+        may = self.state.index.alive[rows] & ~np.isin(rows, asked.excluded)
+        return may if asked.allowed is None else may & asked.allowed[rows]
 
     def _described(
         self, asked: _Asked, rows: np.ndarray, scores: np.ndarray, shares: Sequence[dict[str, float]]

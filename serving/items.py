@@ -52,8 +52,18 @@ class ItemTable:
 
     def now(self, bundle_rows: np.ndarray) -> np.ndarray:
         """Rows, int64, where items of the bundle's rows stand now, without those that were removed."""
-        rows = self._moved[bundle_rows]
+        rows = self.moved(bundle_rows)
         return rows[rows >= 0]
+
+    def moved(self, bundle_rows: np.ndarray) -> np.ndarray:
+        """Rows, int64, where items of the bundle's rows stand now, -1 for those that were removed."""
+        return self._moved[bundle_rows]
+
+    def before(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of the bundle, int64, of the items in ``rows``, without those that it does not hold."""
+        ids = (self.describe(int(row))[0] if row >= len(self._catalog) else None for row in rows)
+        own = [row if item_id is None else self._catalog.find(item_id) for row, item_id in zip(rows, ids, strict=True)]
+        return np.fromiter((row for row in own if row is not None), dtype=np.int64)
 
     def add(self, item_id: str, title: str, attributes: Mapping[str, Sequence[str]]) -> int:
         """Put an item in a new row, in place of the one of the same id, if any; returns the row."""

@@ -15,7 +15,7 @@ from serving.texts import TextRule
 from setrec.errors import BundleError
 from setrec.settings import Settings
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 SUFFIXES = {
     "model": (".json", ".safetensors"),
@@ -42,7 +42,7 @@ class Manifest(Settings):
     """What ``manifest.json`` says. ``created`` is UTC; ``model_version`` defaults to a hash of all that answers.
 
     Since format 2: ``encoder``, where there is one; ``text``: how an item's fields become its text; ``newcomers``: how
-    items that training never saw get their code.
+    items that training never saw get their code. Since format 3 there may be a file of transitions.
     """
 
     format_version: int = Field(strict=True, ge=1)

@@ -18,13 +18,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from pydantic import Field
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from setrec import ranking
+from setrec.mapped import mapped
 from setrec.ragged import Ragged
 from setrec.transitions import WalkShape, start_weights, transition_graph
 
@@ -64,6 +68,40 @@ class Walk:
         )
         kept = np.arange(found.shape[1]) < lengths[:, None]
         return cls(Ragged(found[kept], np.concatenate([[0], np.cumsum(lengths)])), shares[kept], settings)
+
+    def save(self, file: Path) -> None:
+        """Write the arcs and, beside them, the settings."""
+        tensors = {"offsets": self.arcs.offsets, "items": self.arcs.values, "shares": self.shares}
+        save_file(tensors, file, {"settings": self.settings.model_dump_json()})
+
+    @classmethod
+    def load(cls, file: Path) -> Walk:
+        """What :meth:`save` wrote, memory-mapped.
+
+        Raises:
+            KeyError, ValueError: the file holds something else.
+        """
+        with safe_open(file, "np") as content:
+            told = content.metadata() or {}
+        arcs = Ragged(mapped(file, "items", np.int32), mapped(file, "offsets", np.int64))
+        walk = cls(arcs, mapped(file, "shares"), WalkSettings.model_validate_json(told.get("settings", "")))
+        if walk._is_damaged():
+            raise ValueError(f"{file}: no transitions of items")
+        return walk
+
+    def _is_damaged(self) -> bool:
+        offsets, items, shares = self.arcs.offsets, self.arcs.values, self.shares
+        return bool(
+            offsets.ndim != 1
+            or items.ndim != 1
+            or shares.shape != items.shape
+            or len(offsets) == 0
+            or not offsets[0] == 0 <= offsets[-1] == len(items)
+            or (np.diff(offsets) < 0).any()
+            or items.min(initial=0) < 0
+            or items.max(initial=-1) >= len(self)
+            or not (np.isfinite(shares) & (shares > 0)).all()
+        )
 
     def __len__(self) -> int:
         return len(self.arcs)

@@ -16,10 +16,11 @@ from pipelines.cluster import ray_session
 from pipelines.config import load_config
 from pipelines.runs import Run
 from pipelines.shard_evaluate import Here, Pool
-from pipelines.systems import OURS, Systems
+from pipelines.systems import ALONE, OURS, Systems
 from setrec import baselines, ranking, scoring
-from setrec.catalog import TEST, VALID
+from setrec.catalog import TEST, TRAIN, VALID
 from setrec.errors import ConfigError, DataError
+from setrec.walk import SHAPES, Walk, WalkSettings
 
 BATCH = 7
 WEIGHTS = {"collaborative": 0.5, "semantic": 0.25, "structural": 0.25}
@@ -41,7 +42,8 @@ def asked(qwen3_run):
     counts = histories.train_counts(len(catalog))
     knn = baselines.ItemKnn(histories, len(catalog), baselines.ItemKnnSettings(neighbours=5))
     given = {"Popularity": baselines.Popularity(counts), "ItemKNN": knn}
-    return partial(Systems.load, qwen3_run.root.resolve(), given, groups), histories, groups
+    walks = [Walk.of(histories.upto(TRAIN), len(catalog), WalkSettings(**shape.model_dump())) for shape in SHAPES]
+    return partial(Systems.load, qwen3_run.root.resolve(), given, groups, walks), histories, groups
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,21 @@ def test_the_same_weights_are_chosen_on_validation(pool, asked):
     grid = scoring.weight_grid(model.kinds, 0.25)
     one = ranking.choose_weights(scoring.kind_scorer(model), cases, grid, batch=BATCH)
     assert shard_evaluate.choose_weights(pool, cases, grid, batch=BATCH) == one
+
+
+def test_the_same_transitions_are_chosen_and_ranked_with(pool, asked):
+    load, histories, groups = asked
+    systems, cases = load(), ranking.Cases.of(histories, VALID)
+    one, over = (
+        shard_evaluate.choose_walk(each, cases, WEIGHTS, systems.walks, batch=BATCH) for each in (Here(systems), pool)
+    )
+    assert one == over
+    assert one[0].weight > 0
+    test = ranking.Cases.of(histories, TEST)
+    expected = ranking.evaluate(systems.scorer(OURS, WEIGHTS, one[0]), test, groups, batch=BATCH)
+    assert_same(expected, shard_evaluate.rank(pool, OURS, WEIGHTS, test, groups, walk=one[0], batch=BATCH))
+    alone = ranking.evaluate(systems.scorer(OURS, WEIGHTS), test, groups, batch=BATCH)
+    assert_same(alone, shard_evaluate.rank(pool, ALONE, WEIGHTS, test, groups, walk=one[0], batch=BATCH))
 
 
 def test_the_batches_of_a_killed_actor_are_done_again(pool, asked, tmp_path):

@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import export, ingest, jobs
+from pipelines import evaluate, export, ingest, jobs
 from pipelines.config import load_config
 from pipelines.runs import Run
+from pipelines.systems import ALONE, OURS
 from serving.bundle import Bundle
 from serving.engine import Engine, Request
 from setrec import ranking, scoring
-from setrec.catalog import TEST, VALID
+from setrec.catalog import TEST, TRAIN, VALID
 from setrec.errors import DataError
 from setrec.model import SetRecModel
+from setrec.walk import Walk, Walked, WalkSettings
 
 
 @pytest.fixture(params=["qwen3_run", "t5_run"], ids=["qwen3-structural", "t5"])
@@ -29,8 +31,8 @@ def run(request) -> Run:
 def test_metrics_have_every_system_protocol_group_and_metric_once(run):
     rows = run.read_json("metrics.json")
     keys = {(r["system"], r["history"], r["group"], r["metric"]) for r in rows}
-    assert len(keys) == len(rows) == 4 * 2 * 3 * 9
-    assert {r["system"] for r in rows} == {"Popularity", "ItemKNN", "SASRec", "SETRec"}
+    assert len(keys) == len(rows) == 5 * 2 * 3 * 9
+    assert {r["system"] for r in rows} == {"Popularity", "ItemKNN", "SASRec", "SETRec", "SETRec, model alone"}
     assert {r["group"] for r in rows} == {"all", "warm", "cold"}
     for r in rows:
         assert 0 <= r["low"] <= r["value"] <= r["high"] <= 1
@@ -39,14 +41,17 @@ def test_metrics_have_every_system_protocol_group_and_metric_once(run):
 def test_the_table_repeats_from_the_saved_model_and_weights(run):
     catalog, histories = ingest.load(run.data)
     model = SetRecModel.from_pretrained(run.model).eval()
-    weights = run.read_json("weights.json")["weights"]
-    value = ranking.mean_metric(scoring.scorer(model, weights), ranking.Cases.of(histories, TEST))
-    row = next(
-        r
-        for r in run.read_json("metrics.json")
-        if (r["system"], r["history"], r["group"], r["metric"]) == ("SETRec", "removed", "all", "ndcg@10")
-    )
-    assert row["value"] == pytest.approx(value, abs=1e-6)
+    found = run.read_json("weights.json")
+    alone = scoring.scorer(model, found["weights"])
+    walk = Walk.of(histories.upto(TRAIN), len(catalog), WalkSettings(**found["transitions"]))
+    for system, scorer in ((ALONE, alone), (OURS, Walked(alone, walk))):
+        row = next(
+            r
+            for r in run.read_json("metrics.json")
+            if (r["system"], r["history"], r["group"], r["metric"]) == (system, "removed", "all", "ndcg@10")
+        )
+        value = ranking.mean_metric(scorer, ranking.Cases.of(histories, TEST))
+        assert row["value"] == pytest.approx(value, abs=1e-6)
     assert len(catalog) == 31
 
 
@@ -54,6 +59,21 @@ def test_chosen_weights_are_the_best_of_their_grid_on_validation(run):
     found = run.read_json("weights.json")
     best = max(g["ndcg@10"] for g in found["grid"])
     assert next(g for g in found["grid"] if g["weights"] == found["weights"])["ndcg@10"] == best
+    tried = found["transitions_tried"]
+    chosen = next(one for one in tried if one.items() >= found["transitions"].items())
+    assert chosen["ndcg@10"] == max(one["ndcg@10"] for one in tried) > tried[0]["ndcg@10"]
+    assert tried[0]["weight"] == 0
+    assert tried[0]["ndcg@10"] == pytest.approx(best, abs=1e-6)
+
+
+def test_no_transitions_are_weighed_where_they_are_not_wanted(run, tmp_path):
+    again = Run(tmp_path / "again")
+    shutil.copytree(run.root, again.root)
+    config = load_config(again.config, ["evaluation.transitions=false"])
+    rows = evaluate.evaluate(again, config)
+    assert {r["system"] for r in rows} == {"Popularity", "ItemKNN", "SASRec", "SETRec"}
+    assert again.read_json("weights.json")["transitions"] is None
+    assert Bundle.open(export.export(again, config, tmp_path / "bundle")).walk is None
 
 
 def test_weights_range_over_every_kind_of_slot_and_come_from_the_same_scores(run):
@@ -69,7 +89,8 @@ def test_weights_range_over_every_kind_of_slot_and_come_from_the_same_scores(run
 
 
 def test_the_bundle_answers_as_the_evaluation_ranks(run):
-    assert_same_ranking(run, run.read_json("weights.json")["weights"], run.bundle)
+    found = run.read_json("weights.json")
+    assert_same_ranking(run, found["weights"], run.bundle, WalkSettings(**found["transitions"]))
 
 
 def test_so_it_does_where_every_kind_of_slot_has_a_weight(run, tmp_path):
@@ -81,12 +102,16 @@ def test_so_it_does_where_every_kind_of_slot_has_a_weight(run, tmp_path):
     assert_same_ranking(again, weights, export.export(again, load_config(again.config), tmp_path / "bundle"))
 
 
-def assert_same_ranking(run: Run, weights: dict[str, float], bundle: Path) -> None:
+def assert_same_ranking(
+    run: Run, weights: dict[str, float], bundle: Path, transitions: WalkSettings | None = None
+) -> None:
     """The engine on the bundle against the evaluator's scorer on the run's model, among the items trained on: of the
-    others the bundle estimates the collaborative columns."""
+    others the bundle estimates the collaborative columns. What is served knows what followed what in all histories."""
     engine, (catalog, histories) = Engine(Bundle.open(bundle)), ingest.load(run.data)
     model = SetRecModel.from_pretrained(run.model).eval()
     score, new = scoring.scorer(model, weights), np.flatnonzero(~histories.trained(len(catalog)))
+    if transitions is not None:
+        score = Walked(score, Walk.of(histories.items, len(catalog), transitions))
     deny = tuple(catalog.item_ids[row] for row in new)
     for user in range(0, len(histories), 9):
         history = histories.items.take(np.array([user]))
@@ -96,7 +121,7 @@ def assert_same_ranking(run: Run, weights: dict[str, float], bundle: Path) -> No
         answer = engine.recommend_one(Request(user_id=histories.user_ids[user], k=5, deny=deny))
         assert [item.item_id for item in answer.items] == best
         for item in answer.items:
-            assert set(item.shares) == set(weights)
+            assert set(item.shares) - {"transitions"} == set(weights)
             assert sum(item.shares.values()) == pytest.approx(item.score, abs=1e-4)
 
 

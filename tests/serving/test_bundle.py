@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from serving_helpers import FakeEncoder, catalog, codes, fake_bundle, histories, load_fake
+from serving_helpers import ITEMS, FakeEncoder, catalog, codes, fake_bundle, histories, load_fake
 
 from serving.bundle import FORMAT_VERSION, Bundle
 from serving.engine import Engine, Request
@@ -12,7 +12,9 @@ from serving.texts import TextRule
 from setrec.catalog import Catalog
 from setrec.encoder import TextEncoder
 from setrec.errors import BundleError
+from setrec.ragged import Ragged
 from setrec.tables import compose
+from setrec.walk import Walk, WalkSettings
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,21 @@ def test_the_stored_requests_are_answered_as_they_were_when_the_bundle_was_writt
     for (_, item_ids, scores), answer in zip(opened.checks, answers, strict=True):
         assert tuple(item.item_id for item in answer.items) == item_ids
         np.testing.assert_allclose([item.score for item in answer.items], scores, rtol=1e-5)
+
+
+def test_transitions_of_other_items_are_refused(bundle, tmp_path):
+    walk = Walk.of(Ragged.of([[0, 1, 2]]), ITEMS, WalkSettings(weight=1.0))
+    fake_bundle(tmp_path / "more", walk=walk)
+    assert Bundle.open(tmp_path / "more", load_fake).walk.settings == walk.settings
+    assert Bundle.open(bundle, load_fake).walk is None
+    with pytest.raises(BundleError, match="transitions and codes differ in length"):
+        fake_bundle(tmp_path / "fewer", walk=Walk.of(Ragged.of([[0, 1, 2]]), 3, WalkSettings(weight=1.0)))
+
+
+def test_what_transitions_add_is_part_of_the_version(tmp_path):
+    walks = [Walk.of(Ragged.of([[0, 1, 2]]), ITEMS, WalkSettings(weight=weight)) for weight in (1.0, 2.0)]
+    one, other = (fake_bundle(tmp_path / str(n), walk=walk) for n, walk in enumerate(walks))
+    assert one.model_version != other.model_version
 
 
 def test_a_bundle_of_format_1_is_still_opened(bundle):

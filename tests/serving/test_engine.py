@@ -5,12 +5,22 @@ from serving_helpers import ITEMS, codes, fake_bundle, histories, load_fake
 from serving.bundle import Bundle
 from serving.engine import Answer, Engine, Request, RequestError
 from setrec.errors import UnknownItemError
+from setrec.ragged import Ragged
+from setrec.walk import Walk, Walked, WalkSettings
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     out = tmp_path_factory.mktemp("engine") / "b"
     fake_bundle(out)
+    return Engine(Bundle.open(out, load_fake), max_k=50)
+
+
+@pytest.fixture(scope="module")
+def walking(tmp_path_factory):
+    """An engine whose bundle has transitions."""
+    out = tmp_path_factory.mktemp("walking") / "b"
+    fake_bundle(out, walk=Walk.of(histories().items, ITEMS, WalkSettings(weight=3.0, arcs=12, shrink=0.5)))
     return Engine(Bundle.open(out, load_fake), max_k=50)
 
 
@@ -67,6 +77,54 @@ def test_items_of_the_history_are_scored_with_what_the_model_adds_for_them(engin
     for item in answer.items:
         assert sum(item.shares.values()) == pytest.approx(item.score, abs=1e-9)
         assert ("returns" in item.shares) == (int(item.item_id[5:]) in read)
+
+
+def walked_scores(rows, bias=0.0):
+    """Scores of all items with transitions, by the scorer that rankings are made with."""
+    table, weights = codes().astype(np.float64), np.r_[np.full(6, 1.0), np.full(8, 0.5)]
+
+    def plain(history):
+        scores = np.stack([table @ (table[h[-5:]].mean(axis=0) * weights) for h in history])
+        for score, read in zip(scores, history, strict=True):
+            score[read[-5:]] += bias
+        return scores
+
+    walk = Walk.of(histories().items, ITEMS, WalkSettings(weight=3.0, arcs=12, shrink=0.5))
+    return Walked(plain, walk)(Ragged.of([rows]))[0]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("bias", [0.0, -0.7])
+def test_what_followed_what_is_added_as_in_a_ranking(walking, kept, bias, monkeypatch):
+    monkeypatch.setattr(walking.bundle.model, "returns", bias / 1.5, raising=False)
+    rows, denied = [int(row) for row in histories().items[2]], 7
+    scores = walked_scores(rows, bias)
+    scores[[denied] if kept else [denied, *rows]] = -np.inf
+    request = Request(
+        history=tuple(f"item-{row}" for row in rows), k=30, exclude_history=not kept, deny=(f"item-{denied}",)
+    )
+    answer = walking.recommend_one(request)
+    best = np.argsort(-scores, kind="stable")[:30]
+    assert ids(answer) == [f"item-{row}" for row in best]
+    np.testing.assert_allclose([item.score for item in answer.items], scores[best], rtol=1e-4)
+    assert sum("transitions" in item.shares for item in answer.items) >= 5
+    for item in answer.items:
+        assert sum(item.shares.values()) == pytest.approx(item.score, abs=1e-9)
+        assert ("returns" in item.shares) == (bias != 0 and int(item.item_id[5:]) in rows[-5:])
+
+
+def test_what_may_not_be_answered_is_not_brought_back_by_a_walk(walking):
+    rows = tuple(f"item-{row}" for row in histories().items[2])
+    allowed = tuple(f"item-{row}" for row in range(0, ITEMS, 3))
+    answer = walking.recommend_one(Request(history=rows, k=50, allow=allowed))
+    assert set(ids(answer)) == set(allowed) - set(rows)
+    assert any("transitions" in item.shares for item in answer.items)
+
+
+def test_a_request_beside_others_gets_what_it_gets_alone_with_transitions_too(walking):
+    requests = [Request(user_id=f"user-{user}", k=5) for user in range(8)]
+    for request, answer in zip(requests, walking.recommend(requests), strict=True):
+        assert ids(answer) == ids(walking.recommend_one(request))
 
 
 def test_k_items_come_when_k_exist_and_all_there_are_otherwise(engine):

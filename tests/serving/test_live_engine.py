@@ -13,6 +13,7 @@ from serving.newcomers import NewcomerSettings
 from serving.requests import Fallback
 from serving.stores import Change, Event, StoreError, open_store
 from setrec.errors import UnknownItemError
+from setrec.walk import Walk, WalkSettings
 
 NEW = ItemFields(title="Title «new»", text="text 3 4", attributes={"genre": ["c"]})
 
@@ -70,6 +71,28 @@ def met(store, user, *items, start=1.0):
 def same(one, other):
     assert ids(one) == ids(other)
     np.testing.assert_allclose([i.score for i in one.items], [i.score for i in other.items], rtol=1e-5)
+
+
+def test_transitions_stay_with_an_item_that_is_described_anew_and_go_with_one_that_is_removed(tmp_path, store):
+    walk = Walk.of(histories().items, ITEMS, WalkSettings(weight=3.0, arcs=12, shrink=0.5))
+    fake_bundle(tmp_path / "b", walk=walk, **coded_items())
+    engine = Engine(Bundle.open(tmp_path / "b", load_fake), store=store, max_k=ITEMS, encode=FakeText())
+    history = trained("user-2")
+
+    def added(*more):
+        answer = engine.recommend_one(Request(history=(*history, *more), k=ITEMS))
+        return {item.item_id: item.shares["transitions"] for item in answer.items if "transitions" in item.shares}
+
+    before = added()
+    anew, gone = sorted(before)[:2]
+    edits.put_item(engine, anew, NEW)
+    edits.put_item(engine, history[-1], NEW)
+    edits.put_item(engine, "unheard-of", NEW)
+    edits.remove_item(engine, gone)
+    left = {item: share for item, share in before.items() if item != gone}
+    assert anew in left
+    assert added() == left
+    assert added("unheard-of") == left
 
 
 def test_a_live_history_is_the_same_history_spelled_out(engine, store):

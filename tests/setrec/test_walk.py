@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from safetensors.numpy import save_file
 
 from setrec import ranking, walk
 from setrec.ragged import Ragged
@@ -94,6 +95,46 @@ def test_what_it_adds_is_its_weight_times_the_roots():
     scores = Walked(lambda h: zeros(h) + np.arange(ITEMS, dtype=np.float32), made)(READ)
     np.testing.assert_allclose(scores, np.arange(ITEMS) + 2.0 * made.table(READ), rtol=1e-6)
     assert scores.dtype == np.float32
+
+
+def test_a_saved_walk_is_the_walk(tmp_path):
+    made = of(WIDE)
+    made.save(tmp_path / "walk.safetensors")
+    loaded = Walk.load(tmp_path / "walk.safetensors")
+    assert loaded.settings == WIDE
+    np.testing.assert_array_equal(loaded.table(READ), made.table(READ))
+    empty = Walk.of(Ragged.of([[]]), 3, WIDE)
+    empty.save(tmp_path / "empty.safetensors")
+    assert not Walk.load(tmp_path / "empty.safetensors").table(Ragged.of([[0, 1]])).any()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"items": np.array([0, ITEMS], dtype=np.int32)},
+        {"items": np.array([0, -1], dtype=np.int32)},
+        {"items": np.array([0, 1], dtype=np.int64)},
+        {"items": np.array([0], dtype=np.int32)},
+        {"shares": np.array([0.5, np.nan], dtype=np.float32)},
+        {"shares": np.array([0.5, -0.5], dtype=np.float32)},
+        {"offsets": np.array([], dtype=np.int64)},
+        {"offsets": np.r_[np.full(ITEMS, 3), 2]},
+    ],
+)
+def test_a_file_that_holds_no_walk_is_refused(tmp_path, damage):
+    whole = {
+        "offsets": np.r_[np.zeros(ITEMS, dtype=np.int64), 2],
+        "items": np.array([0, 1], dtype=np.int32),
+        "shares": np.array([0.5, 0.5], dtype=np.float32),
+    }
+    save_file(whole, tmp_path / "whole.safetensors", {"settings": WIDE.model_dump_json()})
+    assert len(Walk.load(tmp_path / "whole.safetensors")) == ITEMS
+    save_file(whole | damage, tmp_path / "damaged.safetensors", {"settings": WIDE.model_dump_json()})
+    with pytest.raises(ValueError, match=r"damaged\.safetensors"):
+        Walk.load(tmp_path / "damaged.safetensors")
+    save_file(whole, tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="JSON"):
+        Walk.load(tmp_path / "none.safetensors")
 
 
 def follows_by(step: int) -> tuple[Ragged, ranking.Cases]:
