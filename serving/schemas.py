@@ -42,8 +42,8 @@ class RecommendRequest(BaseModel):
 
 
 class Item(BaseModel):
-    """A recommended item. The shares sum to the score: one per kind of slot, and ``returns`` for an item of the history
-    where the model adds a number for those."""
+    """A recommended item. The shares sum to the score: one per kind of slot; ``returns`` for an item of the history
+    where the model adds a number for those; ``transitions`` where it followed items of the history in other histories."""
 
     item_id: str
     title: str
@@ -52,7 +52,7 @@ class Item(BaseModel):
         "number of training interactions."
     )
     shares: dict[str, float] = Field(
-        description="What each kind of slot contributed to the score; empty where popularity answers."
+        description="What each kind of slot, and what else, contributed to the score; empty where popularity answers."
     )
     attributes: dict[str, list[str]]
 

@@ -31,9 +31,9 @@ def run(tmp_path) -> Run:
     difference = {"history": "removed", "metric": "ndcg@10", "difference": 0.02, "low": 0.01, "high": 0.03}
     run.write_json("comparisons.json", [{"system": "SETRec", "against": "ItemKNN", **difference}])
     run.write_curve("SETRec", [{"epoch": e, "loss": 7.0 - e, "ndcg@10": 0.1, "seconds": 1.0} for e in (1, 2, 3)])
-    run.write_json(
-        "weights.json", {"weights": {"semantic": 1.0}, "grid": [{"weights": {"semantic": 1.0}, "ndcg@10": 0.1}]}
-    )
+    weights = {"weights": {"semantic": 1.0}, "grid": [{"weights": {"semantic": 1.0}, "ndcg@10": 0.1}]}
+    walk = {"reach": 8, "decay": 0.9, "weight": 2.5}
+    run.write_json("weights.json", {**weights, "transitions": walk, "transitions_tried": [walk, walk]})
     film = {"item_id": "1", "title": NASTY, "attributes": {"genre": ["Comedy"]}}
     found = [{**film, "score": 1.0, "hit": True}]
     run.write_json("examples.json", [{"user_id": "u", "history": [film], "recommendations": found, "held_out": [film]}])
@@ -50,6 +50,13 @@ def test_the_report_needs_nothing_outside_itself_and_escapes_what_it_is_given(ru
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     for said in ("0.1200", "above ItemKNN by +0.0200", "chosen next", "Validation NDCG@10", "popularity", "name: x"):
         assert said in html, said
+
+
+def test_the_report_tells_the_weight_of_transitions_where_they_have_one(run):
+    told = "with weight <b>2.5</b>, the best of 2 tried"
+    assert told in " ".join(write_report(run.root).read_text().split())
+    run.write_json("weights.json", {"weights": {"semantic": 1.0}, "grid": [], "transitions": None})
+    assert "What followed what" not in write_report(run.root).read_text()
 
 
 def test_a_run_that_is_not_evaluated_yet_still_has_a_report(tmp_path):
