@@ -43,7 +43,7 @@ class RecommendRequest(BaseModel):
 
 class Item(BaseModel):
     """A recommended item. The shares sum to the score: one per kind of slot; ``returns`` for an item of the history
-    where the model adds a number for those; ``transitions`` where it followed items of the history in other histories."""
+    where the model adds a number for those; ``transitions`` where other histories went there from items of this one."""
 
     item_id: str
     title: str

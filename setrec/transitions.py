@@ -56,15 +56,13 @@ class TransitionSettings(WalkShape):
 
 def transition_graph(rows: Ragged, items: int, s: WalkShape) -> sp.csr_matrix:
     """P above, float64 (I, I), from training histories. An item that follows itself leaves no arc."""
-    source, target, weight = [], [], []
-    at, user = np.arange(len(rows.values)), rows.row_of_value
+    arcs, user = sp.csr_matrix((items, items)), rows.row_of_value
+    # Added up distance by distance: all pairs at once would take a multiple of the graph's memory.
     for distance in range(1, s.reach + 1):
-        inside = at[:-distance][user[:-distance] == user[distance:]]
-        source.append(rows.values[inside])
-        target.append(rows.values[inside + distance])
-        weight.append(np.full(len(inside), s.fade ** (distance - 1)))
-    i, j, w = (np.concatenate(parts) for parts in (source, target, weight))
-    arcs = sp.csr_matrix((w[i != j], (i[i != j], j[i != j])), (items, items))
+        i, j = rows.values[:-distance], rows.values[distance:]
+        some = (user[:-distance] == user[distance:]) & (i != j)
+        weight = np.full(np.count_nonzero(some), s.fade ** (distance - 1))
+        arcs = arcs + sp.csr_matrix((weight, (i[some], j[some])), (items, items))
     both = (arcs + s.backward * arcs.T).tocsr()
     both.eliminate_zeros()
     left = np.asarray(both.sum(axis=1)).ravel()

@@ -39,6 +39,7 @@ SHAPES = (
     WalkShape(reach=8, fade=0.8, shrink=3.0, last=50, decay=0.9, damping=0.5),
 )
 _MODEL = "model"
+_ROWS = 1 << 16
 
 
 class WalkSettings(WalkShape):
@@ -62,7 +63,10 @@ class Walk:
         """The walk on what followed what in the histories ``rows``."""
         from setrec.walk_kernels import two_steps
 
-        graph = largest(transition_graph(rows, items, settings), settings.arcs)
+        whole = transition_graph(rows, items, settings)
+        # Sorting takes a multiple of the memory of what it sorts.
+        parts = [largest(whole[start : start + _ROWS], settings.arcs) for start in range(0, items, _ROWS)]
+        graph = sp.vstack(parts, format="csr")
         lengths, found, shares = two_steps(
             graph.indptr.astype(np.int64), graph.indices, graph.data, settings.damping, min(settings.arcs, items)
         )

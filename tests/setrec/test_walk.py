@@ -90,6 +90,12 @@ def test_rows_and_roots_are_the_entries_of_the_table():
     assert not len(none)
 
 
+def test_a_graph_sorted_in_parts_is_the_graph(monkeypatch):
+    whole = of(WalkSettings(arcs=4)).table(READ)
+    monkeypatch.setattr(walk, "_ROWS", 7)
+    np.testing.assert_array_equal(of(WalkSettings(arcs=4)).table(READ), whole)
+
+
 def test_what_it_adds_is_its_weight_times_the_roots():
     made = of(WIDE)
     scores = Walked(lambda h: zeros(h) + np.arange(ITEMS, dtype=np.float32), made)(READ)
