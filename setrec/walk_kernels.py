@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+import torch
 from numba import njit
 
+_ROWS = 1 << 12
 
-@njit(cache=True, nogil=True)
-def two_steps(offsets, items, shares, damping, keep):  # type: ignore[no-untyped-def]
+
+def two_steps(
+    offsets: np.ndarray, items: np.ndarray, shares: np.ndarray, damping: float, keep: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The ``keep`` largest entries of every row of W, without the diagonal: lengths int64 (I,), items int32 (I, keep)
     and shares float32 (I, keep), of which the first so many of a row mean something. Of equal entries those that the
-    walk meets first are kept.
+    walk meets first are kept. On as many threads as torch has.
 
     P: ``offsets`` int64 (I + 1,), ``items`` and ``shares`` of its entries, all above zero.
     """
     count = len(offsets) - 1
     lengths, found = np.zeros(count, dtype=np.int64), np.zeros((count, keep), dtype=np.int32)
     values = np.zeros((count, keep), dtype=np.float32)
+
+    def part(start: int) -> None:
+        _rows(start, min(start + _ROWS, count), offsets, items, shares, damping, lengths, found, values)
+
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
+        list(threads.map(part, range(0, count, _ROWS)))
+    return lengths, found, values
+
+
+@njit(cache=True, nogil=True)
+def _rows(first, last, offsets, items, shares, damping, lengths, found, values):  # type: ignore[no-untyped-def]
+    count, keep = len(offsets) - 1, found.shape[1]
     total, met = np.zeros(count), np.empty(count, dtype=np.int64)
-    for row in range(count):
+    for row in range(first, last):
         reached = _walk(row, offsets, items, shares, damping, total, met)
         own = total[met[:reached]]
         limit = np.partition(own, reached - keep)[reached - keep] if reached > keep else 0.0
@@ -29,7 +47,6 @@ def two_steps(offsets, items, shares, damping, keep):  # type: ignore[no-untyped
                 found[row, lengths[row]], values[row, lengths[row]] = met[at], own[at]
                 lengths[row] += 1
             total[met[at]] = 0.0
-    return lengths, found, values
 
 
 @njit(cache=True, nogil=True)

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 from safetensors.numpy import save_file
 
-from setrec import ranking, walk
+from setrec import ranking, walk, walk_kernels
 from setrec.ragged import Ragged
 from setrec.transitions import Transitions, TransitionSettings, transition_graph
 from setrec.walk import Walk, Walked, WalkSettings
@@ -93,6 +93,7 @@ def test_rows_and_roots_are_the_entries_of_the_table():
 def test_a_graph_sorted_in_parts_is_the_graph(monkeypatch):
     whole = of(WalkSettings(arcs=4)).table(READ)
     monkeypatch.setattr(walk, "_ROWS", 7)
+    monkeypatch.setattr(walk_kernels, "_ROWS", 4)
     np.testing.assert_array_equal(of(WalkSettings(arcs=4)).table(READ), whole)
 
 
