@@ -12,12 +12,14 @@ from setrec.catalog import TRAIN, Catalog, Histories
 from setrec.model import ModelSettings, SetRecModel
 from setrec.ragged import Ragged
 from setrec.tokens import ItemFeatures
+from setrec.walk import SHAPES, Walk, WalkSettings
 
 ITEMS, USERS = 1682, 943  # MovieLens-100K
 
 
-def make_bundle(folder: Path, name: str = "bundle", seed: int = 0) -> Path:
-    """Write ``folder/name``: items, users with 20 to 100 interactions, a tiny backbone with two semantic tokens."""
+def make_bundle(folder: Path, name: str = "bundle", seed: int = 0, *, walk: bool = True) -> Path:
+    """Write ``folder/name``: items, users with 20 to 100 interactions, a tiny backbone with two semantic tokens; with
+    transitions, if ``walk``."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     features = ItemFeatures(
@@ -37,5 +39,6 @@ def make_bundle(folder: Path, name: str = "bundle", seed: int = 0) -> Path:
         histories=Histories(users, Ragged.of(rows), Ragged.of([[TRAIN] * len(row) for row in rows], np.int8).values),
         item_codes=model.item_codes().numpy(),
         weights=dict.fromkeys(model.kinds, 1.0),
+        walk=Walk.of(Ragged.of(rows), ITEMS, WalkSettings(**SHAPES[0].model_dump(), weight=1.0)) if walk else None,
     )
     return folder / name

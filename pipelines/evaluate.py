@@ -52,7 +52,7 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
         told |= {"transitions": None if added is None else added.model_dump(), "transitions_tried": walks_tried}
         run.write_json("weights.json", told)
         cases = ranking.Cases.of(histories, TEST)
-        names = [*given, SASREC, OURS] if added is None else [*given, SASREC, ALONE, OURS]
+        names = [*given, SASREC, OURS, *([] if added is None else [ALONE])]
         results = _rank(each, names, weights, added, cases, groups, s)
     rows = [r for name, found in results.items() for r in _rows(name, found, s)]
     run.write_json("metrics.json", [r for r in rows if not r["group"].startswith("popularity:")])

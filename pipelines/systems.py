@@ -19,8 +19,8 @@ from setrec.walk import grid as walk_grid
 from setrec.walk import terms as walk_terms
 
 OURS = "SETRec"
-ALONE = "SETRec, model alone"
-"""Ours without transitions, which stands beside ours where these have a weight."""
+ALONE = "SETRec without transitions"
+"""The model alone, which stands beside ours where transitions have a weight."""
 SASREC = "SASRec"
 
 

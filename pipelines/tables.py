@@ -93,14 +93,14 @@ def example_table(example: dict[str, Any]) -> Table:
 
 
 def answer_table(answer: dict[str, Any], title: str | None = None) -> Table:
-    """The items of an answer of the endpoint, with each slot kind's share of the score."""
+    """The items of an answer of the endpoint, with what each slot kind, and what else, contributed to the score."""
     items = answer["items"]
-    kinds = list(items[0]["shares"]) if items else []
+    kinds = list(dict.fromkeys(kind for item in items for kind in item["shares"]))
     table = Table(title=title or "Recommended", caption=f"model {answer['model_version']}")
     for name in ("#", "Item", "Title", "Score", *kinds):
         table.add_column(name, justify="left" if name in ("Item", "Title") else "right")
     for i, item in enumerate(items):
-        shares = [f"{item['shares'][kind]:+.2f}" for kind in kinds]
+        shares = [f"{item['shares'][kind]:+.2f}" if kind in item["shares"] else "" for kind in kinds]
         table.add_row(str(i + 1), item["item_id"], _describe(item), f"{item['score']:.2f}", *shares)
     return table
 

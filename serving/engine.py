@@ -198,16 +198,17 @@ class Engine:
         with metrics.stage("generate"):
             queries = self._queries([a.known.rows for a in every])
         held = [self._held(a) for a in every]
-        with metrics.stage("walk"):
-            raised = self._raised(every, held)
         with metrics.stage("retrieve"):
             excluded = [np.concatenate([a.excluded, rows]) for a, rows in zip(every, held, strict=True)]
             found = self.state.index.search(queries, [a.request.k for a in every], excluded, [a.allowed for a in every])
         if auditor is not None:
             for a, query, rows, hits in zip(every, queries, held, found, strict=True):
                 self._offer(auditor, a, query, rows, hits)
+        with metrics.stage("walk"):
+            raised = self._raised(every, held)
+            found = [self._best(*one) for one in zip(every, queries, raised, found, strict=True)]
         each = zip(asked.items(), queries, raised, found, strict=True)
-        return {b: self._answer(a, query, rows, self._best(a, query, rows, hits)) for (b, a), query, rows, hits in each}
+        return {b: self._answer(a, query, rows, hits) for (b, a), query, rows, hits in each}
 
     def _held(self, asked: _Asked) -> np.ndarray:
         """Rows the model has read that may be answered, where their scores have a learned number added: the index does
@@ -233,7 +234,9 @@ class Engine:
         """The best k of what the index found and of what is ``raised``."""
         if not len(raised.rows):
             return hits
-        return raised.best(hits, self.state.index.codes(raised.rows) @ query.astype(np.float64), asked.request.k)
+        # Summed row by row, as exact search does, so that equal codes get equal scores.
+        products = (self.state.index.codes(raised.rows) * query.astype(np.float64)).sum(axis=1)
+        return raised.best(hits, products, asked.request.k)
 
     @property
     def _return_bias(self) -> float:

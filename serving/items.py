@@ -61,9 +61,11 @@ class ItemTable:
 
     def before(self, rows: np.ndarray) -> np.ndarray:
         """Rows of the bundle, int64, of the items in ``rows``, without those that it does not hold."""
-        ids = (self.describe(int(row))[0] if row >= len(self._catalog) else None for row in rows)
-        own = [row if item_id is None else self._catalog.find(item_id) for row, item_id in zip(rows, ids, strict=True)]
-        return np.fromiter((row for row in own if row is not None), dtype=np.int64)
+        own = np.array(rows, dtype=np.int64)
+        for at in np.flatnonzero(own >= len(self._catalog)):
+            found = self._catalog.find(self.describe(int(own[at]))[0])
+            own[at] = -1 if found is None else found
+        return own[own >= 0]
 
     def add(self, item_id: str, title: str, attributes: Mapping[str, Sequence[str]]) -> int:
         """Put an item in a new row, in place of the one of the same id, if any; returns the row."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from setrec import ranking
 from setrec.catalog import TRAIN, VALID, Histories
@@ -39,12 +39,12 @@ class WalkShape(Settings):
     history, ``decay`` per step back), and what a further step counts (``damping``)."""
 
     reach: int = Field(3, ge=1)
-    fade: float = Field(0.5, ge=0)
-    backward: float = Field(0.5, ge=0)
-    shrink: float = Field(5.0, ge=0)
+    fade: float = Field(0.5, ge=0, le=1)
+    backward: float = Field(0.5, ge=0, le=1)
+    shrink: FiniteFloat = Field(5.0, ge=0)
     last: int = Field(5, ge=1)
-    decay: float = Field(0.5, gt=0)
-    damping: float = Field(0.3, ge=0)
+    decay: float = Field(0.5, gt=0, le=1)
+    damping: float = Field(0.3, ge=0, le=1)
 
 
 class TransitionSettings(WalkShape):
@@ -55,7 +55,7 @@ class TransitionSettings(WalkShape):
 
 
 def transition_graph(rows: Ragged, items: int, s: WalkShape) -> sp.csr_matrix:
-    """P above, float64 (I, I), from training histories. An item that follows itself leaves no arc."""
+    """P above, float64 (I, I), from histories. An item that follows itself leaves no arc."""
     arcs, user = sp.csr_matrix((items, items)), rows.row_of_value
     # Added up distance by distance: all pairs at once would take a multiple of the graph's memory.
     for distance in range(1, s.reach + 1):
@@ -64,9 +64,11 @@ def transition_graph(rows: Ragged, items: int, s: WalkShape) -> sp.csr_matrix:
         weight = np.full(np.count_nonzero(some), s.fade ** (distance - 1))
         arcs = arcs + sp.csr_matrix((weight, (i[some], j[some])), (items, items))
     both = (arcs + s.backward * arcs.T).tocsr()
+    del arcs
     both.eliminate_zeros()
     left = np.asarray(both.sum(axis=1)).ravel()
-    return sp.csr_matrix(sp.diags(1.0 / np.where(left > 0, left + s.shrink, 1.0)) @ both)
+    both.data *= np.repeat(1.0 / np.where(left > 0, left + s.shrink, 1.0), np.diff(both.indptr))
+    return both
 
 
 def start_weights(history: Ragged, s: WalkShape) -> tuple[Ragged, np.ndarray]:

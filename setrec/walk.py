@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -46,7 +46,7 @@ class WalkSettings(WalkShape):
     """A walk, the ``arcs`` of an item that are kept (8 bytes each), and its ``weight``."""
 
     arcs: int = Field(64, ge=1)
-    weight: float = Field(0.0, ge=0)
+    weight: FiniteFloat = Field(0.0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class Walk:
             or shares.shape != items.shape
             or len(offsets) == 0
             or not offsets[0] == 0 <= offsets[-1] == len(items)
-            or (np.diff(offsets) < 0).any()
+            or (offsets[:-1] > offsets[1:]).any()
+            or np.diff(offsets).max(initial=0) > self.settings.arcs
             or items.min(initial=0) < 0
             or items.max(initial=-1) >= len(self)
             or not (np.isfinite(shares) & (shares > 0)).all()

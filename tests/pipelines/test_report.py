@@ -77,10 +77,11 @@ def test_tables_show_markup_in_titles_as_text(run):
     example = run.read_json("examples.json")[0]
     console.print(ranking_table(run.read_json("metrics.json")))
     console.print(example_table(example))
-    console.print(
-        answer_table({"model_version": "v", "items": [{**example["history"][0], "score": 1.0, "shares": {"a": 1.0}}]})
-    )
+    both = ({"a": 1.0}, {"a": 0.25, "b": 0.75})
+    items = [{**example["history"][0], "score": 1.0, "shares": shares} for shares in both]
+    console.print(answer_table({"model_version": "v", "items": items}))
     text = console.export_text()
+    assert "+0.75" in text
     assert text.count(NASTY) >= 3
     assert "0.1200" in text
 

@@ -32,7 +32,7 @@ def test_metrics_have_every_system_protocol_group_and_metric_once(run):
     rows = run.read_json("metrics.json")
     keys = {(r["system"], r["history"], r["group"], r["metric"]) for r in rows}
     assert len(keys) == len(rows) == 5 * 2 * 3 * 9
-    assert {r["system"] for r in rows} == {"Popularity", "ItemKNN", "SASRec", "SETRec", "SETRec, model alone"}
+    assert {r["system"] for r in rows} == {"Popularity", "ItemKNN", "SASRec", "SETRec", "SETRec without transitions"}
     assert {r["group"] for r in rows} == {"all", "warm", "cold"}
     for r in rows:
         assert 0 <= r["low"] <= r["value"] <= r["high"] <= 1

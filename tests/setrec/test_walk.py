@@ -1,5 +1,7 @@
 """A pruned walk on transitions against the whole one and sums done by hand, and the choice of its weight."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -126,6 +128,10 @@ def test_a_saved_walk_is_the_walk(tmp_path):
         {"shares": np.array([0.5, -0.5], dtype=np.float32)},
         {"offsets": np.array([], dtype=np.int64)},
         {"offsets": np.r_[np.full(ITEMS, 3), 2]},
+        {"offsets": np.r_[0, 2**63 - 1, -2, np.zeros(ITEMS - 3, dtype=np.int64), 2]},
+        {"settings": WIDE.model_copy(update={"arcs": 1})},
+        {"settings": WIDE.model_copy(update={"weight": float("inf")})},
+        {"settings": WIDE.model_copy(update={"decay": 1e300})},
     ],
 )
 def test_a_file_that_holds_no_walk_is_refused(tmp_path, damage):
@@ -136,8 +142,9 @@ def test_a_file_that_holds_no_walk_is_refused(tmp_path, damage):
     }
     save_file(whole, tmp_path / "whole.safetensors", {"settings": WIDE.model_dump_json()})
     assert len(Walk.load(tmp_path / "whole.safetensors")) == ITEMS
-    save_file(whole | damage, tmp_path / "damaged.safetensors", {"settings": WIDE.model_dump_json()})
-    with pytest.raises(ValueError, match=r"damaged\.safetensors"):
+    settings = damage.pop("settings", WIDE)
+    save_file(whole | damage, tmp_path / "damaged.safetensors", {"settings": json.dumps(settings.model_dump())})
+    with pytest.raises(ValueError, match=r"damaged\.safetensors|WalkSettings"):
         Walk.load(tmp_path / "damaged.safetensors")
     save_file(whole, tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="JSON"):
