@@ -82,8 +82,8 @@ def _ablate(run: Run, overrides: list[str], out: Console) -> None:
 
 
 def _request(run: Run, user_id: str) -> dict[str, Any]:
-    """What comes next for a user of the examples. Not without the held-out item: what is served knows what followed what
-    in all histories, this user's too, so such an answer would look better than it is."""
+    """What comes next for a user of the examples. The held-out item is no question here: what is served knows what
+    followed what in all histories, this user's too, so the answer would look better than it is."""
     catalog, histories = ingest.load(run.data)
     history = histories.items[histories.row(user_id)]
     return {"history": [catalog.item_ids[row] for row in history], "k": 10}

@@ -216,7 +216,7 @@ class Engine:
         if asked.request.exclude_history or self._return_bias == 0:
             return asked.excluded[:0]
         read = np.unique(asked.known.rows[-self.bundle.model.max_items :])
-        return read[self._may(asked, read)]
+        return read[self._left(asked)[read]]
 
     def _raised(self, every: Sequence[_Asked], held: Sequence[np.ndarray]) -> list[Raised]:
         """What is added to the scores of rows that may be answered."""
@@ -226,7 +226,7 @@ class Engine:
             found = walked(walk, [a.known.rows for a in every], self.state.items)
         raised = []
         for a, own, (rows, more) in zip(every, held, found, strict=True):
-            may = self._may(a, rows)
+            may = self._left(a)[rows]
             raised.append(Raised.of(own, self._return_bias, rows[may], more[may]))
         return raised
 
@@ -234,9 +234,13 @@ class Engine:
         """The best k of what the index found and of what is ``raised``."""
         if not len(raised.rows):
             return hits
+        codes = self.state.index.codes(raised.rows)
+        if len(hits.rows) == asked.request.k:
+            # What the index found at the least is surpassed by few, and only those need exact scores.
+            near = raised.total + codes @ query >= hits.scores[-1] - self.state.index.exact.slack(query)
+            raised, codes = raised.where(near), codes[near]
         # Summed row by row, as exact search does, so that equal codes get equal scores.
-        products = (self.state.index.codes(raised.rows) * query.astype(np.float64)).sum(axis=1)
-        return raised.best(hits, products, asked.request.k)
+        return raised.best(hits, (codes * query.astype(np.float64)).sum(axis=1), asked.request.k)
 
     @property
     def _return_bias(self) -> float:
@@ -263,9 +267,8 @@ class Engine:
         products = self.state.index.codes(hits.rows) * query.astype(np.float64)
         columns = self.bundle.manifest.code_columns
         shares = {kind: products[:, start:stop].sum(axis=1).tolist() for kind, (start, stop) in columns.items()}
-        per_item = [
-            {kind: values[i] for kind, values in shares.items()} | raised.shares(row) for i, row in enumerate(hits.rows)
-        ]
+        each = enumerate(raised.shares(hits.rows))
+        per_item = [{kind: values[i] for kind, values in shares.items()} | added for i, added in each]
         return self._described(asked, hits.rows, hits.scores, per_item)
 
     def _from_popularity(self, asked: _Asked) -> Answer:
@@ -279,11 +282,6 @@ class Engine:
             left &= asked.allowed
         left[asked.excluded] = False
         return left
-
-    def _may(self, asked: _Asked, rows: np.ndarray) -> np.ndarray:
-        """Which of ``rows`` may be answered, bool."""
-        may = self.state.index.alive[rows] & ~np.isin(rows, asked.excluded)
-        return may if asked.allowed is None else may & asked.allowed[rows]
 
     def _described(
         self, asked: _Asked, rows: np.ndarray, scores: np.ndarray, shares: Sequence[dict[str, float]]

@@ -28,6 +28,10 @@ class Everything:
     base: Exact
     fresh: Exact
 
+    def slack(self, query: np.ndarray) -> float:
+        """More than the rounding error of a float32 inner product with any row."""
+        return max(self.base.slack(query), self.fresh.slack(query))
+
     def best(self, query: np.ndarray, k: int, mask: np.ndarray | None = None) -> Hits:
         """The ``k`` best of the rows that ``mask`` bool (R,) allows."""
         items = len(self.base.codes)
@@ -67,8 +71,11 @@ class LiveIndex:
     def codes(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Codes of ``rows``, float32 (len(rows), D), copied."""
         rows = np.asarray(rows, dtype=np.int64)
-        found, items = np.empty((len(rows), self._table.shape[1]), np.float32), len(self._base)
+        items = len(self._base)
         old = rows < items
+        if old.all():
+            return self._base.codes[rows]
+        found = np.empty((len(rows), self._table.shape[1]), np.float32)
         found[old], found[~old] = self._base.codes[rows[old]], self._table[rows[~old] - items]
         return found
 

@@ -32,6 +32,15 @@ class Raised:
         returns = np.repeat([by, 0.0], [len(held), len(rows)])
         return cls(np.append(held, rows), {RETURNS: returns, TRANSITIONS: np.append(np.zeros(len(held)), more)})
 
+    @property
+    def total(self) -> np.ndarray:
+        """What is added to each row's score, from all sources."""
+        return np.sum(list(self.added.values()), axis=0)
+
+    def where(self, some: np.ndarray) -> Raised:
+        """Only the rows whose flag in ``some``, bool (m,), is true."""
+        return Raised(self.rows[some], {source: added[some] for source, added in self.added.items()})
+
     def best(self, hits: Hits, products: np.ndarray, k: int) -> Hits:
         """The ``k`` best of these rows, whose inner products are given, float64 (m,), and of what an index found.
 
@@ -39,16 +48,21 @@ class Raised:
         all the same, if the index found the ``k`` best of those that are not here for being lowered: a row that was not
         among its best is below ``k`` others, which at most rise.
         """
-        scores = products + sum(self.added.values())
+        scores = products + self.total
         other = ~np.isin(hits.rows, self.rows)
         rows, scores = np.append(hits.rows[other], self.rows), np.append(hits.scores[other], scores)
         order = np.lexsort((rows, -scores))[:k]
         return Hits(rows[order], scores[order])
 
-    def shares(self, row: int) -> dict[str, float]:
-        """What is added to the score of a row, by source; nothing for one that is not here."""
-        at = np.flatnonzero(self.rows == row)
-        return {source: float(added[at[0]]) for source, added in self.added.items() if len(at) and added[at[0]]}
+    def shares(self, rows: np.ndarray) -> list[dict[str, float]]:
+        """What is added to the score of each of ``rows``, by source; nothing for one that is not here."""
+        found: list[dict[str, float]] = [{} for _ in rows]
+        _, at, here = np.intersect1d(rows, self.rows, assume_unique=True, return_indices=True)
+        for source, added in self.added.items():
+            for place, value in zip(at.tolist(), added[here].tolist(), strict=True):
+                if value:
+                    found[place][source] = value
+        return found
 
 
 def walked(walk: Walk, histories: Sequence[np.ndarray], items: ItemTable) -> list[tuple[np.ndarray, np.ndarray]]:

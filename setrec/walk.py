@@ -40,6 +40,8 @@ SHAPES = (
 )
 _MODEL = "model"
 _ROWS = 1 << 16
+_DENSE = 16
+"""A table of all items is quicker than sorting, up to so many times as large as what is to be sorted."""
 
 
 class WalkSettings(WalkShape):
@@ -118,12 +120,11 @@ class Walk:
         reached = self.arcs.take(near.values)
         shares = Ragged(self.shares, self.arcs.offsets).take(near.values).values
         key = np.repeat(near.row_of_value, reached.lengths) * len(self) + reached.values
-        places, at = np.unique(key, return_inverse=True)
-        total = np.bincount(at, np.repeat(weight, reached.lengths) * shares, minlength=len(places))
-        kept = ~np.isin(places, history.row_of_value * len(self) + history.values)
-        row, item = np.divmod(places[kept], len(self))
+        held = history.row_of_value * len(self) + history.values
+        places, total = _summed(key, np.repeat(weight, reached.lengths) * shares, held, len(history) * len(self))
+        row, item = np.divmod(places, len(self))
         offsets = np.searchsorted(row, np.arange(len(history) + 1))
-        return Ragged(item, offsets), np.sqrt(total[kept], dtype=np.float32)
+        return Ragged(item, offsets), np.sqrt(total, dtype=np.float32)
 
     def table(self, history: Ragged) -> np.ndarray:
         """The same as a table, float32 (b, I)."""
@@ -171,6 +172,19 @@ def largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
     kept = np.sort(order[np.arange(len(order)) - matrix.indptr[row] < count])
     offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, count))])
     return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], offsets), matrix.shape)
+
+
+def _summed(keys: np.ndarray, values: np.ndarray, without: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys that are not in ``without``, all below ``size``, in order, and the sums of their values, which
+    are above zero."""
+    if size <= _DENSE * len(keys):
+        sums = np.bincount(keys, values, minlength=size)
+        sums[without] = 0.0
+        places = np.flatnonzero(sums)
+        return places, sums[places]
+    places, at = np.unique(keys, return_inverse=True)
+    kept = ~np.isin(places, without)
+    return places[kept], np.bincount(at, values, minlength=len(places))[kept]
 
 
 def tried(found: Sequence[Mapping[str, Any]], walks: Sequence[Walk]) -> list[dict[str, Any]]:

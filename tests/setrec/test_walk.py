@@ -99,6 +99,15 @@ def test_a_graph_sorted_in_parts_is_the_graph(monkeypatch):
     np.testing.assert_array_equal(of(WalkSettings(arcs=4)).table(READ), whole)
 
 
+def test_sums_by_sorting_are_those_by_a_table(monkeypatch):
+    made = of(WIDE)
+    tables = []
+    for dense in (0, 1_000_000):
+        monkeypatch.setattr(walk, "_DENSE", dense)
+        tables.append(made.table(READ))
+    np.testing.assert_array_equal(*tables)
+
+
 def test_what_it_adds_is_its_weight_times_the_roots():
     made = of(WIDE)
     scores = Walked(lambda h: zeros(h) + np.arange(ITEMS, dtype=np.float32), made)(READ)
