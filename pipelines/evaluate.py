@@ -42,8 +42,7 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
         "Popularity": baselines.Popularity(histories.train_counts(items)),
         "ItemKNN": knn,
     }
-    known, shapes = histories.upto(TRAIN), walk.SHAPES if s.transitions else ()
-    walks = [walk.Walk.of(known, items, walk.WalkSettings(**shape.model_dump())) for shape in shapes]
+    walks = walk.candidates(histories.upto(TRAIN), items) if s.transitions else []
     load = partial(Systems.load, run.root.resolve(), given, groups, walks, gpu=config.cluster.gpu)
     with shard_evaluate.workers(load, config) as each:
         weights, tried = _choose(each, run, histories, s)

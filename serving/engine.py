@@ -220,10 +220,9 @@ class Engine:
 
     def _raised(self, every: Sequence[_Asked], held: Sequence[np.ndarray]) -> list[Raised]:
         """What is added to the scores of rows that may be answered."""
-        nothing = np.empty(0, np.int64), np.empty(0)
-        walk, found = self.bundle.walk, [nothing] * len(every)
-        if walk is not None:
-            found = walked(walk, [a.known.rows for a in every], self.state.items)
+        if self.bundle.walk is None:
+            return [Raised.of(own, self._return_bias, own[:0], np.empty(0)) for own in held]
+        found = walked(self.bundle.walk, [a.known.rows for a in every], self.state.items)
         raised = []
         for a, own, (rows, more) in zip(every, held, found, strict=True):
             may = self._left(a)[rows]

@@ -145,6 +145,11 @@ class Walked:
         return np.asarray(self.scorer(history) + np.float32(self.walk.settings.weight) * self.walk.table(history))
 
 
+def candidates(rows: Ragged, items: int) -> list[Walk]:
+    """A walk of each of :data:`SHAPES` on the histories ``rows``, not weighed yet."""
+    return [Walk.of(rows, items, WalkSettings(**shape.model_dump())) for shape in SHAPES]
+
+
 def grid(walks: Sequence[Walk]) -> list[dict[str, float]]:
     """What is tried: weights of the terms that :func:`terms` names. The first is the model alone."""
     tried = [{_MODEL: 1.0, str(number): weight} for number, weight in product(range(len(walks)), WEIGHTS) if weight]

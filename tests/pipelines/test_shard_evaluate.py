@@ -20,7 +20,7 @@ from pipelines.systems import ALONE, OURS, Systems
 from setrec import baselines, ranking, scoring
 from setrec.catalog import TEST, TRAIN, VALID
 from setrec.errors import ConfigError, DataError
-from setrec.walk import SHAPES, Walk, WalkSettings
+from setrec.walk import candidates
 
 BATCH = 7
 WEIGHTS = {"collaborative": 0.5, "semantic": 0.25, "structural": 0.25}
@@ -42,7 +42,7 @@ def asked(qwen3_run):
     counts = histories.train_counts(len(catalog))
     knn = baselines.ItemKnn(histories, len(catalog), baselines.ItemKnnSettings(neighbours=5))
     given = {"Popularity": baselines.Popularity(counts), "ItemKNN": knn}
-    walks = [Walk.of(histories.upto(TRAIN), len(catalog), WalkSettings(**shape.model_dump())) for shape in SHAPES]
+    walks = candidates(histories.upto(TRAIN), len(catalog))
     return partial(Systems.load, qwen3_run.root.resolve(), given, groups, walks), histories, groups
 
 

@@ -169,7 +169,7 @@ def follows_by(step: int) -> tuple[Ragged, ranking.Cases]:
 
 
 def choice(scorer: ranking.Scorer, rows: Ragged, cases: ranking.Cases) -> tuple[WalkSettings, list[dict]]:
-    walks = [Walk.of(rows, ITEMS, WalkSettings(**shape.model_dump())) for shape in walk.SHAPES]
+    walks = walk.candidates(rows, ITEMS)
     best, found = ranking.choose_weights(lambda h: walk.terms(scorer, walks, h), cases, walk.grid(walks))
     return walk.chosen(walks, best), walk.tried(found, walks)
 
