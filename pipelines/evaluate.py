@@ -13,7 +13,8 @@ from pipelines.config import EvaluationSettings, JobConfig
 from pipelines.progress import bar
 from pipelines.runs import Run
 from pipelines.shard_evaluate import Workers
-from pipelines.systems import ALONE, OURS, SASREC, Systems
+from pipelines.system_names import ALONE, OURS, SASREC
+from pipelines.systems import Systems
 from setrec import baselines, ranking, scoring, walk
 from setrec.atomic import atomic_file
 from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories

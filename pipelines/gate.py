@@ -1,4 +1,7 @@
-"""Whether a new model may take the place of the last one: what it lost on the test users, with an interval."""
+"""Whether a new model may take the place of the last one: what it lost on the test users, with an interval.
+
+Compared is what is served, and then the model without transitions: a model that learned nothing could hide behind them.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from pipelines.system_names import ALONE, OURS
 from setrec.errors import ConfigError
 from setrec.intervals import bootstrap_means, paired_difference
 from setrec.settings import Settings
 
-SYSTEM, HISTORY, GROUP = "SETRec", "removed", "all"
+HISTORY, GROUP = "removed", "all"
 _SHARED = 0.5
 """Share of the last release's test users that must be among the new ones for a comparison user by user."""
 
@@ -38,11 +42,13 @@ class GateSettings(Settings):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What ``gate.json`` holds. ``difference``, ``low`` and ``high``: new minus last, with its 95% interval, over
-    ``users`` test users: the same ones where ``paired``. ``allowed``: the least difference that passes."""
+    """What ``gate.json`` holds. ``system``: what of the model was compared. ``difference``, ``low`` and ``high``: new
+    minus last, with its 95% interval, over ``users`` test users: the same ones where ``paired``. ``allowed``: the least
+    difference that passes."""
 
     passed: bool
     reason: str
+    system: str
     metric: str
     new: float
     users: int
@@ -62,20 +68,44 @@ class Verdict:
 def judge(
     new: Path, last: Path | None, release: str | None, settings: GateSettings, *, resamples: int, seed: int
 ) -> Verdict:
-    """Compare the metrics per user (``per_user.parquet``) of a new model with those of the last release.
+    """Compare the metrics per user (``per_user.parquet``) of a new model with those of the last release, both as they
+    are served and, where either has transitions, without them. Of two verdicts the one that holds back is returned,
+    else that on what is served.
 
     Raises:
         ConfigError: a file cannot be read or does not hold the metric.
     """
     ours = _per_user(new, settings.metric)
-    value = float(np.mean(list(ours.values())))
-    name = settings.metric.upper().replace("@", " at ")
+    value, name = float(np.mean(list(ours[OURS].values()))), _upper(settings)
     if value < settings.minimum:
         reason = f"{name} is {value:.4f}, less than the minimum of {settings.minimum:.4f}"
-        return Verdict(False, reason, settings.metric, value, len(ours))
+        return Verdict(False, reason, OURS, settings.metric, value, len(ours[OURS]))
     if last is None:
-        return Verdict(True, f"{name} is {value:.4f}; nothing was released before", settings.metric, value, len(ours))
+        reason = f"{name} is {value:.4f}; nothing was released before"
+        return Verdict(True, reason, OURS, settings.metric, value, len(ours[OURS]))
     theirs = _per_user(last, settings.metric)
+    served = _compare(ours[OURS], theirs[OURS], OURS, release, settings, resamples, seed)
+    if not served.passed or ALONE not in {*ours, *theirs}:
+        return served
+    # Without a row of its own, the model is served without transitions.
+    alone = [each.get(ALONE, each[OURS]) for each in (ours, theirs)]
+    verdict = _compare(alone[0], alone[1], ALONE, release, settings, resamples, seed)
+    return served if verdict.passed else verdict
+
+
+def _upper(settings: GateSettings) -> str:
+    return settings.metric.upper().replace("@", " at ")
+
+
+def _compare(
+    ours: dict[str, float],
+    theirs: dict[str, float],
+    system: str,
+    release: str | None,
+    settings: GateSettings,
+    resamples: int,
+    seed: int,
+) -> Verdict:
     shared = [user for user in theirs if user in ours]
     paired = len(shared) >= _SHARED * len(theirs)
     if paired:
@@ -84,12 +114,12 @@ def judge(
     else:
         a, b = np.array(list(ours.values())), np.array(list(theirs.values()))
         found = _difference(a, b, resamples, seed)
-    return _verdict(settings, name, release, paired, float(a.mean()), float(b.mean()), len(a), found)
+    return _verdict(settings, system, release, paired, float(a.mean()), float(b.mean()), len(a), found)
 
 
 def _verdict(
     s: GateSettings,
-    name: str,
+    system: str,
     release: str | None,
     paired: bool,
     value: float,
@@ -100,12 +130,13 @@ def _verdict(
     difference, low, high = found
     allowed = -s.margin * before
     passed = (difference if s.by == "mean" else low) >= allowed
+    without = "" if system == OURS else f" of {system}"
     reason = (
-        f"{name} is {value:.4f}, {before:.4f} for {release}: {difference:+.4f} [{low:+.4f}, {high:+.4f}] "
+        f"{_upper(s)}{without} is {value:.4f}, {before:.4f} for {release}: {difference:+.4f} [{low:+.4f}, {high:+.4f}] "
         f"over {users} {'shared' if paired else 'other'} users; {allowed:+.4f} is allowed"
     )
     return Verdict(
-        passed, reason, s.metric, value, users, before, release, paired, difference, low, high, allowed
+        passed, reason, system, s.metric, value, users, before, release, paired, difference, low, high, allowed
     )  # fmt: skip
 
 
@@ -116,16 +147,18 @@ def _difference(a: np.ndarray, b: np.ndarray, resamples: int, seed: int) -> tupl
     return float(a.mean() - b.mean()), float(low), float(high)
 
 
-def _per_user(path: Path, metric: str) -> dict[str, float]:
-    """The metric by user id, users without a truth left out."""
-    wanted = [("system", "==", SYSTEM), ("history", "==", HISTORY), ("group", "==", GROUP)]
+def _per_user(path: Path, metric: str) -> dict[str, dict[str, float]]:
+    """The metric by system, with and without transitions, and user id; users without a truth are left out."""
+    wanted = [("system", "in", [OURS, ALONE]), ("history", "==", HISTORY), ("group", "==", GROUP)]
     try:
-        table = pq.read_table(path, columns=["user_id", metric], filters=wanted)
+        table = pq.read_table(path, columns=["system", "user_id", metric], filters=wanted)
     except (OSError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"{path}: holds no {metric} per user ({reason})") from error
-    found = zip(table["user_id"].to_pylist(), table[metric].to_pylist(), strict=True)
-    values = {user: value for user, value in found if value is not None and value == value}
-    if not values:
+    values: dict[str, dict[str, float]] = {}
+    for system, user, value in zip(*(column.to_pylist() for column in table.itercolumns()), strict=True):
+        if value is not None and value == value:
+            values.setdefault(system, {})[user] = value
+    if OURS not in values:
         raise ConfigError(f"{path}: holds no {metric} of any user: nothing can be judged")
     return values

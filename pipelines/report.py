@@ -9,8 +9,8 @@ from typing import Any
 from pipelines import charts
 from pipelines.pages import templates, write_page
 from pipelines.runs import Run
+from pipelines.system_names import OURS
 
-OURS = "SETRec"
 HISTORY_NOTE = {
     "removed": "the user's own history taken out of the ranking",
     "kept": "the user's own history left in the ranking",

@@ -11,17 +11,13 @@ import torch
 
 from pipelines.features import load_sasrec
 from pipelines.runs import Run
+from pipelines.system_names import ALONE, OURS, SASREC
 from setrec import ranking, sasrec, scoring
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.walk import Walk, Walked, WalkSettings
 from setrec.walk import grid as walk_grid
 from setrec.walk import terms as walk_terms
-
-OURS = "SETRec"
-ALONE = "SETRec without transitions"
-"""The model alone, which stands beside ours where transitions have a weight."""
-SASREC = "SASRec"
 
 
 class Systems:

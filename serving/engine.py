@@ -216,7 +216,7 @@ class Engine:
         if asked.request.exclude_history or self._return_bias == 0:
             return asked.excluded[:0]
         read = np.unique(asked.known.rows[-self.bundle.model.max_items :])
-        return read[self._left(asked)[read]]
+        return read[self._may(asked, read)]
 
     def _raised(self, every: Sequence[_Asked], held: Sequence[np.ndarray]) -> list[Raised]:
         """What is added to the scores of rows that may be answered."""
@@ -225,7 +225,7 @@ class Engine:
         found = walked(self.bundle.walk, [a.known.rows for a in every], self.state.items)
         raised = []
         for a, own, (rows, more) in zip(every, held, found, strict=True):
-            may = self._left(a)[rows]
+            may = self._may(a, rows)
             raised.append(Raised.of(own, self._return_bias, rows[may], more[may]))
         return raised
 
@@ -281,6 +281,11 @@ class Engine:
             left &= asked.allowed
         left[asked.excluded] = False
         return left
+
+    def _may(self, asked: _Asked, rows: np.ndarray) -> np.ndarray:
+        """Which of a few ``rows`` may be answered, bool; the same as :meth:`_left` says of them."""
+        may = self.state.index.alive[rows] & ~np.isin(rows, asked.excluded)
+        return may if asked.allowed is None else may & asked.allowed[rows]
 
     def _described(
         self, asked: _Asked, rows: np.ndarray, scores: np.ndarray, shares: Sequence[dict[str, float]]

@@ -12,15 +12,16 @@ USERS = [f"u{row}" for row in range(400)]
 OPTIONS = {"resamples": 300, "seed": 0}
 
 
-def table(path, values, users=USERS, metric="ndcg@10"):
-    """A run's metrics per user: those that count, and others that must not."""
+def table(path, values, users=USERS, metric="ndcg@10", alone=None):
+    """A run's metrics per user: those that count, and others that must not. ``alone``: without transitions."""
     rows = [
         {"system": system, "history": history, "group": group, "user_id": user, metric: value * factor}
-        for system, history, group, factor in [
-            ("SETRec", "removed", "all", 1.0), ("SETRec", "kept", "all", 0.0), ("SETRec", "removed", "cold", np.nan),
-            ("ItemKNN", "removed", "all", 0.5),
+        for system, history, group, factor, of in [
+            ("SETRec", "removed", "all", 1.0, values), ("SETRec", "kept", "all", 0.0, values),
+            ("SETRec", "removed", "cold", np.nan, values), ("ItemKNN", "removed", "all", 0.5, values),
+            ("SETRec without transitions", "removed", "all", 1.0, () if alone is None else alone),
         ]
-        for user, value in zip(users, values, strict=True)
+        for user, value in zip(users, of, strict=of is values)
     ]  # fmt: skip
     pd.DataFrame(rows).to_parquet(path, index=False)
     return path
@@ -85,6 +86,24 @@ def test_a_first_model_passes_unless_it_is_below_the_minimum(tmp_path, last):
     low = judge(new, None, None, GateSettings(minimum=0.9), **OPTIONS)
     assert not low.passed
     assert "minimum of 0.9" in low.reason
+
+
+def test_a_model_cannot_hide_behind_transitions(tmp_path, last):
+    s = GateSettings()
+    before = table(tmp_path / "last.parquet", last, alone=last * 0.9)
+    same = judge(table(tmp_path / "new.parquet", last, alone=last * 0.87), before, "r1", s, **OPTIONS)
+    assert (same.passed, same.system) == (True, "SETRec")
+    hidden = judge(table(tmp_path / "new.parquet", last, alone=last * 0.1), before, "r1", s, **OPTIONS)
+    assert (hidden.passed, hidden.system) == (False, "SETRec without transitions")
+    assert hidden.difference == pytest.approx(-0.8 * last.mean())
+    assert "SETRec without transitions is" in hidden.reason
+
+
+def test_a_model_served_without_transitions_is_its_own_comparison(tmp_path, last):
+    s = GateSettings()
+    plain, walked = table(tmp_path / "a.parquet", last * 0.96), table(tmp_path / "b.parquet", last, alone=last * 0.8)
+    assert judge(plain, walked, "r1", s, **OPTIONS).passed
+    assert not judge(table(tmp_path / "c.parquet", last, alone=last * 0.8), plain, "r1", s, **OPTIONS).passed
 
 
 def test_a_metric_that_was_not_measured_is_refused_by_name(tmp_path, last):

@@ -16,7 +16,8 @@ from pipelines.cluster import ray_session
 from pipelines.config import load_config
 from pipelines.runs import Run
 from pipelines.shard_evaluate import Here, Pool
-from pipelines.systems import ALONE, OURS, Systems
+from pipelines.system_names import ALONE, OURS
+from pipelines.systems import Systems
 from setrec import baselines, ranking, scoring
 from setrec.catalog import TEST, TRAIN, VALID
 from setrec.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ import pytest
 from pipelines import evaluate, export, ingest, jobs
 from pipelines.config import load_config
 from pipelines.runs import Run
-from pipelines.systems import ALONE, OURS
+from pipelines.system_names import ALONE, OURS
 from serving.bundle import Bundle
 from serving.engine import Engine, Request
 from setrec import ranking, scoring
