@@ -12,7 +12,8 @@ from setrec.catalog import TRAIN, Catalog, Histories
 from setrec.model import ModelSettings, SetRecModel
 from setrec.ragged import Ragged
 from setrec.tokens import ItemFeatures
-from setrec.walk import SHAPES, Walk, WalkSettings
+from setrec.walk import Walk, WalkSettings
+from setrec.walk_choice import SHAPES
 
 ITEMS, USERS = 1682, 943  # MovieLens-100K
 

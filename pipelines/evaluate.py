@@ -15,11 +15,13 @@ from pipelines.runs import Run
 from pipelines.shard_evaluate import Workers
 from pipelines.system_names import ALONE, OURS, SASREC
 from pipelines.systems import Systems
-from setrec import baselines, ranking, scoring, walk
+from setrec import baselines, ranking, scoring
 from setrec.atomic import atomic_file
 from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
+from setrec.walk import WalkSettings
+from setrec.walk_choice import NO_WALK, WalkChoice
 
 
 def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
@@ -43,11 +45,11 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
         "Popularity": baselines.Popularity(histories.train_counts(items)),
         "ItemKNN": knn,
     }
-    walks = walk.candidates(histories.upto(TRAIN), items) if s.transitions else []
-    load = partial(Systems.load, run.root.resolve(), given, groups, walks, gpu=config.cluster.gpu)
+    choice = WalkChoice.of(histories.upto(TRAIN), items) if s.transitions else NO_WALK
+    load = partial(Systems.load, run.root.resolve(), given, groups, choice, gpu=config.cluster.gpu)
     with shard_evaluate.workers(load, config) as each:
         weights, tried = _choose(each, run, histories, s)
-        added, walks_tried = _choose_walk(each, weights, walks, histories, s)
+        added, walks_tried = _choose_walk(each, weights, choice, histories, s)
         told: dict[str, Any] = {"weights": weights, "grid": tried, "item_knn": knn_tried}
         told |= {"transitions": None if added is None else added.model_dump(), "transitions_tried": walks_tried}
         run.write_json("weights.json", told)
@@ -60,7 +62,7 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     run.write_json("comparisons.json", _comparisons(results, s))
     with atomic_file(run.root / "per_user.parquet") as path:
         _per_user(results, histories).to_parquet(path, index=False)
-    ours = Systems(SetRecModel.from_pretrained(run.model), {}, groups, walks).scorer(OURS, weights, added)
+    ours = Systems(SetRecModel.from_pretrained(run.model), {}, groups, choice).scorer(OURS, weights, added)
     run.write_json("examples.json", _examples(ours, catalog, histories, cases, s.examples))
     return [r for r in rows if not r["group"].startswith("popularity:")]
 
@@ -86,14 +88,14 @@ def _choose(
 
 
 def _choose_walk(
-    each: Workers, weights: dict[str, float], walks: list[walk.Walk], histories: Histories, s: EvaluationSettings
-) -> tuple[walk.WalkSettings | None, list[dict[str, Any]]]:
+    each: Workers, weights: dict[str, float], choice: WalkChoice, histories: Histories, s: EvaluationSettings
+) -> tuple[WalkSettings | None, list[dict[str, Any]]]:
     """The walk that is added to our scores, ``None`` where the model alone is best, and all that were tried."""
-    if not walks:
+    if not choice.walks:
         return None, []
     with bar("Weigh transitions") as progress:
         best, tried = shard_evaluate.choose_walk(
-            each, ranking.Cases.of(histories, VALID), weights, walks, batch=s.batch_size, progress=progress.update
+            each, ranking.Cases.of(histories, VALID), weights, choice, batch=s.batch_size, progress=progress.update
         )
         progress.update(1, 1, f"weight {best.weight:g}")
     return best if best.weight else None, tried
@@ -103,7 +105,7 @@ def _rank(
     each: Workers,
     names: list[str],
     weights: dict[str, float],
-    added: walk.WalkSettings | None,
+    added: WalkSettings | None,
     cases: ranking.Cases,
     groups: list[ranking.Group],
     s: EvaluationSettings,

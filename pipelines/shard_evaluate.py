@@ -22,9 +22,8 @@ from pipelines.failures import told
 from pipelines.systems import Systems
 from setrec import ranking
 from setrec.ragged import Ragged
-from setrec.walk import Walk, WalkSettings, chosen
-from setrec.walk import grid as walk_grid
-from setrec.walk import tried as told_tried
+from setrec.walk import WalkSettings
+from setrec.walk_choice import WalkChoice
 
 RETRIES = 3
 """Times a batch is ranked again after its actor died."""
@@ -95,16 +94,16 @@ def choose_walk(
     each: Workers,
     cases: ranking.Cases,
     weights: Mapping[str, float],
-    walks: Sequence[Walk],
+    choice: WalkChoice,
     *,
     batch: int = 256,
     progress: Progress | None = None,
 ) -> tuple[WalkSettings, list[dict[str, Any]]]:
-    """The one of ``walks``, those of the workers, and its weight that are best for our system with the best NDCG@10 on
+    """The walk of ``choice``, which the workers have too, with the weight that has our system's best NDCG@10 on
     (validation) cases, history removed, and all that were tried."""
     found = each.map(partial(Systems.weigh_walks, weights=weights), _parts(cases, batch), progress)
-    best, tried = ranking.best_weights(found, walk_grid(walks))
-    return chosen(walks, best), told_tried(tried, walks)
+    best, tried = ranking.best_weights(found, choice.grid)
+    return choice.settings(best), choice.told(tried)
 
 
 def _parts(cases: ranking.Cases, batch: int) -> list[Part]:

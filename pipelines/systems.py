@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -15,13 +14,12 @@ from pipelines.system_names import ALONE, OURS, SASREC
 from setrec import ranking, sasrec, scoring
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
-from setrec.walk import Walk, Walked, WalkSettings
-from setrec.walk import grid as walk_grid
-from setrec.walk import terms as walk_terms
+from setrec.walk import Walked, WalkSettings
+from setrec.walk_choice import NO_WALK, WalkChoice
 
 
 class Systems:
-    """A trained recommender and ``others``, ready to rank batches of cases in ``groups``; ``walks`` are those that the
+    """A trained recommender and ``others``, ready to rank batches of cases in ``groups``; ``choice`` is of walks that the
     recommender may be given."""
 
     def __init__(
@@ -29,9 +27,9 @@ class Systems:
         model: SetRecModel,
         others: Mapping[str, ranking.Scorer],
         groups: Sequence[ranking.Group],
-        walks: Sequence[Walk] = (),
+        choice: WalkChoice = NO_WALK,
     ) -> None:
-        self.model, self.others, self.groups, self.walks = model.eval(), others, groups, walks
+        self.model, self.others, self.groups, self.choice = model.eval(), others, groups, choice
         self._ours: dict[tuple[tuple[str, float], ...], ranking.Scorer] = {}
 
     @classmethod
@@ -40,7 +38,7 @@ class Systems:
         root: Path,
         given: Mapping[str, ranking.Scorer],
         groups: Sequence[ranking.Group],
-        walks: Sequence[Walk] = (),
+        choice: WalkChoice = NO_WALK,
         *,
         gpu: bool = False,
     ) -> Systems:
@@ -53,7 +51,7 @@ class Systems:
         model = SetRecModel.from_pretrained(run.require(run.model, "train"))
         if gpu:
             torch.nn.Module.to(model, "cuda")
-        return cls(model, {**given, SASREC: sasrec.scorer(load_sasrec(run))}, groups, walks)
+        return cls(model, {**given, SASREC: sasrec.scorer(load_sasrec(run))}, groups, choice)
 
     @property
     def names(self) -> list[str]:
@@ -69,8 +67,7 @@ class Systems:
             self._ours[key] = scoring.scorer(self.model, weights)
         if name == ALONE or walk is None:
             return self._ours[key]
-        same = walk.model_copy(update={"weight": 0.0})
-        return Walked(self._ours[key], next(replace(one, settings=walk) for one in self.walks if one.settings == same))
+        return Walked(self._ours[key], self.choice.walk(walk))
 
     def rank(
         self, history: Ragged, truth: Ragged, name: str, weights: Mapping[str, float], walk: WalkSettings | None = None
@@ -79,9 +76,9 @@ class Systems:
         return ranking.batch_ranks(self.scorer(name, weights, walk), history, truth, self.groups)
 
     def weigh_walks(self, history: Ragged, truth: Ragged, weights: Mapping[str, float]) -> list[Ragged]:
-        """Ranks of one batch's truths by ours with every walk at every weight, as :func:`setrec.walk.grid` has them."""
-        terms = partial(walk_terms, self.scorer(ALONE, weights), self.walks)
-        return ranking.weighted_ranks(terms, history, truth, walk_grid(self.walks))
+        """Ranks of one batch's truths by ours with every walk at every weight, as the choice's grid has them."""
+        terms = partial(self.choice.terms, self.scorer(ALONE, weights))
+        return ranking.weighted_ranks(terms, history, truth, self.choice.grid)
 
     def weigh(self, history: Ragged, truth: Ragged, grid: Sequence[Mapping[str, float]]) -> list[Ragged]:
         """Ranks of one batch's truths by ours, under every weighting of the grid, from one pass of the model."""

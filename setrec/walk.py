@@ -15,11 +15,8 @@ reads a few rows of a table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -32,13 +29,6 @@ from setrec.mapped import mapped
 from setrec.ragged import Ragged
 from setrec.transitions import WalkShape, start_weights, transition_graph
 
-WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-"""What is tried. A model's scores are logits at some temperature, which no one knows beforehand."""
-SHAPES = (
-    WalkShape(reach=3, fade=0.5, shrink=3.0, last=50, decay=0.8, damping=0.5),
-    WalkShape(reach=8, fade=0.8, shrink=3.0, last=50, decay=0.9, damping=0.5),
-)
-_MODEL = "model"
 _ROWS = 1 << 16
 _DENSE = 16
 """A table of all items is quicker than sorting, up to so many times as large as what is to be sorted."""
@@ -145,28 +135,6 @@ class Walked:
         return np.asarray(self.scorer(history) + np.float32(self.walk.settings.weight) * self.walk.table(history))
 
 
-def candidates(rows: Ragged, items: int) -> list[Walk]:
-    """A walk of each of :data:`SHAPES` on the histories ``rows``, not weighed yet."""
-    return [Walk.of(rows, items, WalkSettings(**shape.model_dump())) for shape in SHAPES]
-
-
-def grid(walks: Sequence[Walk]) -> list[dict[str, float]]:
-    """What is tried: weights of the terms that :func:`terms` names. The first is the model alone."""
-    tried = [{_MODEL: 1.0, str(number): weight} for number, weight in product(range(len(walks)), WEIGHTS) if weight]
-    return [{_MODEL: 1.0, "0": 0.0}, *tried]
-
-
-def terms(scorer: ranking.Scorer, walks: Sequence[Walk], history: Ragged) -> dict[str, np.ndarray]:
-    """What is summed to a score, float32 (b, I) each: the model's scores, and the roots of every walk."""
-    return {_MODEL: scorer(history), **{str(n): walk.table(history) for n, walk in enumerate(walks)}}
-
-
-def chosen(walks: Sequence[Walk], weights: Mapping[str, float]) -> WalkSettings:
-    """The settings that a weighting of :func:`grid` stands for."""
-    ((number, weight),) = [(int(name), weight) for name, weight in weights.items() if name != _MODEL]
-    return walks[number].settings.model_copy(update={"weight": weight})
-
-
 def largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
     """A matrix with the ``count`` largest entries of every row alone; of equal ones those of the smaller columns."""
     lengths = np.diff(matrix.indptr)
@@ -190,8 +158,3 @@ def _summed(keys: np.ndarray, values: np.ndarray, without: np.ndarray, size: int
     places, at = np.unique(keys, return_inverse=True)
     kept = ~np.isin(places, without)
     return places[kept], np.bincount(at, values, minlength=len(places))[kept]
-
-
-def tried(found: Sequence[Mapping[str, Any]], walks: Sequence[Walk]) -> list[dict[str, Any]]:
-    """Rows of :func:`setrec.ranking.choose_weights` in terms of settings."""
-    return [{**chosen(walks, row["weights"]).model_dump(), "ndcg@10": row["ndcg@10"]} for row in found]

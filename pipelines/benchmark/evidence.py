@@ -28,7 +28,7 @@ from setrec import ranking
 from setrec.ragged import Ragged
 from setrec.settings import Settings
 from setrec.transitions import TEXT, Transitions, TransitionSettings, transition_graph
-from setrec.walk import SHAPES
+from setrec.walk_choice import SHAPES
 
 WALKS = tuple(TransitionSettings(**shape.model_dump()) for shape in SHAPES)
 HOPS = (0.0, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0)

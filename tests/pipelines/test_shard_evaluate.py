@@ -21,7 +21,7 @@ from pipelines.systems import Systems
 from setrec import baselines, ranking, scoring
 from setrec.catalog import TEST, TRAIN, VALID
 from setrec.errors import ConfigError, DataError
-from setrec.walk import candidates
+from setrec.walk_choice import WalkChoice
 
 BATCH = 7
 WEIGHTS = {"collaborative": 0.5, "semantic": 0.25, "structural": 0.25}
@@ -43,8 +43,8 @@ def asked(qwen3_run):
     counts = histories.train_counts(len(catalog))
     knn = baselines.ItemKnn(histories, len(catalog), baselines.ItemKnnSettings(neighbours=5))
     given = {"Popularity": baselines.Popularity(counts), "ItemKNN": knn}
-    walks = candidates(histories.upto(TRAIN), len(catalog))
-    return partial(Systems.load, qwen3_run.root.resolve(), given, groups, walks), histories, groups
+    choice = WalkChoice.of(histories.upto(TRAIN), len(catalog))
+    return partial(Systems.load, qwen3_run.root.resolve(), given, groups, choice), histories, groups
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_the_same_transitions_are_chosen_and_ranked_with(pool, asked):
     load, histories, groups = asked
     systems, cases = load(), ranking.Cases.of(histories, VALID)
     one, over = (
-        shard_evaluate.choose_walk(each, cases, WEIGHTS, systems.walks, batch=BATCH) for each in (Here(systems), pool)
+        shard_evaluate.choose_walk(each, cases, WEIGHTS, systems.choice, batch=BATCH) for each in (Here(systems), pool)
     )
     assert one == over
     assert one[0].weight > 0

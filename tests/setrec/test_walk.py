@@ -1,4 +1,4 @@
-"""A pruned walk on transitions against the whole one and sums done by hand, and the choice of its weight."""
+"""A pruned walk on transitions against the whole one and sums done by hand."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 from safetensors.numpy import save_file
 
-from setrec import ranking, walk, walk_kernels
+from setrec import walk, walk_kernels
 from setrec.ragged import Ragged
 from setrec.transitions import Transitions, TransitionSettings, transition_graph
 from setrec.walk import Walk, Walked, WalkSettings
@@ -158,34 +158,3 @@ def test_a_file_that_holds_no_walk_is_refused(tmp_path, damage):
     save_file(whole, tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="JSON"):
         Walk.load(tmp_path / "none.safetensors")
-
-
-def follows_by(step: int) -> tuple[Ragged, ranking.Cases]:
-    """Histories in which item i is followed by i + step, and cases in which it is, once more."""
-    starts = [rng.integers(ITEMS) for _ in range(80)]
-    read = Ragged.of([(start + step * np.arange(3)) % ITEMS for start in starts])
-    truth = Ragged.of([[(start + step * 3) % ITEMS] for start in starts])
-    return read, ranking.Cases(np.arange(80), read, truth)
-
-
-def choice(scorer: ranking.Scorer, rows: Ragged, cases: ranking.Cases) -> tuple[WalkSettings, list[dict]]:
-    walks = walk.candidates(rows, ITEMS)
-    best, found = ranking.choose_weights(lambda h: walk.terms(scorer, walks, h), cases, walk.grid(walks))
-    return walk.chosen(walks, best), walk.tried(found, walks)
-
-
-def test_a_walk_that_helps_gets_a_weight_and_one_that_does_not_gets_none():
-    rows, cases = follows_by(1)
-    helped, tried = choice(zeros, rows, cases)
-    assert helped.weight > 0
-    assert max(row["ndcg@10"] for row in tried) > tried[0]["ndcg@10"] + 0.3
-    assert tried[0]["weight"] == 0
-    assert len(tried) == 1 + len(walk.SHAPES) * (len(walk.WEIGHTS) - 1)
-
-    def knows(history: Ragged) -> np.ndarray:
-        scores = zeros(history)
-        last = history.values[history.offsets[1:] - 1]
-        scores[np.arange(len(history)), (last + 1) % ITEMS] = 1.0
-        return scores
-
-    assert choice(knows, follows_by(7)[0], cases)[0].weight == 0
