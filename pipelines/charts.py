@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH = 640
+LETTER = 7.5  # a letter's width at the most, on average, in the report's font
 SHAPES = ("circle", "square", "diamond", "triangle", "pentagon")
 
 
@@ -39,7 +40,8 @@ class Series:
 
 def intervals(title: str, rows: Sequence[Interval]) -> Markup:
     """Dots with whiskers, one row each."""
-    left, right, line = 150, 70, 30
+    right, line = 70, 30
+    left = max(150.0, 24 + LETTER * max((len(r.label) for r in rows), default=0))
     height = line * len(rows) + 44
     top = max((r.high for r in rows), default=1.0) * 1.05 or 1.0
     scale = (WIDTH - left - right) / top

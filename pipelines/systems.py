@@ -19,8 +19,8 @@ from setrec.walk_choice import NO_WALK, WalkChoice
 
 
 class Systems:
-    """A trained recommender and ``others``, ready to rank batches of cases in ``groups``; ``choice`` is of walks that the
-    recommender may be given."""
+    """A trained recommender and ``others``, ready to rank batches of cases in ``groups``; ``choice`` is of walks that
+    the recommender may be given."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from setrec.ragged import Ragged
 from setrec.transitions import WalkShape
 from setrec.walk import Walk, WalkSettings
 
-WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 """What is tried. A model's scores are logits at some temperature, which no one knows beforehand."""
 SHAPES = (
     WalkShape(reach=3, fade=0.5, shrink=3.0, last=50, decay=0.8, damping=0.5),

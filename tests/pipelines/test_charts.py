@@ -26,3 +26,12 @@ def test_better_values_stand_further_right():
     drawn = charts.intervals("t", [charts.Interval("low", 0.1, 0.1, 0.1), charts.Interval("high", 0.2, 0.2, 0.2)])
     circles = [float(c.get("cx")) for c in ET.fromstring(drawn).iter("circle")]
     assert circles[0] < circles[1]
+
+
+def test_a_long_name_stands_inside_the_chart_and_before_the_values():
+    label = "SETRec without transitions"
+    rows = [charts.Interval(label, 0.1, 0.0, 0.2), charts.Interval("ours", 0.2, 0.1, 0.2, True)]
+    drawn = ET.fromstring(charts.intervals("t", rows))
+    ends = [float(text.get("x")) for text in drawn.iter("text") if text.text == label]
+    assert all(end >= len(label) * charts.LETTER for end in ends)
+    assert all(float(line.get("x1")) > ends[0] for line in drawn.iter("line"))
