@@ -194,12 +194,42 @@ def evaluate(
     Raises:
         DataError: a score is NaN.
     """
-    found = []
+    return evaluate_each({"": scorer}, cases, groups, ks=ks, batch=batch, progress=progress)[""]
+
+
+def evaluate_each(
+    scorers: Mapping[str, Scorer],
+    cases: Cases,
+    groups: Sequence[Group],
+    *,
+    ks: Sequence[int] = (5, 10, 20),
+    batch: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, PerUser]:
+    """:func:`evaluate` of several scorers, a batch at a time: each is given the very same histories in turn, so what
+    they have in common need not be worked out again (:class:`Once`)."""
+    found: dict[str, list[Ranks]] = {name: [] for name in scorers}
     for start in range(0, len(cases), batch):
-        found.append(batch_ranks(scorer, *cases.batch(start, batch), groups))
+        history, truth = cases.batch(start, batch)
+        for name, scorer in scorers.items():
+            found[name].append(batch_ranks(scorer, history, truth, groups))
         if progress is not None:
             progress(min(start + batch, len(cases)), len(cases))
-    return joined(cases.users, found, groups, ks)
+    return {name: joined(cases.users, parts, groups, ks) for name, parts in found.items()}
+
+
+class Once:
+    """A scorer that keeps the scores of the histories it was given last, for whoever asks for them again."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self._kept: tuple[Ragged, np.ndarray] | None = None
+
+    def __call__(self, history: Ragged) -> np.ndarray:
+        """Scores (b, I), to be read only."""
+        if self._kept is None or self._kept[0] is not history:
+            self._kept = history, np.asarray(self.scorer(history))
+        return self._kept[1]
 
 
 def joined(users: np.ndarray, found: Sequence[Ranks], groups: Sequence[Group], ks: Sequence[int]) -> PerUser:

@@ -48,7 +48,7 @@ class Task:
 @dataclass(frozen=True)
 class Record:
     """What is kept of a fit beside its users' metrics. ``valid``: NDCG@10 on validation, in the history protocol of the
-    published figures; ``seconds`` of fitting, and ``scoring`` of ranking all test users."""
+    published figures; ``seconds`` of fitting, and ``scoring`` of ranking all test users, variants included."""
 
     system: str
     number: int
@@ -88,13 +88,12 @@ def fit(root: Path, entrant: Entrant, task: Task, told: Callable[[float, str], N
 def _tested(given: Problem, fitted: Fitted, record: Record, folder: Path) -> Record:
     """Rank the test users and keep every user's metrics in ``folder``; the record with its analyses."""
     began = time.perf_counter()
-    found = ranking.evaluate(fitted.scorer, given.test, groups(given), ks=KS)
+    # The parts first: the whole finds what they kept.
+    each = ranking.evaluate_each({**fitted.variants, "": fitted.scorer}, given.test, groups(given), ks=KS)
     scoring = time.perf_counter() - began
-    table(found).to_parquet(folder / PER_USER, index=False)
-    for variant, scorer in fitted.variants.items():
-        other = ranking.evaluate(scorer, given.test, groups(given), ks=KS)
-        table(other).to_parquet(folder / _file(variant), index=False)
-    return replace(record, scoring=scoring, analysis=analysis.analyse(fitted, given, found, record.system))
+    for variant, found in each.items():
+        table(found).to_parquet(folder / _file(variant), index=False)
+    return replace(record, scoring=scoring, analysis=analysis.analyse(fitted, given, each[""], record.system))
 
 
 def _file(variant: str) -> str:

@@ -95,7 +95,7 @@ class Recommender:
             return Fitted(plain, {"weights": weights}, curve, kinds, weights)
         clock.tell("remembers")
         kept = remember(model, weights, problem)
-        variants = {"without memory": kept.evidence, "model alone": plain}
+        variants = {"without memory": kept.evidence, "model alone": kept.alone}
         return Fitted(kept.scorer, {"weights": weights, **kept.told}, curve, kinds, weights, variants, kept.valid)
 
 

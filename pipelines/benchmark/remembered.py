@@ -31,18 +31,20 @@ WEIGHED = 2500
 """Users of each half of validation that weights are chosen on."""
 GRID = [
     MemorySettings(temperature=temperature, weight=weight)
-    for weight, temperature in ((0.0, 0.05), *product((2.0, 5.0, 10.0), (0.02, 0.05, 0.1)))
+    for weight, temperature in ((0.0, 0.05), *product((2.0, 5.0, 10.0, 20.0, 40.0), (0.02, 0.05, 0.1)))
 ]
 """The first is no memory at all, which is taken where nothing helps."""
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """Scorers with all that is known up to the test, and with ``evidence`` without the memory of events; what was
-    ``told`` of the choice, and NDCG@10 on validation, ``valid``."""
+    """Scorers with all that is known up to the test, with ``evidence`` without the memory of events, and of the model
+    ``alone``, which work a batch out once for all three; what was ``told`` of the choice, and NDCG@10 on validation,
+    ``valid``."""
 
     scorer: ranking.Scorer
     evidence: ranking.Scorer
+    alone: ranking.Scorer
     told: dict[str, Any]
     valid: float
 
@@ -63,8 +65,8 @@ def remember(model: SetRecModel, weights: Mapping[str, float], problem: Problem)
     chosen, tried = evidence.choose(plain, parts, text, problem.trained, problem.goal)
     told: dict[str, Any] = {"temperature": heat, "evidence": chosen.model_dump(), "evidence_tried": tried}
 
-    def with_evidence(known: Ragged) -> Evidence:
-        return Evidence(plain, known, text, problem.trained, chosen)
+    def with_evidence(known: Ragged) -> ranking.Scorer:
+        return ranking.Once(Evidence(plain, known, text, problem.trained, chosen))
 
     events = _Events.of(plain, problem, halves)
     scorers = [
@@ -74,7 +76,7 @@ def remember(model: SetRecModel, weights: Mapping[str, float], problem: Problem)
     told |= {"memory": settings.model_dump(), "memory_tried": values, "events": len(events.every)}
     every = with_evidence(problem.histories.upto(VALID))
     valid = max(one["ndcg@10"] for one in values)
-    return Remembered(_Scorer(every, plain, events.every, settings), every, told, valid)
+    return Remembered(_Scorer(every, plain, events.every, settings), every, plain, told, valid)
 
 
 class _Model:
@@ -85,6 +87,7 @@ class _Model:
         self.raised = model.return_bias(weights)
         self.read: Ragged | None = None
         self.users = np.empty(0)
+        self._scores = ranking.Once(self._scored)
 
     def user_codes(self, history: Ragged) -> np.ndarray:
         """User codes float32 (b, D)."""
@@ -93,7 +96,10 @@ class _Model:
         return self.users
 
     def __call__(self, history: Ragged) -> np.ndarray:
-        """Scores (b, I)."""
+        """Scores (b, I), to be read only."""
+        return self._scores(history)
+
+    def _scored(self, history: Ragged) -> np.ndarray:
         return scoring.raised(self.user_codes(history) @ self.codes.numpy().T, history, self.raised)
 
 
@@ -101,7 +107,7 @@ class _Scorer:
     """Scores with evidence and a memory."""
 
     def __init__(
-        self, scores: Evidence, plain: _Model, memory: EventMemory, settings: MemorySettings = GRID[0]
+        self, scores: ranking.Scorer, plain: _Model, memory: EventMemory, settings: MemorySettings = GRID[0]
     ) -> None:
         self.scores, self.plain, self.memory, self.settings = scores, plain, memory, settings
 

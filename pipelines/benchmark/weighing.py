@@ -39,24 +39,35 @@ def ndcg_of(
     ``cases`` come in parts, each with ``terms`` of its own, in the order of which users stand; ``history`` is the
     protocol. A term that a weighting does not name counts nothing; a user without a truth in a group has NaN.
     """
-    from setrec.rank_kernels import count_above
-
     found: list[list[np.ndarray]] = [[] for _ in groups]
     pools = np.stack([group.candidates for group in groups])
     for part, named in zip(cases, terms, strict=True):
         for start in range(0, len(part), BATCH):
             read, truth = part.batch(start, BATCH)
-            kinds = named(read)
-            table = np.array([[weights.get(name, 0.0) for name in kinds] for weights in grid], dtype=np.float32)
-            counts = count_above(list(kinds.values()), table, truth, read, pools)
+            every = _ranks(named(read), grid, read, truth, pools, history)
             for at, (group, kept) in enumerate(zip(groups, found, strict=True)):
-                ranks = counts.above[:, at]
-                if history == "removed":
-                    ranks = np.where(counts.seen, ranking.NO_RANK, ranks - counts.known[:, at])
+                ranks = every[:, at]
                 some = group.truths[truth.values]
                 offsets = truth.where(some).offsets
                 kept.append(np.stack([_ndcg(Ragged(one[some], offsets)) for one in ranks]))
     return [np.concatenate(one, axis=1) for one in found]
+
+
+def _ranks(
+    kinds: Mapping[str, np.ndarray], grid: Sequence[Mapping[str, float]], read: Ragged, truth: Ragged,
+    pools: np.ndarray, history: str,
+) -> np.ndarray:  # fmt: skip
+    """Ranks int64 (weightings, pools, T). Weightings that name the same terms are mixed from those alone."""
+    from setrec.rank_kernels import count_above
+
+    found = np.empty((len(grid), len(pools), len(truth.values)), dtype=np.int64)
+    for names in dict.fromkeys(tuple(weights) for weights in grid):
+        numbers = [number for number, weights in enumerate(grid) if tuple(weights) == names]
+        table = np.array([list(grid[number].values()) for number in numbers], dtype=np.float32)
+        counts = count_above([kinds[name] for name in names], table, truth, read, pools)
+        removed = np.where(counts.seen, ranking.NO_RANK, counts.above - counts.known)
+        found[numbers] = removed if history == "removed" else counts.above
+    return found
 
 
 def _ndcg(ranks: Ragged) -> np.ndarray:

@@ -285,3 +285,26 @@ def test_a_paired_difference_sees_what_two_separate_intervals_hide():
     assert difference == pytest.approx(0.02, abs=2e-3)
     assert 0 < low < difference < high
     assert np.ptp(np.percentile(bootstrap_means(users[:, None], 1000, 0), [2.5, 97.5])) > 10 * (high - low)
+
+
+def test_scorers_ranked_together_have_the_metrics_of_each_and_share_what_they_keep():
+    rng = np.random.default_rng(5)
+    rows = [rng.integers(30, size=4) for _ in range(20)]
+    cases = ranking.Cases(np.arange(20), Ragged.of(rows), Ragged.of([[rng.integers(30)] for _ in range(20)]))
+    table, asked = rng.normal(size=(30, 30)).astype(np.float32), []
+
+    def costly(history: Ragged) -> np.ndarray:
+        asked.append(len(history))
+        return table[history.values[history.offsets[1:] - 1]]
+
+    once = ranking.Once(costly)
+    scorers = {"one": once, "twice": lambda history: 2 * once(history), "other": lambda history: -once(history)}
+    groups = ranking.warm_cold_groups(np.arange(30) < 20)
+    together = ranking.evaluate_each(scorers, cases, groups, batch=7)
+    assert asked == [7, 7, 6]
+    for name, scorer in scorers.items():
+        for key, metrics in ranking.evaluate(scorer, cases, groups, batch=7).tables.items():
+            for metric, values in metrics.items():
+                np.testing.assert_array_equal(together[name].tables[key][metric], values)
+    means = {name: found.mean("ndcg@10", "all", "kept") for name, found in together.items()}
+    assert means["one"] == means["twice"] != means["other"]
