@@ -55,8 +55,8 @@ class ModelSettings(Settings):
     dropout: float = 0.2
     trainable_table: bool = True
     forget: float = Field(0.0, ge=0, lt=1)
-    carry: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
-    returns: bool = False
+    carry: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.8, 1.0)
+    returns: bool = True
 
 
 class SetRecConfig(PretrainedConfig):

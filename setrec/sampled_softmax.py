@@ -116,12 +116,13 @@ def _loss_and_gradients(
     by_users, by_own, by_codes = torch.empty_like(users), torch.empty_like(own), torch.zeros_like(codes)
     by_raise = torch.zeros_like(by)
     loss = users.new_zeros((), dtype=torch.float64)
-    at_once = softmax.LOGITS_AT_ONCE * (1 if users.device.type == "cpu" else 64)
-    for rows in torch.arange(len(users), device=users.device).split(max(1, at_once // len(codes))):
+    step = softmax.rows_at_once(codes)
+    for start in range(0, len(users), step):
+        rows = slice(start, start + step)
         u, o, at = users[rows], own[rows], place[rows]
         logits = (u.to(product) @ narrow.T).float().sub_(log_counts)
         if raised is not None:
-            pairs = raised.between(int(rows[0]), int(rows[-1]))
+            pairs = raised.between(start, start + step)
             logits[pairs] += by
         met = (at >= 0).nonzero()[:, 0]
         logits[met, at[met]] = float("-inf")

@@ -26,10 +26,10 @@ class Raised(NamedTuple):
     items: Tensor
     by: Tensor
 
-    def between(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Rows, counted from ``first``, and items of the pairs of rows first .. last."""
-        a, b = torch.searchsorted(self.rows, torch.tensor([first, last + 1], device=self.rows.device)).tolist()
-        return self.rows[a:b] - first, self.items[a:b]
+    def between(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Rows, counted from ``start``, and items of the pairs of rows below ``stop``."""
+        a, b = torch.searchsorted(self.rows, torch.tensor([start, stop], device=self.rows.device)).tolist()
+        return self.rows[a:b] - start, self.items[a:b]
 
 
 def catalogue_cross_entropy(users: Tensor, codes: Tensor, targets: Tensor, raised: Raised | None = None) -> Tensor:
@@ -59,6 +59,11 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
         return grads[0] * by_users, grads[0] * by_codes, grads[0] * by_raise, None, None, None
 
 
+def rows_at_once(codes: Tensor) -> int:
+    """Rows whose logits over all ``codes`` are held at a time."""
+    return max(1, LOGITS_AT_ONCE * (1 if codes.device.type == "cpu" else 64) // len(codes))
+
+
 def _loss_and_gradients(
     users: Tensor, codes: Tensor, targets: Tensor, raised: Raised | None, product: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -66,13 +71,15 @@ def _loss_and_gradients(
     narrow = codes.to(product)
     by_users, by_codes, by_raise = torch.empty_like(users), torch.zeros_like(codes), users.new_zeros(())
     loss = users.new_zeros((), dtype=torch.float64)
-    at_once = LOGITS_AT_ONCE * (1 if users.device.type == "cpu" else 64)
-    for rows in torch.arange(len(users), device=users.device).split(max(1, at_once // len(codes))):
+    step = rows_at_once(codes)
+    # A worker's share of a step may hold no row at all.
+    for start in range(0, len(users), step):
+        rows = slice(start, start + step)
         u, t = users[rows], targets[rows]
         own = codes[t]
         logits = (u.to(product) @ narrow.T).float()
         if raised is not None:
-            at = raised.between(int(rows[0]), int(rows[-1]))
+            at = raised.between(start, start + step)
             logits[at] += raised.by
             asked = t[at[0]] == at[1]
             loss -= asked.sum() * raised.by.double()
