@@ -219,14 +219,14 @@ def evaluate_each(
 
 
 class Once:
-    """A scorer that keeps the scores of the histories it was given last, for whoever asks for them again."""
+    """A scorer, or what gives any numbers per history, that keeps those of the histories it was given last."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self._kept: tuple[Ragged, np.ndarray] | None = None
 
     def __call__(self, history: Ragged) -> np.ndarray:
-        """Scores (b, I), to be read only."""
+        """What ``scorer`` gives, scores (b, I), to be read only."""
         if self._kept is None or self._kept[0] is not history:
             self._kept = history, np.asarray(self.scorer(history))
         return self._kept[1]

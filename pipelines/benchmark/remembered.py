@@ -65,8 +65,8 @@ def remember(model: SetRecModel, weights: Mapping[str, float], problem: Problem)
     chosen, tried = evidence.choose(plain, parts, text, problem.trained, problem.goal)
     told: dict[str, Any] = {"temperature": heat, "evidence": chosen.model_dump(), "evidence_tried": tried}
 
-    def with_evidence(known: Ragged) -> ranking.Scorer:
-        return ranking.Once(Evidence(plain, known, text, problem.trained, chosen))
+    def with_evidence(known: Ragged) -> Evidence:
+        return Evidence(plain, known, text, problem.trained, chosen)
 
     events = _Events.of(plain, problem, halves)
     scorers = [
@@ -74,26 +74,25 @@ def remember(model: SetRecModel, weights: Mapping[str, float], problem: Problem)
     ]
     settings, values = _choose(scorers, [part.cases for part in parts], problem)
     told |= {"memory": settings.model_dump(), "memory_tried": values, "events": len(events.every)}
-    every = with_evidence(problem.histories.upto(VALID))
+    every = ranking.Once(with_evidence(problem.histories.upto(VALID)))
     valid = max(one["ndcg@10"] for one in values)
     return Remembered(_Scorer(every, plain, events.every, settings), every, plain, told, valid)
 
 
 class _Model:
-    """A model at weights of its kinds as a scorer that keeps the user codes of the histories it read last."""
+    """A model at weights of its kinds as a scorer that keeps user codes and scores of the histories it read last."""
 
     def __init__(self, model: SetRecModel, weights: Mapping[str, float]) -> None:
         self.model, self.weights, self.codes = model.eval(), weights, model.item_codes()
         self.raised = model.return_bias(weights)
-        self.read: Ragged | None = None
-        self.users = np.empty(0)
-        self._scores = ranking.Once(self._scored)
+        self._users, self._scores = ranking.Once(self._coded), ranking.Once(self._scored)
 
     def user_codes(self, history: Ragged) -> np.ndarray:
         """User codes float32 (b, D)."""
-        if self.read is not history:
-            self.read, self.users = history, self.model.user_codes(history, self.weights, self.codes).numpy()
-        return self.users
+        return self._users(history)
+
+    def _coded(self, history: Ragged) -> np.ndarray:
+        return np.asarray(self.model.user_codes(history, self.weights, self.codes).numpy())
 
     def __call__(self, history: Ragged) -> np.ndarray:
         """Scores (b, I), to be read only."""
