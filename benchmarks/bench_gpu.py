@@ -165,14 +165,15 @@ def compare(
 
 
 def gpu_figures(device: torch.device) -> dict[str, Any]:
-    """All backbones and shapes."""
+    """All backbones and shapes; what is measured is written as it goes, so that a run cut short keeps it."""
     peak = ceiling(device)
     figures: dict[str, Any] = {"device": torch.cuda.get_device_name(device), "ceiling_tflops": peak / 1e12}
-    for name in BACKBONES:
-        for shape in SHAPES:
+    for shape in SHAPES:
+        for name in BACKBONES:
             key = f"{name}, {shape.rows} histories of {shape.length} items, {shape.history}"
             figures[key] = compare(name, shape, device, peak)
             print(key, figures[key], flush=True)
+            write_results("gpu", figures)
     return figures
 
 
@@ -181,7 +182,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     if not torch.cuda.is_available():
         sys.exit("bench_gpu: no GPU found, nothing was measured")
-    write_results("gpu", gpu_figures(torch.device("cuda")))
+    gpu_figures(torch.device("cuda"))
 
 
 if __name__ == "__main__":

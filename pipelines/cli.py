@@ -236,6 +236,7 @@ def benchmark(
     seeds: Annotated[int, typer.Option(help="Fits per system that stand in the table.", min=1)] = 3,
     only: Annotated[list[str] | None, typer.Option(help="A system by its name. Repeatable; default: all.")] = None,
     ablation: Annotated[bool, typer.Option(help="Also every step between the published design and ours.")] = False,
+    gpu: Annotated[float, typer.Option(help="Share of a GPU per fit, beside its core.", min=0, max=1)] = 0.0,
     encoder: Annotated[str | None, typer.Option(help="Sentence encoder; default: the packaged one.")] = None,
     address: AddressOption = None,
     json_only: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
@@ -247,7 +248,7 @@ def benchmark(
     from pipelines.benchmark.run import BenchmarkSettings
 
     known, systems = protocol_of(protocol), None if only is None else tuple(only)
-    settings = BenchmarkSettings(minutes=minutes, tries=tries, seeds=seeds, systems=systems, ablation=ablation)
+    settings = BenchmarkSettings(minutes=minutes, tries=tries, seeds=seeds, systems=systems, ablation=ablation, gpu=gpu)
     place = Run(run or Path("runs/benchmark") / f"{data.resolve().name}-{known}")
     found = compare(data.resolve(), known, place, settings, encoder=encoder, address=address)
     if json_only:

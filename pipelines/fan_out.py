@@ -8,24 +8,31 @@ from typing import Any
 
 from pipelines.failures import told
 from pipelines.progress import Bar
+from setrec.errors import ConfigError
 
 RETRIES = 3
 """Times a task is run again after its worker died, ran out of memory or could not reach a file."""
 
 
-def fan_out(task: Callable[..., Any], calls: Iterable[tuple[Any, ...]], what: str) -> Iterator[Any]:
-    """The results of ``task(*call)`` for every call, in the order they finish.
+def fan_out(
+    task: Callable[..., Any], calls: Iterable[tuple[Any, ...]], what: str, *, gpu: float = 0.0
+) -> Iterator[Any]:
+    """The results of ``task(*call)`` for every call, in the order they finish; each has a core, and that share of a
+    GPU.
 
     A task must leave the same when it runs twice. Arguments that are object references arrive as what they refer to.
 
     Raises:
         SetRecError: a task raised one, or (ConfigError) failed for good; ``what`` is the subject of the message.
+        ConfigError: GPUs are asked for, and the cluster has none.
     """
     import ray
     from ray.exceptions import RayError
 
     remote: Any = ray.remote(task)
-    remote = remote.options(num_cpus=1, max_retries=RETRIES, retry_exceptions=[MemoryError, OSError])
+    if gpu and not ray.cluster_resources().get("GPU"):
+        raise ConfigError(f"{what} is to have {gpu:g} of a GPU, and the cluster has no GPU")
+    remote = remote.options(num_cpus=1, num_gpus=gpu, max_retries=RETRIES, retry_exceptions=[MemoryError, OSError])
     waiting, running = deque(calls), set[Any]()
     room = max(1, int(ray.cluster_resources().get("CPU", 1)))
     try:

@@ -173,6 +173,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
+        "gpu": _gpu_name(),
         "libraries": libraries,
         "commit": _commit(),
     }
@@ -184,6 +185,12 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _gpu_name() -> str | None:
+    """Of the GPU that this process may use; torch is not loaded for it."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 def _commit() -> str | None:

@@ -159,8 +159,9 @@ class SasRec(nn.Module):
     def user_vectors(self, history: Ragged) -> Tensor:
         """(B, width) after the last item of each history."""
         items, lengths = history.pad(self.settings.max_items)
-        out = self(torch.from_numpy(items).long())
-        return out[torch.arange(len(items)), torch.from_numpy(lengths) - 1]
+        device = self.items.weight.device
+        out = self(torch.from_numpy(items).long().to(device))
+        return out[torch.arange(len(items), device=device), torch.from_numpy(lengths).to(device) - 1]
 
     def save(self, folder: Path) -> None:
         """Write weights and settings to ``folder``, atomically."""
@@ -191,11 +192,12 @@ def scorer(model: SasRec) -> ranking.Scorer:
     model.eval()
     with torch.no_grad():
         whole = model.text is None
-        table = model.items.weight.detach() if whole else model.vectors(torch.arange(len(model.trained)))
+        rows = torch.arange(len(model.trained), device=model.trained.device)
+        table = model.items.weight.detach() if whole else model.vectors(rows)
     floor = torch.where(model.trained | (model.text is not None), 0.0, -1e9)
 
     def score(history: Ragged) -> np.ndarray:
-        return (model.user_vectors(history) @ table.T + floor).numpy()
+        return (model.user_vectors(history) @ table.T + floor).cpu().numpy()
 
     return score
 
@@ -211,6 +213,7 @@ def train_sasrec(
     features: np.ndarray | None = None,
     seconds: float = math.inf,
     validate: Callable[[ranking.Scorer], float] | None = None,
+    device: str = "cpu",
 ) -> SasRec:
     """Train on the training parts of the histories, stop early on validation NDCG@10, return the best epoch.
 
@@ -220,13 +223,15 @@ def train_sasrec(
 
     ``seconds`` end training wherever it is, with a last look at validation; once an epoch's time is known, as many
     epochs are planned as it allows, so that the learning rate still comes down to zero. ``validate`` replaces
-    validation on all users, history removed.
+    validation on all users, history removed. ``device`` is where it trains; the model that is returned is
+    on the processor.
     """
     torch.manual_seed(seed)
     model = SasRec(items, settings, None if features is None else ItemText.standard(features))
     model.trained.copy_(torch.from_numpy(histories.trained(items)))
     if begin is not None:
         begin(model)
+    model.to(device)
     measure = validate or partial(_validation, ranking.Cases.of(histories, VALID))
     run = Run(model, histories, seed, seconds)
     best, best_epoch, kept = -math.inf, 0, {}
@@ -240,7 +245,7 @@ def train_sasrec(
             told = {"epoch": run.done, "epochs": run.epochs, "loss": loss, "ndcg@10": value}
             report({**told, "seconds": round(run.seconds, 3)})
     model.load_state_dict(kept)
-    return model.eval()
+    return model.cpu().eval()
 
 
 def _validation(cases: ranking.Cases, score: ranking.Scorer) -> float:

@@ -75,15 +75,17 @@ class Run:
 
 def batch_loss(model: SasRec, batch: batches.Batch, candidates: Candidates | None) -> Tensor:
     """Summed cross-entropy of a batch's targets among the ``candidates``, or all trained items."""
-    s = model.settings
-    items, visible, targets = (torch.from_numpy(x).long() for x in (batch.items, batch.visible, batch.targets))
+    s, device = model.settings, model.items.weight.device
+    read = (batch.items, batch.visible, batch.targets)
+    items, visible, targets = (torch.from_numpy(x).long().to(device) for x in read)
     asked = targets >= 0
-    with autocast(model.items.weight.device, s.precision):
+    with autocast(device, s.precision):
         at = (visible - 1).clamp(min=0)[..., None].expand(-1, -1, s.width)
         vectors, targets = torch.gather(model(items), 1, at)[asked], targets[asked]
         if candidates is None:
             rows = model.trained.nonzero()[:, 0]
             return catalogue_cross_entropy(vectors, model.vectors(rows), torch.searchsorted(rows, targets))
-        rows = torch.unique(torch.cat([candidates.rows, targets]))
-        drawn = Candidates(torch.searchsorted(rows, candidates.rows), candidates.log_counts)
+        drawn_rows, log_counts = candidates.rows.to(device), candidates.log_counts.to(device)
+        rows = torch.unique(torch.cat([drawn_rows, targets]))
+        drawn = Candidates(torch.searchsorted(rows, drawn_rows), log_counts)
         return sampled_cross_entropy(vectors, model.vectors(rows), torch.searchsorted(rows, targets), drawn)

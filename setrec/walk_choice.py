@@ -18,7 +18,10 @@ WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 SHAPES = (
     WalkShape(reach=3, fade=0.5, shrink=3.0, last=50, decay=0.8, damping=0.5),
     WalkShape(reach=8, fade=0.8, shrink=3.0, last=50, decay=0.9, damping=0.5),
+    WalkShape(reach=8, fade=0.8, backward=0.0, shrink=30.0, last=5, decay=0.5, damping=1.0),
 )
+"""Of a wider search (``setrec.transitions.GRID``) on validation parts of six splits, those that were best on one: the
+first two where much of the history counts, the last where what comes next follows from the last few items."""
 _MODEL = "model"
 
 

@@ -29,7 +29,7 @@ class Forest:
     roots: int
 
     @classmethod
-    def of(cls, codes: np.ndarray, part: np.ndarray) -> Forest:
+    def of(cls, codes: np.ndarray, part: np.ndarray, device: str = "cpu") -> Forest:
         """From unique codes (I, n), and the part (I,) of the catalogue that each item belongs to."""
         _, root = np.unique(part, return_inverse=True)
         table = np.column_stack([root.reshape(-1), codes])
@@ -39,7 +39,8 @@ class Forest:
         changes[1:] = np.logical_or.accumulate(table[1:] != table[:-1], axis=1)
         node = np.cumsum(changes, axis=0) - 1
         levels = [_level(table[:, at + 1], node[:, at], changes[:, at + 1]) for at in range(codes.shape[1])]
-        return cls([c for c, _ in levels], [f for _, f in levels], torch.from_numpy(order), int(node[-1, 0]) + 1)
+        children, first = ([each.to(device) for each in of] for of in zip(*levels, strict=True))
+        return cls(children, first, torch.from_numpy(order).to(device), int(node[-1, 0]) + 1)
 
 
 def _level(code: np.ndarray, parent: np.ndarray, begins: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -71,8 +72,8 @@ def beam_search(writer: Writer, forest: Forest, width: int) -> tuple[Tensor, Ten
     log_p = writer(None, None)[:, None]
     users, parts = len(log_p), forest.roots
     log_p = log_p.expand(-1, parts, -1, -1)
-    node = torch.arange(parts)[:, None].expand(users, parts, 1)
-    total = torch.zeros(users, parts, 1)
+    node = forest.items.new_tensor(range(parts))[:, None].expand(users, parts, 1)
+    total = log_p.new_zeros(users, parts, 1)
     for level, (children, first) in enumerate(zip(forest.children, forest.first, strict=True)):
         codes = children[node]
         grown = total[..., None] + log_p.gather(3, codes.clamp(min=0))
@@ -90,7 +91,7 @@ def beam_search(writer: Writer, forest: Forest, width: int) -> tuple[Tensor, Ten
 
 def catalogue_scores(items: Tensor, log_p: Tensor, size: int) -> Tensor:
     """Scores (b, I) with the log-probabilities of what was found and minus infinity for every other item."""
-    scores = torch.full((len(items), size + 1), -torch.inf)
+    scores = log_p.new_full((len(items), size + 1), -torch.inf)
     # Beams that ran out go to a column of their own, or they would overwrite an item that was found.
     scores.scatter_(1, torch.where(log_p > -torch.inf, items, size), log_p)
     return scores[:, :size]

@@ -66,7 +66,7 @@ class CodeT5(nn.Module):
         With ``sight="both"`` a row has one target: all that is encoded is seen by it.
         """
         if self.settings.sight == "causal":
-            seen = torch.ones(items.shape[1], items.shape[1]).tril().bool()[None].repeat_interleave(self.levels, 1)
+            seen = items.new_ones(items.shape[1], items.shape[1]).tril().bool()[None].repeat_interleave(self.levels, 1)
         else:
             seen = self._before(items.shape[1], visible)
         mask = _mask(seen.repeat_interleave(self.levels, 2))
@@ -75,7 +75,7 @@ class CodeT5(nn.Module):
     def forward(self, items: Tensor, visible: Tensor, targets: Tensor) -> Tensor:
         """Hidden states (b, Q, n, d) from which the codes of the targets (b, Q) are told, each told those before."""
         read = F.pad(self.tokens[targets][..., :-1], (1, 0))
-        block = torch.ones(self.levels, self.levels).tril()
+        block = items.new_ones(self.levels, self.levels).tril()
         own = torch.block_diag(*[block] * targets.shape[1]).bool()[None]
         looked = self.looked(items.shape[1], visible).repeat_interleave(self.levels, 2)
         hidden = self.t5.decoder(
@@ -87,7 +87,8 @@ class CodeT5(nn.Module):
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of the codes, summed over levels and targets."""
-        items, visible, targets = (torch.from_numpy(x).long() for x in (batch.items, batch.visible, batch.targets))
+        read, device = (batch.items, batch.visible, batch.targets), self.codes.device
+        items, visible, targets = (torch.from_numpy(x).long().to(device) for x in read)
         asked = targets >= 0
         hidden, codes = self(items, visible, targets.clamp(min=0))[asked], self.codes[targets[asked]]
         losses = [
@@ -104,14 +105,15 @@ class CodeT5(nn.Module):
     def looked(self, length: int, visible: Tensor) -> Tensor:
         """Added to the decoder's attention on what was read, (b, heads, Q, L * n): the later an item, the more or less
         by what each head has learned; nothing is seen from the target on."""
-        ago = (visible[..., None] - 1 - torch.arange(length)).clamp(0, self.settings.max_items - 1)
-        bias = self.recency(ago).permute(0, 3, 1, 2) + _mask(self._before(length, visible))
+        ago = visible[..., None] - 1 - torch.arange(length, device=visible.device)
+        bias = self.recency(ago.clamp(0, self.settings.max_items - 1)).permute(0, 3, 1, 2)
+        bias = bias + _mask(self._before(length, visible))
         return bias.repeat_interleave(self.levels, 3)
 
     @staticmethod
     def _before(length: int, visible: Tensor) -> Tensor:
         """Which items (b, Q, L) each target sees."""
-        return torch.arange(length) < visible[..., None]
+        return torch.arange(length, device=visible.device) < visible[..., None]
 
 
 def _config(tokens: int, s: CodeT5Settings) -> T5Config:

@@ -31,7 +31,7 @@ class CachedWriter:
     def __call__(self, codes: Tensor | None, beam: Tensor | None) -> Tensor:
         """Log-probabilities (b, beams, C) of the next codes, (b, 1, C) of the first."""
         if codes is None or beam is None:
-            tokens = torch.zeros(len(self.mask), 1, dtype=torch.int64)
+            tokens = torch.zeros(len(self.mask), 1, dtype=torch.int64, device=self.mask.device)
         else:
             tokens = codes + self.model.span[self.level - 1][0]
             self.written = [(_follow(k, beam), _follow(v, beam)) for k, v in self.written]
@@ -71,4 +71,4 @@ class CachedWriter:
 
 def _follow(kept: Tensor, beam: Tensor) -> Tensor:
     """Keys or values (b, beams, heads, codes, width) of the beams that go on."""
-    return kept[torch.arange(len(beam))[:, None], beam]
+    return kept[torch.arange(len(beam), device=beam.device)[:, None], beam]

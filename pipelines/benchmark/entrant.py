@@ -14,6 +14,14 @@ Settings = Mapping[str, Any]
 """Plain values that JSON can hold."""
 
 
+def device() -> str:
+    """Where networks are trained: on the GPU that this process may use, if any. Ray hides GPUs from a fit that was not
+    given a share of one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass
 class Clock:
     """Time for one fit: ``minutes`` from when it was made. ``told`` hears the share of it that is used, and a note."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.benchmark.entrant import Clock, Entrant, Fitted, Settings
+from pipelines.benchmark.entrant import Clock, Entrant, Fitted, Settings, device
 from pipelines.benchmark.problem import Problem
 from setrec import baselines, ranking, sasrec, transitions
 from setrec.errors import DataError
@@ -99,7 +99,7 @@ class SasRec:
         model = sasrec.train_sasrec(
             problem.histories, problem.items, sasrec.SasRecSettings(**settings), report=report, seed=seed,
             features=problem.text if self.text else None, seconds=60 * clock.minutes - clock.seconds,
-            validate=lambda scorer: ranking.mean_metric(scorer, cases, history=HISTORY),
+            validate=lambda scorer: ranking.mean_metric(scorer, cases, history=HISTORY), device=device(),
         )  # fmt: skip
         best = max(curve, key=lambda record: record["ndcg@10"])
         return Fitted(sasrec.scorer(model), {"epoch": best["epoch"]}, curve)

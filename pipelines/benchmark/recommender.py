@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipelines.benchmark.entrant import Clock, Fitted
+from pipelines.benchmark.entrant import Clock, Fitted, device
 from pipelines.benchmark.entrant import Settings as Plain
 from pipelines.benchmark.problem import Problem
 from pipelines.benchmark.remembered import remember
@@ -88,7 +88,7 @@ class Recommender:
             s = s.model_copy(update={"semantic_tokens": 0})
         trainer = trainer_of(problem, s, _features(problem, s, seed, clock), seed)
         curve = _train(trainer, clock)
-        model = trainer.restore_best()
+        model = trainer.restore_best().cpu()
         weights = _weights(model, problem, s)
         plain, kinds = scoring.scorer(model, weights), scoring.kind_scorer(model)
         if not s.memory:
@@ -116,6 +116,7 @@ def trainer_of(problem: Problem, s: RecommenderSettings, features: ItemFeatures,
         ),
         features,
     )  # fmt: skip
+    torch.nn.Module.to(model, device())  # transformers types the method of its own for models alone
     cases, alike = problem.valid.sample(VALIDATED, seed), dict.fromkeys(model.kinds, 1.0)
     training = TrainingSettings(
         epochs=s.epochs, patience=s.patience, learning_rate=s.learning_rate, weight_decay=s.weight_decay,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from pipelines.benchmark import fits, problem, roster, tabulate
 from pipelines.benchmark.fits import Record, Task
 from pipelines.cluster import ray_session
@@ -24,7 +26,7 @@ class BenchmarkSettings(Settings):
     """``minutes``: of one core, for a system's final training, and again for all its tries on validation together
     (each gets an equal part). ``tries``: settings of each system that are tried, the first of its grid. ``systems``:
     the entrants by name, ``null`` for all of the table; ``ablation``: with the rows between the published design and
-    ours.
+    ours. ``gpu``: the share of a GPU that every fit gets beside its core.
     """
 
     minutes: float = 15.0
@@ -32,6 +34,7 @@ class BenchmarkSettings(Settings):
     seeds: int = 3
     systems: tuple[str, ...] | None = None
     ablation: bool = False
+    gpu: float = Field(0.0, ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Benchmark:
         done = _Done(total - len(missing), total)
         calls = ((str(self.root.resolve()), task, board) for task in missing)
         with _watched(board, done, progress):
-            for _ in fan_out(_work, calls, "a fit"):
+            for _ in fan_out(_work, calls, "a fit", gpu=self.settings.gpu):
                 done.count += 1
 
 

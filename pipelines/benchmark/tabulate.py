@@ -79,12 +79,14 @@ def _system(given: Problem, name: str, records: Sequence[Record], settings: Mapp
     first = records[0]
     given_as = f"--data {given.name} --protocol {given.protocol}"
     sizes = " ".join(f"--{size} {settings[size]:g}" for size in ("minutes", "tries", "seeds"))
+    if settings["gpu"]:
+        sizes += f" --gpu {settings['gpu']:g}"
     return {
         "system": name, "settings": first.settings, "setting": first.number, "seeds": [r.seed for r in records],
         "valid": float(np.mean([r.valid for r in records])), "minutes": first.minutes,
         "seconds": [round(r.seconds, 1) for r in records], "scoring_seconds": round(first.scoring, 2),
         "chosen": [r.chosen for r in records], "curve": first.curve, "analysis": first.analysis,
-        "commit": first.environment.get("commit"), "data": first.data,
+        "commit": first.environment.get("commit"), "data": first.data, "gpu": first.environment.get("gpu"),
         "command": f"setrec benchmark {given_as} {sizes} --only '{name}'",
     }  # fmt: skip
 

@@ -24,7 +24,7 @@ import torch
 from pipelines.benchmark.code_beam import Forest, beam_search, catalogue_scores
 from pipelines.benchmark.code_t5 import CodeT5, CodeT5Settings
 from pipelines.benchmark.code_writer import CachedWriter
-from pipelines.benchmark.entrant import Clock, Fitted
+from pipelines.benchmark.entrant import Clock, Fitted, device
 from pipelines.benchmark.problem import Problem
 from pipelines.benchmark.residual_codes import residual_codes
 from setrec import batches, ranking
@@ -81,7 +81,7 @@ class Tiger:
         clock.tell("codes")
         codes = residual_codes(problem.text, s.levels, s.codes)
         torch.manual_seed(seed)
-        run = _Training(CodeT5(codes, s), s, problem, seed, clock)
+        run = _Training(CodeT5(codes, s).to(device()), s, problem, seed, clock)
         run.all()
         chosen = {"epoch": run.best_epoch, "codes": (codes.max(axis=0) + 1).tolist()}
         return Fitted(_scorer(run.model, run.forest, s.max_items, s.beams), chosen, run.curve)
@@ -93,7 +93,7 @@ class _Training:
     def __init__(self, model: CodeT5, s: TigerSettings, problem: Problem, seed: int, clock: Clock) -> None:
         self.model, self.s, self.seed, self.clock = model, s, seed, clock
         self.rows, self.cases = problem.train, problem.valid.sample(s.valid_users, seed)
-        self.forest = Forest.of(model.codes.numpy(), problem.trained)
+        self.forest = Forest.of(model.codes.cpu().numpy(), problem.trained, model.codes.device.type)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay)
         self.curve: list[dict[str, Any]] = []
         self.best, self.best_epoch, self.kept, self.steps = -math.inf, 0, model.state_dict(), 0
@@ -174,9 +174,10 @@ def _scorer(model: CodeT5, forest: Forest, max_items: int, beams: int) -> rankin
         order = np.argsort(np.minimum(history.lengths, max_items), kind="stable")
         for start in range(0, len(order), USERS_AT_ONCE):
             rows = order[start : start + USERS_AT_ONCE]
-            items, lengths = (torch.from_numpy(x).long() for x in history.take(rows).pad(max_items))
+            read = history.take(rows).pad(max_items)
+            items, lengths = (torch.from_numpy(x).long().to(model.codes.device) for x in read)
             found = beam_search(CachedWriter(model, items, lengths), forest, beams)
-            scores[rows] = catalogue_scores(*found, len(forest.items)).numpy()
+            scores[rows] = catalogue_scores(*found, len(forest.items)).cpu().numpy()
         return scores
 
     return score
