@@ -188,6 +188,16 @@ class CausalBackbone(nn.Module):
         )
         return out.reshape(batch, blocks, n, self.width)
 
+    def read(self, instruction: Tensor, items: Tensor) -> Tensor:
+        """What is said at the instruction (a, d) and at each of the items (B, L, d): (B, a + L, d)."""
+        a, (batch, count) = len(instruction), items.shape[:2]
+        return self.model(
+            inputs_embeds=torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
+            attention_mask=layout.history_mask(a, count, 1, causal_instruction=True, device=items.device)[None, None],
+            position_ids=layout.history_positions(a, count, 1, items.device)[None],
+            use_cache=False,
+        ).last_hidden_state
+
     def attend(
         self,
         history: Tensor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from setrec import grounding, objective
-from setrec.backbone import BackboneSettings, LoraSettings, build_backbone, load_backbone, scratch_config
+from setrec.backbone import (
+    BackboneSettings,
+    CausalBackbone,
+    LoraSettings,
+    build_backbone,
+    load_backbone,
+    scratch_config,
+)
 from setrec.errors import ConfigError
 from setrec.objective import ObjectiveSettings
 from setrec.ragged import Ragged
@@ -36,7 +43,10 @@ class ModelSettings(Settings):
 
     ``history``: ``set`` reads n tokens per item (the paper), ``fused`` their sum, n times cheaper. ``max_items`` of a
     history are read, the latest. ``instruction`` is how many learned vectors stand before the history when the
-    backbone brings no tokenizer. ``trainable_table``: whether collaborative vectors keep learning (the paper: no).
+    backbone brings no tokenizer. ``ask``: n ``learned`` queries stand behind the history (the paper), or those with the
+    ``last`` item's vector added, or none: with ``item`` the last item's own token answers for every slot through a map
+    of its own, which leaves a third of the tokens or less (causal backbones and fused histories alone).
+    ``trainable_table``: whether collaborative vectors keep learning (the paper: no).
     ``carry``: beside what the backbone says, an answer has a learned share of the history's own codes, averaged with
     weights that fall by each of these factors per step back (the paper: none). ``returns``: a learned number is added
     to the scores of items that the history holds already, which says how often people come back; with ``carry`` every
@@ -51,7 +61,7 @@ class ModelSettings(Settings):
     history: Literal["set", "fused"] = "fused"
     max_items: int = 50
     instruction: int = 4
-    ask: Literal["learned", "last"] = "last"
+    ask: Literal["learned", "last", "item"] = "last"
     dropout: float = 0.2
     trainable_table: bool = True
     forget: float = Field(0.0, ge=0, lt=1)
@@ -119,8 +129,11 @@ class SetRecModel(PreTrainedModel):
             trainable_table=config.trainable_table, forget=config.forget,
         )  # fmt: skip
         n = len(self.tokens.slots)
+        if config.ask == "item" and (config.history != "fused" or not isinstance(self.backbone, CausalBackbone)):
+            raise ConfigError("an item's own token can answer (ask: item) behind a causal backbone and fused histories")
         self.instruction = nn.Parameter(torch.zeros(config.instruction, width))
         self.queries = nn.Parameter(torch.zeros(n, width))
+        self.maps = nn.Parameter(torch.zeros(n, width, width)) if config.ask == "item" else None
         # A learned temperature per slot; answers leave the backbone with norms near sqrt(d).
         self.log_scale = nn.Parameter(torch.zeros(n))
         shape = len(self.tokens.kinds), len(config.carry)
@@ -134,6 +147,8 @@ class SetRecModel(PreTrainedModel):
         if module is self:
             nn.init.normal_(self.instruction, std=0.02)
             nn.init.normal_(self.queries, std=0.02)
+            if self.maps is not None:
+                self.maps.copy_(torch.eye(self.backbone.width).expand_as(self.maps))
             nn.init.constant_(self.log_scale, -0.5 * float(np.log(self.backbone.width)))
             if self.log_carry is not None:
                 nn.init.constant_(self.log_carry, float(np.log(CARRIED / len(self.config.carry))) / QUICK)
@@ -174,6 +189,8 @@ class SetRecModel(PreTrainedModel):
         m = self.tokens_per_item
         vectors = self.tokens.fused(read) if m == 1 else self.tokens.tokens(read).flatten(1, 2)
         vectors = self.dropout(vectors)
+        if self.maps is not None:
+            return self.dropout(self._at_items(vectors, visible)) * self.log_scale.exp()[:, None]
         queries = self.queries.expand(1, visible.shape[1], -1, -1)
         if self.config.ask == "last":
             own = vectors.unflatten(1, (-1, m)).sum(dim=2)
@@ -181,6 +198,13 @@ class SetRecModel(PreTrainedModel):
             queries = queries + own[torch.arange(len(items), device=items.device)[:, None], at][:, :, None]
         out = self.backbone(self.instruction, vectors, queries, visible, m)
         return self.dropout(out) * self.log_scale.exp()[:, None]
+
+    def _at_items(self, vectors: Tensor, visible: Tensor) -> Tensor:
+        """Answers (B, Q, n, d) of the last visible items' own tokens, or of the instruction where none is visible."""
+        states = cast(CausalBackbone, self.backbone).read(self.instruction, vectors)
+        at = (len(self.instruction) - 1 + visible.long()).clamp(min=0).expand(len(vectors), -1)
+        own = states[torch.arange(len(vectors), device=vectors.device)[:, None], at]
+        return torch.einsum("bqd,nde->bqne", own, cast(Tensor, self.maps)) + self.queries
 
     def answer_codes(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> list[Tensor]:
         """Each slot's answer in the columns of its code, n tensors (B, Q, columns); arguments as of :meth:`outputs`."""

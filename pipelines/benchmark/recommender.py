@@ -32,37 +32,38 @@ START = 0.1
 class RecommenderSettings(Settings):
     """A recommender and its training. ``table``: collaborative vectors begin at random, or as a SASRec of the same
     split left them (its training counts within the time). ``text``: sentence and word vectors, or sentences alone.
-    ``text_slot``: the text vectors themselves are one more slot, frozen. ``weights``: those of the slot kinds are
-    chosen on validation over a grid, or all are one. ``memory``: of events (``serving.memory``), and transitions and
-    likeness of texts as evidence (``pipelines.benchmark.evidence``), their weights chosen on validation."""
+    ``text_slot``: the texts themselves are one more slot, frozen, in so many numbers (principal directions; 0: no such
+    slot). ``weights``: those of the slot kinds are chosen on validation over a grid, or all are one. ``memory``: of
+    events (``serving.memory``), and transitions and likeness of texts as evidence (``pipelines.benchmark.evidence``),
+    their weights chosen on validation."""
 
     family: Literal["qwen3", "t5"] = "qwen3"
     size: Literal["tiny", "small", "base"] = "tiny"
     semantic_tokens: int = 2
     history: Literal["set", "fused"] = "fused"
-    ask: Literal["learned", "last"] = "last"
+    ask: Literal["learned", "last", "item"] = "item"
     table: Literal["random", "sasrec"] = "random"
     trainable_table: bool = True
     forget: float = 0.3
     hidden: tuple[int, ...] = (512, 256, 128)
-    text_slot: bool = True
+    text_slot: int = 128
     carry: tuple[float, ...] = (0.0, 0.8, 1.0)
     returns: bool = True
     text: Literal["all", "sentence"] = "all"
     dropout: float = 0.2
-    loss: ObjectiveSettings = ObjectiveSettings(slots=0.0, fused=1.0, alpha=0.0, sampled_above=4096, samples=2048)
+    loss: ObjectiveSettings = ObjectiveSettings(slots=0.0, fused=1.0, alpha=0.0, sampled_above=4096, samples=1024)
     weights: Literal["grid", "one"] = "grid"
     memory: bool = True
     epochs: int = 40
     patience: int = 6
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    targets_per_batch: int = 2048
+    targets_per_batch: int = 512
 
 
 PUBLISHED = RecommenderSettings(
     semantic_tokens=4, history="set", ask="learned", table="sasrec", trainable_table=False, forget=0.0,
-    text_slot=False, carry=(), returns=False,
+    text_slot=0, carry=(), returns=False,
     text="sentence", loss=ObjectiveSettings.paper(), learning_rate=1e-3, memory=False,
 )  # fmt: skip
 """The design of arXiv 2502.10833, at a size that two cores can train; masks and shared positions as it says."""
@@ -140,8 +141,19 @@ def _features(problem: Problem, s: RecommenderSettings, seed: int, clock: Clock)
         table = np.ascontiguousarray(sasrec.item_embeddings().numpy(), dtype=np.float32)
     extra = {}
     if s.text_slot and text is not None:
-        extra["text"] = unit_rows(text) * np.float32(np.sqrt(text.shape[1]))
+        directions = _principal(unit_rows(text), s.text_slot)
+        extra["text"] = directions * np.float32(np.sqrt(directions.shape[1]))
     return ItemFeatures(problem.trained, table, text if s.semantic_tokens else None, extra)
+
+
+def _principal(rows: np.ndarray, width: int) -> np.ndarray:
+    """Unit rows (I, w) in the ``width`` directions in which they differ most, float32, again of length 1 or zero: of
+    w / ``width`` times the work for a softmax, what is lost of the cosines is mostly noise."""
+    if rows.shape[1] <= width:
+        return rows
+    _, directions = np.linalg.eigh(rows.T.astype(np.float64) @ rows)
+    kept = rows @ directions[:, -width:].astype(np.float32)
+    return np.asarray(kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-8), dtype=np.float32)
 
 
 def _train(trainer: Trainer, clock: Clock) -> list[dict[str, Any]]:
