@@ -291,18 +291,36 @@ def weighted_ranks(
     Raises:
         DataError: a mixed score is NaN.
     """
+    kinds = kind_scorer(history)
+    every = np.ones((1, next(iter(kinds.values())).shape[1]), dtype=bool)
+    return [Ragged(rank[0], truth.offsets) for rank in mixed_ranks(kinds, grid, history, truth, every, "removed")]
+
+
+def mixed_ranks(
+    kinds: Mapping[str, np.ndarray],
+    grid: Sequence[Mapping[str, float]],
+    history: Ragged,
+    truth: Ragged,
+    pools: np.ndarray,
+    protocol: str,
+) -> np.ndarray:
+    """Ranks int64 (weightings, pools, T) of T truths under weighted sums of scores by kind, each (b, I), among the
+    items of each pool, bool (pools, I), in a history protocol. A kind that a weighting does not name counts nothing.
+
+    Raises:
+        DataError: a mixed score is NaN.
+    """
     from setrec.rank_kernels import count_above
 
-    kinds, found = kind_scorer(history), {}
-    every = np.ones((1, next(iter(kinds.values())).shape[1]), dtype=bool)
+    found = np.empty((len(grid), len(pools), len(truth.values)), dtype=np.int64)
     # Sums are rounded in the order of their terms, so weightings go together that name the kinds in one order.
-    for order in dict.fromkeys(tuple(weights) for weights in grid):
-        numbers = [number for number, weights in enumerate(grid) if tuple(weights) == order]
-        table = np.array([[grid[number][kind] for kind in order] for number in numbers], dtype=np.float32)
-        counts = count_above([kinds[kind] for kind in order], table, truth, history, every)
-        for number, rank in zip(numbers, (counts.above - counts.known)[:, 0], strict=True):
-            found[number] = Ragged(np.where(counts.seen, NO_RANK, rank), truth.offsets)
-    return [found[number] for number in range(len(grid))]
+    for names in dict.fromkeys(tuple(weights) for weights in grid):
+        numbers = [number for number, weights in enumerate(grid) if tuple(weights) == names]
+        table = np.array([list(grid[number].values()) for number in numbers], dtype=np.float32)
+        counts = count_above([kinds[name] for name in names], table, truth, history, pools)
+        removed = np.where(counts.seen, NO_RANK, counts.above - counts.known)
+        found[numbers] = removed if protocol == "removed" else counts.above
+    return found
 
 
 def best_weights(

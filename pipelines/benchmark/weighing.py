@@ -44,30 +44,13 @@ def ndcg_of(
     for part, named in zip(cases, terms, strict=True):
         for start in range(0, len(part), BATCH):
             read, truth = part.batch(start, BATCH)
-            every = _ranks(named(read), grid, read, truth, pools, history)
+            every = ranking.mixed_ranks(named(read), grid, read, truth, pools, history)
             for at, (group, kept) in enumerate(zip(groups, found, strict=True)):
                 ranks = every[:, at]
                 some = group.truths[truth.values]
                 offsets = truth.where(some).offsets
                 kept.append(np.stack([_ndcg(Ragged(one[some], offsets)) for one in ranks]))
     return [np.concatenate(one, axis=1) for one in found]
-
-
-def _ranks(
-    kinds: Mapping[str, np.ndarray], grid: Sequence[Mapping[str, float]], read: Ragged, truth: Ragged,
-    pools: np.ndarray, history: str,
-) -> np.ndarray:  # fmt: skip
-    """Ranks int64 (weightings, pools, T). Weightings that name the same terms are mixed from those alone."""
-    from setrec.rank_kernels import count_above
-
-    found = np.empty((len(grid), len(pools), len(truth.values)), dtype=np.int64)
-    for names in dict.fromkeys(tuple(weights) for weights in grid):
-        numbers = [number for number, weights in enumerate(grid) if tuple(weights) == names]
-        table = np.array([list(grid[number].values()) for number in numbers], dtype=np.float32)
-        counts = count_above([kinds[name] for name in names], table, truth, read, pools)
-        removed = np.where(counts.seen, ranking.NO_RANK, counts.above - counts.known)
-        found[numbers] = removed if history == "removed" else counts.above
-    return found
 
 
 def _ndcg(ranks: Ragged) -> np.ndarray:
