@@ -4,17 +4,19 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pipelines.benchmark import fits, problem, roster
 from pipelines.benchmark.entrant import Clock
 from pipelines.benchmark.job import benchmark, protocol_of
-from pipelines.benchmark.recommender import PUBLISHED, Recommender, RecommenderSettings
+from pipelines.benchmark.recommender import PUBLISHED, Recommender, RecommenderSettings, _principal
 from pipelines.benchmark.remembered import _Events, _halves, _Model, positions
 from pipelines.benchmark.run import BenchmarkSettings
 from pipelines.runs import Run
 from setrec.catalog import VALID
 from setrec.errors import ConfigError
 from setrec.ragged import Ragged
+from setrec.transitions import unit_rows
 
 SYSTEMS = ("Popularity", "ItemKNN", "SASRec", roster.OURS)
 SMALL = BenchmarkSettings(minutes=0.4, tries=2, seeds=2, systems=SYSTEMS)
@@ -113,6 +115,24 @@ def test_an_unknown_system_is_named(finished, world):
     run, _ = finished
     with pytest.raises(ConfigError, match="no system 'Oracle'"):
         benchmark(world, "setrec", run, SMALL.model_copy(update={"systems": ("Oracle",)}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_share_of_a_gpu_that_is_not_there_is_refused(finished, world):
+    run, _ = finished
+    with pytest.raises(ConfigError, match=r"a fit is to have 0\.5 of a GPU, and the cluster has no GPU"):
+        benchmark(world, "setrec", run, SMALL.model_copy(update={"gpu": 0.5, "seeds": 3}))
+
+
+def test_principal_directions_keep_cosines_lengths_and_empty_texts():
+    rng = np.random.default_rng(0)
+    rows = unit_rows(np.vstack([rng.normal(size=(50, 5)) @ rng.normal(size=(5, 40)), np.zeros((2, 40))]))
+    few = _principal(rows, 8)
+    assert few.shape == (52, 8)
+    np.testing.assert_allclose(few @ few.T, rows @ rows.T, atol=1e-5)
+    assert not few[50:].any()
+    np.testing.assert_allclose(np.linalg.norm(_principal(rows, 2)[:50], axis=1), 1, atol=1e-5)
+    assert _principal(rows, 40) is rows
 
 
 def test_a_fit_ends_with_its_time(prepared):
