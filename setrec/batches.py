@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from setrec.ragged import Ragged
 
@@ -42,6 +44,13 @@ class Batch:
     def count(self) -> int:
         """Number of targets."""
         return int((self.targets >= 0).sum())
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Items, visible and targets, int64, on a device."""
+        items, visible, targets = (
+            torch.from_numpy(x).to(device, torch.int64) for x in (self.items, self.visible, self.targets)
+        )
+        return items, visible, targets
 
     def tokens(self, m: int, n: int) -> tuple[int, int]:
         """Tokens computed, and how many of them are no padding: ``m`` for an item read, ``n`` queries for a target."""

@@ -179,6 +179,11 @@ class SetRecModel(PreTrainedModel):
         """How many tokens an item of a history is read as."""
         return 1 if self.config.history == "fused" else len(self.tokens.slots)
 
+    @property
+    def tokens_per_target(self) -> int:
+        """How many queries a target is asked with: one per slot, or none where an item's own token answers."""
+        return len(self.tokens.slots) if self.maps is None else 0
+
     def outputs(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> Tensor:
         """Answers (B, Q, n, d) of query blocks that each see the first ``visible`` (B or 1, Q) items of a history.
 
@@ -194,16 +199,14 @@ class SetRecModel(PreTrainedModel):
         queries = self.queries.expand(1, visible.shape[1], -1, -1)
         if self.config.ask == "last":
             own = vectors.unflatten(1, (-1, m)).sum(dim=2)
-            at = (visible.long() - 1).clamp(min=0).expand(len(items), -1)
-            queries = queries + own[torch.arange(len(items), device=items.device)[:, None], at][:, :, None]
+            queries = queries + _last_seen(own, visible.long() - 1)[:, :, None]
         out = self.backbone(self.instruction, vectors, queries, visible, m)
         return self.dropout(out) * self.log_scale.exp()[:, None]
 
     def _at_items(self, vectors: Tensor, visible: Tensor) -> Tensor:
         """Answers (B, Q, n, d) of the last visible items' own tokens, or of the instruction where none is visible."""
         states = cast(CausalBackbone, self.backbone).read(self.instruction, vectors)
-        at = (len(self.instruction) - 1 + visible.long()).clamp(min=0).expand(len(vectors), -1)
-        own = states[torch.arange(len(vectors), device=vectors.device)[:, None], at]
+        own = _last_seen(states, len(self.instruction) - 1 + visible.long())
         return torch.einsum("bqd,nde->bqne", own, cast(Tensor, self.maps)) + self.queries
 
     def answer_codes(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> list[Tensor]:
@@ -352,6 +355,12 @@ class SetRecModel(PreTrainedModel):
             for name, parameter in model.backbone.named_parameters():
                 parameter.requires_grad_("lora_" in name)
         return model
+
+
+def _last_seen(vectors: Tensor, at: Tensor) -> Tensor:
+    """Vectors (B, Q, d) of the tokens ``at`` (B or 1, Q) out of (B, L, d); before the first the first is taken."""
+    rows = torch.arange(len(vectors), device=vectors.device)[:, None]
+    return vectors[rows, at.clamp(min=0).expand(len(vectors), -1)]
 
 
 def _instruction_vectors(path: str | None, pretrained: PreTrainedModel | None) -> Tensor | None:

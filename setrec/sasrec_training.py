@@ -76,8 +76,7 @@ class Run:
 def batch_loss(model: SasRec, batch: batches.Batch, candidates: Candidates | None) -> Tensor:
     """Summed cross-entropy of a batch's targets among the ``candidates``, or all trained items."""
     s, device = model.settings, model.items.weight.device
-    read = (batch.items, batch.visible, batch.targets)
-    items, visible, targets = (torch.from_numpy(x).long().to(device) for x in read)
+    items, visible, targets = batch.tensors(device)
     asked = targets >= 0
     with autocast(device, s.precision):
         at = (visible - 1).clamp(min=0)[..., None].expand(-1, -1, s.width)

@@ -185,7 +185,7 @@ class Trainer:
         """Gradients of one part of a step. Parts are averaged while the terms are sums over all targets of the step, so
         each is divided by the ``count`` of targets that a part has on average."""
         device = self.model.device
-        items, visible, targets = (torch.from_numpy(x).to(device) for x in (batch.items, batch.visible, batch.targets))
+        items, visible, targets = batch.tensors(device)
         with autocast(device, self.settings.precision):
             terms = self.wrapped(items, visible, targets, self.loss, rows, candidates)
             value = objective.total(terms, self.loss, count)
@@ -201,7 +201,7 @@ class Trainer:
         return s.learning_rate * (0.5 + 0.5 * math.cos(math.pi * (before - warm) / max(1e-9, s.epochs - warm)))
 
     def _note(self, step: Step, loss: float, waited: float) -> None:
-        m, n = self.model.tokens_per_item, len(self.model.tokens.slots)
+        m, n = self.model.tokens_per_item, self.model.tokens_per_target
         tokens = [batch.tokens(m, n) for batch in step.parts]
         computed, useful = (sum(of) for of in zip(*tokens, strict=True))
         self.progress.add(loss=loss * step.count, targets=step.count, computed=computed, useful=useful, waited=waited)

@@ -87,8 +87,7 @@ class CodeT5(nn.Module):
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of the codes, summed over levels and targets."""
-        read, device = (batch.items, batch.visible, batch.targets), self.codes.device
-        items, visible, targets = (torch.from_numpy(x).long().to(device) for x in read)
+        items, visible, targets = batch.tensors(self.codes.device)
         asked = targets >= 0
         hidden, codes = self(items, visible, targets.clamp(min=0))[asked], self.codes[targets[asked]]
         losses = [

@@ -31,8 +31,8 @@ from setrec.transitions import TEXT, Transitions, TransitionSettings, transition
 from setrec.walk_choice import SHAPES
 
 WALKS = tuple(TransitionSettings(**shape.model_dump()) for shape in SHAPES)
-HOPS = (0.0, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
-LIKENESS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+HOPS = (0.0, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
+LIKENESS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 UNSEEN = ((1.0, 0.0), (1.0, 2.5), (1.0, 5.0), (1.0, 10.0), (1.0, 20.0), (1.0, 40.0), (0.5, 40.0), (0.0, 20.0))
 """``new_scores`` and ``new_likeness``, up to a common factor."""
 FACTORS = (0.25, 0.5, 1.0, 2.0)

@@ -37,18 +37,14 @@ def test_training_follows_the_curve_of_the_processor(family, options):
         assert a["targets"] == b["targets"]
 
 
-def with_all(features, device: str, precision: str) -> Trainer:
+def test_everything_that_a_model_can_have_learns_in_bf16(features):
     """Carried codes, raised returns, forgotten items, and a sampled softmax."""
     model = small_model(features, "qwen3", "fused", max_items=8, carry=(0.0, 0.8, 1.0), returns=True, forget=0.3)
-    torch.nn.Module.to(model, device)
+    torch.nn.Module.to(model, "cuda")
     given = group.trainer(0, 1, "none")
     loss = ObjectiveSettings(slots=0.0, fused=1.0, sampled_above=8, samples=16)
-    settings = given.settings.model_copy(update={"precision": precision, "epochs": 8, "patience": 8})
-    return Trainer(model, group.histories(), lambda _: 0.0, settings, loss)
-
-
-def test_everything_that_a_model_can_have_learns_in_bf16(features):
-    trainer = with_all(features, "cuda", "auto")
+    settings = given.settings.model_copy(update={"precision": "auto", "epochs": 8, "patience": 8})
+    trainer = Trainer(model, group.histories(), lambda _: 0.0, settings, loss)
     losses = [trainer.epoch()["loss"] for _ in range(8)]
     assert np.isfinite(losses).all()
     assert losses[-1] < 0.9 * losses[0]
