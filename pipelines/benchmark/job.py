@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-from pipelines.benchmark import problem, report
+from pipelines.benchmark import problem, report, roster
 from pipelines.benchmark.problem import Protocol
 from pipelines.benchmark.run import Benchmark, BenchmarkSettings
 from pipelines.datasets import packaged_encoder
@@ -27,9 +27,12 @@ def benchmark(
     ``encoder``: directory or hub id of the sentence encoder; ``None`` takes the packaged one, where it is installed.
 
     Raises:
-        ConfigError: the run holds a benchmark of other data or under another protocol; or a fit failed.
+        ConfigError: the run holds a benchmark of other data or under another protocol; there is no system of a name
+            that is asked for; or a fit failed.
         DataError: the data cannot be used.
     """
+    for name in settings.systems or ():
+        roster.entrant(name)  # a wrong name is told before texts are encoded for minutes
     place = run.root / "problem"
     if not (place / "text.safetensors").is_file():
         problem.prepare(data, protocol, place, encoder or _packaged(), run.root / "texts")

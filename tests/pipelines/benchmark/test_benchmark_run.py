@@ -111,10 +111,10 @@ def test_a_folder_of_another_benchmark_is_refused(finished, world):
         benchmark(world, "leave-one-out", run, SMALL)
 
 
-def test_an_unknown_system_is_named(finished, world):
-    run, _ = finished
+def test_an_unknown_system_is_named_before_anything_is_prepared(world, tmp_path):
     with pytest.raises(ConfigError, match="no system 'Oracle'"):
-        benchmark(world, "setrec", run, SMALL.model_copy(update={"systems": ("Oracle",)}))
+        benchmark(world, "setrec", Run(tmp_path / "new"), SMALL.model_copy(update={"systems": ("Oracle",)}))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
