@@ -7,7 +7,8 @@ beside them. No index is built: FAISS scans the codes where they lie, which may 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import faiss
@@ -18,6 +19,11 @@ from serving import stages
 _CHUNK = 1 << 13
 _GATHER = 0.25
 """Share of the rows up to which they are gathered; above it the whole table is read (an estimate)."""
+
+_PRODUCTS_FROM = 8
+"""Queries from which on a product of matrices is faster than a scan row by row (``benchmarks/bench_batch_scan.py``)."""
+_ROW_BY_ROW = (1 << 31) - 1
+_AS_FAISS_HAS_IT = faiss.cvar.distance_compute_blas_threshold
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,8 @@ class Exact:
         hits = [NONE] * len(queries)
         for number in np.unique(numbers):
             members = np.flatnonzero(numbers == number)
-            scores, rows = faiss.knn(queries[members], self.codes, int(number), faiss.METRIC_INNER_PRODUCT)
+            with flat_scan(len(members)):
+                scores, rows = faiss.knn(queries[members], self.codes, int(number), faiss.METRIC_INNER_PRODUCT)
             for at, b in enumerate(members.tolist()):
                 hits[b] = self._settle(queries[b], ks[b], banned[b], rows[at], scores[at])
         return hits
@@ -111,6 +118,18 @@ class Exact:
         if left_out and scores[kept[-1]] >= hits.scores[-1] - self.slack(query):
             return self.best(query, k, banned=banned)
         return hits
+
+
+@contextmanager
+def flat_scan(queries: int) -> Iterator[None]:
+    """Has FAISS scan flat codes in the way that is faster for so many ``queries`` (its own rule counts numbers, not
+    queries, and takes the slow way for a hundred of them). It is one setting of the process: where threads change it at
+    once, a scan may be the slower one, its answer is the same."""
+    faiss.cvar.distance_compute_blas_threshold = 0 if queries >= _PRODUCTS_FROM else _ROW_BY_ROW
+    try:
+        yield
+    finally:
+        faiss.cvar.distance_compute_blas_threshold = _AS_FAISS_HAS_IT
 
 
 def largest_norm(codes: np.ndarray) -> float:

@@ -18,6 +18,7 @@ import faiss
 import numpy as np
 from pydantic import Field
 
+from serving.exact import flat_scan
 from setrec.ragged import Ragged
 from setrec.settings import Settings
 
@@ -48,7 +49,8 @@ class EventMemory:
 
     def neighbours(self, codes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Cosines float32 and next items int64 of the nearest positions, both (b, count or all there are)."""
-        near, at = self.index.search(_unit(codes), min(count, len(self)))
+        with flat_scan(len(codes)):
+            near, at = self.index.search(_unit(codes), min(count, len(self)))
         return near, self.next[at]
 
     def raise_scores(

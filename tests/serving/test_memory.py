@@ -49,3 +49,15 @@ def test_items_of_the_history_get_no_votes(rng):
     risen = memory.raise_scores(scores, asked, MemorySettings(weight=2.0), Ragged.of([[3]]))
     assert risen[0, 5] == pytest.approx(2 * np.sqrt(0.5))
     assert risen[0, 3] == 0.0
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 64])
+def test_neighbours_are_the_same_whoever_else_is_asked_for(rng, count):
+    memory, codes = EventMemory(WIDTH), rng.normal(size=(300, WIDTH))
+    memory.add(codes, np.arange(300))
+    asked = rng.normal(size=(count, WIDTH))
+    near, items = memory.neighbours(asked, 9)
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    cosines = unit(asked) @ unit(codes).T
+    np.testing.assert_array_equal(items, np.argsort(-cosines, axis=1)[:, :9])
+    np.testing.assert_allclose(near, -np.sort(-cosines, axis=1)[:, :9], rtol=1e-5)
