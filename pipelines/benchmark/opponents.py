@@ -116,9 +116,9 @@ class _Steps:
 
 
 _FULL = {"epochs": 60, "patience": 10, "layers": 1, "dropout": 0.3, "targets_per_batch": 512}
-_SAMPLED = {**_FULL, "targets_per_batch": 1024, "negatives": 1024}
+SAMPLED = {**_FULL, "targets_per_batch": 1024, "negatives": 1024}
 """Small batches: within minutes, the number of steps counts."""
-_TEXT = {**_SAMPLED, "forget": 0.1}
+_TEXT = {**SAMPLED, "forget": 0.1}
 _TRIES = (
     {"dropout": 0.5},
     {"width": 128, "weight_decay": 0.1},
@@ -131,7 +131,7 @@ OPPONENTS: tuple[Entrant, ...] = (
     ItemKnn(),
     Transitions(),
     SasRec("SASRec", _FULL, (*_TRIES, {"learning_rate": 1e-3})),
-    SasRec("SASRec, sampled", _SAMPLED, (*_TRIES, {"negatives": 256, "targets_per_batch": 512})),
+    SasRec("SASRec, sampled", SAMPLED, (*_TRIES, {"negatives": 256, "targets_per_batch": 512})),
     SasRec("SASRec + text", _TEXT, ({"forget": 0.3}, {"forget": 0.0}, *_TRIES[:3]), text=True),
 )
 """All of them. First settings follow short trials on validation of Beauty; after arXiv 2508.06450, whose one layer and

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipelines.benchmark.entrant import Clock, Fitted, device
 from pipelines.benchmark.entrant import Settings as Plain
+from pipelines.benchmark.opponents import SAMPLED
 from pipelines.benchmark.problem import Problem
 from pipelines.benchmark.remembered import remember
 from pipelines.benchmark.words import WIDTH
@@ -27,11 +28,13 @@ VALIDATED = 2000
 COLLABORATIVE = 64
 START = 0.1
 """Standard deviation of a collaborative table that begins at random."""
+FIRST = 0.4
+"""Share of the time that a SASRec may take whose vectors are the table."""
 
 
 class RecommenderSettings(Settings):
     """A recommender and its training. ``table``: collaborative vectors begin at random, or as a SASRec of the same
-    split left them (its training counts within the time). ``text``: sentence and word vectors, or sentences alone.
+    split left them (within :data:`FIRST` of the time). ``text``: sentence and word vectors, or sentences alone.
     ``text_slot``: the texts themselves are one more slot, frozen, in so many numbers (principal directions; 0: no such
     slot). ``weights``: those of the slot kinds are chosen on validation over a grid, or all are one. ``memory``: of
     events (``serving.memory``), and transitions and likeness of texts as evidence (``pipelines.benchmark.evidence``),
@@ -137,7 +140,12 @@ def _features(problem: Problem, s: RecommenderSettings, seed: int, clock: Clock)
         table = rng.normal(0, START, (problem.items, COLLABORATIVE)).astype(np.float32)
     else:
         clock.tell("SASRec first")
-        sasrec = train_sasrec(problem.histories, problem.items, SasRecSettings(width=COLLABORATIVE), seed=seed)
+        cases = problem.valid.sample(VALIDATED, seed)
+        sasrec = train_sasrec(
+            problem.histories, problem.items, SasRecSettings(**SAMPLED, width=COLLABORATIVE), seed=seed,
+            seconds=60 * clock.minutes * FIRST, device=device(),
+            validate=lambda scorer: ranking.mean_metric(scorer, cases, history=problem.goal),
+        )  # fmt: skip
         table = np.ascontiguousarray(sasrec.item_embeddings().numpy(), dtype=np.float32)
     extra = {}
     if s.text_slot and text is not None:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipelines.benchmark import fits, problem, roster
+from pipelines.benchmark import fits, problem, recommender, roster
 from pipelines.benchmark.entrant import Clock
 from pipelines.benchmark.job import benchmark, protocol_of
 from pipelines.benchmark.recommender import PUBLISHED, Recommender, RecommenderSettings, _principal
@@ -135,11 +135,12 @@ def test_principal_directions_keep_cosines_lengths_and_empty_texts():
     assert _principal(rows, 40) is rows
 
 
-def test_a_fit_ends_with_its_time(prepared):
-    clock = Clock(0.05)
-    fitted = Recommender("x", RecommenderSettings(epochs=10_000, patience=10_000)).fit(
-        problem.load(prepared), RecommenderSettings(epochs=10_000, patience=10_000).model_dump(mode="json"), 0, clock
-    )
+@pytest.mark.parametrize("table", ["random", "sasrec"])
+def test_a_fit_ends_with_its_time(prepared, monkeypatch, table):
+    monkeypatch.setitem(recommender.SAMPLED, "epochs", 10_000)
+    monkeypatch.setitem(recommender.SAMPLED, "patience", 10_000)
+    clock, endless = Clock(0.05), RecommenderSettings(epochs=10_000, patience=10_000, table=table)
+    fitted = Recommender("x", endless).fit(problem.load(prepared), endless.model_dump(mode="json"), 0, clock)
     assert fitted.curve
     assert clock.seconds < 20
 
