@@ -83,6 +83,8 @@ class Trainer:
         histories: training histories, the same on every worker; each step's rows are dealt out by rank.
         evaluate: validation NDCG@10 of the model, called on every worker after every epoch; worker 0's counts.
         counts: training interactions of each item (I,), if known; counted here when a sampled softmax needs them.
+        spent: the share of the time for training that is used, where it has a limit: the learning rate falls with it,
+            and an epoch ends with it after any step. For one worker alone, as clocks of several would differ.
     """
 
     def __init__(
@@ -97,8 +99,9 @@ class Trainer:
         world: int = 1,
         wrap: Callable[[SetRecModel], nn.Module] = lambda module: module,
         counts: np.ndarray | None = None,
+        spent: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self.model, self.evaluate = model, evaluate
+        self.model, self.evaluate, self.spent = model, evaluate, spent
         self.settings, self.loss, self.rank, self.world = training, loss, rank, world
         source = MemorySource(histories) if isinstance(histories, Ragged) else histories
         if training.recompute:
@@ -150,6 +153,8 @@ class Trainer:
                     on_step(progress.epoch + step.after)
                 if on_checkpoint is not None and self._due():
                     on_checkpoint()
+                if self.spent() >= 1:
+                    break
         record = progress.record(progress.over_workers(self.world, self.model.device))
         ndcg = self._validate()
         if ndcg > progress.best:
@@ -193,12 +198,14 @@ class Trainer:
         return value.detach()
 
     def _rate(self, step: Step) -> float:
-        """Linear warm-up, then half a cosine down to zero at the last epoch, by the share of users seen."""
-        s, begun = self.settings, self.progress.epoch
-        before, after, warm = begun + step.before, begun + step.after, s.warmup * s.epochs
-        if before < warm:
-            return s.learning_rate * min(1.0, after / warm)
-        return s.learning_rate * (0.5 + 0.5 * math.cos(math.pi * (before - warm) / max(1e-9, s.epochs - warm)))
+        """Linear warm-up, then half a cosine down to zero at the last epoch, by the share of users seen, or at the end
+        of the time."""
+        s, begun, spent = self.settings, self.progress.epoch, self.spent()
+        before, after = (max(spent, (begun + seen) / s.epochs) for seen in (step.before, step.after))
+        if before < s.warmup:
+            return s.learning_rate * min(1.0, after / s.warmup)
+        done = (before - s.warmup) / max(1e-9, 1 - s.warmup)
+        return s.learning_rate * (0.5 + 0.5 * math.cos(math.pi * min(1.0, done)))
 
     def _note(self, step: Step, loss: float, waited: float) -> None:
         m, n = self.model.tokens_per_item, self.model.tokens_per_target

@@ -36,13 +36,18 @@ class Clock:
         return time.perf_counter() - self.began
 
     @property
+    def share(self) -> float:
+        """The share of the time that is used, above 1 once it is over."""
+        return self.seconds / max(1e-9, 60 * self.minutes)
+
+    @property
     def over(self) -> bool:
         """Whether the time is used up."""
-        return self.seconds >= 60 * self.minutes
+        return self.share >= 1
 
     def tell(self, note: str) -> None:
         """Report how far it is."""
-        self.told(min(1.0, self.seconds / (60 * self.minutes)), note)
+        self.told(min(1.0, self.share), note)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -90,7 +90,7 @@ class Recommender:
         s = RecommenderSettings.model_validate(settings)
         if problem.text is None:
             s = s.model_copy(update={"semantic_tokens": 0})
-        trainer = trainer_of(problem, s, _features(problem, s, seed, clock), seed)
+        trainer = trainer_of(problem, s, _features(problem, s, seed, clock), seed, lambda: clock.share)
         curve = _train(trainer, clock)
         model = trainer.restore_best().cpu()
         weights = _weights(model, problem, s)
@@ -107,8 +107,11 @@ def _changed(base: RecommenderSettings, changes: Mapping[str, Any]) -> Recommend
     return RecommenderSettings.model_validate({**base.model_dump(), **changes})
 
 
-def trainer_of(problem: Problem, s: RecommenderSettings, features: ItemFeatures, seed: int) -> Trainer:
-    """The trainer of a model for the problem; validation is NDCG@10 in the history protocol of its figures."""
+def trainer_of(
+    problem: Problem, s: RecommenderSettings, features: ItemFeatures, seed: int, spent: Callable[[], float]
+) -> Trainer:
+    """The trainer of a model for the problem, until the time is ``spent`` (a share); validation is NDCG@10 in the
+    history protocol of its figures."""
     import torch
 
     torch.manual_seed(seed)
@@ -130,7 +133,7 @@ def trainer_of(problem: Problem, s: RecommenderSettings, features: ItemFeatures,
     def validate(model: SetRecModel) -> float:
         return ranking.mean_metric(scoring.scorer(model, alike), cases, history=problem.goal)
 
-    return Trainer(model, problem.train, validate, training, s.loss)
+    return Trainer(model, problem.train, validate, training, s.loss, spent=spent)
 
 
 def _features(problem: Problem, s: RecommenderSettings, seed: int, clock: Clock) -> ItemFeatures:
@@ -165,16 +168,12 @@ def _principal(rows: np.ndarray, width: int) -> np.ndarray:
 
 
 def _train(trainer: Trainer, clock: Clock) -> list[dict[str, Any]]:
-    """Train as many epochs as are asked for and fit into the time; the learning rate falls to zero at the last."""
-    while not trainer.progress.exhausted(trainer.settings):
-        began, done = clock.seconds, trainer.progress.epoch
+    """Train until the epochs or the time are used up, or validation no longer rises."""
+    while True:
         record = trainer.epoch(on_step=lambda epochs: clock.tell(f"epoch {epochs:.1f}"))
-        left = (60 * clock.minutes - clock.seconds) / max(1e-9, clock.seconds - began)
-        affordable = done + 1 + int(left)
-        if affordable < trainer.settings.epochs:
-            trainer.settings = trainer.settings.model_copy(update={"epochs": affordable})
         clock.tell(f"NDCG@10 {record['ndcg@10']:.4f}")
-    return trainer.progress.curve
+        if clock.over or trainer.progress.exhausted(trainer.settings):
+            return trainer.progress.curve
 
 
 def _weights(model: SetRecModel, problem: Problem, s: RecommenderSettings) -> dict[str, float]:

@@ -32,6 +32,26 @@ def test_training_lowers_the_loss_on_every_backbone(features, family):
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_time_ends_an_epoch_with_a_rate_that_has_come_down(features):
+    used, rates = iter(np.linspace(0, 1, 7)), []
+    now = [next(used)]
+    long = SETTINGS.model_copy(update={"epochs": 100, "warmup": 0.2, "targets_per_batch": 8})
+    t = trainer(features, settings=long, spent=lambda: now[0])
+
+    def step(_: float) -> None:
+        rates.append(t.optimizer.param_groups[0]["lr"])
+        now[0] = next(used)
+
+    record = t.epoch(on_step=step)
+    assert len(rates) == 6, "a step at a sixth of the time each, of a far longer epoch"
+    assert record["epoch"] == 1
+    assert t.progress.epoch == 1
+    assert rates[0] < rates[1]
+    assert np.all(np.diff(rates[2:]) < 0)
+    expected = [0.5 + 0.5 * np.cos(np.pi * (k / 6 - 0.2) / 0.8) for k in range(2, 6)]
+    np.testing.assert_allclose(np.array(rates[2:]) / long.learning_rate, expected)
+
+
 def test_a_resumed_run_ends_where_the_unbroken_one_ends(features, tmp_path):
     unbroken = trainer(features)
     for _ in range(4):
