@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,9 @@ from setrec.model import SetRecModel
 from setrec.tokens import ItemFeatures
 
 torch.set_num_threads(1)
+# No example has a time limit: beside other work any of them can be slow once.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 FAMILIES = ("qwen3", "qwen2", "t5")
 

@@ -15,7 +15,7 @@ from nodetok.graph import Graph
 from setrec.errors import ConfigError
 
 STRATEGIES = ["coverage", "paper", "degree", "random", "k_centre"]
-MANY = settings(max_examples=60, deadline=None)
+MANY = settings(max_examples=60)
 
 
 @st.composite

@@ -12,7 +12,7 @@ from nodetok.graph import Graph
 from setrec.errors import ConfigError
 
 NODES = 12
-MANY = settings(max_examples=60, deadline=None)
+MANY = settings(max_examples=60)
 directions = st.sampled_from(["ignored", "to", "from", "both"])
 
 

@@ -142,7 +142,7 @@ def test_bounds_of_the_distance_hold_between_anchors_and_nodes():
 
 
 @given(tau=st.floats(0.2, 4), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_margin_is_the_logarithm_of_the_ratio_of_inner_products(tau, data):
     rows = [data.draw(st.lists(st.integers(0, 9), min_size=3, max_size=3)) for _ in range(3)]
     pivot, near, far = (torch.tensor([row], dtype=torch.uint8) for row in rows)

@@ -18,7 +18,7 @@ from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 from setrec.errors import ConfigError, UnknownNodeError
 
 NODES = 10
-MANY = settings(max_examples=60, deadline=None)
+MANY = settings(max_examples=60)
 
 
 def asked(count=4, positions=None, **distances):

@@ -83,13 +83,13 @@ def nested(levels):
     return raw
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(raw=filters, rows=items)
 def test_a_filter_allows_what_plain_python_allows(raw, rows):
     assert index_of(rows).rows(parse(raw)).tolist() == [holds(raw, row) for row in rows]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(raw=filters, rows=items, start=st.integers(0, 12))
 def test_rows_appended_are_rows_there_from_the_start(raw, rows, start):
     index, wanted = index_of(rows[:start]), parse(raw)
@@ -100,7 +100,7 @@ def test_rows_appended_are_rows_there_from_the_start(raw, rows, start):
     assert index.rows(wanted).tolist() == index_of(rows).rows(wanted).tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(raw=filters, rows=items)
 def test_a_filter_written_out_and_read_back_allows_the_same(raw, rows):
     again = FILTER.validate_json(FILTER.dump_json(parse(raw), by_alias=True, exclude_none=True))

@@ -288,7 +288,7 @@ ROUTES = [("POST", "/v1/events"), ("POST", "/v1/recommend"), ("PUT", "/v1/items/
           ("GET", "/v1/items/{}"), ("GET", "/v1/users/{}/history"), ("DELETE", "/v1/users/{}")]  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(route=st.sampled_from(ROUTES), name=IDS, body=BODIES)
 def test_no_request_makes_the_server_fail(shared, route, name, body):
     from json import dumps

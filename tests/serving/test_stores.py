@@ -197,7 +197,6 @@ class StoreBehaviour:
     # The fixture is one per store, and each example begins by erasing; one test in two classes is the point here.
     @settings(
         max_examples=25,
-        deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
     )
     @given(
