@@ -7,6 +7,10 @@ from setrec.ragged import Ragged
 WIDTH, ITEMS = 8, 12
 
 
+def unit(codes):
+    return codes / np.linalg.norm(codes, axis=1, keepdims=True)
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
@@ -17,7 +21,6 @@ def test_a_vote_is_the_softmax_of_cosines_over_what_followed(rng):
     memory.add(codes, items)
     asked, scores = rng.normal(size=(3, WIDTH)), rng.normal(size=(3, ITEMS)).astype(np.float32)
     s = MemorySettings(neighbours=5, temperature=0.3, weight=4.0)
-    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
     for row, risen in enumerate(memory.raise_scores(scores, asked, s)):
         cosine = unit(codes) @ unit(asked)[row]
         near = np.argsort(-cosine)[:5]
@@ -57,7 +60,6 @@ def test_neighbours_are_the_same_whoever_else_is_asked_for(rng, count):
     memory.add(codes, np.arange(300))
     asked = rng.normal(size=(count, WIDTH))
     near, items = memory.neighbours(asked, 9)
-    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
     cosines = unit(asked) @ unit(codes).T
     np.testing.assert_array_equal(items, np.argsort(-cosines, axis=1)[:, :9])
     np.testing.assert_allclose(near, -np.sort(-cosines, axis=1)[:, :9], rtol=1e-5)

@@ -81,6 +81,7 @@ def test_items_training_never_saw_are_ordered_by_texts_where_texts_say_more(monk
     misleading[:, 6:] += np.random.default_rng(3).normal(size=(len(read), 6))
     scorer = lambda h: misleading[: len(h)].copy()  # noqa: E731
     chosen = choose(scorer, [part], text, trained, "kept")[0]
+    assert chosen.new_likeness > 10 * chosen.new_scores
     assert chosen.new_likeness > 0
     assert chosen.new_scores < 1
     found = Evidence(scorer, read, text, trained, chosen)
