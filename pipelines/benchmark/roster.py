@@ -58,8 +58,8 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "d = 256": {"size": "small"},
 }
 """Ours without one of its changes, or with another size."""
-
-
+T5: dict[str, Any] = {"family": "t5", "ask": "last"}
+"""An item's own token answers behind a causal backbone alone; T5's queries start from the last item."""
 READ_TEXTS = {"TIGER", "SASRec + text"}
 """Systems that are nothing without texts."""
 
@@ -71,7 +71,7 @@ def _compared() -> list[Entrant]:
         Tiger(),
         Recommender(FAITHFUL, PUBLISHED, PUBLISHED_TRIES, family="t5"),
         Recommender(FAITHFUL_QWEN, PUBLISHED, PUBLISHED_TRIES, family="qwen3"),
-        Recommender(OURS_T5, ours, OUR_TRIES, family="t5", ask="last"),
+        Recommender(OURS_T5, ours, OUR_TRIES, **T5),
         Recommender(OURS, ours, OUR_TRIES),
     ]
 
@@ -79,9 +79,16 @@ def _compared() -> list[Entrant]:
 def _ablation() -> list[Entrant]:
     ours = RecommenderSettings()
     added: list[Entrant] = [
-        Recommender(f"published (Qwen) + {name}", PUBLISHED, **step) for name, step in STEPS.items()
+        Recommender(f"published ({shown}) + {name}", PUBLISHED, **{"family": family, **step})
+        for shown, family in (("Qwen", "qwen3"), ("T5", "t5"))
+        for name, step in STEPS.items()
     ]
-    return added + [Recommender(f"ours: {name}", ours, **change) for name, change in WITHOUT.items()]
+    return added + [
+        Recommender(f"{shown}: {name}", ours, **{**fixed, **change})
+        for shown, fixed in (("ours", {}), ("ours (T5)", T5))
+        for name, change in WITHOUT.items()
+        if any(value != {**ours.model_dump(), **fixed}[key] for key, value in change.items())
+    ]
 
 
 COMPARED = {one.name: one for one in _compared()}
