@@ -44,11 +44,9 @@ ENOUGH = 200
 
 
 class EvidenceSettings(Settings):
-    """The weights above; ``walks`` are numbers in :data:`WALKS`, of which the mean is taken, of sqrt(w) and of c each.
-    ``new_walks``: those whose c counts for items that training never saw."""
+    """The weights above; of the :data:`WALKS` with these numbers the mean is taken, of sqrt(w) and of c each."""
 
     walks: tuple[int, ...] = CHOICES[0]
-    new_walks: tuple[int, ...] = CHOICES[0]
     hops: float = 0.0
     likeness: float = 0.0
     new_scores: float = 1.0
@@ -70,7 +68,7 @@ class Evidence:
         self, scorer: ranking.Scorer, known: Ragged, text: np.ndarray | None, trained: np.ndarray, s: EvidenceSettings
     ) -> None:
         self.scorer, self.settings = scorer, s
-        self._terms = _Terms(scorer, known, text, trained, sorted({*s.walks, *s.new_walks}))
+        self._terms = _Terms(scorer, known, text, trained, s.walks)
 
     def __call__(self, history: Ragged) -> np.ndarray:
         """Scores float32 (b, I)."""
@@ -84,10 +82,9 @@ def choose(
     """The settings that suit the ``parts`` of validation, in the given history protocol, and all that were tried.
 
     ``walks``, ``hops`` and ``likeness`` are those with the best NDCG@10. For items that training never saw, where
-    validation has enough of them, the ratio of weights and ``new_walks`` are those that order them best among
-    themselves; then of factors and levels whose NDCG@10 over all items is within a standard error (over users) of the
-    best, the one that finds most of them: what is new is rarer right after training, where validation lies, than ever
-    after.
+    validation has enough of them, the ratio of weights is the one that orders them best among themselves; then of
+    factors and levels whose NDCG@10 over all items is within a standard error (over users) of the best, the one that
+    finds most of them: what is new is rarer right after training, where validation lies, than ever after.
     """
     with_text = text is not None
     terms = [_Terms(scorer, part.known, text, trained, range(len(WALKS))) for part in parts]
@@ -97,7 +94,7 @@ def choose(
         return ndcg_of([part.cases for part in parts], terms, [_weights(s, with_text) for s in grid], groups, history)
 
     grid = [
-        EvidenceSettings(walks=walks, new_walks=walks, hops=hops, likeness=likeness, new_likeness=likeness)
+        EvidenceSettings(walks=walks, hops=hops, likeness=likeness, new_likeness=likeness)
         for walks, hops, likeness in product(CHOICES, HOPS, LIKENESS if with_text else (0.0,))
     ]
     (found,) = values(grid, [every])
@@ -106,14 +103,11 @@ def choose(
     asked = sum(int(new[part.cases.truth.values].sum()) for part in parts)
     if not with_text or asked < ENOUGH:
         return best, tried
-    grid = [best.model_copy(update=_new(walks, *ratio)) for walks, ratio in product(CHOICES, UNSEEN)]
+    grid = [best.model_copy(update=_new(*ratio)) for ratio in UNSEEN]
     (found,) = values(grid, [ranking.Group("new among new", new, new)])
     tried += _told(grid, np.nanmean(found, axis=1), "new")
-    of = grid[int(np.argmax(np.nanmean(found, axis=1)))]
-    grid = [best] + [
-        best.model_copy(update=_new(of.new_walks, f * of.new_scores, f * of.new_likeness, level))
-        for f, level in product(FACTORS, LEVELS)
-    ]
+    scores, like = UNSEEN[int(np.argmax(np.nanmean(found, axis=1)))]
+    grid = [best] + [best.model_copy(update=_new(f * scores, f * like, level)) for f, level in product(FACTORS, LEVELS)]
     found, of_new = values(grid, [every, ranking.Group("new", new, every.candidates)])
     means = np.nanmean(found, axis=1)
     top = found[int(np.argmax(means))]
@@ -123,8 +117,8 @@ def choose(
     return grid[chosen], tried + _told(grid, means)
 
 
-def _new(walks: tuple[int, ...], scores: float, likeness: float, level: float = 0.0) -> dict[str, Any]:
-    return {"new_walks": walks, "new_scores": scores, "new_likeness": likeness, "new_level": level}
+def _new(scores: float, likeness: float, level: float = 0.0) -> dict[str, float]:
+    return {"new_scores": scores, "new_likeness": likeness, "new_level": level}
 
 
 class _Terms:
@@ -156,10 +150,8 @@ class _Terms:
 
 def _weights(s: EvidenceSettings, text: bool) -> dict[str, float]:
     """The weight of each term."""
-    means = [("hops", s.walks, s.hops)]
-    if text:
-        means += [("likeness", s.walks, s.likeness), ("new likeness", s.new_walks, s.new_likeness)]
-    shared = {f"{name} {number}": weight / len(walks) for name, walks, weight in means for number in walks}
+    means = {"hops": s.hops, **({"likeness": s.likeness, "new likeness": s.new_likeness} if text else {})}
+    shared = {f"{name} {number}": weight / len(s.walks) for name, weight in means.items() for number in s.walks}
     return {"old": 1.0, "new": s.new_scores, **shared, "level": s.new_level}
 
 
