@@ -40,7 +40,7 @@ training: {{epochs: {epochs}, patience: {epochs}, targets_per_batch: 64, precisi
 cluster: {{workers: 2, threads: 1, storage_patience: 120}}
 """
 ITEMS = 30
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds that anything waited for here may take."""
 
 

@@ -65,7 +65,7 @@ def curve(root: Path) -> list[dict]:
 def trained(prepared: Path, name: str, *options: str) -> list[dict]:
     root = prepared.parent / name
     shutil.copytree(prepared, root)
-    done = subprocess.run(command(root, *options), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command(root, *options), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return curve(root)
 
@@ -96,7 +96,7 @@ def test_a_run_killed_outright_resumes_to_the_same_metrics(prepared, unbroken):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (root / "model").exists()
-    done = subprocess.run(command(root), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command(root), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     resumed = curve(root)
     assert [r["epoch"] for r in resumed] == [r["epoch"] for r in unbroken]
@@ -117,7 +117,7 @@ def test_data_that_cannot_be_used_end_training_at_once_however_often_faults_may_
     features = root / "features" / "collaborative.safetensors"
     features.write_bytes(features.read_bytes()[:100])
     options = ("--set", "cluster.max_failures=-1")
-    done = subprocess.run(command(root, *options), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command(root, *options), capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert "collaborative.safetensors" in done.stderr.strip().splitlines()[-1]
     assert not (root / "model").exists()
