@@ -79,7 +79,7 @@ def _compared() -> list[Entrant]:
 def _ablation() -> list[Entrant]:
     ours = RecommenderSettings()
     added: list[Entrant] = [
-        Recommender(f"published ({shown}) + {name}", PUBLISHED, **{"family": family, **step})
+        Recommender(f"published ({shown}) + {name}", PUBLISHED, family=family, **step)
         for shown, family in (("Qwen", "qwen3"), ("T5", "t5"))
         for name, step in STEPS.items()
     ]
@@ -87,7 +87,7 @@ def _ablation() -> list[Entrant]:
         Recommender(f"{shown}: {name}", ours, **{**fixed, **change})
         for shown, fixed in (("ours", {}), ("ours (T5)", T5))
         for name, change in WITHOUT.items()
-        if any(value != {**ours.model_dump(), **fixed}[key] for key, value in change.items())
+        if {**fixed, **change} != fixed
     ]
 
 
