@@ -3,7 +3,8 @@
 A model places an item by what it has learned of it. How often one item followed another, exactly, is more than it can
 hold; and of an item that training never saw it has learned nothing, while the likeness of texts says as much of it as
 of any other. With s a model's scores in the unit of log-probabilities, w = x P + damping x P^2 the walk of
-``setrec.transitions`` over all events that are known, and c the cosines of texts to the history, an item scores
+``setrec.transitions`` over all events that are known, and c the likeness of texts to the history
+(``pipelines.benchmark.likeness``), an item scores
 
     s_i + hops sqrt(w_i) + likeness c_i,
 
@@ -23,18 +24,19 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.benchmark.likeness import Likeness
 from pipelines.benchmark.weighing import Part, everything, ndcg_of
 from setrec import ranking
 from setrec.ragged import Ragged
 from setrec.settings import Settings
-from setrec.transitions import TEXT, Transitions, TransitionSettings, transition_graph
+from setrec.transitions import Transitions, TransitionSettings, transition_graph
 from setrec.walk_choice import SHAPES
 
 WALKS = tuple(TransitionSettings(**shape.model_dump()) for shape in SHAPES)
 CHOICES = (*((number,) for number in range(len(WALKS))), tuple(range(len(WALKS))))
 """A walk alone, or the mean of what all say: they err apart, and none is best on every data set."""
-HOPS = (0.0, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
-LIKENESS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
+HOPS = (0.0, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
+LIKENESS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 UNSEEN = ((1.0, 0.0), (1.0, 2.5), (1.0, 5.0), (1.0, 10.0), (1.0, 20.0), (1.0, 40.0), (0.5, 40.0), (0.0, 20.0))
 """``new_scores`` and ``new_likeness``, up to a common factor."""
 FACTORS = (0.25, 0.5, 1.0, 2.0)
@@ -44,7 +46,7 @@ ENOUGH = 200
 
 
 class EvidenceSettings(Settings):
-    """The weights above; of the :data:`WALKS` with these numbers the mean is taken, of sqrt(w) and of c each."""
+    """The weights above; of the :data:`WALKS` with these numbers the mean of sqrt(w) is taken."""
 
     walks: tuple[int, ...] = CHOICES[0]
     hops: float = 0.0
@@ -60,24 +62,24 @@ class Evidence:
     Args:
         scorer: scores in the unit of log-probabilities.
         known: histories that are walked on.
-        text: as ``setrec.transitions.unit_rows`` gives it, ``None`` where items have no texts.
+        alike: c above, ``None`` where items have no texts.
         trained: which items training saw, bool (I,).
     """
 
     def __init__(
-        self, scorer: ranking.Scorer, known: Ragged, text: np.ndarray | None, trained: np.ndarray, s: EvidenceSettings
+        self, scorer: ranking.Scorer, known: Ragged, alike: Likeness | None, trained: np.ndarray, s: EvidenceSettings
     ) -> None:
         self.scorer, self.settings = scorer, s
-        self._terms = _Terms(scorer, known, text, trained, s.walks)
+        self._terms = _Terms(scorer, known, alike, trained, s.walks)
 
     def __call__(self, history: Ragged) -> np.ndarray:
         """Scores float32 (b, I)."""
-        terms, weights = self._terms(history), _weights(self.settings, self._terms.text is not None)
+        terms, weights = self._terms(history), _weights(self.settings, self._terms.alike is not None)
         return np.asarray(sum(np.float32(w) * terms[name] for name, w in weights.items()), dtype=np.float32)
 
 
 def choose(
-    scorer: ranking.Scorer, parts: Sequence[Part], text: np.ndarray | None, trained: np.ndarray, history: str
+    scorer: ranking.Scorer, parts: Sequence[Part], alike: Likeness | None, trained: np.ndarray, history: str
 ) -> tuple[EvidenceSettings, list[dict[str, Any]]]:
     """The settings that suit the ``parts`` of validation, in the given history protocol, and all that were tried.
 
@@ -86,8 +88,8 @@ def choose(
     factors and levels whose NDCG@10 over all items is within a standard error (over users) of the best, the one that
     finds most of them: what is new is rarer right after training, where validation lies, than ever after.
     """
-    with_text = text is not None
-    terms = [_Terms(scorer, part.known, text, trained, range(len(WALKS))) for part in parts]
+    with_text = alike is not None
+    terms = [_Terms(scorer, part.known, alike, trained, range(len(WALKS))) for part in parts]
     every, new = everything(len(trained)), ~trained
 
     def values(grid: Sequence[EvidenceSettings], groups: Sequence[ranking.Group]) -> list[np.ndarray]:
@@ -125,34 +127,38 @@ class _Terms:
     """What is summed, by name: (b, I) each, of the walks of the given numbers."""
 
     def __init__(
-        self, scorer: ranking.Scorer, known: Ragged, text: np.ndarray | None, trained: np.ndarray, walks: Sequence[int]
+        self, scorer: ranking.Scorer, known: Ragged, alike: Likeness | None, trained: np.ndarray, walks: Sequence[int]
     ) -> None:
-        self.scorer, self.text, self.trained = scorer, text, trained
-        self.walks = {n: Transitions(transition_graph(known, len(trained), WALKS[n]), text, WALKS[n]) for n in walks}
+        self.scorer, self.alike, self.trained = scorer, alike, trained
+        self.walks = {n: Transitions(transition_graph(known, len(trained), WALKS[n]), None, WALKS[n]) for n in walks}
 
     def __call__(self, history: Ragged) -> dict[str, np.ndarray]:
         held, new = (history.row_of_value, history.values), ~self.trained
         scores = self.scorer(history)
-        found = {"old": np.where(new, np.float32(0), scores), "new": np.where(new, scores, np.float32(0))}
+        found = dict(zip(("old", "new"), _parted(scores, new), strict=True))
         for number, walk in self.walks.items():
             kinds = walk.kinds(history)
             hops = kinds["hop 1"] + np.float32(walk.settings.damping) * kinds["hop 2"]
             hops[held] = 0.0
             found[f"hops {number}"] = np.sqrt(hops)
-            if self.text is not None:
-                like = kinds[TEXT]
-                like[held] = 0.0
-                found[f"likeness {number}"] = np.where(new, np.float32(0), like)
-                found[f"new likeness {number}"] = np.where(new, like, np.float32(0))
+        if self.alike is not None:
+            like = self.alike(history)
+            like[held] = 0.0
+            found |= zip(("likeness", "new likeness"), _parted(like, new), strict=True)
         found["level"] = np.broadcast_to(new.astype(np.float32), scores.shape).copy()
         return found
 
 
+def _parted(values: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values (b, I) of the items that are not ``new``, and of those that are; zero elsewhere."""
+    return np.where(new, np.float32(0), values), np.where(new, values, np.float32(0))
+
+
 def _weights(s: EvidenceSettings, text: bool) -> dict[str, float]:
     """The weight of each term."""
-    means = {"hops": s.hops, **({"likeness": s.likeness, "new likeness": s.new_likeness} if text else {})}
-    shared = {f"{name} {number}": weight / len(s.walks) for name, weight in means.items() for number in s.walks}
-    return {"old": 1.0, "new": s.new_scores, **shared, "level": s.new_level}
+    hops = {f"hops {number}": s.hops / len(s.walks) for number in s.walks}
+    alike = {"likeness": s.likeness, "new likeness": s.new_likeness} if text else {}
+    return {"old": 1.0, "new": s.new_scores, **hops, **alike, "level": s.new_level}
 
 
 def _told(grid: Sequence[EvidenceSettings], values: np.ndarray, among: str = "all") -> list[dict[str, Any]]:

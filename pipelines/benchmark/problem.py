@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from pipelines import ingest
-from pipelines.benchmark.words import word_vectors
+from pipelines.benchmark.words import WIDTH, word_vectors
 from pipelines.data_directory import write_histories
 from pipelines.data_settings import DataSettings
 from pipelines.fingerprints import of_file
@@ -62,6 +62,11 @@ class Problem:
     def items(self) -> int:
         """Size of the catalogue, I."""
         return len(self.catalog)
+
+    @property
+    def sentences(self) -> np.ndarray | None:
+        """Sentence vectors of the items alone, float32 (I, w); ``None`` where there are none."""
+        return None if self.text is None or self.text.shape[1] <= WIDTH else self.text[:, WIDTH:]
 
     @cached_property
     def train(self) -> Ragged:

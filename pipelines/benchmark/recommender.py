@@ -12,7 +12,6 @@ from pipelines.benchmark.entrant import Settings as Plain
 from pipelines.benchmark.opponents import SAMPLED
 from pipelines.benchmark.problem import Problem
 from pipelines.benchmark.remembered import remember
-from pipelines.benchmark.words import WIDTH
 from setrec import ranking, scoring
 from setrec.backbone import BackboneSettings
 from setrec.model import ModelSettings, SetRecModel
@@ -137,7 +136,7 @@ def trainer_of(
 
 
 def _features(problem: Problem, s: RecommenderSettings, seed: int, clock: Clock) -> ItemFeatures:
-    text = problem.text if s.text == "all" or problem.text is None else problem.text[:, WIDTH:]
+    text = problem.text if s.text == "all" or problem.sentences is None else problem.sentences
     if s.table == "random":
         rng = np.random.default_rng(seed)
         table = rng.normal(0, START, (problem.items, COLLABORATIVE)).astype(np.float32)

@@ -13,6 +13,7 @@ import torch
 from pipelines.benchmark import evidence
 from pipelines.benchmark.calibration import fit_temperature
 from pipelines.benchmark.evidence import Evidence
+from pipelines.benchmark.likeness import Likeness
 from pipelines.benchmark.problem import Problem
 from pipelines.benchmark.weighing import Part, everything, ndcg_of
 from serving.memory import EventMemory, MemorySettings, vote_roots
@@ -21,7 +22,6 @@ from setrec.batches import one_pass
 from setrec.catalog import TRAIN, VALID
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
-from setrec.transitions import unit_rows
 
 TARGETS = 4096
 """Positions encoded at a time."""
@@ -60,23 +60,23 @@ def remember(model: SetRecModel, weights: Mapping[str, float], problem: Problem)
     # What is added is in the unit of log-probabilities, so the scores have to be: at the temperature that suits best.
     heat = fit_temperature(scoring.scorer(model, weights), problem.valid.sample(CALIBRATED, 0))
     plain = _Model(model, {kind: weight / heat for kind, weight in weights.items()})
-    text = None if problem.text is None else unit_rows(problem.text)
+    alike = None if problem.text is None else Likeness.of(problem.catalog.texts, problem.sentences)
     parts, halves = _halves(problem)
-    chosen, tried = evidence.choose(plain, parts, text, problem.trained, problem.goal)
+    chosen, tried = evidence.choose(plain, parts, alike, problem.trained, problem.goal)
     told: dict[str, Any] = {"temperature": heat, "evidence": chosen.model_dump(), "evidence_tried": tried}
 
     def with_evidence(known: Ragged) -> Evidence:
-        return Evidence(plain, known, text, problem.trained, chosen)
+        return Evidence(plain, known, alike, problem.trained, chosen)
 
     events = _Events.of(plain, problem, halves)
     scorers = [
         _Scorer(with_evidence(part.known), plain, memory) for part, memory in zip(parts, events.halves, strict=True)
     ]
-    settings, values = _choose(scorers, [part.cases for part in parts], problem)
-    told |= {"memory": settings.model_dump(), "memory_tried": values, "events": len(events.every)}
+    number, tried = _choose(scorers, [part.cases for part in parts], problem)
+    told |= {"memory": GRID[number].model_dump(), "memory_tried": tried, "events": len(events.every)}
     every = ranking.Once(with_evidence(problem.histories.upto(VALID)))
-    valid = max(one["ndcg@10"] for one in values)
-    return Remembered(_Scorer(every, plain, events.every, settings), every, plain, told, valid)
+    scorer = _Scorer(every, plain, events.every, GRID[number])
+    return Remembered(scorer, every, plain, told, tried[number]["ndcg@10"])
 
 
 class _Model:
@@ -203,11 +203,15 @@ def _known(problem: Problem, users: np.ndarray) -> Ragged:
 
 def _choose(
     scorers: Sequence[_Scorer], cases: Sequence[ranking.Cases], problem: Problem
-) -> tuple[MemorySettings, list[dict[str, Any]]]:
-    """The settings of :data:`GRID` with the best validation metric over both halves, and all that were tried."""
+) -> tuple[int, list[dict[str, Any]]]:
+    """Which of :data:`GRID` has the best validation metric over both halves, no memory where that is not above it by
+    more than a standard error of the difference (over users); and all that were tried."""
     grid = [{"scores": 1.0, str(one.temperature): one.weight} for one in GRID]
     terms = [one.terms for one in scorers]
     (found,) = ndcg_of(cases, terms, grid, [everything(problem.items)], problem.goal)
     values = np.nanmean(found, axis=1)
     tried = [{**one.model_dump(), "ndcg@10": float(value)} for one, value in zip(GRID, values, strict=True)]
-    return GRID[int(np.argmax(values))], tried
+    best = int(np.argmax(values))
+    gain = found[best] - found[0]
+    error = np.nanstd(gain) / np.sqrt(np.sum(~np.isnan(gain)))
+    return best if np.nanmean(gain) > error else 0, tried

@@ -15,22 +15,27 @@ SPARE, ROUNDS = 32, 4
 _WORD = re.compile(r"\w+")
 
 
-def word_vectors(texts: Sequence[str], width: int = WIDTH, seed: int = 0) -> np.ndarray:
-    """Latent semantic vectors, float32 (len(texts), width), of length 1 (0 for texts of no known word).
+def word_rows(texts: Sequence[str]) -> sp.csr_matrix:
+    """Weighted counts of words, (len(texts), words), rows of length 1 (0 for texts of no known word).
 
-    Words in a single text, and in more than half of them, are left out; counts are dampened by their logarithm, words
-    weighted by their inverse document frequency, rows scaled to length 1, and the matrix cut to its first ``width``
-    singular directions (Deerwester and others 1990).
+    Words in a single text, and in more than half of them, are left out; counts are dampened by their logarithm, and
+    words weighted by their inverse document frequency.
     """
     counts = _counts(texts)
     seen = np.diff(counts.tocsc().indptr)
     weights = np.where((seen > 1) & (seen <= max(2, len(texts) / 2)), np.log(len(texts) / np.maximum(seen, 1)), 0.0)
     counts.data = 1 + np.log(counts.data)
-    table = _unit_rows(counts @ sp.diags(weights))
+    return _unit_rows(counts @ sp.diags(weights))
+
+
+def word_vectors(texts: Sequence[str], width: int = WIDTH, seed: int = 0) -> np.ndarray:
+    """Latent semantic vectors, float32 (len(texts), width), of length 1 (0 for texts of no known word): the
+    :func:`word_rows` cut to their first ``width`` singular directions (Deerwester and others 1990)."""
+    table = word_rows(texts)
     left, strength = _directions(table, width, seed)
     vectors = np.zeros((len(texts), width), dtype=np.float32)
     vectors[:, : len(strength)] = left * strength
-    vectors[np.diff(counts.indptr) == 0] = 0.0  # not the rounding errors that would be scaled up
+    vectors[np.diff(table.indptr) == 0] = 0.0  # not the rounding errors that would be scaled up
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
 
 

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from pipelines.benchmark import evidence, weighing
 from pipelines.benchmark.evidence import WALKS, Evidence, EvidenceSettings, choose
+from pipelines.benchmark.likeness import Likeness
 from pipelines.benchmark.weighing import Part
 from setrec import ranking
 from setrec.ragged import Ragged
-from setrec.transitions import Transitions, transition_graph, unit_rows
+from setrec.transitions import Transitions, transition_graph
 
 ITEMS = 12
 CIRCLE = Ragged.of([(np.arange(4) + start) % ITEMS for start in range(ITEMS)] * 2)
@@ -33,27 +35,26 @@ def cases(step: int) -> ranking.Cases:
 
 
 @pytest.fixture
-def text():
-    return unit_rows(np.random.default_rng(0).normal(size=(ITEMS, 5)).astype(np.float32))
+def alike():
+    return Likeness(sp.csr_matrix(np.random.default_rng(0).random((ITEMS, ITEMS)).astype(np.float32)))
 
 
 @pytest.mark.parametrize("walks", [(1,), (0, 1, 2)])
-def test_scores_are_the_stated_sums_and_the_history_gets_nothing(text, walks):
+def test_scores_are_the_stated_sums_and_the_history_gets_nothing(alike, walks):
     trained = EVERY.copy()
     trained[[4, 9]] = False
     s = EvidenceSettings(walks=walks, hops=3.0, likeness=2.0, new_scores=0.5, new_likeness=7.0, new_level=-1.5)
     history, own = Ragged.of([[0, 1, 2]]), np.random.default_rng(1).normal(size=(1, ITEMS)).astype(np.float32)
-    found = Evidence(lambda h: own, CIRCLE, text, trained, s)(history)[0]
+    found = Evidence(lambda h: own, CIRCLE, alike, trained, s)(history)[0]
 
-    roots, likes = [], []
+    roots, like = [], alike(history)[0]
     for shape in WALKS:
-        kinds = Transitions(transition_graph(CIRCLE, ITEMS, shape), text, shape).kinds(history)
-        hops, like = kinds["hop 1"][0] + shape.damping * kinds["hop 2"][0], kinds["text"][0]
+        kinds = Transitions(transition_graph(CIRCLE, ITEMS, shape), None, shape).kinds(history)
+        hops = kinds["hop 1"][0] + shape.damping * kinds["hop 2"][0]
         assert (hops[[0, 1, 2]] > 0).any()
         hops[[0, 1, 2]] = like[[0, 1, 2]] = 0.0
         roots.append(np.sqrt(hops))
-        likes.append(like)
-    root, like = np.mean([roots[n] for n in walks], axis=0), np.mean([likes[n] for n in walks], axis=0)
+    root = np.mean([roots[n] for n in walks], axis=0)
     assert root[4] > 0
     expected = np.where(trained, own[0] + 3 * root + 2 * like, 0.5 * own[0] + 3 * root + 7 * like - 1.5)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -72,27 +73,26 @@ def test_a_walk_is_taken_where_it_helps_and_left_where_it_does_not():
         assert ranking.mean_metric(there, cases(step), history="removed") == pytest.approx(best)
 
 
-def test_items_training_never_saw_are_ordered_by_texts_where_texts_say_more(monkeypatch, text):
+def test_items_training_never_saw_are_ordered_by_texts_where_texts_say_more(monkeypatch, alike):
     """Half of the items are new; what follows is the new item whose text is nearest, and the scores know nothing."""
     monkeypatch.setattr(evidence, "ENOUGH", 5)
     trained = np.arange(ITEMS) < ITEMS // 2
     read = Ragged.of([[a, b] for a in range(6) for b in range(6) if a != b])
-    like = Transitions(transition_graph(read, ITEMS, WALKS[0]), text, WALKS[0]).kinds(read)["text"]
-    truth = Ragged.of([[6 + int(np.argmax(row[6:]))] for row in like])
+    truth = Ragged.of([[6 + int(np.argmax(row[6:]))] for row in alike(read)])
     part = Part(ranking.Cases(np.arange(len(read)), read, truth), read)
     misleading = np.tile(np.where(trained, 0.0, -8.0).astype(np.float32), (len(read), 1))
     misleading[:, 6:] += np.random.default_rng(3).normal(size=(len(read), 6))
     scorer = lambda h: misleading[: len(h)].copy()  # noqa: E731
-    chosen = choose(scorer, [part], text, trained, "kept")[0]
+    chosen = choose(scorer, [part], alike, trained, "kept")[0]
     assert chosen.new_likeness > 10 * chosen.new_scores
     assert chosen.new_likeness > 0
     assert chosen.new_scores < 1
-    found = Evidence(scorer, read, text, trained, chosen)
+    found = Evidence(scorer, read, alike, trained, chosen)
     new = ranking.Group("new", ~trained, EVERY)
     value = ranking.evaluate(found, part.cases, [new], ks=(10,)).mean("ndcg@10", "new", "kept")
     plain = ranking.evaluate(scorer, part.cases, [new], ks=(10,)).mean("ndcg@10", "new", "kept")
     assert value > plain + 0.2
-    few = choose(scorer, [part], text, EVERY, "kept")[0]
+    few = choose(scorer, [part], alike, EVERY, "kept")[0]
     assert (few.new_scores, few.new_level) == (1.0, 0.0), "no weights of their own where nothing is new"
 
 
