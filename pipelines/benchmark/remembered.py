@@ -15,11 +15,11 @@ from pipelines.benchmark.calibration import fit_temperature
 from pipelines.benchmark.evidence import Evidence
 from pipelines.benchmark.likeness import Likeness
 from pipelines.benchmark.problem import Problem
-from pipelines.benchmark.weighing import Part, everything, ndcg_of
+from pipelines.benchmark.weighing import everything, halves, ndcg_of
 from serving.memory import EventMemory, MemorySettings, vote_roots
 from setrec import grounding, ranking, scoring
 from setrec.batches import one_pass
-from setrec.catalog import TRAIN, VALID
+from setrec.catalog import VALID
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
 
@@ -27,8 +27,6 @@ TARGETS = 4096
 """Positions encoded at a time."""
 CALIBRATED = 2000
 """Validation users that the temperature of the scores is fitted on."""
-WEIGHED = 2500
-"""Users of each half of validation that weights are chosen on."""
 GRID = [
     MemorySettings(temperature=temperature, weight=weight)
     for weight, temperature in ((0.0, 0.05), *product((2.0, 5.0, 10.0, 20.0, 40.0), (0.02, 0.05, 0.1)))
@@ -61,14 +59,14 @@ def remember(model: SetRecModel, weights: Mapping[str, float], problem: Problem)
     heat = fit_temperature(scoring.scorer(model, weights), problem.valid.sample(CALIBRATED, 0))
     plain = _Model(model, {kind: weight / heat for kind, weight in weights.items()})
     alike = None if problem.text is None else Likeness.of(problem.catalog.texts, problem.sentences)
-    parts, halves = _halves(problem)
+    parts, others = halves(problem)
     chosen, tried = evidence.choose(plain, parts, alike, problem.trained, problem.goal)
     told: dict[str, Any] = {"temperature": heat, "evidence": chosen.model_dump(), "evidence_tried": tried}
 
     def with_evidence(known: Ragged) -> Evidence:
         return Evidence(plain, known, alike, problem.trained, chosen)
 
-    events = _Events.of(plain, problem, halves)
+    events = _Events.of(plain, problem, others)
     scorers = [
         _Scorer(with_evidence(part.known), plain, memory) for part, memory in zip(parts, events.halves, strict=True)
     ]
@@ -152,19 +150,6 @@ def positions(
     return np.concatenate(found), np.concatenate(items)
 
 
-def _halves(problem: Problem) -> tuple[list[Part], list[np.ndarray]]:
-    """Two halves of the validation users, up to :data:`WEIGHED` of each, and for each the users of the other half."""
-    cases, parts, others = problem.valid, [], []
-    half = np.random.default_rng(0).permutation(len(cases)) % 2 == 0
-    for ranked in (half, ~half):
-        rows = np.flatnonzero(ranked)
-        part = ranking.Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows))
-        others.append(cases.users[~ranked])
-        known = problem.train if problem.timed else _known(problem, others[-1])
-        parts.append(Part(part.sample(WEIGHED, 0), known))
-    return parts, others
-
-
 @dataclass(frozen=True)
 class _Events:
     """Memories: for each of two ``halves`` of validation one of the events known while it is ranked, and one of
@@ -193,12 +178,6 @@ def _memory(model: SetRecModel, *events: tuple[np.ndarray, np.ndarray]) -> Event
     for part in events:
         memory.add(*part)
     return memory
-
-
-def _known(problem: Problem, users: np.ndarray) -> Ragged:
-    """Training histories, and what followed in validation for these ``users``."""
-    splits, items = problem.histories.splits, problem.histories.items
-    return items.where((splits == TRAIN) | ((splits == VALID) & np.isin(items.row_of_value, users)))
 
 
 def _choose(

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.benchmark import opponents
 from pipelines.benchmark.entrant import Entrant
+from pipelines.benchmark.evidence_alone import EvidenceAlone
 from pipelines.benchmark.problem import Problem
 from pipelines.benchmark.recommender import PUBLISHED, Recommender, RecommenderSettings
 from pipelines.benchmark.tiger import Tiger
@@ -69,6 +70,7 @@ def _compared() -> list[Entrant]:
     return [
         *opponents.OPPONENTS,
         Tiger(),
+        EvidenceAlone(),
         Recommender(FAITHFUL, PUBLISHED, PUBLISHED_TRIES, family="t5"),
         Recommender(FAITHFUL_QWEN, PUBLISHED, PUBLISHED_TRIES, family="qwen3"),
         Recommender(OURS_T5, ours, OUR_TRIES, **T5),

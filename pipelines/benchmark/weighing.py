@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.benchmark.problem import Problem
 from setrec import ranking
+from setrec.catalog import TRAIN, VALID
 from setrec.ragged import Ragged
 
 BATCH = 256
+WEIGHED = 2500
+"""Users of each half of validation that weights are chosen on."""
 Terms = Callable[[Ragged], Mapping[str, np.ndarray]]
 """Terms of a score by name, each (b, I), of a batch of histories."""
 
@@ -22,6 +26,25 @@ class Part:
 
     cases: ranking.Cases
     known: Ragged
+
+
+def halves(problem: Problem) -> tuple[list[Part], list[np.ndarray]]:
+    """Two halves of the validation users, up to :data:`WEIGHED` of each, and for each the users of the other half."""
+    cases, parts, others = problem.valid, [], []
+    half = np.random.default_rng(0).permutation(len(cases)) % 2 == 0
+    for ranked in (half, ~half):
+        rows = np.flatnonzero(ranked)
+        part = ranking.Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows))
+        others.append(cases.users[~ranked])
+        known = problem.train if problem.timed else _known(problem, others[-1])
+        parts.append(Part(part.sample(WEIGHED, 0), known))
+    return parts, others
+
+
+def _known(problem: Problem, users: np.ndarray) -> Ragged:
+    """Training histories, and what followed in validation for these ``users``."""
+    splits, items = problem.histories.splits, problem.histories.items
+    return items.where((splits == TRAIN) | ((splits == VALID) & np.isin(items.row_of_value, users)))
 
 
 def everything(items: int) -> ranking.Group:

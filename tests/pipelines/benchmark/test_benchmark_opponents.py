@@ -8,13 +8,18 @@ import pytest
 
 from pipelines.benchmark import problem
 from pipelines.benchmark.entrant import Clock, Entrant
+from pipelines.benchmark.evidence import Evidence, EvidenceSettings
+from pipelines.benchmark.evidence_alone import EvidenceAlone
+from pipelines.benchmark.likeness import Likeness
 from pipelines.benchmark.opponents import OPPONENTS, SasRec
 from pipelines.benchmark.problem import Problem
+from pipelines.benchmark.weighing import halves
 from setrec import baselines, ranking, transitions
 from setrec.errors import DataError
 from setrec.sasrec import SasRecSettings
 
-BY_NAME = {entrant.name: entrant for entrant in OPPONENTS}
+ENTRANTS = (*OPPONENTS, EvidenceAlone())
+BY_NAME = {entrant.name: entrant for entrant in ENTRANTS}
 TRAINED = [name for name, entrant in BY_NAME.items() if entrant.random]
 QUICK = {"epochs": 30, "width": 16, "targets_per_batch": 128, "patience": 30, "negatives": 20}
 
@@ -38,8 +43,8 @@ def fitted(entrant: Entrant, given: Problem, seed: int = 0, minutes: float = 1.0
 
 
 def test_names_are_unique_and_what_a_seed_changes_has_six_settings_that_are_valid():
-    assert len(BY_NAME) == len(OPPONENTS)
-    for entrant in OPPONENTS:
+    assert len(BY_NAME) == len(ENTRANTS)
+    for entrant in ENTRANTS:
         assert len(entrant.grid) == (6 if entrant.random else 1)
         if entrant.random:
             assert len({SasRecSettings(**settings).model_dump_json() for settings in entrant.grid}) == 6
@@ -108,3 +113,15 @@ def test_texts_find_cold_items_that_a_plain_sasrec_cannot(given):
     entrants = (SasRec("plain", {}, ()), SasRec("text", {"forget": 0.3}, (), text=True))
     found = [ranking.evaluate(fitted(one, given).scorer, given.test, groups, ks=(10,)) for one in entrants]
     assert found[1].mean("ndcg@10", "all") > found[0].mean("ndcg@10", "all")
+
+
+def test_evidence_alone_tells_the_value_on_validation_of_what_it_chose(given):
+    found = fitted(EvidenceAlone(), given)
+    values = []
+    for part in halves(given)[0]:
+        settings = EvidenceSettings(**{name: found.chosen[name] for name in EvidenceSettings.model_fields})
+        nothing = lambda h: np.zeros((len(h), given.items), np.float32)  # noqa: E731
+        alike = Likeness.of(given.catalog.texts, given.sentences)
+        there = Evidence(nothing, part.known, alike, given.trained, settings)
+        values.append((ranking.mean_metric(there, part.cases, history=given.goal), len(part.cases)))
+    assert found.valid == pytest.approx(sum(v * n for v, n in values) / sum(n for _, n in values))
