@@ -78,7 +78,7 @@ def dots(
     """A line for each system, a panel with a scale of its own for each metric, 95% intervals as whiskers."""
     shown = [r for r in rows if (r["history"], r["group"]) == (history, group) and r["metric"] in metrics]
     systems = list(dict.fromkeys(r["system"] for r in shown))
-    left, top = 12 + 7 * max((len(name) for name in systems), default=0), 28
+    left, top = 12 + 8 * max((len(name) for name in systems), default=0), 28
     bottom, wide = top + LINE * len(systems), (WIDTH - RIGHT - left) / max(1, len(metrics))
     parts = [
         f'<g class="{_kind(name, ours)}"><text x="{left - 10}" y="{top + LINE * (i + 0.5) + 5}" text-anchor="end">'

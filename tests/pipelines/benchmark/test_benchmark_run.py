@@ -10,8 +10,9 @@ from pipelines.benchmark import fits, problem, recommender, roster
 from pipelines.benchmark.entrant import Clock
 from pipelines.benchmark.job import benchmark, protocol_of
 from pipelines.benchmark.recommender import PUBLISHED, Recommender, RecommenderSettings, _principal
-from pipelines.benchmark.remembered import _Events, _halves, _Model, positions
+from pipelines.benchmark.remembered import _Events, _Model, positions
 from pipelines.benchmark.run import BenchmarkSettings
+from pipelines.benchmark.weighing import halves
 from pipelines.runs import Run
 from setrec.catalog import VALID
 from setrec.errors import ConfigError
@@ -220,7 +221,7 @@ def test_no_half_of_validation_knows_what_followed_for_its_own_users_or_what_is_
     prepared, model, protocol
 ):
     given = replace(problem.load(prepared), protocol=protocol)
-    parts, others = _halves(given)
+    parts, others = halves(given)
     events = _Events.of(_Model(model, dict.fromkeys(model.kinds, 1.0)), given, others)
     together = np.concatenate([part.cases.users for part in parts])
     assert sorted(together.tolist()) == sorted(given.valid.users.tolist())
