@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmark.likeness import Likeness
-from pipelines.benchmark.weighing import Part, everything, ndcg_of
+from pipelines.benchmark.weighing import Part, everything, ndcg_of, standard_error
 from setrec import ranking
 from setrec.ragged import Ragged
 from setrec.settings import Settings
@@ -113,7 +113,7 @@ def choose(
     found, of_new = values(grid, [every, ranking.Group("new", new, every.candidates)])
     means = np.nanmean(found, axis=1)
     top = found[int(np.argmax(means))]
-    error = np.array([np.nanstd(top - one) / np.sqrt(np.sum(~np.isnan(one))) for one in found])
+    error = np.array([standard_error(top - one) for one in found])
     good = means >= means.max() - error
     chosen = int(np.argmax(np.where(good, np.nanmean(of_new, axis=1), -1.0)))
     return grid[chosen], tried + _told(grid, means)

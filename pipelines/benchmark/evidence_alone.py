@@ -9,7 +9,6 @@ import numpy as np
 from pipelines.benchmark import evidence
 from pipelines.benchmark.entrant import Clock, Fitted, Settings
 from pipelines.benchmark.evidence import Evidence
-from pipelines.benchmark.likeness import Likeness
 from pipelines.benchmark.problem import Problem
 from pipelines.benchmark.weighing import halves
 from setrec.catalog import VALID
@@ -29,7 +28,7 @@ class EvidenceAlone:
         def nothing(history: Ragged) -> np.ndarray:
             return np.zeros((len(history), problem.items), dtype=np.float32)
 
-        alike = None if problem.text is None else Likeness.of(problem.catalog.texts, problem.sentences)
+        alike = problem.likeness
         chosen, tried = evidence.choose(nothing, halves(problem)[0], alike, problem.trained, problem.goal)
         told = chosen.model_dump()
         valid = next(one["ndcg@10"] for one in reversed(tried) if one["among"] == "all" and told.items() <= one.items())

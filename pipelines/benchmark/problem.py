@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from pipelines import ingest
+from pipelines.benchmark.likeness import Likeness
 from pipelines.benchmark.words import WIDTH, word_vectors
 from pipelines.data_directory import write_histories
 from pipelines.data_settings import DataSettings
@@ -67,6 +68,11 @@ class Problem:
     def sentences(self) -> np.ndarray | None:
         """Sentence vectors of the items alone, float32 (I, w); ``None`` where there are none."""
         return None if self.text is None or self.text.shape[1] <= WIDTH else self.text[:, WIDTH:]
+
+    @cached_property
+    def likeness(self) -> Likeness | None:
+        """How alike the items' texts are; ``None`` without texts."""
+        return None if self.text is None else Likeness.of(self.catalog.texts, self.sentences)
 
     @cached_property
     def train(self) -> Ragged:

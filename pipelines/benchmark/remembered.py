@@ -13,9 +13,8 @@ import torch
 from pipelines.benchmark import evidence
 from pipelines.benchmark.calibration import fit_temperature
 from pipelines.benchmark.evidence import Evidence
-from pipelines.benchmark.likeness import Likeness
 from pipelines.benchmark.problem import Problem
-from pipelines.benchmark.weighing import everything, halves, ndcg_of
+from pipelines.benchmark.weighing import everything, halves, ndcg_of, standard_error
 from serving.memory import EventMemory, MemorySettings, vote_roots
 from setrec import grounding, ranking, scoring
 from setrec.batches import one_pass
@@ -58,13 +57,12 @@ def remember(model: SetRecModel, weights: Mapping[str, float], problem: Problem)
     # What is added is in the unit of log-probabilities, so the scores have to be: at the temperature that suits best.
     heat = fit_temperature(scoring.scorer(model, weights), problem.valid.sample(CALIBRATED, 0))
     plain = _Model(model, {kind: weight / heat for kind, weight in weights.items()})
-    alike = None if problem.text is None else Likeness.of(problem.catalog.texts, problem.sentences)
     parts, others = halves(problem)
-    chosen, tried = evidence.choose(plain, parts, alike, problem.trained, problem.goal)
+    chosen, tried = evidence.choose(plain, parts, problem.likeness, problem.trained, problem.goal)
     told: dict[str, Any] = {"temperature": heat, "evidence": chosen.model_dump(), "evidence_tried": tried}
 
     def with_evidence(known: Ragged) -> Evidence:
-        return Evidence(plain, known, alike, problem.trained, chosen)
+        return Evidence(plain, known, problem.likeness, problem.trained, chosen)
 
     events = _Events.of(plain, problem, others)
     scorers = [
@@ -192,5 +190,4 @@ def _choose(
     tried = [{**one.model_dump(), "ndcg@10": float(value)} for one, value in zip(GRID, values, strict=True)]
     best = int(np.argmax(values))
     gain = found[best] - found[0]
-    error = np.nanstd(gain) / np.sqrt(np.sum(~np.isnan(gain)))
-    return best if np.nanmean(gain) > error else 0, tried
+    return best if np.nanmean(gain) > standard_error(gain) else 0, tried

@@ -76,5 +76,10 @@ def ndcg_of(
     return [np.concatenate(one, axis=1) for one in found]
 
 
+def standard_error(differences: np.ndarray) -> float:
+    """Of the mean of users' differences; users without one have NaN."""
+    return float(np.nanstd(differences) / np.sqrt(np.sum(~np.isnan(differences))))
+
+
 def _ndcg(ranks: Ragged) -> np.ndarray:
     return ranking.user_metrics(ranks, (10,))["ndcg@10"]

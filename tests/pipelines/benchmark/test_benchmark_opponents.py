@@ -10,7 +10,6 @@ from pipelines.benchmark import problem
 from pipelines.benchmark.entrant import Clock, Entrant
 from pipelines.benchmark.evidence import Evidence, EvidenceSettings
 from pipelines.benchmark.evidence_alone import EvidenceAlone
-from pipelines.benchmark.likeness import Likeness
 from pipelines.benchmark.opponents import OPPONENTS, SasRec
 from pipelines.benchmark.problem import Problem
 from pipelines.benchmark.weighing import halves
@@ -121,7 +120,6 @@ def test_evidence_alone_tells_the_value_on_validation_of_what_it_chose(given):
     for part in halves(given)[0]:
         settings = EvidenceSettings(**{name: found.chosen[name] for name in EvidenceSettings.model_fields})
         nothing = lambda h: np.zeros((len(h), given.items), np.float32)  # noqa: E731
-        alike = Likeness.of(given.catalog.texts, given.sentences)
-        there = Evidence(nothing, part.known, alike, given.trained, settings)
+        there = Evidence(nothing, part.known, given.likeness, given.trained, settings)
         values.append((ranking.mean_metric(there, part.cases, history=given.goal), len(part.cases)))
     assert found.valid == pytest.approx(sum(v * n for v, n in values) / sum(n for _, n in values))
