@@ -25,48 +25,64 @@ from setrec.objective import ObjectiveSettings
 from setrec.ragged import Ragged
 from setrec.sampled_softmax import Candidates
 from setrec.settings import Settings
-from setrec.softmax import Raised
+from setrec.softmax import LogitBias
 from setrec.tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer
 
 INSTRUCTION = "Given the items a user chose, in order, name the item this user will choose next."
-CARRIED = 30.0
-"""What an answer carries of the history's own codes when training begins: the score of an item that is the history."""
-FAR = 20.0
-"""Unit of the learned number that items of the history are raised by: many logits, which an optimiser whose steps are
-thousandths would otherwise not reach."""
-QUICK = 10.0
-"""Unit of the logarithms of what is carried, for the same reason."""
+SKIP_START = 30.0
+"""Gain of the history skip connection when training begins: the score of an item that is the history."""
+BIAS_UNIT = 20.0
+"""Unit of the learned repeat bias: many logits, which an optimiser whose steps are thousandths would otherwise not
+reach."""
+LOG_UNIT = 10.0
+"""Unit of the logarithms of the skip connection's gains, for the same reason."""
 
 
 class ModelSettings(Settings):
-    """The shape of the recommender.
+    """The shape of the recommender. The defaults are the recipe of ``docs/comparison.md``.
+
+    ``collaborative``: numbers of an item's collaborative vector; ``table``: these begin at ``random``, or as a
+    ``sasrec`` trained on the same histories left them (the paper); ``trainable_table``: whether they keep learning (the
+    paper: no). ``semantic_tokens``: semantic slots, made from the text vector by an autoencoder with ``hidden`` layers.
+    ``text_slot``: one more slot is the text vector itself, frozen, in so many principal directions (0: no such slot;
+    the paper: 0).
 
     ``history``: ``set`` reads n tokens per item (the paper), ``fused`` their sum, n times cheaper. ``max_items`` of a
     history are read, the latest. ``instruction`` is how many learned vectors stand before the history when the
-    backbone brings no tokenizer. ``ask``: n ``learned`` queries stand behind the history (the paper), or those with the
-    ``last`` item's vector added, or none: with ``item`` the last item's own token answers for every slot through a map
-    of its own, which leaves a third of the tokens or less (causal backbones and fused histories alone).
-    ``trainable_table``: whether collaborative vectors keep learning (the paper: no).
-    ``carry``: beside what the backbone says, an answer has a learned share of the history's own codes, averaged with
-    weights that fall by each of these factors per step back (the paper: none). ``returns``: a learned number is added
-    to the scores of items that the history holds already, which says how often people come back; with ``carry`` every
-    history is nearest to itself, so the two go together (the paper: no).
-    ``forget``: share of the items whose collaborative code a training step leaves out, as though they were new, so that
-    items are placed by content as well as by who chose them and new ones compare with the others (the paper: 0).
+    backbone brings no tokenizer. ``query_mode``: n ``learned`` queries stand behind the history (the paper), or those
+    with the ``last_item``'s vector added, or none: with ``item`` the last item's own token answers for every slot
+    through a map of its own, which leaves a third of the tokens or less (causal backbones and fused histories alone).
+    ``auto`` is ``item`` where that can be, else ``last_item``.
+
+    ``history_skip``: the answer has a learned share of the history's own codes, averaged with weights that fall by each
+    of these factors per step back (the paper: none). ``repeat_bias``: a learned number is added to the scores of items
+    that are in the history already, which says how often people come back; with ``history_skip`` every history is
+    nearest to itself, so the two go together (the paper: no). ``id_dropout``: share of the items whose collaborative
+    code a training step leaves out, as though they were new, so that items are placed by content as well as by who
+    chose them and new ones compare with the others (the paper: 0).
     """
 
     backbone: BackboneSettings = BackboneSettings()
-    semantic_tokens: int = 4
+    collaborative: int = Field(64, ge=0)
+    table: Literal["random", "sasrec"] = "random"
+    trainable_table: bool = True
+    semantic_tokens: int = 2
     hidden: tuple[int, ...] = (512, 256, 128)
+    text_slot: int = Field(128, ge=0)
     history: Literal["set", "fused"] = "fused"
     max_items: int = 50
     instruction: int = 4
-    ask: Literal["learned", "last", "item"] = "last"
+    query_mode: Literal["auto", "learned", "last_item", "item"] = "auto"
     dropout: float = 0.2
-    trainable_table: bool = True
-    forget: float = Field(0.0, ge=0, lt=1)
-    carry: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.8, 1.0)
-    returns: bool = True
+    id_dropout: float = Field(0.3, ge=0, lt=1)
+    history_skip: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.8, 1.0)
+    repeat_bias: bool = True
+
+    def resolved_query_mode(self, *, causal: bool) -> str:
+        """The query mode behind a causal backbone, or another."""
+        if self.query_mode != "auto":
+            return self.query_mode
+        return "item" if causal and self.history == "fused" else "last_item"
 
 
 class SetRecConfig(PretrainedConfig):
@@ -81,26 +97,28 @@ class SetRecConfig(PretrainedConfig):
         lora: dict[str, Any] | None = None,
         collaborative: int = 64,
         text: int = 384,
+        text_slot: int = 0,
         extra: dict[str, int] | None = None,
         semantic_tokens: int = 4,
         hidden: list[int] | None = None,
         history: str = "fused",
         max_items: int = 50,
         instruction: int = 4,
-        ask: str = "last",
+        query_mode: str = "last_item",
         dropout: float = 0.0,
         trainable_table: bool = True,
-        forget: float = 0.0,
-        carry: list[float] | None = None,
-        returns: bool = False,
+        id_dropout: float = 0.0,
+        history_skip: list[float] | None = None,
+        repeat_bias: bool = False,
         **kwargs: Any,
     ) -> None:
         self.items, self.backbone, self.lora = items, backbone, lora
-        self.collaborative, self.text, self.extra = collaborative, text, extra or {}
+        self.collaborative, self.text, self.text_slot, self.extra = collaborative, text, text_slot, extra or {}
         self.semantic_tokens, self.hidden = semantic_tokens, [512, 256, 128] if hidden is None else hidden
-        self.carry, self.returns = carry or [], returns
+        self.history_skip, self.repeat_bias = history_skip or [], repeat_bias
         self.history, self.max_items, self.instruction = history, max_items, instruction
-        self.ask, self.dropout, self.trainable_table, self.forget = ask, dropout, trainable_table, forget
+        self.query_mode, self.dropout = query_mode, dropout
+        self.trainable_table, self.id_dropout = trainable_table, id_dropout
         super().__init__(**kwargs)
 
 
@@ -124,21 +142,21 @@ class SetRecModel(PreTrainedModel):
         self.backbone = build_backbone(_backbone_config(config.backbone), lora)
         width = self.backbone.width
         self.tokens = ItemTokens(
-            config.items, width, collaborative=config.collaborative, text=config.text,
+            config.items, width, collaborative=config.collaborative, text=config.text, text_slot=config.text_slot,
             semantic_tokens=config.semantic_tokens, hidden=tuple(config.hidden), extra=config.extra,
-            trainable_table=config.trainable_table, forget=config.forget,
+            trainable_table=config.trainable_table, id_dropout=config.id_dropout,
         )  # fmt: skip
         n = len(self.tokens.slots)
-        if config.ask == "item" and (config.history != "fused" or not isinstance(self.backbone, CausalBackbone)):
-            raise ConfigError("an item's own token can answer (ask: item) behind a causal backbone and fused histories")
+        if config.query_mode == "item" and (config.history != "fused" or not isinstance(self.backbone, CausalBackbone)):
+            raise ConfigError("an item's own token can answer (query_mode: item) behind a causal backbone and fused histories")
         self.instruction = nn.Parameter(torch.zeros(config.instruction, width))
         self.queries = nn.Parameter(torch.zeros(n, width))
-        self.maps = nn.Parameter(torch.zeros(n, width, width)) if config.ask == "item" else None
+        self.maps = nn.Parameter(torch.zeros(n, width, width)) if config.query_mode == "item" else None
         # A learned temperature per slot; answers leave the backbone with norms near sqrt(d).
         self.log_scale = nn.Parameter(torch.zeros(n))
-        shape = len(self.tokens.kinds), len(config.carry)
-        self.log_carry = nn.Parameter(torch.zeros(shape)) if config.carry else None
-        self.raised = nn.Parameter(torch.zeros(1)) if config.returns else None
+        shape = len(self.tokens.kinds), len(config.history_skip)
+        self.log_skip = nn.Parameter(torch.zeros(shape)) if config.history_skip else None
+        self.repeat_logit = nn.Parameter(torch.zeros(1)) if config.repeat_bias else None
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
 
@@ -150,10 +168,10 @@ class SetRecModel(PreTrainedModel):
             if self.maps is not None:
                 self.maps.copy_(torch.eye(self.backbone.width).expand_as(self.maps))
             nn.init.constant_(self.log_scale, -0.5 * float(np.log(self.backbone.width)))
-            if self.log_carry is not None:
-                nn.init.constant_(self.log_carry, float(np.log(CARRIED / len(self.config.carry))) / QUICK)
-            if self.raised is not None:
-                nn.init.zeros_(self.raised)
+            if self.log_skip is not None:
+                nn.init.constant_(self.log_skip, float(np.log(SKIP_START / len(self.config.history_skip))) / LOG_UNIT)
+            if self.repeat_logit is not None:
+                nn.init.zeros_(self.repeat_logit)
         elif isinstance(module, SemanticTokenizer):
             for layer in [*module.encoder, module.split, *module.decoder]:
                 nn.init.xavier_normal_(layer.weight)
@@ -197,7 +215,7 @@ class SetRecModel(PreTrainedModel):
         if self.maps is not None:
             return self.dropout(self._at_items(vectors, visible)) * self.log_scale.exp()[:, None]
         queries = self.queries.expand(1, visible.shape[1], -1, -1)
-        if self.config.ask == "last":
+        if self.config.query_mode == "last_item":
             own = vectors.unflatten(1, (-1, m)).sum(dim=2)
             queries = queries + _last_seen(own, visible.long() - 1)[:, :, None]
         out = self.backbone(self.instruction, vectors, queries, visible, m)
@@ -213,30 +231,30 @@ class SetRecModel(PreTrainedModel):
         """Each slot's answer in the columns of its code, n tensors (B, Q, columns); arguments as of :meth:`outputs`."""
         codes = self.tokens.codes() if codes is None else codes
         own = grounding.slot_codes(self.tokens, self.outputs(items, visible, codes))
-        if self.log_carry is None:
+        if self.log_skip is None:
             return own
-        carried = self._carried(codes[items.long()], visible, (self.log_carry * QUICK).exp())
-        return [code + carried[slot.kind] for slot, code in zip(self.tokens.slots, own, strict=True)]
+        skip = self._skip(codes[items.long()], visible, (self.log_skip * LOG_UNIT).exp())
+        return [code + skip[slot.kind] for slot, code in zip(self.tokens.slots, own, strict=True)]
 
-    def _carried(self, read: Tensor, visible: Tensor, gains: Tensor) -> dict[str, Tensor]:
-        """By kind, what an answer has from the codes read (B, L, D) themselves, (B, Q, columns), at gains (kinds,
+    def _skip(self, read: Tensor, visible: Tensor, gains: Tensor) -> dict[str, Tensor]:
+        """By kind the history skip connection, (B, Q, columns): means of the codes read (B, L, D), at gains (kinds,
         decays)."""
         age = visible[..., None] - 1 - torch.arange(read.shape[1], device=read.device)
         weights = []
-        for decay in self.config.carry:
+        for decay in self.config.history_skip:
             weight = torch.where(age >= 0, float(decay) ** age.clamp(min=0).to(read.dtype), 0.0)
             weights.append(weight / weight.sum(dim=-1, keepdim=True).clamp(min=1e-9))
-        carried = {}
+        skip = {}
         for (kind, (a, b)), own in zip(self.tokens.columns.items(), gains, strict=True):
             mixed = torch.stack([gain * weight for gain, weight in zip(own, weights, strict=True)]).sum(dim=0)
-            carried[kind] = mixed @ read[..., a:b] / (b - a)
-        return carried
+            skip[kind] = mixed @ read[..., a:b] / (b - a)
+        return skip
 
-    def return_bias(self, weights: Mapping[str, float]) -> float:
+    def repeat_bias(self, weights: Mapping[str, float]) -> float:
         """What is added to the scores of items in the history, at these weights of the slot kinds."""
-        if self.raised is None:
+        if self.repeat_logit is None:
             return 0.0
-        return self.raised.item() * FAR * sum(grounding.slot_weights(self.tokens, weights))
+        return self.repeat_logit.item() * BIAS_UNIT * sum(grounding.slot_weights(self.tokens, weights))
 
     def forward(
         self,
@@ -260,8 +278,10 @@ class SetRecModel(PreTrainedModel):
             candidates = candidates._replace(rows=torch.searchsorted(met, candidates.rows))
         codes = self.tokens.codes(met)
         own = [code[asked] for code in self.answer_codes(items, visible, codes)]
-        raised = None if self.raised is None else Raised(*self._seen(items, visible, asked), self.raised[0] * FAR)
-        return objective.loss(self.tokens, own, targets, codes, settings, self.trained, rows, candidates, raised)
+        bias = None
+        if self.repeat_logit is not None:
+            bias = LogitBias(*self._seen(items, visible, asked), self.repeat_logit[0] * BIAS_UNIT)
+        return objective.loss(self.tokens, own, targets, codes, settings, self.trained, rows, candidates, bias)
 
     def _seen(self, items: Tensor, visible: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
         """The pairs of a target and an item that it sees, each once, in the order of targets."""
@@ -286,17 +306,17 @@ class SetRecModel(PreTrainedModel):
 
     @torch.no_grad()
     def text_codes(self, vectors: Tensor) -> Tensor:
-        """The semantic columns of item codes, float32 (rows, 128), from text vectors (rows, width) of new items.
+        """Codes, float32 (rows, D), of new items from their text vectors (rows, width); columns that no text gives are
+        zero.
 
         Raises:
-            ConfigError: the model has no semantic slot, or was trained on text vectors of another width.
+            ConfigError: no slot of the model reads text, or it was trained on text vectors of another width.
         """
-        semantic = self.tokens.semantic
-        if semantic is None:
-            raise ConfigError("the model has no semantic slot, so it cannot place an item by its text")
+        if not self.tokens.text_kinds:
+            raise ConfigError("no slot of the model reads text, so it cannot place an item by its text")
         if vectors.shape[-1] != self.config.text:
             raise ConfigError(f"text vectors have {vectors.shape[-1]} numbers, the model reads {self.config.text}")
-        return semantic.new_codes(vectors.to(self.device)).float()
+        return self.tokens.text_codes(vectors.to(self.device)).float()
 
     @torch.no_grad()
     def answers(self, histories: Ragged, codes: Tensor | None = None) -> Tensor:
@@ -332,18 +352,19 @@ class SetRecModel(PreTrainedModel):
             lora=b.lora.model_dump() if b.lora else None,
             collaborative=0 if features.collaborative is None else features.collaborative.shape[1],
             text=0 if features.text is None else features.text.shape[1],
+            text_slot=0 if features.text is None else min(settings.text_slot, features.text.shape[1]),
             extra={kind: table.shape[1] for kind, table in features.extra.items()},
             semantic_tokens=settings.semantic_tokens,
             hidden=list(settings.hidden),
             history=settings.history,
             max_items=settings.max_items,
             instruction=settings.instruction if instruction is None else len(instruction),
-            ask=settings.ask,
+            query_mode=settings.resolved_query_mode(causal=not base.is_encoder_decoder),
             dropout=settings.dropout,
             trainable_table=settings.trainable_table,
-            forget=settings.forget,
-            carry=list(settings.carry),
-            returns=settings.returns,
+            id_dropout=settings.id_dropout,
+            history_skip=list(settings.history_skip),
+            repeat_bias=settings.repeat_bias,
         )
         model = cls(config)
         model.tokens.fill(features)

@@ -12,7 +12,7 @@ from torch import Tensor
 from setrec import grounding
 from setrec.sampled_softmax import Candidates, sampled_cross_entropy
 from setrec.settings import Settings
-from setrec.softmax import Raised, catalogue_cross_entropy
+from setrec.softmax import LogitBias, catalogue_cross_entropy
 from setrec.tokens import ItemTokens
 
 
@@ -30,12 +30,12 @@ class ObjectiveSettings(Settings):
     ranking quality is measured in ``benchmarks/bench_training_pipeline.py``.
     """
 
-    alpha: float = 0.5
-    slots: float = 0.2
+    alpha: float = 0.0
+    slots: float = 0.0
     fused: float = 1.0
     negatives: Literal["trained", "all"] = "trained"
-    sampled_above: int = Field(100_000, ge=0)
-    samples: int = Field(8192, ge=1)
+    sampled_above: int = Field(4096, ge=0)
+    samples: int = Field(1024, ge=1)
 
     @classmethod
     def paper(cls) -> ObjectiveSettings:
@@ -52,27 +52,27 @@ def loss(
     trained: Tensor,
     rows: Tensor,
     candidates: Candidates | None = None,
-    raised: Raised | None = None,
+    bias: LogitBias | None = None,
 ) -> dict[str, Tensor]:
     """Loss terms, each a sum over targets (``slots``, ``fused``) or a mean (``reconstruction``).
 
     Shapes: ``own`` per slot (T, its columns), its answers in the columns of its code; targets int64 (T,), codes (I, D),
     trained bool (I,). ``rows``: items whose text vectors are reconstructed. ``candidates``: a sample that stands for
-    the catalogue; ``codes``, ``targets``, the sample and ``raised`` may then number a part of the items. ``raised``:
-    pairs of target and item whose logits a learned number raises.
+    the catalogue; ``codes``, ``targets``, the sample and ``bias`` may then number a part of the items. ``bias``:
+    pairs of target and item to whose logits a learned number is added.
     """
     if candidates is None and settings.negatives == "trained":
         # Positions of the remaining items among themselves; targets are training items, hence always among them.
         place = torch.cumsum(trained, dim=0) - 1
         targets, codes = place[targets], codes[trained]
-        if raised is not None:
-            there = trained[raised.items]
-            raised = Raised(raised.rows[there], place[raised.items[there]], raised.by)
+        if bias is not None:
+            there = trained[bias.items]
+            bias = LogitBias(bias.rows[there], place[bias.items[there]], bias.by)
 
     def cross_entropy(users: Tensor, table: Tensor) -> Tensor:
         if candidates is None:
-            return catalogue_cross_entropy(users, table, targets, raised)
-        return sampled_cross_entropy(users, table, targets, candidates, raised)
+            return catalogue_cross_entropy(users, table, targets, bias)
+        return sampled_cross_entropy(users, table, targets, candidates, bias)
 
     pairs = list(zip(own, tokens.slots, strict=True))
     terms = {}

@@ -71,6 +71,13 @@ class Cases:
         rows = np.sort(np.random.default_rng(seed).choice(len(self), size, replace=False))
         return Cases(self.users[rows], self.history.take(rows), self.truth.take(rows), self.skipped)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Cases]) -> Cases:
+        """The cases of all parts, one part after the other; ``parts`` has at least one."""
+        users = np.concatenate([part.users for part in parts])
+        history, truth = (Ragged.joined([getattr(part, name) for part in parts]) for name in ("history", "truth"))
+        return cls(users, history, truth, sum(part.skipped for part in parts))
+
     def batch(self, start: int, size: int) -> tuple[Ragged, Ragged]:
         """Histories and truths of some cases."""
         rows = np.arange(start, min(start + size, len(self)))
@@ -279,21 +286,16 @@ def choose_weights(
 
     All weightings share one pass of the model; of equals the first in the grid is taken.
     """
-    found = [weighted_ranks(kind_scorer, *cases.batch(start, batch), grid) for start in range(0, len(cases), batch)]
-    return best_weights(found, grid, metric)
-
-
-def weighted_ranks(
-    kind_scorer: KindScorer, history: Ragged, truth: Ragged, grid: Sequence[Mapping[str, float]]
-) -> list[Ragged]:
-    """Ranks of the truths under every weighting of the grid, history removed, for one batch of cases.
-
-    Raises:
-        DataError: a mixed score is NaN.
-    """
-    kinds = kind_scorer(history)
-    every = np.ones((1, next(iter(kinds.values())).shape[1]), dtype=bool)
-    return [Ragged(rank[0], truth.offsets) for rank in mixed_ranks(kinds, grid, history, truth, every, "removed")]
+    k, values = int(metric.partition("@")[2]), []
+    for start in range(0, len(cases), batch):
+        history, truth = cases.batch(start, batch)
+        kinds = kind_scorer(history)
+        every = np.ones((1, next(iter(kinds.values())).shape[1]), dtype=bool)
+        ranks = mixed_ranks(kinds, grid, history, truth, every, "removed")
+        values.append([user_metrics(Ragged(rank[0], truth.offsets), (k,))[metric] for rank in ranks])
+    means = [_mean(np.concatenate([part[number] for part in values])) for number in range(len(grid))]
+    best = int(np.argmax(means))
+    return dict(grid[best]), [{"weights": dict(w), metric: v} for w, v in zip(grid, means, strict=True)]
 
 
 def mixed_ranks(
@@ -321,17 +323,6 @@ def mixed_ranks(
         removed = np.where(counts.seen, NO_RANK, counts.above - counts.known)
         found[numbers] = removed if protocol == "removed" else counts.above
     return found
-
-
-def best_weights(
-    found: Sequence[Sequence[Ragged]], grid: Sequence[Mapping[str, float]], metric: str = "ndcg@10"
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """What :func:`choose_weights` returns, from the ranks of all batches in order."""
-    k = int(metric.partition("@")[2])
-    stacked = [_stack([part[number] for part in found]) for number in range(len(grid))]
-    values = [_mean(user_metrics(ranked, (k,))[metric]) for ranked in stacked]
-    best = int(np.argmax(values))
-    return dict(grid[best]), [{"weights": dict(w), metric: v} for w, v in zip(grid, values, strict=True)]
 
 
 def _distinct(rows: Ragged) -> Ragged:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from setrec import softmax
-from setrec.softmax import Raised
+from setrec.softmax import LogitBias
 
 
 class Candidates(NamedTuple):
@@ -59,9 +59,9 @@ class LogUniformSampler:
 
 
 def sampled_cross_entropy(
-    users: Tensor, codes: Tensor, targets: Tensor, candidates: Candidates, raised: Raised | None = None
+    users: Tensor, codes: Tensor, targets: Tensor, candidates: Candidates, bias: LogitBias | None = None
 ) -> Tensor:
-    """Sum over rows of the loss above, logits being ``users @ codes.T`` with those of ``raised`` raised.
+    """Sum over rows of the loss above, logits being ``users @ codes.T`` with ``bias`` added.
 
     Shapes: users (T, w), codes (I, w), targets int64 (T,) and ``candidates.rows`` in [0, I). Precision and
     differentiability as in :func:`setrec.softmax.catalogue_cross_entropy`.
@@ -70,20 +70,20 @@ def sampled_cross_entropy(
     place = torch.searchsorted(candidates.rows, targets).clamp(max=len(candidates.rows) - 1)
     place = torch.where(candidates.rows[place] == targets, place, -1)
     again, by = torch.zeros(len(users), dtype=torch.bool, device=users.device), users.new_zeros(())
-    if raised is not None:
-        again[raised.rows[targets[raised.rows] == raised.items]] = True
-        raised, by = _among(candidates.rows, raised), raised.by.float()
+    if bias is not None:
+        again[bias.rows[targets[bias.rows] == bias.items]] = True
+        bias, by = _among(candidates.rows, bias), bias.by.float()
     return _SampledCrossEntropy.apply(
         users.float(), codes[targets].float(), codes[candidates.rows].float(), by, candidates.log_counts, place,
-        again, raised, product or torch.float32,
+        again, bias, product or torch.float32,
     )  # fmt: skip
 
 
-def _among(rows: Tensor, raised: Raised) -> Raised:
+def _among(rows: Tensor, bias: LogitBias) -> LogitBias:
     """The pairs whose items are candidates, with the candidates' places for items."""
-    place = torch.searchsorted(rows, raised.items).clamp(max=len(rows) - 1)
-    there = rows[place] == raised.items
-    return Raised(raised.rows[there], place[there], raised.by)
+    place = torch.searchsorted(rows, bias.items).clamp(max=len(rows) - 1)
+    there = rows[place] == bias.items
+    return LogitBias(bias.rows[there], place[there], bias.by)
 
 
 class _SampledCrossEntropy(torch.autograd.Function):
@@ -107,22 +107,22 @@ def _loss_and_gradients(
     log_counts: Tensor,
     place: Tensor,
     again: Tensor,
-    raised: Raised | None,
+    bias: LogitBias | None,
     product: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As in ``setrec.softmax``, with the target beside the candidates; ``place``: where they hold it, or -1; ``again``:
-    whether the target's own logit is raised."""
+    whether the bias is added to the target's own logit."""
     narrow = codes.to(product)
     by_users, by_own, by_codes = torch.empty_like(users), torch.empty_like(own), torch.zeros_like(codes)
-    by_raise = torch.zeros_like(by)
+    by_bias = torch.zeros_like(by)
     loss = users.new_zeros((), dtype=torch.float64)
     step = softmax.rows_at_once(codes)
     for start in range(0, len(users), step):
         rows = slice(start, start + step)
         u, o, at = users[rows], own[rows], place[rows]
         logits = (u.to(product) @ narrow.T).float().sub_(log_counts)
-        if raised is not None:
-            pairs = raised.between(start, start + step)
+        if bias is not None:
+            pairs = bias.between(start, start + step)
             logits[pairs] += by
         met = (at >= 0).nonzero()[:, 0]
         logits[met, at[met]] = float("-inf")
@@ -132,10 +132,10 @@ def _loss_and_gradients(
         total = mass.sum(dim=1, keepdim=True) + target_mass
         loss += (total.log() + top - target).sum()
         away = target_mass / total - 1
-        if raised is not None:
-            by_raise += (mass[pairs] / total[pairs[0], 0]).sum() + away[again[rows]].sum()
+        if bias is not None:
+            by_bias += (mass[pairs] / total[pairs[0], 0]).sum() + away[again[rows]].sum()
         mass = mass.to(product)
         by_users[rows] = (mass @ narrow).float() / total + away * o
         by_own[rows] = away * u
         by_codes += (mass.T @ (u / total).to(product)).float()
-    return loss.to(users.dtype), by_users, by_own, by_codes, by_raise
+    return loss.to(users.dtype), by_users, by_own, by_codes, by_bias

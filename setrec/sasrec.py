@@ -37,7 +37,7 @@ class SasRecSettings(Settings):
     """Shape and training of SASRec. ``patience``: epochs without a better validation NDCG@10.
 
     ``negatives``: draws of the sampled softmax, which all targets of a batch share; 0 is the full softmax. With text
-    alone: ``text_dropout``, of texts once projected, drawn apart for what is read and what is asked for; ``forget``,
+    alone: ``text_dropout``, of texts once projected, drawn apart for what is read and what is asked for; ``id_dropout``,
     the share of items that training shows and asks for by their text alone, as new items are.
     """
 
@@ -55,10 +55,10 @@ class SasRecSettings(Settings):
     precision: Precision = "auto"
     negatives: int = 0
     text_dropout: float = 0.0
-    forget: float = 0.0
+    id_dropout: float = 0.0
 
 
-LATER = ("negatives", "text_dropout", "forget")
+LATER = ("negatives", "text_dropout", "id_dropout")
 """Settings that are written only where they are not the default: files of a plain model are what they always were."""
 
 
@@ -139,8 +139,8 @@ class SasRec(nn.Module):
         if self.text is None:
             return own
         known = self.trained[rows]
-        if self.training and self.settings.forget > 0:
-            known = known & (torch.rand(rows.shape, device=rows.device) >= self.settings.forget)
+        if self.training and self.settings.id_dropout > 0:
+            known = known & (torch.rand(rows.shape, device=rows.device) >= self.settings.id_dropout)
         return own * known[..., None] + self.text(rows)
 
     def forward(self, items: Tensor) -> Tensor:

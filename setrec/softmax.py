@@ -18,8 +18,8 @@ A quarter of that reads the catalogue so often that 41,000 candidates of width 3
 times (one core of an AMD EPYC, bfloat16)."""
 
 
-class Raised(NamedTuple):
-    """Logits that are raised by one learned number, ``by`` (a scalar): those of the pairs (``rows``, ``items``), int64
+class LogitBias(NamedTuple):
+    """Logits to which one learned number is added, ``by`` (a scalar): those of the pairs (``rows``, ``items``), int64
     (P,) each, every pair once, in the order of rows."""
 
     rows: Tensor
@@ -32,31 +32,31 @@ class Raised(NamedTuple):
         return self.rows[a:b] - start, self.items[a:b]
 
 
-def catalogue_cross_entropy(users: Tensor, codes: Tensor, targets: Tensor, raised: Raised | None = None) -> Tensor:
-    """Sum over rows of -log softmax(users @ codes.T)[target], with the logits of ``raised`` raised.
+def catalogue_cross_entropy(users: Tensor, codes: Tensor, targets: Tensor, bias: LogitBias | None = None) -> Tensor:
+    """Sum over rows of -log softmax(users @ codes.T)[target], with ``bias`` added to its logits.
 
     Shapes: users (T, w), codes (I, w), targets int64 (T,) in [0, I). Under autocast the products run in its
-    precision, everything else in float32. Differentiable once, in users, codes and ``raised.by``.
+    precision, everything else in float32. Differentiable once, in users, codes and ``bias.by``.
     """
     product = torch.get_autocast_dtype(users.device.type) if torch.is_autocast_enabled(users.device.type) else None
-    by = users.new_zeros(()) if raised is None else raised.by.float()
-    return _CatalogueCrossEntropy.apply(users.float(), codes.float(), by, targets, raised, product or torch.float32)
+    by = users.new_zeros(()) if bias is None else bias.by.float()
+    return _CatalogueCrossEntropy.apply(users.float(), codes.float(), by, targets, bias, product or torch.float32)
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, users: Tensor, codes: Tensor, by: Tensor, targets: Tensor, raised: Raised | None, product: torch.dtype
+        ctx: Any, users: Tensor, codes: Tensor, by: Tensor, targets: Tensor, bias: LogitBias | None, product: torch.dtype
     ) -> Tensor:
         with torch.autocast(users.device.type, enabled=False):
-            loss, *gradients = _loss_and_gradients(users, codes, targets, raised, product)
+            loss, *gradients = _loss_and_gradients(users, codes, targets, bias, product)
         ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        by_users, by_codes, by_raise = ctx.saved_tensors
-        return grads[0] * by_users, grads[0] * by_codes, grads[0] * by_raise, None, None, None
+        by_users, by_codes, by_bias = ctx.saved_tensors
+        return grads[0] * by_users, grads[0] * by_codes, grads[0] * by_bias, None, None, None
 
 
 def rows_at_once(codes: Tensor) -> int:
@@ -65,11 +65,11 @@ def rows_at_once(codes: Tensor) -> int:
 
 
 def _loss_and_gradients(
-    users: Tensor, codes: Tensor, targets: Tensor, raised: Raised | None, product: torch.dtype
+    users: Tensor, codes: Tensor, targets: Tensor, bias: LogitBias | None, product: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """d/du = sum_i p_i c_i - c_target, and likewise for codes; p is normalised where fewest numbers are left."""
     narrow = codes.to(product)
-    by_users, by_codes, by_raise = torch.empty_like(users), torch.zeros_like(codes), users.new_zeros(())
+    by_users, by_codes, by_bias = torch.empty_like(users), torch.zeros_like(codes), users.new_zeros(())
     loss = users.new_zeros((), dtype=torch.float64)
     step = rows_at_once(codes)
     # A worker's share of a step may hold no row at all.
@@ -78,19 +78,19 @@ def _loss_and_gradients(
         u, t = users[rows], targets[rows]
         own = codes[t]
         logits = (u.to(product) @ narrow.T).float()
-        if raised is not None:
-            at = raised.between(start, start + step)
-            logits[at] += raised.by
+        if bias is not None:
+            at = bias.between(start, start + step)
+            logits[at] += bias.by
             asked = t[at[0]] == at[1]
-            loss -= asked.sum() * raised.by.double()
+            loss -= asked.sum() * bias.by.double()
         top = logits.amax(dim=1, keepdim=True)
         mass = logits.sub_(top).exp_()
         total = mass.sum(dim=1, keepdim=True)
         loss += (total.log() + top).sum() - (u * own).sum()
-        if raised is not None:
-            by_raise += (mass[at] / total[at[0], 0]).sum() - asked.sum()
+        if bias is not None:
+            by_bias += (mass[at] / total[at[0], 0]).sum() - asked.sum()
         mass = mass.to(product)
         by_users[rows] = (mass @ narrow).float() / total - own
         by_codes += (mass.T @ (u / total).to(product)).float()
     by_codes.index_add_(0, targets, users, alpha=-1.0)
-    return loss.to(users.dtype), by_users, by_codes, by_raise
+    return loss.to(users.dtype), by_users, by_codes, by_bias

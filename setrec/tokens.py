@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 COLLABORATIVE = "collaborative"
 SEMANTIC = "semantic"
+TEXT = "text"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ItemFeatures:
         Raises:
             KeyError: there is none.
         """
-        table = {COLLABORATIVE: self.collaborative, SEMANTIC: self.text, **self.extra}[kind]
+        table = {COLLABORATIVE: self.collaborative, SEMANTIC: self.text, TEXT: self.text, **self.extra}[kind]
         if table is None:
             raise KeyError(kind)
         return table
@@ -66,9 +67,9 @@ class TableTokenizer(nn.Module):
 
     known: Tensor
 
-    def __init__(self, items: int, features: int, width: int, *, trainable: bool, forget: float = 0.0) -> None:
+    def __init__(self, items: int, features: int, width: int, *, trainable: bool, id_dropout: float = 0.0) -> None:
         super().__init__()
-        self.forget = forget
+        self.id_dropout = id_dropout
         self.table = nn.Parameter(torch.zeros(items, features), requires_grad=trainable)
         self.register_buffer("known", torch.ones(items, dtype=torch.bool))
         self.project = nn.Linear(features, width)
@@ -81,11 +82,11 @@ class TableTokenizer(nn.Module):
         self.table.copy_(torch.from_numpy(table) * self.known[:, None])
 
     def codes(self, rows: Tensor | None = None) -> Tensor:
-        """(I, features), or of some rows; zero for unknown rows, and in training for a share ``forget`` of the others,
+        """(I, features), or of some rows; zero for unknown rows, and in training for a share ``id_dropout`` of the others,
         drawn anew at every call."""
         table, known = (self.table, self.known) if rows is None else (self.table[rows], self.known[rows])
-        if self.training and self.forget:
-            known = known & (torch.rand(len(known), device=known.device) >= self.forget)
+        if self.training and self.id_dropout:
+            known = known & (torch.rand(len(known), device=known.device) >= self.id_dropout)
         return table * known[:, None]
 
     def maps(self) -> tuple[Tensor, Tensor]:
@@ -124,7 +125,12 @@ class SemanticTokenizer(nn.Module):
         x = torch.from_numpy(features)
         self.center.copy_(x.mean(dim=0))
         self.scale.copy_((x - self.center).square().mean().sqrt().clamp(min=1e-8))
-        self.features.copy_(self.standardised(x))
+        self.refill(features)
+
+    @torch.no_grad()
+    def refill(self, features: np.ndarray) -> None:
+        """Set the text vectors (I, features) under the centre and scale there are."""
+        self.features.copy_(self.standardised(torch.from_numpy(features).to(self.center.device)))
 
     def standardised(self, texts: Tensor) -> Tensor:
         """Raw text vectors (..., features) as the encoder reads them; an empty text (all zeros) stays zero where codes
@@ -162,6 +168,81 @@ class SemanticTokenizer(nn.Module):
         return F.mse_loss(self.decoder[-1](back), x)
 
 
+class TextTokenizer(nn.Module):
+    """One token from the text vector itself: its code, frozen, is the vector around the catalogue's mean, of one length
+    for all, in the ``width`` directions in which texts differ most.
+
+    An inner product of two codes is ``width`` times the cosine of what differs in two texts. Principal directions keep
+    most of that at a fraction of the work for a softmax; what is lost is mostly noise.
+    """
+
+    table: Tensor
+    center: Tensor
+    directions: Tensor
+
+    def __init__(self, items: int, features: int, code_width: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(items, code_width))
+        self.register_buffer("center", torch.zeros(features))
+        self.register_buffer("directions", torch.zeros(features, code_width))
+        self.project = nn.Linear(code_width, width)
+        self.tokens, self.code_width = 1, code_width
+
+    @torch.no_grad()
+    def fill(self, features: np.ndarray) -> None:
+        """Set the text vectors (I, features), and take mean and directions from them."""
+        center = text_center(features)
+        self.center.copy_(torch.from_numpy(center))
+        self.directions.copy_(torch.from_numpy(_principal(unit_rows(features, center), self.code_width)))
+        self.refill(features)
+
+    @torch.no_grad()
+    def refill(self, features: np.ndarray) -> None:
+        """Set the text vectors (I, features) under the mean and directions there are."""
+        self.table.copy_(self.new_codes(torch.from_numpy(features).to(self.center.device)))
+
+    def codes(self, rows: Tensor | None = None) -> Tensor:
+        """(I, width), or of some rows."""
+        return self.table if rows is None else self.table[rows]
+
+    def new_codes(self, texts: Tensor) -> Tensor:
+        """Codes (rows, width) of text vectors (rows, features); an empty text (all zeros) has a code of zeros."""
+        some = texts.abs().sum(dim=-1, keepdim=True) > 0
+        x = some * (texts - self.center)
+        x = (x / x.norm(dim=-1, keepdim=True).clamp(min=1e-8)) @ self.directions
+        return x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-8))
+
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """The affine map as A (1, d, width) and b (1, d)."""
+        return self.project.weight[None], self.project.bias[None]
+
+
+def _principal(rows: np.ndarray, width: int) -> np.ndarray:
+    """The ``width`` orthonormal directions, float32 (w, width), in which rows (I, w) differ most; all of them, unturned,
+    where there are no more."""
+    if rows.shape[1] <= width:
+        return np.eye(rows.shape[1], dtype=np.float32)
+    _, directions = np.linalg.eigh(rows.T.astype(np.float64) @ rows)
+    return np.ascontiguousarray(directions[:, -width:], dtype=np.float32)
+
+
+def unit_rows(text: np.ndarray, center: np.ndarray | None = None) -> np.ndarray:
+    """Text vectors, float32 (I, w), around their mean (or ``center``) and of length 1, so that products are cosines of
+    what differs; an item without a text (all zeros) stays zero."""
+    some = np.abs(text).sum(axis=1, keepdims=True) > 0
+    centred = np.where(some, text - (text_center(text) if center is None else center), 0.0)
+    return np.asarray(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-8), dtype=np.float32)
+
+
+def text_center(text: np.ndarray) -> np.ndarray:
+    """The mean of the vectors (I, w) of items that have a text, float32 (w,)."""
+    some = np.abs(text).sum(axis=1) > 0
+    return np.asarray(text[some].mean(axis=0) if some.any() else np.zeros(text.shape[1]), dtype=np.float32)
+
+
+Tokenizer = TableTokenizer | SemanticTokenizer | TextTokenizer
+
+
 class ItemTokens(nn.Module):
     """All tokenizers of a catalogue side by side: codes, tokens and the affine maps between them."""
 
@@ -172,18 +253,23 @@ class ItemTokens(nn.Module):
         *,
         collaborative: int = 64,
         text: int = 384,
+        text_slot: int = 0,
         semantic_tokens: int = 4,
         hidden: tuple[int, ...] = (512, 256, 128),
         extra: dict[str, int] | None = None,
         trainable_table: bool = False,
-        forget: float = 0.0,
+        id_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        parts: dict[str, TableTokenizer | SemanticTokenizer] = {}
+        parts: dict[str, Tokenizer] = {}
         if collaborative:
-            parts[COLLABORATIVE] = TableTokenizer(items, collaborative, width, trainable=trainable_table, forget=forget)
+            parts[COLLABORATIVE] = TableTokenizer(
+                items, collaborative, width, trainable=trainable_table, id_dropout=id_dropout
+            )
         if text and semantic_tokens:
             parts[SEMANTIC] = SemanticTokenizer(items, text, hidden, semantic_tokens, width)
+        if text and text_slot:
+            parts[TEXT] = TextTokenizer(items, text, text_slot, width)
         for kind, features in (extra or {}).items():
             parts[kind] = TableTokenizer(items, features, width, trainable=False)
         self.parts = nn.ModuleDict(parts)
@@ -195,8 +281,8 @@ class ItemTokens(nn.Module):
             start = stop
         self.code_width = start
 
-    def _tokenizers(self) -> list[TableTokenizer | SemanticTokenizer]:
-        return cast(list[TableTokenizer | SemanticTokenizer], list(self.parts.values()))
+    def _tokenizers(self) -> list[Tokenizer]:
+        return cast(list[Tokenizer], list(self.parts.values()))
 
     def table(self, kind: str) -> TableTokenizer | None:
         """The tokenizer of a kind of table slot, ``None`` where there is none."""
@@ -221,7 +307,7 @@ class ItemTokens(nn.Module):
         """Load the features of the catalogue into the tokenizers."""
         for kind, part in zip(self.kinds, self._tokenizers(), strict=True):
             table = features.table(kind)
-            if isinstance(part, SemanticTokenizer):
+            if not isinstance(part, TableTokenizer):
                 part.fill(table)
             else:
                 known = features.trained if kind == COLLABORATIVE else np.ones(len(features), dtype=bool)
@@ -230,6 +316,20 @@ class ItemTokens(nn.Module):
     def codes(self, rows: Tensor | None = None) -> Tensor:
         """Codes of the whole catalogue, (I, D), or of some rows of it."""
         return torch.cat([part.codes(rows) for part in self._tokenizers()], dim=1)
+
+    @property
+    def text_kinds(self) -> tuple[str, ...]:
+        """Kinds of slots whose codes follow from an item's text."""
+        return tuple(kind for kind in (SEMANTIC, TEXT) if kind in self.parts)
+
+    def text_codes(self, texts: Tensor) -> Tensor:
+        """Codes (rows, D) from text vectors (rows, width) of items that training has not seen; columns of other kinds
+        are zero."""
+        found = []
+        for part in self._tokenizers():
+            table = isinstance(part, TableTokenizer)
+            found.append(texts.new_zeros(len(texts), part.code_width) if table else part.new_codes(texts))
+        return torch.cat(found, dim=1)
 
     def maps(self) -> list[tuple[Tensor, Tensor]]:
         """Per slot its affine map A (d, its columns) and b (d,): z_k = A code[start:stop] + b."""

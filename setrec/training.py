@@ -58,7 +58,7 @@ class TrainingSettings(Settings):
 
     epochs: int = 20
     patience: int = 5
-    targets_per_batch: int = 2048
+    targets_per_batch: int = 512
     accumulate: int = Field(1, ge=1)
     learning_rate: float = 2e-3
     weight_decay: float = 0.01

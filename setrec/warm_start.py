@@ -8,6 +8,8 @@ were, for its autoencoder knows no other scale.
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch import Tensor
 from setrec.errors import ConfigError
 from setrec.model import SetRecModel
 from setrec.sasrec import SasRec
-from setrec.tokens import COLLABORATIVE, SemanticTokenizer, TableTokenizer
+from setrec.tokens import COLLABORATIVE, SemanticTokenizer, TextTokenizer
 
 NEW = -1
 """Stands for "the old catalogue does not hold this item"."""
@@ -28,10 +30,11 @@ def old_rows(old_ids: list[str], new_ids: list[str]) -> np.ndarray:
 
 
 @torch.no_grad()
-def warm_start(model: SetRecModel, old: SetRecModel, rows: np.ndarray) -> int:
+def warm_start(model: SetRecModel, old: SetRecModel, rows: np.ndarray, texts: np.ndarray | None = None) -> int:
     """Copy what ``old`` learned into ``model``, in place; returns how many items brought a learned vector along.
 
-    ``rows``: see :func:`old_rows`.
+    ``rows``: see :func:`old_rows`. ``texts``: the text vectors (I, width) that ``model`` was filled with, ``None`` where
+    no slot reads any; they are read as ``old`` read its own.
 
     Raises:
         ConfigError: a tensor of one model is missing in the other or has another shape; the message names it, and
@@ -40,13 +43,11 @@ def warm_start(model: SetRecModel, old: SetRecModel, rows: np.ndarray) -> int:
     per_item = _per_item(model)
     ours, theirs = model.state_dict(), old.state_dict()
     _require_fit(ours, theirs, per_item)
-    semantic = model.tokens.semantic
-    raw = None if semantic is None else semantic.features * semantic.scale + semantic.center
     for name, value in ours.items():
         if name not in per_item:
             value.copy_(theirs[name])
-    if semantic is not None and raw is not None:
-        semantic.features.copy_((raw - semantic.center) / semantic.scale)
+    for kind in model.tokens.text_kinds if texts is not None else ():
+        cast(SemanticTokenizer | TextTokenizer, model.tokens.parts[kind]).refill(texts)
     table, source = model.tokens.table(COLLABORATIVE), old.tokens.table(COLLABORATIVE)
     if table is None or source is None or not table.table.requires_grad:
         return 0
@@ -74,9 +75,8 @@ def _per_item(model: SetRecModel) -> set[str]:
     """Names of the tensors with a row per item."""
     found = set()
     for kind, part in model.tokens.parts.items():
-        assert isinstance(part, TableTokenizer | SemanticTokenizer)
-        names = ("features",) if isinstance(part, SemanticTokenizer) else ("table", "known")
-        found |= {f"tokens.parts.{kind}.{name}" for name in names}
+        present = {name for name, _ in [*part.named_parameters(), *part.named_buffers()]}
+        found |= {f"tokens.parts.{kind}.{name}" for name in present & {"features", "table", "known"}}
     return found
 
 

@@ -1,0 +1,1 @@
+"""Score fusion: the model and the components beside it, as one scorer."""

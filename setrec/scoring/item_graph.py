@@ -1,0 +1,191 @@
+"""Item-to-item tables and the scores they give: transitions between items and text similarity are both of this kind.
+
+An item graph holds for every item h some arcs to items i with a share G[h, i] > 0. A component reads it from the latest
+items of a history, the item a steps back with weight decay^a (the weights x_h add up to one), and scores
+
+    c_i = (sum over h of x_h G[h, i])^(1 / power)
+
+for every item i that is not in the history, and 0 for those that are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse as sp
+from pydantic import Field, FiniteFloat, ValidationError
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from setrec.mapped import mapped
+from setrec.ragged import Ragged
+from setrec.settings import Settings
+
+_DENSE = 16
+"""Counting in a table of all items is faster than sorting while the table is at most this many times as large as what
+would be sorted."""
+
+
+class Reading(Settings):
+    """How a history reads a graph: its ``last`` items, ``decay`` per step back, and the ``power`` of the root."""
+
+    last: int = Field(50, ge=1)
+    decay: FiniteFloat = Field(1.0, gt=0, le=1)
+    power: FiniteFloat = Field(2.0, gt=0)
+
+
+class Arcs(Protocol):
+    """Arcs of items, wherever they are stored."""
+
+    def __len__(self) -> int:
+        """Number of items, I."""
+        ...
+
+    def take(self, rows: np.ndarray) -> tuple[Ragged, np.ndarray]:
+        """Targets of the arcs of each of ``rows``, and their shares, float32, one for every target."""
+        ...
+
+
+@dataclass(frozen=True)
+class ItemGraph:
+    """Arcs in memory, or memory-mapped: of item i to the items ``targets[i]`` with ``shares`` float32, one per arc."""
+
+    targets: Ragged
+    shares: np.ndarray
+
+    @classmethod
+    def of(cls, matrix: sp.csr_matrix) -> ItemGraph:
+        """The arcs of a matrix (I, I) without its diagonal, which no history asks for."""
+        coo = matrix.tocoo()
+        kept = (coo.row != coo.col) & (coo.data > 0)
+        plain = sp.csr_matrix((coo.data[kept], (coo.row[kept], coo.col[kept])), matrix.shape)
+        plain.sort_indices()
+        return cls(Ragged(plain.indices.astype(np.int32), plain.indptr.astype(np.int64)), plain.data.astype(np.float32))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, rows: np.ndarray) -> tuple[Ragged, np.ndarray]:
+        """See :class:`Arcs`."""
+        return self.targets.take(rows), Ragged(self.shares, self.targets.offsets).take(rows).values
+
+    def is_damaged(self) -> bool:
+        """Whether the arrays are no such table; a file may hold anything."""
+        offsets, items, shares = self.targets.offsets, self.targets.values, self.shares
+        return bool(
+            offsets.ndim != 1
+            or items.ndim != 1
+            or shares.shape != items.shape
+            or len(offsets) == 0
+            or not offsets[0] == 0 <= offsets[-1] == len(items)
+            or (offsets[:-1] > offsets[1:]).any()
+            or items.min(initial=0) < 0
+            or items.max(initial=-1) >= len(self)
+            or not (np.isfinite(shares) & (shares > 0)).all()
+        )
+
+
+@dataclass(frozen=True)
+class GraphComponent:
+    """A term of the hybrid score: a graph and how histories read it."""
+
+    arcs: Arcs
+    reading: Reading
+
+    def entries(self, history: Ragged) -> tuple[Ragged, np.ndarray]:
+        """Where the component is above zero: items int64 in order, one row per history, and its values, float32."""
+        near, weight = start_weights(history, self.reading)
+        reached, shares = self.arcs.take(near.values)
+        items = len(self.arcs)
+        key = np.repeat(near.row_of_value, reached.lengths) * items + reached.values
+        held = history.row_of_value * items + history.values
+        places, total = _summed(key, np.repeat(weight, reached.lengths) * shares, held, len(history) * items)
+        row, item = np.divmod(places, items)
+        offsets = np.searchsorted(row, np.arange(len(history) + 1))
+        values = np.sqrt(total) if self.reading.power == 2 else total ** (1 / self.reading.power)
+        return Ragged(item, offsets), values.astype(np.float32)
+
+    def save(self, file: Path) -> None:
+        """Write the graph and, beside it, how it is read.
+
+        Raises:
+            TypeError: the arcs are not those of an :class:`ItemGraph`.
+        """
+        if not isinstance(self.arcs, ItemGraph):
+            raise TypeError("only an item graph is saved")
+        graph = self.arcs
+        tensors = {"offsets": graph.targets.offsets, "items": graph.targets.values, "shares": graph.shares}
+        save_file(tensors, file, {"reading": self.reading.model_dump_json()})
+
+    @classmethod
+    def load(cls, file: Path) -> GraphComponent:
+        """Read what :meth:`save` wrote, memory-mapped.
+
+        Raises:
+            KeyError, ValueError: the file holds something else.
+        """
+        with safe_open(file, "np") as content:
+            metadata = content.metadata() or {}
+        graph = ItemGraph(
+            Ragged(mapped(file, "items", np.int32), mapped(file, "offsets", np.int64)), mapped(file, "shares")
+        )
+        if graph.is_damaged():
+            raise ValueError(f"{file}: not a table of arcs between items")
+        try:
+            return cls(graph, Reading.model_validate_json(metadata.get("reading", "")))
+        except ValidationError as error:
+            raise ValueError(f"{file}: {error.errors()[0]['msg']}") from error
+
+
+def start_weights(history: Ragged, reading: Reading) -> tuple[Ragged, np.ndarray]:
+    """The last items of every history, and their weights x, float64, which add up to one in each."""
+    age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.values))
+    near = history.where(age < reading.last)
+    weight = reading.decay ** age[age < reading.last].astype(np.float64)
+    row = near.row_of_value
+    return near, weight / np.bincount(row, weight, minlength=len(near))[row]
+
+
+def scatter(entries: Ragged, values: np.ndarray, items: int) -> np.ndarray:
+    """Entries as a table, float32 (rows, ``items``), zero elsewhere."""
+    table = np.zeros((len(entries), items), dtype=np.float32)
+    table[entries.row_of_value, entries.values] = values
+    return table
+
+
+def lookup(entries: Ragged, values: np.ndarray, rows: Ragged, items: int) -> np.ndarray:
+    """Values at ``rows`` (one row of items per history), one for every item, zero where there is no entry."""
+    if not len(entries.values):
+        return np.zeros(len(rows.values), dtype=values.dtype)
+    keys = entries.row_of_value * items + entries.values
+    wanted = rows.row_of_value * items + rows.values
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[place] == wanted, values[place], np.zeros((), values.dtype))
+
+
+def largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
+    """A matrix with the ``count`` largest entries of every row alone; of equal ones those of the smaller columns."""
+    lengths = np.diff(matrix.indptr)
+    if lengths.max(initial=0) <= count:
+        return matrix
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((matrix.indices, -matrix.data, row))
+    kept = np.sort(order[np.arange(len(order)) - matrix.indptr[row] < count])
+    offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, count))])
+    return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], offsets), matrix.shape)
+
+
+def _summed(keys: np.ndarray, values: np.ndarray, without: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys that are not in ``without``, all below ``size``, in order, and the sums of their values, which
+    are above zero."""
+    if size <= _DENSE * len(keys):
+        sums = np.bincount(keys, values, minlength=size)
+        sums[without] = 0.0
+        places = np.flatnonzero(sums)
+        return places, sums[places]
+    places, at = np.unique(keys, return_inverse=True)
+    kept = ~np.isin(places, without)
+    return places[kept], np.bincount(at, values, minlength=len(places))[kept]

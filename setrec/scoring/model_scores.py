@@ -1,0 +1,111 @@
+"""The trained model as a term of the hybrid score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from setrec.model import SetRecModel
+from setrec.ragged import Ragged
+
+
+class ModelTerm(Protocol):
+    """What a hybrid score asks of a model."""
+
+    @property
+    def repeat_bias(self) -> float:
+        """What is added to the score of an item of the history."""
+        ...
+
+    def dense(self, history: Ragged) -> np.ndarray:
+        """Scores of all items, float32 (b, I), without the repeat bias."""
+        ...
+
+    def parts(self, history: Ragged, rows: Ragged) -> dict[str, np.ndarray]:
+        """By kind of slot the scores of ``rows`` (one row of items per history), float64, one for every item; their
+        sum is the score without the repeat bias."""
+        ...
+
+
+class ModelScores:
+    """A model at ``weights`` of its slot kinds; scores are inner products of folded codes.
+
+    The user codes of the histories that were asked for last are kept, so that several terms cost one forward pass.
+    """
+
+    def __init__(self, model: SetRecModel, weights: Mapping[str, float], codes: torch.Tensor | None = None) -> None:
+        self.model, self.weights = model.eval(), dict(weights)
+        self.codes = model.item_codes() if codes is None else codes
+        self.repeat_bias = model.repeat_bias(self.weights)
+        self._kept: tuple[Ragged, torch.Tensor] | None = None
+
+    def with_weights(self, weights: Mapping[str, float]) -> ModelScores:
+        """The same model at other weights of its slot kinds."""
+        return ModelScores(self.model, weights, self.codes)
+
+    @torch.no_grad()
+    def user_codes(self, history: Ragged) -> torch.Tensor:
+        """Folded user codes, float32 (b, D)."""
+        if self._kept is None or self._kept[0] is not history:
+            self._kept = history, self.model.user_codes(history, self.weights, self.codes)
+        return self._kept[1]
+
+    def dense(self, history: Ragged) -> np.ndarray:
+        """See :class:`ModelTerm`."""
+        return np.asarray((self.user_codes(history) @ self.codes.T).cpu().numpy())
+
+    def by_kind(self, history: Ragged) -> dict[str, np.ndarray]:
+        """Scores of all items by slot kind, float32 (b, I) each: every weighting of the kinds sums these, from one
+        forward pass. Items of the history have their repeat bias."""
+        user, found = self.user_codes(history), {}
+        for kind, (a, b) in self.model.code_columns.items():
+            scores = (user[:, a:b] @ self.codes[:, a:b].T).cpu().numpy()
+            alone = {other: self.weights[other] * (other == kind) for other in self.model.kinds}
+            found[kind] = add_repeat_bias(scores, history, self.model.repeat_bias(alone))
+        return found
+
+    def parts(self, history: Ragged, rows: Ragged) -> dict[str, np.ndarray]:
+        """See :class:`ModelTerm`."""
+        user = self.user_codes(history).double()[torch.from_numpy(rows.row_of_value)]
+        products = (user * self.codes[torch.from_numpy(rows.values).long()].double()).cpu().numpy()
+        return {kind: products[:, a:b].sum(axis=1) for kind, (a, b) in self.model.code_columns.items()}
+
+
+def model_scorer(model: SetRecModel, weights: Mapping[str, float] | None = None) -> ModelOnly:
+    """A model alone as a scorer, all slot kinds equal where no ``weights`` are given."""
+    return ModelOnly(ModelScores(model, weights or dict.fromkeys(model.kinds, 1.0)))
+
+
+class ModelOnly:
+    """Scores float32 (b, I) of a model term with its repeat bias."""
+
+    def __init__(self, term: ModelTerm) -> None:
+        self.term = term
+
+    def __call__(self, history: Ragged) -> np.ndarray:
+        """Scores (b, I)."""
+        return add_repeat_bias(self.term.dense(history).copy(), history, self.term.repeat_bias)
+
+
+def add_repeat_bias(scores: np.ndarray, history: Ragged, bias: float) -> np.ndarray:
+    """Scores (b, I), changed in place: ``bias`` is added once to every item of a row's whole history."""
+    if bias:
+        row = history.row_of_value
+        pairs = np.unique(np.stack([row, history.values.astype(np.int64)]), axis=1)
+        scores[pairs[0], pairs[1]] += bias
+    return scores
+
+
+def slot_weight_grid(kinds: tuple[str, ...], step: float = 0.1) -> list[dict[str, float]]:
+    """Every weighting of the kinds that sums to one, in steps: SETRec's (1 - beta, beta) for two kinds."""
+    parts = round(1 / step)
+
+    def compositions(left: int, over: int) -> list[tuple[int, ...]]:
+        if over == 1:
+            return [(left,)]
+        return [(first, *rest) for first in range(left + 1) for rest in compositions(left - first, over - 1)]
+
+    return [dict(zip(kinds, (c / parts for c in combo), strict=True)) for combo in compositions(parts, len(kinds))]

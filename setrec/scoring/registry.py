@@ -1,0 +1,120 @@
+"""The components that a hybrid score may have beside the model, by name.
+
+A new component is one module that calls :func:`register`, and an import of it below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from setrec.ragged import Ragged
+from setrec.scoring.item_graph import GraphComponent, Reading
+from setrec.scoring.text_similarity import TextFeatures, text_component
+from setrec.scoring.transitions import TransitionSettings, transition_component
+
+
+class Component(Protocol):
+    """A term of the hybrid score that is zero for most items. Items of the history have no entry."""
+
+    def entries(self, history: Ragged) -> tuple[Ragged, np.ndarray]:
+        """Where the component is above zero: items int64 in order, one row per history, and its values, float32."""
+        ...
+
+    def save(self, file: Path) -> None:
+        """Write it to a safetensors file."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What components are built from: ``histories`` that may be learned from, the number of ``items``, and the
+    features of their texts, ``None`` without texts."""
+
+    histories: Ragged
+    items: int
+    texts: TextFeatures | None = None
+
+
+@dataclass(frozen=True)
+class ComponentKind:
+    """A kind of component.
+
+    ``build`` makes one, or ``None`` where the sources have nothing for it. ``of_content``: it depends on what items
+    are, not on histories, so it is worth as much for an item without interactions. ``weights``: what is tried.
+    """
+
+    name: str
+    build: Callable[[Sources], Component | None]
+    weights: tuple[float, ...]
+    of_content: bool = False
+    load: Callable[[Path], Component] = GraphComponent.load
+
+
+_KINDS: dict[str, ComponentKind] = {}
+
+
+def register(kind: ComponentKind) -> ComponentKind:
+    """Add a kind; it takes part in every weight search from then on.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if kind.name in _KINDS:
+        raise ValueError(f"a component named '{kind.name}' is registered already")
+    _KINDS[kind.name] = kind
+    return kind
+
+
+def unregister(name: str) -> None:
+    """Take a kind out again."""
+    del _KINDS[name]
+
+
+def kinds() -> Mapping[str, ComponentKind]:
+    """All kinds by name, in the order in which they were registered."""
+    return dict(_KINDS)
+
+
+def _transitions(settings: TransitionSettings, reading: Reading) -> Callable[[Sources], Component | None]:
+    return lambda sources: transition_component(sources.histories, sources.items, settings, reading)
+
+
+_TRANSITION_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+# Of a search over the settings on validation parts of six splits, those that were best on one: the first two where much
+# of the history counts, the last where what comes next follows from the last few items.
+register(
+    ComponentKind(
+        "transitions_near",
+        _transitions(TransitionSettings(reach=3, fade=0.5, shrink=3.0, damping=0.5), Reading(last=50, decay=0.8)),
+        _TRANSITION_WEIGHTS,
+    )
+)
+register(
+    ComponentKind(
+        "transitions_wide",
+        _transitions(TransitionSettings(reach=8, fade=0.8, shrink=3.0, damping=0.5), Reading(last=50, decay=0.9)),
+        _TRANSITION_WEIGHTS,
+    )
+)
+register(
+    ComponentKind(
+        "transitions_forward",
+        _transitions(
+            TransitionSettings(reach=8, fade=0.8, backward=0.0, shrink=30.0, damping=1.0), Reading(last=5, decay=0.5)
+        ),
+        _TRANSITION_WEIGHTS,
+    )
+)
+register(
+    ComponentKind(
+        "text_similarity",
+        lambda sources: None if sources.texts is None else text_component(sources.texts),
+        (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+        of_content=True,
+    )
+)

@@ -1,0 +1,71 @@
+"""The temperature at which scores read as log-probabilities of the next item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from setrec import ranking
+from setrec.ragged import Ragged
+
+CELLS = 1 << 25
+"""Scores held while the temperature is sought, 128 MB; so many users are drawn by seed 0."""
+SPAN = np.log(1e4)
+"""Temperatures tried: the scores' spread, over this far down and up in logarithms."""
+
+
+def fit_temperature(scorer: ranking.Scorer, cases: ranking.Cases, *, batch: int = 256) -> float:
+    """The divisor of the scores with the best log-likelihood of the truths (Guo et al. 2017); 1 where no score tells
+    items apart. The softmax is over the catalogue without the user's history.
+
+    The likelihood is concave in the inverse, so there is one best; it is found to a thousandth, on as many users as
+    :data:`CELLS` allows.
+    """
+    if not len(cases):
+        return 1.0
+    items = scorer(cases.batch(0, 1)[0]).shape[1]
+    held = [_likely(*part) for part in scored(scorer, cases.sample(max(1, CELLS // items), 0), batch)]
+    spread = float(np.mean([np.std(scores, where=np.isfinite(scores)) for scores, _, _ in held]))
+    if not spread > 0 or not any(len(rows) for _, rows, _ in held):
+        return 1.0
+
+    def loss(log: float) -> float:
+        inverse, total = np.float32(np.exp(-log)), 0.0
+        for scores, rows, own in held:
+            total += float(log_normaliser(inverse * scores)[rows].sum() - (inverse * own).sum(dtype=np.float64))
+        return total
+
+    middle = np.log(spread)
+    found = minimize_scalar(loss, bounds=(middle - SPAN, middle + SPAN), method="bounded", options={"xatol": 1e-3})
+    return float(np.exp(found.x))
+
+
+def _likely(scores: np.ndarray, history: Ragged, truth: Ragged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Relative scores (b, I), and of the truths that can have a probability the rows and the relative scores."""
+    relative = relative_scores(scores, history)
+    own = relative[truth.row_of_value, truth.values]
+    some = np.isfinite(own)
+    return relative, truth.row_of_value[some], own[some]
+
+
+def scored(scorer: ranking.Scorer, cases: ranking.Cases, batch: int) -> Iterator[tuple[np.ndarray, Ragged, Ragged]]:
+    """Scores, histories and truths of the cases, a batch at a time."""
+    for start in range(0, len(cases), batch):
+        history, truth = cases.batch(start, batch)
+        yield scorer(history), history, truth
+
+
+def relative_scores(scores: np.ndarray, history: Ragged) -> np.ndarray:
+    """Scores less the best of their row, float32 (b, I), minus infinity for items of the history."""
+    scores = np.array(scores, dtype=np.float32)
+    scores[history.row_of_value, history.values] = -np.inf
+    best = scores.max(axis=1, keepdims=True)
+    return scores - np.where(np.isfinite(best), best, 0)
+
+
+def log_normaliser(scores: np.ndarray) -> np.ndarray:
+    """Logarithms (b,) of the sums of exponentials of rows whose best is 0."""
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(scores).sum(axis=1, dtype=np.float64))

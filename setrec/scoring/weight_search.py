@@ -1,0 +1,340 @@
+"""The search for the weights of a hybrid score, on validation users alone.
+
+Weights are chosen on two halves of the validation users. Where the split is each user's own, the validation events of
+the other half are known while a half is ranked, as at test time everybody's are. Where it is one of global time they
+are not: they are of the same time as what is asked for, contain everything new and show what is in fashion, while what
+is known at test time is older.
+
+1. Weights of the model's slot kinds: those with the best NDCG@10 of the model alone, over a grid.
+2. The temperature at which the model's scores are log-probabilities, so that one grid of weights suits every model.
+3. Components, greedily: the one that gains most beside those chosen so far is added, as long as the gain is beyond a
+   standard error (over users) of the paired difference; then every weight is tried again beside the others, and a
+   component that no longer gains that much is left out.
+4. Items without training interactions, where validation has enough of them: the ratio of the model and of content that
+   orders them best among themselves; then of factors and levels whose NDCG@10 over all items is within a standard error
+   of the best, those that find most of them: what is new is rarer right after training, where validation lies, than
+   ever after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+
+from setrec import ranking
+from setrec.catalog import TRAIN, VALID, Histories
+from setrec.model import SetRecModel
+from setrec.ragged import Ragged
+from setrec.scoring import registry
+from setrec.scoring.hybrid import MODEL, HybridWeights, NewItemWeights
+from setrec.scoring.item_graph import scatter
+from setrec.scoring.model_scores import ModelOnly, ModelScores, slot_weight_grid
+from setrec.scoring.registry import Component, Sources
+from setrec.scoring.temperature import fit_temperature
+from setrec.scoring.text_similarity import TextFeatures
+
+USERS = 2500
+"""Users of each half that weights are chosen on."""
+CALIBRATED = 2000
+"""Users that the temperature is fitted on."""
+BATCH = 256
+REFINED = (0.0, 0.5, 0.71, 1.0, 1.41, 2.0)
+"""Factors by which a chosen weight is tried again; 0 leaves the component out."""
+NEW_RATIOS = ((1.0, 0.0), (1.0, 2.5), (1.0, 5.0), (1.0, 10.0), (1.0, 20.0), (1.0, 40.0), (0.5, 40.0), (0.0, 20.0))
+"""Weights of model and content for new items, up to a common factor."""
+NEW_FACTORS = (0.25, 0.5, 1.0, 2.0)
+NEW_LEVELS = (-12.0, -10.0, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
+ENOUGH = 200
+"""Validation truths without training interactions from which on such items get weights of their own."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Validation users to be ranked: their ``cases``, and the histories ``known`` that components may be built from,
+    which do not hold what these users chose next."""
+
+    cases: ranking.Cases
+    known: Ragged
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search chose: ``weights``, their NDCG@10 on validation (``valid``), what each component gains beside the
+    others (``gains``: name, weight, gain, standard_error), and everything that was ``tried``."""
+
+    weights: HybridWeights
+    valid: float
+    gains: list[dict[str, Any]] = field(default_factory=list)
+    tried: list[dict[str, Any]] = field(default_factory=list)
+
+
+def halves(histories: Histories, *, timed: bool, users: int = USERS) -> list[Part]:
+    """Two halves of the validation users, up to ``users`` of each. ``timed``: the split is one of global time."""
+    cases, parts = ranking.Cases.of(histories, VALID), []
+    half = np.random.default_rng(0).permutation(len(cases)) % 2 == 0
+    for ranked in (half, ~half):
+        rows = np.flatnonzero(ranked)
+        part = ranking.Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows))
+        known = histories.upto(TRAIN) if timed else _with_validation_of(histories, cases.users[~ranked])
+        parts.append(Part(part.sample(users, 0), known))
+    return parts
+
+
+def _with_validation_of(histories: Histories, users: np.ndarray) -> Ragged:
+    """Training histories, and the validation items of these ``users``."""
+    items, splits = histories.items, histories.splits
+    return items.where((splits == TRAIN) | ((splits == VALID) & np.isin(items.row_of_value, users)))
+
+
+def search(
+    model: SetRecModel | None,
+    parts: Sequence[Part],
+    trained: np.ndarray,
+    texts: TextFeatures | None,
+    *,
+    slot_step: float = 0.1,
+    names: Sequence[str] | None = None,
+    progress: Callable[[str], None] = lambda note: None,
+) -> Found:
+    """The weights for a model (``None``: for the components without one).
+
+    ``trained`` bool (I,): items with training interactions. ``names`` of the components that take part, all by
+    default. NDCG@10 is over all items, the user's history removed.
+    """
+    asked = [part for part in parts if len(part.cases)]
+    if not asked:
+        return Found(_untuned(model), float("nan"))
+    term, tried = None, []
+    slots, temperature = {}, 1.0
+    if model is not None:
+        progress("slot weights")
+        slots, tried = _slot_weights(model, asked, slot_step)
+        cases = _sampled(asked, CALIBRATED)
+        temperature = fit_temperature(ModelOnly(ModelScores(model, slots)), cases)
+        slots = {kind: weight / temperature for kind, weight in slots.items()}
+        term = ModelScores(model, slots)
+    table = _Table(term, asked, trained, texts, list(registry.kinds()) if names is None else list(names))
+    progress("components")
+    components, values, gains = _components(table, tried)
+    weights = HybridWeights(slots=slots, temperature=temperature, components=components)
+    progress("new items")
+    new_items, values = _new_items(table, components, values, tried)
+    return Found(weights.model_copy(update={"new_items": new_items}), float(np.nanmean(values)), gains, tried)
+
+
+def _untuned(model: SetRecModel | None) -> HybridWeights:
+    return HybridWeights(slots={} if model is None else dict.fromkeys(model.kinds, 1.0))
+
+
+def _sampled(parts: Sequence[Part], users: int) -> ranking.Cases:
+    return ranking.Cases.joined([part.cases.sample(users // len(parts), 0) for part in parts])
+
+
+def _slot_weights(
+    model: SetRecModel, parts: Sequence[Part], step: float
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    grid = slot_weight_grid(model.kinds, step)
+    if len(grid) == 1:
+        return grid[0], []
+    term = ModelScores(model, dict.fromkeys(model.kinds, 1.0))
+    best, tried = ranking.choose_weights(term.by_kind, ranking.Cases.joined([part.cases for part in parts]), grid)
+    return best, [{"step": "slots", **row} for row in tried]
+
+
+class _Table:
+    """Validation users in batches, with every term of their scores as tables (b, I) on demand."""
+
+    def __init__(
+        self,
+        term: ModelScores | None,
+        parts: Sequence[Part],
+        trained: np.ndarray,
+        texts: TextFeatures | None,
+        names: Sequence[str],
+    ) -> None:
+        self.new = ~trained
+        self.items = len(trained)
+        every, content = registry.kinds(), {}
+        self.parts: list[dict[str, Component]] = []
+        for part in parts:
+            sources, built = Sources(part.known, self.items, texts), {}
+            for name in names:
+                if name not in content:
+                    component = every[name].build(sources)
+                    if every[name].of_content:
+                        content[name] = component
+                else:
+                    component = content[name]
+                if component is not None:
+                    built[name] = component
+            self.parts.append(built)
+        self.kinds = {name: every[name] for name in names if name in self.parts[0]}
+        self.batches = [
+            (number, *part.cases.batch(start, BATCH))
+            for number, part in enumerate(parts)
+            for start in range(0, len(part.cases), BATCH)
+        ]
+        self.has_model = term is not None
+        self._users = [] if term is None else [term.user_codes(history) for _, history, _ in self.batches]
+        self._codes = None if term is None else term.codes
+        self.new_truths = sum(int(self.new[truth.values].sum()) for _, _, truth in self.batches)
+
+    def model(self, batch: int) -> np.ndarray:
+        """The model's scores, zeros without one."""
+        if self._codes is None:
+            return np.zeros((len(self.batches[batch][1]), self.items), np.float32)
+        with torch.no_grad():
+            return np.asarray((self._users[batch] @ self._codes.T).cpu().numpy())
+
+    def component(self, name: str, batch: int) -> np.ndarray:
+        """A component's values."""
+        number, history, _ = self.batches[batch]
+        return scatter(*self.parts[number][name].entries(history), self.items)
+
+    def total(self, components: Mapping[str, float], batch: int) -> np.ndarray:
+        """The model's scores with components at these weights."""
+        total = self.model(batch).copy()
+        for name, weight in components.items():
+            total += np.float32(weight) * self.component(name, batch)
+        return total
+
+    def ndcg(
+        self,
+        terms: Callable[[int], Mapping[str, np.ndarray]],
+        grid: Sequence[Mapping[str, float]],
+        groups: Sequence[ranking.Group] | None = None,
+    ) -> list[np.ndarray]:
+        """NDCG@10 of every user under every weighting of the grid, float (weightings, users), for each of ``groups``
+        (by default all items); a user without a truth in a group has NaN. ``terms`` of a batch by its number."""
+        every = np.ones(self.items, dtype=bool)
+        groups = groups or [ranking.Group("all", every, every)]
+        pools = np.stack([group.candidates for group in groups])
+        found: list[list[np.ndarray]] = [[] for _ in groups]
+        for number, (_, history, truth) in enumerate(self.batches):
+            ranks = ranking.mixed_ranks(terms(number), grid, history, truth, pools, "removed")
+            for at, (group, kept) in enumerate(zip(groups, found, strict=True)):
+                some = group.truths[truth.values]
+                offsets = truth.where(some).offsets
+                each = [ranking.user_metrics(Ragged(one[some], offsets), (10,))["ndcg@10"] for one in ranks[:, at]]
+                kept.append(np.stack(each))
+        return [np.concatenate(one, axis=1) for one in found]
+
+    def beside(self, name: str, others: Mapping[str, float], weights: Sequence[float]) -> np.ndarray:
+        """NDCG@10 (weights, users) of a component at each of ``weights`` beside the others."""
+
+        def terms(batch: int) -> dict[str, np.ndarray]:
+            return {"others": self.total(others, batch), name: self.component(name, batch)}
+
+        (values,) = self.ndcg(terms, [{"others": 1.0, name: weight} for weight in weights])
+        return values
+
+
+def _components(
+    table: _Table, tried: list[dict[str, Any]]
+) -> tuple[dict[str, float], np.ndarray, list[dict[str, Any]]]:
+    """Weights of the chosen components, NDCG@10 by user with them, and what each gains."""
+    chosen: dict[str, float] = {}
+    (alone,) = table.ndcg(lambda batch: {MODEL: table.model(batch)}, [{MODEL: 1.0}])
+    values = alone[0]
+    while left := [name for name in table.kinds if name not in chosen]:
+        best: tuple[float, str, float, np.ndarray] | None = None
+        for name in left:
+            weights = table.kinds[name].weights
+            if not table.has_model and not chosen:  # alone, all weights rank alike
+                weights = weights[len(weights) // 2 :][:1]
+            each = table.beside(name, chosen, weights)
+            tried += _rows("components", [{**chosen, name: weight} for weight in weights], each)
+            at = int(np.argmax(np.nanmean(each, axis=1)))
+            if best is None or np.nanmean(each[at]) > best[0]:
+                best = float(np.nanmean(each[at])), name, weights[at], each[at]
+        assert best is not None
+        if not _gains(best[3], values):
+            break
+        chosen[best[1]], values = best[2], best[3]
+    gains = []
+    for name in list(chosen):
+        others = {other: weight for other, weight in chosen.items() if other != name}
+        if not others and not table.has_model:
+            gains.append(_gain(name, chosen[name], values, alone[0]))
+            continue
+        weights = [factor * chosen[name] for factor in REFINED]
+        each = table.beside(name, others, weights)
+        tried += _rows("refined", [{**others, name: weight} for weight in weights], each)
+        at = int(np.argmax(np.nanmean(each, axis=1)))
+        if _gains(each[at], each[0]):
+            chosen[name], values = weights[at], each[at]
+            gains.append(_gain(name, weights[at], each[at], each[0]))
+        else:
+            del chosen[name]
+            values = each[0]
+    return chosen, values, gains
+
+
+def _new_items(
+    table: _Table, components: Mapping[str, float], values: np.ndarray, tried: list[dict[str, Any]]
+) -> tuple[NewItemWeights, np.ndarray]:
+    """Weights for items without training interactions, and NDCG@10 by user with them."""
+    content = {name: components.get(name, 0.0) for name, kind in table.kinds.items() if kind.of_content}
+    if not content or table.new_truths < ENOUGH:
+        return NewItemWeights(), values
+    whole = sum(content.values())
+    shares = {name: weight / whole if whole else 1 / len(content) for name, weight in content.items()}
+    new, zero = table.new, np.float32(0)
+
+    def terms(batch: int) -> dict[str, np.ndarray]:
+        model = table.model(batch)
+        of_content = sum(np.float32(share) * table.component(name, batch) for name, share in shares.items())
+        rest = np.where(new, zero, model + np.float32(whole) * of_content)
+        for name, weight in components.items():
+            if name not in content:
+                rest += np.float32(weight) * table.component(name, batch)
+        level = np.broadcast_to(new.astype(np.float32), model.shape).copy()
+        return {"rest": rest, MODEL: np.where(new, model, zero), "content": np.where(new, of_content, zero),
+                "level": level}  # fmt: skip
+
+    def weights(model: float, of_content: float, level: float = 0.0) -> dict[str, float]:
+        return {"rest": 1.0, MODEL: model, "content": of_content, "level": level}
+
+    every = np.ones(table.items, dtype=bool)
+    (among,) = table.ndcg(terms, [weights(*r) for r in NEW_RATIOS], [ranking.Group("new among new", new, new)])
+    tried += _rows("new items among themselves", [weights(*ratio) for ratio in NEW_RATIOS], among)
+    model, of_content = NEW_RATIOS[int(np.argmax(np.nanmean(among, axis=1)))]
+    grid = [weights(1.0, whole)]
+    grid += [weights(f * model, f * of_content, level) for f, level in product(NEW_FACTORS, NEW_LEVELS)]
+    overall, of_new = table.ndcg(terms, grid, [ranking.Group("all", every, every), ranking.Group("new", new, every)])
+    tried += _rows("new items", grid, overall)
+    means = np.nanmean(overall, axis=1)
+    top = overall[int(np.argmax(means))]
+    good = means >= means.max() - np.array([standard_error(top - one) for one in overall])
+    at = int(np.argmax(np.where(good, np.nanmean(of_new, axis=1), -1.0)))
+    if at == 0:
+        return NewItemWeights(), overall[0]
+    chosen = grid[at]
+    own = {name: chosen["content"] * share for name, share in shares.items()}
+    return NewItemWeights(model=chosen[MODEL], components=own, level=chosen["level"]), overall[at]
+
+
+def standard_error(differences: np.ndarray) -> float:
+    """Of the mean of users' differences; users without one have NaN."""
+    return float(np.nanstd(differences) / np.sqrt(max(1, np.sum(~np.isnan(differences)))))
+
+
+def _gains(values: np.ndarray, before: np.ndarray) -> bool:
+    """Whether the mean rises by more than a standard error of the paired difference."""
+    return bool(np.nanmean(values - before) > standard_error(values - before))
+
+
+def _gain(name: str, weight: float, values: np.ndarray, before: np.ndarray) -> dict[str, Any]:
+    difference = values - before
+    return {"name": name, "weight": weight, "gain": float(np.nanmean(difference)),
+            "standard_error": standard_error(difference)}  # fmt: skip
+
+
+def _rows(step: str, grid: Sequence[Mapping[str, float]], values: np.ndarray) -> list[dict[str, Any]]:
+    means = np.nanmean(values, axis=1)
+    return [{"step": step, "weights": dict(w), "ndcg@10": float(v)} for w, v in zip(grid, means, strict=True)]

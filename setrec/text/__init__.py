@@ -1,0 +1,1 @@
+"""Text features of items: lexical (TF-IDF) vectors."""
