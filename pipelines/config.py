@@ -15,7 +15,6 @@ from pipelines.releases import ReleaseSettings
 from pipelines.search_space import TuneSettings
 from pipelines.storage import is_uri
 from pipelines.trackers import TrackingSettings
-from serving.newcomers import NewcomerSettings
 from serving.retriever import RetrieverSettings
 from serving.settings import ServingSettings
 from setrec.atomic import atomic_file
@@ -33,7 +32,10 @@ def _absolute(where: str) -> str:
 
 
 class EncoderSettings(Settings):
-    """The sentence encoder: ``path`` is a local directory or a hub id; ``null`` leaves the semantic slots out.
+    """Text vectors: those of a sentence encoder, and ``lexical`` ones (TF-IDF projected to 256 numbers) beside them.
+
+    ``path`` of the sentence encoder is a local directory or a hub id; ``null`` leaves sentence vectors out. Without
+    either the model has no semantic slot and text similarity takes no part.
 
     ``actors``: processes that encode, each with the model once (100 MB for a small one, on a GPU where the cluster has
     any); one is this process, without Ray. ``batch_size``: texts at a time; on a CPU more than 64 gain nothing.
@@ -41,6 +43,7 @@ class EncoderSettings(Settings):
     """
 
     path: str | None = None
+    lexical: bool = True
     batch_size: int = Field(64, ge=1)
     max_length: int = Field(256, ge=8)
     actors: int = Field(1, ge=1)
@@ -112,13 +115,14 @@ class ClusterSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """Cut-offs, bootstrap and the slot-weight grid of the ranking evaluation.
+    """Cut-offs, bootstrap, opponents and the weight search of the ranking evaluation.
 
     ``weight_step`` 0.1 tries 11 weightings of two kinds of slots and 66 of three, all from one pass of the model.
-    ``batch_size``: users scored at a time, 4 bytes times the catalogue each and about five times that while ranks are
-    counted. ``actors``: processes that rank batches, each with the models once; metrics are the same. One is this
-    process, without Ray, and the quicker choice up to some ten thousand users. ``transitions``: what followed what is
-    added to our scores, with a weight chosen on validation, none where it does not help.
+    ``components`` that take part in the weight search beside the model; ``null`` for all that are registered.
+    ``opponents`` in the table; ``sasrec`` is trained where the run has none. ``batch_size``: users scored at a time, 4
+    bytes times the catalogue each and about five times that while ranks are counted. ``actors``: processes that rank
+    batches, each with the models once; metrics are the same. One is this process, without Ray, and the quicker choice
+    up to some ten thousand users.
     """
 
     ks: tuple[int, ...] = (5, 10, 20)
@@ -126,7 +130,8 @@ class EvaluationSettings(Settings):
     weight_step: float = Field(0.1, gt=0, le=1)
     seed: int = 0
     examples: int = Field(5, ge=0)
-    transitions: bool = True
+    components: tuple[str, ...] | None = None
+    opponents: tuple[Literal["popularity", "item_knn", "sasrec"], ...] = ("popularity", "item_knn")
     batch_size: int = Field(256, ge=1)
     actors: int = Field(1, ge=1)
 
@@ -152,7 +157,6 @@ class JobConfig(Settings):
     tune: TuneSettings = TuneSettings()
     tracking: TrackingSettings = TrackingSettings()
     retriever: RetrieverSettings = RetrieverSettings()
-    newcomers: NewcomerSettings = NewcomerSettings()
     serving: ServingSettings = ServingSettings()
     gate: GateSettings = GateSettings()
     release: ReleaseSettings = ReleaseSettings()

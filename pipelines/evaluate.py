@@ -8,107 +8,99 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines import ingest, shard_evaluate
+from pipelines import features, ingest, shard_evaluate
 from pipelines.config import EvaluationSettings, JobConfig
 from pipelines.progress import bar
 from pipelines.runs import Run
+from pipelines.scorer import SCORER, hybrid_scorer, known_at_test, record, search_weights
 from pipelines.shard_evaluate import Workers
-from pipelines.system_names import ALONE, OURS, SASREC
+from pipelines.system_names import ALONE, ITEM_KNN, OURS, POPULARITY, SASREC, WITHOUT
 from pipelines.systems import Systems
-from setrec import baselines, ranking, scoring
+from setrec import baselines, ranking
 from setrec.atomic import atomic_file
-from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
+from setrec.catalog import TEST, Catalog, Histories
+from setrec.errors import ConfigError
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
-from setrec.walk import WalkSettings
-from setrec.walk_choice import NO_WALK, WalkChoice
+from setrec.scoring import registry
+from setrec.scoring.weight_search import Found
 
 
 def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     """Rank all systems on the test items and write the run's result files; returns the rows of metrics.json.
 
-    Nothing here is chosen on the test items: ItemKNN's settings, SETRec's slot weights and the weight of transitions
-    come from validation. All systems know training histories alone. With ``evaluation.actors`` above one, batches of
-    users go to actors; metrics are the same.
+    Nothing here is chosen on the test items: ItemKNN's settings and the weights of the hybrid scorer come from
+    validation. With ``evaluation.actors`` above one, batches of users go to actors; metrics are the same.
 
     Raises:
-        ConfigError: the run has not been trained, or a batch failed for good.
+        ConfigError: the run has not been trained, a component is not known, or a batch failed for good.
     """
     run.require(run.model, "train")
     catalog, histories = ingest.load(run.data)
     items, s = len(catalog), config.evaluation
     groups = ranking.warm_cold_groups(histories.trained(items))
     groups += ranking.popularity_groups(histories.train_counts(items))
-    with bar("Tune ItemKNN") as progress:
-        knn, knn_tried = baselines.tune_item_knn(histories, items, progress=progress.update)
-    given: dict[str, ranking.Scorer] = {
-        "Popularity": baselines.Popularity(histories.train_counts(items)),
-        "ItemKNN": knn,
-    }
-    choice = WalkChoice.of(histories.upto(TRAIN), items) if s.transitions else NO_WALK
-    load = partial(Systems.load, run.root.resolve(), given, groups, choice, gpu=config.cluster.gpu)
+    model = SetRecModel.from_pretrained(run.model)
+    weights, without = choose_weights(run, model, catalog, histories, config)
+    given, knn_tried = _untrained(histories, items, s)
+    run.write_json(SCORER, {**record(weights), "without_model": record(without), "item_knn": knn_tried})
+    cases = ranking.Cases.of(histories, TEST)
+    load = partial(Systems.load, run.root.resolve(), config, given, groups, weights.weights, without.weights)
+    names = [*given, *([SASREC] if "sasrec" in s.opponents else []), OURS, ALONE, WITHOUT]
     with shard_evaluate.workers(load, config) as each:
-        weights, tried = _choose(each, run, histories, s)
-        added, walks_tried = _choose_walk(each, weights, choice, histories, s)
-        told: dict[str, Any] = {"weights": weights, "grid": tried, "item_knn": knn_tried}
-        told |= {"transitions": None if added is None else added.model_dump(), "transitions_tried": walks_tried}
-        run.write_json("weights.json", told)
-        cases = ranking.Cases.of(histories, TEST)
-        names = [*given, SASREC, OURS, *([] if added is None else [ALONE])]
-        results = _rank(each, names, weights, added, cases, groups, s)
+        results = _rank(each, names, cases, groups, s)
     rows = [r for name, found in results.items() for r in _rows(name, found, s)]
     run.write_json("metrics.json", [r for r in rows if not r["group"].startswith("popularity:")])
     run.write_json("popularity_groups.json", [r for r in rows if r["group"].startswith("popularity:")])
     run.write_json("comparisons.json", _comparisons(results, s))
     with atomic_file(run.root / "per_user.parquet") as path:
         _per_user(results, histories).to_parquet(path, index=False)
-    ours = Systems(SetRecModel.from_pretrained(run.model), {}, groups, choice).scorer(OURS, weights, added)
+    trained, texts = histories.trained(items), features.text_features(run, catalog)
+    ours = hybrid_scorer(model, weights.weights, known_at_test(histories), trained, texts)
     run.write_json("examples.json", _examples(ours, catalog, histories, cases, s.examples))
     return [r for r in rows if not r["group"].startswith("popularity:")]
 
 
 def choose_weights(
-    model: SetRecModel, histories: Histories, s: EvaluationSettings
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The weights of the slot kinds that are best on the validation items, and all that were tried; one model pass."""
-    grid = scoring.weight_grid(model.kinds, s.weight_step)
-    return ranking.choose_weights(scoring.kind_scorer(model), ranking.Cases.of(histories, VALID), grid)
+    run: Run, model: SetRecModel, catalog: Catalog, histories: Histories, config: JobConfig
+) -> tuple[Found, Found]:
+    """The weights of the run's scorer, and of its components without the model, both from validation.
+
+    Raises:
+        ConfigError: ``evaluation.components`` names one that is not registered.
+    """
+    names = config.evaluation.components
+    if unknown := [name for name in names or () if name not in registry.kinds()]:
+        raise ConfigError(f"evaluation.components: no '{unknown[0]}'; there are {', '.join(registry.kinds())}")
+    with bar("Search weights") as progress:
+        choose = partial(
+            search_weights, histories=histories, texts=features.text_features(run, catalog), items=len(catalog),
+            timed=config.data.split.kind != "leave_one_out", step=config.evaluation.weight_step, components=names,
+        )  # fmt: skip
+        found = choose(model)
+        progress.update(1, 2, "with the model")
+        without = choose(None)
+        used = ", ".join(found.weights.used) or "no component"
+        progress.update(2, 2, f"{used}; validation NDCG@10 {found.valid:.4f}")
+    return found, without
 
 
-def _choose(
-    each: Workers, run: Run, histories: Histories, s: EvaluationSettings
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    grid = scoring.weight_grid(SetRecModel.from_pretrained(run.model).kinds, s.weight_step)
-    with bar("Choose weights") as progress:
-        weights, tried = shard_evaluate.choose_weights(
-            each, ranking.Cases.of(histories, VALID), grid, batch=s.batch_size, progress=progress.update
-        )
-        progress.update(1, 1, "weights " + ", ".join(f"{kind} {w:.1f}" for kind, w in weights.items()))
-    return weights, tried
-
-
-def _choose_walk(
-    each: Workers, weights: dict[str, float], choice: WalkChoice, histories: Histories, s: EvaluationSettings
-) -> tuple[WalkSettings | None, list[dict[str, Any]]]:
-    """The walk that is added to our scores, ``None`` where the model alone is best, and all that were tried."""
-    if not choice.walks:
-        return None, []
-    with bar("Weigh transitions") as progress:
-        best, tried = shard_evaluate.choose_walk(
-            each, ranking.Cases.of(histories, VALID), weights, choice, batch=s.batch_size, progress=progress.update
-        )
-        progress.update(1, 1, f"weight {best.weight:g}")
-    return best if best.weight else None, tried
+def _untrained(
+    histories: Histories, items: int, s: EvaluationSettings
+) -> tuple[dict[str, ranking.Scorer], list[dict[str, Any]]]:
+    """The opponents that need no gradient, and what was tried for ItemKNN."""
+    given: dict[str, ranking.Scorer] = {}
+    tried: list[dict[str, Any]] = []
+    if "popularity" in s.opponents:
+        given[POPULARITY] = baselines.Popularity(histories.train_counts(items))
+    if "item_knn" in s.opponents:
+        with bar("Tune ItemKNN") as progress:
+            given[ITEM_KNN], tried = baselines.tune_item_knn(histories, items, progress=progress.update)
+    return given, tried
 
 
 def _rank(
-    each: Workers,
-    names: list[str],
-    weights: dict[str, float],
-    added: WalkSettings | None,
-    cases: ranking.Cases,
-    groups: list[ranking.Group],
-    s: EvaluationSettings,
+    each: Workers, names: list[str], cases: ranking.Cases, groups: list[ranking.Group], s: EvaluationSettings
 ) -> dict[str, ranking.PerUser]:
     results = {}
     with bar("Rank the whole catalogue") as progress:
@@ -117,9 +109,7 @@ def _rank(
             def told(done: int, total: int, number: int = number) -> None:
                 progress.update(number * total + done, len(names) * total)
 
-            results[name] = shard_evaluate.rank(
-                each, name, weights, cases, groups, walk=added, ks=s.ks, batch=s.batch_size, progress=told
-            )
+            results[name] = shard_evaluate.rank(each, name, cases, groups, ks=s.ks, batch=s.batch_size, progress=told)
         progress.update(1, 1, f"{len(cases)} users, {len(groups[0].truths)} items, {len(names)} systems")
     return results
 

@@ -20,10 +20,18 @@ from pipelines.runs import Run
 from pipelines.trackers import tracking
 from pipelines.warm import begin_sasrec
 from setrec.atomic import atomic_file
+from setrec.catalog import Catalog
 from setrec.encoder import TextEncoder
 from setrec.errors import DataError
 from setrec.sasrec import SasRec, train_sasrec
-from setrec.tokens import ItemFeatures
+from setrec.scoring.text_similarity import TextFeatures
+from setrec.text.lexical import LexicalEncoder
+from setrec.tokens import ItemFeatures, unit_rows
+
+LEXICAL = "lexical"
+"""Folder of the lexical encoder, below the features."""
+TABLE_START = 0.1
+"""Standard deviation of a collaborative table that begins at random."""
 
 
 def text_encoder(config: JobConfig) -> TextEncoder | None:
@@ -63,8 +71,25 @@ def _in_blocks(out: Path, config: JobConfig, progress: Bar) -> item_graph.Measur
     return measure
 
 
-def train_collaborative(run: Run, config: JobConfig) -> None:
-    """Train SASRec: an opponent in the table, and the source of the collaborative vectors."""
+def encode_words(run: Run, config: JobConfig, lexical: LexicalEncoder | None = None) -> None:
+    """Write the lexical encoder of the catalogue's texts and every item's vector; nothing where no item has a text.
+
+    ``lexical``: an encoder fitted before, whose vectors a warm start goes on reading.
+    """
+    texts = Catalog.load(run.data / "items.parquet").texts
+    if not config.encoder.lexical or not any(texts):
+        return
+    with bar("Fit word vectors") as progress:
+        lexical = lexical or LexicalEncoder.fit(texts)
+        lexical.save(run.features / LEXICAL)
+        with atomic_file(run.features / "words.safetensors") as path:
+            save_file({"words": lexical.vectors(texts)}, path)
+        progress.update(1, 1, f"{len(lexical.vocabulary)} words, {lexical.width} numbers each")
+
+
+def train_sasrec_opponent(run: Run, config: JobConfig) -> None:
+    """Train SASRec into ``run.sasrec``: an opponent in the table and, with ``model.table: sasrec``, the source of the
+    collaborative vectors."""
     catalog, histories = ingest.load(run.data)
     records: list[dict] = []
 
@@ -81,10 +106,22 @@ def train_collaborative(run: Run, config: JobConfig) -> None:
         )
     run.write_curve("SASRec", records)
     model.save(run.sasrec)
+
+
+def train_collaborative(run: Run, config: JobConfig) -> None:
+    """Train the SASRec whose vectors begin the collaborative table, where ``model.table`` asks for it, and write them."""
+    if config.model.table != "sasrec":
+        return
+    train_sasrec_opponent(run, config)
+    table = np.ascontiguousarray(load_sasrec(run).item_embeddings().numpy(), dtype=np.float32)
     run.features.mkdir(parents=True, exist_ok=True)
-    table = np.ascontiguousarray(model.item_embeddings().numpy(), dtype=np.float32)
     with atomic_file(run.features / "collaborative.safetensors") as path:
         save_file({"collaborative": table}, path)
+
+
+def has_collaborative(run: Run, config: JobConfig) -> bool:
+    """Whether the vectors that :func:`train_collaborative` makes are there, or none are asked for."""
+    return config.model.table != "sasrec" or (run.features / "collaborative.safetensors").exists()
 
 
 def load_features(run: Run, config: JobConfig, trained: np.ndarray) -> ItemFeatures:
@@ -94,14 +131,53 @@ def load_features(run: Run, config: JobConfig, trained: np.ndarray) -> ItemFeatu
         ConfigError: collaborative vectors, or positions that the structural slot needs, are missing.
         DataError: a file of vectors is damaged.
     """
-    path = run.require(run.features / "collaborative.safetensors", "train")
-    text = run.features / "text.safetensors"
     return ItemFeatures(
         trained=trained,
-        collaborative=_vectors(path)["collaborative"],
-        text=_vectors(text)["text"] if text.exists() else None,
+        collaborative=_collaborative(run, config, len(trained)),
+        text=text_vectors(run),
         extra=_positions(run) if config.structural.enabled else {},
     )
+
+
+def text_vectors(run: Run) -> np.ndarray | None:
+    """The text vectors that models read, float32 (I, w): word vectors, then sentence vectors, whichever there are."""
+    tables = [("words", run.features / "words.safetensors"), ("text", run.features / "text.safetensors")]
+    found = [_vectors(path)[name] for name, path in tables if path.exists()]
+    return np.ascontiguousarray(np.concatenate(found, axis=1)) if found else None
+
+
+def text_features(run: Run, catalog: Catalog) -> TextFeatures | None:
+    """What text similarity reads; ``None`` where no item has a text, or no word is shared by two."""
+    lexical, sentences = load_lexical(run), run.features / "text.safetensors"
+    if lexical is None:
+        return None
+    vectors = unit_rows(_vectors(sentences)["text"]) if sentences.exists() else None
+    return TextFeatures(lexical.rows(catalog.texts), vectors)
+
+
+def load_lexical(run: Run) -> LexicalEncoder | None:
+    """The lexical encoder of the run, ``None`` where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    folder = run.features / LEXICAL
+    if not folder.exists():
+        return None
+    try:
+        return LexicalEncoder.load(folder)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise DataError("is damaged; make it again", file=folder) from error
+
+
+def _collaborative(run: Run, config: JobConfig, items: int) -> np.ndarray | None:
+    if config.model.table == "sasrec":
+        path = run.require(run.features / "collaborative.safetensors", "train")
+        return _vectors(path)["collaborative"]
+    if not config.model.collaborative:
+        return None
+    rng = np.random.default_rng(config.training.seed)
+    return rng.normal(0, TABLE_START, (items, config.model.collaborative)).astype(np.float32)
 
 
 def _positions(run: Run) -> dict[str, np.ndarray]:
@@ -118,4 +194,4 @@ def _vectors(path: Path) -> dict[str, np.ndarray]:
 
 def load_sasrec(run: Run) -> SasRec:
     """The collaborative model of the run."""
-    return SasRec.load(run.require(run.sasrec, "train"))
+    return SasRec.load(run.require(run.sasrec, "evaluate --set evaluation.opponents=[sasrec]"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -22,8 +22,6 @@ from pipelines.failures import told
 from pipelines.systems import Systems
 from setrec import ranking
 from setrec.ragged import Ragged
-from setrec.walk import WalkSettings
-from setrec.walk_choice import WalkChoice
 
 RETRIES = 3
 """Times a batch is ranked again after its actor died."""
@@ -63,47 +61,16 @@ def workers(load: Callable[[], Systems], config: JobConfig) -> Iterator[Workers]
 def rank(
     each: Workers,
     name: str,
-    weights: Mapping[str, float],
     cases: ranking.Cases,
     groups: Sequence[ranking.Group],
     *,
-    walk: WalkSettings | None = None,
     ks: Sequence[int] = (5, 10, 20),
     batch: int = 256,
     progress: Progress | None = None,
 ) -> ranking.PerUser:
     """What :func:`setrec.ranking.evaluate` returns for the system ``name``; ``groups`` are those of the workers."""
-    found = each.map(partial(Systems.rank, name=name, weights=weights, walk=walk), _parts(cases, batch), progress)
+    found = each.map(partial(Systems.rank, name=name), _parts(cases, batch), progress)
     return ranking.joined(cases.users, found, groups, ks)
-
-
-def choose_weights(
-    each: Workers,
-    cases: ranking.Cases,
-    grid: Sequence[Mapping[str, float]],
-    *,
-    batch: int = 256,
-    progress: Progress | None = None,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """What :func:`setrec.ranking.choose_weights` returns for our system."""
-    found = each.map(partial(Systems.weigh, grid=grid), _parts(cases, batch), progress)
-    return ranking.best_weights(found, grid)
-
-
-def choose_walk(
-    each: Workers,
-    cases: ranking.Cases,
-    weights: Mapping[str, float],
-    choice: WalkChoice,
-    *,
-    batch: int = 256,
-    progress: Progress | None = None,
-) -> tuple[WalkSettings, list[dict[str, Any]]]:
-    """The walk of ``choice``, which the workers have too, with the weight that has our system's best NDCG@10 on
-    (validation) cases, history removed, and all that were tried."""
-    found = each.map(partial(Systems.weigh_walks, weights=weights), _parts(cases, batch), progress)
-    best, tried = ranking.best_weights(found, choice.grid)
-    return choice.settings(best), choice.told(tried)
 
 
 def _parts(cases: ranking.Cases, batch: int) -> list[Part]:

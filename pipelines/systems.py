@@ -1,89 +1,65 @@
-"""The systems of the ranking table, as one process holds them: ours at any slot weights, and its opponents."""
+"""The systems of the ranking table as one process holds them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
-from pipelines.features import load_sasrec
+from pipelines import features, ingest
+from pipelines.config import JobConfig
 from pipelines.runs import Run
-from pipelines.system_names import ALONE, OURS, SASREC
-from setrec import ranking, sasrec, scoring
+from pipelines.scorer import hybrid_scorer, known_at_test
+from pipelines.system_names import ALONE, OURS, SASREC, WITHOUT
+from setrec import ranking, sasrec
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
-from setrec.walk import Walked, WalkSettings
-from setrec.walk_choice import NO_WALK, WalkChoice
+from setrec.scoring.hybrid import HybridWeights
+from setrec.scoring.model_scores import ModelOnly, ModelScores
 
 
 class Systems:
-    """A trained recommender and ``others``, ready to rank batches of cases in ``groups``; ``choice`` is of walks that
-    the recommender may be given."""
+    """``scorers`` by name, ready to rank batches of cases in ``groups``."""
 
-    def __init__(
-        self,
-        model: SetRecModel,
-        others: Mapping[str, ranking.Scorer],
-        groups: Sequence[ranking.Group],
-        choice: WalkChoice = NO_WALK,
-    ) -> None:
-        self.model, self.others, self.groups, self.choice = model.eval(), others, groups, choice
-        self._ours: dict[tuple[tuple[str, float], ...], ranking.Scorer] = {}
+    def __init__(self, scorers: Mapping[str, ranking.Scorer], groups: Sequence[ranking.Group]) -> None:
+        self.scorers, self.groups = dict(scorers), groups
 
     @classmethod
     def load(
         cls,
         root: Path,
+        config: JobConfig,
         given: Mapping[str, ranking.Scorer],
         groups: Sequence[ranking.Group],
-        choice: WalkChoice = NO_WALK,
-        *,
-        gpu: bool = False,
+        weights: HybridWeights,
+        without: HybridWeights,
     ) -> Systems:
-        """The run's own recommender (on the GPU, where there is one and ``gpu`` says so) and SASRec, after ``given``.
+        """The opponents ``given``, SASRec where it takes part, then the run's own scorer at ``weights``, its model
+        alone, and its components without the model at their own weights.
 
         Raises:
             ConfigError: the run has not been trained.
         """
-        run = Run(root)
+        run, scorers = Run(root), dict(given)
+        catalog, histories = ingest.load(run.data)
+        texts, trained = features.text_features(run, catalog), histories.trained(len(catalog))
+        if "sasrec" in config.evaluation.opponents:
+            scorers[SASREC] = sasrec.scorer(features.load_sasrec(run))
         model = SetRecModel.from_pretrained(run.require(run.model, "train"))
-        if gpu:
+        if config.cluster.gpu:
             torch.nn.Module.to(model, "cuda")
-        return cls(model, {**given, SASREC: sasrec.scorer(load_sasrec(run))}, groups, choice)
+        known = known_at_test(histories)
+        scorers[OURS] = hybrid_scorer(model, weights, known, trained, texts)
+        scorers[ALONE] = ModelOnly(ModelScores(model, weights.slots))
+        scorers[WITHOUT] = hybrid_scorer(None, without, known, trained, texts)
+        return cls(scorers, groups)
 
     @property
     def names(self) -> list[str]:
-        """Every system, ours last."""
-        return [*self.others, OURS]
+        """Every system, the opponents first."""
+        return list(self.scorers)
 
-    def scorer(self, name: str, weights: Mapping[str, float], walk: WalkSettings | None = None) -> ranking.Scorer:
-        """The scorer of a system; ``weights`` by kind of slot are ours, and so is the walk with these settings."""
-        if name not in (OURS, ALONE):
-            return self.others[name]
-        key = tuple(weights.items())
-        if key not in self._ours:
-            self._ours[key] = scoring.scorer(self.model, weights)
-        if name == ALONE or walk is None:
-            return self._ours[key]
-        return Walked(self._ours[key], self.choice.walk(walk))
-
-    def rank(
-        self, history: Ragged, truth: Ragged, name: str, weights: Mapping[str, float], walk: WalkSettings | None = None
-    ) -> ranking.Ranks:
+    def rank(self, history: Ragged, truth: Ragged, name: str) -> ranking.Ranks:
         """Ranks of one batch's truths by one system."""
-        return ranking.batch_ranks(self.scorer(name, weights, walk), history, truth, self.groups)
-
-    def weigh_walks(self, history: Ragged, truth: Ragged, weights: Mapping[str, float]) -> list[Ragged]:
-        """Ranks of one batch's truths by ours with every walk at every weight, as the choice's grid has them."""
-        terms = partial(self.choice.terms, self.scorer(ALONE, weights))
-        return ranking.weighted_ranks(terms, history, truth, self.choice.grid)
-
-    def weigh(self, history: Ragged, truth: Ragged, grid: Sequence[Mapping[str, float]]) -> list[Ragged]:
-        """Ranks of one batch's truths by ours, under every weighting of the grid, from one pass of the model."""
-        return ranking.weighted_ranks(self._kinds, history, truth, grid)
-
-    @cached_property
-    def _kinds(self) -> ranking.KindScorer:
-        return scoring.kind_scorer(self.model)
+        return ranking.batch_ranks(self.scorers[name], history, truth, self.groups)
