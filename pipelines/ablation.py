@@ -12,14 +12,15 @@ import numpy as np
 
 from pipelines import ingest
 from pipelines.config import EvaluationSettings, JobConfig, validate
-from pipelines.evaluate import choose_weights
 from pipelines.progress import Bar, bar
 from pipelines.runs import Run
+from pipelines.scorer import search_weights, timed
 from pipelines.train import trainer_of
-from setrec import ranking, scoring
+from setrec import ranking
 from setrec.catalog import TEST, Histories
 from setrec.intervals import paired_difference
 from setrec.model import SetRecModel
+from setrec.scoring.model_scores import model_scorer
 
 METRICS = ("ndcg@10", "recall@10")
 
@@ -67,7 +68,9 @@ def _measured(run: Run, config: JobConfig, seeds: int, progress: Bar) -> tuple[r
     found, records = [], []
     for seed in range(config.training.seed, config.training.seed + seeds):
         model, curve = _fit(run, _changed(config, f"training.seed={seed}"), progress)
-        weights, _ = choose_weights(model, histories, config.evaluation)
+        weights = search_weights(
+            model, histories, None, len(catalog), timed=timed(config), step=config.evaluation.weight_step, components=()
+        ).weights.slots
         found.append(_rank(model, weights, histories, len(catalog), config.evaluation))
         records.append({"seed": seed, "weights": weights, "validation": curve})
     return ranking.averaged(found), records
@@ -86,7 +89,7 @@ def _rank(
     model: SetRecModel, weights: dict[str, float], histories: Histories, items: int, s: EvaluationSettings
 ) -> ranking.PerUser:
     groups = ranking.warm_cold_groups(histories.trained(items))
-    return ranking.evaluate(scoring.scorer(model, weights), ranking.Cases.of(histories, TEST), groups, ks=s.ks)
+    return ranking.evaluate(model_scorer(model, weights), ranking.Cases.of(histories, TEST), groups, ks=s.ks)
 
 
 def _differences(results: dict[str, ranking.PerUser], s: EvaluationSettings) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pipelines import features, ingest, shard_evaluate
 from pipelines.config import EvaluationSettings, JobConfig
 from pipelines.progress import bar
 from pipelines.runs import Run
-from pipelines.scorer import SCORER, hybrid_scorer, known_at_test, record, search_weights
+from pipelines.scorer import SCORER, hybrid_scorer, known_at_test, record, search_weights, timed
 from pipelines.shard_evaluate import Workers
 from pipelines.system_names import ALONE, ITEM_KNN, OURS, POPULARITY, SASREC, WITHOUT
 from pipelines.systems import Systems
@@ -75,7 +75,7 @@ def choose_weights(
     with bar("Search weights") as progress:
         choose = partial(
             search_weights, histories=histories, texts=features.text_features(run, catalog), items=len(catalog),
-            timed=config.data.split.kind != "leave_one_out", step=config.evaluation.weight_step, components=names,
+            timed=timed(config), step=config.evaluation.weight_step, components=names,
         )  # fmt: skip
         found = choose(model)
         progress.update(1, 2, "with the model")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines import ablation, evaluate, export, features, ingest, report, trackers, train, tune
+from pipelines import ablation, evaluate, export, features, ingest, report, trackers, train, tune, warm
 from pipelines.config import JobConfig, load_config
 from pipelines.encode_texts import encode_texts
 from pipelines.progress import bar
@@ -75,20 +75,24 @@ def tokenise(run: Run, config: JobConfig) -> None:
     _keep(run, config)
     with timed(run, "encode"):
         encode_texts(run, config)
+        features.encode_words(run, config)
     if config.structural.enabled:
         with timed(run, "structure"):
             features.place_items(run, config)
 
 
 def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
-    """Train the collaborative model, then the recommender; ``resume`` keeps what is complete and goes on from there."""
+    """Train the recommender, after the SASRec that its collaborative table begins with, where one is asked for;
+    ``resume`` keeps what is complete and goes on from there."""
     run.require(run.data, "prepare")
     _keep(run, config)
     if not resume:
         trackers.forget(run)
-    if not (resume and (run.features / "collaborative.safetensors").exists()):
+    if config.model.table == "sasrec" and not (resume and features.has_collaborative(run, config)):
         with timed(run, "sasrec"):
             features.train_collaborative(run, config)
+    if lexical := warm.lexical_encoder(config.warm_start):
+        features.encode_words(run, config, lexical)
     with timed(run, "setrec"):
         done = train.train(run, config, resume=resume and train.has_checkpoint(run, config))
     run.log("trained", **done)
@@ -117,6 +121,10 @@ def search(run: Run, config: JobConfig, *, resume: bool = False) -> list[Trial]:
 
 def assess(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     """Evaluate all systems and write the report; returns the rows of metrics.json."""
+    if "sasrec" in config.evaluation.opponents and not run.sasrec.exists():
+        run.require(run.model, "train")
+        with timed(run, "sasrec"):
+            features.train_sasrec_opponent(run, config)
     with timed(run, "evaluate"):
         rows = evaluate.evaluate(run, config)
     with trackers.tracking(run, config) as follow:
@@ -132,7 +140,7 @@ def ablate(run: Run, config: JobConfig, seeds: int) -> dict[str, Any]:
     """
     run.require(run.data, "prepare --config CONFIG")
     features.place_items(run, config)
-    if not (run.features / "collaborative.safetensors").exists():
+    if not features.has_collaborative(run, config):
         with timed(run, "sasrec"):
             features.train_collaborative(run, config)
     with timed(run, "ablation"):

@@ -89,7 +89,7 @@ class Night:
         data, encoder, structural = self.plain["data"], self.plain["encoder"], self.plain["structural"]
         features = [name for name, made in (("text", encoder["path"]), ("structural", structural["enabled"])) if made]
         tables = tuple(f"run/features/{name}.safetensors" for name in features)
-        trained = ("run/features/collaborative.safetensors", "run/sasrec", "run/model")
+        trained = ("run/model",)
         given = _paths(self.plain["model"]["backbone"]["pretrained"], self.plain["warm_start"])
         return (
             Step("ingest", self._ingest, ("run/data",), ("data",), _paths(data["interactions"], data["items"])),
@@ -102,12 +102,12 @@ class Night:
                 ("ingest", "tokenise"),
             ),
             Step(
-                "evaluate", self._evaluate, ("run/metrics.json", "run/per_user.parquet", "run/weights.json"),
+                "evaluate", self._evaluate, ("run/metrics.json", "run/per_user.parquet", "run/scorer.json"),
                 ("evaluation",), (), ("ingest", "train"),
             ),
             Step("gate", self._gate, ("run/gate.json",), ("gate",), (), ("evaluate",)),
             Step(
-                "export", self._export, ("run/bundle",), ("retriever", "newcomers"), _paths(encoder["path"]),
+                "export", self._export, ("run/bundle",), ("retriever",), _paths(encoder["path"]),
                 ("ingest", "train", "evaluate", "gate"),
             ),
             Step("audit", self._audit, ("run/audit.json",), (), (), ("export",)),

@@ -28,7 +28,10 @@ from setrec.settings import Settings
 URL, TOKEN = "SETREC_RELEASE_URL", "SETREC_RELEASE_TOKEN"
 """Variables of the environment: the endpoint to be told, and a token with the scope ``admin``."""
 POINTER, RECORD = "released.json", "records"
-KEPT = ("model", "sasrec", "data/items.parquet", "per_user.parquet", "metrics.json", "weights.json", "config.yaml")
+KEPT = (
+    "model", "sasrec", "data/items.parquet", "features/lexical", "per_user.parquet", "metrics.json", "scorer.json",
+    "config.yaml",
+)  # fmt: skip
 """What of a run goes into its record; it is a run's folder to a warm start."""
 _OURS = re.compile(r"\d{8}T\d{9}-[A-Za-z0-9._-]+")
 _PATIENCE_SECONDS = 600.0

@@ -149,7 +149,7 @@ OWNED = (
         "tuning",
         "trials.json",
         "best.yaml",
-        "weights.json",
+        "scorer.json",
         "popularity_groups.json",
         "comparisons.json",
         "per_user.parquet",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from pipelines.config import JobConfig
 from pipelines.runs import Run
 from setrec.catalog import VALID, Histories
 from setrec.errors import DataError
@@ -35,6 +36,12 @@ def search_weights(
     """Search the weights of a run's scorer on validation; ``timed``: the split is one of global time."""
     trained = histories.trained(items)
     return search(model, halves(histories, timed=timed), trained, texts, slot_step=step, names=components)
+
+
+def timed(config: JobConfig) -> bool:
+    """Whether the split is one of global time, so that what others chose in it is not known before it ends; a split by
+    column counts as one."""
+    return config.data.split.kind != "leave_one_out"
 
 
 def record(found: Found) -> dict[str, Any]:

@@ -47,7 +47,6 @@ def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any
     Raises:
         ConfigError: ``resume`` without a checkpoint, or training failed; the message carries the reason.
     """
-    run.require(run.features / "collaborative.safetensors", "train")
     store = store_of(run, config)
     if resume and not store.names():
         raise ConfigError(f"{run.checkpoints} holds no checkpoint to resume from")

@@ -28,7 +28,7 @@ from setrec import ranking, sharding
 from setrec.errors import ConfigError
 from setrec.model import SetRecModel
 from setrec.ranking import Cases
-from setrec.scoring import scorer
+from setrec.scoring.model_scores import model_scorer
 from setrec.source import item_counts
 from setrec.training import Trainer
 
@@ -40,20 +40,29 @@ SCRATCH = "setrec-checkpoint"
 """First part of the names of folders in which checkpoints wait to be stored."""
 
 
-def trainer_of(run: Run, config: JobConfig, rank: int = 0, world: int = 1, wrap: Wrap = lambda model: model) -> Trainer:
+def trainer_of(
+    run: Run,
+    config: JobConfig,
+    rank: int = 0,
+    world: int = 1,
+    wrap: Wrap = lambda model: model,
+    spent: Callable[[], float] = lambda: 0.0,
+) -> Trainer:
     """The trainer of one worker, at its beginning: data, features, a new model and its validation.
 
     Histories are read a few shards at a time, once over for the counts of items and once for the validation cases.
+    ``spent``: see :class:`setrec.training.Trainer`.
     """
     source = ShardSource(ingest.history_shards(run.data), _catalog_size(run.data))
     counts = item_counts(source, source.items)
+    features = load_features(run, config, counts > 0)
     torch.manual_seed(config.training.seed)
-    model = SetRecModel.build(config.model, load_features(run, config, counts > 0))
-    warm.begin(model, config.warm_start, _item_ids(run.data) if config.warm_start else [])
+    model = SetRecModel.build(config.model, features)
+    warm.begin(model, config.warm_start, _item_ids(run.data) if config.warm_start else [], features.text)
     cases = validation_cases(source, config.training.validation_users, config.training.seed)
     return Trainer(
         model, source, Validation(cases, rank, world), config.training, config.loss,
-        rank=rank, world=world, wrap=wrap, counts=counts,
+        rank=rank, world=world, wrap=wrap, counts=counts, spent=spent,
     )  # fmt: skip
 
 
@@ -82,8 +91,7 @@ class Validation:
     def __call__(self, model: SetRecModel) -> float:
         """The metric of ``model`` over all workers' cases."""
         every = np.ones(model.config.items, dtype=bool)
-        score = scorer(model, dict.fromkeys(model.kinds, 1.0))
-        found = ranking.evaluate(score, self.own, [ranking.Group("all", every, every)], ks=(10,))
+        found = ranking.evaluate(model_scorer(model), self.own, [ranking.Group("all", every, every)], ks=(10,))
         values = found.tables["removed", "all"]["ndcg@10"][self.counted]
         total, count = sharding.summed([float(values.sum()), float(len(values))], self.world, model.device)
         return total / count

@@ -187,12 +187,12 @@ def _shared(run: Run, config: JobConfig) -> Run:
     names = config.sasrec.model_dump_json() + str(config.training.seed)
     view = Run(run.root / "tuning" / f"sasrec-{hashlib.sha256(names.encode()).hexdigest()[:12]}")
     view.features.mkdir(parents=True, exist_ok=True)
-    made = [run.data, *(run.features / f"{name}.safetensors" for name in ("text", "structural"))]
+    made = [run.data, *(run.features / f"{name}.safetensors" for name in ("text", "words", "structural"))]
     for path in made:
         with suppress(FileExistsError):
             if path.exists():
                 (view.root / path.relative_to(run.root)).symlink_to(path.resolve())
-    if not (view.features / "collaborative.safetensors").exists():
+    if not features.has_collaborative(view, config):
         untracked = TrackingSettings(tensorboard=False)
         features.train_collaborative(view, config.model_copy(update={"tracking": untracked}))
     return view

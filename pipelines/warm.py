@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 
 from setrec.errors import ConfigError
 from setrec.model import SetRecModel
 from setrec.sasrec import SasRec
+from setrec.text.lexical import LexicalEncoder
 from setrec.warm_start import old_rows, warm_start, warm_start_sasrec
 
 
@@ -46,8 +48,9 @@ class Source:
         return old_rows(known, item_ids)
 
 
-def begin(model: SetRecModel, path: Path | None, item_ids: list[str]) -> int:
+def begin(model: SetRecModel, path: Path | None, item_ids: list[str], texts: np.ndarray | None) -> int:
     """Let ``model`` begin with the weights at ``path``, if there is one; returns how many items were known there.
+    ``texts``: the text vectors that the model was filled with.
 
     Raises:
         ConfigError: nothing usable is there, or the two models do not fit.
@@ -60,7 +63,24 @@ def begin(model: SetRecModel, path: Path | None, item_ids: list[str]) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"warm start: {source.model} cannot be loaded: {reason}") from error
-    return warm_start(model, old, source.rows(item_ids))
+    return warm_start(model, old, source.rows(item_ids), texts)
+
+
+def lexical_encoder(path: Path | None) -> LexicalEncoder | None:
+    """The lexical encoder of the run or bundle at ``path``, whose vectors its model reads; ``None`` where there is none.
+
+    Raises:
+        ConfigError: nothing usable is there.
+    """
+    if path is None:
+        return None
+    root = Source.at(path).items.parent
+    folders = (root / "lexical", root.parent / "features" / "lexical")
+    found = next((folder for folder in folders if folder.is_dir()), None)
+    try:
+        return None if found is None else LexicalEncoder.load(found)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"warm start: {found} is damaged") from error
 
 
 def begin_sasrec(model: SasRec, path: Path | None, item_ids: list[str]) -> int:
