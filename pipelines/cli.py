@@ -59,7 +59,7 @@ def prepare(
 def train(
     run: RunOption,
     config: Annotated[
-        Path | None, typer.Option("--config", help="In place of the run's own, on the same data.")
+        Path | None, typer.Option("--config", help="Overrides of the run's own configuration, on the same data: YAML.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Training workers.", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
@@ -67,7 +67,7 @@ def train(
     warm: Annotated[Path | None, typer.Option(help="Run or bundle whose weights training begins with.")] = None,
     set_: SetOption = None,
 ) -> None:
-    """Train the collaborative model and the recommender with Ray Train."""
+    """Train the recommender with Ray Train."""
     from pipelines import jobs
 
     overrides = _joined(set_, address)
@@ -127,7 +127,7 @@ def ablate(
     address: AddressOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Train once per set of slots: what semantic and structural slots add; writes ablation.json."""
+    """Train once per set of slots, what semantic and structural slots add, in RUN/ablation; writes ablation.json."""
     from pipelines import jobs
     from pipelines.tables import difference_table, ranking_table
 
@@ -231,7 +231,7 @@ def benchmark(
     data: Annotated[Path, typer.Option(help="Folder with interactions.parquet and items.parquet.")],
     protocol: Annotated[str, typer.Option(help="setrec (global time, warm and cold) or leave-one-out.")],
     run: Annotated[Path | None, typer.Option("--run", help="Default: runs/benchmark/DATA-PROTOCOL.")] = None,
-    minutes: Annotated[float, typer.Option(help="Of a core, per fit; as much again for all tries.", min=0.01)] = 15.0,
+    minutes: Annotated[float, typer.Option(help="CPU time per fit; as much again for all tries.", min=0.01)] = 15.0,
     tries: Annotated[int, typer.Option(help="Settings of each system tried on validation.", min=1)] = 4,
     seeds: Annotated[int, typer.Option(help="Fits per system that stand in the table.", min=1)] = 3,
     only: Annotated[list[str] | None, typer.Option(help="A system by its name. Repeatable; default: all.")] = None,
@@ -262,25 +262,25 @@ def demo(
     run: RunOption = Path("runs/demo"),
     port: Annotated[int, typer.Option(help="Port of the endpoint.", min=1, max=65535)] = 8000,
     set_: SetOption = None,
-    ablation: Annotated[bool, typer.Option(help="Also train with fewer kinds of tokens, and compare.")] = True,
 ) -> None:
     """The whole way on MovieLens-100K: raw files to a trained model, its ranking table and a served answer."""
     from pipelines.demo import run_demo
 
-    run_demo(Run(run), port, set_ or [], ablation=ablation)
+    run_demo(Run(run), port, set_ or [])
 
 
 def _config_of(run: Path, overrides: list[str] | None = None, given: Path | None = None) -> JobConfig:
-    """The run's configuration, or the ``given`` one if it prepares the data in the same way."""
-    from pipelines.config import load_config
+    """The run's configuration, with those of the ``given`` file in it if they leave the prepared data as it is."""
+    from pipelines.config import load_config, read_yaml
 
     folder = Run(run)
     own = load_config(folder.require(folder.config, "prepare --config CONFIG"), None if given else overrides)
     if given is None:
         return own
     from pipelines.jobs import PREPARED
+    from pipelines.recipes import applied
 
-    other = load_config(given, overrides)
+    other = applied(own, read_yaml(given), *(overrides or []), source=str(given))
     if changed := [part for part in PREPARED if getattr(own, part) != getattr(other, part)]:
         raise ConfigError(f"{given}: its section {changed[0]} is not the run's: prepare anew, or take another folder")
     return other

@@ -174,6 +174,15 @@ def load_config(path: Path, overrides: list[str] | None = None) -> JobConfig:
     Raises:
         ConfigError: the file cannot be read, or a key or value is not allowed; the message names it.
     """
+    return validate(read_yaml(path), str(path), overrides)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file as plain values.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
     try:
         raw = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -182,7 +191,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> JobConfig:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a mapping of sections is expected")
-    return validate(raw, str(path), overrides)
+    return raw
 
 
 def validate(raw: dict[str, Any], source: str, overrides: list[str] | None = None) -> JobConfig:

@@ -1,5 +1,4 @@
-"""The whole way on MovieLens-100K: raw files, trained model, honest table, bundle, endpoint, one answered request; and
-what each kind of token adds."""
+"""The whole way on MovieLens-100K: raw files, trained model, honest table, bundle, endpoint, one answered request."""
 
 from __future__ import annotations
 
@@ -17,30 +16,25 @@ from pipelines.config import JobConfig, validate
 from pipelines.datasets import movielens_100k, packaged_encoder
 from pipelines.progress import bar, console
 from pipelines.runs import Run
-from pipelines.tables import answer_table, difference_table, example_table, ranking_table
+from pipelines.tables import answer_table, example_table, ranking_table
 from serving import app
 
 
 def demo_config(port: int, overrides: list[str]) -> JobConfig:
-    """Data and encoder that installed packages carry; two semantic tokens and few epochs for the sake of time."""
+    """Data and encoder that installed packages carry; everything else is as it is by default, SASRec beside it."""
     raw = {
         "name": "MovieLens-100K",
         "data": movielens_100k().model_dump(mode="json"),
         "encoder": {"path": str(packaged_encoder())},
-        "model": {"semantic_tokens": 2},
-        "training": {"epochs": 8},
+        "sasrec": {"epochs": 20},
+        "evaluation": {"opponents": ["popularity", "item_knn", "sasrec"]},
         "serving": {"port": port, "auth": "off"},
     }
     return validate(raw, "demo", overrides)
 
 
-ABLATION = ("data.cold_share=0.2", "structural.enabled=true", "sasrec.epochs=15", "training.epochs=4")
-"""A fifth of the films unknown to training, for leave-one-out leaves next to none; half the epochs, for there are three
-trainings."""
-
-
-def run_demo(run: Run, port: int, overrides: list[str], *, ablation: bool = True) -> None:
-    """Run every step into ``run`` and print what came of it; ``ablation``: also train with fewer kinds of tokens."""
+def run_demo(run: Run, port: int, overrides: list[str]) -> None:
+    """Run every step into ``run`` and print what came of it."""
     config, out, began = demo_config(_free(port), overrides), Console(), time.perf_counter()
     run.clear()
     jobs.prepare(run, config)
@@ -57,28 +51,18 @@ def run_demo(run: Run, port: int, overrides: list[str], *, ablation: bool = True
             answer, title="The endpoint's answer to the whole history, the held-out film too, POST /v1/recommend"
         )
     )
-    if ablation:
-        _ablate(Run(run.root / "ablation"), [*ABLATION, *overrides], out)
     minutes = (time.perf_counter() - began) / 60
     out.print(
         Panel(
             f"Report     {run.root / 'report.html'}\n"
             f"Bundle     {run.bundle}\n"
             f"Figures    {run.root / 'metrics.json'}\n"
-            f"Serve it   setrec serve --bundle {run.bundle} --no-auth",
+            f"Serve it   setrec serve --bundle {run.bundle} --no-auth\n"
+            f"Ablation   setrec ablate --run {run.root}   (what each kind of token adds: three trainings)",
             title=f"Done in {minutes:.1f} minutes",
             expand=False,
         )
     )
-
-
-def _ablate(run: Run, overrides: list[str], out: Console) -> None:
-    config = demo_config(8000, overrides)
-    run.clear()
-    jobs.prepare(run, config)
-    found = jobs.ablate(run, config, seeds=1)
-    out.print("What each kind of token adds, a fifth of the films unknown to training (cold):")
-    out.print(ranking_table(found["rows"]), difference_table(found["differences"]))
 
 
 def _request(run: Run, user_id: str) -> dict[str, Any]:

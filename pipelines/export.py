@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from nodetok.artifact import GraphArtifact
-from pipelines import ingest
+from pipelines import features, ingest
 from pipelines.config import JobConfig
 from pipelines.features import text_encoder
 from pipelines.progress import bar
 from pipelines.runs import Run
+from pipelines.scorer import load_weights
 from serving.bundle_writer import write_bundle
 from setrec.model import SetRecModel
-from setrec.walk import Walk, WalkSettings
+from setrec.scoring.hybrid import build_components
+from setrec.scoring.registry import Sources
+from setrec.text.featurizer import TextFeaturizer
 
 
 def export(
@@ -29,24 +32,26 @@ def export(
     if graph is not None:
         GraphArtifact.load(graph / "graph")
     run.require(run.model, "train")
-    run.require(run.root / "weights.json", "evaluate")
     out = out or run.bundle
     with bar("Export bundle") as progress:
         catalog, histories = ingest.load(run.data)
         model = SetRecModel.from_pretrained(run.model).eval()
-        found = run.read_json("weights.json")
-        added = found.get("transitions")
+        weights, texts = load_weights(run), features.text_features(run, catalog)
+        sources = Sources(histories.items, len(catalog), texts)
+        sentences = text_encoder(config) if encoder else None
+        lexical = features.load_lexical(run) if encoder else None
         write_bundle(
             out,
             model_dir=run.model,
             catalog=catalog,
             histories=histories,
             item_codes=model.item_codes().numpy(),
-            weights=found["weights"],
-            walk=None if added is None else Walk.of(histories.items, len(catalog), WalkSettings(**added)),
+            scorer=weights,
+            components=build_components(weights.used, sources),
+            featurizer=TextFeaturizer(lexical, sentences) if lexical or sentences else None,
+            text_features=texts,
+            text_center=features.sentence_center(run),
             retriever=config.retriever,
-            newcomers=config.newcomers,
-            encoder=text_encoder(config) if encoder else None,
             graph_dir=None if graph is None else graph / "graph",
         )
         size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())

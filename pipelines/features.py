@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from pipelines.config import JobConfig
 from pipelines.graph_distances import distances_on_cluster
 from pipelines.progress import Bar, bar
 from pipelines.runs import Run
-from pipelines.trackers import tracking
+from pipelines.trackers import TrackingSettings, tracking
 from pipelines.warm import begin_sasrec
 from setrec.atomic import atomic_file
 from setrec.catalog import Catalog
@@ -26,7 +28,7 @@ from setrec.errors import DataError
 from setrec.sasrec import SasRec, train_sasrec
 from setrec.scoring.text_similarity import TextFeatures
 from setrec.text.lexical import LexicalEncoder
-from setrec.tokens import ItemFeatures, unit_rows
+from setrec.tokens import ItemFeatures, text_center, unit_rows
 
 LEXICAL = "lexical"
 """Folder of the lexical encoder, below the features."""
@@ -119,6 +121,25 @@ def train_collaborative(run: Run, config: JobConfig) -> None:
         save_file({"collaborative": table}, path)
 
 
+def shared_view(run: Run, config: JobConfig, folder: Path) -> Run:
+    """A run below ``folder`` with the data and features of ``run`` and, where ``model.table`` asks for them, the
+    collaborative vectors of ``config.sasrec``, trained if missing.
+
+    Two processes that make the same one at the same time make it alike; the later one's stays.
+    """
+    names = config.sasrec.model_dump_json() + str(config.training.seed)
+    view = Run(folder / f"sasrec-{hashlib.sha256(names.encode()).hexdigest()[:12]}")
+    view.features.mkdir(parents=True, exist_ok=True)
+    made = [run.data, *(run.features / f"{name}.safetensors" for name in ("text", "words", "structural"))]
+    for path in made:
+        with suppress(FileExistsError):
+            if path.exists():
+                (view.root / path.relative_to(run.root)).symlink_to(path.resolve())
+    if not has_collaborative(view, config):
+        train_collaborative(view, config.model_copy(update={"tracking": TrackingSettings(tensorboard=False)}))
+    return view
+
+
 def has_collaborative(run: Run, config: JobConfig) -> bool:
     """Whether the vectors that :func:`train_collaborative` makes are there, or none are asked for."""
     return config.model.table != "sasrec" or (run.features / "collaborative.safetensors").exists()
@@ -153,6 +174,12 @@ def text_features(run: Run, catalog: Catalog) -> TextFeatures | None:
         return None
     vectors = unit_rows(_vectors(sentences)["text"]) if sentences.exists() else None
     return TextFeatures(lexical.rows(catalog.texts), vectors)
+
+
+def sentence_center(run: Run) -> np.ndarray | None:
+    """The mean of the sentence vectors, float32 (w,); ``None`` where there are none."""
+    path = run.features / "text.safetensors"
+    return text_center(_vectors(path)["text"]) if path.exists() else None
 
 
 def load_lexical(run: Run) -> LexicalEncoder | None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines import ablation, evaluate, export, features, ingest, report, trackers, train, tune, warm
-from pipelines.config import JobConfig, load_config
+from pipelines.config import JobConfig, load_config, validate
 from pipelines.encode_texts import encode_texts
 from pipelines.progress import bar
 from pipelines.runs import Run
@@ -16,6 +16,8 @@ from pipelines.search_space import SECTIONS
 from pipelines.trials import Trial
 from setrec.errors import ConfigError
 
+ABLATION_COLD_SHARE = 0.2
+"""Share of the items that an ablation keeps out of training."""
 PREPARED = ("data", "encoder", "structural")
 """Sections that say what `prepare` leaves."""
 
@@ -134,11 +136,16 @@ def assess(run: Run, config: JobConfig) -> list[dict[str, Any]]:
 
 
 def ablate(run: Run, config: JobConfig, seeds: int) -> dict[str, Any]:
-    """Train once per set of slots and seed, and compare; leaves ablation.json.
+    """Train once per set of slots and seed, and compare; leaves ablation.json in the folder ``ablation`` of the run.
 
-    Positions are measured anew with the settings given; collaborative vectors are trained where the run has none.
+    The data is prepared anew there with a fifth of the items unknown to training, where the configuration makes no
+    cold items of its own: most splits have next to none, and cold items are what the kinds of slots differ in.
     """
     run.require(run.data, "prepare --config CONFIG")
+    share = config.data.cold_share or ABLATION_COLD_SHARE
+    config = validate(config.model_dump(mode="json"), "ablation", [f"data.cold_share={share}"])
+    run = Run(run.root / "ablation")
+    prepare(run, config)
     features.place_items(run, config)
     if not features.has_collaborative(run, config):
         with timed(run, "sasrec"):

@@ -9,6 +9,7 @@ from typing import Any
 from pipelines import charts
 from pipelines.pages import templates, write_page
 from pipelines.runs import Run
+from pipelines.scorer import SCORER
 from pipelines.system_names import OURS
 
 HISTORY_NOTE = {
@@ -32,7 +33,7 @@ def write_report(root: Path) -> Path:
             comparisons=[c for c in run.read_json("comparisons.json") or [] if c["history"] == "removed"],
             curves=_curves(run),
             popularity=_popularity(run.read_json("popularity_groups.json") or []),
-            weights=run.read_json("weights.json"),
+            scorer=run.read_json(SCORER),
             examples=run.read_json("examples.json") or [],
             environment=run.read_json("environment.json") or {},
             config=run.config.read_text() if run.config.exists() else "",

@@ -147,6 +147,7 @@ OWNED = (
         "metrics.json",
         "ablation.json",
         "tuning",
+        "ablation",
         "trials.json",
         "best.yaml",
         "scorer.json",

@@ -11,11 +11,9 @@ Leaves in the run: ``trials.json``; ``best.yaml``, the configuration of the best
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from pipelines.config import JobConfig, validate
 from pipelines.failures import told
 from pipelines.progress import Bar, bar
 from pipelines.runs import Run
-from pipelines.trackers import TrackingSettings, tracking
+from pipelines.trackers import tracking
 from pipelines.train_worker import trainer_of, wrapper
 from pipelines.trials import METRIC, Trial, Trials
 from setrec.atomic import atomic_directory
@@ -57,7 +55,7 @@ def tune(run: Run, config: JobConfig, *, resume: bool = False) -> list[Trial]:
         shutil.rmtree(folder, ignore_errors=True)
     book = Trials(run, _trials(run, config, resume=resume))
     configs = [_changed(config, trial.settings) for trial in book.trials]
-    _shared(run, config)
+    features.shared_view(run, config, folder)
     for trial in book.trials:
         trial.stop = None if trial.stop == "time" else trial.stop
     book.save()
@@ -160,7 +158,7 @@ def _trial(given: dict[str, Any]) -> None:
     run, config = Run(Path(spec["root"])), validate(spec["config"], "trial")
     place = run.root / "tuning" / "checkpoints" / f"{spec['number']:04d}"
     device = torch.device("cuda" if config.cluster.gpu else "cpu")
-    trainer = trainer_of(_shared(run, config), config, wrap=wrapper(config, 1, device))
+    trainer = trainer_of(features.shared_view(run, config, run.root / "tuning"), config, wrap=wrapper(config, 1, device))
     if place.exists():
         trainer.load(place)
 
@@ -177,25 +175,6 @@ def _trial(given: dict[str, Any]) -> None:
         with atomic_directory(place) as folder:
             trainer.save(folder)
         report(record)
-
-
-def _shared(run: Run, config: JobConfig) -> Run:
-    """A folder with the run's data and features and the collaborative vectors of ``config.sasrec``, trained if missing.
-
-    Two trials that make the same one at the same time make it alike; the later one's stays.
-    """
-    names = config.sasrec.model_dump_json() + str(config.training.seed)
-    view = Run(run.root / "tuning" / f"sasrec-{hashlib.sha256(names.encode()).hexdigest()[:12]}")
-    view.features.mkdir(parents=True, exist_ok=True)
-    made = [run.data, *(run.features / f"{name}.safetensors" for name in ("text", "words", "structural"))]
-    for path in made:
-        with suppress(FileExistsError):
-            if path.exists():
-                (view.root / path.relative_to(run.root)).symlink_to(path.resolve())
-    if not features.has_collaborative(view, config):
-        untracked = TrackingSettings(tensorboard=False)
-        features.train_collaborative(view, config.model_copy(update={"tracking": untracked}))
-    return view
 
 
 def _show(book: Trials, trial: Trial, progress: Bar) -> None:

@@ -29,12 +29,12 @@ class Run:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay)
         counts = histories.train_counts(len(model.trained))
         self.sampler = LogUniformSampler(counts, counts > 0, s.negatives) if s.negatives else None
-        self.done, self.epochs, self.began = 0, s.epochs, time.perf_counter()
+        self.done, self.epochs, self.began = 0, s.epochs, time.process_time()
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
-        return time.perf_counter() - self.began
+        """CPU seconds of this process since the start, so that a limit means the same beside other work."""
+        return time.process_time() - self.began
 
     @property
     def goes_on(self) -> bool:

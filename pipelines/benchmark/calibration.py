@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from setrec import ranking
 from setrec.intervals import bootstrap_means
-from setrec.ragged import Ragged
+from setrec.scoring.temperature import fit_temperature, log_normaliser, relative_scores, scored
 
-CELLS = 1 << 25
-"""Validation scores held while the temperature is sought, 128 MB; so many users are drawn by seed 0."""
 BINS = 10
-SPAN = np.log(1e4)
-"""Temperatures tried: the scores' spread, over this far down and up in logarithms."""
 
 
 def calibration(
@@ -59,57 +54,6 @@ def _rows(head: Mapping[str, str], read: _Read) -> list[dict[str, Any]]:
     return rows
 
 
-def fit_temperature(scorer: ranking.Scorer, cases: ranking.Cases, *, batch: int = 256) -> float:
-    """What scores are divided by for the best log-likelihood of the truths; 1 where no score tells items apart.
-
-    The likelihood is concave in the inverse, so there is one best. Found to a thousandth, on as many users as
-    :data:`CELLS` allows.
-    """
-    items = scorer(cases.batch(0, 1)[0]).shape[1]
-    held = [_likely(*part) for part in _scored(scorer, cases.sample(CELLS // items, 0), batch)]
-    spread = float(np.mean([np.std(scores, where=np.isfinite(scores)) for scores, _, _ in held]))
-    if not spread > 0 or not any(len(rows) for _, rows, _ in held):
-        return 1.0
-
-    def loss(log: float) -> float:
-        inverse, total = np.float32(np.exp(-log)), 0.0
-        for scores, rows, own in held:
-            total += float(_normaliser(inverse * scores)[rows].sum() - (inverse * own).sum(dtype=np.float64))
-        return total
-
-    middle = np.log(spread)
-    found = minimize_scalar(loss, bounds=(middle - SPAN, middle + SPAN), method="bounded", options={"xatol": 1e-3})
-    return float(np.exp(found.x))
-
-
-def _likely(scores: np.ndarray, history: Ragged, truth: Ragged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Relative scores (b, I), and of the truths that can have a probability the rows and the relative scores."""
-    relative = _relative(scores, history)
-    own = relative[truth.row_of_value, truth.values]
-    some = np.isfinite(own)
-    return relative, truth.row_of_value[some], own[some]
-
-
-def _scored(scorer: ranking.Scorer, cases: ranking.Cases, batch: int) -> Iterator[tuple[np.ndarray, Ragged, Ragged]]:
-    for start in range(0, len(cases), batch):
-        history, truth = cases.batch(start, batch)
-        yield scorer(history), history, truth
-
-
-def _relative(scores: np.ndarray, history: Ragged) -> np.ndarray:
-    """Scores less the best of their row, float32, minus infinity for items of the history."""
-    scores = np.array(scores, dtype=np.float32)
-    scores[history.row_of_value, history.values] = -np.inf
-    best = scores.max(axis=1, keepdims=True)
-    return scores - np.where(np.isfinite(best), best, 0)
-
-
-def _normaliser(scores: np.ndarray) -> np.ndarray:
-    """Logarithms (b,) of the sums of exponentials of rows whose best is 0."""
-    with np.errstate(divide="ignore"):
-        return np.log(np.exp(scores).sum(axis=1, dtype=np.float64))
-
-
 @dataclass(frozen=True)
 class _Read:
     """By user: truths, those that have a probability, the sum of minus their log-probabilities, how many of them are
@@ -132,9 +76,9 @@ class _Read:
 
 def _read(scorer: ranking.Scorer, cases: ranking.Cases, temperature: float, batch: int) -> _Read:
     parts = []
-    for scores, history, truth in _scored(scorer, cases, batch):
-        relative = _relative(scores, history) / np.float32(temperature)
-        normaliser, top = _normaliser(relative), np.argmax(relative, axis=1)
+    for scores, history, truth in scored(scorer, cases, batch):
+        relative = relative_scores(scores, history) / np.float32(temperature)
+        normaliser, top = log_normaliser(relative), np.argmax(relative, axis=1)
         row, item = truth.row_of_value, truth.values
         likely = np.isfinite(relative[row, item])
         minus_log = np.zeros(len(row))

@@ -24,16 +24,17 @@ def device() -> str:
 
 @dataclass
 class Clock:
-    """Time for one fit: ``minutes`` from when it was made. ``told`` hears the share of it that is used, and a note."""
+    """CPU time of this process for one fit, so that a fit is the same beside other work: ``minutes`` from when it was
+    made. ``told`` hears the share of it that is used, and a note."""
 
     minutes: float
     told: Callable[[float, str], None] = lambda share, note: None
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=time.process_time)
 
     @property
     def seconds(self) -> float:
-        """Seconds since the start."""
-        return time.perf_counter() - self.began
+        """CPU seconds since the start."""
+        return time.process_time() - self.began
 
     @property
     def share(self) -> float:

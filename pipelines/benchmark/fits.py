@@ -19,6 +19,7 @@ import pandas as pd
 from pipelines.benchmark import analysis, problem
 from pipelines.benchmark.entrant import Clock, Entrant, Fitted
 from pipelines.benchmark.problem import Problem
+from pipelines.fingerprints import of_value
 from pipelines.runs import environment
 from setrec import ranking
 from setrec.atomic import atomic_directory
@@ -30,19 +31,27 @@ PER_USER = "per_user.parquet"
 
 @dataclass(frozen=True)
 class Task:
-    """A fit to be done: a system under the setting of that number in its grid, with a seed, within minutes; either a
-    try, for validation alone, or ``final``."""
+    """A fit to be done: a system under the setting of that number in its grid, with a seed, within CPU minutes; either
+    a try, for validation alone, or ``final``. ``key``: a hash of all that the result depends on (:func:`task`)."""
 
     system: str
     number: int
     seed: int
     minutes: float
+    key: str
     final: bool = True
 
     def folder(self, root: Path) -> Path:
         """Where it is kept."""
         kind = "fits" if self.final else "tries"
-        return root / kind / _slug(self.system) / f"setting-{self.number}-seed-{self.seed}-minutes-{self.minutes:g}"
+        return root / kind / _slug(self.system) / f"seed-{self.seed}-{self.key[:16]}"
+
+
+def task(entrant: Entrant, number: int, seed: int, minutes: float, data: str, code: str, *, final: bool = True) -> Task:
+    """The task of a system under a setting of its grid, found again by its settings, the hash of the ``data`` and the
+    version of the ``code``: where any of them changed it is another task."""
+    key = of_value([entrant.name, entrant.grid[number], seed, minutes, final, data, code])
+    return Task(entrant.name, number, seed, minutes, key, final)
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ def benchmark(
     for name in settings.systems or ():
         roster.entrant(name)  # a wrong name is told before texts are encoded for minutes
     place = run.root / "problem"
-    if not (place / "text.safetensors").is_file():
-        problem.prepare(data, protocol, place, encoder or _packaged(), run.root / "texts")
+    if not problem.is_prepared(place):
+        problem.prepare(data, protocol, place, encoder or _packaged())
     known = problem.load(place)
     if (known.name, known.protocol, known.hash) != (data.name, protocol, problem.hash_of(data, protocol)):
         raise ConfigError(f"{run.root} holds a benchmark of {known.name} under {known.protocol}: name another --run")

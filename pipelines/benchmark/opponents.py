@@ -7,7 +7,8 @@ from typing import Any
 
 from pipelines.benchmark.entrant import Clock, Entrant, Fitted, Settings, device
 from pipelines.benchmark.problem import Problem
-from setrec import baselines, ranking, sasrec, transitions
+from pipelines.benchmark.transition_opponent import tune_transitions
+from setrec import baselines, ranking, sasrec
 from setrec.errors import DataError
 
 VALIDATED = 5000
@@ -65,7 +66,7 @@ class Transitions:
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
         """See :class:`Entrant`."""
-        model, tried = transitions.tune_transitions(
+        model, tried = tune_transitions(
             problem.histories, problem.items, problem.text, _Steps(clock), over=lambda: clock.over
         )
         return Fitted(model, {**model.settings.model_dump(), "tried": len(tried)})
@@ -118,7 +119,7 @@ class _Steps:
 _FULL = {"epochs": 60, "patience": 10, "layers": 1, "dropout": 0.3, "targets_per_batch": 512}
 SAMPLED = {**_FULL, "targets_per_batch": 1024, "negatives": 1024}
 """Small batches: within minutes, the number of steps counts."""
-_TEXT = {**SAMPLED, "forget": 0.1}
+_TEXT = {**SAMPLED, "id_dropout": 0.1}
 _TRIES = (
     {"dropout": 0.5},
     {"width": 128, "weight_decay": 0.1},
@@ -132,7 +133,7 @@ OPPONENTS: tuple[Entrant, ...] = (
     Transitions(),
     SasRec("SASRec", _FULL, (*_TRIES, {"learning_rate": 1e-3})),
     SasRec("SASRec, sampled", SAMPLED, (*_TRIES, {"negatives": 256, "targets_per_batch": 512})),
-    SasRec("SASRec + text", _TEXT, ({"forget": 0.3}, {"forget": 0.0}, *_TRIES[:3]), text=True),
+    SasRec("SASRec + text", _TEXT, ({"id_dropout": 0.3}, {"id_dropout": 0.0}, *_TRIES[:3]), text=True),
 )
 """All of them. First settings follow short trials on validation of Beauty; after arXiv 2508.06450, whose one layer and
 256 negatives are a try."""

@@ -18,25 +18,25 @@ from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
-from pipelines import ingest
-from pipelines.benchmark.likeness import Likeness
-from pipelines.benchmark.words import WIDTH, word_vectors
+from pipelines import features, ingest, jobs
+from pipelines.config import EncoderSettings, JobConfig, load_config
 from pipelines.data_directory import write_histories
 from pipelines.data_settings import DataSettings
 from pipelines.fingerprints import of_file
-from pipelines.progress import bar
+from pipelines.runs import Run
+from pipelines.scorer import timed
 from setrec import ranking
-from setrec.atomic import atomic_directory, atomic_file
+from setrec.atomic import atomic_directory
 from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
-from setrec.encoder import TextEncoder
 from setrec.errors import DataError
 from setrec.ragged import Ragged
 from setrec.schema import Schema
+from setrec.scoring.text_similarity import TextFeatures
 from setrec.splits import ByColumn, GlobalTime, LeaveOneOut
 
+RECORD = "problem.json"
+"""Says which data set under which protocol a run holds; written last."""
 Protocol = Literal["setrec", "leave-one-out"]
 PUBLISHED_SPLIT = "setrec_split.parquet"
 TEXT = ("title", "description", "keywords")
@@ -47,16 +47,15 @@ ATTRIBUTES = ("brand", "categories", "attributes", "genres")
 
 @dataclass(frozen=True)
 class Problem:
-    """A prepared data set. ``text`` float32 (I, w): sentence and word vectors of the items; ``None`` without texts.
-
-    ``hash``: of the input files, so that results can be told to be of the same data.
-    """
+    """A prepared data set: the ``run`` that holds it, under the recipe's ``config``. ``hash``: of the input files, so
+    that results can be told to be of the same data."""
 
     name: str
     protocol: Protocol
+    run: Run
+    config: JobConfig
     catalog: Catalog
     histories: Histories
-    text: np.ndarray | None
     hash: str
 
     @property
@@ -64,15 +63,15 @@ class Problem:
         """Size of the catalogue, I."""
         return len(self.catalog)
 
-    @property
-    def sentences(self) -> np.ndarray | None:
-        """Sentence vectors of the items alone, float32 (I, w); ``None`` where there are none."""
-        return None if self.text is None or self.text.shape[1] <= WIDTH else self.text[:, WIDTH:]
+    @cached_property
+    def text(self) -> np.ndarray | None:
+        """Word and sentence vectors of the items' texts, float32 (I, w); ``None`` without texts."""
+        return features.text_vectors(self.run)
 
     @cached_property
-    def likeness(self) -> Likeness | None:
-        """How alike the items' texts are; ``None`` without texts."""
-        return None if self.text is None else Likeness.of(self.catalog.texts, self.sentences)
+    def texts(self) -> TextFeatures | None:
+        """What text similarity reads; ``None`` without texts."""
+        return features.text_features(self.run, self.catalog)
 
     @cached_property
     def train(self) -> Ragged:
@@ -106,8 +105,8 @@ class Problem:
 
     @property
     def timed(self) -> bool:
-        """Whether a split is of one time for all users, so that what others did in it is not known before it ends."""
-        return self.protocol == "setrec"
+        """Whether the split is one of global time."""
+        return timed(self.config)
 
 
 def settings_of(data: Path, protocol: Protocol, seed: int = 0) -> DataSettings:
@@ -130,38 +129,40 @@ def settings_of(data: Path, protocol: Protocol, seed: int = 0) -> DataSettings:
     return _settings(interactions, items, columns, GlobalTime(valid=0.136, test=0.17), seed)
 
 
-def prepare(data: Path, protocol: Protocol, out: Path, encoder: str | Path | None, cache: Path, seed: int = 0) -> None:
-    """Read and split ``data`` and encode its texts into ``out``; ``cache`` keeps vectors of texts.
+def prepare(data: Path, protocol: Protocol, out: Path, encoder: str | None, seed: int = 0) -> None:
+    """Prepare ``data`` under a protocol as ``setrec prepare`` does, into the run ``out``.
 
     Raises:
         DataError: the data cannot be used, or nothing is left to validate or test on.
     """
-    with bar("Read and split") as progress:
-        settings = settings_of(data, protocol, seed)
-        ingest.ingest(settings, out / "data", progress=progress)
-        catalog, histories = ingest.load(out / "data")
-        if isinstance(settings.split, GlobalTime):
-            catalog, histories = _without_beginners(catalog, histories)
-            _replace(out / "data", catalog, histories)
-        for split, what in ((VALID, "validate"), (TEST, "test")):
-            if not len(ranking.Cases.of(histories, split)):
-                raise DataError(f"the protocol {protocol} leaves no user to {what} on", file=data)
-        progress.update(
-            1, 1, f"{len(histories)} users, {len(catalog)} items, {len(histories.items.values)} interactions"
-        )
-    vectors = _vectors(catalog, encoder, cache)
-    told = {"hash": hash_of(data, protocol), "name": data.name, "protocol": protocol}
-    with atomic_file(out / "text.safetensors") as path:
-        save_file({} if vectors is None else {"text": vectors}, path, told)
+    config = JobConfig(name=data.name, data=settings_of(data, protocol, seed), encoder=EncoderSettings(path=encoder))
+    run = Run(out)
+    (out / RECORD).unlink(missing_ok=True)
+    jobs.ingest_data(run, config)
+    if isinstance(config.data.split, GlobalTime):
+        _replace(run.data, *_without_beginners(*ingest.load(run.data)))
+    catalog, histories = ingest.load(run.data)
+    for split, what in ((VALID, "validate"), (TEST, "test")):
+        if not len(ranking.Cases.of(histories, split)):
+            raise DataError(f"the protocol {protocol} leaves no user to {what} on", file=data)
+    if any(catalog.texts):
+        jobs.tokenise(run, config)
+    run.write_json(RECORD, {"hash": hash_of(data, protocol), "name": data.name, "protocol": protocol})
 
 
 def load(out: Path) -> Problem:
     """What :func:`prepare` left."""
-    catalog, histories = ingest.load(out / "data")
-    with safe_open(out / "text.safetensors", "np") as file:
-        told = file.metadata()
-        text = file.get_tensor("text") if "text" in file.keys() else None  # noqa: SIM118
-    return Problem(told["name"], told["protocol"], catalog, histories, text, told["hash"])
+    run = Run(out)
+    catalog, histories = ingest.load(run.data)
+    record = run.read_json(RECORD)
+    return Problem(
+        record["name"], record["protocol"], run, load_config(run.config), catalog, histories, record["hash"]
+    )
+
+
+def is_prepared(out: Path) -> bool:
+    """Whether :func:`prepare` came to its end."""
+    return (out / RECORD).is_file()
 
 
 def hash_of(data: Path, protocol: Protocol) -> str:
@@ -211,14 +212,3 @@ def _replace(folder: Path, catalog: Catalog, histories: Histories) -> None:
     with atomic_directory(folder) as new:
         catalog.save(new / "items.parquet")
         write_histories(new / "histories", histories)
-
-
-def _vectors(catalog: Catalog, encoder: str | Path | None, cache: Path) -> np.ndarray | None:
-    """Sentence vectors of the items' texts beside vectors of their words; ``None`` where no item has a text."""
-    if not any(catalog.texts):
-        return None
-    parts = [word_vectors(catalog.texts)]
-    if encoder is not None:
-        with bar("Encode texts") as progress:
-            parts.append(TextEncoder(encoder).encode(catalog.texts, cache, progress.update))
-    return np.ascontiguousarray(np.concatenate(parts, axis=1), dtype=np.float32)

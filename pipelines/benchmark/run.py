@@ -16,6 +16,7 @@ from pipelines.benchmark import fits, problem, roster, tabulate
 from pipelines.benchmark.fits import Record, Task
 from pipelines.cluster import ray_session
 from pipelines.fan_out import fan_out
+from pipelines.fingerprints import of_code
 from pipelines.progress import Bar, bar
 from pipelines.runs import Run
 from setrec.errors import ConfigError
@@ -23,7 +24,7 @@ from setrec.settings import Settings
 
 
 class BenchmarkSettings(Settings):
-    """``minutes``: of one core, for a system's final training, and again for all its tries on validation together
+    """``minutes``: CPU time for a system's final training, and again for all its tries on validation together
     (each gets an equal part). ``tries``: settings of each system that are tried, the first of its grid. ``systems``:
     the entrants by name, ``null`` for all of the table; ``ablation``: with the rows between the published design and
     ours. ``gpu``: the share of a GPU that every fit gets beside its core.
@@ -37,18 +38,22 @@ class BenchmarkSettings(Settings):
     gpu: float = Field(0.0, ge=0, le=1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Benchmark:
     """A folder, and what is to be in it."""
 
     root: Path
     settings: BenchmarkSettings
     address: str | None = None
+    _data: str = ""
+    _code: str = ""
 
     def execute(self) -> dict[str, Any]:
         """Do what is not done, write the results, return the table; the problem must be prepared."""
         s = self.settings
-        names = roster.names(problem.load(self.root / "problem"), s.systems, ablation=s.ablation)
+        given = problem.load(self.root / "problem")
+        names = roster.names(given, s.systems, ablation=s.ablation)
+        self._data, self._code = given.hash, of_code()
         with ray_session(self.address):
             self._all("Tune", [task for name in names for task in self._tries(name)])
             best = {name: self._best(name) for name in names}
@@ -59,7 +64,8 @@ class Benchmark:
     def _tries(self, name: str) -> list[Task]:
         entrant, s = roster.entrant(name), self.settings
         count = min(s.tries, len(entrant.grid))
-        return [Task(name, number, 0, s.minutes / s.tries, final=False) for number in range(count)] if count > 1 else []
+        tries = range(count) if count > 1 else ()
+        return [self._task(name, number, 0, s.minutes / s.tries, final=False) for number in tries]
 
     def _best(self, name: str) -> int:
         """The setting with the best validation metric; the first of equals."""
@@ -68,7 +74,10 @@ class Benchmark:
 
     def _finals(self, name: str, number: int) -> list[Task]:
         seeds = self.settings.seeds if roster.entrant(name).random else 1
-        return [Task(name, number, seed, self.settings.minutes) for seed in range(seeds)]
+        return [self._task(name, number, seed, self.settings.minutes) for seed in range(seeds)]
+
+    def _task(self, name: str, number: int, seed: int, minutes: float, *, final: bool = True) -> Task:
+        return fits.task(roster.entrant(name), number, seed, minutes, self._data, self._code, final=final)
 
     def _record(self, task: Task) -> Record:
         record = fits.done(self.root, task)

@@ -1,14 +1,7 @@
 """A training-free opponent: the graph of which item followed which, walked from the last items of a history.
 
-After arXiv 2605.07125, which finds that the last one or two items, a few hops of that graph and the likeness of items'
-features beat trained models on public data sets. An arc i -> j weighs ``fade`` ** (d - 1) for every time j followed i
-at distance d <= ``reach`` in a user's training history, and ``backward`` times as much from j to i. With W the weights,
-the walk goes from i to j with probability
-
-    P[i, j] = W[i, j] / (shrink + sum over k of W[i, k]),
-
-so ``shrink`` stops part of the walk at items that few have left, whose arcs say little. From the last items of a
-history, the item a steps back with weight ``decay`` ** a (these add up to one), a row vector x starts, and the score is
+After arXiv 2605.07125. With P the transition probabilities (:mod:`setrec.scoring.transitions`) and x the start of the
+walk at the last items of a history (:func:`setrec.scoring.item_graph.start_weights`), the score is
 
     x P + damping x P^2 + damping^2 x P^3 + ... (``hops`` terms) + text x T,
 
@@ -23,85 +16,48 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from pydantic import Field, FiniteFloat
 
 from setrec import ranking
 from setrec.catalog import TRAIN, VALID, Histories
 from setrec.ragged import Ragged
-from setrec.settings import Settings
+from setrec.scoring.item_graph import Reading, start_weights
+from setrec.scoring.transitions import TransitionSettings, transition_probabilities
+from setrec.tokens import unit_rows
 
 TEXT = "text"
 """The kind of score that text gives; the others are ``hop 1``, ``hop 2`` and so on."""
 
 
-class WalkShape(Settings):
-    """The graph (``reach``, ``fade``, ``backward``, ``shrink``), where a walk on it starts (``last`` items of the
-    history, ``decay`` per step back), and what a further step counts (``damping``)."""
+class TransitionWalkSettings(TransitionSettings):
+    """The graph, where a walk on it starts (``last`` items of the history, ``decay`` per step back), how many steps it
+    takes (``hops``), what a further step counts (``damping``), and the weight of ``text``."""
 
-    reach: int = Field(3, ge=1)
-    fade: float = Field(0.5, ge=0, le=1)
-    backward: float = Field(0.5, ge=0, le=1)
-    shrink: FiniteFloat = Field(5.0, ge=0)
-    last: int = Field(5, ge=1)
-    decay: float = Field(0.5, gt=0, le=1)
-    damping: float = Field(0.3, ge=0, le=1)
-
-
-class TransitionSettings(WalkShape):
-    """The walk, how many steps it takes (``hops``), and the weight of ``text``."""
-
+    last: int = 5
+    decay: float = 0.5
+    damping: float = 0.3
     hops: int = 2
     text: float = 0.03
 
-
-def transition_graph(rows: Ragged, items: int, s: WalkShape) -> sp.csr_matrix:
-    """P above, float64 (I, I), from histories. An item that follows itself leaves no arc."""
-    arcs, user = sp.csr_matrix((items, items)), rows.row_of_value
-    # Added up distance by distance: all pairs at once would take a multiple of the graph's memory.
-    for distance in range(1, s.reach + 1):
-        i, j = rows.values[:-distance], rows.values[distance:]
-        some = (user[:-distance] == user[distance:]) & (i != j)
-        weight = np.full(np.count_nonzero(some), s.fade ** (distance - 1))
-        arcs = arcs + sp.csr_matrix((weight, (i[some], j[some])), (items, items))
-    both = (arcs + s.backward * arcs.T).tocsr()
-    del arcs
-    both.eliminate_zeros()
-    left = np.asarray(both.sum(axis=1)).ravel()
-    both.data *= np.repeat(1.0 / np.where(left > 0, left + s.shrink, 1.0), np.diff(both.indptr))
-    return both
-
-
-def start_weights(history: Ragged, s: WalkShape) -> tuple[Ragged, np.ndarray]:
-    """x above, by entry: the last items of every history, and their weights, float64, which add up to one in each."""
-    age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.values))
-    near = history.where(age < s.last)
-    weight = s.decay ** age[age < s.last].astype(np.float64)
-    row = near.row_of_value
-    return near, weight / np.bincount(row, weight, minlength=len(near))[row]
-
-
-def unit_rows(text: np.ndarray) -> np.ndarray:
-    """Text vectors, float32 (I, w), around their mean and of length 1, so that products are cosines of what differs;
-    an item without a text (all zeros) stays zero."""
-    some = np.abs(text).sum(axis=1, keepdims=True) > 0
-    centred = np.where(some, text - text[some[:, 0]].mean(axis=0), 0.0) if some.any() else text
-    return np.asarray(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-8), dtype=np.float32)
+    @property
+    def reading(self) -> Reading:
+        """How histories read the graph."""
+        return Reading(last=self.last, decay=self.decay)
 
 
 class Transitions:
     """The opponent, a :class:`setrec.ranking.Scorer`.
 
     Args:
-        graph: as :func:`transition_graph` gives it for the same settings.
+        graph: as :func:`transition_probabilities` gives it for the same settings.
         text: as :func:`unit_rows` gives it, ``None`` where items have no texts.
     """
 
-    def __init__(self, graph: sp.csr_matrix, text: np.ndarray | None, settings: TransitionSettings) -> None:
+    def __init__(self, graph: sp.csr_matrix, text: np.ndarray | None, settings: TransitionWalkSettings) -> None:
         self.graph, self.text, self.settings = graph, text, settings
 
     def kinds(self, history: Ragged) -> dict[str, np.ndarray]:
         """Each term of the score without its weight, float32 (b, I)."""
-        near, weight = start_weights(history, self.settings)
+        near, weight = start_weights(history, self.settings.reading)
         x = step = sp.csr_matrix((weight, near.values, near.offsets), (len(near), self.graph.shape[0]))
         found = {}
         for hop in range(1, self.settings.hops + 1):
@@ -118,7 +74,7 @@ class Transitions:
         return np.asarray(sum(np.float32(weight) * kinds[kind] for kind, weight in weights.items()), dtype=np.float32)
 
 
-def term_weights(s: TransitionSettings, text: bool) -> dict[str, float]:
+def term_weights(s: TransitionWalkSettings, text: bool) -> dict[str, float]:
     """The weight of each term of the score."""
     hops = {f"hop {hop}": s.damping ** (hop - 1) for hop in range(1, s.hops + 1)}
     return hops | {TEXT: s.text} if text else hops
@@ -141,7 +97,7 @@ GRID: Mapping[str, Sequence[Any]] = {
     "damping": (0.0, 0.3, 1.0),
     "text": (0.0, 0.01, 0.02, 0.04, 0.08, 0.2),
 }
-"""What is tried; ``graph`` and ``start`` set two fields of :class:`TransitionSettings` at once."""
+"""What is tried; ``graph`` and ``start`` set two fields of :class:`TransitionWalkSettings` at once."""
 
 
 def tune_transitions(
@@ -167,8 +123,8 @@ def tune_transitions(
     walks = list(product(GRID["graph"], GRID["backward"], GRID["shrink"])) if len(cases) else []
     best: tuple[float, Transitions] | None = None
     for done, (shape, backward, shrink) in enumerate(walks):
-        base = TransitionSettings(**shape, backward=backward, shrink=shrink)
-        graph = transition_graph(rows, items, base)
+        base = TransitionWalkSettings(**shape, backward=backward, shrink=shrink)
+        graph = transition_probabilities(rows, items, base)
         for start in GRID["start"]:
             found = _weighted(Transitions(graph, unit, base.model_copy(update=start)), cases)
             tried += [{**s.model_dump(), "ndcg@10": value} for s, value in found]
@@ -180,11 +136,11 @@ def tune_transitions(
         if progress is not None:
             progress(done + 1, len(walks))
     if best is None:
-        return Transitions(transition_graph(rows, items, TransitionSettings()), unit, TransitionSettings()), tried
+        return Transitions(transition_probabilities(rows, items, TransitionWalkSettings()), unit, TransitionWalkSettings()), tried
     return best[1], tried
 
 
-def _weighted(model: Transitions, cases: ranking.Cases) -> list[tuple[TransitionSettings, float]]:
+def _weighted(model: Transitions, cases: ranking.Cases) -> list[tuple[TransitionWalkSettings, float]]:
     """The NDCG@10 of a walk under every weighting of its terms in the grid."""
     text = GRID["text"] if model.text is not None else (0.0,)
     options = [

@@ -1,0 +1,47 @@
+"""Recipes: overrides of the configuration's defaults, as YAML files in this folder.
+
+A recipe holds the sections and keys that it changes and nothing else; ``setrec train --run RUN --config RECIPE.yaml``
+trains it on what a run holds. The defaults are the recipe called "ours" in the comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from pipelines.config import JobConfig, validate
+
+
+def load(name: str) -> dict[str, Any]:
+    """The overrides of the recipe ``name``, e.g. ``published-t5`` or ``ablation/without-text``."""
+    return yaml.safe_load(files(__package__).joinpath(f"{name}.yaml").read_text()) or {}
+
+
+def ablations() -> list[str]:
+    """Names of the ablation's recipes, in order."""
+    found = (path.name for path in files(__package__).joinpath("ablation").iterdir())
+    return [f"ablation/{name.removesuffix('.yaml')}" for name in sorted(found) if name.endswith(".yaml")]
+
+
+def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``change`` in it, section by section; a value that is no section is replaced."""
+    result = dict(base)
+    for key, value in change.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def applied(
+    config: JobConfig, overrides: Mapping[str, Any], *changes: str, source: str = "recipe"
+) -> JobConfig:
+    """A configuration with overrides, and ``section.key=value`` ``changes`` after them; ``source`` names them
+    in an error.
+
+    Raises:
+        ConfigError: a key or value is not allowed.
+    """
+    return validate(merged(config.model_dump(mode="json"), overrides), source, list(changes))
