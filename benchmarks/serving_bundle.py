@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from setrec.walk import Walk, WalkSettings
+from setrec.walk_choice import SHAPES
 
 from serving.bundle_writer import write_bundle
 from setrec.catalog import TRAIN, Catalog, Histories
 from setrec.model import ModelSettings, SetRecModel
 from setrec.ragged import Ragged
 from setrec.tokens import ItemFeatures
-from setrec.walk import Walk, WalkSettings
-from setrec.walk_choice import SHAPES
 
 ITEMS, USERS = 1682, 943  # MovieLens-100K
 

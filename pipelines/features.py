@@ -111,7 +111,7 @@ def train_sasrec_opponent(run: Run, config: JobConfig) -> None:
 
 
 def train_collaborative(run: Run, config: JobConfig) -> None:
-    """Train the SASRec whose vectors begin the collaborative table, where ``model.table`` asks for it, and write them."""
+    """Train the SASRec whose vectors begin the collaborative table and write them, where ``model.table`` asks so."""
     if config.model.table != "sasrec":
         return
     train_sasrec_opponent(run, config)

@@ -158,7 +158,9 @@ def _trial(given: dict[str, Any]) -> None:
     run, config = Run(Path(spec["root"])), validate(spec["config"], "trial")
     place = run.root / "tuning" / "checkpoints" / f"{spec['number']:04d}"
     device = torch.device("cuda" if config.cluster.gpu else "cpu")
-    trainer = trainer_of(features.shared_view(run, config, run.root / "tuning"), config, wrap=wrapper(config, 1, device))
+    trainer = trainer_of(
+        features.shared_view(run, config, run.root / "tuning"), config, wrap=wrapper(config, 1, device)
+    )
     if place.exists():
         trainer.load(place)
 

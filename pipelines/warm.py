@@ -67,7 +67,7 @@ def begin(model: SetRecModel, path: Path | None, item_ids: list[str], texts: np.
 
 
 def lexical_encoder(path: Path | None) -> LexicalEncoder | None:
-    """The lexical encoder of the run or bundle at ``path``, whose vectors its model reads; ``None`` where there is none.
+    """The lexical encoder of the run or bundle at ``path``, ``None`` where there is none.
 
     Raises:
         ConfigError: nothing usable is there.

@@ -148,7 +148,9 @@ class SetRecModel(PreTrainedModel):
         )  # fmt: skip
         n = len(self.tokens.slots)
         if config.query_mode == "item" and (config.history != "fused" or not isinstance(self.backbone, CausalBackbone)):
-            raise ConfigError("an item's own token can answer (query_mode: item) behind a causal backbone and fused histories")
+            raise ConfigError(
+                "an item's own token can answer (query_mode: item) behind a causal backbone and fused histories"
+            )
         self.instruction = nn.Parameter(torch.zeros(config.instruction, width))
         self.queries = nn.Parameter(torch.zeros(n, width))
         self.maps = nn.Parameter(torch.zeros(n, width, width)) if config.query_mode == "item" else None

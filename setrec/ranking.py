@@ -288,14 +288,24 @@ def choose_weights(
     """
     k, values = int(metric.partition("@")[2]), []
     for start in range(0, len(cases), batch):
-        history, truth = cases.batch(start, batch)
-        kinds = kind_scorer(history)
-        every = np.ones((1, next(iter(kinds.values())).shape[1]), dtype=bool)
-        ranks = mixed_ranks(kinds, grid, history, truth, every, "removed")
-        values.append([user_metrics(Ragged(rank[0], truth.offsets), (k,))[metric] for rank in ranks])
+        ranks = weighted_ranks(kind_scorer, *cases.batch(start, batch), grid)
+        values.append([user_metrics(rank, (k,))[metric] for rank in ranks])
     means = [_mean(np.concatenate([part[number] for part in values])) for number in range(len(grid))]
     best = int(np.argmax(means))
     return dict(grid[best]), [{"weights": dict(w), metric: v} for w, v in zip(grid, means, strict=True)]
+
+
+def weighted_ranks(
+    kind_scorer: KindScorer, history: Ragged, truth: Ragged, grid: Sequence[Mapping[str, float]]
+) -> list[Ragged]:
+    """Ranks of the truths under every weighting of the grid, history removed, for one batch of cases.
+
+    Raises:
+        DataError: a mixed score is NaN.
+    """
+    kinds = kind_scorer(history)
+    every = np.ones((1, next(iter(kinds.values())).shape[1]), dtype=bool)
+    return [Ragged(rank[0], truth.offsets) for rank in mixed_ranks(kinds, grid, history, truth, every, "removed")]
 
 
 def mixed_ranks(

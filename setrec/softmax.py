@@ -46,7 +46,13 @@ def catalogue_cross_entropy(users: Tensor, codes: Tensor, targets: Tensor, bias:
 class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, users: Tensor, codes: Tensor, by: Tensor, targets: Tensor, bias: LogitBias | None, product: torch.dtype
+        ctx: Any,
+        users: Tensor,
+        codes: Tensor,
+        by: Tensor,
+        targets: Tensor,
+        bias: LogitBias | None,
+        product: torch.dtype,
     ) -> Tensor:
         with torch.autocast(users.device.type, enabled=False):
             loss, *gradients = _loss_and_gradients(users, codes, targets, bias, product)

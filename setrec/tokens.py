@@ -82,7 +82,7 @@ class TableTokenizer(nn.Module):
         self.table.copy_(torch.from_numpy(table) * self.known[:, None])
 
     def codes(self, rows: Tensor | None = None) -> Tensor:
-        """(I, features), or of some rows; zero for unknown rows, and in training for a share ``id_dropout`` of the others,
+        """(I, features), or of some rows; zero for unknown rows, and in training for ``id_dropout`` of the others,
         drawn anew at every call."""
         table, known = (self.table, self.known) if rows is None else (self.table[rows], self.known[rows])
         if self.training and self.id_dropout:

@@ -12,9 +12,8 @@ ITEMS = 40
 def small_model(features: ItemFeatures, family: str = "qwen3", history: str = "set", **changes) -> SetRecModel:
     """A two-layer model in evaluation mode, the same weights at every call."""
     torch.manual_seed(7)
-    settings = ModelSettings(
-        backbone=BackboneSettings(family=family), history=history, semantic_tokens=3, hidden=(48, 24), **changes
-    )
+    plain = {"semantic_tokens": 3, "hidden": (48, 24), "text_slot": 0, "query_mode": "last_item", "id_dropout": 0.0}
+    settings = ModelSettings(backbone=BackboneSettings(family=family), history=history, **(plain | changes))
     model = SetRecModel.build(settings, features).eval()
     # Biases start at zero, where a forgotten constant would go unnoticed.
     with torch.no_grad():

@@ -155,9 +155,7 @@ def load(out: Path) -> Problem:
     run = Run(out)
     catalog, histories = ingest.load(run.data)
     record = run.read_json(RECORD)
-    return Problem(
-        record["name"], record["protocol"], run, load_config(run.config), catalog, histories, record["hash"]
-    )
+    return Problem(record["name"], record["protocol"], run, load_config(run.config), catalog, histories, record["hash"])
 
 
 def is_prepared(out: Path) -> bool:

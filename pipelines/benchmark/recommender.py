@@ -24,9 +24,7 @@ class Recommender:
 
     random = True
 
-    def __init__(
-        self, name: str, overrides: Mapping[str, Any], tries: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
+    def __init__(self, name: str, overrides: Mapping[str, Any], tries: Sequence[Mapping[str, Any]] = ()) -> None:
         """``tries``: further overrides, on top of ``overrides``, of the grid's settings after the first."""
         self.name = name
         self.grid: Sequence[Settings] = [recipes.merged(overrides, one) for one in ({}, *tries)]

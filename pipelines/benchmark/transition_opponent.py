@@ -136,7 +136,9 @@ def tune_transitions(
         if progress is not None:
             progress(done + 1, len(walks))
     if best is None:
-        return Transitions(transition_probabilities(rows, items, TransitionWalkSettings()), unit, TransitionWalkSettings()), tried
+        return Transitions(
+            transition_probabilities(rows, items, TransitionWalkSettings()), unit, TransitionWalkSettings()
+        ), tried
     return best[1], tried
 
 

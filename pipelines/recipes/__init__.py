@@ -35,9 +35,7 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def applied(
-    config: JobConfig, overrides: Mapping[str, Any], *changes: str, source: str = "recipe"
-) -> JobConfig:
+def applied(config: JobConfig, overrides: Mapping[str, Any], *changes: str, source: str = "recipe") -> JobConfig:
     """A configuration with overrides, and ``section.key=value`` ``changes`` after them; ``source`` names them
     in an error.
 

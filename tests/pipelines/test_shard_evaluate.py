@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import ray
+from setrec.walk_choice import WalkChoice
 
 from pipelines import evaluate, ingest, shard_evaluate
 from pipelines.cluster import ray_session
@@ -21,7 +22,6 @@ from pipelines.systems import Systems
 from setrec import baselines, ranking, scoring
 from setrec.catalog import TEST, TRAIN, VALID
 from setrec.errors import ConfigError, DataError
-from setrec.walk_choice import WalkChoice
 
 BATCH = 7
 WEIGHTS = {"collaborative": 0.5, "semantic": 0.25, "structural": 0.25}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from setrec.walk import Walk, Walked, WalkSettings
 
 from pipelines import evaluate, export, ingest, jobs
 from pipelines.config import load_config
@@ -15,11 +16,11 @@ from pipelines.runs import Run
 from pipelines.system_names import ALONE, OURS
 from serving.bundle import Bundle
 from serving.engine import Engine, Request
-from setrec import ranking, scoring
+from setrec import ranking
 from setrec.catalog import TEST, TRAIN, VALID
 from setrec.errors import DataError
 from setrec.model import SetRecModel
-from setrec.walk import Walk, Walked, WalkSettings
+from setrec.scoring.model_scores import model_scorer
 
 
 @pytest.fixture(params=["qwen3_run", "t5_run"], ids=["qwen3-structural", "t5"])
@@ -42,7 +43,7 @@ def test_the_table_repeats_from_the_saved_model_and_weights(run):
     catalog, histories = ingest.load(run.data)
     model = SetRecModel.from_pretrained(run.model).eval()
     found = run.read_json("weights.json")
-    alone = scoring.scorer(model, found["weights"])
+    alone = model_scorer(model, found["weights"])
     walk = Walk.of(histories.upto(TRAIN), len(catalog), WalkSettings(**found["transitions"]))
     for system, scorer in ((ALONE, alone), (OURS, Walked(alone, walk))):
         row = next(
@@ -84,7 +85,7 @@ def test_weights_range_over_every_kind_of_slot_and_come_from_the_same_scores(run
     cases = ranking.Cases.of(ingest.load(run.data)[1], VALID)
     model = SetRecModel.from_pretrained(run.model).eval()
     for g in found["grid"][1::4]:
-        again = ranking.mean_metric(scoring.scorer(model, g["weights"]), cases)
+        again = ranking.mean_metric(model_scorer(model, g["weights"]), cases)
         assert g["ndcg@10"] == pytest.approx(again, abs=1e-6)
 
 
@@ -109,7 +110,7 @@ def assert_same_ranking(
     others the bundle estimates the collaborative columns. What is served knows what followed what in all histories."""
     engine, (catalog, histories) = Engine(Bundle.open(bundle)), ingest.load(run.data)
     model = SetRecModel.from_pretrained(run.model).eval()
-    score, new = scoring.scorer(model, weights), np.flatnonzero(~histories.trained(len(catalog)))
+    score, new = model_scorer(model, weights), np.flatnonzero(~histories.trained(len(catalog)))
     if transitions is not None:
         score = Walked(score, Walk.of(histories.items, len(catalog), transitions))
     deny = tuple(catalog.item_ids[row] for row in new)

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 from serving_helpers import ITEMS, FakeEncoder, catalog, codes, fake_bundle, histories, load_fake
+from setrec.walk import Walk, WalkSettings
 
 from serving.bundle import FORMAT_VERSION, Bundle
 from serving.engine import Engine, Request
@@ -14,7 +15,6 @@ from setrec.encoder import TextEncoder
 from setrec.errors import BundleError
 from setrec.ragged import Ragged
 from setrec.tables import compose
-from setrec.walk import Walk, WalkSettings
 
 
 @pytest.fixture(scope="module")

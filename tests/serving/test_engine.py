@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 from serving_helpers import ITEMS, codes, fake_bundle, histories, load_fake
+from setrec.walk import Walk, Walked, WalkSettings
 
 from serving.bundle import Bundle
 from serving.engine import Answer, Engine, Request, RequestError
 from setrec.errors import UnknownItemError
 from setrec.ragged import Ragged
-from setrec.walk import Walk, Walked, WalkSettings
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from serving_helpers import ITEMS, FakeText, catalog, codes, fake_bundle, histories, load_fake, text_codes
+from setrec.walk import Walk, WalkSettings
 
 from serving import edits
 from serving.bundle import Bundle
@@ -13,7 +14,6 @@ from serving.newcomers import NewcomerSettings
 from serving.requests import Fallback
 from serving.stores import Change, Event, StoreError, open_store
 from setrec.errors import UnknownItemError
-from setrec.walk import Walk, WalkSettings
 
 NEW = ItemFields(title="Title «new»", text="text 3 4", attributes={"genre": ["c"]})
 

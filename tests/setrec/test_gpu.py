@@ -6,11 +6,11 @@ import pytest
 import torch
 from small_models import ITEMS, small_model
 
-from setrec import scoring
 from setrec.catalog import TRAIN, VALID, Histories
 from setrec.objective import ObjectiveSettings
 from setrec.ragged import Ragged
 from setrec.sasrec import SasRecSettings, scorer, train_sasrec
+from setrec.scoring.model_scores import ModelScores, model_scorer
 from setrec.training import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -39,7 +39,9 @@ def test_training_follows_the_curve_of_the_processor(family, options):
 
 def test_everything_that_a_model_can_have_learns_in_bf16(features):
     """Carried codes, raised returns, forgotten items, and a sampled softmax."""
-    model = small_model(features, "qwen3", "fused", max_items=8, carry=(0.0, 0.8, 1.0), returns=True, forget=0.3)
+    model = small_model(
+        features, "qwen3", "fused", max_items=8, history_skip=(0.0, 0.8, 1.0), repeat_bias=True, id_dropout=0.3
+    )
     torch.nn.Module.to(model, "cuda")
     given = group.trainer(0, 1, "none")
     loss = ObjectiveSettings(slots=0.0, fused=1.0, sampled_above=8, samples=16)
@@ -61,12 +63,15 @@ def test_a_checkpoint_of_a_gpu_is_gone_on_from_without_one(tmp_path):
 
 @pytest.mark.parametrize("family", ["qwen3", "t5"])
 def test_scores_are_those_of_the_processor(features, family):
-    model = small_model(features, family, "set", max_items=8, carry=(0.0, 0.8), returns=True).eval()
+    model = small_model(features, family, "set", max_items=8, history_skip=(0.0, 0.8), repeat_bias=True).eval()
     histories, weights = Ragged.of([[1, 2, 3], [4], list(range(12))]), dict.fromkeys(model.kinds, 1.0)
-    here, by_kind = scoring.scorer(model, weights)(histories), scoring.kind_scorer(model)(histories)
+    here, by_kind = (
+        model_scorer(model, weights)(histories),
+        ModelScores(model, dict.fromkeys(model.kinds, 1.0)).by_kind(histories),
+    )
     torch.nn.Module.to(model, "cuda")
-    np.testing.assert_allclose(scoring.scorer(model, weights)(histories), here, rtol=1e-3, atol=1e-3)
-    for kind, scores in scoring.kind_scorer(model)(histories).items():
+    np.testing.assert_allclose(model_scorer(model, weights)(histories), here, rtol=1e-3, atol=1e-3)
+    for kind, scores in ModelScores(model, dict.fromkeys(model.kinds, 1.0)).by_kind(histories).items():
         np.testing.assert_allclose(scores, by_kind[kind], rtol=1e-3, atol=1e-3)
 
 
@@ -77,7 +82,7 @@ def test_sasrec_learns_there_and_comes_back(negatives):
     splits = np.tile([TRAIN] * 8 + [VALID], len(rows)).astype(np.int8)
     histories = Histories([str(n) for n in range(len(rows))], Ragged.of(rows), splits)
     text = rng.normal(size=(ITEMS, 12)).astype(np.float32)
-    settings = SasRecSettings(epochs=25, patience=25, targets_per_batch=64, negatives=negatives, forget=0.1)
+    settings = SasRecSettings(epochs=25, patience=25, targets_per_batch=64, negatives=negatives, id_dropout=0.1)
     curve: list[dict] = []
     model = train_sasrec(
         histories, ITEMS, settings, features=text, report=curve.append, device="cuda"

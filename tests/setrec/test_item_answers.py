@@ -5,17 +5,17 @@ import pytest
 import torch
 from small_models import ITEMS, small_model
 
-from setrec import scoring
 from setrec.errors import ConfigError
 from setrec.model import SetRecModel
 from setrec.objective import ObjectiveSettings
 from setrec.ragged import Ragged
+from setrec.scoring.model_scores import model_scorer
 from setrec.training import Trainer, TrainingSettings
 
 
 @pytest.fixture
 def model(features) -> SetRecModel:
-    return small_model(features, "qwen3", "fused", max_items=8, ask="item", dropout=0.0)
+    return small_model(features, "qwen3", "fused", max_items=8, query_mode="item", dropout=0.0)
 
 
 @torch.no_grad()
@@ -44,8 +44,8 @@ def test_slots_answer_through_maps_of_their_own(model):
 
 @pytest.mark.parametrize(("family", "history"), [("t5", "fused"), ("qwen3", "set")])
 def test_where_no_single_token_stands_for_the_last_item_it_is_refused(features, family, history):
-    with pytest.raises(ConfigError, match="ask: item"):
-        small_model(features, family, history, ask="item")
+    with pytest.raises(ConfigError, match="query_mode: item"):
+        small_model(features, family, history, query_mode="item")
 
 
 def test_it_learns_and_comes_back_from_disk(features, model, tmp_path):
@@ -59,7 +59,7 @@ def test_it_learns_and_comes_back_from_disk(features, model, tmp_path):
     assert losses[-1] < 0.5 * losses[0]
     model.eval().save_pretrained(tmp_path)
     weights, asked = dict.fromkeys(model.kinds, 1.0), Ragged.of([ring[:3], ring[5:9]])
-    scores = scoring.scorer(model, weights)(asked)
+    scores = model_scorer(model, weights)(asked)
     assert np.argmax(scores, axis=1).tolist() == [ring[3], ring[9]]
-    again = scoring.scorer(SetRecModel.from_pretrained(tmp_path), weights)(asked)
+    again = model_scorer(SetRecModel.from_pretrained(tmp_path), weights)(asked)
     np.testing.assert_allclose(again, scores, rtol=1e-5, atol=1e-5)

@@ -109,7 +109,7 @@ def test_a_batch_answers_as_each_user_alone(model):
 
 @pytest.mark.parametrize("negatives", ["all", "trained"])
 def test_one_pass_loss_and_gradients_equal_those_of_one_sample_per_prefix(model, negatives):
-    settings = ObjectiveSettings(negatives=negatives, alpha=0.5)
+    settings = ObjectiveSettings(negatives=negatives, alpha=0.5, slots=0.2)
     rng = np.random.default_rng(0)
     trained = np.flatnonzero(model.trained.numpy())
     histories = Ragged.of([rng.choice(trained, n) for n in (2, 5, 7, 3)])
@@ -167,7 +167,7 @@ def test_untrained_items_are_no_negatives_unless_asked(features):
         outputs = torch.randn(4, 5, model.backbone.width, generator=torch.Generator().manual_seed(0))
         terms = objective.loss(
             model.tokens, grounding.slot_codes(model.tokens, outputs), torch.tensor([0, 1, 2, 3]), codes,
-            ObjectiveSettings(negatives=negatives, alpha=0.0), model.trained, torch.arange(3),
+            ObjectiveSettings(negatives=negatives, alpha=0.0, slots=0.2), model.trained, torch.arange(3),
         )  # fmt: skip
         return torch.autograd.grad(terms["slots"], codes)[0][cold].abs().max()
 

@@ -42,7 +42,7 @@ def text() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def with_text(histories, text) -> sasrec.SasRec:
-    settings = SMALL.model_copy(update={"epochs": 15, "forget": 0.3, "dropout": 0.1})
+    settings = SMALL.model_copy(update={"epochs": 15, "id_dropout": 0.3, "dropout": 0.1})
     return sasrec.train_sasrec(histories, ITEMS, settings, features=text, seed=1)
 
 
@@ -92,7 +92,7 @@ def test_a_sample_of_a_third_of_the_items_teaches_nearly_as_well(histories):
 
 @pytest.mark.parametrize("texts", [False, True])
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(histories, text, texts):
-    settings = SMALL.model_copy(update={"epochs": 1, "negatives": 20, "forget": 0.2, "text_dropout": 0.2})
+    settings = SMALL.model_copy(update={"epochs": 1, "negatives": 20, "id_dropout": 0.2, "text_dropout": 0.2})
     first, again, other = (
         sasrec.train_sasrec(histories, ITEMS, settings, seed=seed, features=text if texts else None).state_dict()
         for seed in (5, 5, 6)

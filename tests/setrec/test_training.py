@@ -22,7 +22,7 @@ def trainer(features, family="qwen3", **options) -> Trainer:
     """A trainer whose validation metric always improves."""
     model = small_model(features, family, "fused", max_items=8)
     values = iter(np.linspace(0.1, 0.2, 100))
-    settings, loss = options.pop("settings", SETTINGS), options.pop("loss", ObjectiveSettings())
+    settings, loss = options.pop("settings", SETTINGS), options.pop("loss", ObjectiveSettings(alpha=0.5, slots=0.2))
     return Trainer(model, chains(), lambda _: float(next(values)), settings, loss, **options)
 
 

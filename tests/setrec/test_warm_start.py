@@ -53,13 +53,13 @@ def test_known_items_are_scored_as_before_whatever_their_rows_are_now(old):
     model = built(GROWN, seed=1, cold=("i3",))
     shared = [item for item in OLD if item in GROWN]
     assert np.abs(scores(model, GROWN, shared) - scores(old, OLD, shared)).max() > 0.1
-    assert warm_start(model, old, old_rows(OLD, GROWN)) == 17
+    assert warm_start(model, old, old_rows(OLD, GROWN), features(GROWN).text) == 17
     np.testing.assert_allclose(scores(model, GROWN, shared), scores(old, OLD, shared), atol=1e-4)
 
 
 def test_new_items_keep_what_they_were_built_with(old):
     fresh, model = built(GROWN, seed=1, cold=("i3",)), built(GROWN, seed=1, cold=("i3",))
-    warm_start(model, old, old_rows(OLD, GROWN))
+    warm_start(model, old, old_rows(OLD, GROWN), features(GROWN).text)
     for row in (GROWN.index("new1"), GROWN.index("new2")):
         before, after = fresh.tokens.table("collaborative"), model.tokens.table("collaborative")
         assert torch.equal(before.table[row], after.table[row])
@@ -85,8 +85,9 @@ def test_vectors_that_do_not_learn_are_those_of_the_new_data(old):
 
 def test_a_text_that_changed_is_read_anew(old):
     model = built(OLD, scale=2.0, cold=("i3",))
-    warm_start(model, old, old_rows(OLD, OLD))
-    given = torch.from_numpy(features(OLD, scale=2.0).text)
+    texts = features(OLD, scale=2.0).text
+    warm_start(model, old, old_rows(OLD, OLD), texts)
+    given = torch.from_numpy(texts)
     semantic = old.tokens.semantic
     torch.testing.assert_close(model.tokens.semantic.features, (given - semantic.center) / semantic.scale)
 

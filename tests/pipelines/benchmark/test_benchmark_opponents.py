@@ -5,14 +5,14 @@ import time
 
 import numpy as np
 import pytest
+from pipelines.benchmark.evidence import Evidence, EvidenceSettings
+from pipelines.benchmark.evidence_alone import EvidenceAlone
+from pipelines.benchmark.weighing import halves
 
 from pipelines.benchmark import problem
 from pipelines.benchmark.entrant import Clock, Entrant
-from pipelines.benchmark.evidence import Evidence, EvidenceSettings
-from pipelines.benchmark.evidence_alone import EvidenceAlone
 from pipelines.benchmark.opponents import OPPONENTS, SasRec
 from pipelines.benchmark.problem import Problem
-from pipelines.benchmark.weighing import halves
 from setrec import baselines, ranking, transitions
 from setrec.errors import DataError
 from setrec.sasrec import SasRecSettings
@@ -109,7 +109,7 @@ def test_without_texts_transitions_and_plain_sasrecs_do_and_the_one_with_texts_i
 
 def test_texts_find_cold_items_that_a_plain_sasrec_cannot(given):
     groups = ranking.warm_cold_groups(given.trained)
-    entrants = (SasRec("plain", {}, ()), SasRec("text", {"forget": 0.3}, (), text=True))
+    entrants = (SasRec("plain", {}, ()), SasRec("text", {"id_dropout": 0.3}, (), text=True))
     found = [ranking.evaluate(fitted(one, given).scorer, given.test, groups, ks=(10,)) for one in entrants]
     assert found[1].mean("ndcg@10", "all") > found[0].mean("ndcg@10", "all")
 

@@ -5,19 +5,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pipelines.benchmark.remembered import _Events, _Model, positions
+from pipelines.benchmark.weighing import halves
+from setrec.transitions import unit_rows
 
 from pipelines.benchmark import fits, problem, recommender, roster
 from pipelines.benchmark.entrant import Clock
 from pipelines.benchmark.job import benchmark, protocol_of
 from pipelines.benchmark.recommender import PUBLISHED, Recommender, RecommenderSettings, _principal
-from pipelines.benchmark.remembered import _Events, _Model, positions
 from pipelines.benchmark.run import BenchmarkSettings
-from pipelines.benchmark.weighing import halves
 from pipelines.runs import Run
 from setrec.catalog import VALID
 from setrec.errors import ConfigError
 from setrec.ragged import Ragged
-from setrec.transitions import unit_rows
 
 SYSTEMS = ("Popularity", "ItemKNN", "SASRec", roster.OURS)
 SMALL = BenchmarkSettings(minutes=0.4, tries=2, seeds=2, systems=SYSTEMS)
@@ -176,7 +176,7 @@ def test_fits_are_kept_apart_by_system_setting_seed_and_minutes(tmp_path):
 def test_model_forgets_in_training_alone(features):
     from setrec.tokens import TableTokenizer
 
-    table = TableTokenizer(len(features), 64, 16, trainable=True, forget=0.5)
+    table = TableTokenizer(len(features), 64, 16, trainable=True, id_dropout=0.5)
     table.fill(features.collaborative, features.trained)
     hidden = (table.train().codes() == 0).all(dim=1).numpy()
     assert hidden[~features.trained].all()

@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from circles import write_world
+from pipelines.benchmark.words import word_vectors
 
 from pipelines.benchmark import problem
-from pipelines.benchmark.words import word_vectors
 from setrec import ranking
 from setrec.catalog import TEST, TRAIN, VALID
 from setrec.errors import DataError

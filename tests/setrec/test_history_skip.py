@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from small_models import small_model
 
-from setrec import objective, scoring, softmax
+from setrec import objective, softmax
 from setrec.batches import one_pass, per_prefix
 from setrec.model import ModelSettings, SetRecModel
 from setrec.objective import ObjectiveSettings
 from setrec.ragged import Ragged
 from setrec.sampled_softmax import Candidates, LogUniformSampler, sampled_cross_entropy
-from setrec.softmax import Raised, catalogue_cross_entropy
+from setrec.scoring.model_scores import ModelScores, model_scorer
+from setrec.softmax import LogitBias, catalogue_cross_entropy
 from setrec.tokens import ItemFeatures
 
 ROWS, ITEMS, WIDTH = 24, 60, 8
@@ -21,15 +22,15 @@ HISTORIES = Ragged.of([[1, 2, 3], [4], [5, 6, 7, 5, 9, 10]])
 
 @pytest.fixture
 def model(features, family) -> SetRecModel:
-    model = small_model(features, family, "fused", carry=(0.0, 0.5, 1.0), returns=True)
+    model = small_model(features, family, "fused", history_skip=(0.0, 0.5, 1.0), repeat_bias=True)
     with torch.no_grad():
-        model.log_carry.normal_(std=0.1)
-        model.raised.fill_(-0.1)
+        model.log_skip.normal_(std=0.1)
+        model.repeat_logit.fill_(-0.1)
     return model
 
 
 @pytest.fixture
-def table() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Raised, torch.Tensor]:
+def table() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, LogitBias, torch.Tensor]:
     """Users, codes, targets, and pairs that are raised, some of them targets, with the same as a table of logits."""
     torch.manual_seed(0)
     users, codes = torch.randn(ROWS, WIDTH, requires_grad=True), torch.randn(ITEMS, WIDTH, requires_grad=True)
@@ -37,7 +38,7 @@ def table() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Raised, torch.Ten
     chosen = torch.rand(ROWS, ITEMS) < 0.1
     chosen[:5, targets[:5]], chosen[9] = True, False
     rows, items = chosen.nonzero(as_tuple=True)
-    return users, codes, targets, Raised(rows, items, by), chosen * by
+    return users, codes, targets, LogitBias(rows, items, by), chosen * by
 
 
 @pytest.mark.parametrize("at_once", [64, 1 << 20])
@@ -88,16 +89,16 @@ def test_one_pass_loss_and_gradients_equal_those_of_one_sample_per_prefix(model,
     loss_a, a = gradients(one_pass(histories, 10, 1000, rng))
     loss_b, b = gradients(list(per_prefix(histories, 10, 4, rng)))
     assert loss_a == pytest.approx(loss_b, rel=1e-5)
-    assert {"log_carry", "raised"} <= a.keys() == b.keys()
+    assert {"log_skip", "repeat_logit"} <= a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], atol=2e-5, rtol=2e-3, msg=name)
-    assert all(a[name].abs().max() > 1e-4 for name in ("log_carry", "raised"))
+    assert all(a[name].abs().max() > 1e-4 for name in ("log_skip", "repeat_logit"))
 
 
 def test_scores_are_what_the_loss_is_taken_of(model):
     """-log softmax of the scores at equal weights is the fused loss, the items that were seen included."""
     alike = dict.fromkeys(model.kinds, 1 / len(model.tokens.slots))
-    scores = torch.from_numpy(scoring.scorer(model, alike)(HISTORIES))
+    scores = torch.from_numpy(model_scorer(model, alike)(HISTORIES))
     targets = torch.tensor([[3], [4], [12]])
     items, lengths = HISTORIES.pad(10)
     terms = model(
@@ -110,9 +111,9 @@ def test_scores_are_what_the_loss_is_taken_of(model):
 
 def test_the_kinds_scores_add_up_at_any_weights(model):
     weights = {"collaborative": 0.3, "semantic": 0.5, "structural": 0.2}
-    kinds = scoring.kind_scorer(model)(HISTORIES)
+    kinds = ModelScores(model, dict.fromkeys(model.kinds, 1.0)).by_kind(HISTORIES)
     together = sum(weight * kinds[kind] for kind, weight in weights.items())
-    np.testing.assert_allclose(scoring.scorer(model, weights)(HISTORIES), together, atol=1e-4)
+    np.testing.assert_allclose(model_scorer(model, weights)(HISTORIES), together, atol=1e-4)
 
 
 def test_a_batch_answers_as_each_user_alone_and_from_the_codes_of_what_is_read(model):
@@ -130,21 +131,21 @@ def test_it_is_kept_with_the_model(model, tmp_path):
     model.save_pretrained(tmp_path)
     again, weights = SetRecModel.from_pretrained(tmp_path).eval(), dict.fromkeys(model.kinds, 1.0)
     torch.testing.assert_close(again.user_codes(HISTORIES, weights), model.user_codes(HISTORIES, weights))
-    assert again.return_bias(weights) == model.return_bias(weights) < 0
+    assert again.repeat_bias(weights) == model.repeat_bias(weights) < 0
 
 
 def test_texts_without_layers_rank_by_their_cosine_to_the_history_where_the_backbone_says_nothing(features):
     text = features.text.copy()
     text[7] = 0.0
     given = ItemFeatures(features.trained, None, text)
-    model = SetRecModel.build(ModelSettings(semantic_tokens=1, hidden=(), carry=(0.5,)), given).eval()
+    model = SetRecModel.build(ModelSettings(semantic_tokens=1, hidden=(), text_slot=0, history_skip=(0.5,)), given).eval()
     with torch.no_grad():
         model.log_scale.fill_(-100.0)
     unit = text - text.mean(axis=0)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     unit[7] = 0.0
     cosines = (unit[2] * 0.5 + unit[3]) / 1.5 @ unit.T
-    scores = scoring.scorer(model, {"semantic": 1.0})(Ragged.of([[2, 3]]))[0]
+    scores = model_scorer(model, {"semantic": 1.0})(Ragged.of([[2, 3]]))[0]
     np.testing.assert_allclose(scores, 30 * cosines, atol=1e-4)
     new = model.text_codes(torch.from_numpy(text[[7, 9]])).numpy()
     np.testing.assert_allclose(new, model.item_codes().numpy()[[7, 9]], atol=1e-5)

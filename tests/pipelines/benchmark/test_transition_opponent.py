@@ -3,18 +3,20 @@
 import numpy as np
 import pytest
 
+from pipelines.benchmark.transition_opponent import Transitions, TransitionWalkSettings, tune_transitions
 from setrec import ranking, transitions
 from setrec.catalog import TEST, TRAIN, VALID, Histories
 from setrec.ragged import Ragged
+from setrec.scoring.transitions import transition_probabilities
 from setrec.splits import leave_one_out
-from setrec.transitions import Transitions, TransitionSettings, transition_graph, tune_transitions, unit_rows
+from setrec.tokens import unit_rows
 
 ROWS = Ragged.of([[0, 1, 2], [0, 1], [0, 2], [3, 3]])
-PLAIN = TransitionSettings(reach=1, fade=1.0, backward=0.0, shrink=0.0, last=1, decay=1.0, hops=1)
+PLAIN = TransitionWalkSettings(reach=1, fade=1.0, backward=0.0, shrink=0.0, last=1, decay=1.0, hops=1)
 FEW = {"graph": ({"reach": 1, "fade": 1.0},), "shrink": (0.0,), "start": ({"last": 1, "decay": 1.0},)}
 
 
-def settings(**changes) -> TransitionSettings:
+def settings(**changes) -> TransitionWalkSettings:
     return PLAIN.model_copy(update=changes)
 
 
@@ -35,7 +37,7 @@ def cycle(users: int = 60, items: int = 20) -> Histories:
     ],
 )
 def test_arcs_are_the_shares_of_what_followed(changes, expected):
-    graph = transition_graph(ROWS, 4, settings(**changes)).toarray()
+    graph = transition_probabilities(ROWS, 4, settings(**changes)).toarray()
     by_hand = np.zeros((4, 4))
     for arc, share in expected.items():
         by_hand[arc] = share
@@ -44,14 +46,14 @@ def test_arcs_are_the_shares_of_what_followed(changes, expected):
 
 @pytest.mark.parametrize("reach", [1, 3, 50])
 def test_no_arc_leads_from_one_user_to_the_next_however_far_it_reaches(reach):
-    graph = transition_graph(Ragged.of([[0], [1], [], [2, 3]]), 4, settings(reach=reach))
+    graph = transition_probabilities(Ragged.of([[0], [1], [], [2, 3]]), 4, settings(reach=reach))
     assert graph.nnz == 1
     assert graph[2, 3] == 1
 
 
 def test_scores_are_the_sum_over_hops_and_the_last_items():
     s = settings(last=2, decay=0.5, hops=2, damping=0.1)
-    score = Transitions(transition_graph(ROWS, 4, s), None, s)(Ragged.of([[2, 1, 0], [], [0, 1]]))
+    score = Transitions(transition_probabilities(ROWS, 4, s), None, s)(Ragged.of([[2, 1, 0], [], [0, 1]]))
     # Item 0 starts with 2/3 and item 1 with 1/3 of the weight, in the last row the other way round.
     assert score.dtype == np.float32
     np.testing.assert_allclose(score[0], [0, 4 / 9, 2 / 9 + 1 / 3 + 0.1 * 4 / 9, 0], rtol=1e-6)
@@ -62,7 +64,7 @@ def test_scores_are_the_sum_over_hops_and_the_last_items():
 def test_an_item_that_nobody_met_is_ranked_by_its_text():
     text = np.array([[1, 0], [0, 1], [0, 1], [1, 0], [0.9, 0.1], [0, 0]], dtype=np.float32)
     s = settings(text=0.1)
-    score = Transitions(transition_graph(ROWS, 6, s), unit_rows(text), s)(Ragged.of([[3], [1]]))
+    score = Transitions(transition_probabilities(ROWS, 6, s), unit_rows(text), s)(Ragged.of([[3], [1]]))
     assert set(score[0].argsort()[-3:]) == {0, 3, 4}
     assert score[1].argmax() == 2
     assert score[:, 5].tolist() == [0, 0]
@@ -71,8 +73,8 @@ def test_an_item_that_nobody_met_is_ranked_by_its_text():
 
 def test_a_batch_scores_as_its_users_one_by_one():
     histories, text = cycle(), np.random.default_rng(1).normal(size=(20, 5)).astype(np.float32)
-    s = TransitionSettings()
-    model = Transitions(transition_graph(histories.upto(TRAIN), 20, s), unit_rows(text), s)
+    s = TransitionWalkSettings()
+    model = Transitions(transition_probabilities(histories.upto(TRAIN), 20, s), unit_rows(text), s)
     history = histories.upto(VALID)
     np.testing.assert_allclose(model(history), np.concatenate([model(Ragged.of([row])) for row in history]), atol=1e-6)
 
@@ -103,4 +105,4 @@ def test_tuning_ends_when_time_is_over_and_without_validation_takes_the_defaults
     rows = histories.upto(TRAIN)
     model, tried = tune_transitions(Histories(histories.user_ids, rows, np.zeros(len(rows.values), np.int8)), 20)
     assert tried == []
-    assert model.settings == TransitionSettings()
+    assert model.settings == TransitionWalkSettings()
