@@ -381,9 +381,12 @@ class SetRecModel(PreTrainedModel):
 
 
 def _last_seen(vectors: Tensor, at: Tensor) -> Tensor:
-    """Vectors (B, Q, d) of the tokens ``at`` (B or 1, Q) out of (B, L, d); before the first the first is taken."""
+    """Vectors (B, Q, d) of the tokens ``at`` (B or 1, Q) out of (B, L, d); zero where that is before the first, so that
+    an empty history is the same whatever it is padded with."""
+    if not vectors.shape[1]:
+        return vectors.new_zeros(len(vectors), at.shape[1], vectors.shape[2])
     rows = torch.arange(len(vectors), device=vectors.device)[:, None]
-    return vectors[rows, at.clamp(min=0).expand(len(vectors), -1)]
+    return vectors[rows, at.clamp(min=0).expand(len(vectors), -1)] * (at >= 0)[..., None]
 
 
 def _instruction_vectors(path: str | None, pretrained: PreTrainedModel | None) -> Tensor | None:

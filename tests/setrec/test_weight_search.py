@@ -1,0 +1,109 @@
+"""The search for the weights of a hybrid score on made-up validation users."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from setrec import ranking
+from setrec.catalog import TRAIN, VALID, Histories
+from setrec.ragged import Ragged
+from setrec.scoring import registry
+from setrec.scoring.hybrid import HybridScorer
+from setrec.scoring.registry import Sources
+from setrec.scoring.temperature import fit_temperature
+from setrec.scoring.text_similarity import TextFeatures
+from setrec.scoring.weight_search import halves, search, standard_error
+
+ITEMS, USERS = 100, 300
+
+
+def histories(new: bool = False) -> Histories:
+    """Users who go round a ring of items; with ``new`` some go to items without training interactions at the end."""
+    rng = np.random.default_rng(0)
+    rows, splits = [], []
+    for _ in range(USERS):
+        start, length = int(rng.integers(0, 50)), int(rng.integers(3, 8))
+        row = [(start + step) % 50 for step in range(length)]
+        if new:
+            row = [*row[-3:-1], 50 + row[-2]]
+        rows.append(row)
+        splits.append([TRAIN] * (len(row) - 1) + [VALID])
+    return Histories([str(u) for u in range(USERS)], Ragged.of(rows), Ragged.of(splits, np.int8).values)
+
+
+def texts() -> TextFeatures:
+    """An item of the ring and the new one fifty further on have a word in common."""
+    return TextFeatures(sp.csr_matrix(np.eye(50, dtype=np.float32)[np.arange(ITEMS) % 50]))
+
+
+def test_halves_know_the_other_half_unless_the_split_is_one_of_global_time():
+    h = histories()
+    free, timed = halves(h, timed=False), halves(h, timed=True)
+    users = np.concatenate([part.cases.users for part in free])
+    assert sorted(users.tolist()) == list(range(USERS))
+    for part, strict in zip(free, timed, strict=True):
+        own = part.cases.users
+        others = np.setdiff1d(np.arange(USERS), own)
+        assert (part.known.lengths[own] == h.upto(TRAIN).lengths[own]).all()
+        assert (part.known.lengths[others] == h.upto(VALID).lengths[others]).all()
+        assert (strict.known.lengths == h.upto(TRAIN).lengths).all()
+
+
+def test_what_predicts_is_chosen_and_what_does_not_is_left_out():
+    h = histories()
+    found = search(None, halves(h, timed=False), h.trained(ITEMS), texts())
+    assert set(found.weights.used) & {"transitions_near", "transitions_wide", "transitions_forward"}
+    assert "text_similarity" not in found.weights.used  # the next item shares no word with any of the history
+    assert found.valid > 0.9
+    assert all(gain["gain"] > gain["standard_error"] for gain in found.gains)
+    assert {"components"} <= {row["step"] for row in found.tried}
+    scorer = HybridScorer.build(None, found.weights, ~h.trained(ITEMS), Sources(h.upto(TRAIN), ITEMS, texts()))
+    assert ranking.mean_metric(scorer, ranking.Cases.of(h, VALID)) > 0.9
+
+
+def test_nothing_is_chosen_where_nothing_helps():
+    rng = np.random.default_rng(1)
+    rows = [rng.permutation(ITEMS)[:5] for _ in range(USERS)]
+    splits = Ragged.of([[TRAIN] * 4 + [VALID]] * USERS, np.int8).values
+    h = Histories([str(u) for u in range(USERS)], Ragged.of(rows), splits)
+    found = search(None, halves(h, timed=False), h.trained(ITEMS), None, names=["transitions_near"])
+    assert found.weights.used in ((), ("transitions_near",))
+    assert all(gain["gain"] > gain["standard_error"] for gain in found.gains)
+
+
+def test_new_items_get_weights_of_their_own_from_content_alone():
+    h = histories(new=True)
+    found = search(None, halves(h, timed=True), h.trained(ITEMS), texts())
+    assert found.weights.new_items.components["text_similarity"] > 0
+    assert "text_similarity" in found.weights.used
+    scorer = HybridScorer.build(None, found.weights, ~h.trained(ITEMS), Sources(h.upto(TRAIN), ITEMS, texts()))
+    cases, new = ranking.Cases.of(h, VALID), ~h.trained(ITEMS)
+    among = ranking.evaluate(scorer, cases, [ranking.Group("new", new, new)], ks=(10,))
+    assert among.mean(group="new") > 0.6  # of 50 new items the two that are like the history come first
+
+
+def test_without_validation_users_nothing_is_searched():
+    h = Histories(["u"], Ragged.of([[1, 2]]), np.array([TRAIN, TRAIN], np.int8))
+    found = search(None, halves(h, timed=False), h.trained(ITEMS), None)
+    assert found.weights.used == ()
+    assert np.isnan(found.valid)
+
+
+def test_an_unknown_component_is_refused():
+    with pytest.raises(KeyError):
+        search(None, halves(histories(), timed=False), np.ones(ITEMS, bool), None, names=["none of that name"])
+    assert "none of that name" not in registry.kinds()
+
+
+def test_a_temperature_undoes_the_scale_of_scores():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2000, 20))
+    chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = [[int(rng.choice(20, p=p))] for p in chance]
+    cases = ranking.Cases(np.arange(2000), Ragged.of([[]] * 2000), Ragged.of(truth))
+    place = iter(np.array_split(7 * logits, range(256, 2000, 256)))
+    first = 7 * logits[:1]
+    scores = [first, *place]
+    found = fit_temperature(lambda history: scores.pop(0).astype(np.float32), cases)
+    assert found == pytest.approx(7, rel=0.1)
+    assert standard_error(np.array([1.0, 3.0, np.nan])) == pytest.approx(1 / np.sqrt(2))
