@@ -12,6 +12,7 @@ import numpy as np
 
 from pipelines import ingest
 from pipelines.config import EvaluationSettings, JobConfig, validate
+from pipelines.features import text_vectors
 from pipelines.progress import Bar, bar
 from pipelines.runs import Run
 from pipelines.scorer import search_weights, timed
@@ -27,13 +28,14 @@ METRICS = ("ndcg@10", "recall@10")
 
 def variants(config: JobConfig, semantic: bool) -> dict[str, JobConfig]:
     """Configurations by name, each with a kind of slot more than the one before; ``semantic``: whether texts exist."""
-    texts = config.model.semantic_tokens if semantic else 0
-    sets = {"Collaborative": (0, False), "+ semantic": (texts, False), "+ structural": (texts, True)}
-    if not texts:
-        del sets["+ semantic"]
+    none, own = ("model.semantic_tokens=0", "model.text_slot=0"), ()
+    sets: dict[str, tuple[tuple[str, ...], bool]] = {"Collaborative": (none, False)}
+    if semantic:
+        sets["+ semantic"] = (own, False)
+    sets["+ structural"] = (own if semantic else none, True)
     return {
-        name: _changed(config, f"model.semantic_tokens={tokens}", f"structural.enabled={str(graph).lower()}")
-        for name, (tokens, graph) in sets.items()
+        name: _changed(config, *texts, f"structural.enabled={str(graph).lower()}")
+        for name, (texts, graph) in sets.items()
     }
 
 
@@ -50,7 +52,7 @@ def ablate(run: Run, config: JobConfig, seeds: int = 1) -> dict[str, Any]:
     """
     results: dict[str, ranking.PerUser] = {}
     trainings: list[dict[str, Any]] = []
-    for name, own in variants(config, (run.features / "text.safetensors").exists()).items():
+    for name, own in variants(config, text_vectors(run) is not None).items():
         with bar(f"Train {name}") as progress:
             results[name], records = _measured(run, own, seeds, progress)
             progress.update(1, 1, f"test NDCG@10 {results[name].mean():.4f}")

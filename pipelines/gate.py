@@ -1,6 +1,7 @@
 """Whether a new model may take the place of the last one: what it lost on the test users, with an interval.
 
-Compared is what is served, and then the model without transitions: a model that learned nothing could hide behind them.
+Compared is what is served, and then the model alone: a model that learned nothing could hide behind the components
+beside it.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def judge(
     new: Path, last: Path | None, release: str | None, settings: GateSettings, *, resamples: int, seed: int
 ) -> Verdict:
     """Compare the metrics per user (``per_user.parquet``) of a new model with those of the last release, both as they
-    are served and, where either has transitions, without them. Of two verdicts the one that holds back is returned,
+    are served and alone. Of two verdicts the one that holds back is returned,
     else that on what is served.
 
     Raises:
@@ -87,7 +88,7 @@ def judge(
     served = _compare(ours[OURS], theirs[OURS], OURS, release, settings, resamples, seed)
     if not served.passed or ALONE not in {*ours, *theirs}:
         return served
-    # Without a row of its own, the model is served without transitions.
+    # Without a row of its own, the model is served alone.
     alone = [each.get(ALONE, each[OURS]) for each in (ours, theirs)]
     verdict = _compare(alone[0], alone[1], ALONE, release, settings, resamples, seed)
     return served if verdict.passed else verdict
@@ -148,7 +149,7 @@ def _difference(a: np.ndarray, b: np.ndarray, resamples: int, seed: int) -> tupl
 
 
 def _per_user(path: Path, metric: str) -> dict[str, dict[str, float]]:
-    """The metric by system, with and without transitions, and user id; users without a truth are left out."""
+    """The metric by system, as served and the model alone, and user id; users without a truth are left out."""
     wanted = [("system", "in", [OURS, ALONE]), ("history", "==", HISTORY), ("group", "==", GROUP)]
     try:
         table = pq.read_table(path, columns=["system", "user_id", metric], filters=wanted)

@@ -21,9 +21,9 @@ data:
   columns: {{position: position, attributes: [genre]}}
 structural: {{enabled: {structural}, anchors: 12}}
 sasrec: {{epochs: 2, layers: 1, width: 16, heads: 1}}
-model: {{max_items: 10, semantic_tokens: 2, hidden: [32, 16], backbone: {{family: {family}}}}}
+model: {{table: sasrec, collaborative: 16, max_items: 10, hidden: [32, 16], text_slot: 8, backbone: {{family: {family}}}}}
 training: {{epochs: 2, targets_per_batch: 256, precision: float32}}
-evaluation: {{resamples: 50, examples: 2, weight_step: 0.25}}
+evaluation: {{resamples: 50, examples: 2, weight_step: 0.25, opponents: [popularity, item_knn, sasrec]}}
 """
 
 
@@ -52,6 +52,7 @@ def trained_run(folder: Path, family: str, structural: bool) -> Run:
     features.train_collaborative(run, config)
     catalog, histories = ingest.load(run.data)
     save_file({"text": rng.normal(size=(len(catalog), 24)).astype(np.float32)}, run.features / "text.safetensors")
+    features.encode_words(run, config)
     torch.manual_seed(0)
     model = SetRecModel.build(config.model, features.load_features(run, config, histories.trained(len(catalog))))
     trainer = Trainer(model, histories.upto(0), lambda _: 0.5, config.training, config.loss)

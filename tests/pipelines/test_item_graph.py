@@ -194,7 +194,6 @@ def test_a_prepared_run_holds_one_row_of_positions_per_item_only_where_the_slot_
 
 def test_features_without_positions_are_refused_with_the_command_that_makes_them(tmp_path):
     run, config = prepared(tmp_path)
-    features.train_collaborative(run, config)
     trained = np.ones(18, dtype=bool)
     assert features.load_features(run, config, trained).extra == {}
     on = config.model_copy(update={"structural": config.structural.model_copy(update={"enabled": True})})

@@ -26,7 +26,7 @@ from setrec.errors import ConfigError
 CONFIG = """
 data: {interactions: FOLDER/interactions.csv, items: FOLDER/items.csv, columns: {position: position}}
 sasrec: {epochs: 1, layers: 1, width: 16, heads: 1}
-model: {max_items: 10, dropout: 0.0, backbone: {dropout: 0.0}}
+model: {max_items: 10, hidden: [16, 8], dropout: 0.0, backbone: {dropout: 0.0}}
 training: {epochs: 6, patience: 6, targets_per_batch: 64, precision: float32}
 cluster: {threads: 1}
 evaluation: {resamples: 50, examples: 1, weight_step: 0.5}
@@ -118,7 +118,7 @@ def test_a_night_killed_in_the_middle_of_training_is_gone_on_with(released):
     place, done, _ = released
     assert done["ran"] == list(NAMES[2:])
     events = [json.loads(line) for line in (place / "nightly/run/logs/run.jsonl").read_text().splitlines()]
-    assert sum(e["event"] == "started" and e["step"] == "sasrec" for e in events) == 1
+    assert sum(e["event"] == "started" and e["step"] == "setrec" for e in events) == 2
     assert sum(e["event"] == "epoch" and e["system"] == "SETRec" and e["epoch"] == 1 for e in events) == 1
     assert [record["epoch"] for record in curve(place)] == [1, 2, 3, 4, 5, 6]
 

@@ -13,13 +13,13 @@ OPTIONS = {"resamples": 300, "seed": 0}
 
 
 def table(path, values, users=USERS, metric="ndcg@10", alone=None):
-    """A run's metrics per user: those that count, and others that must not. ``alone``: without transitions."""
+    """A run's metrics per user: those that count, and others that must not. ``alone``: of the model alone."""
     rows = [
         {"system": system, "history": history, "group": group, "user_id": user, metric: value * factor}
         for system, history, group, factor, of in [
             ("SETRec", "removed", "all", 1.0, values), ("SETRec", "kept", "all", 0.0, values),
             ("SETRec", "removed", "cold", np.nan, values), ("ItemKNN", "removed", "all", 0.5, values),
-            ("SETRec without transitions", "removed", "all", 1.0, () if alone is None else alone),
+            ("SETRec: model alone", "removed", "all", 1.0, () if alone is None else alone),
         ]
         for user, value in zip(users, of, strict=of is values)
     ]  # fmt: skip
@@ -88,21 +88,21 @@ def test_a_first_model_passes_unless_it_is_below_the_minimum(tmp_path, last):
     assert "minimum of 0.9" in low.reason
 
 
-def test_a_model_cannot_hide_behind_transitions(tmp_path, last):
+def test_a_model_cannot_hide_behind_the_components_beside_it(tmp_path, last):
     s = GateSettings()
     before = table(tmp_path / "last.parquet", last, alone=last * 0.9)
     same = judge(table(tmp_path / "new.parquet", last, alone=last * 0.87), before, "r1", s, **OPTIONS)
     assert (same.passed, same.system) == (True, "SETRec")
     hidden = judge(table(tmp_path / "new.parquet", last, alone=last * 0.1), before, "r1", s, **OPTIONS)
-    assert (hidden.passed, hidden.system) == (False, "SETRec without transitions")
+    assert (hidden.passed, hidden.system) == (False, "SETRec: model alone")
     assert hidden.difference == pytest.approx(-0.8 * last.mean())
-    assert "SETRec without transitions is" in hidden.reason
+    assert "SETRec: model alone is" in hidden.reason
 
 
-def test_a_model_served_without_transitions_is_its_own_comparison(tmp_path, last):
+def test_a_model_without_a_row_of_its_own_is_compared_as_it_is_served(tmp_path, last):
     s = GateSettings()
-    plain, walked = table(tmp_path / "a.parquet", last * 0.96), table(tmp_path / "b.parquet", last, alone=last * 0.8)
-    assert judge(plain, walked, "r1", s, **OPTIONS).passed
+    plain, both = table(tmp_path / "a.parquet", last * 0.96), table(tmp_path / "b.parquet", last, alone=last * 0.8)
+    assert judge(plain, both, "r1", s, **OPTIONS).passed
     assert not judge(table(tmp_path / "c.parquet", last, alone=last * 0.8), plain, "r1", s, **OPTIONS).passed
 
 

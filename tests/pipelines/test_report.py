@@ -31,9 +31,10 @@ def run(tmp_path) -> Run:
     difference = {"history": "removed", "metric": "ndcg@10", "difference": 0.02, "low": 0.01, "high": 0.03}
     run.write_json("comparisons.json", [{"system": "SETRec", "against": "ItemKNN", **difference}])
     run.write_curve("SETRec", [{"epoch": e, "loss": 7.0 - e, "ndcg@10": 0.1, "seconds": 1.0} for e in (1, 2, 3)])
-    weights = {"weights": {"semantic": 1.0}, "grid": [{"weights": {"semantic": 1.0}, "ndcg@10": 0.1}]}
-    walk = {"reach": 8, "decay": 0.9, "weight": 2.5}
-    run.write_json("weights.json", {**weights, "transitions": walk, "transitions_tried": [walk, walk]})
+    new = {"model": 1.0, "components": {}, "level": 0.0}
+    weights = {"slots": {"semantic": 1.0}, "temperature": 1.0, "components": {"text_similarity": 2.5}, "new_items": new}
+    gain = {"name": "text_similarity", "weight": 2.5, "gain": 0.0123, "standard_error": 0.001}
+    run.write_json("scorer.json", {"components": [gain], "weights": weights, "valid": 0.1, "tried": [{}] * 7})
     film = {"item_id": "1", "title": NASTY, "attributes": {"genre": ["Comedy"]}}
     found = [{**film, "score": 1.0, "hit": True}]
     run.write_json("examples.json", [{"user_id": "u", "history": [film], "recommendations": found, "held_out": [film]}])
@@ -52,11 +53,13 @@ def test_the_report_needs_nothing_outside_itself_and_escapes_what_it_is_given(ru
         assert said in html, said
 
 
-def test_the_report_tells_the_weight_of_transitions_where_they_have_one(run):
-    told = "with weight <b>2.5</b>, the best of 2 tried"
-    assert told in " ".join(write_report(run.root).read_text().split())
-    run.write_json("weights.json", {"weights": {"semantic": 1.0}, "grid": [], "transitions": None})
-    assert "What followed what" not in write_report(run.root).read_text()
+def test_the_report_shows_the_weights_of_components_where_there_are_any(run):
+    html = " ".join(write_report(run.root).read_text().split())
+    assert "<td>text_similarity</td><td>2.5</td><td>+0.0123</td><td>0.0010</td>" in html
+    assert "(7 tried)" in html
+    scorer = run.read_json("scorer.json")
+    run.write_json("scorer.json", {**scorer, "components": []})
+    assert "text_similarity" not in write_report(run.root).read_text()
 
 
 def test_a_run_that_is_not_evaluated_yet_still_has_a_report(tmp_path):

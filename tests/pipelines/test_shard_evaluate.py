@@ -10,21 +10,20 @@ from functools import partial
 import numpy as np
 import pytest
 import ray
-from setrec.walk_choice import WalkChoice
 
 from pipelines import evaluate, ingest, shard_evaluate
 from pipelines.cluster import ray_session
 from pipelines.config import load_config
 from pipelines.runs import Run
+from pipelines.scorer import load_weights
 from pipelines.shard_evaluate import Here, Pool
-from pipelines.system_names import ALONE, OURS
+from pipelines.system_names import OURS
 from pipelines.systems import Systems
-from setrec import baselines, ranking, scoring
-from setrec.catalog import TEST, TRAIN, VALID
+from setrec import baselines, ranking
+from setrec.catalog import TEST
 from setrec.errors import ConfigError, DataError
 
 BATCH = 7
-WEIGHTS = {"collaborative": 0.5, "semantic": 0.25, "structural": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +42,9 @@ def asked(qwen3_run):
     counts = histories.train_counts(len(catalog))
     knn = baselines.ItemKnn(histories, len(catalog), baselines.ItemKnnSettings(neighbours=5))
     given = {"Popularity": baselines.Popularity(counts), "ItemKNN": knn}
-    choice = WalkChoice.of(histories.upto(TRAIN), len(catalog))
-    return partial(Systems.load, qwen3_run.root.resolve(), given, groups, choice), histories, groups
+    weights, config = load_weights(qwen3_run), load_config(qwen3_run.config)
+    load = partial(Systems.load, qwen3_run.root.resolve(), config, given, groups, weights, weights)
+    return load, histories, groups
 
 
 @pytest.fixture(scope="module")
@@ -67,44 +67,19 @@ def test_every_system_has_the_same_metrics_user_by_user_as_in_one_process(pool, 
     cases, systems = ranking.Cases.of(histories, TEST), load()
     told = []
     for name in systems.names:
-        one = ranking.evaluate(systems.scorer(name, WEIGHTS), cases, groups, batch=BATCH)
-        over = shard_evaluate.rank(
-            pool, name, WEIGHTS, cases, groups, batch=BATCH, progress=lambda *done: told.append(done)
-        )
+        one = ranking.evaluate(systems.scorers[name], cases, groups, batch=BATCH)
+        over = shard_evaluate.rank(pool, name, cases, groups, batch=BATCH, progress=lambda *done: told.append(done))
         assert_same(one, over)
-        assert_same(one, shard_evaluate.rank(Here(systems), name, WEIGHTS, cases, groups, batch=BATCH))
+        assert_same(one, shard_evaluate.rank(Here(systems), name, cases, groups, batch=BATCH))
     parts = -(-len(cases) // BATCH)
     assert told == [(done, parts) for done in range(1, parts + 1)] * len(systems.names)
-
-
-def test_the_same_weights_are_chosen_on_validation(pool, asked):
-    load, histories, _ = asked
-    cases, model = ranking.Cases.of(histories, VALID), load().model
-    grid = scoring.weight_grid(model.kinds, 0.25)
-    one = ranking.choose_weights(scoring.kind_scorer(model), cases, grid, batch=BATCH)
-    assert shard_evaluate.choose_weights(pool, cases, grid, batch=BATCH) == one
-
-
-def test_the_same_transitions_are_chosen_and_ranked_with(pool, asked):
-    load, histories, groups = asked
-    systems, cases = load(), ranking.Cases.of(histories, VALID)
-    one, over = (
-        shard_evaluate.choose_walk(each, cases, WEIGHTS, systems.choice, batch=BATCH) for each in (Here(systems), pool)
-    )
-    assert one == over
-    assert one[0].weight > 0
-    test = ranking.Cases.of(histories, TEST)
-    expected = ranking.evaluate(systems.scorer(OURS, WEIGHTS, one[0]), test, groups, batch=BATCH)
-    assert_same(expected, shard_evaluate.rank(pool, OURS, WEIGHTS, test, groups, walk=one[0], batch=BATCH))
-    alone = ranking.evaluate(systems.scorer(OURS, WEIGHTS), test, groups, batch=BATCH)
-    assert_same(alone, shard_evaluate.rank(pool, ALONE, WEIGHTS, test, groups, walk=one[0], batch=BATCH))
 
 
 def test_the_batches_of_a_killed_actor_are_done_again(pool, asked, tmp_path):
     load, histories, _ = asked
     cases, systems = ranking.Cases.of(histories, TEST), load()
     parts = [cases.batch(start, BATCH) for start in range(0, len(cases), BATCH)]
-    expected = Here(systems).map(partial(Systems.rank, name=OURS, weights=WEIGHTS), parts)
+    expected = Here(systems).map(partial(Systems.rank, name=OURS), parts)
     found = pool.map(partial(_rank_and_die_once, marker=str(tmp_path / "died")), parts)
     assert int((tmp_path / "died").read_text()) != os.getpid()
     for one, other in zip(expected, found, strict=True):
@@ -117,7 +92,7 @@ def _rank_and_die_once(systems: Systems, history, truth, marker: str) -> ranking
         with open(marker, "x") as file:
             file.write(str(os.getpid()))
     except FileExistsError:
-        return systems.rank(history, truth, OURS, WEIGHTS)
+        return systems.rank(history, truth, OURS)
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
     raise AssertionError("survived")
@@ -142,7 +117,7 @@ def _fail(systems: Systems, history, truth) -> None:
 def test_a_whole_evaluation_over_actors_writes_what_one_process_wrote(session, qwen3_run, tmp_path):
     again = Run(tmp_path / "again")
     shutil.copytree(qwen3_run.root, again.root)
-    names = ("weights.json", "metrics.json", "popularity_groups.json", "comparisons.json", "examples.json")
+    names = ("scorer.json", "metrics.json", "popularity_groups.json", "comparisons.json", "examples.json")
     for name in (*names, "per_user.parquet"):
         (again.root / name).unlink()
     sets = ["evaluation.actors=2", "cluster.threads=1"]

@@ -103,7 +103,6 @@ def test_a_trials_curve_is_that_of_a_training_with_its_settings(searched, qwen3_
     alone = ready(qwen3_run, tmp_path)
     sets = [f"{key}={value}" for key, value in trial["settings"].items()]
     config = load_config(alone.config, sets)
-    jobs.features.train_collaborative(alone, config)
     trainer = trainer_of(alone, config)
     for _ in range(trial["epochs"]):
         trainer.epoch()
@@ -140,7 +139,7 @@ def test_a_search_killed_outright_goes_on_where_it_was(session, searched, qwen3_
 def test_a_trial_that_fails_is_told_and_does_not_end_the_search(session, qwen3_run, tmp_path):
     run = ready(qwen3_run, tmp_path)
     space = {"sasrec.width": {"kind": "choice", "values": [8]}, "sasrec.heads": {"kind": "choice", "values": [3]}}
-    sets = [f"tune.space={json.dumps(space)}", "tune.trials=2", "training.epochs=1"]
+    sets = [f"tune.space={json.dumps(space)}", "tune.trials=2", "training.epochs=1", "model.table=sasrec"]
     own, bad = jobs.search(run, load_config(tmp_path / "tune.yaml", sets))
     assert (own.stop, len(own.curve)) == ("finished", 1)
     assert (bad.stop, bad.curve) == ("failed", [])

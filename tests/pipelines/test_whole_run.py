@@ -8,18 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from setrec.walk import Walk, Walked, WalkSettings
 
-from pipelines import evaluate, export, ingest, jobs
+from pipelines import evaluate, export, features, ingest, jobs
 from pipelines.config import load_config
 from pipelines.runs import Run
-from pipelines.system_names import ALONE, OURS
+from pipelines.scorer import hybrid_scorer, load_weights
+from pipelines.system_names import ALONE, OURS, WITHOUT
 from serving.bundle import Bundle
 from serving.engine import Engine, Request
 from setrec import ranking
-from setrec.catalog import TEST, TRAIN, VALID
-from setrec.errors import DataError
+from setrec.catalog import TEST, VALID
+from setrec.errors import ConfigError, DataError
 from setrec.model import SetRecModel
+from setrec.scoring.hybrid import HybridWeights
 from setrec.scoring.model_scores import model_scorer
 
 
@@ -32,8 +33,8 @@ def run(request) -> Run:
 def test_metrics_have_every_system_protocol_group_and_metric_once(run):
     rows = run.read_json("metrics.json")
     keys = {(r["system"], r["history"], r["group"], r["metric"]) for r in rows}
-    assert len(keys) == len(rows) == 5 * 2 * 3 * 9
-    assert {r["system"] for r in rows} == {"Popularity", "ItemKNN", "SASRec", "SETRec", "SETRec without transitions"}
+    assert len(keys) == len(rows) == 6 * 2 * 3 * 9
+    assert {r["system"] for r in rows} == {"Popularity", "ItemKNN", "SASRec", OURS, ALONE, WITHOUT}
     assert {r["group"] for r in rows} == {"all", "warm", "cold"}
     for r in rows:
         assert 0 <= r["low"] <= r["value"] <= r["high"] <= 1
@@ -41,88 +42,65 @@ def test_metrics_have_every_system_protocol_group_and_metric_once(run):
 
 def test_the_table_repeats_from_the_saved_model_and_weights(run):
     catalog, histories = ingest.load(run.data)
-    model = SetRecModel.from_pretrained(run.model).eval()
-    found = run.read_json("weights.json")
-    alone = model_scorer(model, found["weights"])
-    walk = Walk.of(histories.upto(TRAIN), len(catalog), WalkSettings(**found["transitions"]))
-    for system, scorer in ((ALONE, alone), (OURS, Walked(alone, walk))):
+    model, weights = SetRecModel.from_pretrained(run.model).eval(), load_weights(run)
+    texts, trained = features.text_features(run, catalog), histories.trained(len(catalog))
+    without = HybridWeights.model_validate(run.read_json("scorer.json")["without_model"]["weights"])
+    known = histories.upto(VALID)
+    scorers = {
+        OURS: hybrid_scorer(model, weights, known, trained, texts),
+        ALONE: model_scorer(model, weights.slots),
+        WITHOUT: hybrid_scorer(None, without, known, trained, texts),
+    }
+    cases = ranking.Cases.of(histories, TEST)
+    for system, scorer in scorers.items():
+        where = (system, "removed", "all", "ndcg@10")
         row = next(
-            r
-            for r in run.read_json("metrics.json")
-            if (r["system"], r["history"], r["group"], r["metric"]) == (system, "removed", "all", "ndcg@10")
+            r for r in run.read_json("metrics.json") if (r["system"], r["history"], r["group"], r["metric"]) == where
         )
-        value = ranking.mean_metric(scorer, ranking.Cases.of(histories, TEST))
-        assert row["value"] == pytest.approx(value, abs=1e-6)
+        assert row["value"] == pytest.approx(ranking.mean_metric(scorer, cases), abs=1e-6)
     assert len(catalog) == 31
 
 
-def test_chosen_weights_are_the_best_of_their_grid_on_validation(run):
-    found = run.read_json("weights.json")
-    best = max(g["ndcg@10"] for g in found["grid"])
-    assert next(g for g in found["grid"] if g["weights"] == found["weights"])["ndcg@10"] == best
-    tried = found["transitions_tried"]
-    chosen = next(one for one in tried if one.items() >= found["transitions"].items())
-    assert chosen["ndcg@10"] == max(one["ndcg@10"] for one in tried) > tried[0]["ndcg@10"]
-    assert tried[0]["weight"] == 0
-    assert tried[0]["ndcg@10"] == pytest.approx(best, abs=1e-6)
+def test_weights_and_everything_that_was_tried_are_kept(run):
+    found = run.read_json("scorer.json")
+    kinds = SetRecModel.from_pretrained(run.model).kinds
+    assert tuple(found["weights"]["slots"]) == kinds
+    slots = [row for row in found["tried"] if row["step"] == "slots"]
+    assert len(slots) == {3: 15, 4: 35}[len(kinds)]
+    best = max(slots, key=lambda row: row["ndcg@10"])["weights"]
+    scale = found["weights"]["temperature"]
+    assert {kind: scale * w for kind, w in found["weights"]["slots"].items()} == pytest.approx(best)
+    assert {gain["name"] for gain in found["components"]} == set(found["weights"]["components"])
+    assert found["weights"]["components"]  # the ring is what transitions know
+    assert all(gain["gain"] > gain["standard_error"] for gain in found["components"])
 
 
-def test_no_transitions_are_weighed_where_they_are_not_wanted(run, tmp_path):
+def test_components_that_are_not_wanted_take_no_part(run, tmp_path):
     again = Run(tmp_path / "again")
     shutil.copytree(run.root, again.root)
-    config = load_config(again.config, ["evaluation.transitions=false"])
-    rows = evaluate.evaluate(again, config)
-    assert {r["system"] for r in rows} == {"Popularity", "ItemKNN", "SASRec", "SETRec"}
-    assert again.read_json("weights.json")["transitions"] is None
-    assert Bundle.open(export.export(again, config, tmp_path / "bundle")).walk is None
-
-
-def test_weights_range_over_every_kind_of_slot_and_come_from_the_same_scores(run):
-    kinds = {"collaborative", "semantic"} | ({"structural"} if load_config(run.config).structural.enabled else set())
-    found = run.read_json("weights.json")
-    assert len(found["grid"]) == {2: 5, 3: 15}[len(kinds)]
-    assert {tuple(sorted(g["weights"])) for g in found["grid"]} == {tuple(sorted(kinds))}
-    cases = ranking.Cases.of(ingest.load(run.data)[1], VALID)
-    model = SetRecModel.from_pretrained(run.model).eval()
-    for g in found["grid"][1::4]:
-        again = ranking.mean_metric(model_scorer(model, g["weights"]), cases)
-        assert g["ndcg@10"] == pytest.approx(again, abs=1e-6)
+    config = load_config(again.config, ["evaluation.components=[]"])
+    evaluate.evaluate(again, config)
+    assert load_weights(again).used == ()
+    bundle = export.export(again, config, tmp_path / "bundle")
+    assert not (bundle / "components").exists()
+    with pytest.raises(ConfigError, match="evaluation.components: no 'nothing'"):
+        evaluate.evaluate(again, load_config(again.config, ["evaluation.components=[nothing]"]))
 
 
 def test_the_bundle_answers_as_the_evaluation_ranks(run):
-    found = run.read_json("weights.json")
-    assert_same_ranking(run, found["weights"], run.bundle, WalkSettings(**found["transitions"]))
-
-
-def test_so_it_does_where_every_kind_of_slot_has_a_weight(run, tmp_path):
-    kinds = SetRecModel.from_pretrained(run.model).kinds
-    weights = dict(zip(kinds, (0.25, 0.35, 0.4), strict=False))
-    again = Run(tmp_path / "again")
-    shutil.copytree(run.root, again.root)
-    again.write_json("weights.json", {"weights": weights})
-    assert_same_ranking(again, weights, export.export(again, load_config(again.config), tmp_path / "bundle"))
-
-
-def assert_same_ranking(
-    run: Run, weights: dict[str, float], bundle: Path, transitions: WalkSettings | None = None
-) -> None:
-    """The engine on the bundle against the evaluator's scorer on the run's model, among the items trained on: of the
-    others the bundle estimates the collaborative columns. What is served knows what followed what in all histories."""
-    engine, (catalog, histories) = Engine(Bundle.open(bundle)), ingest.load(run.data)
+    """The engine on the bundle against the dense route; what is served knows all histories."""
+    engine, (catalog, histories) = Engine(Bundle.open(run.bundle)), ingest.load(run.data)
     model = SetRecModel.from_pretrained(run.model).eval()
-    score, new = model_scorer(model, weights), np.flatnonzero(~histories.trained(len(catalog)))
-    if transitions is not None:
-        score = Walked(score, Walk.of(histories.items, len(catalog), transitions))
-    deny = tuple(catalog.item_ids[row] for row in new)
+    texts, trained = features.text_features(run, catalog), histories.trained(len(catalog))
+    score = hybrid_scorer(model, load_weights(run), histories.items, trained, texts)
     for user in range(0, len(histories), 9):
         history = histories.items.take(np.array([user]))
         scores = score(history)[0]
-        scores[np.concatenate([history[0], new])] = -np.inf
+        scores[history[0]] = -np.inf
         best = [catalog.item_ids[r] for r in np.argsort(-scores, kind="stable")[:5]]
-        answer = engine.recommend_one(Request(user_id=histories.user_ids[user], k=5, deny=deny))
+        answer = engine.recommend_one(Request(user_id=histories.user_ids[user], k=5))
         assert [item.item_id for item in answer.items] == best
         for item in answer.items:
-            assert set(item.shares) - {"transitions"} == set(weights)
             assert sum(item.shares.values()) == pytest.approx(item.score, abs=1e-4)
 
 
@@ -139,7 +117,7 @@ def test_preparing_again_leaves_no_model_of_the_old_data_and_refused_data_leaves
         jobs.prepare(again, load_config(again.config, ["data.columns.position=nothing"]))
     assert again.model.exists()
     jobs.prepare(again, config)
-    made = {"structural.safetensors"} if config.structural.enabled else set()
+    made = {"words.safetensors", "lexical"} | ({"structural.safetensors"} if config.structural.enabled else set())
     assert {p.name for p in again.features.glob("*")} == made
     assert {p.name for p in again.root.iterdir()} - {"features"} == {
         "data", "data.json", "config.yaml", "environment.json", "logs",

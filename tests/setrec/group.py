@@ -54,7 +54,14 @@ def trainer(rank: int, world: int, shard: str, family: str = "qwen3", **options)
         if hasattr(module, "dropout") and isinstance(module.dropout, float):
             module.dropout = 0.0
     return Trainer(
-        model, histories(), score, TrainingSettings(**settings), ObjectiveSettings(alpha=0.5, slots=0.2), rank=rank, world=world, wrap=wrap
+        model,
+        histories(),
+        score,
+        TrainingSettings(**settings),
+        ObjectiveSettings(alpha=0.5, slots=0.2),
+        rank=rank,
+        world=world,
+        wrap=wrap,
     )
 
 

@@ -138,7 +138,9 @@ def test_texts_without_layers_rank_by_their_cosine_to_the_history_where_the_back
     text = features.text.copy()
     text[7] = 0.0
     given = ItemFeatures(features.trained, None, text)
-    model = SetRecModel.build(ModelSettings(semantic_tokens=1, hidden=(), text_slot=0, history_skip=(0.5,)), given).eval()
+    model = SetRecModel.build(
+        ModelSettings(semantic_tokens=1, hidden=(), text_slot=0, history_skip=(0.5,)), given
+    ).eval()
     with torch.no_grad():
         model.log_scale.fill_(-100.0)
     unit = text - text.mean(axis=0)

@@ -74,7 +74,7 @@ def test_nothing_is_chosen_where_nothing_helps():
 def test_new_items_get_weights_of_their_own_from_content_alone():
     h = histories(new=True)
     found = search(None, halves(h, timed=True), h.trained(ITEMS), texts())
-    assert found.weights.new_items.components["text_similarity"] > 0
+    assert found.weights.of("text_similarity", np.array(True)) > 0
     assert "text_similarity" in found.weights.used
     scorer = HybridScorer.build(None, found.weights, ~h.trained(ITEMS), Sources(h.upto(TRAIN), ITEMS, texts()))
     cases, new = ranking.Cases.of(h, VALID), ~h.trained(ITEMS)
