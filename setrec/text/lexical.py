@@ -106,6 +106,4 @@ class LexicalEncoder:
 
 
 def _vectorizer(**settings: object) -> TfidfVectorizer:
-    return TfidfVectorizer(
-        token_pattern=r"(?u)\w+", sublinear_tf=True, smooth_idf=False, dtype=np.float32, **settings
-    )
+    return TfidfVectorizer(token_pattern=r"(?u)\w+", sublinear_tf=True, smooth_idf=False, dtype=np.float32, **settings)
