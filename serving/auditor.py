@@ -1,4 +1,4 @@
-"""Recall of the answers that are given: some of them are searched again, exactly, where no request waits for it."""
+"""Recall of the answers that are given: some are computed again by the dense route, where no request waits for it."""
 
 from __future__ import annotations
 
@@ -7,71 +7,79 @@ import random
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Full, Queue
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from serving import audit, logs, metrics
-from serving.exact import Hits
-from serving.retriever import Retriever
+
+if TYPE_CHECKING:
+    from serving.bundle import Bundle
 
 _LATEST = 200  # audited answers that the figure is the mean of
 _NICE = 19
-
-
-class FindsBest(Protocol):
-    """Exact search."""
-
-    def best(self, query: np.ndarray, k: int, mask: np.ndarray | None = None) -> Hits:
-        """The ``k`` best rows for ``query`` float32 (D,) that ``mask`` bool (R,) allows."""
-        ...
+_ROUNDING = 1e-9
+"""Of the largest score: sums in another order differ by less."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer as it was searched for, of the index ``base``; all of it stays as it is when items come and go.
+    """The ``scores`` float64, falling, of an answer of ``bundle``, and what computes the ``best`` ones by the dense
+    route from the items as they were; it stays as it is when items come and go."""
 
-    ``query`` float32 (D,), ``exact`` over R rows, ``left`` bool (R,): those that could be answered, ``k``, and the
-    ``scores`` float64 of what was.
-    """
-
-    base: Retriever
-    query: np.ndarray
-    exact: FindsBest
-    left: np.ndarray
-    k: int
+    bundle: Bundle
+    best: Callable[[], np.ndarray]
     scores: np.ndarray
+
+    def share(self) -> float:
+        """The share of the best that was answered."""
+        best = self.best()
+        return audit.share(self.scores + _ROUNDING * np.abs(self.scores).max(initial=0), best)
+
+
+class Audits(Protocol):
+    """Who is offered answers that may hold less than the best."""
+
+    def draws(self, bundle: Bundle) -> bool:
+        """Whether the next answer of ``bundle`` is wanted."""
+        ...
+
+    def offer(self, answered: Answered) -> None:
+        """Take an answer."""
+        ...
 
 
 class Auditor:
     """Keeps ``metrics.RECALL``: of an index the mean recall of the latest answers drawn, of exact search 1.
 
-    Until the first is audited it is what was found when the index was built. Comparing takes no lock of the engine: one
-    exact search, on a thread that other work goes before and that starts with the first answer drawn.
+    Until the first is audited it is what was found at export. Comparing takes no lock of the engine: one pass over all
+    items, on a thread that other work goes before and that starts with the first answer drawn.
     """
 
     def __init__(self, share: float, room: int = 16) -> None:
         """``share`` of the answers is drawn; those that come while ``room`` wait are dropped."""
         self._share, self._waiting = share, Queue[Answered | None](room)
-        self._base: Retriever | None = None
+        self._bundle: Bundle | None = None
         self._found: deque[float] = deque(maxlen=_LATEST)
         self._lock = threading.Lock()  # around what changes with the model, and the thread's start
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def begin(self, base: Retriever) -> None:
-        """Audit answers of ``base`` from now on, and no others."""
+    def begin(self, bundle: Bundle) -> None:
+        """Audit answers of ``bundle`` from now on, and no others."""
         with self._lock:
-            self._base = base
+            self._bundle = bundle
             self._found.clear()
-            metrics.RECALL.set(_known(base))
+            known = bundle.manifest.agreement
+            metrics.RECALL.set(float("nan") if known is None else known.recall)
 
-    def draws(self, base: Retriever) -> bool:
-        """Whether the next answer of ``base`` is to be audited."""
-        return base is self._base and base.kind != "exact" and random.random() < self._share
+    def draws(self, bundle: Bundle) -> bool:
+        """Whether the next answer of ``bundle`` is to be audited."""
+        return bundle is self._bundle and bundle.retriever.kind != "exact" and random.random() < self._share
 
     def offer(self, answered: Answered) -> None:
         """Have an answer audited, or dropped where too many wait; returns at once."""
@@ -106,15 +114,9 @@ class Auditor:
                 logs.failure("an answer could not be audited")
 
     def _compare(self, answered: Answered) -> None:
-        best = answered.exact.best(answered.query, answered.k, answered.left)
+        share = answered.share()
         with self._lock:
-            if answered.base is self._base:
-                self._found.append(audit.share(answered.scores, best.scores))
+            if answered.bundle is self._bundle:
+                self._found.append(share)
                 metrics.RECALL.set(float(np.mean(self._found)))
         metrics.AUDITS.labels("compared").inc()
-
-
-def _known(base: Retriever) -> float:
-    if base.kind == "exact":
-        return 1.0
-    return base.built_audit.recall if base.built_audit is not None else float("nan")

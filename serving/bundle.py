@@ -2,15 +2,16 @@
 
 File by file:
 
-- ``manifest.json``: format, model version, libraries, slot weights, size and sha256 of every other file
+- ``manifest.json``: format, model version, libraries, weights of the score, size and sha256 of every other file
 - ``model/``: the recommender (config.json, model.safetensors)
 - ``codes.safetensors``: folded item codes, float32 (I, D)
 - ``popularity.safetensors``: training interactions of each item, int64 (I,)
 - ``items.parquet``: the catalogue; ``histories.parquet``: the known users
-- ``transitions.safetensors``, where it helped: which item followed which, and how much that adds to a score
-- ``index.faiss``, ``retriever.json``: the candidate index
-- ``encoder/``, where there is one: the sentence encoder that made the items' text vectors, for items to come
-- ``newcomers.safetensors``, where there is one: how items that training never saw get their code
+- ``components/NAME.safetensors``: each component of the score that has a weight
+- ``index.faiss``, ``retriever.json``: the candidate index; ``index_codes.safetensors``: what it indexes, where these
+  are not the codes
+- ``lexical/``, ``encoder/``, whichever there are: the encoders that made the items' text vectors, for items to come
+- ``texts.safetensors``, where text similarity is used: the features of the items' texts, to compare items to come with
 - ``checks.json``: requests with the answers they got when the bundle was written
 - ``graph/``, where there is one: a graph, its node tokenizer and the model that reads them, in sub-folders
 
@@ -31,22 +32,25 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from serving.index_codes import load_index_codes
 from serving.manifest import FORMAT_VERSION, MANIFEST, Manifest, line, verify
-from serving.newcomers import Estimate
 from serving.retriever import Retriever
-from serving.texts import TextRule
+from serving.texts import BundleTexts, TextRule
 from setrec.catalog import Catalog, Histories
 from setrec.encoder import TextEncoder
 from setrec.errors import BundleError, DataError
 from setrec.mapped import mapped
 from setrec.ragged import Ragged
+from setrec.scoring import registry
+from setrec.scoring.hybrid import HybridWeights, load_components
+from setrec.scoring.item_graph import GraphComponent
 from setrec.settings import Settings
-from setrec.walk import Walk
+from setrec.text.featurizer import TextFeaturizer
+from setrec.text.lexical import LexicalEncoder
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "Bundle", "Checks", "EncoderLoader", "UserEncoder", "load_setrec", "verify"]
 
 CHECKS = "checks.json"
-TRANSITIONS = "transitions.safetensors"
 
 
 class UserEncoder(Protocol):
@@ -71,12 +75,13 @@ class UserEncoder(Protocol):
         """Folded user codes, float32 (B, D), in one pass; ``histories`` hold rows of the item codes ``codes``."""
         ...
 
-    def return_bias(self, weights: Mapping[str, float]) -> float:
-        """What is added to the scores of the items that were read, at these weights of the slot kinds."""
+    def repeat_bias(self, weights: Mapping[str, float]) -> float:
+        """What is added to the scores of items in the history, at these weights of the slot kinds."""
         ...
 
     def text_codes(self, vectors: Tensor) -> Tensor:
-        """The semantic columns of item codes, float32 (rows, S), from text vectors (rows, width) of new items.
+        """Codes, float32 (rows, D), of new items from their text vectors (rows, width); columns that no text gives are
+        zero.
 
         Raises:
             ConfigError: the model cannot place an item by its text, or not by vectors of that width.
@@ -110,7 +115,8 @@ class Checks(Settings):
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: ``codes`` float32 (I, D), memory-mapped, and ``popularity`` int64 (I,)."""
+    """An opened bundle: ``codes`` float32 (I, D), memory-mapped, ``popularity`` int64 (I,), ``components`` by name, and
+    ``texts``: the features of the items' texts, where items to come are compared with them."""
 
     path: Path
     manifest: Manifest
@@ -120,8 +126,8 @@ class Bundle:
     codes: np.ndarray
     popularity: np.ndarray
     retriever: Retriever
-    newcomers: Estimate | None = None
-    walk: Walk | None = None
+    components: Mapping[str, GraphComponent] = field(default_factory=dict)
+    texts: BundleTexts | None = None
     checks: list[tuple[dict[str, Any], tuple[str, ...], tuple[float, ...]]] = field(default_factory=list)
 
     @classmethod
@@ -137,13 +143,13 @@ class Bundle:
             codes = mapped(path / "codes.safetensors", "codes")
             popularity = load_file(path / "popularity.safetensors")["counts"]
             catalog, histories = Catalog.load(path / "items.parquet"), Histories.load(path / "histories.parquet")
-            retriever = Retriever.load(path, codes)
+            retriever = Retriever.load(path, load_index_codes(path, codes))
             model = load_encoder(path / "model")
-            newcomers, checks = Estimate.load(path), _read_checks(path)
-            walk = Walk.load(path / TRANSITIONS) if (path / TRANSITIONS).exists() else None
+            components, texts = _components(path, manifest.scorer), BundleTexts.load(path)
+            checks = _read_checks(path)
         except (DataError, SafetensorError, KeyError, OSError, ValueError, RuntimeError) as error:
             raise BundleError(f"{path}: cannot be loaded: {line(error)}") from error
-        bundle = cls(path, manifest, model, catalog, histories, codes, popularity, retriever, newcomers, walk, checks)
+        bundle = cls(path, manifest, model, catalog, histories, codes, popularity, retriever, components, texts, checks)
         bundle._check()
         return bundle
 
@@ -157,10 +163,19 @@ class Bundle:
         """The ``graph/`` folder, where the bundle holds one."""
         return self.path / "graph" if any(name.startswith("graph/") for name in self.manifest.files) else None
 
-    def text_encoder(self) -> TextEncoder | None:
-        """The sentence encoder the bundle carries, ``None`` where it carries none; nothing of it is loaded yet."""
-        entry = self.manifest.encoder
-        return None if entry is None else TextEncoder(self.path / "encoder", max_length=entry.max_length, device="cpu")
+    @property
+    def new(self) -> np.ndarray:
+        """Which items have no training interactions, bool (I,)."""
+        return self.popularity == 0
+
+    def featurizer(self) -> TextFeaturizer | None:
+        """The encoders of texts that the bundle carries, ``None`` without any; no sentence encoder is loaded yet."""
+        entry, lexical = self.manifest.encoder, self.path / "lexical"
+        words = LexicalEncoder.load(lexical) if lexical.is_dir() else None
+        sentence = None
+        if entry is not None:
+            sentence = TextEncoder(self.path / "encoder", max_length=entry.max_length, device="cpu")
+        return None if words is None and sentence is None else TextFeaturizer(words, sentence)
 
     @property
     def text_rule(self) -> TextRule:
@@ -180,9 +195,12 @@ class Bundle:
             "a history holds an item outside the catalogue": self.histories.items.values.max(initial=-1) >= items,
             "the model's slots are not the manifest's": model != (self.manifest.kinds, columns),
             "the slots do not cover the codes": not _tile(columns, width),
-            "newcomers' codes are of another shape": not _fits(self.newcomers, columns),
-            "transitions and codes differ in length": self.walk is not None and len(self.walk) != items,
-            "slots and weights are of different kinds": set(self.manifest.weights) != set(self.manifest.kinds),
+            "slots and weights are of different kinds": set(self.manifest.scorer.slots) != set(self.manifest.kinds),
+            "texts and codes differ in length": self.texts is not None and len(self.texts.features) != items,
+        }
+        wrong |= {
+            f"component '{name}' and codes differ in length": len(component.arcs) != items
+            for name, component in self.components.items()
         }
         for reason, is_wrong in wrong.items():
             if is_wrong:
@@ -190,8 +208,8 @@ class Bundle:
 
 
 def _read_checks(path: Path) -> list[tuple[dict[str, Any], tuple[str, ...], tuple[float, ...]]]:
-    """Stored requests as keywords of ``serving.requests.Request``, with ids and scores; none before format 2."""
-    if not (path / CHECKS).exists():
+    """Stored requests as keywords of ``serving.requests.Request``, with ids and scores."""
+    if not (path / CHECKS).exists():  # a bundle that is being written
         return []
     try:
         found = Checks.model_validate_json((path / CHECKS).read_bytes()).checks
@@ -201,13 +219,17 @@ def _read_checks(path: Path) -> list[tuple[dict[str, Any], tuple[str, ...], tupl
     return [(request, check.item_ids, check.scores) for request, check in zip(lists, found, strict=True)]
 
 
-def _fits(estimate: Estimate | None, columns: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether an estimate leads from the semantic columns to the collaborative ones."""
-    if estimate is None:
-        return True
-    widths = {kind: stop - start for kind, (start, stop) in columns.items()}
-    shape = (widths.get("semantic"), widths.get("collaborative"))
-    return estimate.weight.shape == shape and estimate.bias.shape == shape[1:]
+def _components(path: Path, weights: HybridWeights) -> dict[str, GraphComponent]:
+    """The components that have a weight."""
+    named = {name for name, weight in (*weights.components.items(), *weights.new_items.components.items()) if weight}
+    for name in sorted(named - registry.kinds().keys()):
+        raise BundleError(f"{path}: this version knows no component '{name}'")
+    found = {}
+    for name, component in load_components(weights.used, path / "components").items():
+        if not isinstance(component, GraphComponent):
+            raise BundleError(f"{path}: component '{name}' is no item graph and cannot be served")
+        found[name] = component
+    return found
 
 
 def _tile(columns: Mapping[str, tuple[int, int]], width: int) -> bool:

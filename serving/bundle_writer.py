@@ -6,31 +6,39 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from serving.bundle import CHECKS, TRANSITIONS, Bundle, Check, Checks, EncoderLoader, UserEncoder, load_setrec
+from serving import audit
+from serving.auditor import Answered
+from serving.bundle import CHECKS, Bundle, Check, Checks, EncoderLoader, UserEncoder, load_setrec
 from serving.engine import Engine
-from serving.manifest import FORMAT_VERSION, MANIFEST, SUFFIXES, EncoderEntry, FileEntry, Manifest, sha256
-from serving.newcomers import Estimate, NewcomerSettings
+from serving.index_codes import IndexCodes
+from serving.manifest import FORMAT_VERSION, MANIFEST, SUFFIXES, Agreement, EncoderEntry, FileEntry, Manifest, sha256
 from serving.requests import Answer, Request
-from serving.retriever import Retriever, RetrieverSettings
-from serving.texts import TextRule
+from serving.retriever import Retriever, RetrieverSettings, is_exact
+from serving.texts import BundleTexts, TextRule
 from setrec.atomic import atomic_directory
 from setrec.catalog import Catalog, Histories
 from setrec.encoder import TextEncoder
 from setrec.errors import BundleError
-from setrec.walk import Walk
+from setrec.scoring import registry
+from setrec.scoring.hybrid import HybridWeights
+from setrec.scoring.registry import Component
+from setrec.scoring.text_similarity import TextFeatures
+from setrec.text.featurizer import TextFeaturizer
 
 _LIBRARIES = ("setrec", "torch", "transformers", "faiss-cpu", "numpy", "pyarrow", "safetensors")
 _CHECKED = 16  # requests whose answers are stored
+_AUDITED, _K = 200, 10  # users whose answers are compared with the dense route at export, and of how many items
 _BATCH = 64
 
 
@@ -41,21 +49,23 @@ def write_bundle(
     catalog: Catalog,
     histories: Histories,
     item_codes: np.ndarray,
-    weights: Mapping[str, float],
+    scorer: HybridWeights,
+    components: Mapping[str, Component] = MappingProxyType({}),
+    featurizer: TextFeaturizer | None = None,
+    text_features: TextFeatures | None = None,
+    text_center: np.ndarray | None = None,
     retriever: RetrieverSettings | None = None,
-    newcomers: NewcomerSettings | None = None,
-    encoder: TextEncoder | None = None,
-    walk: Walk | None = None,
     model_version: str | None = None,
     load_encoder: EncoderLoader = load_setrec,
     graph_dir: Path | None = None,
 ) -> Manifest:
     """Write a bundle: as a whole or, after an error, not at all; a bundle already at ``out`` stays until the end.
 
-    ``item_codes`` float32 (I, D). ``encoder``: the sentence encoder whose vectors the items' texts have; without it no
-    item can be added to what is served. ``walk``: what transitions add to the scores. Of every folder only the kinds of
-    files in :data:`serving.manifest.SUFFIXES` are taken: of ``model_dir`` JSON and safetensors, of ``graph_dir`` and
-    its sub-folders also Parquet and NumPy files.
+    ``item_codes`` float32 (I, D). ``components``: those that ``scorer`` gives a weight, by name; others are left out.
+    ``featurizer``: what made the items' text vectors; without it no item can be added to what is served.
+    ``text_features``: those of the catalogue's texts, around ``text_center`` float32 (w,). Of every folder only the
+    kinds of files in :data:`serving.manifest.SUFFIXES` are taken: of ``model_dir`` JSON and safetensors, of
+    ``graph_dir`` and its sub-folders also Parquet and NumPy files.
 
     Raises:
         BundleError: ``out`` holds something that is no bundle, or the parts do not fit together.
@@ -69,31 +79,34 @@ def write_bundle(
         _copy(Path(model_dir).glob("*"), Path(model_dir), target / "model")
         if graph_dir is not None:
             _copy(Path(graph_dir).rglob("*"), Path(graph_dir), target / "graph")
-        if encoder is not None:
-            _copy(encoder.directory.glob("*"), encoder.directory, target / "encoder")
+        encoder = None if featurizer is None else _save_featurizer(featurizer, target)
         catalog.save(target / "items.parquet")
         histories.save(target / "histories.parquet")
-        model, newcomers = load_encoder(target / "model"), newcomers or NewcomerSettings()
-        codes, counts = _codes(item_codes, model, histories, newcomers, target)
+        model, counts = load_encoder(target / "model"), histories.train_counts(len(catalog))
+        codes = np.array(item_codes, dtype=np.float32, order="C")
+        if max(stop for _, stop in model.code_columns.values()) != codes.shape[1]:
+            raise BundleError("the slots do not cover the codes")
+        if set(scorer.slots) != set(model.kinds):
+            raise BundleError("slots and weights are of different kinds")
         save_file({"codes": codes}, target / "codes.safetensors")
         save_file({"counts": counts}, target / "popularity.safetensors")
-        if walk is not None:
-            walk.save(target / TRANSITIONS)
-        queries = partial(_queries, model, histories, weights, codes)
-        Retriever.build(codes, retriever or RetrieverSettings(), queries).save(target)
+        _save_components(scorer, components, target)
+        if featurizer is not None and text_features is not None and _reads_texts(scorer):
+            BundleTexts(text_features, text_center).save(target)
+        queries = partial(_queries, model, histories, scorer.slots, codes)
+        _save_index(codes, counts == 0, IndexCodes(scorer.new_items), retriever or RetrieverSettings(), queries, target)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             created=datetime.now(UTC),
-            model_version=model_version or _version_of(target, weights),
+            model_version=model_version or _version_of(target, scorer),
             libraries={name: found for name in _LIBRARIES if (found := _version(name))},
             kinds=tuple(model.kinds),
             code_columns=dict(model.code_columns),
-            weights=dict(weights),
+            scorer=scorer,
             counts={"items": len(catalog), "users": len(histories), "interactions": len(histories.items.values)},
             files=_files(target),
-            encoder=None if encoder is None else EncoderEntry(max_length=encoder.max_length),
+            encoder=encoder,
             text=TextRule.of(catalog),
-            newcomers=newcomers,
         )
         manifest = _with_checks(target, manifest, load_encoder)
         _sync(target)
@@ -101,19 +114,51 @@ def write_bundle(
     return manifest
 
 
-def _codes(
-    item_codes: np.ndarray, model: UserEncoder, histories: Histories, settings: NewcomerSettings, target: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """Item codes and training counts; items of which nothing collaborative is known are coded as live items are."""
-    codes = np.array(item_codes, dtype=np.float32, order="C")
-    counts, columns = histories.train_counts(len(codes)), model.code_columns
-    if max(stop for _, stop in columns.values()) != codes.shape[1]:
-        raise BundleError("the slots do not cover the codes")
-    estimate = Estimate.fit(codes, counts, columns, settings)
-    if estimate is not None:
-        estimate.save(target)
-        estimate.complete(codes, counts == 0, columns)
-    return codes, counts
+def _save_featurizer(featurizer: TextFeaturizer, target: Path) -> EncoderEntry | None:
+    """Write ``lexical/`` and ``encoder/``; what the manifest says of the latter."""
+    if featurizer.lexical is not None:
+        featurizer.lexical.save(target / "lexical")
+    sentence = featurizer.sentence
+    if sentence is None:
+        return None
+    if not isinstance(sentence, TextEncoder):
+        raise BundleError("a sentence encoder that is no directory of files cannot go into a bundle")
+    _copy(sentence.directory.glob("*"), sentence.directory, target / "encoder")
+    return EncoderEntry(max_length=sentence.max_length)
+
+
+def _save_components(scorer: HybridWeights, components: Mapping[str, Component], target: Path) -> None:
+    if missing := sorted(set(scorer.used) - components.keys()):
+        raise BundleError(f"component '{missing[0]}' has a weight and is not given")
+    for name in scorer.used:
+        (target / "components").mkdir(exist_ok=True)
+        components[name].save(target / "components" / f"{name}.safetensors")
+
+
+def _reads_texts(scorer: HybridWeights) -> bool:
+    return any(registry.kinds()[name].of_content for name in scorer.used)
+
+
+def _save_index(
+    codes: np.ndarray,
+    new: np.ndarray,
+    space: IndexCodes,
+    settings: RetrieverSettings,
+    queries: Callable[[int], np.ndarray],
+    target: Path,
+) -> None:
+    """Build and write the index: over the codes, or over transformed ones where it is approximate and new items have
+    weights of their own."""
+    if space.is_trivial or not new.any() or is_exact(settings, codes):
+        Retriever.build(codes, settings, queries).save(target)
+        return
+    other = space.of_items(codes, new)
+    built = Retriever.build(other, settings, lambda count: space.of_users(queries(count)))
+    if built.kind == "exact":
+        Retriever.build(codes, settings.model_copy(update={"kind": "exact"})).save(target)
+        return
+    space.save(target, other)
+    built.save(target)
 
 
 def _queries(
@@ -134,10 +179,9 @@ def _with_checks(path: Path, manifest: Manifest, load_encoder: EncoderLoader) ->
     """Open what was written, store answers to some of its users, and list them in the manifest, which is written."""
     (path / MANIFEST).write_text(manifest.model_dump_json(indent=2))
     bundle = Bundle.open(path, load_encoder)
-    lengths = np.flatnonzero(bundle.histories.items.lengths)
-    users = lengths[np.linspace(0, len(lengths) - 1, min(_CHECKED, len(lengths))).astype(int)] if len(lengths) else []
-    requests = [Request(user_id=bundle.histories.user_ids[user]) for user in users]
-    answers = [answer for answer in Engine(bundle).recommend(requests) if isinstance(answer, Answer)]
+    engine = Engine(bundle)
+    requests = _requests(bundle, _CHECKED)
+    answers = [answer for answer in engine.recommend(requests) if isinstance(answer, Answer)]
     checks = tuple(
         Check(
             request={"user_id": request.user_id},
@@ -147,9 +191,43 @@ def _with_checks(path: Path, manifest: Manifest, load_encoder: EncoderLoader) ->
         for request, answer in zip(requests, answers, strict=True)
     )
     (path / CHECKS).write_text(Checks(checks=checks).model_dump_json(indent=1))
-    manifest = manifest.model_copy(update={"files": _files(path)})
+    agreement = _agreement(engine, _requests(bundle, _AUDITED))
+    manifest = manifest.model_copy(update={"files": _files(path), "agreement": agreement})
     (path / MANIFEST).write_text(manifest.model_dump_json(indent=2))
     return manifest
+
+
+def _requests(bundle: Bundle, count: int) -> list[Request]:
+    known = np.flatnonzero(bundle.histories.items.lengths)
+    users = known[np.linspace(0, len(known) - 1, min(count, len(known))).astype(int)] if len(known) else known
+    return [Request(user_id=bundle.histories.user_ids[user], k=min(_K, len(bundle.catalog))) for user in users.tolist()]
+
+
+class _EveryAnswer:
+    """Compares each answer with the dense route, at once."""
+
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+
+    def draws(self, bundle: Bundle) -> bool:
+        """See :class:`serving.auditor.Audits`."""
+        return True
+
+    def offer(self, answered: Answered) -> None:
+        """See :class:`serving.auditor.Audits`."""
+        self.shares.append(answered.share())
+
+
+def _agreement(engine: Engine, requests: list[Request]) -> Agreement:
+    """The share of the dense route's best that the engine answers; with exact search there is nothing to compare."""
+    every = _EveryAnswer()
+    if engine.bundle.retriever.kind != "exact":
+        for start in range(0, len(requests), _BATCH):
+            engine.recommend(requests[start : start + _BATCH], every)
+    found = audit.of(every.shares, _K)
+    exact = engine.bundle.retriever.kind == "exact"
+    low = 1.0 if exact else found.low
+    return Agreement(recall=found.recall, low=low, high=found.high, queries=found.queries, k=_K)
 
 
 def _files(path: Path) -> dict[str, FileEntry]:
@@ -160,9 +238,11 @@ def _files(path: Path) -> dict[str, FileEntry]:
     }
 
 
-def _version_of(path: Path, weights: Mapping[str, float]) -> str:
+def _version_of(path: Path, scorer: HybridWeights) -> str:
     """A name that depends on content alone; the checks are no part of it, they follow from the rest."""
-    content = json.dumps([[[name, entry.sha256] for name, entry in _files(path).items()], sorted(weights.items())])
+    content = json.dumps(
+        [[[name, entry.sha256] for name, entry in _files(path).items()], scorer.model_dump()], sort_keys=True
+    )
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 

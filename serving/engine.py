@@ -11,12 +11,11 @@ import numpy as np
 import torch
 
 from serving import logs, metrics
-from serving.auditor import Answered, Auditor
+from serving.auditor import Answered, Audits
 from serving.changes import ItemChange
-from serving.exact import Hits
 from serving.item_codes import ItemCoder, TextEncode
-from serving.raised import Raised, walked
 from serving.requests import Answer, Fallback, Recommendation, Request, RequestError
+from serving.scoring import Batch, Ranked
 from serving.state import State
 from serving.stores import Change, LiveHistory, LiveStore, StoreError
 from serving.users import Known
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Engine", "Recommendation", "Request", "RequestError"]
 
+_CELLS = 1 << 23
+"""Scores held at a time where those of all items are computed, 32 MB."""
 _SEEN = 500  # of a live history's items, how many of the latest are left out of an answer
 
 
@@ -43,7 +44,7 @@ class _Asked:
 
 class Engine:
     """Answers batches of requests from a bundle and the live state on top of it: one read of the store, one pass of
-    the model, one search of the index. Threads may share it."""
+    the model, the entries of every component once. Threads may share it."""
 
     def __init__(
         self,
@@ -76,10 +77,10 @@ class Engine:
             if replay:
                 self._try_to_catch_up()
 
-    def recommend(self, requests: Sequence[Request], auditor: Auditor | None = None) -> list[Answer | SetRecError]:
+    def recommend(self, requests: Sequence[Request], auditor: Audits | None = None) -> list[Answer | SetRecError]:
         """One answer, or the reason why there is none, per request; a bad request does not harm the others.
 
-        ``auditor``: who is offered the answers that come from the index.
+        ``auditor``: who is offered the answers that come from an approximate index.
         """
         live = self._live_histories(requests)
         results: dict[int, Answer | SetRecError] = {}
@@ -139,14 +140,14 @@ class Engine:
     def _apply(self, change: Change) -> None:
         try:
             item = ItemChange.read(change.payload) if change.kind == "put" else None
-            code = self.coder.code(change.id, item) if item is not None else None
+            coded = self.coder.code(change.id, item) if item is not None else None
         except SetRecError as error:
             # One entry that cannot be used must not keep later ones from being applied.
             logs.warning("a live change is passed over", seq=change.seq, error=str(error))
             return
         with self.lock:
-            if item is not None and code is not None:
-                self.state.put(change.id, item.fields, code)
+            if item is not None and coded is not None:
+                self.state.put(change.id, item.fields, coded)
             elif change.kind == "remove":
                 self.state.remove(change.id)
             elif change.kind == "erase":
@@ -191,84 +192,67 @@ class Engine:
             raise UnknownItemError(f"unknown item {unknown[0]!r}")
         return Known(rows, unknown, None if len(rows) else Fallback("unknown_items", "popularity"))
 
-    def _from_model(self, asked: Mapping[int, _Asked], auditor: Auditor | None) -> dict[int, Answer]:
-        if not asked:
-            return {}
-        every = list(asked.values())
-        with metrics.stage("generate"):
-            queries = self._queries([a.known.rows for a in every])
-        held = [self._held(a) for a in every]
-        with metrics.stage("retrieve"):
-            excluded = [np.concatenate([a.excluded, rows]) for a, rows in zip(every, held, strict=True)]
-            found = self.state.index.search(queries, [a.request.k for a in every], excluded, [a.allowed for a in every])
-        if auditor is not None:
-            for a, query, rows, hits in zip(every, queries, held, found, strict=True):
-                self._offer(auditor, a, query, rows, hits)
-        with metrics.stage("walk"):
-            raised = self._raised(every, held)
-            found = [self._best(*one) for one in zip(every, queries, raised, found, strict=True)]
-        each = zip(asked.items(), queries, raised, found, strict=True)
-        return {b: self._answer(a, query, rows, hits) for (b, a), query, rows, hits in each}
+    def _from_model(self, asked: Mapping[int, _Asked], auditor: Audits | None) -> dict[int, Answer]:
+        every = list(asked.items())
+        is_exact = self.bundle.retriever.kind == "exact"
+        step = max(1, _CELLS // len(self.state.items)) if is_exact else max(1, len(every))
+        found: dict[int, Answer] = {}
+        for start in range(0, len(every), step):
+            some = [a for _, a in every[start : start + step]]
+            with metrics.stage("generate"):
+                users = self._users([a.known.rows for a in some])
+            with metrics.stage("components"):
+                batch = self.state.batch(users, [a.known.rows for a in some])
+            with metrics.stage("retrieve"):
+                ranked = self._dense(batch, some) if is_exact else self._from_index(batch, some)
+            if auditor is not None:
+                for b, a in enumerate(some):
+                    self._offer(auditor, batch, b, a, ranked[b])
+            numbers = [number for number, _ in every[start : start + step]]
+            found |= {b: self._answer(a, one) for b, a, one in zip(numbers, some, ranked, strict=True)}
+        return found
 
-    def _held(self, asked: _Asked) -> np.ndarray:
-        """Rows the model has read that may be answered, where their scores have a learned number added: the index does
-        not know it, so they are not searched for but scored one by one."""
-        if asked.request.exclude_history or self._return_bias == 0:
-            return asked.excluded[:0]
-        read = np.unique(asked.known.rows[-self.bundle.model.max_items :])
-        return read[self._may(asked, read)]
+    def _dense(self, batch: Batch, asked: Sequence[_Asked]) -> list[Ranked]:
+        return batch.dense([a.request.k for a in asked], [self._left(a) for a in asked])
 
-    def _raised(self, every: Sequence[_Asked], held: Sequence[np.ndarray]) -> list[Raised]:
-        """What is added to the scores of rows that may be answered."""
-        if self.bundle.walk is None:
-            return [Raised.of(own, self._return_bias, own[:0], np.empty(0)) for own in held]
-        found = walked(self.bundle.walk, [a.known.rows for a in every], self.state.items)
-        raised = []
-        for a, own, (rows, more) in zip(every, held, found, strict=True):
+    def _from_index(self, batch: Batch, asked: Sequence[_Asked]) -> list[Ranked]:
+        """The best of what the index proposes and of what components and the history add to."""
+        additions, excluded = [], []
+        for a, (rows, added) in zip(asked, batch.additions(), strict=True):
             may = self._may(a, rows)
-            raised.append(Raised.of(own, self._return_bias, rows[may], more[may]))
-        return raised
+            rows, added = rows[may], added[may]
+            additions.append((rows, added))
+            # Lowered rows are not searched for: they would take the place of others.
+            excluded.append(np.concatenate([a.excluded, rows[added < 0]]))
+        ks = [a.request.k for a in asked]
+        hits = self.state.index.search(self.state.queries(batch.term.users), ks, excluded, [a.allowed for a in asked])
+        candidates = [batch.candidates(b, k, hits[b], *additions[b]) for b, k in enumerate(ks)]
+        return batch.ranked(candidates, ks)
 
-    def _best(self, asked: _Asked, query: np.ndarray, raised: Raised, hits: Hits) -> Hits:
-        """The best k of what the index found and of what is ``raised``."""
-        if not len(raised.rows):
-            return hits
-        codes = self.state.index.codes(raised.rows)
-        if len(hits.rows) == asked.request.k:
-            # What the index found at the least is surpassed by few, and only those need exact scores.
-            near = raised.total + codes @ query >= hits.scores[-1] - self.state.index.exact.slack(query)
-            raised, codes = raised.where(near), codes[near]
-        # Summed row by row, as exact search does, so that equal codes get equal scores.
-        return raised.best(hits, (codes * query.astype(np.float64)).sum(axis=1), asked.request.k)
+    def _offer(self, auditor: Audits, batch: Batch, b: int, asked: _Asked, ranked: Ranked) -> None:
+        if auditor.draws(self.bundle):
+            alone, left, k = batch.only(b), self._left(asked), asked.request.k
+            auditor.offer(Answered(self.bundle, lambda: alone.dense([k], [left])[0].scores, ranked.scores))
 
-    @property
-    def _return_bias(self) -> float:
-        return self.bundle.model.return_bias(self.bundle.manifest.weights)
-
-    def _offer(self, auditor: Auditor, asked: _Asked, query: np.ndarray, held: np.ndarray, hits: Hits) -> None:
-        if auditor.draws(self.bundle.retriever):
-            exact, left = self.state.index.exact, self._left(asked)
-            left[held] = False
-            auditor.offer(Answered(self.bundle.retriever, query, exact, left, asked.request.k, hits.scores))
-
-    def _queries(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+    def _users(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """User codes, float32 (B, D). The model is given the codes of the items at hand alone, not the whole table."""
         read = Ragged.of([rows[-self.bundle.model.max_items :] for rows in histories])
         rows, place = np.unique(read.values, return_inverse=True)
-        codes = torch.from_numpy(self.state.index.codes(rows))
+        codes = torch.from_numpy(self.state.codes.take(rows))
         with torch.inference_mode():
             users = self.bundle.model.user_codes(
-                Ragged(place.astype(np.int32), read.offsets), self.bundle.manifest.weights, codes
+                Ragged(place.astype(np.int32), read.offsets), self.bundle.manifest.scorer.slots, codes
             )
         return users.float().cpu().numpy()
 
-    def _answer(self, asked: _Asked, query: np.ndarray, raised: Raised, hits: Hits) -> Answer:
-        products = self.state.index.codes(hits.rows) * query.astype(np.float64)
-        columns = self.bundle.manifest.code_columns
-        shares = {kind: products[:, start:stop].sum(axis=1).tolist() for kind, (start, stop) in columns.items()}
-        each = enumerate(raised.shares(hits.rows))
-        per_item = [{kind: values[i] for kind, values in shares.items()} | added for i, added in each]
-        return self._described(asked, hits.rows, hits.scores, per_item)
+    def _answer(self, asked: _Asked, ranked: Ranked) -> Answer:
+        slots = self.bundle.manifest.kinds
+        columns = {name: part.tolist() for name, part in ranked.parts.items()}
+        shares = [
+            {name: values[i] for name, values in columns.items() if values[i] or name in slots}
+            for i in range(len(ranked.rows))
+        ]
+        return self._described(asked, ranked.rows, ranked.scores, shares)
 
     def _from_popularity(self, asked: _Asked) -> Answer:
         rows, counts = self.state.popularity.best(asked.request.k, self._left(asked))

@@ -1,9 +1,10 @@
-"""From an item's fields to its code: text, vector, semantic columns, and what is known or guessed of the others."""
+"""From an item's fields to what it is scored by: text, vector, the columns of the code that follow from it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 
 from serving import metrics
 from serving.changes import ItemChange, ItemFields
+from serving.live_texts import ItemText
 from setrec.errors import ConfigError, SetRecError
-from setrec.tokens import COLLABORATIVE, SEMANTIC
+from setrec.scoring.text_similarity import TextFeatures
+from setrec.tokens import SEMANTIC, TEXT
 
 if TYPE_CHECKING:
     from serving.bundle import Bundle
@@ -22,8 +25,18 @@ class CannotEncodeError(SetRecError):
     """What is served cannot place an item by its text; the message says why."""
 
 
+@dataclass(frozen=True)
+class CodedItem:
+    """An item's ``code`` float32 (D,), whether it is ``new``, without training interactions, and its ``text``, where
+    texts are compared."""
+
+    code: np.ndarray
+    new: bool
+    text: ItemText | None = None
+
+
 class TextEncode(Protocol):
-    """What turns texts into vectors; :class:`setrec.encoder.TextEncoder` is one."""
+    """What turns texts into vectors; :class:`setrec.text.featurizer.TextFeaturizer` is one."""
 
     @property
     def identity(self) -> str:
@@ -34,6 +47,12 @@ class TextEncode(Protocol):
         """Vectors, float32 (len(texts), width)."""
         ...
 
+    def similarity_features(
+        self, texts: Sequence[str], vectors: np.ndarray, center: np.ndarray | None, /
+    ) -> TextFeatures:
+        """What text similarity reads of texts with these vectors; ``center`` is the catalogue's."""
+        ...
+
 
 class ItemCoder:
     """Codes items by the rules of one bundle."""
@@ -41,7 +60,7 @@ class ItemCoder:
     def __init__(self, bundle: Bundle, encode: TextEncode | None = None) -> None:
         """``encode`` takes the place of the encoder that the bundle carries."""
         self._bundle = bundle
-        self._encoder = encode or bundle.text_encoder()
+        self._encoder = encode or bundle.featurizer()
         self._one_at_a_time = threading.Lock()
 
     def warm(self) -> None:
@@ -53,31 +72,40 @@ class ItemCoder:
         """The entry of the change log that describes an item. Takes some 10 ms; one text at a time is encoded.
 
         Raises:
-            CannotEncodeError: the bundle carries no encoder, or its model no semantic slot.
+            CannotEncodeError: the bundle carries no encoder, or its model no slot that reads text.
         """
         if self._encoder is None:
             raise CannotEncodeError("the bundle carries no text encoder, so items cannot be added to it; export one")
         change = ItemChange.of(fields, self._encoder.identity, self._encoded(fields))
-        self._semantic(change.unpacked())
+        self._text_code(change.unpacked())
         return change
 
-    def code(self, item_id: str, change: ItemChange) -> np.ndarray:
-        """The code, float32 (D,), of an item that the change log describes.
+    def code(self, item_id: str, change: ItemChange) -> CodedItem:
+        """What an item is scored by that the change log describes.
 
-        An item of the bundle keeps all but its semantic columns, so what was learned from its users stays.
+        An item of the bundle keeps the columns that do not follow from its text, so what was learned from its users
+        stays.
 
         Raises:
             SetRecError: the entry is damaged, or was made by another encoder than the bundle's and cannot be encoded.
         """
-        bundle, columns = self._bundle, self._bundle.manifest.code_columns
-        row = bundle.catalog.find(item_id)
-        code = np.zeros(bundle.codes.shape[1], np.float32) if row is None else np.array(bundle.codes[row])
-        start, stop = columns[SEMANTIC]
-        code[start:stop] = self._semantic(self._vector_of(change))
-        if bundle.newcomers is not None and (row is None or bundle.popularity[row] == 0):
-            first, last = columns[COLLABORATIVE]
-            code[first:last] = bundle.newcomers(code[None, start:stop])[0]
-        return code
+        bundle = self._bundle
+        row, vector = bundle.catalog.find(item_id), self._vector_of(change)
+        code = self._text_code(vector)
+        if row is not None:
+            of_text, code = code, np.array(bundle.codes[row])
+            for kind in (SEMANTIC, TEXT):
+                start, stop = bundle.manifest.code_columns.get(kind, (0, 0))
+                code[start:stop] = of_text[start:stop]
+        return CodedItem(code, row is None or bool(bundle.popularity[row] == 0), self._item_text(change.fields, vector))
+
+    def _item_text(self, fields: ItemFields, vector: np.ndarray) -> ItemText | None:
+        texts = self._bundle.texts
+        if texts is None:
+            return None
+        assert self._encoder is not None
+        features = self._encoder.similarity_features([self._text(fields)], vector[None], texts.center)
+        return ItemText.of(features, texts.features)
 
     def _vector_of(self, change: ItemChange) -> np.ndarray:
         if self._encoder is not None and change.encoder == self._encoder.identity:
@@ -88,16 +116,17 @@ class ItemCoder:
 
     def _encoded(self, fields: ItemFields) -> np.ndarray:
         with metrics.stage("encode"):
-            return self._vector(self._bundle.text_rule.text(fields.title, fields.text, fields.attributes))
+            return self._vector(self._text(fields))
+
+    def _text(self, fields: ItemFields) -> str:
+        return self._bundle.text_rule.text(fields.title, fields.text, fields.attributes)
 
     def _vector(self, text: str) -> np.ndarray:
         assert self._encoder is not None
         with self._one_at_a_time:
             return self._encoder.encode([text])[0]
 
-    def _semantic(self, vector: np.ndarray) -> np.ndarray:
-        if SEMANTIC not in self._bundle.manifest.code_columns:
-            raise CannotEncodeError("the model has no semantic slot, so it cannot place an item by its text")
+    def _text_code(self, vector: np.ndarray) -> np.ndarray:
         try:
             return self._bundle.model.text_codes(torch.from_numpy(vector[None])).cpu().numpy()[0]
         except ConfigError as error:

@@ -19,6 +19,7 @@ class ItemTable:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._added: list[tuple[str, str, dict[str, list[str]]]] = []
+        self._before: list[int] = []  # of an added row, the row of the bundle of the same item, -1 for none
         self._row_of: dict[str, int] = {}
         self._gone: set[str] = set()
         # Where the item of a row of the bundle stands now, -1 for nowhere: its own row until it is changed.
@@ -60,12 +61,11 @@ class ItemTable:
         return self._moved[bundle_rows]
 
     def before(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of the bundle, int64, of the items in ``rows``, without those that it does not hold."""
-        own = np.array(rows, dtype=np.int64)
-        for at in np.flatnonzero(own >= len(self._catalog)):
-            found = self._catalog.find(self.describe(int(own[at]))[0])
-            own[at] = -1 if found is None else found
-        return own[own >= 0]
+        """Rows of the bundle, int64, of the items in ``rows``, -1 for those that it does not hold."""
+        own, items = np.array(rows, dtype=np.int64), len(self._catalog)
+        for at in np.flatnonzero(own >= items).tolist():
+            own[at] = self._before[own[at] - items]
+        return own
 
     def add(self, item_id: str, title: str, attributes: Mapping[str, Sequence[str]]) -> int:
         """Put an item in a new row, in place of the one of the same id, if any; returns the row."""
@@ -74,7 +74,9 @@ class ItemTable:
         self._added.append((item_id, title, {name: list(values) for name, values in attributes.items()}))
         self._row_of[item_id] = row
         self._gone.discard(item_id)
-        if (own := self._catalog.find(item_id)) is not None:
+        own = self._catalog.find(item_id)
+        self._before.append(-1 if own is None else own)
+        if own is not None:
             self._moved[own] = row
         return row
 

@@ -79,10 +79,10 @@ class Live:
         *,
         audit_share: float = 0.0,
     ) -> None:
-        """``audit_share`` of the answers are compared with exact search, see :class:`serving.auditor.Auditor`."""
+        """``audit_share`` of the answers are compared with the dense route, see :class:`serving.auditor.Auditor`."""
         self.engine, self.store, self.graph = engine, store, graph
         self.auditor = Auditor(audit_share)
-        self.auditor.begin(engine.bundle.retriever)
+        self.auditor.begin(engine.bundle)
         self.follower: Follows | None = None
         self.releases: Releases | None = None
         self._closing: list[Callable[[], None]] = [self.auditor.close]
@@ -102,7 +102,7 @@ class Live:
             raise BundleError("the bundle holds no graph, and one is served")
         before = Model(self.engine, self.graph)
         self.engine = model.engine
-        self.auditor.begin(model.engine.bundle.retriever)
+        self.auditor.begin(model.engine.bundle)
         if self.graph is not None:
             self.graph = model.graph
         metrics.serves(model.engine.bundle.model_version, before.engine.bundle.model_version)

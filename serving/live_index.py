@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.audit import Audit, of, share
+from serving.code_table import ROOM, CodeTable
 from serving.exact import Exact, Hits
 from serving.retriever import Retriever
 
 _LISTED = 256
 """Removed rows of the base up to which they are left out one by one; above, by a mask over the base."""
-_ROOM = 1024
-"""Fresh rows there is room for at first."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,13 @@ class LiveIndex:
 
     def __init__(self, base: Retriever) -> None:
         self._base = base
-        self._table = np.empty((0, base.codes.shape[1]), np.float32)
-        self._fresh = Exact(self._table, 0.0)
+        self.table = CodeTable(base.codes, base.exact.largest)
+        self._fresh = Exact(self.table.fresh, 0.0)
         self._alive = np.ones(len(base), dtype=bool)
-        self._rows = len(base)
         self._removed = np.empty(0, np.int64)
 
     def __len__(self) -> int:
-        return self._rows
+        return len(self.table)
 
     @property
     def base(self) -> Retriever:
@@ -61,7 +59,7 @@ class LiveIndex:
     @property
     def alive(self) -> np.ndarray:
         """Which rows have not been removed, bool (R,); not to be written to."""
-        return self._alive[: self._rows]
+        return self._alive[: len(self)]
 
     @property
     def exact(self) -> Everything:
@@ -70,25 +68,17 @@ class LiveIndex:
 
     def codes(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Codes of ``rows``, float32 (len(rows), D), copied."""
-        rows = np.asarray(rows, dtype=np.int64)
-        items = len(self._base)
-        old = rows < items
-        if old.all():
-            return self._base.codes[rows]
-        found = np.empty((len(rows), self._table.shape[1]), np.float32)
-        found[old], found[~old] = self._base.codes[rows[old]], self._table[rows[~old] - items]
-        return found
+        return self.table.take(rows)
 
     def add(self, code: np.ndarray) -> int:
-        """Add a row with ``code`` float32 (D,) and return its number. Room doubles when there is none."""
-        fresh = self._rows - len(self._base)
-        if fresh == len(self._table):
-            self._grow()
-        self._table[fresh], self._alive[self._rows] = code, True
-        self._rows += 1
-        largest = max(self._fresh.largest, float(np.linalg.norm(self._table[fresh].astype(np.float64))))
-        self._fresh = Exact(self._table[: fresh + 1], largest)
-        return self._rows - 1
+        """Add a row with ``code`` float32 (D,) and return its number."""
+        row = self.table.add(code)
+        if row == len(self._alive):
+            self._alive = np.append(self._alive, np.zeros(max(row - len(self._base), ROOM), dtype=bool))
+        self._alive[row] = True
+        largest = max(self._fresh.largest, float(np.linalg.norm(np.asarray(code, dtype=np.float64))))
+        self._fresh = Exact(self.table.fresh, largest)
+        return row
 
     def remove(self, row: int) -> None:
         """Take a row out of all answers, for good; once is as good as twice."""
@@ -124,7 +114,7 @@ class LiveIndex:
             alive = self._alive[:items]
             base_masks = [alive if mask is None else mask[:items] & alive for mask in masks]
         found = self._base.search(queries, ks, below, base_masks)
-        if self._rows == items:
+        if len(self) == items:
             return found
         return [
             self._join(query, n, hits, mask, ban)
@@ -144,17 +134,9 @@ class LiveIndex:
 
     def _join(self, query: np.ndarray, k: int, base: Hits, mask: np.ndarray | None, banned: np.ndarray) -> Hits:
         items = len(self._base)
-        alive = self._alive[items : self._rows]
+        alive = self._alive[items : len(self)]
         fresh = self._fresh.best(query, k, alive if mask is None else alive & mask[items:], banned)
         return _joined(base, fresh, items, k)
-
-    def _grow(self) -> None:
-        fresh = len(self._table)
-        table = np.empty((max(2 * fresh, _ROOM), self._table.shape[1]), np.float32)
-        table[:fresh] = self._table
-        alive = np.zeros(len(self._base) + len(table), dtype=bool)
-        alive[: self._rows] = self.alive
-        self._table, self._alive = table, alive
 
 
 def _joined(base: Hits, fresh: Hits, items: int, k: int) -> Hits:

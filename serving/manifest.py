@@ -8,19 +8,21 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import Field, ValidationError
 
-from serving.newcomers import NewcomerSettings
 from serving.texts import TextRule
 from setrec.errors import BundleError
+from setrec.scoring.hybrid import HybridWeights
 from setrec.settings import Settings
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 SUFFIXES = {
     "model": (".json", ".safetensors"),
     "graph": (".json", ".safetensors", ".parquet", ".npy"),
     "encoder": (".json", ".safetensors", ".txt", ".model"),
+    "lexical": (".json", ".safetensors"),
+    "components": (".safetensors",),
 }
 """Kinds of files that a folder of a bundle may consist of."""
 
@@ -38,11 +40,21 @@ class EncoderEntry(Settings):
     max_length: int = Field(ge=1)
 
 
+class Agreement(Settings):
+    """Share of the ``k`` best by the dense route that answers to ``queries`` users held, with a 95% interval."""
+
+    recall: float
+    low: float
+    high: float
+    queries: int
+    k: int
+
+
 class Manifest(Settings):
     """What ``manifest.json`` says. ``created`` is UTC; ``model_version`` defaults to a hash of all that answers.
 
-    Since format 2: ``encoder``, where there is one; ``text``: how an item's fields become its text; ``newcomers``: how
-    items that training never saw get their code. Since format 3 there may be a file of transitions.
+    ``scorer``: the weights of the hybrid score. ``encoder``: how the sentence encoder was used, where there is one.
+    ``text``: how an item's fields become its text. ``agreement``: the audit of the bundle's answers at export.
     """
 
     format_version: int = Field(strict=True, ge=1)
@@ -51,12 +63,12 @@ class Manifest(Settings):
     libraries: dict[str, str]
     kinds: tuple[str, ...]
     code_columns: dict[str, tuple[int, int]]
-    weights: dict[str, FiniteFloat]
+    scorer: HybridWeights
     counts: dict[str, int]
     files: dict[str, FileEntry]
     encoder: EncoderEntry | None = None
     text: TextRule | None = None
-    newcomers: NewcomerSettings | None = None
+    agreement: Agreement | None = None
 
 
 def verify(path: Path) -> Manifest:
@@ -96,6 +108,10 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{file}: damaged (not a manifest)") from error
     if isinstance(found, int) and found > FORMAT_VERSION:
         raise BundleError(f"{file}: format {found} is newer than {FORMAT_VERSION}, the newest this version reads")
+    if isinstance(found, int) and found < FORMAT_VERSION:
+        raise BundleError(
+            f"{file}: format {found} is older than {FORMAT_VERSION}, the oldest this version reads: export again"
+        )
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:

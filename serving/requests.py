@@ -38,7 +38,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An item, its score and what each kind of slot, and what else, contributed to it; the shares sum to the score.
+    """An item, its score and what each kind of slot and each component contributed; the shares sum to the score.
 
     Scores order the items of one answer; a constant of the user is left out, so they do not compare across users.
     Where popularity answers, the score is the number of training interactions and there are no shares.

@@ -37,13 +37,13 @@ _FEWEST = 256
 
 
 class _Meta(Settings):
-    """``retriever.json``. Bundles of format 1 have neither plan nor audit, and a FAISS index for exact search."""
+    """``retriever.json``."""
 
     settings: RetrieverSettings
     dimension: int
     count: int
     metric: int
-    plan: Plan | None = None
+    plan: Plan
     audit: dict[str, Any] | None = None
     largest_norm: float | None = None
     index_bytes: int | None = None
@@ -86,7 +86,7 @@ class Retriever:
         codes = np.ascontiguousarray(codes, dtype=np.float32)
         exact = Exact(codes)
         kinds = candidates(settings, *codes.shape)
-        if kinds[0][0] == "exact" or len(codes) < _FEWEST:
+        if is_exact(settings, codes):
             reason = kinds[0][1] if kinds[0][0] == "exact" else f"fewer than {_FEWEST} items"
             return cls(codes, settings, Plan(kind="exact", reason=reason), None, _certain(codes, settings), exact)
         threads = faiss.omp_get_max_threads()
@@ -184,8 +184,7 @@ class Retriever:
         except (OSError, ValidationError, TypeError) as error:
             raise BundleError(f"{directory}: no readable index") from error
         _require_fit(directory / META, (meta.dimension, meta.count, meta.metric), codes)
-        # Format 1 kept its index in other coordinates, and had no plan.
-        plan = meta.plan or Plan(kind="exact", reason="a bundle of format 1")
+        plan = meta.plan
         index = None if plan.kind == "exact" else _read(directory / INDEX, plan, meta.index_bytes, codes)
         return cls(codes, meta.settings, plan, index, known, Exact(codes, meta.largest_norm))
 
@@ -223,6 +222,11 @@ class Retriever:
         return (
             self.exact.among(query, rows, k) if len(rows) >= min(k, left) else self.exact.best(query, k, mask, banned)
         )
+
+
+def is_exact(settings: RetrieverSettings, codes: np.ndarray) -> bool:
+    """Whether ``codes`` (I, D) get no index, whatever can be measured."""
+    return candidates(settings, *codes.shape)[0][0] == "exact" or len(codes) < _FEWEST
 
 
 def _certain(codes: np.ndarray, settings: RetrieverSettings) -> Audit:

@@ -42,8 +42,9 @@ class RecommendRequest(BaseModel):
 
 
 class Item(BaseModel):
-    """A recommended item. The shares sum to the score: one per kind of slot; ``returns`` for an item of the history
-    where the model adds a number for those; ``transitions`` where other histories went there from items of this one."""
+    """A recommended item. The shares sum to the score: one per kind of slot, then those that are not zero of the
+    components (``transitions_*``, ``text_similarity``), of ``new_item`` for items without training interactions and of
+    ``repeats`` for items of the history."""
 
     item_id: str
     title: str
@@ -52,7 +53,7 @@ class Item(BaseModel):
         "number of training interactions."
     )
     shares: dict[str, float] = Field(
-        description="What each kind of slot, and what else, contributed to the score; empty where popularity answers."
+        description="What each kind of slot and each component gave to the score; empty where popularity answers."
     )
     attributes: dict[str, list[str]]
 

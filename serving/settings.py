@@ -32,9 +32,9 @@ class ServingSettings(Settings):
     ``store`` holds events, item changes and erasures: the path of an SQLite file, for the replicas of one machine, or a
     Redis URL, for those of several; ``null`` serves the bundle's own histories alone. ``releases``: a directory of
     bundles that ``POST /v1/admin/release`` may switch to; it is written to (``.state``), and must be shared where
-    replicas are on several machines. ``audit_share``: how many of the answers are compared with exact search, for the
-    metric ``setrec_recall``, unless search is exact anyway; each takes 55 ms of a core at a million items, when it is
-    free.
+    replicas are on several machines. ``audit_share``: how many of the answers are compared with scores of all items,
+    for the metric ``setrec_recall``, unless search is exact anyway; each takes a tenth of a second of a core, when it
+    is free, at a million items.
 
     ``log``: ``errors`` writes failures alone, ``requests`` one JSON line per request; without ``log_ids`` no line holds
     an id of a user or item.

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from serving.changes import ItemFields
+from serving.code_table import CodeTable
+from serving.exact import largest_norm
 from serving.filters import AttributeIndex, Filter
+from serving.index_codes import IndexCodes
+from serving.item_codes import CodedItem
 from serving.items import ItemTable
 from serving.live_index import LiveIndex
+from serving.live_texts import LiveArcs, LiveTexts
 from serving.popularity import Popularity
+from serving.scoring import Batch, UserScores
 from serving.users import Users
+from setrec.ragged import Ragged
+from setrec.scoring import registry
+from setrec.scoring.hybrid import HybridScorer
+from setrec.scoring.item_graph import GraphComponent
 
 if TYPE_CHECKING:
     from serving.bundle import Bundle
@@ -26,6 +39,19 @@ class State:
         self._bundle = bundle
         self.index = LiveIndex(bundle.retriever)
         self.items = ItemTable(bundle.catalog)
+        self._space = None if bundle.retriever.codes is bundle.codes else IndexCodes(bundle.manifest.scorer.new_items)
+        own = None if self._space is None else CodeTable(bundle.codes, largest_norm(bundle.codes))
+        self.codes = own or self.index.table
+        self._new = bundle.new
+        self._table = _tensor(bundle.codes)
+        self._bias = bundle.model.repeat_bias(bundle.manifest.scorer.slots)
+        self._texts = None if bundle.texts is None else LiveTexts(bundle.texts.features)
+        self._live_components = {
+            name: GraphComponent(
+                LiveArcs(c.arcs, self.items, self._texts if registry.kinds()[name].of_content else None), c.reading
+            )
+            for name, c in bundle.components.items()
+        }
         self.attributes = AttributeIndex(bundle.catalog.attributes, len(bundle.catalog))
         self.users = Users(bundle.histories)
         self.popularity = Popularity(bundle.popularity)
@@ -36,13 +62,26 @@ class State:
         """Whether most rows beyond the bundle's belong to items that were put again or removed since."""
         return self.items.added > 2 * len(self.fields) + _SPARE_ROWS
 
-    def put(self, item_id: str, fields: ItemFields, code: np.ndarray) -> None:
-        """Add an item with its code float32 (D,), in place of the one of the same id, if any."""
+    def put(self, item_id: str, fields: ItemFields, coded: CodedItem) -> None:
+        """Add an item, in place of the one of the same id, if any."""
         self._retire(item_id)
-        row = self.index.add(code)
+        row = self._add(coded)
         self.attributes.append(fields.attributes)
         assert row == self.items.add(item_id, fields.title, fields.attributes)
         self.fields[item_id] = fields
+
+    def batch(self, users: np.ndarray, histories: Sequence[np.ndarray]) -> Batch:
+        """What the scores of all items are made of, for histories (rows) with user codes float32 (B, D)."""
+        weights, columns = self._bundle.manifest.scorer, self._bundle.manifest.code_columns
+        term = UserScores(users, self._table, self.codes.fresh, self.codes.largest, columns, self._bias)
+        components = self._live_components if self.items.added else self._bundle.components
+        scorer = HybridScorer(term, components, weights, self._new[: len(self.items)])
+        history = Ragged.of(histories, np.int64)
+        return Batch(scorer, term, history, scorer.entries(history))
+
+    def queries(self, users: np.ndarray) -> np.ndarray:
+        """What the index is asked, of user codes float32 (B, D)."""
+        return users if self._space is None else self._space.of_users(users)
 
     def remove(self, item_id: str) -> None:
         """Take an item out; an id that is none is remembered as removed."""
@@ -73,10 +112,35 @@ class State:
         for item_id, fields in self.fields.items():
             row = self.items.find(item_id)
             assert row is not None
-            fresh.put(item_id, fields, self.index.codes([row])[0])
+            fresh.put(item_id, fields, self._coded(row))
         return fresh
+
+    def _add(self, coded: CodedItem) -> int:
+        """Add a row to everything that is searched and scored."""
+        new = np.array([coded.new])
+        row = self.index.add(coded.code if self._space is None else self._space.of_items(coded.code[None], new)[0])
+        if self._space is not None:
+            self.codes.add(coded.code)
+        if row == len(self._new):
+            self._new = np.append(self._new, np.zeros(max(row // 2, 1024), dtype=bool))
+        self._new[row] = coded.new
+        if self._texts is not None:
+            assert coded.text is not None
+            self._texts.add(coded.text)
+        return row
+
+    def _coded(self, row: int) -> CodedItem:
+        text = None if self._texts is None else self._texts[row - len(self._bundle.catalog)]
+        return CodedItem(self.codes.take([row])[0], bool(self._new[row]), text)
 
     def _retire(self, item_id: str) -> None:
         row = self.items.find(item_id)
         if row is not None:
             self.index.remove(row)
+
+
+def _tensor(codes: np.ndarray) -> torch.Tensor:
+    """The same memory as a tensor, which nobody writes to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(codes)

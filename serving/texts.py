@@ -1,12 +1,22 @@
-"""From an item's fields to the text an encoder reads, joined for live items as it was for the trained ones."""
+"""Texts of items: how fields are joined into one, and the features of the catalogue's, to compare others with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+from safetensors.numpy import save_file
 
 from setrec.catalog import Catalog
+from setrec.mapped import mapped
+from setrec.scoring.text_similarity import TextFeatures
 from setrec.settings import Settings
 from setrec.tables import compose
+
+TEXTS = "texts.safetensors"
 
 
 class TextRule(Settings):
@@ -41,3 +51,40 @@ def _is_in(name: str, catalog: Catalog) -> bool:
         (values, text) for values, text in zip(catalog.attributes[name], catalog.texts, strict=True) if values and text
     ]
     return bool(pairs) and all(compose([], {name: values}) in text for values, text in pairs)
+
+
+@dataclass(frozen=True)
+class BundleTexts:
+    """``features`` of the catalogue's texts, memory-mapped, and its sentence vectors' ``center``, float32 (w,)."""
+
+    features: TextFeatures
+    center: np.ndarray | None
+
+    def save(self, folder: Path) -> None:
+        """Write ``texts.safetensors``: TF-IDF rows as CSR arrays, sentence vectors (I, w) and their centre."""
+        rows, sentences, center = self.features.lexical, self.features.sentences, self.center
+        tensors = {"data": rows.data.astype(np.float32), "shape": np.array(rows.shape, np.int64)}
+        tensors |= {"columns": rows.indices.astype(np.int32), "offsets": rows.indptr.astype(np.int64)}
+        if sentences is not None and center is not None:
+            tensors |= {"sentences": np.ascontiguousarray(sentences, np.float32), "center": center.astype(np.float32)}
+        save_file(tensors, folder / TEXTS)
+
+    @classmethod
+    def load(cls, folder: Path) -> BundleTexts | None:
+        """Read what :meth:`save` wrote; ``None`` where there is nothing.
+
+        Raises:
+            KeyError, ValueError: the file is damaged.
+        """
+        file = folder / TEXTS
+        if not file.exists():
+            return None
+        offsets, shape = mapped(file, "offsets", np.int64), mapped(file, "shape", np.int64)
+        if offsets[-1] < 1 << 31:  # both kinds of index must be one, or SciPy copies
+            offsets = offsets.astype(np.int32)
+        arrays = mapped(file, "data"), mapped(file, "columns", np.int32), offsets
+        rows = sp.csr_matrix(arrays, (int(shape[0]), int(shape[1])))
+        try:
+            return cls(TextFeatures(rows, mapped(file, "sentences")), np.array(mapped(file, "center")))
+        except KeyError:
+            return cls(TextFeatures(rows), None)

@@ -19,13 +19,12 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines import features, ingest, jobs
+from pipelines import ingest, jobs
 from pipelines.config import EncoderSettings, JobConfig, load_config
 from pipelines.data_directory import write_histories
 from pipelines.data_settings import DataSettings
 from pipelines.fingerprints import of_file
 from pipelines.runs import Run
-from pipelines.scorer import timed
 from setrec import ranking
 from setrec.atomic import atomic_directory
 from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
@@ -47,31 +46,24 @@ ATTRIBUTES = ("brand", "categories", "attributes", "genres")
 
 @dataclass(frozen=True)
 class Problem:
-    """A prepared data set: the ``run`` that holds it, under the recipe's ``config``. ``hash``: of the input files, so
-    that results can be told to be of the same data."""
+    """A prepared data set. ``text``: word and sentence vectors of the items, float32 (I, w), ``None`` without texts;
+    ``hash``: of the input files, so that results can be told to be of the same data; ``texts``: what text similarity
+    reads; ``run`` and ``config``: the run that holds it all, and the recipe."""
 
     name: str
     protocol: Protocol
-    run: Run
-    config: JobConfig
     catalog: Catalog
     histories: Histories
+    text: np.ndarray | None
     hash: str
+    texts: TextFeatures | None = None
+    run: Run = Run(Path())
+    config: JobConfig | None = None
 
     @property
     def items(self) -> int:
         """Size of the catalogue, I."""
         return len(self.catalog)
-
-    @cached_property
-    def text(self) -> np.ndarray | None:
-        """Word and sentence vectors of the items' texts, float32 (I, w); ``None`` without texts."""
-        return features.text_vectors(self.run)
-
-    @cached_property
-    def texts(self) -> TextFeatures | None:
-        """What text similarity reads; ``None`` without texts."""
-        return features.text_features(self.run, self.catalog)
 
     @cached_property
     def train(self) -> Ragged:
@@ -106,7 +98,7 @@ class Problem:
     @property
     def timed(self) -> bool:
         """Whether the split is one of global time."""
-        return timed(self.config)
+        return self.protocol == "setrec"
 
 
 def settings_of(data: Path, protocol: Protocol, seed: int = 0) -> DataSettings:

@@ -13,6 +13,7 @@ from pipelines.benchmark.problem import Problem
 from pipelines.config import JobConfig
 from pipelines.scorer import hybrid_scorer, known_at_test, search_weights
 from pipelines.train_worker import trainer_of, wrapper
+from setrec.errors import ConfigError
 from setrec.model import SetRecModel
 from setrec.scoring.model_scores import ModelOnly, ModelScores
 from setrec.scoring.weight_search import Found
@@ -31,7 +32,7 @@ class Recommender:
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
         """See :class:`Entrant`."""
-        config = recipes.applied(problem.config, settings, f"training.seed={seed}")
+        config = recipes.applied(_config(problem), settings, f"training.seed={seed}")
         run = features.shared_view(problem.run, config, problem.run.root / "collaborative")
         on_device = wrapper(config, 1, torch.device(device()))
         trainer = trainer_of(run, config, wrap=on_device, spent=lambda: clock.share)
@@ -55,9 +56,15 @@ class WithoutModel:
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
         """See :class:`Entrant`."""
-        found = _weights(problem, problem.config, None)
+        found = _weights(problem, _config(problem), None)
         scorer = hybrid_scorer(None, found.weights, known_at_test(problem.histories), problem.trained, problem.texts)
         return Fitted(scorer, _chosen(found), valid=found.valid)
+
+
+def _config(problem: Problem) -> JobConfig:
+    if problem.config is None:
+        raise ConfigError(f"{problem.name} is not prepared as a run")
+    return problem.config
 
 
 def _train(trainer: Trainer, clock: Clock) -> list[dict[str, Any]]:

@@ -27,6 +27,8 @@ from setrec.scoring.model_scores import ModelTerm
 from setrec.scoring.registry import Component, Sources
 from setrec.settings import Settings
 
+Entries = Mapping[str, tuple[Ragged, np.ndarray]]
+"""By name the entries of components, see :class:`setrec.scoring.registry.Component`."""
 MODEL, REPEATS, LEVEL = "model", "repeats", "new_item"
 """Names of the terms that are no registered component."""
 
@@ -82,26 +84,23 @@ class HybridScorer:
         """A scorer whose components are built from ``sources``."""
         return cls(model, build_components(weights.used, sources), weights, new)
 
-    def __call__(self, history: Ragged) -> np.ndarray:
-        """Scores of all items, float32 (b, I)."""
+    def __call__(self, history: Ragged, entries: Entries | None = None) -> np.ndarray:
+        """Scores of all items, float32 (b, I). ``entries`` of the components, where they are at hand."""
         items, new = len(self.new), self.weights.new_items
         total = np.zeros((len(history), items), np.float32) if self.model is None else self.model.dense(history).copy()
         if new.model != 1.0:
             total[:, self.new] *= np.float32(new.model)
         if new.level:
             total[:, self.new] += np.float32(new.level)
-        for name, component in self.components.items():
-            entries, values = component.entries(history)
-            total[entries.row_of_value, entries.values] += self.weights.of(name, self.new[entries.values]) * values
+        for name, (places, values) in (self.entries(history) if entries is None else entries).items():
+            total[places.row_of_value, places.values] += self.weights.of(name, self.new[places.values]) * values
         bias = 0.0 if self.model is None else self.model.repeat_bias
         if bias:
             held = _pairs(history, items)
             total[held // items, held % items] += np.float32(bias)
         return total
 
-    def parts(
-        self, history: Ragged, rows: Ragged, entries: Mapping[str, tuple[Ragged, np.ndarray]] | None = None
-    ) -> dict[str, np.ndarray]:
+    def parts(self, history: Ragged, rows: Ragged, entries: Entries | None = None) -> dict[str, np.ndarray]:
         """By name what every term gives to the scores of ``rows`` (one row of items per history), float64, one number
         for every item; their sum is the score. ``entries`` of the components, where they are at hand."""
         items, flags = len(self.new), self.new[rows.values]

@@ -1,9 +1,10 @@
-"""Texts to the vectors that models read and the features that text similarity compares: lexical and sentence parts."""
+"""Texts to everything that is read of them: the vectors of the model, and the features of text similarity."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -15,12 +16,7 @@ from setrec.tokens import unit_rows
 
 
 class SentenceEncoder(Protocol):
-    """What turns texts into sentence vectors; :class:`setrec.encoder.TextEncoder` is one."""
-
-    @property
-    def identity(self) -> str:
-        """Names everything that a vector depends on but the text."""
-        ...
+    """A sentence encoder; :class:`setrec.encoder.TextEncoder` is one."""
 
     @property
     def width(self) -> int:
@@ -28,44 +24,52 @@ class SentenceEncoder(Protocol):
         ...
 
     @property
-    def encode(self) -> Callable[..., np.ndarray]:
-        """Gives vectors, float32 (len(texts), width), of a sequence of texts."""
+    def identity(self) -> str:
+        """A hash of everything a vector depends on but the text."""
+        ...
+
+    def encode(self, texts: Sequence[str], /) -> np.ndarray:
+        """Vectors, float32 (len(texts), width)."""
         ...
 
 
 class TextFeaturizer:
-    """A lexical encoder and a sentence encoder side by side, either of which may be missing.
+    """A lexical encoder and a sentence encoder side by side; either may be missing.
 
-    A text vector has the lexical numbers first, then those of the sentence.
+    Raises:
+        ValueError: both are missing.
     """
 
     def __init__(self, lexical: LexicalEncoder | None, sentence: SentenceEncoder | None) -> None:
+        if lexical is None and sentence is None:
+            raise ValueError("a featurizer needs a lexical encoder or a sentence encoder")
         self.lexical, self.sentence = lexical, sentence
-
-    @property
-    def identity(self) -> str:
-        """Names everything that a vector depends on but the text."""
-        parts = [part.identity if part is not None else "" for part in (self.lexical, self.sentence)]
-        return hashlib.sha256("/".join(parts).encode()).hexdigest()[:32]
 
     @property
     def width(self) -> int:
         """Numbers of a vector."""
-        return sum(part.width for part in (self.lexical, self.sentence) if part is not None)
+        return self._words + (0 if self.sentence is None else self.sentence.width)
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of everything a vector depends on but the text."""
+        parts = [encoder.identity for encoder in (self.lexical, self.sentence) if encoder is not None]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Text vectors, float32 (len(texts), width)."""
-        parts = [np.empty((len(texts), 0), np.float32)]
-        if self.lexical is not None:
-            parts.append(self.lexical.vectors(texts))
-        if self.sentence is not None:
-            parts.append(self.sentence.encode(texts))
+        """The model's text vectors, float32 (len(texts), width): lexical columns, then sentence columns."""
+        parts = [] if self.lexical is None else [self.lexical.vectors(texts)]
+        parts += [] if self.sentence is None else [self.sentence.encode(texts)]
         return np.ascontiguousarray(np.concatenate(parts, axis=1), dtype=np.float32)
 
-    def similarity_features(self, texts: Sequence[str], vectors: np.ndarray, center: np.ndarray | None) -> TextFeatures:
-        """What text similarity compares of texts with these ``vectors`` (len(texts), width); ``center``: the mean of
-        the catalogue's sentence vectors, ``None`` where it has none."""
-        empty = sp.csr_matrix((len(texts), 0), dtype=np.float32)
-        rows = empty if self.lexical is None else self.lexical.rows(texts)
-        start = 0 if self.lexical is None else self.lexical.width
-        return TextFeatures(rows, None if center is None else unit_rows(vectors[:, start:], center))
+    def similarity_features(
+        self, texts: Sequence[str], vectors: np.ndarray, center: np.ndarray | None = None
+    ) -> TextFeatures:
+        """Features of new texts: TF-IDF rows, and of their ``vectors`` (rows, width) the sentence columns around the
+        catalogue's ``center``, which is not needed without a sentence encoder."""
+        words = sp.csr_matrix((len(texts), 0), dtype=np.float32) if self.lexical is None else self.lexical.rows(texts)
+        return TextFeatures(words, None if self.sentence is None else unit_rows(vectors[:, self._words :], center))
+
+    @property
+    def _words(self) -> int:
+        return 0 if self.lexical is None else self.lexical.width

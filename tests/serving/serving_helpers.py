@@ -10,7 +10,14 @@ from serving.graph import AnchorDistance, GraphAnswer, NearNode, NodeDescription
 from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
 from setrec.errors import SetRecError, UnknownNodeError
 from setrec.ragged import Ragged
+from setrec.scoring.hybrid import HybridScorer, HybridWeights, build_components
+from setrec.scoring.registry import Sources
+from setrec.scoring.text_similarity import TextFeatures
+from setrec.text.featurizer import TextFeaturizer
+from setrec.text.lexical import LexicalEncoder
+from setrec.tokens import text_center, unit_rows
 
+SLOTS = {"collaborative": 1.0, "semantic": 0.5}
 ITEMS, COLUMNS = 60, {"collaborative": (0, 6), "semantic": (6, 14)}
 
 
@@ -20,13 +27,14 @@ class FakeEncoder:
     kinds = tuple(COLUMNS)
     code_columns = COLUMNS
     max_items = 5
-    returns = 0.0
+    repeat_logit = 0.0
 
-    def return_bias(self, weights):
-        return self.returns * sum(weights.values())
+    def repeat_bias(self, weights):
+        return self.repeat_logit * sum(weights.values())
 
     def text_codes(self, vectors):
-        return torch.relu(vectors @ torch.linspace(-1, 1, 4 * 8).reshape(4, 8))
+        semantic = torch.relu(vectors[:, -4:] @ torch.linspace(-1, 1, 4 * 8).reshape(4, 8))
+        return torch.cat([torch.zeros(len(vectors), 6), semantic], dim=1)
 
     def user_codes(self, histories, weights, codes):
         means = torch.stack([codes[torch.from_numpy(h[-5:].astype(np.int64))].mean(dim=0) for h in histories])
@@ -34,10 +42,10 @@ class FakeEncoder:
         return means * scale
 
 
-class FakeText:
+class FakeSentences:
     """A vector of four numbers from a text's words: texts that share words have vectors that point alike."""
 
-    identity = "fake-text"
+    identity, width = "fake-text", 4
 
     def encode(self, texts):
         return np.stack([sum((self._word(w) for w in text.split()), np.zeros(4)) for text in texts]).astype(np.float32)
@@ -46,9 +54,16 @@ class FakeText:
         return np.random.default_rng(list(word.encode())).normal(size=4)
 
 
+class FakeText(TextFeaturizer):
+    """Words of the catalogue beside vectors of words."""
+
+    def __init__(self):
+        super().__init__(LexicalEncoder.fit([f"text {r % 20} {r % 7}" for r in range(ITEMS)], width=3), FakeSentences())
+
+
 def text_codes(texts):
     """The semantic columns that live items of these texts get."""
-    return FakeEncoder().text_codes(torch.from_numpy(FakeText().encode(texts))).numpy()
+    return FakeEncoder().text_codes(torch.from_numpy(FakeText().encode(texts))).numpy()[:, 6:]
 
 
 def load_fake(path):
@@ -85,8 +100,49 @@ def model_dir(path):
 
 def fake_bundle(out, retriever=None, **changes):
     parts = {"catalog": catalog(), "histories": histories(), "item_codes": codes()}
-    parts |= {"weights": {"collaborative": 1.0, "semantic": 0.5}, "load_encoder": load_fake, "retriever": retriever}
+    parts |= {"scorer": HybridWeights(slots=SLOTS), "load_encoder": load_fake, "retriever": retriever}
     return write_bundle(out, model_dir=model_dir(out.parent / "trained"), **(parts | changes))
+
+
+def texts_of(catalog):
+    """Features of a catalogue's texts and their centre, as an export makes them."""
+    featurizer = FakeText()
+    sentences = featurizer.encode(catalog.texts)[:, 3:]
+    return TextFeatures(featurizer.lexical.rows(catalog.texts), unit_rows(sentences)), text_center(sentences)
+
+
+def hybrid_parts(scorer, items=ITEMS):
+    """What a bundle with these weights is made of, but for a featurizer that goes into no bundle."""
+    features, _ = texts_of(catalog(items))
+    return {
+        "scorer": scorer,
+        "components": build_components(scorer.used, Sources(histories(items).items, items, features)),
+    }
+
+
+class MeanScores:
+    """The term of :class:`FakeEncoder` over all items, by the definition."""
+
+    def __init__(self, table, bias=0.0):
+        self.table, self.repeat_bias = table.astype(np.float64), bias
+
+    def users(self, history):
+        scale = np.r_[np.full(6, SLOTS["collaborative"]), np.full(8, SLOTS["semantic"])]
+        return np.stack([self.table[h[-5:]].mean(axis=0) * scale for h in history])
+
+    def dense(self, history):
+        return (self.users(history) @ self.table.T).astype(np.float32)
+
+    def parts(self, history, rows):
+        products = self.users(history)[rows.row_of_value] * self.table[rows.values]
+        return {kind: products[:, a:b].sum(axis=1) for kind, (a, b) in COLUMNS.items()}
+
+
+def offline(parts, items=ITEMS, table=None, bias=0.0):
+    """The scorer that an evaluation ranks with, from the same weights and components."""
+    new = histories(items).train_counts(items) == 0
+    term = MeanScores(codes(items) if table is None else table, bias)
+    return HybridScorer(term, parts["components"], parts["scorer"], new)
 
 
 class FakeGraph:

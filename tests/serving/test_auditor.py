@@ -13,7 +13,6 @@ from serving.auditor import Answered, Auditor
 from serving.bundle import Bundle
 from serving.changes import ItemFields
 from serving.engine import Engine, Request
-from serving.exact import Exact
 from serving.http import create_app
 from serving.live import Live, Model
 from serving.replica import open_live
@@ -100,7 +99,7 @@ def test_a_model_in_use_starts_from_what_was_found_when_its_index_was_built(live
     live = live_of("exact")
     poor = Engine(bundles["poor"])
     before = live.swap(Model(poor))
-    built = bundles["poor"].retriever.built_audit.recall
+    built = bundles["poor"].manifest.agreement.recall
     assert metrics.RECALL._value.get() == built < 1
     audited = compared()
     poor.recommend([Request(history=("item-1",), k=K)], live.auditor)
@@ -128,30 +127,23 @@ def test_items_that_came_and_went_since_are_part_of_the_audit(tmp_path):
     live.close()
 
 
-class Held(Exact):
-    """Exact search that takes as long as it is held."""
-
-    gate = threading.Event()
-
-    def best(self, *arguments):
-        assert self.gate.wait(10)
-        return super().best(*arguments)
-
-
 def test_a_full_queue_drops_what_comes_and_never_blocks(bundles):
-    base, table = bundles["poor"].retriever, codes(ITEMS)
-    exact = Held(table)
-    best = Exact(table).best(table[0], K)
+    gate, scores = threading.Event(), np.arange(K, 0, -1.0)
+
+    def best():
+        assert gate.wait(10)
+        return scores
+
     auditor = Auditor(1.0, room=3)
-    auditor.begin(base)
+    auditor.begin(bundles["poor"])
     dropped, before = metrics.AUDITS.labels("dropped")._value.get(), compared()
     began = time.monotonic()
     for _ in range(50):
-        auditor.offer(Answered(base, table[0], exact, np.ones(ITEMS, dtype=bool), K, best.scores))
+        auditor.offer(Answered(bundles["poor"], best, scores))
     assert time.monotonic() - began < 5  # the first one is held for longer
     kept = 50 - (metrics.AUDITS.labels("dropped")._value.get() - dropped)
     assert 3 <= kept <= 4  # three wait, one may be looked at
-    Held.gate.set()
+    gate.set()
     wait_for(lambda: compared() == before + kept)
     assert metrics.RECALL._value.get() == 1
     auditor.close()
@@ -160,19 +152,19 @@ def test_a_full_queue_drops_what_comes_and_never_blocks(bundles):
 def test_about_the_share_that_the_settings_ask_for_is_drawn(bundles):
     for share, low, high in ((0.0, 0, 0), (0.1, 800, 1200), (1.0, 10_000, 10_000)):
         live = open_live(bundles["poor"].path, ServingSettings(auth="off", audit_share=share), load_fake)
-        base = live.engine.bundle.retriever
-        assert low <= sum(live.auditor.draws(base) for _ in range(10_000)) <= high
+        assert low <= sum(live.auditor.draws(live.engine.bundle) for _ in range(10_000)) <= high
         live.close()
 
 
 def test_an_audit_that_fails_ends_neither_the_thread_nor_the_figure(bundles):
-    base, table = bundles["poor"].retriever, codes(ITEMS)
-    auditor = Auditor(1.0)
-    auditor.begin(base)
-    before, everything = compared(), np.ones(ITEMS, dtype=bool)
-    auditor.offer(Answered(base, table[0][:3], Exact(table), everything, K, np.zeros(K)))
-    some = Exact(table).best(table[0], K).scores[:3]
-    auditor.offer(Answered(base, table[0], Exact(table), everything, K, some))
+    auditor, before, best = Auditor(1.0), compared(), np.arange(K, 0, -1.0)
+    auditor.begin(bundles["poor"])
+
+    def fails():
+        raise ValueError("no")
+
+    auditor.offer(Answered(bundles["poor"], fails, best))
+    auditor.offer(Answered(bundles["poor"], lambda: best, best[:3]))
     wait_for(lambda: compared() == before + 1)
     assert metrics.RECALL._value.get() == 3 / K
     auditor.close()

@@ -3,18 +3,34 @@ import shutil
 
 import numpy as np
 import pytest
-from serving_helpers import ITEMS, FakeEncoder, catalog, codes, fake_bundle, histories, load_fake
-from setrec.walk import Walk, WalkSettings
+from serving_helpers import (
+    SLOTS,
+    FakeEncoder,
+    FakeText,
+    catalog,
+    codes,
+    fake_bundle,
+    histories,
+    hybrid_parts,
+    load_fake,
+    texts_of,
+)
 
 from serving.bundle import FORMAT_VERSION, Bundle
 from serving.engine import Engine, Request
+from serving.manifest import Manifest
 from serving.retriever import RetrieverSettings
 from serving.texts import TextRule
 from setrec.catalog import Catalog
 from setrec.encoder import TextEncoder
 from setrec.errors import BundleError
-from setrec.ragged import Ragged
+from setrec.scoring.hybrid import HybridWeights, NewItemWeights
 from setrec.tables import compose
+from setrec.text.featurizer import TextFeaturizer
+
+SCORER = HybridWeights(
+    slots=SLOTS, components={"transitions_near": 1.0, "text_similarity": 2.0}, new_items=NewItemWeights(level=0.5)
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +64,7 @@ def test_what_was_written_is_what_is_opened(bundle):
     assert opened.histories.user_ids == histories().user_ids
     np.testing.assert_array_equal(opened.histories.items.values, histories().items.values)
     np.testing.assert_array_equal(opened.popularity, histories().train_counts(len(catalog())))
-    assert opened.manifest.weights == {"collaborative": 1.0, "semantic": 0.5}
+    assert opened.manifest.scorer == HybridWeights(slots=SLOTS)
     assert opened.manifest.counts == {"items": 60, "users": 9, "interactions": len(histories().items.values)}
     assert opened.manifest.created.utcoffset().total_seconds() == 0
     assert "torch" in opened.manifest.libraries
@@ -56,7 +72,7 @@ def test_what_was_written_is_what_is_opened(bundle):
 
 def test_the_model_version_depends_on_content_alone(tmp_path):
     versions = [fake_bundle(tmp_path / name).model_version for name in "ab"]
-    other = fake_bundle(tmp_path / "c", weights={"collaborative": 1.0, "semantic": 0.4}).model_version
+    other = fake_bundle(tmp_path / "c", scorer=HybridWeights(slots=SLOTS | {"semantic": 0.4})).model_version
     named = fake_bundle(tmp_path / "d", model_version="monday").model_version
     assert versions[0] == versions[1] != other
     assert named == "monday"
@@ -140,7 +156,9 @@ def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(bundle):
     [
         {"item_codes": codes(59)},
         {"item_codes": codes(width=15)},
-        {"weights": {"collaborative": 1.0}},
+        {"scorer": HybridWeights(slots={"collaborative": 1.0})},
+        {"scorer": SCORER},
+        {"scorer": SCORER, "components": hybrid_parts(SCORER, 59)["components"]},
         {"histories": histories(80), "item_codes": codes(), "catalog": catalog()},
     ],
 )
@@ -170,34 +188,89 @@ def test_the_stored_requests_are_answered_as_they_were_when_the_bundle_was_writt
         np.testing.assert_allclose([item.score for item in answer.items], scores, rtol=1e-5)
 
 
-def test_transitions_of_other_items_are_refused(bundle, tmp_path):
-    walk = Walk.of(Ragged.of([[0, 1, 2]]), ITEMS, WalkSettings(weight=1.0))
-    fake_bundle(tmp_path / "more", walk=walk)
-    assert Bundle.open(tmp_path / "more", load_fake).walk.settings == walk.settings
-    assert Bundle.open(bundle, load_fake).walk is None
-    with pytest.raises(BundleError, match="transitions and codes differ in length"):
-        fake_bundle(tmp_path / "fewer", walk=Walk.of(Ragged.of([[0, 1, 2]]), 3, WalkSettings(weight=1.0)))
+def test_components_with_a_weight_go_along_and_no_others(bundle, tmp_path):
+    parts = hybrid_parts(SCORER)
+    fake_bundle(tmp_path / "more", **parts)
+    opened = Bundle.open(tmp_path / "more", load_fake)
+    assert Bundle.open(bundle, load_fake).components == {}
+    assert set(opened.components) == set(SCORER.used)
+    for name, component in opened.components.items():
+        assert component.reading == parts["components"][name].reading
+        for one, other in zip(
+            component.entries(histories().items), parts["components"][name].entries(histories().items), strict=True
+        ):
+            np.testing.assert_array_equal(getattr(one, "values", one), getattr(other, "values", other))
+    fewer = SCORER.model_copy(update={"components": {"transitions_near": 1.0}})
+    fake_bundle(tmp_path / "fewer", scorer=fewer, components=parts["components"])
+    assert set(Bundle.open(tmp_path / "fewer", load_fake).components) == {"transitions_near"}
 
 
-def test_what_transitions_add_is_part_of_the_version(tmp_path):
-    walks = [Walk.of(Ragged.of([[0, 1, 2]]), ITEMS, WalkSettings(weight=weight)) for weight in (1.0, 2.0)]
-    one, other = (fake_bundle(tmp_path / str(n), walk=walk) for n, walk in enumerate(walks))
-    assert one.model_version != other.model_version
+def test_a_component_that_this_version_does_not_know_is_refused(bundle):
+    edit(bundle, scorer={"slots": SLOTS, "components": {"astrology": 1.0}})
+    assert "knows no component 'astrology'" in refusal(bundle)
 
 
-def test_a_bundle_of_format_1_is_still_opened(bundle):
-    whole = Engine(Bundle.open(bundle, load_fake)).recommend_one(Request(user_id="user-1"))
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    for name in ("encoder", "text", "newcomers"):
-        del manifest[name]
-    for name in ("checks.json", "newcomers.safetensors"):
-        del manifest["files"][name]
-        (bundle / name).unlink()
-    (bundle / "manifest.json").write_text(json.dumps(manifest | {"format_version": 1}))
-    opened = Bundle.open(bundle, load_fake)
-    assert opened.checks == []
-    assert opened.text_encoder() is opened.newcomers is None
-    assert Engine(opened).recommend_one(Request(user_id="user-1")) == whole
+def test_a_damaged_component_is_refused_in_one_line(tmp_path, monkeypatch):
+    fake_bundle(tmp_path / "b", **hybrid_parts(SCORER))
+    monkeypatch.setattr(
+        "serving.bundle.verify", lambda path: Manifest.model_validate_json((path / "manifest.json").read_bytes())
+    )
+    file = tmp_path / "b" / "components" / "transitions_near.safetensors"
+    for content in (b"", b"\xff" * 40, file.read_bytes()[:100]):
+        file.write_bytes(content)
+        refusal(tmp_path / "b")
+
+
+def test_the_weights_are_part_of_the_version(tmp_path):
+    other = SCORER.model_copy(update={"new_items": NewItemWeights(level=0.6)})
+    versions = [
+        fake_bundle(tmp_path / str(n), **hybrid_parts(scorer)).model_version for n, scorer in enumerate((SCORER, other))
+    ]
+    assert versions[0] != versions[1]
+
+
+def test_an_approximate_index_holds_what_new_items_score_differently(tmp_path):
+    approximate, parts = RetrieverSettings(kind="ivf", tune_queries=20), hybrid_parts(SCORER, 400)
+    more = {"catalog": catalog(400), "histories": histories(400), "item_codes": codes(400)}
+    fake_bundle(tmp_path / "a", approximate, **more, **parts)
+    opened = Bundle.open(tmp_path / "a", load_fake)
+    new = opened.popularity == 0
+    np.testing.assert_array_equal(opened.retriever.codes[:, :14], opened.codes)
+    np.testing.assert_array_equal(opened.retriever.codes[:, 14], np.float32(0.5) * new)
+    assert opened.manifest.agreement.queries == 8
+    assert opened.manifest.agreement.recall > 0.9
+    plain = SCORER.model_copy(update={"new_items": NewItemWeights(components={"text_similarity": 5.0})})
+    for name, settings, scorer in (("b", approximate, plain), ("c", RetrieverSettings(kind="exact"), SCORER)):
+        fake_bundle(tmp_path / name, settings, **more, **parts | {"scorer": scorer})
+        opened = Bundle.open(tmp_path / name, load_fake)
+        assert opened.retriever.codes is opened.codes
+
+
+def test_texts_to_compare_items_to_come_with_go_along_with_what_reads_texts(tmp_path):
+    features, center = texts_of(catalog())
+    source = tmp_path / "encoder"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    lexical = FakeText().lexical
+    given = {
+        "featurizer": TextFeaturizer(lexical, TextEncoder(source)),
+        "text_features": features,
+        "text_center": center,
+    }
+    fake_bundle(tmp_path / "b", **hybrid_parts(SCORER), **given)
+    opened = Bundle.open(tmp_path / "b", load_fake)
+    assert (opened.texts.features.lexical != features.lexical).nnz == 0
+    np.testing.assert_array_equal(opened.texts.features.sentences, features.sentences)
+    np.testing.assert_array_equal(opened.texts.center, center)
+    assert opened.featurizer().lexical.identity == lexical.identity
+    assert opened.featurizer().identity == given["featurizer"].identity
+    fake_bundle(tmp_path / "c", **given)
+    assert Bundle.open(tmp_path / "c", load_fake).texts is None
+
+
+def test_an_older_format_is_refused_before_anything_else_is_read(bundle):
+    (bundle / "manifest.json").write_text(json.dumps({"format_version": 3, "shape": "unknown"}))
+    assert "format 3 is older than 4, the oldest this version reads: export again" in refusal(bundle)
 
 
 def test_the_encoder_goes_along_as_it_was_and_without_what_could_carry_code(tmp_path):
@@ -206,8 +279,8 @@ def test_the_encoder_goes_along_as_it_was_and_without_what_could_carry_code(tmp_
     for name in ("config.json", "model.safetensors", "vocab.txt", "pytorch_model.bin", "modeling.py"):
         (source / name).write_text(name)
     encoder = TextEncoder(source, max_length=77)
-    fake_bundle(tmp_path / "b", encoder=encoder)
-    copied = Bundle.open(tmp_path / "b", load_fake).text_encoder()
+    fake_bundle(tmp_path / "b", featurizer=TextFeaturizer(None, encoder))
+    copied = Bundle.open(tmp_path / "b", load_fake).featurizer().sentence
     assert {p.name for p in (tmp_path / "b" / "encoder").iterdir()} == {"config.json", "model.safetensors", "vocab.txt"}
     assert copied.identity == encoder.identity
 

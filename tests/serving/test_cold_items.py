@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from serving.newcomers import NewcomerSettings
 from starlette.testclient import TestClient
 
 from serving.bundle import Bundle
@@ -10,7 +11,6 @@ from serving.bundle_writer import write_bundle
 from serving.engine import Engine
 from serving.http import create_app
 from serving.live import Live
-from serving.newcomers import NewcomerSettings
 from serving.settings import ServingSettings
 from serving.stores import open_store
 from setrec.backbone import BackboneSettings

@@ -1,12 +1,24 @@
 import numpy as np
 import pytest
-from serving_helpers import ITEMS, codes, fake_bundle, histories, load_fake
-from setrec.walk import Walk, Walked, WalkSettings
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving_helpers import ITEMS, SLOTS, catalog, codes, fake_bundle, histories, hybrid_parts, load_fake, offline
 
 from serving.bundle import Bundle
 from serving.engine import Answer, Engine, Request, RequestError
+from serving.filters import Equals
+from serving.retriever import RetrieverSettings
 from setrec.errors import UnknownItemError
 from setrec.ragged import Ragged
+from setrec.scoring.hybrid import HybridWeights, NewItemWeights
+
+WEIGHTS = HybridWeights(
+    slots=SLOTS,
+    components={"transitions_near": 3.0, "transitions_forward": 1.0, "text_similarity": 2.0},
+    new_items=NewItemWeights(model=0.5, components={"text_similarity": 4.0}, level=0.7),
+)
+PLAIN = WEIGHTS.model_copy(update={"new_items": NewItemWeights()})
+MANY = 400  # items from which on a catalogue may have an index
 
 
 @pytest.fixture(scope="module")
@@ -16,12 +28,25 @@ def engine(tmp_path_factory):
     return Engine(Bundle.open(out, load_fake), max_k=50)
 
 
+def opened(folder, parts, items, kind):
+    settings = RetrieverSettings(kind=kind, nlist=8, nprobe=8, tune_queries=20)
+    more = {"catalog": catalog(items), "histories": histories(items), "item_codes": codes(items)}
+    fake_bundle(folder / "b", settings, **more, **parts)
+    return Engine(Bundle.open(folder / "b", load_fake), max_k=50)
+
+
+@pytest.fixture(scope="module", params=["exact", "ivf", "exact, plain", "ivf, plain"])
+def hybrid(request, tmp_path_factory):
+    """An engine with all kinds of terms, by either route, and the parts it was made of."""
+    kind, _, plain = request.param.partition(", ")
+    parts = hybrid_parts(PLAIN if plain else WEIGHTS, MANY)
+    return opened(tmp_path_factory.mktemp("hybrid"), parts, MANY, kind), parts
+
+
 @pytest.fixture(scope="module")
-def walking(tmp_path_factory):
-    """An engine whose bundle has transitions."""
-    out = tmp_path_factory.mktemp("walking") / "b"
-    fake_bundle(out, walk=Walk.of(histories().items, ITEMS, WalkSettings(weight=3.0, arcs=12, shrink=0.5)))
-    return Engine(Bundle.open(out, load_fake), max_k=50)
+def scored(tmp_path_factory):
+    """An engine over the small catalogue with all kinds of terms."""
+    return opened(tmp_path_factory.mktemp("scored"), hybrid_parts(WEIGHTS), ITEMS, "exact")
 
 
 def ids(answer):
@@ -61,70 +86,60 @@ def test_the_history_is_left_out_or_not_as_asked(engine):
     assert set(ids(engine.recommend_one(Request(history=history, k=50, exclude_history=False)))) & set(history)
 
 
-@pytest.mark.parametrize("bias", [-0.7, 0.7])
-def test_items_of_the_history_are_scored_with_what_the_model_adds_for_them(engine, bias, monkeypatch):
-    monkeypatch.setattr(engine.bundle.model, "returns", bias / 1.5, raising=False)
-    table, rows = codes().astype(np.float64), [1, 2, 30, 31, 32, 33, 34]
-    read, weights = rows[-5:], np.r_[np.full(6, 1.0), np.full(8, 0.5)]
-    scores = table @ (table[read].mean(axis=0) * weights)
-    scores[read] += bias
-    scores[31] = -np.inf  # denied
-    history = tuple(f"item-{row}" for row in rows)
-    answer = engine.recommend_one(Request(history=history, k=12, exclude_history=False, deny=("item-31",)))
-    best = np.argsort(-scores)[:12]
-    assert ids(answer) == [f"item-{row}" for row in best]
-    np.testing.assert_allclose([item.score for item in answer.items], scores[best], rtol=1e-5)
-    for item in answer.items:
-        assert sum(item.shares.values()) == pytest.approx(item.score, abs=1e-9)
-        assert ("returns" in item.shares) == (int(item.item_id[5:]) in read)
-
-
-def walked_scores(rows, bias=0.0):
-    """Scores of all items with transitions, by the scorer that rankings are made with."""
-    table, weights = codes().astype(np.float64), np.r_[np.full(6, 1.0), np.full(8, 0.5)]
-
-    def plain(history):
-        scores = np.stack([table @ (table[h[-5:]].mean(axis=0) * weights) for h in history])
-        for score, read in zip(scores, history, strict=True):
-            score[read[-5:]] += bias
-        return scores
-
-    walk = Walk.of(histories().items, ITEMS, WalkSettings(weight=3.0, arcs=12, shrink=0.5))
-    return Walked(plain, walk)(Ragged.of([rows]))[0]
-
-
-@pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.parametrize("bias", [0.0, -0.7])
-def test_what_followed_what_is_added_as_in_a_ranking(walking, kept, bias, monkeypatch):
-    monkeypatch.setattr(walking.bundle.model, "returns", bias / 1.5, raising=False)
-    rows, denied = [int(row) for row in histories().items[2]], 7
-    scores = walked_scores(rows, bias)
-    scores[[denied] if kept else [denied, *rows]] = -np.inf
+@settings(max_examples=40)
+@given(data=st.data())
+def test_answers_are_the_ten_best_of_the_scorer_that_evaluates(hybrid, data):
+    engine, parts = hybrid
+    rows = data.draw(st.lists(st.integers(0, MANY - 1), min_size=1, max_size=12), label="history")
+    rows += data.draw(st.lists(st.sampled_from(rows), max_size=4), label="again")
+    bias = data.draw(st.sampled_from([0.0, -0.7, 0.7]), label="bias")
+    kept, filtered = data.draw(st.booleans(), label="kept"), data.draw(st.booleans(), label="filtered")
+    denied = data.draw(st.lists(st.integers(0, MANY - 1), max_size=3), label="denied")
+    scorer, history = offline(parts, MANY, bias=bias), Ragged.of([rows], np.int64)
+    exact = scorer.at(history, Ragged.of([np.arange(MANY)], np.int64))
+    np.testing.assert_allclose(scorer(history)[0], exact, rtol=1e-4, atol=1e-4)
+    may = np.ones(MANY, dtype=bool)
+    may[denied] = False
+    may[rows] &= kept
+    may &= np.arange(MANY) % 2 == 0 if filtered else True
+    best = np.lexsort((np.arange(MANY), np.where(may, -exact, np.inf)))[:10]
     request = Request(
-        history=tuple(f"item-{row}" for row in rows), k=30, exclude_history=not kept, deny=(f"item-{denied}",)
-    )
-    answer = walking.recommend_one(request)
-    best = np.argsort(-scores, kind="stable")[:30]
+        history=tuple(f"item-{row}" for row in rows), exclude_history=not kept,
+        deny=tuple(f"item-{row}" for row in denied), filter=Equals(attribute="genre", equals="b") if filtered else None,
+    )  # fmt: skip
+    engine.state._bias = bias
+    answer = engine.recommend_one(request)
+    np.testing.assert_allclose([item.score for item in answer.items], exact[best], rtol=1e-4, atol=1e-5)
     assert ids(answer) == [f"item-{row}" for row in best]
-    np.testing.assert_allclose([item.score for item in answer.items], scores[best], rtol=1e-4)
-    assert sum("transitions" in item.shares for item in answer.items) >= 5
+    new = histories(MANY).train_counts(MANY) == 0
     for item in answer.items:
+        row = int(item.item_id[5:])
         assert sum(item.shares.values()) == pytest.approx(item.score, abs=1e-9)
-        assert ("returns" in item.shares) == (bias != 0 and int(item.item_id[5:]) in rows[-5:])
+        assert ("repeats" in item.shares) == (bias != 0 and row in rows)
+        assert ("new_item" in item.shares) == (bool(new[row]) and parts["scorer"].new_items.level != 0)
+        assert set(item.shares) <= {*SLOTS, *parts["scorer"].used, "repeats", "new_item"}
 
 
-def test_what_may_not_be_answered_is_not_brought_back_by_a_walk(walking):
+def test_what_may_not_be_answered_is_not_brought_back_by_a_component(scored):
     rows = tuple(f"item-{row}" for row in histories().items[2])
     allowed = tuple(f"item-{row}" for row in range(0, ITEMS, 3))
-    answer = walking.recommend_one(Request(history=rows, k=50, allow=allowed))
+    answer = scored.recommend_one(Request(history=rows, k=50, allow=allowed))
     assert set(ids(answer)) == set(allowed) - set(rows)
-    assert any("transitions" in item.shares for item in answer.items)
+    assert any("transitions_near" in item.shares for item in answer.items)
 
 
-def test_a_request_beside_others_gets_what_it_gets_alone_with_transitions_too(walking):
+def test_a_request_beside_others_gets_what_it_gets_alone(scored):
     requests = [Request(user_id=f"user-{user}", k=5) for user in range(8)]
-    for request, answer in zip(requests, walking.recommend(requests), strict=True):
-        assert ids(answer) == ids(walking.recommend_one(request))
+    for request, answer in zip(requests, scored.recommend(requests), strict=True):
+        assert ids(answer) == ids(scored.recommend_one(request))
+
+
+def test_equal_scores_come_in_the_order_of_the_catalogue(tmp_path):
+    table = codes()
+    table[:] = table[0]
+    fake_bundle(tmp_path / "b", item_codes=table)
+    answer = Engine(Bundle.open(tmp_path / "b", load_fake)).recommend_one(Request(history=("item-3",), k=10))
+    assert ids(answer) == [f"item-{row}" for row in (0, 1, 2, *range(4, 11))]
 
 
 def test_k_items_come_when_k_exist_and_all_there_are_otherwise(engine):

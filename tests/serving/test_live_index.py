@@ -162,7 +162,7 @@ class TestMemory:
         assert len(live.base) == 100
         assert np.shares_memory(live.base.codes, table)
         assert np.shares_memory(live.exact.base.codes, table)
-        assert len(live._table) < 2000
+        assert len(live.table._table) < 2000
 
     def test_exact_search_stays_as_it_was_when_rows_come(self):
         live, query = live_over(codes(100, WIDTH)), np.ones(WIDTH, np.float32)
@@ -180,11 +180,11 @@ class TestMemory:
             live.add(code)
             if at % 7 == 0:
                 live.remove(100 + at)
-            rooms.add(live._table.ctypes.data)
+            rooms.add(live.table._table.ctypes.data)
         np.testing.assert_array_equal(every(live), np.vstack([table, fresh]))
         np.testing.assert_array_equal(live.alive, [row < 100 or (row - 100) % 7 != 0 for row in range(5100)])
         assert len(rooms) <= 4
-        assert len(live._table) < 2.5 * len(live)
+        assert len(live.table._table) < 2.5 * len(live)
         check(live, every(live), live.alive, codes(3, WIDTH, seed=1), 10)
 
 

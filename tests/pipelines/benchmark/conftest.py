@@ -18,5 +18,5 @@ def world(tmp_path_factory) -> Path:
 def prepared(world, tmp_path_factory) -> Path:
     """The world under the protocol setrec, texts as vectors of words alone."""
     out = tmp_path_factory.mktemp("prepared") / "problem"
-    problem.prepare(world, "setrec", out, None, out / "cache")
+    problem.prepare(world, "setrec", out, None)
     return out

@@ -1,25 +1,22 @@
 import json
-from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pipelines.benchmark.remembered import _Events, _Model, positions
-from pipelines.benchmark.weighing import halves
-from setrec.transitions import unit_rows
 
-from pipelines.benchmark import fits, problem, recommender, roster
+from pipelines import jobs, recipes
+from pipelines.benchmark import fits, problem, roster
 from pipelines.benchmark.entrant import Clock
 from pipelines.benchmark.job import benchmark, protocol_of
-from pipelines.benchmark.recommender import PUBLISHED, Recommender, RecommenderSettings, _principal
+from pipelines.benchmark.recommender import Recommender
 from pipelines.benchmark.run import BenchmarkSettings
 from pipelines.runs import Run
-from setrec.catalog import VALID
+from setrec import ranking
 from setrec.errors import ConfigError
-from setrec.ragged import Ragged
 
 SYSTEMS = ("Popularity", "ItemKNN", "SASRec", roster.OURS)
+TINY = {"model": {"hidden": [32, 16], "max_items": 8}, "training": {"epochs": 2, "precision": "float32"}}
+"""Overrides for the sake of time."""
 SMALL = BenchmarkSettings(minutes=0.4, tries=2, seeds=2, systems=SYSTEMS)
 
 
@@ -125,51 +122,55 @@ def test_a_share_of_a_gpu_that_is_not_there_is_refused(finished, world):
         benchmark(world, "setrec", run, SMALL.model_copy(update={"gpu": 0.5, "seeds": 3}))
 
 
-def test_principal_directions_keep_cosines_lengths_and_empty_texts():
-    rng = np.random.default_rng(0)
-    rows = unit_rows(np.vstack([rng.normal(size=(50, 5)) @ rng.normal(size=(5, 40)), np.zeros((2, 40))]))
-    few = _principal(rows, 8)
-    assert few.shape == (52, 8)
-    np.testing.assert_allclose(few @ few.T, rows @ rows.T, atol=1e-5)
-    assert not few[50:].any()
-    np.testing.assert_allclose(np.linalg.norm(_principal(rows, 2)[:50], axis=1), 1, atol=1e-5)
-    assert _principal(rows, 40) is rows
-
-
-@pytest.mark.parametrize("table", ["random", "sasrec"])
-def test_a_fit_ends_with_its_time(prepared, monkeypatch, table):
-    monkeypatch.setitem(recommender.SAMPLED, "epochs", 10_000)
-    monkeypatch.setitem(recommender.SAMPLED, "patience", 10_000)
-    clock, endless = Clock(0.05), RecommenderSettings(epochs=10_000, patience=10_000, table=table)
-    fitted = Recommender("x", endless).fit(problem.load(prepared), endless.model_dump(mode="json"), 0, clock)
+def test_a_fit_ends_with_its_time(prepared):
+    clock, endless = Clock(0.02), {"training": {"epochs": 10_000, "patience": 10_000}}
+    fitted = Recommender("x", recipes.merged(TINY, endless)).fit(problem.load(prepared), endless, 0, clock)
     assert fitted.curve
-    assert clock.seconds < 20
+    assert len(fitted.curve) < 10_000
 
 
 def test_the_published_design_trains(prepared):
-    given = problem.load(prepared)
-    settings = PUBLISHED.model_copy(update={"family": "t5", "epochs": 2, "text": "all"})
-    fitted = Recommender("x", settings).fit(given, settings.model_dump(mode="json"), 0, Clock(1.0))
+    given, quick = problem.load(prepared), {"training": {"epochs": 2}, "sasrec": {"epochs": 1}}
+    settings = recipes.merged(recipes.load("published-t5"), quick)
+    fitted = Recommender("x", settings).fit(given, settings, 0, Clock(1.0))
     assert set(fitted.weights) == {"collaborative", "semantic"}
-    assert sum(fitted.weights.values()) == pytest.approx(1.0)
+    assert fitted.variants == {}
 
 
-def test_positions_of_one_pass_are_those_of_one_history_after_the_other(prepared, model):
-    weights = dict.fromkeys(model.kinds, 1.0)
-    model.eval()
-    histories = Ragged.of([[1, 2, 3, 4], [5], [6, 7, 8]])
-    codes, items = positions(model, histories, weights)
-    assert sorted(items.tolist()) == [2, 3, 4, 7, 8]
-    for history, item in (([1], 2), ([1, 2], 3), ([1, 2, 3], 4), ([6], 7), ([6, 7], 8)):
-        alone = model.user_codes(Ragged.of([history]), weights).numpy()[0]
-        np.testing.assert_allclose(codes[items.tolist().index(item)], alone, atol=1e-5)
-    later = positions(model, histories, weights, np.array([2, 0, 2]))[1]
-    assert sorted(later.tolist()) == [3, 4, 8]
+def test_every_recipe_is_allowed_and_changes_something(prepared):
+    config = problem.load(prepared).config
+    for name in ("ours-t5", "published-t5", "published-qwen3", *recipes.ablations()):
+        assert recipes.applied(config, recipes.load(name)) != config, name
 
 
-def test_fits_are_kept_apart_by_system_setting_seed_and_minutes(tmp_path):
-    tasks = [fits.Task("A b", n, s, m) for n in (0, 1) for s in (0, 1) for m in (1.0, 2.5)]
-    assert len({task.folder(tmp_path) for task in tasks}) == 8
+def test_a_fit_is_what_the_jobs_train_and_rank_to_the_last_digit(world, prepared, tmp_path):
+    """`setrec benchmark` and `prepare`, `train`, `evaluate` are one recipe."""
+    given = problem.load(prepared)
+    fitted = Recommender("x", TINY).fit(given, TINY, 42, Clock(60))
+    run = Run(tmp_path / "run")
+    config = recipes.applied(given.config, TINY, "training.seed=42", "cluster.threads=1", "evaluation.actors=1")
+    jobs.prepare(run, config)
+    jobs.fit(run, config)
+    jobs.assess(run, config)
+    rows = {
+        r["history"]: r["value"]
+        for r in run.read_json("metrics.json")
+        if (r["system"], r["group"], r["metric"]) == ("SETRec", "all", "ndcg@10")
+    }
+    assert run.read_json("scorer.json")["weights"] == fitted.chosen["weights"]
+    for history, value in rows.items():
+        assert value == ranking.mean_metric(fitted.scorer, given.test, history=history)
+
+
+def test_fits_are_found_again_by_all_that_they_depend_on(tmp_path):
+    entrant = Recommender("A b", TINY, ({"training": {"epochs": 3}},))
+    given = [(n, s, m, d, c) for n in (0, 1) for s in (0, 1) for m in (1.0, 2.5) for d in "xy" for c in "pq"]
+    tasks = [fits.task(entrant, *one) for one in given]
+    assert len({task.folder(tmp_path) for task in tasks}) == len(given)
+    again = fits.task(Recommender("A b", TINY, ({}, {})), *given[0])
+    assert again.folder(tmp_path) == tasks[0].folder(tmp_path)
+    other = fits.task(Recommender("A b", {"training": {"epochs": 4}}), *given[0])
+    assert other.folder(tmp_path) != tasks[0].folder(tmp_path)
     assert fits.done(tmp_path, tasks[0]) is None
 
 
@@ -187,53 +188,3 @@ def test_model_forgets_in_training_alone(features):
 def test_an_unknown_protocol_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match="there are setrec and leave-one-out"):
         protocol_of("holdout")
-
-
-def _value(told):
-    """NDCG@10 on validation of the memory that was chosen."""
-    kept = told["memory"]["weight"], told["memory"]["temperature"]
-    (value,) = [one["ndcg@10"] for one in told["memory_tried"] if (one["weight"], one["temperature"]) == kept]
-    return value
-
-
-def test_a_memory_is_kept_where_it_helps_and_its_figures_stand_beside_those_without(finished):
-    run, found = finished
-    told = next(s for s in found["systems"] if s["system"] == roster.OURS)["chosen"][0]
-    assert told["memory"]["weight"] == 0 or _value(told) == max(one["ndcg@10"] for one in told["memory_tried"])
-    for variant in ("without memory", "model alone"):
-        assert f"{roster.OURS}, {variant}" in {row["system"] for row in found["rows"]}
-    events = problem.load(run.root / "problem").histories
-    assert told["events"] == int((np.maximum(events.upto(1).lengths, 1) - 1).sum())
-
-
-def test_validation_is_not_read_from_a_memory_that_holds_its_answers(finished):
-    _, found = finished
-    told = next(s for s in found["systems"] if s["system"] == roster.OURS)
-    assert told["valid"] == pytest.approx(np.mean([_value(chosen) for chosen in told["chosen"]]))
-    for chosen in told["chosen"]:
-        alone = next(one["ndcg@10"] for one in chosen["memory_tried"] if one["weight"] == 0)
-        same = [
-            one["ndcg@10"]
-            for one in chosen["evidence_tried"]
-            if {name: one[name] for name in chosen["evidence"]} == chosen["evidence"]
-        ]
-        assert alone == pytest.approx(same[-1])
-
-
-@pytest.mark.parametrize("protocol", ["setrec", "leave-one-out"])
-def test_no_half_of_validation_knows_what_followed_for_its_own_users_or_what_is_of_the_same_time(
-    prepared, model, protocol
-):
-    given = replace(problem.load(prepared), protocol=protocol)
-    parts, others = halves(given)
-    events = _Events.of(_Model(model, dict.fromkeys(model.kinds, 1.0)), given, others)
-    together = np.concatenate([part.cases.users for part in parts])
-    assert sorted(together.tolist()) == sorted(given.valid.users.tolist())
-    for part, other, memory in zip(parts, others, events.halves, strict=True):
-        assert not set(part.cases.users.tolist()) & set(other.tolist())
-        assert len(other) == len(together) - len(part.cases)
-        longer = part.known.lengths > given.train.lengths
-        assert not longer[part.cases.users].any()
-        assert longer.sum() == (0 if protocol == "setrec" else len(other))
-        assert len(memory) == int((np.maximum(part.known.lengths, 1) - 1).sum())
-    assert len(events.every) == int((given.histories.upto(VALID).lengths - 1).sum())

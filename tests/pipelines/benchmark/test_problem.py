@@ -33,7 +33,7 @@ def test_all_test_items_of_a_user_are_to_be_found_and_the_history_holds_what_cam
 
 def test_without_a_published_split_the_rule_is_applied_to_timestamps(tmp_path):
     folder, out = write_world(tmp_path / "w"), tmp_path / "p"
-    problem.prepare(folder, "setrec", out, None, tmp_path / "c")
+    problem.prepare(folder, "setrec", out, None)
     given = problem.load(out)
     times = pd.read_parquet(folder / "interactions.parquet")["timestamp"].sort_values(ascending=False)
     share = (given.histories.splits == TEST).mean()
@@ -47,11 +47,11 @@ def test_positions_alone_do_not_make_a_global_split(tmp_path):
     table = pd.read_parquet(folder / "interactions.parquet").rename(columns={"timestamp": "position"})
     table.to_parquet(folder / "interactions.parquet")
     with pytest.raises(DataError, match=r"timestamp, or setrec_split.parquet"):
-        problem.prepare(folder, "setrec", tmp_path / "p", None, tmp_path / "c")
+        problem.prepare(folder, "setrec", tmp_path / "p", None)
 
 
 def test_leave_one_out_asks_for_the_last_item_of_every_user(world, tmp_path):
-    problem.prepare(world, "leave-one-out", tmp_path / "p", None, tmp_path / "c")
+    problem.prepare(world, "leave-one-out", tmp_path / "p", None)
     given = problem.load(tmp_path / "p")
     assert len(given.test) == len(given.histories) == len(given.valid)
     assert (given.test.truth.lengths == 1).all()
@@ -78,12 +78,12 @@ def test_the_hash_tells_data_and_protocols_apart(world, prepared):
 
 def test_a_table_that_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match=r"interactions.parquet"):
-        problem.prepare(tmp_path, "leave-one-out", tmp_path / "p", None, tmp_path / "c")
+        problem.prepare(tmp_path, "leave-one-out", tmp_path / "p", None)
 
 
 def test_items_without_texts_have_no_vectors(tmp_path):
     folder = write_world(tmp_path / "w", texts=False)
-    problem.prepare(folder, "leave-one-out", tmp_path / "p", None, tmp_path / "c")
+    problem.prepare(folder, "leave-one-out", tmp_path / "p", None)
     assert problem.load(tmp_path / "p").text is None
 
 
