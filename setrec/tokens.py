@@ -218,7 +218,7 @@ class TextTokenizer(nn.Module):
 
 
 def _principal(rows: np.ndarray, width: int) -> np.ndarray:
-    """The ``width`` orthonormal directions, float32 (w, width), in which rows (I, w) differ most; all of them, unturned,
+    """The ``width`` orthonormal directions, float32 (w, width), in which rows (I, w) differ most; the axes themselves
     where there are no more."""
     if rows.shape[1] <= width:
         return np.eye(rows.shape[1], dtype=np.float32)

@@ -33,8 +33,8 @@ def old_rows(old_ids: list[str], new_ids: list[str]) -> np.ndarray:
 def warm_start(model: SetRecModel, old: SetRecModel, rows: np.ndarray, texts: np.ndarray | None = None) -> int:
     """Copy what ``old`` learned into ``model``, in place; returns how many items brought a learned vector along.
 
-    ``rows``: see :func:`old_rows`. ``texts``: the text vectors (I, width) that ``model`` was filled with, ``None`` where
-    no slot reads any; they are read as ``old`` read its own.
+    ``rows``: see :func:`old_rows`. ``texts``: the text vectors (I, width) that ``model`` was filled with, read as
+    ``old`` read its own; ``None`` where no slot reads any.
 
     Raises:
         ConfigError: a tensor of one model is missing in the other or has another shape; the message names it, and

@@ -57,7 +57,7 @@ class Problem:
     text: np.ndarray | None
     hash: str
     texts: TextFeatures | None = None
-    run: Run = Run(Path())
+    run: Run | None = None
     config: JobConfig | None = None
 
     @property

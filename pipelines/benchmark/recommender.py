@@ -11,6 +11,7 @@ from pipelines import features, recipes
 from pipelines.benchmark.entrant import Clock, Fitted, Settings, device
 from pipelines.benchmark.problem import Problem
 from pipelines.config import JobConfig
+from pipelines.runs import Run
 from pipelines.scorer import hybrid_scorer, known_at_test, search_weights
 from pipelines.train_worker import trainer_of, wrapper
 from setrec.errors import ConfigError
@@ -32,8 +33,9 @@ class Recommender:
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
         """See :class:`Entrant`."""
-        config = recipes.applied(_config(problem), settings, f"training.seed={seed}")
-        run = features.shared_view(problem.run, config, problem.run.root / "collaborative")
+        prepared, config = _prepared(problem)
+        config = recipes.applied(config, settings, f"training.seed={seed}")
+        run = features.shared_view(prepared, config, prepared.root / "collaborative")
         on_device = wrapper(config, 1, torch.device(device()))
         trainer = trainer_of(run, config, wrap=on_device, spent=lambda: clock.share)
         curve = _train(trainer, clock)
@@ -56,15 +58,15 @@ class WithoutModel:
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
         """See :class:`Entrant`."""
-        found = _weights(problem, _config(problem), None)
+        found = _weights(problem, _prepared(problem)[1], None)
         scorer = hybrid_scorer(None, found.weights, known_at_test(problem.histories), problem.trained, problem.texts)
         return Fitted(scorer, _chosen(found), valid=found.valid)
 
 
-def _config(problem: Problem) -> JobConfig:
-    if problem.config is None:
+def _prepared(problem: Problem) -> tuple[Run, JobConfig]:
+    if problem.run is None or problem.config is None:
         raise ConfigError(f"{problem.name} is not prepared as a run")
-    return problem.config
+    return problem.run, problem.config
 
 
 def _train(trainer: Trainer, clock: Clock) -> list[dict[str, Any]]:

@@ -21,7 +21,8 @@ data:
   columns: {{position: position, attributes: [genre]}}
 structural: {{enabled: {structural}, anchors: 12}}
 sasrec: {{epochs: 2, layers: 1, width: 16, heads: 1}}
-model: {{table: sasrec, collaborative: 16, max_items: 10, hidden: [32, 16], text_slot: 8, backbone: {{family: {family}}}}}
+model:
+  {{table: sasrec, max_items: 10, hidden: [32, 16], text_slot: 8, backbone: {{family: {family}}}}}
 training: {{epochs: 2, targets_per_batch: 256, precision: float32}}
 evaluation: {{resamples: 50, examples: 2, weight_step: 0.25, opponents: [popularity, item_knn, sasrec]}}
 """

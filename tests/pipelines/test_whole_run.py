@@ -83,7 +83,7 @@ def test_components_that_are_not_wanted_take_no_part(run, tmp_path):
     assert load_weights(again).used == ()
     bundle = export.export(again, config, tmp_path / "bundle")
     assert not (bundle / "components").exists()
-    with pytest.raises(ConfigError, match="evaluation.components: no 'nothing'"):
+    with pytest.raises(ConfigError, match=r"evaluation\.components: no 'nothing'"):
         evaluate.evaluate(again, load_config(again.config, ["evaluation.components=[nothing]"]))
 
 
