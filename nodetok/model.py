@@ -29,6 +29,7 @@ from nodetok.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, PromptBatch
 from nodetok.ways import Ways
 from setrec import attention
 from setrec.backbone import (
+    MASTER,
     BackboneSettings,
     CausalBackbone,
     EncoderDecoderBackbone,
@@ -47,13 +48,14 @@ SCALES = (0.4, 1.6)
 class GraphModelSettings(Settings):
     """The shape of the graph language model.
 
-    ``tuning``: ``full``; ``lora`` (adapters, defaults of the backbone's section); ``frozen`` trains projectors, soft
-    prompt, queries and candidates alone. ``position_tokens`` a node, each of an equal share of the anchors;
-    ``neighbours``: how many neighbours a node shows (0: none); ``feature_restart`` above 0: a second
-    feature token, the features averaged over a walk that returns with this probability a step. ``soft_prompt`` learned
-    vectors stand first. ``ways``: whether nodes are told how far apart they are (:mod:`nodetok.ways`). ``identity``:
-    width of the candidates' own learned vectors. ``feature_dropout`` and ``position_dropout``: of a node's features and
-    of what it holds of its distances, before they become tokens. ``text_loss`` weighs the loss of the written answer.
+    ``tuning``: ``full``; ``lora`` (adapters as ``backbone.lora`` says, a section that other tunings refuse, or its
+    defaults); ``frozen`` trains projectors, soft prompt, queries and candidates alone. ``position_tokens`` a node, each
+    of an equal share of the anchors; ``neighbours``: how many neighbours a node shows (0: none); ``feature_restart``
+    above 0: a second feature token, the features averaged over a walk that returns with this probability a step.
+    ``soft_prompt`` learned vectors stand first. ``ways``: whether nodes are told how far apart they are
+    (:mod:`nodetok.ways`). ``identity``: width of the candidates' own learned vectors. ``feature_dropout`` and
+    ``position_dropout``: of a node's features and of what it holds of its distances, before they become tokens.
+    ``text_loss`` weighs the loss of the written answer.
     """
 
     backbone: BackboneSettings = BackboneSettings()
@@ -336,11 +338,13 @@ def _reader(model: PreTrainedModel) -> CausalBackbone | EncoderDecoderBackbone:
 
 
 def build_language_model(settings: BackboneSettings, tuning: str, words: int) -> PreTrainedModel:
-    """T5 or Qwen with its head: pretrained by path or hub id, or from a size with a vocabulary of ``words``.
+    """T5 or Qwen with its head, float32: pretrained by path or hub id, or from a size with a vocabulary of ``words``.
 
     Raises:
-        ConfigError: nothing usable is at the path.
+        ConfigError: nothing usable is at the path, or there are settings of adapters that ``tuning`` leaves out.
     """
+    if settings.lora is not None and tuning != "lora":
+        raise ConfigError(f"model.backbone.lora needs model.tuning=lora, not {tuning}: set that, or drop the section")
     if settings.pretrained:
         model = load_backbone(settings.pretrained, speaking=True)
     else:
@@ -350,12 +354,12 @@ def build_language_model(settings: BackboneSettings, tuning: str, words: int) ->
 
 
 def from_config(config: PretrainedConfig | dict[str, Any]) -> PreTrainedModel:
-    """A language model with random weights."""
+    """A language model with random weights, float32 whatever ``config`` says."""
     if isinstance(config, dict):
         fields = dict(config)
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    return kind.from_config(config, attn_implementation=attention.NAME)
+    return kind.from_config(config, attn_implementation=attention.NAME, dtype=MASTER)
 
 
 def tune(model: PreTrainedModel, settings: BackboneSettings, tuning: str) -> PreTrainedModel:

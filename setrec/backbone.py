@@ -27,6 +27,10 @@ from setrec import attention, layout
 from setrec.errors import ConfigError
 from setrec.settings import Settings
 
+MASTER = torch.float32
+"""Type of a backbone's weights, whatever a checkpoint was stored as: small steps vanish in half precision, and whether
+products are taken in bf16 is for autocast to say (``setrec.precision``)."""
+
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 128, "layers": 2, "heads": 4, "feed_forward": 256},
     "small": {"width": 256, "layers": 4, "heads": 8, "feed_forward": 768},
@@ -112,18 +116,20 @@ def scratch_config(family: str, size: str, dropout: float, words: int = 1) -> Pr
 def build_backbone(
     config: PretrainedConfig, lora: LoraSettings | None = None
 ) -> CausalBackbone | EncoderDecoderBackbone:
-    """The interface around a newly built model of ``config`` (random weights)."""
-    return wrap(AutoModel.from_config(config, attn_implementation=attention.NAME), lora)
+    """The interface around a newly built model of ``config`` (random weights, float32 whatever ``config`` says)."""
+    return wrap(AutoModel.from_config(config, attn_implementation=attention.NAME, dtype=MASTER), lora)
 
 
 def load_backbone(path_or_hub_id: str, *, speaking: bool = False, **kwargs: Any) -> PreTrainedModel:
     """A pretrained model by local path or hub id, to be given to :func:`wrap`; safetensors or GGUF, never pickles.
 
-    ``speaking``: with the head that writes words.
+    Its weights are float32 and its configuration says so, whatever type they are stored as (hub checkpoints: mostly
+    bf16), unless ``kwargs`` ask for another ``dtype``. ``speaking``: with the head that writes words.
 
     Raises:
         ConfigError: nothing usable is found there.
     """
+    kwargs.setdefault("dtype", MASTER)
     kwargs.setdefault("use_safetensors", None if "gguf_file" in kwargs else True)
     try:
         kind: Any = AutoModel

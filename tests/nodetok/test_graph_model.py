@@ -119,7 +119,7 @@ def test_one_step_lowers_the_loss_and_reaches_every_trained_part(planted_task, f
 
 @pytest.mark.parametrize("tuning", ["lora", "frozen"])
 def test_a_frozen_backbone_keeps_its_weights_and_still_learns(planted_task, family, tuning):
-    backbone = BackboneSettings(family=family, dropout=0.0, lora=LoraSettings(rank=2))
+    backbone = BackboneSettings(family=family, dropout=0.0, lora=LoraSettings(rank=2) if tuning == "lora" else None)
     settings = GraphModelSettings(backbone=backbone, tuning=tuning, position_tokens=2, neighbours=2, dropout=0.0)
     learned = fit(planted_task, view(planted_task, TOKENS, settings), LearningSettings(epochs=2, precision="float32"))
     fresh = reader(planted_task, family)

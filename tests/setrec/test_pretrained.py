@@ -1,0 +1,77 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_models import ITEMS
+from stored_checkpoints import stored_checkpoint
+
+from setrec.backbone import BackboneSettings, LoraSettings, build_backbone, load_backbone
+from setrec.model import ModelSettings, SetRecModel
+from setrec.objective import ObjectiveSettings
+from setrec.ragged import Ragged
+from setrec.scoring.model_scores import model_scorer
+from setrec.training import Trainer, TrainingSettings
+
+HISTORIES = Ragged.of([[i % ITEMS for i in range(s, s + 6)] for s in range(0, ITEMS, 5)])
+ONE_EPOCH = TrainingSettings(epochs=1, learning_rate=3e-3, targets_per_batch=64, precision="float32")
+
+
+def dtypes(model: torch.nn.Module) -> set[torch.dtype]:
+    """Of all floating-point weights and buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+
+
+def built(features, path, lora=None) -> SetRecModel:
+    torch.manual_seed(7)
+    backbone = BackboneSettings(pretrained=path, lora=lora)
+    return SetRecModel.build(ModelSettings(backbone=backbone, semantic_tokens=1, hidden=(24,)), features)
+
+
+def trained_and_reloaded(model: SetRecModel, folder) -> SetRecModel:
+    """The model saved after one epoch and read again, after checks that both are float32 and score alike."""
+    assert dtypes(model) == {torch.float32}
+    record = Trainer(model, HISTORIES, lambda _: 0.1, ONE_EPOCH, ObjectiveSettings()).epoch()
+    assert np.isfinite(record["loss"])
+    model.eval().save_pretrained(folder)
+    saved = json.loads((folder / "config.json").read_text())
+    assert (saved["dtype"], saved["backbone"]["dtype"]) == ("float32", "float32")
+    again = SetRecModel.from_pretrained(folder).eval()
+    assert dtypes(again) == {torch.float32}
+    np.testing.assert_array_equal(model_scorer(again)(HISTORIES), model_scorer(model)(HISTORIES))
+    return again
+
+
+def test_a_checkpoint_stored_in_bf16_trains_in_float32_and_scores_the_same_once_reloaded(features, family, tmp_path):
+    path = stored_checkpoint(tmp_path / "hub", family)
+    stored = load_file(tmp_path / "hub" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    model = built(features, path)
+    own = model.backbone.model.state_dict()
+    shared = [name for name in own if name in stored or f"model.{name}" in stored]
+    assert len(shared) > 10
+    for name in shared:
+        if own[name].shape[0] > 1:  # the table of words is cut to a single row
+            assert torch.equal(own[name], stored.get(name, stored.get(f"model.{name}")).float()), name
+    again = trained_and_reloaded(model, tmp_path / "saved").backbone.model.state_dict()
+    learned = [again[name] for name in shared]
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in learned), "steps too small for bf16"
+
+
+def test_adapters_of_a_bf16_checkpoint_are_float32_as_well(features, tmp_path):
+    model = built(features, stored_checkpoint(tmp_path / "hub", "qwen3"), LoraSettings(rank=2))
+    trained_and_reloaded(model, tmp_path / "saved")
+
+
+@pytest.mark.parametrize("speaking", [False, True])
+def test_a_checkpoint_stored_in_fp16_is_read_as_float32(family, tmp_path, speaking):
+    model = load_backbone(stored_checkpoint(tmp_path, family, torch.float16), speaking=speaking)
+    assert (dtypes(model), model.config.dtype) == ({torch.float32}, torch.float32)
+
+
+def test_a_backbone_is_float32_whatever_its_configuration_was_stored_with(family, tmp_path):
+    config = load_backbone(stored_checkpoint(tmp_path, family), dtype=torch.bfloat16).config
+    assert config.dtype == torch.bfloat16
+    assert dtypes(build_backbone(config)) == {torch.float32}
