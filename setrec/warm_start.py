@@ -46,8 +46,9 @@ def warm_start(model: SetRecModel, old: SetRecModel, rows: np.ndarray, texts: np
     for name, value in ours.items():
         if name not in per_item:
             value.copy_(theirs[name])
-    for kind in model.tokens.text_kinds if texts is not None else ():
-        cast(SemanticTokenizer | TextTokenizer, model.tokens.parts[kind]).refill(texts)
+    if texts is not None:
+        for kind in model.tokens.text_kinds:
+            cast(SemanticTokenizer | TextTokenizer, model.tokens.parts[kind]).refill(texts)
     table, source = model.tokens.table(COLLABORATIVE), old.tokens.table(COLLABORATIVE)
     if table is None or source is None or not table.table.requires_grad:
         return 0

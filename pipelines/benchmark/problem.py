@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines import ingest, jobs
+from pipelines import features, ingest, jobs
 from pipelines.config import EncoderSettings, JobConfig, load_config
 from pipelines.data_directory import write_histories
 from pipelines.data_settings import DataSettings
@@ -147,7 +147,10 @@ def load(out: Path) -> Problem:
     run = Run(out)
     catalog, histories = ingest.load(run.data)
     record = run.read_json(RECORD)
-    return Problem(record["name"], record["protocol"], run, load_config(run.config), catalog, histories, record["hash"])
+    return Problem(
+        record["name"], record["protocol"], catalog, histories, features.text_vectors(run), record["hash"],
+        features.text_features(run, catalog), run, load_config(run.config),
+    )  # fmt: skip
 
 
 def is_prepared(out: Path) -> bool:

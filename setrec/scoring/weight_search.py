@@ -109,8 +109,10 @@ def search(
     asked = [part for part in parts if len(part.cases)]
     if not asked:
         return Found(_untuned(model), float("nan"))
-    term, tried = None, []
-    slots, temperature = {}, 1.0
+    term: ModelScores | None = None
+    tried: list[dict[str, Any]] = []
+    slots: dict[str, float] = {}
+    temperature = 1.0
     if model is not None:
         progress("slot weights")
         slots, tried = _slot_weights(model, asked, slot_step)
@@ -262,7 +264,7 @@ def _components(
         if not others and not table.has_model:
             gains.append(_gain(name, chosen[name], values, alone[0]))
             continue
-        weights = [factor * chosen[name] for factor in REFINED]
+        weights = tuple(factor * chosen[name] for factor in REFINED)
         each = table.beside(name, others, weights)
         tried += _rows("refined", [{**others, name: weight} for weight in weights], each)
         at = int(np.argmax(np.nanmean(each, axis=1)))

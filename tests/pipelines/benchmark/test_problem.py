@@ -2,12 +2,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from circles import write_world
-from pipelines.benchmark.words import word_vectors
 
 from pipelines.benchmark import problem
 from setrec import ranking
 from setrec.catalog import TEST, TRAIN, VALID
 from setrec.errors import DataError
+from setrec.text.lexical import LexicalEncoder
 
 
 def test_a_published_split_is_taken_as_it_is(world, prepared):
@@ -89,11 +89,11 @@ def test_items_without_texts_have_no_vectors(tmp_path):
 
 def test_word_vectors_bring_texts_of_shared_rare_words_together():
     texts = ["red lacquer opi", "blue lacquer opi", "green soap lush", "white soap lush", ""]
-    vectors = word_vectors(texts, width=4)
+    vectors = LexicalEncoder.fit(texts, width=4).vectors(texts)
     assert vectors.shape == (5, 4)
     assert vectors[0] @ vectors[1] > 0.9 > 0.1 > vectors[0] @ vectors[2]
     np.testing.assert_array_equal(vectors[4], 0)
-    np.testing.assert_allclose(vectors, word_vectors(texts, width=4), atol=1e-6)
+    np.testing.assert_allclose(vectors, LexicalEncoder.fit(texts, width=4).vectors(texts), atol=1e-6)
 
 
 def test_cold_items_are_ranked_among_themselves(prepared):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from pipelines.benchmark import transition_opponent
 from pipelines.benchmark.transition_opponent import Transitions, TransitionWalkSettings, tune_transitions
-from setrec import ranking, transitions
+from setrec import ranking
 from setrec.catalog import TEST, TRAIN, VALID, Histories
 from setrec.ragged import Ragged
 from setrec.scoring.transitions import transition_probabilities
@@ -88,7 +89,7 @@ def test_on_a_cycle_the_next_item_is_found():
 
 
 def test_tuning_repeats_itself_and_never_looks_at_the_test_items(monkeypatch):
-    monkeypatch.setattr(transitions, "GRID", {**transitions.GRID, **FEW})
+    monkeypatch.setattr(transition_opponent, "GRID", {**transition_opponent.GRID, **FEW})
     histories, text = cycle(), np.random.default_rng(1).normal(size=(20, 5)).astype(np.float32)
     first, again = (tune_transitions(histories, 20, text, users=30, seed=1)[1] for _ in range(2))
     assert first == again
