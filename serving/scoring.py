@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from serving import stages
 from serving.exact import Hits
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import Entries, HybridScorer
@@ -110,7 +111,8 @@ class Batch:
     def ranked(self, rows: Sequence[np.ndarray], ks: Sequence[int]) -> list[Ranked]:
         """The ``ks[b]`` best of ``rows[b]``, each row once."""
         packed = Ragged.of(rows, np.int64)
-        parts = self.scorer.parts(self.history, packed, self.entries)
+        with stages.part("rescore"):
+            parts = self.scorer.parts(self.history, packed, self.entries)
         total = np.sum(list(parts.values()), axis=0)
         found = []
         for b, (k, own) in enumerate(zip(ks, packed, strict=True)):
