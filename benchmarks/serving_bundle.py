@@ -21,9 +21,7 @@ ITEMS, USERS = 1682, 943  # MovieLens-100K
 WEIGHTS = {"transitions_near": 8.0, "text_similarity": 8.0}
 
 
-def make_bundle(
-    folder: Path, name: str = "bundle", seed: int = 0, *, items: int = ITEMS, hybrid: bool = True
-) -> Path:
+def make_bundle(folder: Path, name: str = "bundle", seed: int = 0, *, items: int = ITEMS, hybrid: bool = True) -> Path:
     """Write ``folder/name``: ``items``, users with 20 to 100 interactions, a tiny backbone with two semantic tokens and
     320-wide codes; with components of both kinds, if ``hybrid``."""
     rng = np.random.default_rng(seed)
