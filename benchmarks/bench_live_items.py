@@ -1,9 +1,9 @@
 """Items that training never saw, added by their text over HTTP: are they recommended to those who choose them next?
 
 *MovieLens-100K*: a fifth of the films is unknown to the training run (``cold_films.py``). They are put over HTTP, films
-of users are sent as events, and the endpoint is asked for each user whose next film was one of them: is it among the first
-ten of the whole catalogue, the user's own films left out? Opponents rank the same candidates; *among new films* asks
-with ``allow``, as for a shelf of new releases.
+of users are sent as events, and the endpoint is asked for each user whose next film was one of them: is it among the
+first ten of the whole catalogue, the user's own films left out? Opponents rank the same candidates; *among new films*
+asks with ``allow``, as for a shelf of new releases.
 
 *Amazon Beauty and Toys* (``--beauty``, ``--toys``): runs split in time, prepared, trained and evaluated, whose cold
 items are left out of the bundle and put over HTTP; test users are asked for by their history. Cold recall@10 is the
