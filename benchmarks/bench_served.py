@@ -207,7 +207,7 @@ def million(items: int, folder: Path) -> dict[str, float]:
 def endpoint(command: Sequence[str], path: Sequence[Path], port: int) -> Iterator[str]:
     """A server in a process of its own with these import paths; its URL once it answers."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, path))}
-    process = subprocess.Popen([sys.executable, *command], env=environment)
+    process = subprocess.Popen([sys.executable, *command], env=environment, cwd=path[0])
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -224,12 +224,12 @@ def endpoint(command: Sequence[str], path: Sequence[Path], port: int) -> Iterato
 
 def requests_a_second(before: Path, folder: Path, seconds: float) -> dict[str, float]:
     """Requests a second and p99 now and in the checkout ``before``, in turn, medians of three."""
-    root, found = Path(__file__).parent.parent, {}
+    root, found = Path(__file__).resolve().parent.parent, {}
     paths = {"before": [before, before / "benchmarks"], "now": [root, root / "benchmarks"]}
     (folder / "before").mkdir()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths["before"]))}
     made = [sys.executable, "-c", _BEFORE, "make", str(folder / "before"), str(THIN)]
-    subprocess.run(made, env=environment, check=True, timeout=600)
+    subprocess.run(made, env=environment, check=True, timeout=600, cwd=before)
     (folder / "now").mkdir()
     make_bundle(folder / "now", items=THIN)
     loads: dict[str, list[Any]] = {"before": [], "now": []}
@@ -238,7 +238,7 @@ def requests_a_second(before: Path, folder: Path, seconds: float) -> dict[str, f
             port, bundle = free_port(), str(folder / name / "bundle")
             command = ["-c", _BEFORE, "serve", bundle, str(port)]
             if name == "now":
-                command = [__file__, "--bare", bundle, str(port)]
+                command = [str(Path(__file__).resolve()), "--bare", bundle, str(port)]
             with endpoint(command, path, port) as url:
                 loads[name].append(measured(url, seconds)[CROWD])
     for name, each in loads.items():
