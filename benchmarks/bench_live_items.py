@@ -1,13 +1,19 @@
-"""Films that training never saw, added by title and genre over HTTP: are they recommended to those who watch them next?
+"""Items that training never saw, added by their text over HTTP: are they recommended to those who choose them next?
 
-A fifth of MovieLens-100K's films, and another tenth to choose settings on, are unknown to the training run
-(``cold_films.py``). They are put over HTTP, users' films are sent as events, and the endpoint is asked for each user
-whose next film was one of them: is it among the first ten of the whole catalogue, the user's own films left out?
-Opponents rank the same candidates. ``among newcomers`` asks with ``allow``, as for a shelf of new releases.
+*MovieLens-100K*: a fifth of the films is unknown to the training run (``cold_films.py``). They are put over HTTP, films
+of users are sent as events, and the endpoint is asked for each user whose next film was one of them: is it among the
+first ten of the whole catalogue, the user's own films left out? Opponents rank the same candidates; *among new films*
+asks with ``allow``, as for a shelf of new releases.
+
+*Amazon Beauty and Toys* (``--beauty``, ``--toys``): runs split in time, prepared, trained and evaluated, whose cold
+items are left out of the bundle and put over HTTP; test users are asked for by their history. Cold recall@10 is the
+share of the cold items chosen next that are among ten of the cold ones alone, histories kept.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import socket
 import statistics
 import threading
@@ -16,156 +22,140 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 import numpy as np
 import torch
 import uvicorn
+from bench_serving import keep
 from cold_films import ColdFilms, Question, train
-from harness import write_results
 from rich.console import Console
 from rich.table import Table
 
+from pipelines import features, ingest
+from pipelines.config import JobConfig, load_config
 from pipelines.datasets import packaged_encoder
 from pipelines.runs import Run
+from pipelines.scorer import load_weights
 from serving.bundle import Bundle
 from serving.bundle_writer import write_bundle
 from serving.engine import Engine
 from serving.http import create_app
 from serving.live import Live
-from serving.newcomers import Estimate, NewcomerSettings
 from serving.settings import ServingSettings
 from serving.stores import open_store
-from setrec.catalog import VALID
+from setrec.catalog import TEST, VALID, Catalog, Histories
 from setrec.encoder import TextEncoder
 from setrec.intervals import bootstrap_means, paired_difference
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
+from setrec.scoring.hybrid import build_components
+from setrec.scoring.registry import Sources
+from setrec.scoring.text_similarity import TextFeatures
+from setrec.text.featurizer import TextFeaturizer
+from setrec.tokens import text_center, unit_rows
 
-K, SEEN_AT_ONCE = 10, 500
-RIDGES, QUANTILES = (0.1, 0.3, 1.0, 3.0, 10.0), (0.5, 0.9, 0.95, 0.98, 1.0)
-OURS, PLAIN = "SETRec", "SETRec without the estimate"
+K, SEEN_AT_ONCE, MOST_ALLOWED = 10, 500, 100_000
+OURS, SIMILAR = "SETRec", "Texts like those of the last 10 films"
+HEADLINES = ("whole_minus_text_low", "cold_recall_beauty", "cold_recall_toys")
 
 
 def main() -> None:
-    """Train where nothing is trained yet, choose on the valid films, measure on the test films, write the figures."""
+    """Train where nothing is trained yet, measure, write ``results/live_items.json``."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--films", type=Path, default=Path("runs/live_items"), help="run without some of its films")
+    options.add_argument("--beauty", type=Path, default=Path("runs/beauty_time"), help="Beauty, split in time")
+    options.add_argument("--toys", type=Path, default=Path("runs/toys_time"), help="Toys, split in time")
+    asked = options.parse_args()
     torch.set_num_threads(1)
-    run = Run(Path("runs/live_items"))
-    if not (run.root / "weights.json").exists():
+    figures: dict[str, Any] = dict(films(Run(asked.films)))
+    for name in ("beauty", "toys"):
+        run = Run(getattr(asked, name))
+        if (run.root / "scorer.json").exists():
+            figures |= {f"{key}_{name}": value for key, value in cold_items(run).items()}
+        else:
+            print(f"{run.root}: not evaluated; cold_recall_{name} is left out")
+    keep("live_items", figures, tuple(name for name in HEADLINES if name in figures))
+    print(json.dumps(figures, indent=2))
+
+
+def films(run: Run) -> dict[str, float]:
+    """The films held out, by the endpoint and by opponents."""
+    if not (run.root / "scorer.json").exists():
         train(run)
-    films = ColdFilms.load(run)
-    chosen = choose(run, films)
-    figures = {f"valid, {name}": value for name, value in chosen.items()}
-    questions = films.test_questions()
-    hits, shelf, seconds = {}, {}, 0.0
-    for name, settings in ((OURS, NewcomerSettings()), (PLAIN, NewcomerSettings(estimate=False))):
-        with TemporaryDirectory() as folder, served(run, films, Path(folder), settings) as client:
-            seconds = put_films(client, films)
-            hits[name], shelf[name] = ask(client, films, questions)
-    for name, scores in opponents(films, questions).items():
-        hits[name], shelf[name] = found(scores, films, questions)
-    candidates = np.array([len(films.catalog) - len(set(q.history)) for q in questions])
-    held_out = int((~films.known).sum())
-    figures |= {"questions": len(questions), "newcomers": held_out, "median seconds per film put": seconds}
+    held = ColdFilms.load(run)
+    questions = held.test_questions()
+    new = np.flatnonzero(~held.known)
+    with TemporaryDirectory() as folder, served(run, *held.warm(), Path(folder)) as client:
+        seconds = put_items(client, held.catalog, new)
+        answers = ask(client, held, questions)
+    hits, shelf = {OURS: answers[0]}, {OURS: answers[1]}
+    for name, scores in opponents(held, questions).items():
+        hits[name], shelf[name] = found(scores, held, questions)
+    candidates = np.array([len(held.catalog) - len(set(q.history)) for q in questions])
+    figures = {"questions": float(len(questions)), "new films": float(len(new)), "median seconds per film put": seconds}
     figures |= report("whole catalogue", hits, float(np.mean(K / candidates)))
-    figures |= report("among newcomers", shelf, K / held_out)
-    write_results("live_items", figures)
+    figures |= report("among new films", shelf, K / len(new))
+    return figures | {"whole_minus_text_low": figures[f"whole catalogue, ours minus {SIMILAR}, low"]}
 
 
-def choose(run: Run, films: ColdFilms) -> dict[str, float]:
-    """Newcomers' settings, on the valid films alone: of those that show newcomers no more often than users chose them,
-    the one that finds most. Says what the default gives, so that a default that is no longer the choice is seen."""
-    bench = _Validation(run, films)
-    rows = [(r, q, *bench.measure(NewcomerSettings(ridge=r, popularity=q))) for r in RIDGES for q in QUANTILES]
-    fair = [row for row in rows if row[4] <= bench.share]
-    ridge, quantile, *_ = max(fair, key=lambda row: row[2])
-    table = Table(title=f"Valid films are {bench.share:.3f} of what users chose next")
-    for name in ("ridge", "popularity", "recall@10 new", "recall@10 known", "share of answers"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*(f"{value:.4g}" for value in row), style="bold" if row[:2] == (ridge, quantile) else None)
-    Console().print(table)
-    of_default, of_none = bench.measure(NewcomerSettings()), bench.measure(NewcomerSettings(estimate=False))
-    return {
-        "ridge": ridge,
-        "popularity": quantile,
-        "share of choices": bench.share,
-        **dict(zip(("recall@10 new, default", "recall@10 known, default", "share, default"), of_default, strict=True)),
-        **dict(zip(("recall@10 new, zero", "recall@10 known, zero", "share, zero"), of_none, strict=True)),
-    }
-
-
-class _Validation:
-    """Scores of the valid films and of the known ones, for times when the next film was of either kind."""
-
-    def __init__(self, run: Run, films: ColdFilms) -> None:
-        model = SetRecModel.from_pretrained(run.model).eval()
-        catalog, histories = films.warm()
-        self.codes, self.counts = model.item_codes().numpy(), histories.train_counts(len(catalog))
-        self.columns, weights = model.code_columns, run.read_json("weights.json")["weights"]
-        rows = np.flatnonzero(films.valid)
-        self.semantic = model.text_codes(torch.from_numpy(text_vectors(films, rows))).numpy()
-        of = {films.catalog.item_ids[row]: at for at, row in enumerate(rows)}
-        asked = films.valid_questions(2000)
-        read = [[row for item in q.history if (row := catalog.find(item)) is not None] for q in asked]
-        self.new = np.array([of[q.truth] for q in asked]), *self._users(model, weights, read)
-        before, after = histories.upto(VALID - 1), histories.of(VALID)
-        users = np.flatnonzero((before.lengths > 0) & (after.lengths > 0))
-        known = [before[user].tolist() for user in users]
-        self.known = np.array([after[user][0] for user in users]), *self._users(model, weights, known)
-        items, splits = films.histories.items.values, films.histories.splits
-        choices = items[(splits == VALID) & ~films.test[items]]
-        self.share = float(films.valid[choices].mean())
-
-    def _users(self, model, weights, histories) -> tuple[np.ndarray, np.ndarray]:
-        parts = [Ragged.of(histories[at : at + 256]) for at in range(0, len(histories), 256)]
-        codes = torch.from_numpy(self.codes)
-        users = np.concatenate([model.user_codes(part, weights, codes).numpy() for part in parts])
-        scores = users @ self.codes.T
-        for row, history in zip(scores, histories, strict=True):
-            row[history] = -np.inf
-        return users, scores
-
-    def measure(self, settings: NewcomerSettings) -> tuple[float, float, float]:
-        """Recall@10 of the valid films and of the known ones, and how much of the answers to all are valid films."""
-        added = np.zeros((len(self.semantic), self.codes.shape[1]), np.float32)
-        (start, stop), (first, last) = self.columns["semantic"], self.columns["collaborative"]
-        added[:, start:stop] = self.semantic
-        estimate = Estimate.fit(self.codes, self.counts, self.columns, settings)
-        if estimate is not None:
-            added[:, first:last] = estimate(self.semantic)
-        truth, users, known = self.new
-        scores = np.concatenate([known, users @ added.T], axis=1)
-        new = _hit(scores, truth + known.shape[1])
-        truth, users, known = self.known
-        scores = np.concatenate([known, users @ added.T], axis=1)
-        top = np.argpartition(-scores, K, axis=1)[:, :K]
-        return float(new.mean()), float(_hit(scores, truth).mean()), float((top >= known.shape[1]).mean())
+def cold_items(run: Run) -> dict[str, float]:
+    """``cold_recall`` at ten of a run split in time, over HTTP."""
+    catalog, histories = ingest.load(run.data)
+    trained = histories.trained(len(catalog))
+    cold, row_of = np.flatnonzero(~trained), np.cumsum(trained) - 1
+    before, after = histories.upto(VALID), histories.of(TEST)
+    warm = before.where(trained[before.values])
+    splits = histories.splits[(histories.splits <= VALID) & trained[histories.items.values]]
+    known = Histories(histories.user_ids, Ragged(row_of[warm.values].astype(np.int32), warm.offsets), splits)
+    allow, shares = [catalog.item_ids[row] for row in cold], []
+    with (
+        TemporaryDirectory() as folder,
+        served(run, catalog.take(np.flatnonzero(trained)), known, Path(folder)) as client,
+    ):
+        seconds = put_items(client, catalog, cold)
+        for history, truth in zip(before, after, strict=True):
+            wanted = {catalog.item_ids[row] for row in truth if not trained[row]}
+            if not wanted or not len(history):
+                continue
+            body = {"history": [catalog.item_ids[row] for row in history], "k": K, "allow": allow,
+                    "exclude_history": False}  # fmt: skip
+            answer = client.post("/v1/recommend", json=body).raise_for_status().json()
+            shares.append(len(wanted & {item["item_id"] for item in answer["items"]}) / len(wanted))
+    return {"cold_recall": float(np.mean(shares)), "cold_users": float(len(shares)), "cold_items": float(len(cold)),
+            "seconds_per_item": seconds}  # fmt: skip
 
 
 @contextmanager
-def served(run: Run, films: ColdFilms, folder: Path, settings: NewcomerSettings) -> Iterator[httpx.Client]:
-    """An endpoint over a bundle that knows nothing of the held-out films, with a store and an encoder of its own."""
-    catalog, histories = films.warm()
+def served(run: Run, catalog: Catalog, histories: Histories, folder: Path) -> Iterator[httpx.Client]:
+    """An endpoint over a bundle of these items alone, by the model and the weights of a run that may hold more."""
+    config = load_config(run.config)
+    model = SetRecModel.from_pretrained(run.model).eval()
+    whole = Catalog.load(run.data / "items.parquet")
+    rows, weights = whole.rows(list(catalog.item_ids)), load_weights(run)
+    featurizer, texts, center = text_parts(run, config, catalog, rows)
     write_bundle(
         folder / "bundle",
         model_dir=run.model,
         catalog=catalog,
         histories=histories,
-        item_codes=SetRecModel.from_pretrained(run.model).eval().item_codes().numpy(),
-        weights=run.read_json("weights.json")["weights"],
-        newcomers=settings,
-        encoder=TextEncoder(packaged_encoder()),
+        item_codes=model.item_codes().numpy()[rows],
+        scorer=weights,
+        components=build_components(weights.used, Sources(histories.items, len(catalog), texts)),
+        featurizer=featurizer,
+        text_features=texts,
+        text_center=center,
     )
     store = open_store(str(folder / "live.db"))
-    live = Live(Engine(Bundle.open(folder / "bundle"), store=store), store)
-    limits = ServingSettings(auth="off", max_body_bytes=1 << 20)
+    live = Live(Engine(Bundle.open(folder / "bundle"), store=store, max_k=K, threads=1), store)
+    limits = ServingSettings(auth="off", max_body_bytes=1 << 24, max_history=MOST_ALLOWED)
     server = uvicorn.Server(uvicorn.Config(create_app(live, limits), log_level="error"))
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=30, trust_env=False) as c:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=60, trust_env=False) as c:
             yield c
     finally:
         server.should_exit = True
@@ -173,30 +163,42 @@ def served(run: Run, films: ColdFilms, folder: Path, settings: NewcomerSettings)
         live.close()
 
 
-def put_films(client: httpx.Client, films: ColdFilms) -> float:
-    """Add the held-out films by title, year and genre; the median of the seconds that each took."""
-    catalog, seconds = films.catalog, []
-    for row in np.flatnonzero(~films.known):
-        attributes = {name: values[row] for name, values in catalog.attributes.items()}
+def text_parts(
+    run: Run, config: JobConfig, catalog: Catalog, rows: np.ndarray
+) -> tuple[TextFeaturizer | None, TextFeatures | None, np.ndarray | None]:
+    """Featurizer, features and centre of a run's texts, of some ``rows`` of its catalogue."""
+    lexical, sentence = features.load_lexical(run), features.text_encoder(config)
+    if lexical is None:
+        return (None if sentence is None else TextFeaturizer(None, sentence)), None, None
+    vectors = features.text_vectors(run)
+    sentences = None if sentence is None or vectors is None else vectors[rows, lexical.width :]
+    unit = None if sentences is None else unit_rows(sentences)
+    center = None if sentences is None else text_center(sentences)
+    return TextFeaturizer(lexical, sentence), TextFeatures(lexical.rows(catalog.texts), unit), center
+
+
+def put_items(client: httpx.Client, catalog: Catalog, rows: np.ndarray) -> float:
+    """Add items by title, attributes and whatever else their texts say; the median of the seconds that each took."""
+    seconds = []
+    for row in rows.tolist():
+        attributes = {name: values[row] for name, values in catalog.attributes.items() if values[row]}
         began = time.perf_counter()
-        put = client.put(
-            f"/v1/items/{catalog.item_ids[row]}", json={"title": catalog.titles[row], "attributes": attributes}
-        )
-        put.raise_for_status()
+        body = {"title": catalog.titles[row][:500], "attributes": attributes}
+        client.put(f"/v1/items/{catalog.item_ids[row]}", json=body).raise_for_status()
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
 
 
 def ask(client: httpx.Client, films: ColdFilms, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each film was among ten of the whole catalogue, and among ten newcomers; bool (questions,) each."""
-    newcomers = [films.catalog.item_ids[row] for row in np.flatnonzero(~films.known)]
+    """Whether each film was among ten of the whole catalogue, and among ten new films; bool (questions,) each."""
+    new = [films.catalog.item_ids[row] for row in np.flatnonzero(~films.known)]
     whole, shelf = [], []
     for number, q in enumerate(questions):
         user = f"viewer {number}"
         events = [{"user_id": user, "item_id": item, "time": float(at)} for at, item in enumerate(q.history)]
         for at in range(0, len(events), SEEN_AT_ONCE):
             client.post("/v1/events", json={"events": events[at : at + SEEN_AT_ONCE]}).raise_for_status()
-        for found_in, more in ((whole, {}), (shelf, {"allow": newcomers})):
+        for found_in, more in ((whole, {}), (shelf, {"allow": new})):
             answer = client.post("/v1/recommend", json={"user_id": user, "k": K, **more}).raise_for_status().json()
             assert answer["fallback"] is None
             found_in.append(q.truth in {item["item_id"] for item in answer["items"]})
@@ -218,7 +220,7 @@ def opponents(films: ColdFilms, questions: Sequence[Question]) -> dict[str, np.n
     return {
         "Popularity": one * trained,
         "Popularity of the 20 films most alike in text": one * alike,
-        "Texts like those of the last 10 films": similar,
+        SIMILAR: similar,
         "Popularity, had the films been known": one * counts,
     }
 

@@ -13,15 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines import evaluate, ingest, jobs
+from pipelines import ingest, jobs
 from pipelines.cluster import ray_session
 from pipelines.config import JobConfig
 from pipelines.data_directory import write_histories
 from pipelines.demo import demo_config
-from pipelines.encode_texts import encode_texts
 from pipelines.runs import Run
 from setrec.catalog import TEST, Catalog, Histories
-from setrec.model import SetRecModel
 from setrec.ragged import Ragged
 
 SETTINGS = ("cluster.threads=1", "cluster.workers=1")
@@ -104,17 +102,15 @@ def prepare(run: Run, config: JobConfig) -> ColdFilms:
 
 
 def train(run: Run) -> None:
-    """Prepare, train as the demonstration does, choose slot weights on validation. About five minutes on one core."""
+    """Prepare, train as the demonstration does, search the weights of the score on validation."""
     torch.set_num_threads(1)
     config = demo_config(8000, list(SETTINGS))
     run.clear()
-    films = prepare(run, config)
-    encode_texts(run, config)
+    prepare(run, config)
+    jobs.tokenise(run, config)
     with ray_session(cpus=2):
         jobs.fit(run, config)
-    model = SetRecModel.from_pretrained(run.model).eval()
-    weights, tried = evaluate.choose_weights(model, films.warm()[1], config.evaluation)
-    run.write_json("weights.json", {"weights": weights, "grid": tried})
+        jobs.assess(run, config)
 
 
 def _whole(run: Run) -> Path:

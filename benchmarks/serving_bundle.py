@@ -1,4 +1,4 @@
-"""A bundle of the demonstration's size with random weights: what was learned costs nothing to ask."""
+"""Bundles with random weights of the demonstration's size, or of any: what was learned costs nothing to ask."""
 
 from __future__ import annotations
 
@@ -6,40 +6,45 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from setrec.walk import Walk, WalkSettings
-from setrec.walk_choice import SHAPES
 
 from serving.bundle_writer import write_bundle
 from setrec.catalog import TRAIN, Catalog, Histories
 from setrec.model import ModelSettings, SetRecModel
 from setrec.ragged import Ragged
-from setrec.tokens import ItemFeatures
+from setrec.scoring.hybrid import HybridWeights, build_components
+from setrec.scoring.registry import Sources
+from setrec.scoring.text_similarity import TextFeatures
+from setrec.text.lexical import LexicalEncoder
+from setrec.tokens import ItemFeatures, unit_rows
 
 ITEMS, USERS = 1682, 943  # MovieLens-100K
+WEIGHTS = {"transitions_near": 8.0, "text_similarity": 8.0}
 
 
-def make_bundle(folder: Path, name: str = "bundle", seed: int = 0, *, walk: bool = True) -> Path:
-    """Write ``folder/name``: items, users with 20 to 100 interactions, a tiny backbone with two semantic tokens; with
-    transitions, if ``walk``."""
+def make_bundle(folder: Path, name: str = "bundle", seed: int = 0, *, items: int = ITEMS, hybrid: bool = True) -> Path:
+    """Write ``folder/name``: ``items``, users with 20 to 100 interactions, a tiny backbone with two semantic tokens and
+    320-wide codes; with components of both kinds, if ``hybrid``."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
+    words = rng.integers(0, 2000, (items, 6))
+    texts = [" ".join(f"w{word}" for word in line) for line in words]
+    sentences = rng.normal(size=(items, 384)).astype(np.float32)
     features = ItemFeatures(
-        trained=np.ones(ITEMS, bool),
-        collaborative=rng.normal(size=(ITEMS, 64)).astype(np.float32),
-        text=rng.normal(size=(ITEMS, 384)).astype(np.float32),
+        trained=np.ones(items, bool), collaborative=rng.normal(size=(items, 64)).astype(np.float32), text=sentences
     )
     model = SetRecModel.build(ModelSettings(semantic_tokens=2), features).eval()
     model.save_pretrained(folder / f"model-{seed}")
-    rows = [rng.permutation(ITEMS)[: rng.integers(20, 100)] for _ in range(USERS)]
-    users = [str(user) for user in range(USERS)]
-    items = [str(item) for item in range(ITEMS)]
+    rows = Ragged.of([rng.permutation(items)[: rng.integers(20, 100)] for _ in range(USERS)])
+    similar = TextFeatures(LexicalEncoder.fit(texts, width=8).rows(texts), unit_rows(sentences))
+    scorer = HybridWeights(slots=dict.fromkeys(model.kinds, 1.0), components=WEIGHTS if hybrid else {})
+    ids = [str(item) for item in range(items)]
     write_bundle(
         folder / name,
         model_dir=folder / f"model-{seed}",
-        catalog=Catalog(items, [f"Film {item}" for item in items], items, {"class": [["Drama"]] * ITEMS}),
-        histories=Histories(users, Ragged.of(rows), Ragged.of([[TRAIN] * len(row) for row in rows], np.int8).values),
+        catalog=Catalog(ids, [f"Film {item}" for item in ids], texts, {"class": [["Drama"]] * items}),
+        histories=Histories([str(user) for user in range(USERS)], rows, np.full(len(rows.values), TRAIN, np.int8)),
         item_codes=model.item_codes().numpy(),
-        weights=dict.fromkeys(model.kinds, 1.0),
-        walk=Walk.of(Ragged.of(rows), ITEMS, WalkSettings(**SHAPES[0].model_dump(), weight=1.0)) if walk else None,
+        scorer=scorer,
+        components=build_components(scorer.used, Sources(rows, items, similar)),
     )
     return folder / name

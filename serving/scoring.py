@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 import torch
 
+from serving import stages
 from serving.exact import Hits
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import Entries, HybridScorer
@@ -97,7 +99,7 @@ class Batch:
     def dense(self, ks: Sequence[int], left: Sequence[np.ndarray]) -> list[Ranked]:
         """The ``ks[b]`` best of the rows that ``left[b]``, bool (R,), lets through."""
         scores, near = self.scorer(self.history, self.entries), []
-        slack = self._slack()
+        slack = self._slack
         for b, k in enumerate(ks):
             row = scores[b]
             if not left[b].all():
@@ -110,7 +112,8 @@ class Batch:
     def ranked(self, rows: Sequence[np.ndarray], ks: Sequence[int]) -> list[Ranked]:
         """The ``ks[b]`` best of ``rows[b]``, each row once."""
         packed = Ragged.of(rows, np.int64)
-        parts = self.scorer.parts(self.history, packed, self.entries)
+        with stages.part("rescore"):
+            parts = self.scorer.parts(self.history, packed, self.entries)
         total = np.sum(list(parts.values()), axis=0)
         found = []
         for b, (k, own) in enumerate(zip(ks, packed, strict=True)):
@@ -149,7 +152,7 @@ class Batch:
         """
         if len(hits.rows) < k or not len(rows):
             return np.union1d(hits.rows, rows)
-        slack, last = self._slack()[b], hits.scores[-1]
+        slack, last = self._slack[b], hits.scores[-1]
         place = np.minimum(np.searchsorted(rows, hits.rows), len(rows) - 1)
         known = hits.scores + np.where(rows[place] == hits.rows, added[place], 0.0)
         other = ~np.isin(rows, hits.rows)
@@ -170,6 +173,7 @@ class Batch:
         scores = self.term.codes(rows) @ self.term.users[b]
         return np.asarray(np.where(new, weights.model * scores + weights.level, scores))
 
+    @cached_property
     def _slack(self) -> np.ndarray:
         """More than the rounding error of a float32 score, float64 (B,)."""
         weights = self.scorer.weights.new_items

@@ -327,8 +327,10 @@ class ItemTokens(nn.Module):
         are zero."""
         found = []
         for part in self._tokenizers():
-            table = isinstance(part, TableTokenizer)
-            found.append(texts.new_zeros(len(texts), part.code_width) if table else part.new_codes(texts))
+            if isinstance(part, TableTokenizer):
+                found.append(texts.new_zeros(len(texts), part.code_width))
+            else:
+                found.append(part.new_codes(texts))
         return torch.cat(found, dim=1)
 
     def maps(self) -> list[tuple[Tensor, Tensor]]:

@@ -24,6 +24,7 @@ from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.item_graph import lookup
 from setrec.scoring.model_scores import ModelTerm
+from setrec.scoring.reading_kernels import add_entries
 from setrec.scoring.registry import Component, Sources
 from setrec.settings import Settings
 
@@ -93,7 +94,8 @@ class HybridScorer:
         if new.level:
             total[:, self.new] += np.float32(new.level)
         for name, (places, values) in (self.entries(history) if entries is None else entries).items():
-            total[places.row_of_value, places.values] += self.weights.of(name, self.new[places.values]) * values
+            weight, of_new = self.weights.of(name, np.array([False, True]))
+            add_entries(total, places.values, places.offsets, values, weight, of_new, self.new)
         bias = 0.0 if self.model is None else self.model.repeat_bias
         if bias:
             held = _pairs(history, items)

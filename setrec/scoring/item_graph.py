@@ -22,11 +22,8 @@ from safetensors.numpy import save_file
 
 from setrec.mapped import mapped
 from setrec.ragged import Ragged
+from setrec.scoring.reading_kernels import read_arcs
 from setrec.settings import Settings
-
-_DENSE = 16
-"""Counting in a table of all items is faster than sorting while the table is at most this many times as large as what
-would be sorted."""
 
 
 class Reading(Settings):
@@ -98,15 +95,15 @@ class GraphComponent:
     def entries(self, history: Ragged) -> tuple[Ragged, np.ndarray]:
         """Where the component is above zero: items int64 in order, one row per history, and its values, float32."""
         near, weight = start_weights(history, self.reading)
-        reached, shares = self.arcs.take(near.values)
-        items = len(self.arcs)
-        key = np.repeat(near.row_of_value, reached.lengths) * items + reached.values
-        held = history.row_of_value * items + history.values
-        places, total = _summed(key, np.repeat(weight, reached.lengths) * shares, held, len(history) * items)
-        row, item = np.divmod(places, items)
-        offsets = np.searchsorted(row, np.arange(len(history) + 1))
-        values = np.sqrt(total) if self.reading.power == 2 else total ** (1 / self.reading.power)
-        return Ragged(item, offsets), values.astype(np.float32)
+        if isinstance(self.arcs, ItemGraph):
+            rows, arcs, shares = near, self.arcs.targets, self.arcs.shares
+        else:
+            rows = Ragged(np.arange(len(near.values)), near.offsets)
+            arcs, shares = self.arcs.take(near.values)
+        places, total = read_arcs(rows, weight, arcs, shares, history, len(self.arcs))
+        power = self.reading.power
+        values = np.sqrt(np.sqrt(total)) if power == 4 else np.sqrt(total) if power == 2 else total ** (1 / power)
+        return places, values.astype(np.float32)
 
     def save(self, file: Path) -> None:
         """Write the graph and, beside it, how it is read.
@@ -176,16 +173,3 @@ def largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
     kept = np.sort(order[np.arange(len(order)) - matrix.indptr[row] < count])
     offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, count))])
     return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], offsets), matrix.shape)
-
-
-def _summed(keys: np.ndarray, values: np.ndarray, without: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct keys that are not in ``without``, all below ``size``, in order, and the sums of their values, which
-    are above zero."""
-    if size <= _DENSE * len(keys):
-        sums = np.bincount(keys, values, minlength=size)
-        sums[without] = 0.0
-        places = np.flatnonzero(sums)
-        return places, sums[places]
-    places, at = np.unique(keys, return_inverse=True)
-    kept = ~np.isin(places, without)
-    return places[kept], np.bincount(at, values, minlength=len(places))[kept]

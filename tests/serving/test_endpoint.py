@@ -21,6 +21,7 @@ from serving.bundle_writer import write_bundle
 from serving.engine import Engine, Request
 from serving.settings import ServingSettings
 from setrec.errors import BundleError, ConfigError
+from setrec.scoring.hybrid import HybridWeights
 
 REPLICA_PORTS = range(30000, 31001)  # Ray's default
 LIMITS = {"max_body_bytes": 4096, "max_history": 100, "max_k": 30}
@@ -41,7 +42,8 @@ def place(features, tmp_path_factory):
     parts = {"model_dir": folder / "model", "catalog": catalog(ITEMS), "histories": histories(ITEMS)}
     parts |= {"item_codes": model.item_codes().numpy(), "graph_dir": graph_dir(folder / "graph")}
     for out, weight in ((folder / "bundle", 1.0), (folder / "releases" / "other", 0.5)):
-        write_bundle(out, weights={kind: weight if kind == "semantic" else 1.0 for kind in model.kinds}, **parts)
+        slots = {kind: weight if kind == "semantic" else 1.0 for kind in model.kinds}
+        write_bundle(out, scorer=HybridWeights(slots=slots), **parts)
     return folder
 
 

@@ -157,7 +157,7 @@ def test_each_stage_is_timed_once_a_batch_and_encoding_once_an_item(shared):
     before = stage_counts(shared)
     recommend(shared, user_id="timed")
     after = stage_counts(shared)
-    each = ("read_history", "generate", "walk", "retrieve", "rescore")
+    each = ("read_history", "generate", "components", "retrieve", "rescore")
     assert {name: after[name] - before.get(name, 0) for name in after} == dict.fromkeys(each, 1) | {
         name: 0 for name in after if name not in each
     }
