@@ -1,11 +1,13 @@
 # make demo   trains, ranks and serves on MovieLens-100K, from a bare machine with Python 3.11+ and pip
-# make test   the same set-up if needed, then all tests and checks
+# make test   the same set-up if needed, then the checks and all but the slow tests
+# make test-all   the same with the slow tests: faults, clusters, fuzzing
 # make bench  the figures of docs/benchmarks.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check bench setup clean
+.PHONY: demo test test-all check bench setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,7 +30,10 @@ demo: setup
 	@$(BIN)/setrec demo
 
 test: setup check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+test-all: setup check
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: setup
 	$(BIN)/ruff check .
