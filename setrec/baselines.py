@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from setrec import ranking
 from setrec.catalog import TRAIN, VALID, Histories
 from setrec.ragged import Ragged
+from setrec.scoring.item_graph import largest
 from setrec.settings import Settings
 
 
@@ -54,7 +55,7 @@ class ItemKnn:
         together.eliminate_zeros()
         counts = np.asarray(users.sum(axis=0)).ravel()
         norm = np.where(counts > 0, 1.0 / (np.sqrt(np.maximum(counts, 1.0)) + settings.shrink), 0.0)
-        self.similar = _top((sp.diags(norm) @ together @ sp.diags(norm)).tocsr(), settings.neighbours)
+        self.similar = largest((sp.diags(norm) @ together @ sp.diags(norm)).tocsr(), settings.neighbours)
 
     def with_decay(self, decay: float) -> ItemKnn:
         """The same similarities under another decay."""
@@ -69,15 +70,6 @@ class ItemKnn:
         weight = np.where(age < s.last, s.decay**age, 0.0).astype(np.float32)
         read = sp.csr_matrix((weight, history.values, history.offsets), (len(history), self.similar.shape[0]))
         return np.asarray((read @ self.similar).todense(), dtype=np.float32)
-
-
-def _top(similar: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
-    """Each row's largest entries."""
-    row = np.repeat(np.arange(similar.shape[0]), np.diff(similar.indptr))
-    order = np.lexsort((-similar.data, row))
-    place = np.arange(len(order)) - similar.indptr[row[order]]
-    kept = order[place < neighbours]
-    return sp.csr_matrix((similar.data[kept], (row[kept], similar.indices[kept])), similar.shape)
 
 
 GRID: dict[str, tuple[float, ...]] = {

@@ -37,11 +37,6 @@ class ObjectiveSettings(Settings):
     sampled_above: int = Field(4096, ge=0)
     samples: int = Field(1024, ge=1)
 
-    @classmethod
-    def paper(cls) -> ObjectiveSettings:
-        """The loss as published."""
-        return cls(alpha=0.7, slots=1.0, fused=0.0, negatives="all")
-
 
 def loss(
     tokens: ItemTokens,

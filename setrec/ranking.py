@@ -214,7 +214,7 @@ def evaluate_each(
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, PerUser]:
     """:func:`evaluate` of several scorers, a batch at a time: each is given the very same histories in turn, so what
-    they have in common need not be worked out again (:class:`Once`)."""
+    they have in common need not be worked out again."""
     found: dict[str, list[Ranks]] = {name: [] for name in scorers}
     for start in range(0, len(cases), batch):
         history, truth = cases.batch(start, batch)
@@ -223,20 +223,6 @@ def evaluate_each(
         if progress is not None:
             progress(min(start + batch, len(cases)), len(cases))
     return {name: joined(cases.users, parts, groups, ks) for name, parts in found.items()}
-
-
-class Once:
-    """A scorer, or what gives any numbers per history, that keeps those of the histories it was given last."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
-        self._kept: tuple[Ragged, np.ndarray] | None = None
-
-    def __call__(self, history: Ragged) -> np.ndarray:
-        """What ``scorer`` gives, scores (b, I), to be read only."""
-        if self._kept is None or self._kept[0] is not history:
-            self._kept = history, np.asarray(self.scorer(history))
-        return self._kept[1]
 
 
 def joined(users: np.ndarray, found: Sequence[Ranks], groups: Sequence[Group], ks: Sequence[int]) -> PerUser:

@@ -42,10 +42,6 @@ class ModelScores:
         self.repeat_bias = model.repeat_bias(self.weights)
         self._kept: tuple[Ragged, torch.Tensor] | None = None
 
-    def with_weights(self, weights: Mapping[str, float]) -> ModelScores:
-        """The same model at other weights of its slot kinds."""
-        return ModelScores(self.model, weights, self.codes)
-
     @torch.no_grad()
     def user_codes(self, history: Ragged) -> torch.Tensor:
         """Folded user codes, float32 (b, D)."""
