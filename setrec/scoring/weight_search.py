@@ -6,7 +6,8 @@ are not: they are of the same time as what is asked for, contain everything new 
 is known at test time is older.
 
 1. Weights of the model's slot kinds: those with the best NDCG@10 of the model alone, over a grid.
-2. The temperature at which the model's scores are log-probabilities, so that one grid of weights suits every model.
+2. The temperature at which the model's scores are log-probabilities, so that one grid of weights suits every model;
+   without a model that of the components' sum.
 3. Components, greedily: the one that gains most beside those chosen so far is added, as long as the gain is beyond a
    standard error (over users) of the paired difference; then every weight is tried again beside the others, and a
    component that no longer gains that much is left out.
@@ -31,7 +32,7 @@ from setrec.catalog import TRAIN, VALID, Histories
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring import registry
-from setrec.scoring.hybrid import MODEL, HybridWeights, NewItemWeights
+from setrec.scoring.hybrid import MODEL, HybridScorer, HybridWeights, NewItemWeights
 from setrec.scoring.item_graph import scatter
 from setrec.scoring.model_scores import ModelOnly, ModelScores, slot_weight_grid
 from setrec.scoring.registry import Component, Sources
@@ -123,6 +124,14 @@ def search(
     table = _Table(term, asked, trained, texts, list(registry.kinds()) if names is None else list(names))
     progress("components")
     components, values, gains = _components(table, tried)
+    if term is None and components:
+        # Ranks do not change with the scale of all scores, but the grids for new items are in log-probabilities.
+        alone = HybridScorer(
+            None, {name: table.parts[0][name] for name in components}, HybridWeights(components=components),
+            np.zeros(len(trained), bool),
+        )  # fmt: skip
+        heat = fit_temperature(alone, asked[0].cases.sample(CALIBRATED, 0))
+        components = {name: weight / heat for name, weight in components.items()}
     weights = HybridWeights(slots=slots, temperature=temperature, components=components)
     progress("new items")
     new_items, values = _new_items(table, components, values, tried)
