@@ -314,7 +314,9 @@ def _new_items(
     every = np.ones(table.items, dtype=bool)
     (among,) = table.ndcg(terms, [weights(*r) for r in NEW_RATIOS], [ranking.Group("new among new", new, new)])
     tried += _rows("new items among themselves", [weights(*ratio) for ratio in NEW_RATIOS], among)
-    model, of_content = NEW_RATIOS[int(np.argmax(np.nanmean(among, axis=1)))]
+    # Without a model every ratio orders new items alike; the last one leaves the model out.
+    at = int(np.argmax(np.nanmean(among, axis=1))) if table.has_model else -1
+    model, of_content = NEW_RATIOS[at]
     grid = [weights(1.0, whole)]
     grid += [weights(f * model, f * of_content, level) for f, level in product(NEW_FACTORS, NEW_LEVELS)]
     overall, of_new = table.ndcg(terms, grid, [ranking.Group("all", every, every), ranking.Group("new", new, every)])
