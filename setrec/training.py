@@ -34,6 +34,9 @@ from setrec.stream import Samples, Step, Stream
 
 READY_STEPS = 4
 """Steps laid out ahead; each is a few small integer arrays."""
+BEHIND = 0.05
+"""By how much more of its time than of its epochs a training must have used before the learning rate follows the time:
+one that its epochs end is the same whatever it may take."""
 CLOCK_STEPS = 10
 """Steps between two looks at the clock, which workers have to agree on."""
 
@@ -201,7 +204,9 @@ class Trainer:
         """Linear warm-up, then half a cosine down to zero at the last epoch, by the share of users seen, or at the end
         of the time."""
         s, begun, spent = self.settings, self.progress.epoch, self.spent()
-        before, after = (max(spent, (begun + seen) / s.epochs) for seen in (step.before, step.after))
+        before, after = ((begun + seen) / s.epochs for seen in (step.before, step.after))
+        if spent > before + BEHIND:
+            before, after = spent, max(spent, after)
         if before < s.warmup:
             return s.learning_rate * min(1.0, after / s.warmup)
         done = (before - s.warmup) / max(1e-9, 1 - s.warmup)

@@ -26,7 +26,7 @@ from setrec.errors import ConfigError
 CONFIG = """
 data: {interactions: FOLDER/interactions.csv, items: FOLDER/items.csv, columns: {position: position}}
 sasrec: {epochs: 1, layers: 1, width: 16, heads: 1}
-model: {max_items: 10, hidden: [16, 8], dropout: 0.0, backbone: {dropout: 0.0}}
+model: {max_items: 10, hidden: [16, 8], dropout: 0.0, id_dropout: 0.0, backbone: {dropout: 0.0}}
 training: {epochs: 6, patience: 6, targets_per_batch: 64, precision: float32}
 cluster: {threads: 1}
 evaluation: {resamples: 50, examples: 1, weight_step: 0.5}
@@ -191,7 +191,7 @@ def test_a_worse_model_is_held_back_by_the_gate_and_the_last_release_stays(relea
     place, _, _ = released
     before = releases.current(place / "nightly")
     # What is served would be as good without a model: on these histories transitions alone say what comes next.
-    unlearned = ("training.epochs=1", "training.seed=7", "evaluation.transitions=false")
+    unlearned = ("training.epochs=1", "training.seed=7", "evaluation.components=[]")
 
     def untrained(run, config, **_):
         """Training that has learned nothing, in no time."""
