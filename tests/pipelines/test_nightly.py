@@ -179,7 +179,7 @@ def test_new_data_is_trained_on_from_the_last_release(released):
     place, _, _ = released
     before, cold = releases.current(place / "nightly")[0], curve(place)[0]
     interactions(place, users=70)
-    ran, lines = again(place, "training.epochs=1")
+    ran, lines = again(place, "training.epochs=4")
     assert ran == list(NAMES)
     assert f"train: begins with {before}" in lines
     assert any(line.startswith("gate: passed") and before in line for line in lines)
