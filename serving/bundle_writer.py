@@ -148,8 +148,8 @@ def _save_index(
     target: Path,
 ) -> None:
     """Build and write the index: over the codes, or over transformed ones where it is approximate and new items have
-    weights of their own."""
-    if space.is_trivial or not new.any() or is_exact(settings, codes):
+    weights of their own. Items to come are new even where none of the bundle's is."""
+    if space.is_trivial or is_exact(settings, codes):
         Retriever.build(codes, settings, queries).save(target)
         return
     other = space.of_items(codes, new)

@@ -14,8 +14,12 @@ import scipy.sparse as sp
 
 from serving.items import ItemTable
 from setrec.ragged import Ragged
-from setrec.scoring.item_graph import Arcs
+from setrec.scoring.item_graph import GraphComponent, ItemGraph, root, start_weights
+from setrec.scoring.reading_kernels import read_arcs
 from setrec.scoring.text_similarity import TextFeatures, greatest, kept_arcs
+
+_CELLS = 1 << 22
+"""Similarities to live items held at a time."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,19 @@ class LiveTexts:
             self._stacked = stacked(parts if self._stacked is None else [self._stacked, *parts])
         return self.bundle.take(np.empty(0, np.int64)) if self._stacked is None else self._stacked
 
-    def similarity(self, rows: np.ndarray) -> np.ndarray:
-        """G of ``rows``, the bundle's or live ones, and all live items, float32 (rows, n)."""
+    def sums(self, near: Ragged, weight: np.ndarray) -> np.ndarray:
+        """For each row of ``near``, items of histories with ``weight`` float64 one each, the weighted sums of G to all
+        live items, float64 (rows, n)."""
         items, live = len(self.bundle), self.features
-        own = rows < items
-        found = np.empty((len(rows), len(live)), np.float32)
-        found[own] = self.bundle.take(rows[own]).similarity(live)
-        found[~own] = live.take(rows[~own] - items).similarity(live)
-        return found
+        distinct, place = np.unique(near.values, return_inverse=True)  # the bundle's rows come first
+        own = stacked([self.bundle.take(distinct[distinct < items]), live.take(distinct[distinct >= items] - items)])
+        read = sp.csr_matrix((weight, place, near.offsets), (len(near), len(distinct)))
+        step = max(1, _CELLS // max(1, len(distinct)))
+        parts = [
+            read @ own.similarity(live.take(np.arange(start, min(start + step, len(live)))))
+            for start in range(0, len(live), step)
+        ]
+        return np.concatenate([np.empty((len(near), 0)), *parts], axis=1)
 
 
 def stacked(parts: list[TextFeatures]) -> TextFeatures:
@@ -75,46 +84,55 @@ def stacked(parts: list[TextFeatures]) -> TextFeatures:
     return TextFeatures(lexical, np.concatenate(sentences) if sentences else None)
 
 
-class LiveArcs:
-    """Arcs between R rows of a live item table, from the ``arcs`` between the bundle's items.
+class LiveComponent:
+    """A ``component`` of the bundle over the R rows of a live item table.
 
     An item that was described anew keeps its arcs. With ``texts`` arcs are of text similarity: such an item has those
     of its new text alone.
     """
 
-    def __init__(self, arcs: Arcs, items: ItemTable, texts: LiveTexts | None = None) -> None:
-        self._arcs, self._items, self._texts = arcs, items, texts
+    def __init__(self, component: GraphComponent, items: ItemTable, texts: LiveTexts | None = None) -> None:
+        assert isinstance(component.arcs, ItemGraph)
+        self._graph, self._reading = component.arcs, component.reading
+        self._items, self._texts = items, texts
 
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def take(self, rows: np.ndarray) -> tuple[Ragged, np.ndarray]:
-        """See :class:`setrec.scoring.item_graph.Arcs`."""
-        rows = rows.astype(np.int64)
-        own = self._items.before(rows) if self._texts is None else np.where(rows < len(self._arcs), rows, -1)
-        held = np.flatnonzero(own >= 0)
-        targets, shares = self._arcs.take(own[held])
-        parts = [self._now(held[targets.row_of_value], targets.values, shares)]
+    def entries(self, history: Ragged) -> tuple[Ragged, np.ndarray]:
+        """See :class:`setrec.scoring.registry.Component`."""
+        near, weight = start_weights(history, self._reading)
+        before, items = self._items.before(history.values), len(self._graph)
+        held = Ragged(before, history.offsets).where(before >= 0)
+        own = self._items.before(near.values) if self._texts is None else near.values
+        known = (own >= 0) & (own < items)
+        rows = Ragged(own, near.offsets).where(known)
+        read = [read_arcs(rows, weight[known], self._graph.targets, self._graph.shares, held, items)]
+        if self._texts is not None and not known.all():
+            read.append(self._from_live(self._texts, near.where(~known), weight[~known], held))
+        row = np.concatenate([places.row_of_value for places, _ in read])
+        target = np.concatenate([places.values for places, _ in read])
+        total = np.concatenate([sums for _, sums in read])
+        if len(read) > 1:
+            keys, at = np.unique(row * items + target, return_inverse=True)
+            (row, target), total = np.divmod(keys, items), np.bincount(at, total, minlength=len(keys))
+        now = self._items.moved(target)
+        # Of text similarity, arcs lead to items whose text is the bundle's; those to other texts are computed.
+        kept = now >= 0 if self._texts is None else now == target
+        row, now, total = row[kept], now[kept], total[kept]
         if self._texts is not None:
-            parts += self._to_and_from_live(rows, self._texts)
-        at, to, share = (np.concatenate(each) for each in zip(*parts, strict=True))
-        order = np.argsort(at, kind="stable")
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(at, minlength=len(rows)))])
-        return Ragged(to[order], offsets), share[order]
+            live = self._texts.sums(near, weight)
+            fresh = history.values >= items
+            live[history.row_of_value[fresh], history.values[fresh] - items] = 0.0
+            some, column = np.nonzero(live)
+            row, now = np.concatenate([row, some]), np.concatenate([now, column + items])
+            total = np.concatenate([total, live[some, column]])
+        order = np.argsort(row * len(self._items) + now, kind="stable")
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(history)))])
+        return Ragged(now[order], offsets), root(total[order], self._reading.power)
 
-    def _now(self, at: np.ndarray, targets: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Arcs to where the bundle's items stand now; of text similarity, to those whose text is the bundle's."""
-        now = self._items.moved(targets)
-        kept = now >= 0 if self._texts is None else now == targets
-        return at[kept], now[kept], shares[kept]
-
-    def _to_and_from_live(self, rows: np.ndarray, texts: LiveTexts) -> list[tuple[np.ndarray, ...]]:
-        items = len(self._arcs)
-        distinct, place = np.unique(rows, return_inverse=True)
-        shares = texts.similarity(distinct)[place]
-        at, live = np.nonzero(shares)
-        parts: list[tuple[np.ndarray, ...]] = [(at, live + items, shares[at, live])]
-        for number in np.flatnonzero(rows >= items).tolist():
-            text = texts[int(rows[number]) - items]
-            parts.append(self._now(np.full(len(text.targets), number), text.targets, text.shares))
-        return parts
+    def _from_live(self, texts: LiveTexts, near: Ragged, weight: np.ndarray, held: Ragged) -> tuple[Ragged, np.ndarray]:
+        """What live items of histories give to the bundle's, by the arcs that were computed when they were put."""
+        items = len(self._graph)
+        distinct, place = np.unique(near.values, return_inverse=True)
+        own = [texts[row - items] for row in distinct.tolist()]
+        shares = np.concatenate([text.shares for text in own])
+        arcs = Ragged.of([text.targets for text in own], np.int64)
+        return read_arcs(Ragged(place, near.offsets), weight, arcs, shares, held, items)

@@ -17,14 +17,13 @@ from serving.index_codes import IndexCodes
 from serving.item_codes import CodedItem
 from serving.items import ItemTable
 from serving.live_index import LiveIndex
-from serving.live_texts import LiveArcs, LiveTexts
+from serving.live_texts import LiveComponent, LiveTexts
 from serving.popularity import Popularity
 from serving.scoring import Batch, UserScores
 from serving.users import Users
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridScorer
-from setrec.scoring.item_graph import GraphComponent
 
 if TYPE_CHECKING:
     from serving.bundle import Bundle
@@ -47,10 +46,8 @@ class State:
         self._bias = bundle.model.repeat_bias(bundle.manifest.scorer.slots)
         self._texts = None if bundle.texts is None else LiveTexts(bundle.texts.features)
         self._live_components = {
-            name: GraphComponent(
-                LiveArcs(c.arcs, self.items, self._texts if registry.kinds()[name].of_content else None), c.reading
-            )
-            for name, c in bundle.components.items()
+            name: LiveComponent(component, self.items, self._texts if registry.kinds()[name].of_content else None)
+            for name, component in bundle.components.items()
         }
         self.attributes = AttributeIndex(bundle.catalog.attributes, len(bundle.catalog))
         self.users = Users(bundle.histories)
@@ -74,10 +71,10 @@ class State:
         """What the scores of all items are made of, for histories (rows) with user codes float32 (B, D)."""
         weights, columns = self._bundle.manifest.scorer, self._bundle.manifest.code_columns
         term = UserScores(users, self._table, self.codes.fresh, self.codes.largest, columns, self._bias)
+        scorer, history = HybridScorer(term, {}, weights, self._new[: len(self.items)]), Ragged.of(histories, np.int64)
         components = self._live_components if self.items.added else self._bundle.components
-        scorer = HybridScorer(term, components, weights, self._new[: len(self.items)])
-        history = Ragged.of(histories, np.int64)
-        return Batch(scorer, term, history, scorer.entries(history))
+        entries = {name: component.entries(history) for name, component in components.items()}
+        return Batch(scorer, term, history, entries)
 
     def queries(self, users: np.ndarray) -> np.ndarray:
         """What the index is asked, of user codes float32 (B, D)."""

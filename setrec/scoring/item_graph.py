@@ -101,9 +101,7 @@ class GraphComponent:
             rows = Ragged(np.arange(len(near.values)), near.offsets)
             arcs, shares = self.arcs.take(near.values)
         places, total = read_arcs(rows, weight, arcs, shares, history, len(self.arcs))
-        power = self.reading.power
-        values = np.sqrt(np.sqrt(total)) if power == 4 else np.sqrt(total) if power == 2 else total ** (1 / power)
-        return places, values.astype(np.float32)
+        return places, root(total, self.reading.power)
 
     def save(self, file: Path) -> None:
         """Write the graph and, beside it, how it is read.
@@ -144,6 +142,12 @@ def start_weights(history: Ragged, reading: Reading) -> tuple[Ragged, np.ndarray
     weight = reading.decay ** age[age < reading.last].astype(np.float64)
     row = near.row_of_value
     return near, weight / np.bincount(row, weight, minlength=len(near))[row]
+
+
+def root(total: np.ndarray, power: float) -> np.ndarray:
+    """The root of sums over arcs that makes them a component's values, float32."""
+    values = np.sqrt(np.sqrt(total)) if power == 4 else np.sqrt(total) if power == 2 else total ** (1 / power)
+    return np.asarray(values, dtype=np.float32)
 
 
 def scatter(entries: Ragged, values: np.ndarray, items: int) -> np.ndarray:

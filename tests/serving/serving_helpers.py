@@ -120,6 +120,14 @@ def hybrid_parts(scorer, items=ITEMS):
     }
 
 
+def coded_items():
+    """Codes whose semantic columns come from the texts; every tenth item has never been trained on."""
+    table, counts = codes(), histories().train_counts(ITEMS)
+    table[:, 6:14] = text_codes(catalog().texts)
+    table[counts == 0, :6] = 0
+    return {"item_codes": table}
+
+
 class MeanScores:
     """The term of :class:`FakeEncoder` over all items, by the definition."""
 
