@@ -16,6 +16,8 @@ from serving.bundle import Bundle
 from serving.engine import Engine, Request
 from setrec.errors import BundleError, ConfigError, DataError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def session():

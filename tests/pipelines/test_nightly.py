@@ -23,6 +23,8 @@ from serving.bundle import Bundle
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 data: {interactions: FOLDER/interactions.csv, items: FOLDER/items.csv, columns: {position: position}}
 sasrec: {epochs: 1, layers: 1, width: 16, heads: 1}

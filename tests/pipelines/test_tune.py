@@ -25,6 +25,8 @@ from pipelines.train import trainer_of
 from pipelines.trials import METRIC, Trial, Trials
 from setrec.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 SPACE = {
     "training.learning_rate": {"kind": "choice", "values": [1e-9, 1e-2]},
     "model.dropout": {"kind": "uniform", "low": 0.0, "high": 0.2},

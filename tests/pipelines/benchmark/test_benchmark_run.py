@@ -143,6 +143,7 @@ def test_every_recipe_is_allowed_and_changes_something(prepared):
         assert recipes.applied(config, recipes.load(name)) != config, name
 
 
+@pytest.mark.slow
 def test_a_fit_is_what_the_jobs_train_and_rank_to_the_last_digit(world, prepared, tmp_path):
     """`setrec benchmark` and `prepare`, `train`, `evaluate` are one recipe."""
     given = problem.load(prepared)
