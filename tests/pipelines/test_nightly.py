@@ -185,7 +185,7 @@ def test_new_data_is_trained_on_from_the_last_release(released):
     assert ran == list(NAMES)
     assert f"train: begins with {before}" in lines
     assert any(line.startswith("gate: passed") and before in line for line in lines)
-    assert curve(place)[0]["loss"] < 0.7 * cold["loss"]
+    assert curve(place)[0]["loss"] < 0.95 * cold["loss"]
     assert releases.current(place / "nightly")[0] != before
 
 

@@ -95,7 +95,7 @@ def test_the_best_on_validation_is_a_configuration_to_train_with(searched):
     expected |= best["settings"]
     assert config.training.learning_rate == expected["training.learning_rate"]
     assert config.model.dropout == expected["model.dropout"]
-    assert config.tune == TuneSettings()
+    assert config.tune == own.tune
     with pytest.raises(ConfigError, match="its section data is not the run's"):
         _config_of(searched.root, ["data.min_rating=1", "data.columns.rating=rating"], searched.root / "best.yaml")
 
