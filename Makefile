@@ -1,11 +1,12 @@
 # make demo   trains, ranks and serves on MovieLens-100K, from a bare machine with Python 3.11+ and pip
-# make test   the same set-up if needed, then all tests and checks
+# make test   the same set-up if needed, then all checks and all tests but the slow ones
+# make test-all   the same with the slow ones: long faults, fuzzing at full count
 # make bench  the figures of docs/benchmarks.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench setup clean
+.PHONY: demo test test-all check bench setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,8 +28,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/setrec demo
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+test-all: setup check
+	$(PYTEST) -m "slow or not slow" --fuzz-cases 200
 
 check: setup
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ FAMILIES = ("qwen3", "qwen2", "t5")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz-cases", type=int, default=200, help="requests of tests/serving/test_fuzz.py")
+    parser.addoption("--fuzz-cases", type=int, default=50, help="requests of tests/serving/test_fuzz.py")
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,17 @@
-"""A run trained on a tiny catalogue, made once for all tests that only read it."""
+"""What is made once for all tests: runs trained on a tiny catalogue, to be read only, and a Ray session."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from s3_server import KEYS
 from safetensors.numpy import save_file
 
 from pipelines import evaluate, export, features, ingest, report
+from pipelines.cluster import ray_session
 from pipelines.config import load_config
 from pipelines.runs import Run
 from setrec.model import SetRecModel
@@ -73,3 +76,19 @@ def qwen3_run(tmp_path_factory) -> Run:
 def t5_run(tmp_path_factory) -> Run:
     """With a T5 backbone. To be read only."""
     return trained_run(tmp_path_factory.mktemp("t5"), "t5", False)
+
+
+CORES = 4
+"""That the Ray session of a test process says it has, however many there are."""
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """The Ray session of this process, one for all tests; its workers know the keys of ``s3_server``."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in KEYS.items():
+            patch.setenv(name, value)
+        session = ray_session(cpus=CORES)
+        session.__enter__()
+    yield
+    session.__exit__(None, None, None)

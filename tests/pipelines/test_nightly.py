@@ -14,7 +14,6 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines import audit, cli, fingerprints, nightly, releases, train
-from pipelines.cluster import ray_session
 from pipelines.nightly import NAMES
 from pipelines.steps import HeldBackError
 from pipelines.train_worker import trainer_of
@@ -73,12 +72,11 @@ def killed(place):
 
 
 @pytest.fixture(scope="module")
-def released(killed):
+def released(killed, ray_here):
     """The same night, gone on with, in this process from now on."""
-    with ray_session(cpus=2):
-        lines = []
-        done = nightly.run(killed / "config.yaml", killed / "nightly", say=lines.append)
-        yield killed, done, lines
+    lines = []
+    done = nightly.run(killed / "config.yaml", killed / "nightly", say=lines.append)
+    return killed, done, lines
 
 
 def command(place):

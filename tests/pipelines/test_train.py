@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines import jobs
+from pipelines import cli, jobs, train
 from pipelines.config import load_config
+from pipelines.features import train_collaborative
 from pipelines.runs import Run
 from setrec.errors import ConfigError
 
@@ -46,15 +47,29 @@ def prepared(tmp_path_factory) -> Path:
     run = Run(folder / "run")
     config = load_config(folder / "config.yaml")
     jobs.prepare(run, config)
-    from pipelines.features import train_collaborative
-
     train_collaborative(run, config)
     return run.root
 
 
-def command(root: Path, *options: str) -> list[str]:
+def arguments(root: Path, *options: str) -> list[str]:
     # --resume before there is a checkpoint keeps the collaborative vectors and starts the recommender afresh.
-    return [sys.executable, "-m", "pipelines.cli", "train", "--run", str(root), "--resume", *options]
+    return ["train", "--run", str(root), "--resume", *options]
+
+
+@pytest.fixture
+def commanded(monkeypatch, capfd):
+    """Gives a command in this process, on its Ray session; returns the exit code and what it said to the user."""
+
+    def run(*given: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["setrec", *given])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, capfd.readouterr().err
+
+    return run
 
 
 def curve(root: Path) -> list[dict]:
@@ -62,16 +77,15 @@ def curve(root: Path) -> list[dict]:
     return [r for r in records if r["system"] == "SETRec"]
 
 
-def trained(prepared: Path, name: str, *options: str) -> list[dict]:
+def trained(prepared: Path, name: str, *overrides: str) -> list[dict]:
     root = prepared.parent / name
     shutil.copytree(prepared, root)
-    done = subprocess.run(command(root, *options), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    jobs.fit(Run(root), load_config(root / "config.yaml", overrides), resume=True)
     return curve(root)
 
 
 @pytest.fixture(scope="module")
-def unbroken(prepared) -> list[dict]:
+def unbroken(prepared, ray_here) -> list[dict]:
     return trained(prepared, "unbroken")
 
 
@@ -86,9 +100,10 @@ def test_a_run_killed_outright_resumes_to_the_same_metrics(prepared, unbroken):
     root = prepared.parent / "killed"
     shutil.copytree(prepared, root)
     process = subprocess.Popen(
-        command(root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    until = time.monotonic() + 200
+        [sys.executable, "-m", "pipelines.cli", *arguments(root)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    until = time.monotonic() + 250
     while len(list((root / "checkpoints").rglob("progress.json"))) < 2:
         assert process.poll() is None, "ended before it could be killed"
         assert time.monotonic() < until, "no checkpoint in time"
@@ -96,8 +111,7 @@ def test_a_run_killed_outright_resumes_to_the_same_metrics(prepared, unbroken):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (root / "model").exists()
-    done = subprocess.run(command(root), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    jobs.fit(Run(root), load_config(root / "config.yaml"), resume=True)
     resumed = curve(root)
     assert [r["epoch"] for r in resumed] == [r["epoch"] for r in unbroken]
     for key in ("loss", "ndcg@10"):
@@ -106,32 +120,31 @@ def test_a_run_killed_outright_resumes_to_the_same_metrics(prepared, unbroken):
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_two_workers_follow_the_curve_of_one(prepared, unbroken, sharding):
-    pair = trained(prepared, f"pair-{sharding}", "--workers", "2", "--set", f"cluster.sharding={sharding}")
+    pair = trained(prepared, f"pair-{sharding}", "cluster.workers=2", f"cluster.sharding={sharding}")
     for key in ("loss", "ndcg@10"):
         np.testing.assert_allclose([r[key] for r in pair], [r[key] for r in unbroken], rtol=10 * SAME)
 
 
-def test_data_that_cannot_be_used_end_training_at_once_however_often_faults_may_be_retried(prepared):
+def test_data_that_cannot_be_used_end_training_at_once_however_often_faults_may_be_retried(
+    prepared, ray_here, commanded
+):
     root = prepared.parent / "damaged"
     shutil.copytree(prepared, root)
     features = root / "features" / "collaborative.safetensors"
     features.write_bytes(features.read_bytes()[:100])
-    options = ("--set", "cluster.max_failures=-1")
-    done = subprocess.run(command(root, *options), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 2
-    assert "collaborative.safetensors" in done.stderr.strip().splitlines()[-1]
+    code, said = commanded(*arguments(root, "--set", "cluster.max_failures=-1"))
+    assert code == 2
+    assert "collaborative.safetensors" in said.strip().splitlines()[-1]
     assert not (root / "model").exists()
 
 
-def test_training_before_preparing_is_refused_by_the_command_to_run(tmp_path):
-    done = subprocess.run(command(tmp_path / "none"), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "setrec prepare" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_training_before_preparing_is_refused_by_the_command_to_run(tmp_path, commanded):
+    code, said = commanded(*arguments(tmp_path / "none"))
+    assert code == 2
+    assert "setrec prepare" in said
+    assert len(said.strip().splitlines()) == 1
 
 
 def test_resuming_without_a_checkpoint_is_refused(prepared):
-    from pipelines import train
-
     with pytest.raises(ConfigError, match="no checkpoint"):
         train.train(Run(prepared), load_config(prepared / "config.yaml"), resume=True)

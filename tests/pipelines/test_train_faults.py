@@ -15,7 +15,7 @@ SAME = 1e-4
 AWAY = 2.0
 """Seconds for which the store refuses connections. In a run of one's own minutes are allowed for."""
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
