@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+# Ray's workers give way to everything else unless told not to, and beside other work would hardly ever run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import hypothesis
 import numpy as np

@@ -1,6 +1,7 @@
 """What is made once for all tests: runs trained on a tiny catalogue, to be read only, and a Ray session."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from s3_server import KEYS
 from safetensors.numpy import save_file
 
-from pipelines import evaluate, export, features, ingest, report
+from pipelines import cli, evaluate, export, features, ingest, report
 from pipelines.cluster import ray_session
 from pipelines.config import load_config
 from pipelines.runs import Run
@@ -92,3 +93,20 @@ def ray_here() -> Iterator[None]:
         session.__enter__()
     yield
     session.__exit__(None, None, None)
+
+
+@pytest.fixture
+def commanded(monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
+    """Runs the command line in this process; returns the exit code and what was said beside the results."""
+
+    def run(*given: str) -> tuple[int, str]:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["setrec", *given])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, capfd.readouterr().err
+
+    return run

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines import cli, jobs, train
+from pipelines import jobs, train
 from pipelines.config import load_config
 from pipelines.features import train_collaborative
 from pipelines.runs import Run
@@ -54,22 +54,6 @@ def prepared(tmp_path_factory) -> Path:
 def arguments(root: Path, *options: str) -> list[str]:
     # --resume before there is a checkpoint keeps the collaborative vectors and starts the recommender afresh.
     return ["train", "--run", str(root), "--resume", *options]
-
-
-@pytest.fixture
-def commanded(monkeypatch, capfd):
-    """Gives a command in this process, on its Ray session; returns the exit code and what it said to the user."""
-
-    def run(*given: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["setrec", *given])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, capfd.readouterr().err
-
-    return run
 
 
 def curve(root: Path) -> list[dict]:
