@@ -7,6 +7,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 # Ray's workers give way to everything else unless told not to, and beside other work would hardly ever run.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Nor does a session start workers before there is work for them.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 import hypothesis
 import numpy as np

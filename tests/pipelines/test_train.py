@@ -80,6 +80,7 @@ def test_a_run_learns_and_leaves_a_model(prepared, unbroken):
     assert names == {"config.json", "model.safetensors"}
 
 
+@pytest.mark.slow
 def test_a_run_killed_outright_resumes_to_the_same_metrics(prepared, unbroken):
     root = prepared.parent / "killed"
     shutil.copytree(prepared, root)
@@ -102,7 +103,7 @@ def test_a_run_killed_outright_resumes_to_the_same_metrics(prepared, unbroken):
         np.testing.assert_allclose([r[key] for r in resumed], [r[key] for r in unbroken], rtol=SAME)
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "fsdp"])
 def test_two_workers_follow_the_curve_of_one(prepared, unbroken, sharding):
     pair = trained(prepared, f"pair-{sharding}", "cluster.workers=2", f"cluster.sharding={sharding}")
     for key in ("loss", "ndcg@10"):

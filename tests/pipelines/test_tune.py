@@ -103,6 +103,7 @@ def test_a_trials_curve_is_that_of_a_training_with_its_settings(searched, qwen3_
     np.testing.assert_allclose(values(trainer.progress.curve), values(trial["curve"]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_search_killed_outright_goes_on_where_it_was(ray_here, searched, qwen3_run, tmp_path):
     run = ready(qwen3_run, tmp_path)
     command = [sys.executable, "-m", "pipelines.cli", "tune", "--config", tmp_path / "tune.yaml", "--run", run.root]
