@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,10 +13,13 @@ import torch
 from s3_server import KEYS
 from safetensors.numpy import save_file
 
-from pipelines import cli, evaluate, export, features, ingest, report
+from pipelines import cli, evaluate, export, features, ingest, report, train
 from pipelines.cluster import ray_session
-from pipelines.config import load_config
+from pipelines.config import JobConfig, load_config
+from pipelines.progress import Bar
 from pipelines.runs import Run
+from pipelines.trackers import Trackers
+from pipelines.train_worker import work
 from setrec.model import SetRecModel
 from setrec.training import Trainer
 
@@ -110,3 +115,27 @@ def commanded(monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
         return code, capfd.readouterr().err
 
     return run
+
+
+@contextmanager
+def trained_here() -> Iterator[None]:
+    """Jobs train in this process in place of a Ray worker: the same work, without the half minute of starting one."""
+
+    def fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
+        def told(record: dict[str, Any]) -> None:
+            run.log("epoch", system="SETRec", **record)
+            follow.epoch("SETRec", record)
+
+        work(run, config, 0, 1, torch.device("cpu"), on_epoch=told)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_fit", fit)
+        patch.setattr(train, "ray_session", lambda *_: nullcontext())
+        yield
+
+
+@pytest.fixture(scope="module")
+def without_ray_train() -> Iterator[None]:
+    """All tests of a module that asks for this train in this process."""
+    with trained_here():
+        yield

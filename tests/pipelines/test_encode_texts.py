@@ -125,6 +125,7 @@ def test_only_texts_that_no_run_has_met_are_encoded(tmp_path, tiny, monkeypatch)
     assert encoded(second)["encoded"] == len(set(grown)), "vectors of texts cut elsewhere are other vectors"
 
 
+@pytest.mark.slow
 def test_an_encoder_that_fails_is_told_in_one_line_and_leaves_no_file(ray_here, tmp_path, tiny, monkeypatch):
     class Fails:
         def __init__(self, *_):

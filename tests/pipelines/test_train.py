@@ -18,6 +18,7 @@ from pipelines import jobs, train
 from pipelines.config import load_config
 from pipelines.features import train_collaborative
 from pipelines.runs import Run
+from pipelines.train_worker import trainer_of
 from setrec.errors import ConfigError
 
 CONFIG = """
@@ -61,27 +62,43 @@ def curve(root: Path) -> list[dict]:
     return [r for r in records if r["system"] == "SETRec"]
 
 
-def trained(prepared: Path, name: str, *overrides: str) -> list[dict]:
-    root = prepared.parent / name
-    shutil.copytree(prepared, root)
-    jobs.fit(Run(root), load_config(root / "config.yaml", overrides), resume=True)
-    return curve(root)
-
-
 @pytest.fixture(scope="module")
-def unbroken(prepared, ray_here) -> list[dict]:
-    return trained(prepared, "unbroken")
+def unbroken(prepared) -> list[dict]:
+    """The curve of one process that Ray has no part in."""
+    root = prepared.parent / "unbroken"
+    shutil.copytree(prepared, root)
+    trainer = trainer_of(Run(root), load_config(root / "config.yaml"))
+    while not trainer.progress.exhausted(trainer.settings):
+        trainer.epoch()
+    return trainer.progress.curve
 
 
-def test_a_run_learns_and_leaves_a_model(prepared, unbroken):
-    assert len(unbroken) == 8
-    assert unbroken[-1]["loss"] < 0.8 * unbroken[0]["loss"]
-    names = {p.name for p in (prepared.parent / "unbroken" / "model").iterdir()}
-    assert names == {"config.json", "model.safetensors"}
+def same(found: list[dict], expected: list[dict], tolerance: float) -> None:
+    assert [r["epoch"] for r in found] == [r["epoch"] for r in expected]
+    for key in ("loss", "ndcg@10"):
+        np.testing.assert_allclose([r[key] for r in found], [r[key] for r in expected], rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("workers", "sharding"),
+    [pytest.param(1, "none", marks=pytest.mark.slow), pytest.param(2, "none", marks=pytest.mark.slow), (2, "fsdp")],
+)
+def test_a_run_learns_on_one_worker_or_two_as_in_one_process_and_leaves_a_model(
+    ray_here, prepared, unbroken, workers, sharding
+):
+    root = prepared.parent / f"{workers}-{sharding}"
+    shutil.copytree(prepared, root)
+    overrides = [f"cluster.workers={workers}", f"cluster.sharding={sharding}"]
+    jobs.fit(Run(root), load_config(root / "config.yaml", overrides), resume=True)
+    told = curve(root)
+    same(told, unbroken, SAME if workers == 1 else 10 * SAME)
+    assert len(told) == 8
+    assert told[-1]["loss"] < 0.8 * told[0]["loss"]
+    assert {p.name for p in (root / "model").iterdir()} == {"config.json", "model.safetensors"}
 
 
 @pytest.mark.slow
-def test_a_run_killed_outright_resumes_to_the_same_metrics(prepared, unbroken):
+def test_a_run_killed_outright_resumes_to_the_same_metrics(ray_here, prepared, unbroken):
     root = prepared.parent / "killed"
     shutil.copytree(prepared, root)
     process = subprocess.Popen(
@@ -97,19 +114,10 @@ def test_a_run_killed_outright_resumes_to_the_same_metrics(prepared, unbroken):
     process.wait()
     assert not (root / "model").exists()
     jobs.fit(Run(root), load_config(root / "config.yaml"), resume=True)
-    resumed = curve(root)
-    assert [r["epoch"] for r in resumed] == [r["epoch"] for r in unbroken]
-    for key in ("loss", "ndcg@10"):
-        np.testing.assert_allclose([r[key] for r in resumed], [r[key] for r in unbroken], rtol=SAME)
+    same(curve(root), unbroken, SAME)
 
 
-@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "fsdp"])
-def test_two_workers_follow_the_curve_of_one(prepared, unbroken, sharding):
-    pair = trained(prepared, f"pair-{sharding}", "cluster.workers=2", f"cluster.sharding={sharding}")
-    for key in ("loss", "ndcg@10"):
-        np.testing.assert_allclose([r[key] for r in pair], [r[key] for r in unbroken], rtol=10 * SAME)
-
-
+@pytest.mark.slow
 def test_data_that_cannot_be_used_end_training_at_once_however_often_faults_may_be_retried(
     prepared, ray_here, commanded
 ):

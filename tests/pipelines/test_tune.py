@@ -28,7 +28,7 @@ SPACE = {
     "training.learning_rate": {"kind": "choice", "values": [1e-9, 1e-2]},
     "model.dropout": {"kind": "uniform", "low": 0.0, "high": 0.2},
 }
-SEARCH = {"trials": 4, "grace_epochs": 1, "reduction": 2, "space": SPACE, "seed": 3}
+SEARCH = {"trials": 3, "grace_epochs": 1, "reduction": 2, "space": SPACE, "seed": 3}
 EPOCHS = 5
 
 
@@ -63,7 +63,7 @@ def values(curve: list[dict]) -> list[tuple]:
 
 def test_every_trial_is_told_with_settings_curve_and_end(searched):
     trials = searched.read_json("trials.json")
-    assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
+    assert [trial["number"] for trial in trials] == [0, 1, 2]
     assert trials[0]["settings"] == {}
     for trial in trials[1:]:
         assert set(trial["settings"]) == set(SPACE)
@@ -131,6 +131,7 @@ def test_a_search_killed_outright_goes_on_where_it_was(ray_here, searched, qwen3
     assert (run.root / "best.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_told_and_does_not_end_the_search(ray_here, qwen3_run, tmp_path):
     run = ready(qwen3_run, tmp_path)
     space = {"sasrec.width": {"kind": "choice", "values": [8]}, "sasrec.heads": {"kind": "choice", "values": [3]}}
