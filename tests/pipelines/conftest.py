@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +86,23 @@ def t5_run(tmp_path_factory) -> Run:
 
 CORES = 4
 """That the Ray session of a test process says it has, however many there are."""
+_session = ExitStack()
 
 
-@pytest.fixture(scope="session")
-def ray_here() -> Iterator[None]:
-    """The Ray session of this process, one for all tests; its workers know the keys of ``s3_server``."""
+@pytest.fixture(scope="module")
+def ray_here() -> None:
+    """The Ray session of this process, one for all tests of this folder; its workers know the keys of ``s3_server``."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in KEYS.items():
             patch.setenv(name, value)
-        session = ray_session(cpus=CORES)
-        session.__enter__()
-    yield
-    session.__exit__(None, None, None)
+        _session.enter_context(ray_session(cpus=CORES))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """End the session behind the last test of this folder: serving starts its own, with a proxy that this one lacks."""
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        _session.close()
 
 
 @pytest.fixture
