@@ -81,6 +81,7 @@ def vectors(run) -> np.ndarray:
     return load_file(run.features / "text.safetensors")["text"]
 
 
+@pytest.mark.slow
 def test_actors_give_what_one_process_gives_though_one_of_them_dies(ray_here, tmp_path, tiny, monkeypatch):
     given, marker, honest = texts(150), tmp_path / "died", module._Encoder
 
