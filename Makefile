@@ -30,10 +30,10 @@ demo: setup
 	@$(BIN)/setrec demo
 
 test: setup check
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: setup check
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow" --fuzz-cases 200
 
 check: setup
 	$(BIN)/ruff check .

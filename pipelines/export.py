@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from setrec.text.featurizer import TextFeaturizer
-
 from nodetok.artifact import GraphArtifact
 from pipelines import features, ingest
 from pipelines.config import JobConfig
@@ -17,6 +15,7 @@ from serving.bundle_writer import write_bundle
 from setrec.model import SetRecModel
 from setrec.scoring.hybrid import build_components
 from setrec.scoring.registry import Sources
+from setrec.text.featurizer import TextFeaturizer
 
 
 def export(

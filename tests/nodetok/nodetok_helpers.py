@@ -35,6 +35,13 @@ def task(nodes: int = 60, **changes) -> Task:
     return classification(graph, labels, split, features, settings)
 
 
+def few(of: Task, count: int = 96) -> Task:
+    """The task with epochs of ``count`` examples."""
+    draw = of.draw
+    of.draw = lambda rng: ((examples.take(np.arange(count)), table) for examples, table in draw(rng))
+    return of
+
+
 def reader(of: Task, family: str = "qwen3", name: str = TOKENS, **changes) -> Reader:
     """An untrained reader in evaluation mode, every parameter away from its neutral start."""
     fields = {"position_tokens": 2, "neighbours": 4, "feature_restart": 0.2, "dropout": 0.0, **changes}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from nodetok_helpers import reader, task
+from nodetok_helpers import few, reader, task
 
 from nodetok import text
 from nodetok.learning import LearningSettings, fit
@@ -16,7 +16,7 @@ QUESTION = "is [[0]] like [[1]] ? answer :"
 
 @pytest.fixture(scope="module")
 def planted_task():
-    return task()
+    return few(task())
 
 
 def answers_to(made, prompts: Prompts) -> np.ndarray:
@@ -138,23 +138,25 @@ def test_every_view_trains_and_evaluates(planted_task, name):
     assert found["accuracy"].shape == (len(planted_task.test),)
 
 
-def test_node_tokens_learn_planted_classes_that_text_cannot_tell(planted_task):
+def test_node_tokens_learn_planted_classes_that_text_cannot_tell():
+    of = few(task(), 320)
     settings = GraphModelSettings(position_tokens=1, neighbours=4, dropout=0.0)
-    learning = LearningSettings(epochs=5, batch=32, learning_rate=2e-3)
+    learning = LearningSettings(epochs=5, batch=32, learning_rate=4e-3)
     score = {}
     for name in (TOKENS, TEXT):
-        learned = fit(planted_task, view(planted_task, name, settings), learning)
-        score[name] = learned.evaluate(planted_task, planted_task.test)["accuracy"].mean()
+        learned = fit(of, view(of, name, settings), learning)
+        score[name] = learned.evaluate(of, of.test)["accuracy"].mean()
     assert score[TOKENS] > 0.8 > 0.6 > score[TEXT]
 
 
+@pytest.mark.parametrize("family", ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "t5"))])
 def test_written_answers_are_the_same_alone_and_in_a_batch_and_learn_the_classes(family):
-    of = task()
+    of = few(task(), 320)
     settings = GraphModelSettings(
         backbone=BackboneSettings(family=family, dropout=0.0), position_tokens=1, neighbours=4, dropout=0.0,
         text_loss=1.0,
     )  # fmt: skip
-    learned = fit(of, view(of, TOKENS, settings), LearningSettings(epochs=5, batch=32, learning_rate=2e-3))
+    learned = fit(of, view(of, TOKENS, settings), LearningSettings(epochs=5, batch=32, learning_rate=4e-3))
     said = learned.write(of.test, longest=4)
     assert [learned.write(of.test.take(np.array([i])), longest=4)[0] for i in range(4)] == said[:4]
     right = np.mean([said[i] == of.candidates[row] for i, row in enumerate(of.test.targets)])

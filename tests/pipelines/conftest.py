@@ -1,16 +1,25 @@
-"""A run trained on a tiny catalogue, made once for all tests that only read it."""
+"""What is made once for all tests: runs trained on a tiny catalogue, to be read only, and a Ray session."""
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from s3_server import KEYS
 from safetensors.numpy import save_file
 
-from pipelines import evaluate, export, features, ingest, report
-from pipelines.config import load_config
+from pipelines import cli, evaluate, export, features, ingest, report, train
+from pipelines.cluster import ray_session
+from pipelines.config import JobConfig, load_config
+from pipelines.progress import Bar
 from pipelines.runs import Run
+from pipelines.trackers import Trackers
+from pipelines.train_worker import work
 from setrec.model import SetRecModel
 from setrec.training import Trainer
 
@@ -75,3 +84,65 @@ def qwen3_run(tmp_path_factory) -> Run:
 def t5_run(tmp_path_factory) -> Run:
     """With a T5 backbone. To be read only."""
     return trained_run(tmp_path_factory.mktemp("t5"), "t5", False)
+
+
+CORES = 4
+"""That the Ray session of a test process says it has, however many there are."""
+_session = ExitStack()
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> None:
+    """The Ray session of this process, one for all tests of this folder; its workers know the keys of ``s3_server``."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in KEYS.items():
+            patch.setenv(name, value)
+        _session.enter_context(ray_session(cpus=CORES))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """End the session behind the last test of this folder: serving starts its own, with a proxy that this one lacks."""
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        _session.close()
+
+
+@pytest.fixture
+def commanded(monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
+    """Runs the command line in this process; returns the exit code and what was said beside the results."""
+
+    def run(*given: str) -> tuple[int, str]:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["setrec", *given])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, capfd.readouterr().err
+
+    return run
+
+
+@contextmanager
+def trained_here() -> Iterator[None]:
+    """Jobs train in this process in place of a Ray worker: the same work, without the half minute of starting one."""
+
+    def fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
+        def told(record: dict[str, Any]) -> None:
+            run.log("epoch", system="SETRec", **record)
+            follow.epoch("SETRec", record)
+
+        work(run, config, 0, 1, torch.device("cpu"), on_epoch=told)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_fit", fit)
+        patch.setattr(train, "ray_session", lambda *_: nullcontext())
+        yield
+
+
+@pytest.fixture(scope="module")
+def without_ray_train() -> Iterator[None]:
+    """All tests of a module that asks for this train in this process."""
+    with trained_here():
+        yield

@@ -11,18 +11,9 @@ import pytest
 from pipelines import batch_recommend, ingest
 from pipelines.batch_actor import Recommender
 from pipelines.batch_recommend import BatchRequest, recommend_batch
-from pipelines.cluster import ray_session
 from serving.bundle import Bundle
 from serving.engine import Engine, Request
 from setrec.errors import BundleError, ConfigError, DataError
-
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def session():
-    with ray_session(cpus=3):
-        yield
 
 
 def table(users, histories=None) -> pa.Table:
@@ -42,7 +33,7 @@ def rows(out, kind: str) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def answered(session, qwen3_run, tmp_path_factory):
+def answered(ray_here, qwen3_run, tmp_path_factory):
     """Every known user, asked for in two files and several blocks; histories for some; rows that have no answer."""
     folder = tmp_path_factory.mktemp("batch")
     _, histories = ingest.load(qwen3_run.data)
@@ -145,11 +136,11 @@ def test_a_table_that_cannot_be_used_is_refused_before_anything_starts(qwen3_run
     assert not (tmp_path / "out").exists()
 
 
-def test_a_job_that_fails_leaves_the_earlier_answers(session, qwen3_run, answered, tmp_path):
+def test_a_job_that_fails_leaves_the_earlier_answers(ray_here, qwen3_run, answered, tmp_path):
     shutil.copytree(answered[0] / "out", tmp_path / "out")
     before = rows(tmp_path / "out", "answers")
     users = str(answered[0] / "users")
-    with pytest.raises(ConfigError, match="9 actors and a core beside them do not fit the cluster's 3 cores"):
+    with pytest.raises(ConfigError, match="9 actors and a core beside them do not fit the cluster's 4 cores"):
         recommend_batch(asked(qwen3_run, users, tmp_path / "out", actors=9))
     with pytest.raises(BundleError):
         recommend_batch(BatchRequest(tmp_path, users, str(tmp_path / "out")))

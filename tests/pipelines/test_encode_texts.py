@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from pipelines import encode_texts as module
-from pipelines.cluster import ray_session
 from pipelines.config import validate
 from pipelines.encode_texts import Texts, encode_texts
 from pipelines.runs import Run
@@ -23,12 +22,6 @@ from setrec.errors import ConfigError
 from setrec.vectors import VectorTable
 
 WORDS = ["toy", "story", "heat", "drama", "war", "of", "the", "stars", "and", "peace"]
-
-
-@pytest.fixture(scope="module")
-def session():
-    with ray_session(cpus=2):
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,7 +81,8 @@ def vectors(run) -> np.ndarray:
     return load_file(run.features / "text.safetensors")["text"]
 
 
-def test_actors_give_what_one_process_gives_though_one_of_them_dies(session, tmp_path, tiny, monkeypatch):
+@pytest.mark.slow
+def test_actors_give_what_one_process_gives_though_one_of_them_dies(ray_here, tmp_path, tiny, monkeypatch):
     given, marker, honest = texts(150), tmp_path / "died", module._Encoder
 
     class DiesOnce(honest):
@@ -132,7 +126,8 @@ def test_only_texts_that_no_run_has_met_are_encoded(tmp_path, tiny, monkeypatch)
     assert encoded(second)["encoded"] == len(set(grown)), "vectors of texts cut elsewhere are other vectors"
 
 
-def test_an_encoder_that_fails_is_told_in_one_line_and_leaves_no_file(session, tmp_path, tiny, monkeypatch):
+@pytest.mark.slow
+def test_an_encoder_that_fails_is_told_in_one_line_and_leaves_no_file(ray_here, tmp_path, tiny, monkeypatch):
     class Fails:
         def __init__(self, *_):
             pass

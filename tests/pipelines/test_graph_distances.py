@@ -10,7 +10,6 @@ from safetensors.numpy import load_file
 from nodetok.distances import DistanceSettings, distances
 from nodetok.graph import Graph
 from pipelines import features, graph_distances
-from pipelines.cluster import ray_session
 from pipelines.config import validate
 from pipelines.graph_distances import distances_on_cluster
 from pipelines.runs import Run
@@ -22,10 +21,7 @@ NODES = 300
 ANCHORS = np.random.default_rng(1).permutation(NODES)[:23]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def session():
-    with ray_session(cpus=2):
-        yield
+pytestmark = pytest.mark.usefixtures("ray_here")
 
 
 def made(directed: bool = False, weighted: bool = False) -> Graph:

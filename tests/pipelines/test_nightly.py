@@ -14,7 +14,6 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines import audit, cli, fingerprints, nightly, releases, train
-from pipelines.cluster import ray_session
 from pipelines.nightly import NAMES
 from pipelines.steps import HeldBackError
 from pipelines.train_worker import trainer_of
@@ -22,8 +21,6 @@ from serving.audit import Audit
 from serving.bundle import Bundle
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError
-
-pytestmark = pytest.mark.slow
 
 CONFIG = """
 data: {interactions: FOLDER/interactions.csv, items: FOLDER/items.csv, columns: {position: position}}
@@ -45,10 +42,8 @@ def interactions(folder, users=60):
     pd.DataFrame(rows, columns=["user_id", "item_id", "position"]).to_csv(folder / "interactions.csv", index=False)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def made(folder):
     """Inputs and a configuration; the root of the loop is ``nightly`` beside them."""
-    folder = tmp_path_factory.mktemp("nightly")
     interactions(folder)
     items = pd.DataFrame({"item_id": [f"i{row}" for row in range(30)], "title": [f"Film {row}" for row in range(30)]})
     items.to_csv(folder / "items.csv", index=False)
@@ -56,7 +51,6 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
 def killed(place):
     """The first night, killed outright in the middle of training."""
     log, began = place / "nightly" / "run" / "logs" / "run.jsonl", time.monotonic()
@@ -71,16 +65,13 @@ def killed(place):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    return place
 
 
 @pytest.fixture(scope="module")
-def released(killed):
-    """The same night, gone on with, in this process from now on."""
-    with ray_session(cpus=2):
-        lines = []
-        done = nightly.run(killed / "config.yaml", killed / "nightly", say=lines.append)
-        yield killed, done, lines
+def released(tmp_path_factory, without_ray_train):
+    """A first night."""
+    place = made(tmp_path_factory.mktemp("nightly"))
+    return place, nightly.run(place / "config.yaml", place / "nightly", say=lambda _: None)
 
 
 def command(place):
@@ -116,9 +107,12 @@ def curve(place):
     return [record for record in map(json.loads, lines) if record["system"] == "SETRec"]
 
 
-def test_a_night_killed_in_the_middle_of_training_is_gone_on_with(released):
-    place, done, _ = released
-    assert done["ran"] == list(NAMES[2:])
+# The first of this file: the others train in this process.
+@pytest.mark.slow
+def test_a_night_killed_in_the_middle_of_training_is_gone_on_with(tmp_path, ray_here):
+    place = made(tmp_path)
+    killed(place)
+    assert again(place)[0] == list(NAMES[2:])
     events = [json.loads(line) for line in (place / "nightly/run/logs/run.jsonl").read_text().splitlines()]
     assert sum(e["event"] == "started" and e["step"] == "setrec" for e in events) == 2
     assert sum(e["event"] == "epoch" and e["system"] == "SETRec" and e["epoch"] == 1 for e in events) == 1
@@ -126,7 +120,8 @@ def test_a_night_killed_in_the_middle_of_training_is_gone_on_with(released):
 
 
 def test_what_was_released_can_be_served_and_is_current(released):
-    place, done, _ = released
+    place, done = released
+    assert done["ran"] == list(NAMES)
     bundle = Bundle.open(place / "nightly" / "releases" / "current")
     assert done["release"].endswith(bundle.model_version)
     gate = json.loads((place / "nightly/run/gate.json").read_text())
@@ -136,7 +131,7 @@ def test_what_was_released_can_be_served_and_is_current(released):
 
 
 def test_a_second_night_without_news_does_nothing_and_says_so_at_once(released):
-    place, done, _ = released
+    place, done = released
     said = subprocess.run(command(place), capture_output=True, text=True, timeout=60)
     assert said.returncode == 0, said.stderr
     *answer, imported = said.stdout.splitlines()
@@ -151,7 +146,7 @@ def test_a_second_night_without_news_does_nothing_and_says_so_at_once(released):
 
 
 def test_a_step_runs_where_its_own_section_changed_and_the_release_stays_where_the_bundle_does(released):
-    place, _, _ = released
+    place, _ = released
     ran, lines = again(place, "gate.margin=0.2")
     assert ran == ["gate", "export", "audit", "release"]
     assert "gate: runs, because the configuration changed" in lines
@@ -160,7 +155,7 @@ def test_a_step_runs_where_its_own_section_changed_and_the_release_stays_where_t
 
 
 def test_a_bundle_that_is_damaged_or_finds_too_little_is_held_back(released, tmp_path, monkeypatch):
-    place, _, _ = released
+    place, _ = released
     whole = place / "nightly/run/bundle"
     shutil.copytree(whole, tmp_path / "bundle")
     (tmp_path / "bundle" / "codes.safetensors").write_bytes(b"x")
@@ -178,7 +173,7 @@ def test_a_bundle_that_is_damaged_or_finds_too_little_is_held_back(released, tmp
 
 
 def test_new_data_is_trained_on_from_the_last_release(released):
-    place, _, _ = released
+    place, _ = released
     before, cold = releases.current(place / "nightly")[0], curve(place)[0]
     interactions(place, users=70)
     ran, lines = again(place, "training.epochs=4")
@@ -190,7 +185,7 @@ def test_new_data_is_trained_on_from_the_last_release(released):
 
 
 def test_a_worse_model_is_held_back_by_the_gate_and_the_last_release_stays(released, monkeypatch):
-    place, _, _ = released
+    place, _ = released
     before = releases.current(place / "nightly")
     # What is served would be as good without a model: on these histories transitions alone say what comes next.
     unlearned = ("training.epochs=1", "training.seed=7", "evaluation.components=[]")

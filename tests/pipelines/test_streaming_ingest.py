@@ -11,7 +11,6 @@ import pytest
 from s3_server import s3_server
 
 from pipelines import buckets, partition, storage
-from pipelines.cluster import ray_session
 from pipelines.data_settings import StreamingSettings
 from pipelines.ingest import DataSettings, history_shards, ingest, load
 from setrec.catalog import Histories
@@ -24,9 +23,9 @@ COLUMNS = Schema(rating="rating", split="part", text=("title", "note"), attribut
 
 
 @pytest.fixture(scope="module", autouse=True)
-def store():
-    """A Ray session whose workers know the keys of an S3 server; yields URIs of paths in it."""
-    with s3_server() as uri, ray_session(cpus=2):
+def store(ray_here):
+    """An S3 server that workers can use; yields URIs of paths in it."""
+    with s3_server() as uri:
         yield uri
 
 

@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines import jobs
+from pipelines import jobs, train
 from pipelines.config import load_config
+from pipelines.features import train_collaborative
 from pipelines.runs import Run
+from pipelines.train_worker import trainer_of
 from setrec.errors import ConfigError
 
 CONFIG = """
@@ -46,15 +48,13 @@ def prepared(tmp_path_factory) -> Path:
     run = Run(folder / "run")
     config = load_config(folder / "config.yaml")
     jobs.prepare(run, config)
-    from pipelines.features import train_collaborative
-
     train_collaborative(run, config)
     return run.root
 
 
-def command(root: Path, *options: str) -> list[str]:
+def arguments(root: Path, *options: str) -> list[str]:
     # --resume before there is a checkpoint keeps the collaborative vectors and starts the recommender afresh.
-    return [sys.executable, "-m", "pipelines.cli", "train", "--run", str(root), "--resume", *options]
+    return ["train", "--run", str(root), "--resume", *options]
 
 
 def curve(root: Path) -> list[dict]:
@@ -62,33 +62,50 @@ def curve(root: Path) -> list[dict]:
     return [r for r in records if r["system"] == "SETRec"]
 
 
-def trained(prepared: Path, name: str, *options: str) -> list[dict]:
-    root = prepared.parent / name
-    shutil.copytree(prepared, root)
-    done = subprocess.run(command(root, *options), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return curve(root)
-
-
 @pytest.fixture(scope="module")
 def unbroken(prepared) -> list[dict]:
-    return trained(prepared, "unbroken")
+    """The curve of one process that Ray has no part in."""
+    root = prepared.parent / "unbroken"
+    shutil.copytree(prepared, root)
+    trainer = trainer_of(Run(root), load_config(root / "config.yaml"))
+    while not trainer.progress.exhausted(trainer.settings):
+        trainer.epoch()
+    return trainer.progress.curve
 
 
-def test_a_run_learns_and_leaves_a_model(prepared, unbroken):
-    assert len(unbroken) == 8
-    assert unbroken[-1]["loss"] < 0.8 * unbroken[0]["loss"]
-    names = {p.name for p in (prepared.parent / "unbroken" / "model").iterdir()}
-    assert names == {"config.json", "model.safetensors"}
+def same(found: list[dict], expected: list[dict], tolerance: float) -> None:
+    assert [r["epoch"] for r in found] == [r["epoch"] for r in expected]
+    for key in ("loss", "ndcg@10"):
+        np.testing.assert_allclose([r[key] for r in found], [r[key] for r in expected], rtol=tolerance)
 
 
-def test_a_run_killed_outright_resumes_to_the_same_metrics(prepared, unbroken):
+@pytest.mark.parametrize(
+    ("workers", "sharding"),
+    [pytest.param(1, "none", marks=pytest.mark.slow), pytest.param(2, "none", marks=pytest.mark.slow), (2, "fsdp")],
+)
+def test_a_run_learns_on_one_worker_or_two_as_in_one_process_and_leaves_a_model(
+    ray_here, prepared, unbroken, workers, sharding
+):
+    root = prepared.parent / f"{workers}-{sharding}"
+    shutil.copytree(prepared, root)
+    overrides = [f"cluster.workers={workers}", f"cluster.sharding={sharding}"]
+    jobs.fit(Run(root), load_config(root / "config.yaml", overrides), resume=True)
+    told = curve(root)
+    same(told, unbroken, SAME if workers == 1 else 10 * SAME)
+    assert len(told) == 8
+    assert told[-1]["loss"] < 0.8 * told[0]["loss"]
+    assert {p.name for p in (root / "model").iterdir()} == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.slow
+def test_a_run_killed_outright_resumes_to_the_same_metrics(ray_here, prepared, unbroken):
     root = prepared.parent / "killed"
     shutil.copytree(prepared, root)
     process = subprocess.Popen(
-        command(root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    until = time.monotonic() + 200
+        [sys.executable, "-m", "pipelines.cli", *arguments(root)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    until = time.monotonic() + 250
     while len(list((root / "checkpoints").rglob("progress.json"))) < 2:
         assert process.poll() is None, "ended before it could be killed"
         assert time.monotonic() < until, "no checkpoint in time"
@@ -96,42 +113,31 @@ def test_a_run_killed_outright_resumes_to_the_same_metrics(prepared, unbroken):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (root / "model").exists()
-    done = subprocess.run(command(root), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    resumed = curve(root)
-    assert [r["epoch"] for r in resumed] == [r["epoch"] for r in unbroken]
-    for key in ("loss", "ndcg@10"):
-        np.testing.assert_allclose([r[key] for r in resumed], [r[key] for r in unbroken], rtol=SAME)
+    jobs.fit(Run(root), load_config(root / "config.yaml"), resume=True)
+    same(curve(root), unbroken, SAME)
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_two_workers_follow_the_curve_of_one(prepared, unbroken, sharding):
-    pair = trained(prepared, f"pair-{sharding}", "--workers", "2", "--set", f"cluster.sharding={sharding}")
-    for key in ("loss", "ndcg@10"):
-        np.testing.assert_allclose([r[key] for r in pair], [r[key] for r in unbroken], rtol=10 * SAME)
-
-
-def test_data_that_cannot_be_used_end_training_at_once_however_often_faults_may_be_retried(prepared):
+@pytest.mark.slow
+def test_data_that_cannot_be_used_end_training_at_once_however_often_faults_may_be_retried(
+    prepared, ray_here, commanded
+):
     root = prepared.parent / "damaged"
     shutil.copytree(prepared, root)
     features = root / "features" / "collaborative.safetensors"
     features.write_bytes(features.read_bytes()[:100])
-    options = ("--set", "cluster.max_failures=-1")
-    done = subprocess.run(command(root, *options), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 2
-    assert "collaborative.safetensors" in done.stderr.strip().splitlines()[-1]
+    code, said = commanded(*arguments(root, "--set", "cluster.max_failures=-1"))
+    assert code == 2
+    assert "collaborative.safetensors" in said.strip().splitlines()[-1]
     assert not (root / "model").exists()
 
 
-def test_training_before_preparing_is_refused_by_the_command_to_run(tmp_path):
-    done = subprocess.run(command(tmp_path / "none"), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "setrec prepare" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_training_before_preparing_is_refused_by_the_command_to_run(tmp_path, commanded):
+    code, said = commanded(*arguments(tmp_path / "none"))
+    assert code == 2
+    assert "setrec prepare" in said
+    assert len(said.strip().splitlines()) == 1
 
 
 def test_resuming_without_a_checkpoint_is_refused(prepared):
-    from pipelines import train
-
     with pytest.raises(ConfigError, match="no checkpoint"):
         train.train(Run(prepared), load_config(prepared / "config.yaml"), resume=True)

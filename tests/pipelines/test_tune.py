@@ -16,7 +16,6 @@ import yaml
 
 from pipelines import jobs
 from pipelines.cli import _config_of
-from pipelines.cluster import ray_session
 from pipelines.config import load_config
 from pipelines.halving import STOP, Halving
 from pipelines.runs import Run
@@ -25,13 +24,11 @@ from pipelines.train import trainer_of
 from pipelines.trials import METRIC, Trial, Trials
 from setrec.errors import ConfigError
 
-pytestmark = pytest.mark.slow
-
 SPACE = {
     "training.learning_rate": {"kind": "choice", "values": [1e-9, 1e-2]},
     "model.dropout": {"kind": "uniform", "low": 0.0, "high": 0.2},
 }
-SEARCH = {"trials": 4, "grace_epochs": 1, "reduction": 2, "space": SPACE, "seed": 3}
+SEARCH = {"trials": 3, "grace_epochs": 1, "reduction": 2, "space": SPACE, "seed": 3}
 EPOCHS = 5
 
 
@@ -53,13 +50,7 @@ def ready(run: Run, folder: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def session():
-    with ray_session(cpus=2):
-        yield
-
-
-@pytest.fixture(scope="module")
-def searched(session, qwen3_run, tmp_path_factory) -> Run:
+def searched(ray_here, qwen3_run, tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("tune")
     run = ready(qwen3_run, folder)
     jobs.search(run, load_config(folder / "tune.yaml"))
@@ -72,7 +63,7 @@ def values(curve: list[dict]) -> list[tuple]:
 
 def test_every_trial_is_told_with_settings_curve_and_end(searched):
     trials = searched.read_json("trials.json")
-    assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
+    assert [trial["number"] for trial in trials] == [0, 1, 2]
     assert trials[0]["settings"] == {}
     for trial in trials[1:]:
         assert set(trial["settings"]) == set(SPACE)
@@ -111,7 +102,8 @@ def test_a_trials_curve_is_that_of_a_training_with_its_settings(searched, qwen3_
     np.testing.assert_allclose(values(trainer.progress.curve), values(trial["curve"]), rtol=1e-5)
 
 
-def test_a_search_killed_outright_goes_on_where_it_was(session, searched, qwen3_run, tmp_path):
+@pytest.mark.slow
+def test_a_search_killed_outright_goes_on_where_it_was(ray_here, searched, qwen3_run, tmp_path):
     run = ready(qwen3_run, tmp_path)
     command = [sys.executable, "-m", "pipelines.cli", "tune", "--config", tmp_path / "tune.yaml", "--run", run.root]
     process = subprocess.Popen(
@@ -138,7 +130,8 @@ def test_a_search_killed_outright_goes_on_where_it_was(session, searched, qwen3_
     assert (run.root / "best.yaml").exists()
 
 
-def test_a_trial_that_fails_is_told_and_does_not_end_the_search(session, qwen3_run, tmp_path):
+@pytest.mark.slow
+def test_a_trial_that_fails_is_told_and_does_not_end_the_search(ray_here, qwen3_run, tmp_path):
     run = ready(qwen3_run, tmp_path)
     space = {"sasrec.width": {"kind": "choice", "values": [8]}, "sasrec.heads": {"kind": "choice", "values": [3]}}
     sets = [f"tune.space={json.dumps(space)}", "tune.trials=2", "training.epochs=1", "model.table=sasrec"]

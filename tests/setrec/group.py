@@ -1,4 +1,4 @@
-"""Trains as one of several processes: ``python group.py RANK WORLD RENDEZVOUS SHARDING FOLDER [OPTION=VALUE ...]``.
+"""Trains as one of several processes.
 
 A tiny model on users who walk a ring; a checkpoint in FOLDER is gone on from. Leaves ``curve.json``, ``weights`` and
 the checkpoint there.
@@ -6,7 +6,6 @@ the checkpoint there.
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,21 +74,17 @@ def train(rank: int, world: int, shard: str, folder: Path, epochs: int, family: 
     return worker
 
 
-def main() -> None:
-    rank, world, rendezvous, shard, folder, *options = sys.argv[1:]
+def member(
+    rank: int, world: int, meeting: Path, shard: str, folder: Path, until: int = 3, family: str = "qwen3", **options
+) -> None:
+    """One process of ``world`` that meet at the file ``meeting``; ends it."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=int(world))
-    given = dict(option.split("=") for option in options)
-    epochs, family = int(given.pop("until", 3)), given.pop("family", "qwen3")
-    worker = train(int(rank), int(world), shard, Path(folder), epochs, family, **{k: int(v) for k, v in given.items()})
-    if rank == "0":
-        (Path(folder) / "curve.json").write_text(json.dumps(worker.progress.curve))
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    worker = train(rank, world, shard, folder, until, family, **options)
+    if rank == 0:
+        (folder / "curve.json").write_text(json.dumps(worker.progress.curve))
     dist.barrier()  # nobody goes while another still sends
     dist.destroy_process_group()
     # FSDP's mesh keeps the group alive, and gloo's threads may ask for the interpreter while it is torn down, which
     # ends the process with SIGABRT; there is nothing left to tear down here.
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

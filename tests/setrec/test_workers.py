@@ -1,9 +1,9 @@
 """Several processes train as one does: DDP and FSDP over gloo, checkpoints that know nothing of workers."""
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import group
@@ -15,25 +15,36 @@ from safetensors.torch import load_file
 SAME = 2e-4
 """Relative tolerance of "the same curve" with the same global batches; only the order of float32 sums differs."""
 HERE = Path(__file__).parent
+FORKED = multiprocessing.get_context("forkserver")
 
 
-def together(folder: Path, world: int, shard: str, *options: str) -> list[dict]:
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """Processes are forked from one that has imported what they need, which takes longer than what they do."""
+    paths = [str(HERE.parent), str(HERE), str(HERE.parents[1])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        FORKED.set_forkserver_preload(["group"])
+        forkserver.ensure_running()
+
+
+def together(folder: Path, world: int, shard: str, **options) -> list[dict]:
     """The curve of ``world`` processes; the folder may hold a checkpoint to go on from."""
     folder.mkdir(exist_ok=True)
     (meeting := folder / "meeting").unlink(missing_ok=True)
-    paths = [str(HERE.parent), str(HERE), str(HERE.parents[1])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "group.py")]
     running = [
-        subprocess.Popen(
-            [*command, str(rank), str(world), str(meeting), shard, str(folder), *options],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
+        FORKED.Process(target=group.member, args=(rank, world, meeting, shard, folder), kwargs=options)
         for rank in range(world)
-    ]  # fmt: skip
+    ]
     for process in running:
-        _, said = process.communicate(timeout=200)
-        assert process.returncode == 0, said[-3000:]
+        process.start()
+    for process in running:
+        process.join(250)
+    codes = [process.exitcode for process in running]
+    for process in running:
+        process.kill()
+    assert codes == [0] * world, "what they said stands in the captured output"
     return json.loads((folder / "curve.json").read_text())
 
 
@@ -52,11 +63,11 @@ def assert_same(curve: list[dict], other: list[dict]) -> None:
 
 @pytest.mark.parametrize(
     ("family", "shard", "options"),
-    [("qwen3", "none", ["accumulate=2"]), ("qwen3", "fsdp", ["accumulate=2", "recompute=1"]), ("t5", "fsdp", [])],
+    [("qwen3", "none", {"accumulate": 2}), ("qwen3", "fsdp", {"accumulate": 2, "recompute": 1}), ("t5", "fsdp", {})],
 )
 def test_two_workers_follow_the_curve_of_one(alone, family, shard, options, tmp_path):
     folder, curve = alone[family]
-    assert_same(together(tmp_path, 2, shard, f"family={family}", *options), curve)
+    assert_same(together(tmp_path, 2, shard, family=family, **options), curve)
     ours, one = (load_file(f / "weights.safetensors") for f in (tmp_path, folder))
     assert ours.keys() == one.keys()
     for name, value in one.items():
@@ -76,7 +87,7 @@ def test_a_run_goes_on_within_an_epoch_with_another_number_of_workers(alone, tmp
         worker.epoch(on_checkpoint=stop)
     progress = json.loads((tmp_path / "progress.json").read_text())
     assert (progress["epoch"], progress["position"]["step"]) == (1, 2)
-    assert_same(together(tmp_path, 2, "fsdp", "until=2"), curve[:2])
+    assert_same(together(tmp_path, 2, "fsdp", until=2), curve[:2])
     worker = group.trainer(0, 1, "none")
     worker.load(tmp_path)
     worker.epoch()
