@@ -24,7 +24,7 @@ from setrec.errors import ConfigError
 CONFIG = """
 data: {interactions: interactions.csv, columns: {position: position}}
 sasrec: {epochs: 1, layers: 1, width: 16, heads: 1}
-model: {table: sasrec, max_items: 10, dropout: 0.0, backbone: {dropout: 0.0}}
+model: {table: sasrec, max_items: 10, dropout: 0.0, id_dropout: 0.0, backbone: {dropout: 0.0}}
 training: {epochs: 8, patience: 8, targets_per_batch: 64, precision: float32}
 cluster: {threads: 1}
 """
