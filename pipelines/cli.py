@@ -234,6 +234,7 @@ def benchmark(
     minutes: Annotated[float, typer.Option(help="CPU time per fit; as much again for all tries.", min=0.01)] = 15.0,
     tries: Annotated[int, typer.Option(help="Settings of each system tried on validation.", min=1)] = 4,
     seeds: Annotated[int, typer.Option(help="Fits per system that stand in the table.", min=1)] = 3,
+    opponent_seeds: Annotated[int | None, typer.Option(help="As --seeds, of systems but ours.", min=1)] = None,
     only: Annotated[list[str] | None, typer.Option(help="A system by its name. Repeatable; default: all.")] = None,
     ablation: Annotated[bool, typer.Option(help="Also every step between the published design and ours.")] = False,
     gpu: Annotated[float, typer.Option(help="Share of a GPU per fit, beside its core.", min=0, max=1)] = 0.0,
@@ -248,7 +249,10 @@ def benchmark(
     from pipelines.benchmark.run import BenchmarkSettings
 
     known, systems = protocol_of(protocol), None if only is None else tuple(only)
-    settings = BenchmarkSettings(minutes=minutes, tries=tries, seeds=seeds, systems=systems, ablation=ablation, gpu=gpu)
+    settings = BenchmarkSettings(
+        minutes=minutes, tries=tries, seeds=seeds, opponent_seeds=opponent_seeds, systems=systems, ablation=ablation,
+        gpu=gpu,
+    )  # fmt: skip
     place = Run(run or Path("runs/benchmark") / f"{data.resolve().name}-{known}")
     found = compare(data.resolve(), known, place, settings, encoder=encoder, address=address)
     if json_only:

@@ -5,6 +5,7 @@ Imports neither torch nor Ray: a nightly run that has nothing to do must find ou
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -23,13 +24,26 @@ def of_value(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
 
 
-def of_code() -> str:
-    """The hash of this project's Python files. Any change of them may change any result."""
+def of_code(packages: tuple[str, ...] = PACKAGES) -> str:
+    """The hash of what the Python files of this project's packages do: layout, comments and docstrings aside, any
+    change of them may change any result."""
     home, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
-    for package in PACKAGES:
+    for package in packages:
         for path in sorted((home / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(home)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
+            digest.update(f"{path.relative_to(home)}\0{_statements(path)}\0".encode())
     return digest.hexdigest()
+
+
+def _statements(path: Path) -> str:
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [statement for statement in node.body if not _is_text(statement)]
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def of_file(path: str | Path) -> str:

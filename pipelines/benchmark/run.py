@@ -25,7 +25,8 @@ from setrec.settings import Settings
 
 class BenchmarkSettings(Settings):
     """``minutes``: CPU time for a system's final training, and again for all its tries on validation together
-    (each gets an equal part). ``tries``: settings of each system that are tried, the first of its grid. ``systems``:
+    (each gets an equal part). ``seeds``: fits of ours that stand in the table, ``opponent_seeds`` those of the others
+    (``null``: as many). ``tries``: settings of each system that are tried, the first of its grid. ``systems``:
     the entrants by name, ``null`` for all of the table; ``ablation``: with the rows between the published design and
     ours. ``gpu``: the share of a GPU that every fit gets beside its core.
     """
@@ -33,6 +34,7 @@ class BenchmarkSettings(Settings):
     minutes: float = 15.0
     tries: int = 4
     seeds: int = 3
+    opponent_seeds: int | None = None
     systems: tuple[str, ...] | None = None
     ablation: bool = False
     gpu: float = Field(0.0, ge=0, le=1)
@@ -53,7 +55,7 @@ class Benchmark:
         s = self.settings
         given = problem.load(self.root / "problem")
         names = roster.names(given, s.systems, ablation=s.ablation)
-        self._data, self._code = given.hash, of_code()
+        self._data, self._code = given.hash, of_code(("setrec", "pipelines"))
         with ray_session(self.address):
             self._all("Tune", [task for name in names for task in self._tries(name)])
             best = {name: self._best(name) for name in names}
@@ -73,7 +75,9 @@ class Benchmark:
         return max(range(len(values)), key=values.__getitem__) if values else 0
 
     def _finals(self, name: str, number: int) -> list[Task]:
-        seeds = self.settings.seeds if roster.entrant(name).random else 1
+        s = self.settings
+        seeds = s.seeds if name == roster.OURS or s.opponent_seeds is None else s.opponent_seeds
+        seeds = seeds if roster.entrant(name).random else 1
         return [self._task(name, number, seed, self.settings.minutes) for seed in range(seeds)]
 
     def _task(self, name: str, number: int, seed: int, minutes: float, *, final: bool = True) -> Task:

@@ -78,7 +78,7 @@ def _system(given: Problem, name: str, records: Sequence[Record], settings: Mapp
     """What a system was, took and chose, and the command that makes its row again."""
     first = records[0]
     given_as = f"--data {given.name} --protocol {given.protocol}"
-    sizes = " ".join(f"--{size} {settings[size]:g}" for size in ("minutes", "tries", "seeds"))
+    sizes = f"--minutes {settings['minutes']:g} --tries {settings['tries']} --seeds {len(records)}"
     if settings["gpu"]:
         sizes += f" --gpu {settings['gpu']:g}"
     return {

@@ -17,6 +17,7 @@ import yaml
 from pipelines import jobs
 from pipelines.cli import _config_of
 from pipelines.config import load_config
+from pipelines.features import train_collaborative
 from pipelines.halving import STOP, Halving
 from pipelines.runs import Run
 from pipelines.search_space import TuneSettings
@@ -96,6 +97,7 @@ def test_a_trials_curve_is_that_of_a_training_with_its_settings(searched, qwen3_
     alone = ready(qwen3_run, tmp_path)
     sets = [f"{key}={value}" for key, value in trial["settings"].items()]
     config = load_config(alone.config, sets)
+    train_collaborative(alone, config)
     trainer = trainer_of(alone, config)
     for _ in range(trial["epochs"]):
         trainer.epoch()
