@@ -127,14 +127,17 @@ def load_backbone(path_or_hub_id: str, *, speaking: bool = False, **kwargs: Any)
     bf16), unless ``kwargs`` ask for another ``dtype``. ``speaking``: with the head that writes words.
 
     Raises:
-        ConfigError: nothing usable is found there.
+        ConfigError: nothing usable is found there, or weights that are stored quantised.
     """
     kwargs.setdefault("dtype", MASTER)
     kwargs.setdefault("use_safetensors", None if "gguf_file" in kwargs else True)
     try:
+        config = AutoConfig.from_pretrained(path_or_hub_id, gguf_file=kwargs.get("gguf_file"))
+        if quantised := getattr(config, "quantization_config", None):
+            way = dict(quantised).get("quant_method", "some other type")
+            raise ConfigError(f"backbone '{path_or_hub_id}' is stored quantised ({way}); name one in bf16 or float32")
         kind: Any = AutoModel
         if speaking:
-            config = AutoConfig.from_pretrained(path_or_hub_id)
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         return kind.from_pretrained(path_or_hub_id, attn_implementation=attention.NAME, **kwargs)
     except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 """What is made once for all tests: runs trained on a tiny catalogue, to be read only, and a Ray session."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -12,6 +13,7 @@ import pytest
 import torch
 from s3_server import KEYS
 from safetensors.numpy import save_file
+from stored_checkpoints import stored_checkpoint
 
 from pipelines import cli, evaluate, export, features, ingest, report, train
 from pipelines.cluster import ray_session
@@ -31,13 +33,13 @@ data:
 structural: {{enabled: {structural}, anchors: 12}}
 sasrec: {{epochs: 2, layers: 1, width: 16, heads: 1}}
 model:
-  {{table: sasrec, max_items: 10, hidden: [32, 16], text_slot: 8, backbone: {{family: {family}}}}}
+  {{table: sasrec, max_items: 10, hidden: [32, 16], text_slot: 8, backbone: {backbone}}}
 training: {{epochs: 2, targets_per_batch: 256, precision: float32}}
 evaluation: {{resamples: 50, examples: 2, weight_step: 0.25, opponents: [popularity, item_knn, sasrec]}}
 """
 
 
-def trained_run(folder: Path, family: str, structural: bool) -> Run:
+def trained_run(folder: Path, backbone: dict[str, str], structural: bool) -> Run:
     """A trained, evaluated, exported run. Text vectors are made up, and Ray is left out: other tests cover them."""
     rng = np.random.default_rng(0)
     rows = [
@@ -52,7 +54,8 @@ def trained_run(folder: Path, family: str, structural: bool) -> Run:
     genres = [f"genre {row % 5}" for row in range(len(items))]
     table = pd.DataFrame({"item_id": items, "title": [f"Film {i}" for i in items], "genre": genres})
     table.to_csv(folder / "items.csv", index=False)
-    (folder / "config.yaml").write_text(CONFIG.format(folder=folder, family=family, structural=structural))
+    text = CONFIG.format(folder=folder, backbone=json.dumps(backbone), structural=structural)
+    (folder / "config.yaml").write_text(text)
     run, config = Run(folder / "run"), load_config(folder / "config.yaml")
     run.root.mkdir()
     ingest.ingest(config.data, run.data)
@@ -76,14 +79,15 @@ def trained_run(folder: Path, family: str, structural: bool) -> Run:
 
 @pytest.fixture(scope="session")
 def qwen3_run(tmp_path_factory) -> Run:
-    """With a Qwen backbone and structural slots. To be read only."""
-    return trained_run(tmp_path_factory.mktemp("qwen3"), "qwen3", True)
+    """With a Qwen backbone, from a checkpoint in bf16 as hubs have them, and structural slots. To be read only."""
+    stored = stored_checkpoint(tmp_path_factory.mktemp("checkpoint"), "qwen3")
+    return trained_run(tmp_path_factory.mktemp("qwen3"), {"pretrained": stored}, True)
 
 
 @pytest.fixture(scope="session")
 def t5_run(tmp_path_factory) -> Run:
     """With a T5 backbone. To be read only."""
-    return trained_run(tmp_path_factory.mktemp("t5"), "t5", False)
+    return trained_run(tmp_path_factory.mktemp("t5"), {"family": "t5"}, False)
 
 
 CORES = 4
@@ -111,9 +115,9 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 def commanded(monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
     """Runs the command line in this process; returns the exit code and what was said beside the results."""
 
-    def run(*given: str) -> tuple[int, str]:
+    def run(*given: str | Path) -> tuple[int, str]:
         capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["setrec", *given])
+        monkeypatch.setattr(sys, "argv", ["setrec", *map(str, given)])
         code = 0
         try:
             cli.main()

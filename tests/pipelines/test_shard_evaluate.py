@@ -75,6 +75,7 @@ def test_every_system_has_the_same_metrics_user_by_user_as_in_one_process(pool, 
     assert told == [(done, parts) for done in range(1, parts + 1)] * len(systems.names)
 
 
+@pytest.mark.slow
 def test_the_batches_of_a_killed_actor_are_done_again(pool, asked, tmp_path):
     load, histories, _ = asked
     cases, systems = ranking.Cases.of(histories, TEST), load()
@@ -114,6 +115,7 @@ def _fail(systems: Systems, history, truth) -> None:
     raise RuntimeError("no such shape")
 
 
+@pytest.mark.slow
 def test_a_whole_evaluation_over_actors_writes_what_one_process_wrote(session, qwen3_run, tmp_path):
     again = Run(tmp_path / "again")
     shutil.copytree(qwen3_run.root, again.root)

@@ -81,7 +81,7 @@ def same(found: list[dict], expected: list[dict], tolerance: float) -> None:
 
 @pytest.mark.parametrize(
     ("workers", "sharding"),
-    [pytest.param(1, "none", marks=pytest.mark.slow), pytest.param(2, "none", marks=pytest.mark.slow), (2, "fsdp")],
+    [pytest.param(1, "none", marks=pytest.mark.slow), (2, "none"), pytest.param(2, "fsdp", marks=pytest.mark.slow)],
 )
 def test_a_run_learns_on_one_worker_or_two_as_in_one_process_and_leaves_a_model(
     ray_here, prepared, unbroken, workers, sharding

@@ -148,9 +148,9 @@ def test_the_command_line_recommends_without_a_server(run):
         (("export", "--run", "{bundle}/../nothing"), "setrec prepare"),
     ],
 )
-def test_mistakes_on_the_command_line_are_one_line_and_exit_code_2(t5_run, arguments, said):
-    done = setrec(*(a.format(bundle=t5_run.bundle) for a in arguments))
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_mistakes_on_the_command_line_are_one_line_and_exit_code_2(t5_run, commanded, arguments, said):
+    code, error = commanded(*(a.format(bundle=t5_run.bundle) for a in arguments))
+    assert code == 2
+    assert said in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1

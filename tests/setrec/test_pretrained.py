@@ -8,6 +8,7 @@ from small_models import ITEMS
 from stored_checkpoints import stored_checkpoint
 
 from setrec.backbone import BackboneSettings, LoraSettings, build_backbone, load_backbone
+from setrec.errors import ConfigError
 from setrec.model import ModelSettings, SetRecModel
 from setrec.objective import ObjectiveSettings
 from setrec.ragged import Ragged
@@ -75,3 +76,13 @@ def test_a_backbone_is_float32_whatever_its_configuration_was_stored_with(family
     config = load_backbone(stored_checkpoint(tmp_path, family), dtype=torch.bfloat16).config
     assert config.dtype == torch.bfloat16
     assert dtypes(build_backbone(config)) == {torch.float32}
+
+
+def test_quantised_weights_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "quantised"
+    stored_checkpoint(path, "qwen3")
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"stored quantised \(gptq\); name one in bf16"):
+        load_backbone(str(path))

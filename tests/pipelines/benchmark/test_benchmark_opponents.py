@@ -17,6 +17,8 @@ from setrec.sasrec import SasRecSettings
 ENTRANTS = (*OPPONENTS, WithoutModel())
 BY_NAME = {entrant.name: entrant for entrant in ENTRANTS}
 TRAINED = [name for name, entrant in BY_NAME.items() if entrant.random]
+ALIKE = [pytest.param(name, marks=pytest.mark.slow) for name in TRAINED[1:]]
+"""Those that train as the first does."""
 QUICK = {"epochs": 30, "width": 16, "targets_per_batch": 128, "patience": 30, "negatives": 20}
 
 
@@ -57,7 +59,7 @@ def test_every_opponent_scores_the_whole_catalogue_and_all_but_popularity_see_th
     assert reached == pytest.approx(popular) if name == "Popularity" else reached > 1.5 * popular
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name not in TRAINED[1:]] + ALIKE)
 def test_the_same_seed_gives_the_same_scores_and_another_seed_others_where_chance_has_a_part(given, name):
     history = given.test.history.take(np.arange(5))
     first, again, other = (fitted(BY_NAME[name], given, seed).scorer(history) for seed in (1, 1, 2))
@@ -65,7 +67,7 @@ def test_the_same_seed_gives_the_same_scores_and_another_seed_others_where_chanc
     assert np.array_equal(first, other) != BY_NAME[name].random
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", TRAINED[:1] + ALIKE)
 def test_the_curve_tells_every_epoch_and_the_best_one_is_returned(given, name):
     found = fitted(BY_NAME[name], given)
     assert [record["epoch"] for record in found.curve] == list(range(1, len(found.curve) + 1))

@@ -17,7 +17,7 @@ from setrec.errors import ConfigError
 SYSTEMS = ("Popularity", "ItemKNN", "SASRec", roster.OURS)
 TINY = {"model": {"hidden": [32, 16], "max_items": 8}, "training": {"epochs": 2, "precision": "float32"}}
 """Overrides for the sake of time."""
-SMALL = BenchmarkSettings(minutes=0.4, tries=2, seeds=2, systems=SYSTEMS)
+SMALL = BenchmarkSettings(minutes=0.4, tries=2, seeds=2, opponent_seeds=1, systems=SYSTEMS)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,7 @@ def test_the_table_is_the_mean_over_seeds_of_every_users_metrics(finished):
     users = pd.read_parquet(run.root / "per_user.parquet")
     mine = users[(users["system"] == roster.OURS) & (users["history"] == "kept") & (users["group"] == "all")]
     assert sorted(mine["seed"].unique()) == [0, 1]
+    assert set(users[users["system"] == "SASRec"]["seed"]) == {0}
     row = next(
         r for r in found["rows"]
         if (r["system"], r["history"], r["group"], r["metric"]) == (roster.OURS, "kept", "all", "recall@10")

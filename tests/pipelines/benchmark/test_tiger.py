@@ -129,7 +129,9 @@ def test_an_item_in_the_encoder_sees_later_ones_only_where_it_should(model):
     assert torch.allclose(a, b, atol=1e-6) == (model.settings.sight == "causal")
 
 
-@pytest.mark.parametrize("changes", [{}, {"sight": "both"}], ids=["causal", "both"])
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"sight": "both"}, marks=pytest.mark.slow)], ids=["causal", "both"]
+)
 def test_a_circle_is_learned_and_beats_popularity(circle, changes):
     fitted = Tiger().fit(circle, QUICK | {"beams": 20} | changes, 0, Clock(5))
     groups = ranking.warm_cold_groups(circle.trained)
