@@ -146,9 +146,9 @@ def test_time_ends_training_after_a_first_part_and_never_before(histories):
 def test_as_many_epochs_are_planned_as_the_time_is_enough_for(histories):
     told: list[dict] = []
     settings = SMALL.model_copy(update={"epochs": 1000, "patience": 1000})
-    began = time.perf_counter()
+    began = time.process_time()
     sasrec.train_sasrec(histories, ITEMS, settings, report=told.append, seconds=1.0)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert 1 < len(told) < 1000
     assert told[-1]["epochs"] <= len(told) + 1
 

@@ -155,9 +155,9 @@ def test_the_same_seed_gives_the_same_scores_and_another_seed_others(circle):
 
 
 def test_it_stops_in_time_and_still_answers(circle):
-    began = time.perf_counter()
+    began = time.process_time()
     fitted = Tiger().fit(circle, TINY | {"epochs": 10_000, "patience": 10_000}, 0, Clock(0.05))
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert fitted.curve[-1]["seconds"] < 6
     assert not np.isnan(fitted.scorer(circle.test.history)).any()
 
