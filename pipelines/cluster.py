@@ -16,6 +16,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # of its 5 a busy machine needs more to import
     "RAY_COLOR_PREFIX": "0",
     # Ray says these on standard output, where results go; what is lost is started again and needs no word.
     "RAY_DEDUP_LOGS_SKIP_REGEX": (

@@ -31,6 +31,7 @@ __all__ = ["ServingError", "ServingSettings", "application", "create_app", "star
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine importing alone takes longer than its 5
     "RAY_COLOR_PREFIX": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
@@ -184,11 +185,12 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
 
 def _deploy(deployment: Any, settings: ServingSettings) -> None:
     from ray import serve
+    from ray.exceptions import RayError
 
-    serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=_QUIET_LOGS)
     try:
+        serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=_QUIET_LOGS)
         serve.run(deployment, name="setrec", route_prefix="/", logging_config=_QUIET_LOGS)
-    except RuntimeError as error:
+    except (RuntimeError, RayError) as error:
         raise ServingError(f"the endpoint did not start: {_last_line(error)}") from error
 
 
