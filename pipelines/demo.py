@@ -21,8 +21,8 @@ from serving import app
 
 
 def demo_config(port: int, overrides: list[str]) -> JobConfig:
-    """Data and encoder that installed packages carry; all that is trained is as it is by default. One thread: with two the
-    model, so small, is a quarter sooner done for half as much work again."""
+    """Data and encoder that installed packages carry. All that is trained is as it is by default, in one thread: two
+    threads end so small a model a quarter sooner, for half as much work again."""
     raw = {
         "name": "MovieLens-100K",
         "data": movielens_100k().model_dump(mode="json"),
