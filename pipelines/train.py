@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from pipelines.board import TrainingBoard
 from pipelines.cluster import ray_session
 from pipelines.config import JobConfig, validate
 from pipelines.failures import told
@@ -80,7 +81,7 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
 
     # On the driver's node: what the user sees must not be lost with another one.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    board: Any = ray.remote(num_cpus=0, label_selector=here)(_Board).remote()
+    board: Any = ray.remote(num_cpus=0, label_selector=here)(TrainingBoard).remote()
     threads = config.cluster.threads or max(1, (os.cpu_count() or 1) // config.cluster.workers)
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(board, run, progress, follow, stop), daemon=True)
@@ -124,35 +125,6 @@ def _own_interrupts() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
-
-
-class _Board:
-    """Where worker 0 writes how far it is, and the driver, wherever it runs, reads it."""
-
-    def __init__(self) -> None:
-        self.state: tuple[float, float, str] = (0.0, 1.0, "starting workers")
-        self.epochs: list[dict[str, Any]] = []
-        self.refusal = ""
-
-    def refuse(self, why: str) -> None:
-        """Keep why training cannot be done at all."""
-        self.refusal = self.refusal or why
-
-    def refused(self) -> str:
-        """Why training cannot be done at all, empty where it can."""
-        return self.refusal
-
-    def write(self, done: float, total: float, note: str) -> None:
-        """Replace the state."""
-        self.state = (done, total, note)
-
-    def finish(self, record: dict[str, Any]) -> None:
-        """An epoch is over."""
-        self.epochs.append(record)
-
-    def read(self, seen: int) -> tuple[tuple[float, float, str], list[dict[str, Any]]]:
-        """Epochs done, epochs in all and a note; and the records of epochs after the first ``seen`` of them."""
-        return self.state, self.epochs[seen:]
 
 
 def _watch(board: Any, run: Run, progress: Bar, follow: Trackers, stop: threading.Event) -> None:

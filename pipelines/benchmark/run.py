@@ -14,6 +14,7 @@ from pydantic import Field
 
 from pipelines.benchmark import fits, problem, roster, tabulate
 from pipelines.benchmark.fits import Record, Task
+from pipelines.board import FitsBoard
 from pipelines.cluster import ray_session
 from pipelines.fan_out import fan_out
 from pipelines.fingerprints import of_code
@@ -99,7 +100,7 @@ class Benchmark:
     def _fit(self, missing: Sequence[Task], total: int, progress: Bar) -> None:
         import ray
 
-        board = ray.remote(num_cpus=0)(_Board).remote()
+        board = ray.remote(num_cpus=0)(FitsBoard).remote()
         done = _Done(total - len(missing), total)
         calls = ((str(self.root.resolve()), task, board) for task in missing)
         with _watched(board, done, progress):
@@ -113,24 +114,6 @@ class _Done:
 
     count: int
     total: int
-
-
-class _Board:
-    """Where fits under way write how far they are."""
-
-    def __init__(self) -> None:
-        self.fits: dict[str, tuple[float, str]] = {}
-
-    def write(self, name: str, share: float, note: str) -> None:
-        """Replace what is known of a fit; nothing is kept of one that ended."""
-        if share < 1:
-            self.fits[name] = (share, note)
-        else:
-            self.fits.pop(name, None)
-
-    def read(self) -> dict[str, tuple[float, str]]:
-        """All fits under way."""
-        return self.fits
 
 
 def _work(root: str, task: Task, board: Any) -> None:

