@@ -204,8 +204,8 @@ def million(items: int, folder: Path) -> dict[str, float]:
 
 
 @contextmanager
-def endpoint(command: Sequence[str], path: Sequence[Path], port: int) -> Iterator[str]:
-    """A server in a process of its own with these import paths; its URL once it answers."""
+def endpoint(command: Sequence[str], path: Sequence[Path], port: int) -> Iterator[tuple[str, int]]:
+    """A server in a process of its own with these import paths; its URL once it answers, and the process's id."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, path))}
     process = subprocess.Popen([sys.executable, *command], env=environment, cwd=path[0])
     url = f"http://127.0.0.1:{port}"
@@ -216,10 +216,16 @@ def endpoint(command: Sequence[str], path: Sequence[Path], port: int) -> Iterato
                     break
             except httpx.TransportError:
                 time.sleep(0.1)
-        yield url
+        yield url, process.pid
     finally:
         process.terminate()
         process.wait(10)
+
+
+def resident_gb(process: int) -> float:
+    """Memory that a process holds, GB."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) * 1024 / 1e9
 
 
 def requests_a_second(before: Path, folder: Path, seconds: float) -> dict[str, float]:
@@ -233,17 +239,20 @@ def requests_a_second(before: Path, folder: Path, seconds: float) -> dict[str, f
     (folder / "now").mkdir()
     make_bundle(folder / "now", items=THIN)
     loads: dict[str, list[Any]] = {"before": [], "now": []}
+    memory: dict[str, list[float]] = {"before": [], "now": []}
     for _ in range(3):
         for name, path in paths.items():
             port, bundle = free_port(), str(folder / name / "bundle")
             command = ["-c", _BEFORE, "serve", bundle, str(port)]
             if name == "now":
                 command = [str(Path(__file__).resolve()), "--bare", bundle, str(port)]
-            with endpoint(command, path, port) as url:
+            with endpoint(command, path, port) as (url, process):
                 loads[name].append(measured(url, seconds)[CROWD])
+                memory[name].append(resident_gb(process))
     for name, each in loads.items():
         found[f"rps_{name}"] = float(np.median([load.rps for load in each]))
         found[f"p99_ms_{name}"] = float(np.median([load.percentile(99) for load in each]))
+        found[f"resident_gb_{name}"] = float(np.median(memory[name]))
     return found | {"rps_over_before": found["rps_now"] / found["rps_before"]}
 
 
