@@ -142,8 +142,8 @@ def fit(task: Task, view: View, learning: LearningSettings, on_step: OnStep | No
     decay, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": learning.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=learning.learning_rate, fused=True,
-    )  # fmt: skip
+        lr=learning.learning_rate,
+    )
     per_epoch, best, best_epoch, done = 0, -1.0, 0, 0
     weights: dict[str, Tensor] = {}
     for epoch in range(learning.epochs):

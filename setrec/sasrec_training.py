@@ -26,9 +26,7 @@ class Run:
     def __init__(self, model: SasRec, histories: Histories, seed: int, limit: float) -> None:
         s = model.settings
         self.model, self.rows, self.seed, self.limit = model, histories.upto(TRAIN), seed, limit
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay)
         counts = histories.train_counts(len(model.trained))
         self.sampler = LogUniformSampler(counts, counts > 0, s.negatives) if s.negatives else None
         self.done, self.epochs, self.began = 0, s.epochs, time.process_time()

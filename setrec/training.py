@@ -116,7 +116,6 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=training.learning_rate,
-            fused=True,
         )
         self.stream = Stream(
             source, model.max_items, training.targets_per_batch, training.seed, training.samples,

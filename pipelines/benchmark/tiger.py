@@ -94,9 +94,7 @@ class _Training:
         self.model, self.s, self.seed, self.clock = model, s, seed, clock
         self.rows, self.cases = problem.train, problem.valid.sample(s.valid_users, seed)
         self.forest = Forest.of(model.codes.cpu().numpy(), problem.trained, model.codes.device.type)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay)
         self.curve: list[dict[str, Any]] = []
         self.best, self.best_epoch, self.kept, self.steps = -math.inf, 0, model.state_dict(), 0
         self.reserve = 0.0

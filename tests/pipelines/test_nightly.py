@@ -60,7 +60,7 @@ def killed(place):
     try:
         while not (log.exists() and '"system": "SETRec"' in log.read_text()):
             assert process.poll() is None, process.stderr.read().decode()
-            assert time.monotonic() - began < 280, "no epoch in time"
+            assert time.monotonic() - began < 800, "no epoch in time"
             time.sleep(0.02)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -109,6 +109,7 @@ def curve(place):
 
 # The first of this file: the others train in this process.
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_a_night_killed_in_the_middle_of_training_is_gone_on_with(tmp_path, ray_here):
     place = made(tmp_path)
     killed(place)

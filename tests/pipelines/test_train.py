@@ -98,6 +98,7 @@ def test_a_run_learns_on_one_worker_or_two_as_in_one_process_and_leaves_a_model(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_a_run_killed_outright_resumes_to_the_same_metrics(ray_here, prepared, unbroken):
     root = prepared.parent / "killed"
     shutil.copytree(prepared, root)
@@ -105,7 +106,7 @@ def test_a_run_killed_outright_resumes_to_the_same_metrics(ray_here, prepared, u
         [sys.executable, "-m", "pipelines.cli", *arguments(root)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    until = time.monotonic() + 250
+    until = time.monotonic() + 800
     while len(list((root / "checkpoints").rglob("progress.json"))) < 2:
         assert process.poll() is None, "ended before it could be killed"
         assert time.monotonic() < until, "no checkpoint in time"
