@@ -11,8 +11,9 @@ is known at test time is older.
 3. Components, greedily: the one that gains most beside those chosen so far is added, as long as the gain is beyond a
    standard error (over users) of the paired difference; then every weight is tried again beside the others, and a
    component that no longer gains that much is left out.
-4. Items without training interactions, where validation has enough of them: the ratio of the model and of content that
-   orders them best among themselves; then of factors and levels whose NDCG@10 over all items is within a standard error
+4. Items without training interactions. Where validation has too few of them, a quarter of the others stands for them,
+   scored as though nothing but their content were known. First the ratio of the model and of content that orders them
+   best among themselves; then of factors and levels whose NDCG@10 over all items is within a standard error
    of the best, those that find most of them: what is new is rarer right after training, where validation lies, than
    ever after.
 """
@@ -38,6 +39,7 @@ from setrec.scoring.model_scores import ModelOnly, ModelScores, slot_weight_grid
 from setrec.scoring.registry import Component, Sources
 from setrec.scoring.temperature import fit_temperature
 from setrec.scoring.text_similarity import TextFeatures
+from setrec.tokens import COLLABORATIVE
 
 USERS = 2500
 """Users of each half that weights are chosen on."""
@@ -50,8 +52,10 @@ NEW_RATIOS = ((1.0, 0.0), (1.0, 2.5), (1.0, 5.0), (1.0, 10.0), (1.0, 20.0), (1.0
 """Weights of model and content for new items, up to a common factor."""
 NEW_FACTORS = (0.25, 0.5, 1.0, 2.0)
 NEW_LEVELS = (-12.0, -10.0, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
-ENOUGH = 200
-"""Validation truths without training interactions from which on such items get weights of their own."""
+ENOUGH = 100
+"""Validation truths without training interactions from which on weights of such items are chosen on them."""
+PRETENDED = 0.25
+"""Share of the items that stand for new ones where there are too few."""
 
 
 @dataclass(frozen=True)
@@ -191,9 +195,22 @@ class _Table:
             for start in range(0, len(part.cases), BATCH)
         ]
         self.has_model = term is not None
+        self._columns = None if term is None else term.model.code_columns.get(COLLABORATIVE)
+        self._pretended: np.ndarray | None = None
         self._users = [] if term is None else [term.user_codes(history) for _, history, _ in self.batches]
         self._codes = None if term is None else term.codes
-        self.new_truths = sum(int(self.new[truth.values].sum()) for _, _, truth in self.batches)
+
+    @property
+    def new_truths(self) -> int:
+        """Validation truths that are new items."""
+        return sum(int(self.new[truth.values].sum()) for _, _, truth in self.batches)
+
+    def pretend(self, rows: np.ndarray) -> None:
+        """From now on items of these flags, bool (I,), are scored as though training had not seen them."""
+        self.new, self._pretended = self.new | rows, rows
+        if self._codes is not None and self._columns is not None:
+            self._codes = self._codes.clone()
+            self._codes[torch.from_numpy(rows), slice(*self._columns)] = 0
 
     def model(self, batch: int) -> np.ndarray:
         """The model's scores, zeros without one."""
@@ -205,7 +222,10 @@ class _Table:
     def component(self, name: str, batch: int) -> np.ndarray:
         """A component's values."""
         number, history, _ = self.batches[batch]
-        return scatter(*self.parts[number][name].entries(history), self.items)
+        values = scatter(*self.parts[number][name].entries(history), self.items)
+        if self._pretended is not None and not self.kinds[name].of_content:
+            values[:, self._pretended] = 0
+        return values
 
     def total(self, components: Mapping[str, float], batch: int) -> np.ndarray:
         """The model's scores with components at these weights."""
@@ -291,8 +311,13 @@ def _new_items(
 ) -> tuple[NewItemWeights, np.ndarray]:
     """Weights for items without training interactions, and NDCG@10 by user with them."""
     content = {name: components.get(name, 0.0) for name, kind in table.kinds.items() if kind.of_content}
-    if not content or table.new_truths < ENOUGH:
+    if not content:
         return NewItemWeights(), values
+    pretended = table.new_truths < ENOUGH
+    if pretended:
+        table.pretend(np.random.default_rng(0).random(table.items) < PRETENDED)
+        if table.new_truths < ENOUGH:
+            return NewItemWeights(), values
     whole = sum(content.values())
     shares = {name: weight / whole if whole else 1 / len(content) for name, weight in content.items()}
     new, zero = table.new, np.float32(0)
@@ -325,11 +350,12 @@ def _new_items(
     top = overall[int(np.argmax(means))]
     good = means >= means.max() - np.array([standard_error(top - one) for one in overall])
     at = int(np.argmax(np.where(good, np.nanmean(of_new, axis=1), -1.0)))
+    values = values if pretended else overall[at]
     if at == 0:
-        return NewItemWeights(), overall[0]
+        return NewItemWeights(), values
     chosen = grid[at]
     own = {name: chosen["content"] * share for name, share in shares.items()}
-    return NewItemWeights(model=chosen[MODEL], components=own, level=chosen["level"]), overall[at]
+    return NewItemWeights(model=chosen[MODEL], components=own, level=chosen["level"]), values
 
 
 def standard_error(differences: np.ndarray) -> float:

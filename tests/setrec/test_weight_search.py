@@ -82,6 +82,27 @@ def test_new_items_get_weights_of_their_own_from_content_alone():
     assert among.mean(group="new") > 0.6  # of 50 new items the two that are like the history come first
 
 
+def test_where_validation_has_no_new_items_a_part_of_the_others_stands_for_them():
+    """Most choose an item's twin next, the item of the same words; all items have training interactions."""
+    rng = np.random.default_rng(2)
+    rows = [[one, one + 50, other, other + 50] for one, other in rng.integers(0, 50, (800, 2)) if one != other]
+    for row in rows[::3]:
+        row[3] = int(rng.choice(np.setdiff1d(np.arange(ITEMS), row)))
+    splits = np.tile(np.array([TRAIN] * 3 + [VALID], np.int8), len(rows))
+    h = Histories([str(u) for u in range(len(rows))], Ragged.of(rows), splits)
+    assert h.trained(ITEMS).all()
+    found = search(None, halves(h, timed=False), h.trained(ITEMS), texts())
+    assert found.weights.of("text_similarity", np.array(True)) > 0
+    assert {"new items among themselves", "new items"} <= {row["step"] for row in found.tried}
+    # As though the twins were new: by words alone they are found.
+    known = Ragged.of([[row[0], row[2]] for row in rows])
+    scorer = HybridScorer.build(None, found.weights, np.arange(ITEMS) >= 50, Sources(known, ITEMS, texts()))
+    assert 50 + scorer(Ragged.of([[3]]))[0, 50:].argmax() == 53
+    # What is told of validation is what the weights are worth there, where nothing is new.
+    alone = HybridScorer.build(None, found.weights, ~h.trained(ITEMS), Sources(h.upto(TRAIN), ITEMS, texts()))
+    assert found.valid == pytest.approx(ranking.mean_metric(alone, ranking.Cases.of(h, VALID)), abs=0.05)
+
+
 def test_without_validation_users_nothing_is_searched():
     h = Histories(["u"], Ragged.of([[1, 2]]), np.array([TRAIN, TRAIN], np.int8))
     found = search(None, halves(h, timed=False), h.trained(ITEMS), None)
