@@ -219,10 +219,8 @@ def _resolved(config: Path, overrides: Sequence[str], root: Path, code: str) -> 
 
 def _tables(data: dict[str, Any]) -> tuple[str, ...]:
     """The places of the input's tables; of a pattern, the files that are there."""
-    stated = (data["interactions"], data["items"])
-    given = [
-        place for table in stated for place in (table if isinstance(table, list) else [table]) if place is not None
-    ]
+    tables = [table if isinstance(table, list) else [table] for table in (data["interactions"], data["items"])]
+    given = [place for table in tables for place in table if place is not None]
     return _paths(*(file for place in given for file in (sorted(glob(place, recursive=True)) or [place])))
 
 

@@ -8,9 +8,13 @@ from setrec.schema import Schema
 
 
 def compose(text: list[str], attributes: dict[str, list[str]]) -> str:
-    """The encoder's text of one item; columns without a value leave no trace."""
+    """The encoder's text of one item; columns without a value leave no trace. ``details.Brand`` is called Brand."""
     parts = [line.rstrip(".") for line in text if line]
-    parts += [f"{name.replace('_', ' ').capitalize()}: {', '.join(v)}" for name, v in attributes.items() if v]
+    parts += [
+        f"{name.rpartition('.')[2].replace('_', ' ').capitalize()}: {', '.join(v)}"
+        for name, v in attributes.items()
+        if v
+    ]
     return ". ".join(parts)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data import scans
-from pipelines.data.cells import Cell, Fault, first_fault, identifier
+from pipelines.data.cells import Cell, first_fault, identifier
 from pipelines.data.engine import Engine
 from pipelines.data.files import File, on_this_machine
 from pipelines.data.rejects import Rejects
@@ -93,10 +93,7 @@ def _load_file(engine: Engine, schema: Schema, layout: scans.Layout, words: Word
 
     def use(relation: str, cells: dict[str, Cell]) -> None:
         value, faults = identifier(cells[schema.item_id], "x_id")
-        values = ""
-        for name in columns:
-            json_, more = _as_json(cells[name])
-            values, faults = f"{values}, {json_}", faults + more
+        values = "".join(f", {_as_json(cells[name])}" for name in columns)
         query = f"(SELECT *, {cells[schema.item_id].text} AS x_id FROM {relation})"
         engine.run(
             f"INSERT INTO raw_items SELECT {layout.file.number}, {value}, {first_fault(faults)}{values} FROM {query}"
@@ -105,16 +102,13 @@ def _load_file(engine: Engine, schema: Schema, layout: scans.Layout, words: Word
     scans.scan(engine, layout, list(dict.fromkeys([schema.item_id, *columns])), use)
 
 
-def _as_json(cell: Cell) -> tuple[str, list[Fault]]:
-    """The expression of a cell of words as JSON, and its faults; of text, numbers, dates and lists of these."""
+def _as_json(cell: Cell) -> str:
+    """The expression of a cell of words as JSON, whatever its type."""
     if cell.kind == "json":
-        found = f"({cell.sql})::VARCHAR"
-        wrong = f"json_type({cell.sql}) = 'OBJECT' AND {found} <> '{{}}'"
-        return found, [Fault(cell.column, wrong, "'wrong type: object where text is expected'")]
+        return f"({cell.sql})::VARCHAR"
     if cell.kind == "instant":
-        return f"to_json(TRY(({_INSTANTS[cell.unit].format(cell.sql)})::VARCHAR))::VARCHAR", []
-    value = cell.sql if cell.kind in ("whole", "real", "text") else cell.text
-    return f"to_json({value})::VARCHAR", []
+        return f"to_json(TRY(({_INSTANTS[cell.unit].format(cell.sql)})::VARCHAR))::VARCHAR"
+    return f"to_json({cell.sql if cell.kind in ('whole', 'real', 'text') else cell.text})::VARCHAR"
 
 
 def met(engine: Engine) -> Words:
@@ -132,9 +126,6 @@ def write(engine: Engine, words: Words, kept: np.ndarray, out: Path, bare: bool)
     A blank title is shown as the item's id. The text for an encoder is made of the text columns and the attributes,
     ``Toy Story. Release year: 1995. Class: Animation, Comedy``, and never of the id. ``bare``: there is no table of
     items, so ids are titles and there is no text.
-
-    Raises:
-        DataError: a list holds objects.
     """
     columns = [] if bare else _wanted(words)
     placed = pa.table({"code": pa.array(kept, pa.int64()), "place": pa.array(np.arange(len(kept)), pa.int64())})
@@ -168,7 +159,7 @@ def _catalogs(
         some = True
         names = batch.column(0).to_pylist()
         raw = {name: batch.column(at + 1).to_pylist() for at, name in enumerate(columns)}
-        cells = {name: [_values(cell, name, item) for cell, item in zip(raw[name], names, strict=True)] for name in raw}
+        cells = {name: [_values(cell) for cell in raw[name]] for name in raw}
         lines = [[line_of(values, words.strip_html) for values in cells[name]] for name in words.text]
         tags = {
             name: [tags_of(values, parted) for values in cells[name]]
@@ -184,25 +175,23 @@ def _catalogs(
         yield Catalog(names, titles, texts, tags).table(), texts
 
 
-def _values(cell: str | None, column: str, item: str) -> list[str] | str:
-    """The text of one cell, or the texts of its list; nothing where it is missing or NaN."""
-    if cell is None or cell == "{}":
-        return ""
-    value = json.loads(cell, parse_constant=lambda _: None)
-    return [_text(each, column, item) for each in value] if isinstance(value, list) else _text(value, column, item)
+def _values(cell: str | None) -> list[str] | str:
+    """The text of one cell, or the texts of its list or object; nothing where it is missing or NaN."""
+    value = None if cell is None else json.loads(cell, parse_constant=lambda _: None)
+    if isinstance(value, list):
+        return [text for each in value for text in _texts(each)]
+    return _texts(value) if isinstance(value, dict) else "".join(_texts(value))
 
 
-def _text(value: Any, column: str, item: str) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
-    if isinstance(value, int):
-        return str(value)
-    reason = f"wrong type: {'object' if isinstance(value, dict) else 'list'} in the list of item {item!r}"
-    raise DataError(f"{reason} where text is expected", column=column)
+def _texts(value: Any) -> list[str]:
+    """A value as text, none where it is missing; of an object ``name: value`` for each member; of a list each."""
+    if isinstance(value, dict):
+        return [f"{name}: {text}" for name, member in value.items() for text in _texts(member)]
+    if isinstance(value, list):
+        return [text for each in value for text in _texts(each)]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)  # as pandas writes whole numbers beside missing ones
+    return [] if value is None else [str(value).lower() if isinstance(value, bool) else str(value)]
 
 
 def line_of(values: list[str] | str, strip_html: bool) -> str:

@@ -40,7 +40,7 @@ class Cell:
 
     def wrong(self, expected: str) -> DataError:
         """The error where no value of the column can be used."""
-        return DataError(f"wrong type: {self.type or self.kind} where {expected} is expected", file=self.file,
+        return DataError(f"wrong type: {self.type or self.kind} where {expected} are expected", file=self.file,
                          column=self.column)  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def _wrong_json(cell: Cell, name: str, kinds: tuple[str, ...], expected: str) ->
     if cell.kind != "json":
         return []
     listed = ", ".join(map(literal, kinds))
-    reason = f"'wrong type: ' || lower(json_type({cell.sql})) || ' where {expected} is expected'"
+    reason = f"'wrong type: ' || lower(json_type({cell.sql})) || ' where {expected} are expected'"
     return [Fault(name, f"json_type({cell.sql}) IN ({listed})", reason)]
 
 
@@ -134,7 +134,7 @@ def number(cell: Cell, text: str) -> tuple[str, list[Fault]]:
         value = f"CAST({cell.sql} AS DOUBLE)"
         return value, [missing, Fault(cell.column, f"NOT isfinite({value})", f"{text} || ' is no finite number'")]
     if cell.kind not in ("text", "json"):
-        raise cell.wrong("a number")
+        raise cell.wrong("numbers")
     value = f"CASE WHEN {_matches(text, _NUMBER)} THEN TRY_CAST({text} AS DOUBLE) END"
     bad = f"{value} IS NULL OR NOT isfinite({value})"
     return value, [missing, Fault(cell.column, bad, f"{_shown(text)} || ' is no number'")]
@@ -173,8 +173,8 @@ def moment(cell: Cell, text: str, pattern: str | None, position: bool) -> Time:
             *_exact("x_real"), "false", [missing, *_within(cell, text)], (("x_real", f"CAST({cell.sql} AS DOUBLE)"),)
         )
     if cell.kind not in ("text", "json"):
-        raise cell.wrong("a number or a date")
-    faults = [missing, *_wrong_json(cell, cell.column, ("ARRAY", "OBJECT", "BOOLEAN"), "a number or a date")]
+        raise cell.wrong("numbers or dates")
+    faults = [missing, *_wrong_json(cell, cell.column, ("ARRAY", "OBJECT", "BOOLEAN"), "numbers or dates")]
     if pattern is not None and not position:
         reason = f"{_shown(text)} || {literal(' is no timestamp of the pattern ' + pattern)}"
         unfit = Fault(cell.column, f"x_date IS NULL OR abs(x_date) = {_LARGEST}", reason)

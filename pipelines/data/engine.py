@@ -98,7 +98,7 @@ def engine(config: DataSettings, out: Path) -> Iterator[Engine]:
     parent = Path(out.parent if config.scratch is None else config.scratch)
     made = _make(parent)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".spill", dir=parent.resolve()))
-    settings = {
+    settings: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": config.memory_limit,
         "temp_directory": str(scratch),
         "max_temp_directory_size": config.scratch_limit,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -43,17 +43,17 @@ class File:
     delimiter: str | None = None
     settings: ReaderSettings = field(default_factory=ReaderSettings)
 
-    def open(self) -> IO[bytes]:
-        """The unpacked bytes of a local file.
+    def open(self) -> Any:
+        """The unpacked bytes of a local file, a binary stream.
 
         Raises:
             OSError: it cannot be opened.
         """
         assert self.path is not None
         if self.packed == "gzip":
-            return gzip.open(self.path, "rb")  # type: ignore[return-value]
+            return gzip.open(self.path, "rb")
         if self.packed == "zstd":
-            return pa.CompressedInputStream(pa.OSFile(str(self.path)), "zstd")  # type: ignore[return-value]
+            return pa.CompressedInputStream(pa.OSFile(str(self.path)), "zstd")
         return open(self.path, "rb")
 
 

@@ -124,9 +124,7 @@ def _one_sort_of_times(engine: Engine, found: Loaded, stated: str | None) -> Non
     instants = dates > numbers or (dates == numbers and bool(first))
     if dates and numbers:
         shown = "make_timestamp(time)::VARCHAR" if not instants else "COALESCE(real::VARCHAR, time::VARCHAR)"
-        hint = (
-            " is no timestamp (a date, where most are numbers)" if not instants else " is no timestamp (most are dates)"
-        )
+        hint = f" is no timestamp (most are {'dates' if instants else 'numbers'})"
         _refuse(engine, found, f"instant <> {str(instants).lower()}", f"'''' || {shown} || '''' || {literal(hint)}")
         reals = 0 if instants else reals
     if instants:

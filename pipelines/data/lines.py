@@ -61,7 +61,8 @@ def delimited(file: File, delimiter: str, quote: str | None) -> Iterator[Row]:
         if quote is None or quote not in line:
             yield line.split(delimiter), ""
             continue
-        fields, taken, reason = split(line, delimiter, quote), [], ""
+        fields, reason = split(line, delimiter, quote), ""
+        taken: list[str] = []
         size = len(line)
         while fields is None and size <= LONGEST and len(taken) < _OPEN_LINES:  # a quoted field may hold line breaks
             more = waiting.pop() if waiting else next(source, None)
@@ -113,14 +114,15 @@ def rows_of_text(file: File, delimiter: str, quote: str | None, names: list[str]
 ) -> Iterator[Row]:  # fmt: skip
     """The wanted fields of each data row, as text; an empty one is ``None``."""
     at = [names.index(name) for name in wanted]
+    there = "the header has" if header else "there are"
     for fields, reason in islice(delimited(file, delimiter, quote), int(header), None):
-        if fields is not None and len(fields) == len(names) + 1 and not fields[-1]:
-            fields = fields[:-1]  # a delimiter at the end of the line, as DuckDB takes it too
-        if fields is not None and len(fields) != len(names):
-            there = "the header has" if header else "there are"
-            fields, reason = None, f"{len(fields)} values where {there} {len(names)} columns"
         if fields is None:
             yield None, reason
+            continue
+        if len(fields) == len(names) + 1 and not fields[-1]:
+            fields.pop()  # a delimiter at the end of the line, as DuckDB takes it too
+        if len(fields) != len(names):
+            yield None, f"{len(fields)} values where {there} {len(names)} columns"
             continue
         values = [decoded(fields[i]) for i in at]
         yield (None, BAD_TEXT) if None in values else ([value or None for value in values], "")
