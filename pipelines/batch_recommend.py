@@ -127,7 +127,7 @@ def _check_columns(schema: pa.Schema, path: str) -> None:
     if "user_id" not in schema.names:
         raise DataError("missing column", file=path, column="user_id")
     kind = schema.field("user_id").type
-    if parquet.plan(kind).kind not in ("text", "whole", "real"):
+    if parquet.plan(kind).kind not in ("text", "whole"):
         raise DataError(f"expected strings or integers, not {kind}", file=path, column="user_id")
     if "history" not in schema.names:
         return

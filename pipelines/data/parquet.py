@@ -118,12 +118,9 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def ids(column: pa.ChunkedArray | pa.Array) -> list[str | None]:
-    """Ids of a column of text or numbers of any physical type, as ingest reads them: ``12.0`` is the id 12."""
+    """Ids of a column of text or whole numbers of any physical type, as ingest reads them."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_floating(column.type):
-        column = column.cast(pa.float64())
-        return [None if value is None or value != value else id_of(repr(value)) for value in column.to_pylist()]
     return [None if value is None else id_of(value) for value in column.cast(pa.string()).to_pylist()]
 
 
