@@ -79,7 +79,10 @@ def files_of(places: list[Path | str], settings: ReaderSettings) -> list[File]:
 
 def _files(place: Path | str, settings: ReaderSettings) -> Iterator[File]:
     shown = storage.shown(place)
-    names, single = _listed(place)
+    try:
+        names, single = _listed(place)
+    except OSError as error:
+        raise DataError(f"cannot be read ({str(error).splitlines()[0]})", file=shown) from error
     if not names:
         raise DataError("no such file or folder", file=shown)
     known = [name for name in names if single or settings.format is not None or _kind(name, settings)[0] is not None]

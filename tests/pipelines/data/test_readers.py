@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
+from s3_server import s3_server
 
+from pipelines import storage
 from pipelines.data import scans
 from pipelines.ingest import DataSettings, ingest, load
 from setrec.errors import DataError
@@ -106,6 +108,20 @@ def test_folders_patterns_and_several_places_are_read_in_order(tmp_path, monkeyp
         assert histories(tmp_path / "out") == expected
     with pytest.raises(ValidationError, match="the environment has no variable NOWHERE"):
         DataSettings(interactions="${NOWHERE}/x.csv")
+
+
+def test_a_store_is_read_like_a_folder_and_one_out_of_reach_is_told(tmp_path):
+    with s3_server() as uri:
+        for name, text in (("a.csv", "u1,b,1\nu2,b,1\n"), ("b.csv", "u1,c,1\n")):
+            with storage.atomic_stream(storage.join(uri("in"), name)) as stream:
+                stream.write((HEAD + text).encode())
+        head, mark, options = uri("in").partition("?")
+        for place in (uri("in"), f"{head}/*.csv{mark}{options}"):
+            ingest(DataSettings(interactions=place, reader={"format": "csv"}), tmp_path / "out")
+            assert histories(tmp_path / "out") == {"u1": ["b", "c"], "u2": ["b"]}
+    nowhere = "s3://bucket/in?endpoint_override=127.0.0.1%3A1&scheme=http&region=us-east-1"
+    with pytest.raises(DataError, match="s3://bucket/in: cannot be read"):
+        ingest(DataSettings(interactions=nowhere), tmp_path / "out")
 
 
 BAD = {
