@@ -6,7 +6,7 @@ For each size a world of ``benchmarks/interactions.py`` (about ten interactions 
 had together, Ray's own (about 0.6 GB) included, with shared pages counted once; ``process_gb`` is the most that one
 process had to itself (``benchmarks/memory.py`` says how both are measured).
 
-- ``ingest``: both tables to a data directory, streamed; a bucket holds about a million interactions
+- ``ingest``: both tables to a data directory
 - ``tokenise``: the job that encodes item texts, with vectors of 384 numbers hashed from the text **in place of a
   sentence encoder**: everything but the encoder's own work, which grows with the number of texts alone
 - ``distances``: hops of all nodes to 64 anchors, as tasks, on a power-law graph with a node an item
@@ -92,7 +92,7 @@ def ingest(place: Place) -> float:
     from pipelines.ingest import ingest as run
 
     data = place.config().data
-    with ray_session(cpus=CORES), clocked() as seconds:
+    with clocked() as seconds:
         run(data, place.run / "data")
     return seconds[0]
 

@@ -16,7 +16,7 @@ import torch
 from pipelines import ingest, jobs
 from pipelines.cluster import ray_session
 from pipelines.config import JobConfig
-from pipelines.data_directory import write_histories
+from pipelines.data.directory import write_histories
 from pipelines.demo import demo_config
 from pipelines.runs import Run
 from setrec.catalog import TEST, Catalog, Histories

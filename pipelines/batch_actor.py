@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipelines import storage
+from pipelines.data import parquet
 from serving.bundle import Bundle
 from serving.engine import Answer, Engine, Request
 from setrec.errors import SetRecError, UnknownItemError
@@ -73,8 +74,8 @@ class Recommender:
 
     def answer(self, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Answers and rejected rows of a table with ``user_id`` and perhaps ``history``, in its order."""
-        users = rows["user_id"].cast(pa.string()).to_pylist()
-        given = rows["history"].cast(pa.list_(pa.string())).to_pylist() if "history" in rows.column_names else []
+        users = parquet.ids(rows["user_id"])
+        given = parquet.lists_of_ids(rows["history"]) if "history" in rows.column_names else []
         every = list(zip(users, given or [None] * len(users), strict=True))
         answers: dict[str, list[Any]] = {name: [] for name in ANSWERS.names}
         rejected: dict[str, list[Any]] = {name: [] for name in REJECTED.names}

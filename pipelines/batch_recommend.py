@@ -38,6 +38,7 @@ import pyarrow.parquet as pq
 from pipelines import storage
 from pipelines.batch_actor import Piece, Recommender
 from pipelines.cluster import quiet_data, ray_session
+from pipelines.data import parquet
 from pipelines.failures import told
 from pipelines.progress import Bar, bar
 from serving.manifest import verify
@@ -126,12 +127,12 @@ def _check_columns(schema: pa.Schema, path: str) -> None:
     if "user_id" not in schema.names:
         raise DataError("missing column", file=path, column="user_id")
     kind = schema.field("user_id").type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+    if parquet.plan(kind).kind not in ("text", "whole"):
         raise DataError(f"expected strings or integers, not {kind}", file=path, column="user_id")
     if "history" not in schema.names:
         return
     kind = schema.field("history").type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if not parquet.is_list(kind) or parquet.plan(kind.value_type).kind not in ("text", "whole", "real"):
         raise DataError(f"expected a list of item ids, not {kind}", file=path, column="history")
 
 

@@ -52,7 +52,7 @@ def prepare(
     from pipelines.config import load_config
 
     summary = jobs.prepare(Run(run), load_config(config, _joined(set_, address)))
-    _print_json({key: summary[key] for key in ("users", "items", "interactions") if key in summary})
+    _print_json(jobs.told(summary))
 
 
 @app.command()

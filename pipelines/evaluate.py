@@ -19,7 +19,7 @@ from pipelines.systems import Systems
 from setrec import baselines, ranking
 from setrec.atomic import atomic_file
 from setrec.catalog import TEST, Catalog, Histories
-from setrec.errors import ConfigError
+from setrec.errors import ConfigError, DataError
 from setrec.model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring import registry
@@ -34,17 +34,20 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
 
     Raises:
         ConfigError: the run has not been trained, a component is not known, or a batch failed for good.
+        DataError: there is nobody to evaluate on.
     """
     run.require(run.model, "train")
     catalog, histories = ingest.load(run.data)
     items, s = len(catalog), config.evaluation
+    cases = ranking.Cases.of(histories, TEST)
+    if not len(cases):
+        raise DataError("no user has a test item and a history before it: nothing to evaluate on", file=run.data)
     groups = ranking.warm_cold_groups(histories.trained(items))
     groups += ranking.popularity_groups(histories.train_counts(items))
     model = SetRecModel.from_pretrained(run.model)
     weights, without = choose_weights(run, model, catalog, histories, config)
     given, knn_tried = _untrained(histories, items, s)
     run.write_json(SCORER, {**record(weights), "without_model": record(without), "item_knn": knn_tried})
-    cases = ranking.Cases.of(histories, TEST)
     load = partial(Systems.load, run.root.resolve(), config, given, groups, weights.weights, without.weights)
     names = [*given, *([SASREC] if "sasrec" in s.opponents else []), OURS, ALONE, WITHOUT]
     with shard_evaluate.workers(load, config) as each:

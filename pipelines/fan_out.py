@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pipelines.failures import told
-from pipelines.progress import Bar
 from setrec.errors import ConfigError
 
 RETRIES = 3
@@ -49,22 +48,3 @@ def fan_out(
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
-
-
-class Steps:
-    """A bar over tasks of several kinds, the number of which may turn out larger than was thought."""
-
-    def __init__(self, shown: Bar, total: int) -> None:
-        self._shown, self._done, self._total = shown, 0, total
-
-    def expect(self, more: int) -> None:
-        """So many more tasks than was thought."""
-        self._total += more
-
-    def follow(self, results: Iterable[Any], note: str) -> Iterator[Any]:
-        """The results, each one step forward on the bar."""
-        self._shown.update(self._done, self._total, note)
-        for result in results:
-            self._done += 1
-            self._shown.update(self._done, self._total, note)
-            yield result

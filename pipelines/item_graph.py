@@ -21,6 +21,7 @@ from nodetok.positions import PositionSettings
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 from pipelines.config import StructuralSettings
 from setrec.catalog import TRAIN, Catalog, Histories
+from setrec.columns import Column, ids
 from setrec.errors import DataError
 from setrec.formats import read_raw
 from setrec.ragged import Ragged
@@ -129,7 +130,7 @@ def knowledge_edges(catalog: Catalog, nodes: Nodes, triples: Path, links: Path) 
 
 def _texts(path: Path, *columns: str) -> list[list[str]]:
     raw = read_raw(path)
-    return [[str(value) for value in raw.column(name).to_pylist()] for name in columns]
+    return [ids(Column(raw.file, name, raw.column(name))).tolist() for name in columns]
 
 
 def _edges(pairs: list[tuple[int, int]]) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 from pipelines import ablation, evaluate, export, features, ingest, report, trackers, train, tune, warm
 from pipelines.config import JobConfig, load_config, validate
 from pipelines.encode_texts import encode_texts
-from pipelines.progress import bar
+from pipelines.progress import bar, console
 from pipelines.runs import Run
 from pipelines.search_space import SECTIONS
 from pipelines.trials import Trial
@@ -59,16 +59,33 @@ def ingest_data(run: Run, config: JobConfig) -> dict[str, Any]:
     """Ingest and split; starts the run's folder anew once the data has been accepted."""
     run.root.mkdir(parents=True, exist_ok=True)
     with timed(run, "ingest"), bar("Ingest and split") as progress:
-        summary = ingest.ingest(config.data, run.data, address=config.cluster.address, progress=progress)
+        summary = ingest.ingest(config.data, run.data, progress=progress)
         # A model of other data must not be taken for one of this.
         run.clear(keep=("data", "logs", "environment.json"))
         progress.update(
             1, 1, f"{summary['users']} users, {summary['items']} items, {summary['interactions']} interactions"
         )
+    for name, use in (
+        ("valid", "validation: training will refuse this data"),
+        ("test", "test: nothing to evaluate on"),
+    ):
+        if not summary["splits"][name]:
+            console.print(f"[yellow]![/yellow] The split leaves no interaction for {use}.")
     run.write_json("data.json", summary)
     run.log("ingested", **{key: summary[key] for key in ("users", "items", "interactions")})
     _keep(run, config)
     return summary
+
+
+TOLD = (
+    "rows", "rejected", "rejected_reasons", "dropped", "users", "items", "interactions", "splits", "cold_items",
+    "cold_item_share", "items_without_text",
+)  # fmt: skip
+
+
+def told(summary: dict[str, Any]) -> dict[str, Any]:
+    """What a person wants to know of an ingest, for its end."""
+    return {key: summary[key] for key in TOLD if summary.get(key) not in (None, {})}
 
 
 def tokenise(run: Run, config: JobConfig) -> None:

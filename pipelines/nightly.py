@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ class Night:
         trained = ("run/model",)
         given = _paths(self.plain["model"]["backbone"]["pretrained"], self.plain["warm_start"])
         return (
-            Step("ingest", self._ingest, ("run/data",), ("data",), _paths(data["interactions"], data["items"])),
+            Step("ingest", self._ingest, ("run/data",), ("data",), _tables(data)),
             Step(
                 "tokenise", self._tokenise, tables, ("encoder", "structural"),
                 _paths(encoder["path"], structural["triples"], structural["links"]), ("ingest",),
@@ -214,6 +215,13 @@ def _resolved(config: Path, overrides: Sequence[str], root: Path, code: str) -> 
     with atomic_file(memory) as temporary:
         temporary.write_text(json.dumps({"asked": asked, "plain": plain}))
     return plain
+
+
+def _tables(data: dict[str, Any]) -> tuple[str, ...]:
+    """The places of the input's tables; of a pattern, the files that are there."""
+    tables = [table if isinstance(table, list) else [table] for table in (data["interactions"], data["items"])]
+    given = [place for table in tables for place in table if place is not None]
+    return _paths(*(file for place in given for file in (sorted(glob(place, recursive=True)) or [place])))
 
 
 def _paths(*given: str | None) -> tuple[str, ...]:

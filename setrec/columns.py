@@ -87,46 +87,9 @@ def numbers(column: Column) -> np.ndarray:
     return values
 
 
-def times(column: Column, iso: bool | None = None) -> np.ndarray:
-    """Numbers that order interactions: numbers as they are; dates and ISO 8601 text as whole microseconds (UTC).
-
-    ``iso`` says whether text holds dates or numbers, where the column is a part of a longer one; else its first value
-    tells.
-    """
-    column = _decoded(column)
-    kind = column.values.type
-    column.refuse_first(column.nulls, "the timestamp is missing")
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        unit = kind.unit if pa.types.is_timestamp(kind) and kind.unit == "ns" else "us"
-        return pc.fill_null(column.values.cast(pa.timestamp(unit)).cast(pa.int64()), 0).to_numpy()
-    if not _is_text(kind):
-        return numbers(column.usable(column.nulls))
-    if is_iso(column.values) if iso is None else iso:
-        return _iso(column)
-    column = column.usable(column.nulls)
-    parsed = pd.to_numeric(column.values.to_pandas(), errors="coerce")
-    bad = ~np.isfinite(parsed.to_numpy(dtype=float, na_value=np.nan))
-    column.refuse_first(bad, "{} is no timestamp")
-    return _parsed(column, parsed, bad)
-
-
-def is_iso(values: pa.ChunkedArray) -> bool:
-    """Whether a column of times holds text that is no number."""
-    if not _is_text(values.type):
-        return False
-    first = next((str(value.as_py()) for value in values if value.is_valid), "")
-    return bool(pd.isna(pd.to_numeric(first, errors="coerce")))
-
-
 def _parsed(column: Column, parsed: pd.Series, bad: np.ndarray) -> np.ndarray:
     """Numbers of text; whole ones stay whole beside bad ones."""
     return (pd.to_numeric(column.usable(bad).values.to_pandas()) if bad.any() else parsed).to_numpy()
-
-
-def _iso(column: Column) -> np.ndarray:
-    parsed = pd.to_datetime(column.values.to_pandas(), errors="coerce", utc=True, format="ISO8601")
-    column.refuse_first(parsed.isna().to_numpy(), "{} is no timestamp (a number or ISO 8601)")
-    return parsed.dt.as_unit("us").astype("int64").to_numpy()
 
 
 def words(column: Column) -> list[str]:
@@ -153,11 +116,15 @@ def tags(column: Column, separator: str | None = None) -> list[list[str]]:
 
 
 def _as_text(column: Column) -> list[str | None]:
-    kind = _decoded(column).values.type
+    column = _decoded(column)
+    kind = column.values.type
     simple = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if not (_is_text(kind) or simple or pa.types.is_null(kind)):
         raise column.refuse(f"wrong type: {kind} where text is expected")
-    return _decoded(column).values.cast(pa.large_string()).to_pylist()
+    values = column.values
+    if pa.types.is_floating(kind):  # NaN is how many tools write a missing number
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
+    return values.cast(pa.large_string()).to_pylist()
 
 
 def _numpy(column: Column) -> np.ndarray:
@@ -170,7 +137,7 @@ def _numpy(column: Column) -> np.ndarray:
 
 def _decoded(column: Column) -> Column:
     if pa.types.is_dictionary(column.values.type):
-        return Column(column.file, column.name, column.values.cast(column.values.type.value_type))
+        return replace(column, values=column.values.cast(column.values.type.value_type))
     return column
 
 

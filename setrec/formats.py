@@ -19,8 +19,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from setrec.errors import DataError
-
-ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
+from setrec.schema import ATOMIC_TYPES
 
 
 @dataclass(frozen=True)

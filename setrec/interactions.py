@@ -1,4 +1,4 @@
-"""What is done to interactions before they become histories: order, de-duplication, minimum counts. Vectorised."""
+"""What is done to interactions before they become histories: order and de-duplication. Vectorised."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 Ties = Literal["file", "shuffle"]
-Keep = Literal["first", "last", "all"]
+Keep = Literal["first", "last", "all", "strongest"]
 
 
 def chronological(
@@ -46,24 +46,19 @@ def tied(users: np.ndarray, times: np.ndarray) -> np.ndarray:
     return same
 
 
-def distinct(users: np.ndarray, items: np.ndarray, keep: Keep) -> np.ndarray:
-    """Of interactions in chronological order, which to keep where a user meets an item again, bool."""
+def distinct(users: np.ndarray, items: np.ndarray, keep: Keep, strength: np.ndarray | None = None) -> np.ndarray:
+    """Of interactions in chronological order, which to keep where a user meets an item again, bool.
+
+    ``strongest`` keeps the one of the highest ``strength``, the first of equals.
+    """
     if keep == "all":
         return np.ones(len(users), dtype=bool)
-    return ~pd.DataFrame({"user": users, "item": items}).duplicated(keep=keep).to_numpy()
-
-
-def k_core(users: np.ndarray, items: np.ndarray, user_min: int, item_min: int) -> np.ndarray:
-    """The largest part in which every user has ``user_min`` and every item ``item_min`` interactions, bool.
-
-    ``users`` and ``items`` are codes counted from 0. Removing one may push another below its minimum, so the rule
-    is applied until nothing changes.
-    """
-    keep = np.ones(len(users), dtype=bool)
-    while True:
-        user_counts, item_counts = np.bincount(users[keep]), np.bincount(items[keep])
-        enough = np.zeros_like(keep)
-        enough[keep] = (user_counts[users[keep]] >= user_min) & (item_counts[items[keep]] >= item_min)
-        if enough.sum() == keep.sum():
-            return keep
-        keep = enough
+    frame = pd.DataFrame({"user": users, "item": items})
+    if keep == "strongest":
+        if strength is None:
+            raise ValueError("strongest of what: no strength is given")
+        order = np.argsort(-strength, kind="stable")
+        kept = np.empty(len(users), dtype=bool)
+        kept[order] = ~frame.iloc[order].duplicated().to_numpy()
+        return kept
+    return ~frame.duplicated(keep=keep).to_numpy()

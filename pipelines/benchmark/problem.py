@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from pipelines import features, ingest, jobs
 from pipelines.config import EncoderSettings, JobConfig, load_config
-from pipelines.data_directory import write_histories
-from pipelines.data_settings import DataSettings
+from pipelines.data.directory import write_histories
+from pipelines.data.settings import DataSettings, places
 from pipelines.fingerprints import of_file
 from pipelines.runs import Run
 from setrec import ranking
@@ -161,7 +161,7 @@ def is_prepared(out: Path) -> bool:
 def hash_of(data: Path, protocol: Protocol) -> str:
     """A hash of the files that a protocol reads from ``data``."""
     settings = settings_of(data, protocol)
-    paths = [Path(path) for path in (settings.interactions, settings.items) if path is not None]
+    paths = [Path(path) for path in (*places(settings.interactions), *places(settings.items))]
     return hashlib.sha256(b"".join(bytes.fromhex(of_file(path)) for path in paths)).hexdigest()[:16]
 
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines import datasets
-from pipelines.data_directory import write_histories
+from pipelines.data.directory import write_histories
 from pipelines.ingest import DataSettings, history_shards, ingest, load
 from setrec.catalog import TEST, TRAIN, VALID, Histories
 from setrec.errors import DataError

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setrec.interactions import chronological, distinct, k_core, tied
+from setrec.interactions import chronological, distinct, tied
 
 pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=60)
 
@@ -10,20 +10,6 @@ pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=60)
 def columns(rows):
     array = np.array(rows, dtype=np.int64).reshape(-1, 2)
     return array[:, 0], array[:, 1]
-
-
-def slow_k_core(users, items, user_min, item_min):
-    keep = set(range(len(users)))
-    while True:
-        bad = {
-            row
-            for row in keep
-            if sum(users[other] == users[row] for other in keep) < user_min
-            or sum(items[other] == items[row] for other in keep) < item_min
-        }
-        if not bad:
-            return sorted(keep)
-        keep -= bad
 
 
 @given(pairs)
@@ -58,12 +44,9 @@ def test_repeats_keep_the_first_the_last_or_all():
     assert distinct(users, items, "all").all()
 
 
-@given(pairs, st.integers(0, 4), st.integers(0, 4))
-def test_k_core_equals_removing_one_round_at_a_time(rows, user_min, item_min):
-    users, items = columns(rows)
-    assert np.flatnonzero(k_core(users, items, user_min, item_min)).tolist() == slow_k_core(
-        users.tolist(), items.tolist(), user_min, item_min
-    )
+def test_the_strongest_of_repeats_is_the_first_of_the_highest():
+    users, items = np.array([0, 0, 0, 0]), np.array([7, 7, 7, 8])
+    assert distinct(users, items, "strongest", np.array([1.0, 5.0, 5.0, 0.0])).tolist() == [False, True, False, True]
 
 
 def test_a_part_of_a_file_is_shuffled_as_it_is_in_the_whole():

@@ -1,0 +1,156 @@
+"""Ingest of one to a hundred million generated interactions: seconds, peak memory, spilled bytes.
+
+For each size a world of ``benchmarks/interactions.py`` (about ten interactions a user, an item for ten users, at most a
+million) is written and ingested with the defaults, in a process of its own. ``seconds`` are those of the ingest without
+the start of Python; ``peak_gb`` is the most that the process held (``ru_maxrss``, 1e9 bytes); ``spilled_gb`` the most
+that lay in the engine's folder on disk. A CSV of two million rows is timed too, and the engine is held against the
+plain reference of the tests on random small tables (``engines_agree``: 1 where all are the same).
+
+``--before CHECKOUT`` times the ingest of another checkout of this project on the same input of ten million, for the
+ratio ``over_before_10m``. Figures go to results/ingest.json. With all sizes and worlds still
+to be written about a quarter of an hour on two cores, and 10 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from interactions import World, write
+
+HOME = Path(__file__).resolve().parents[1]
+MILLION = 1_000_000
+CSV_ROWS = 2 * MILLION
+
+
+def child(settings: dict[str, Any], out: Path) -> dict[str, float]:
+    """Ingest in this process; called in one that does nothing else."""
+    from pipelines.ingest import DataSettings, ingest
+
+    spilled, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            sizes = [_size(file) for file in out.parent.glob(".*.spill/*")]
+            spilled[0] = max(spilled[0], sum(sizes))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    began = time.perf_counter()
+    summary = ingest(DataSettings.model_validate(settings), out)
+    seconds = time.perf_counter() - began
+    done.set()
+    watcher.join()
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + children
+    return {
+        "interactions": summary["interactions"],
+        "users": summary["users"],
+        "items": summary["items"],
+        "seconds": round(seconds, 2),
+        "peak_gb": round(peak * 1024 / 1e9, 3),
+        "spilled_gb": round(spilled[0] / 1e9, 3),
+    }
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def measured(settings: dict[str, Any], folder: Path, checkout: Path = HOME) -> dict[str, float]:
+    """What :func:`child` finds in a process of its own, with the packages of ``checkout``."""
+    out = folder / "run" / "data"
+    shutil.rmtree(out.parent, ignore_errors=True)
+    out.parent.mkdir(parents=True)
+    path = os.pathsep.join([str(checkout), str(Path(__file__).parent)])
+    command = [sys.executable, __file__, "--child", json.dumps(settings), str(out)]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, cwd=checkout, check=True, stdout=subprocess.PIPE, text=True
+    )
+    shutil.rmtree(out.parent)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def world_of(folder: Path, millions: int) -> dict[str, Any]:
+    """Write a world of so many interactions; returns the settings that read it."""
+    users = millions * MILLION // 10
+    place = write(World(users, min(users, MILLION)), folder / f"world-{millions}m")
+    columns = {"attributes": ["genre"]}
+    return {"interactions": str(place / "interactions"), "items": str(place / "items"), "columns": columns}
+
+
+def csv_of(folder: Path) -> dict[str, Any]:
+    """Write a CSV of :data:`CSV_ROWS` interactions; returns the settings that read it."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+
+    path, rng = folder / "interactions.csv", np.random.default_rng(0)
+    if not path.exists():
+        users, items = rng.integers(0, 200_000, CSV_ROWS), (50_000 * rng.random(CSV_ROWS) ** 2).astype(int)
+        ids = {"user_id": np.char.add("u", users.astype(str)), "item_id": np.char.add("i", items.astype(str))}
+        table = pa.table({**ids, "timestamp": rng.integers(1_500_000_000, 1_700_000_000, CSV_ROWS)})
+        pa_csv.write_csv(table, path)
+    return {"interactions": str(path)}
+
+
+def agree() -> int:
+    """1 where the engine leaves on random tables what the reference of the tests leaves."""
+    test = HOME / "tests" / "pipelines" / "data" / "test_against_reference.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
+    return int(subprocess.run(command, cwd=HOME, stdout=subprocess.DEVNULL, check=False).returncode == 0)
+
+
+def run(folder: Path, sizes: list[int], before: Path | None) -> dict[str, Any]:
+    """All figures."""
+    found: dict[str, Any] = {"csv_2m_seconds": measured(csv_of(folder), folder)["seconds"], "sizes": {}}
+    for millions in sizes:
+        settings = world_of(folder, millions)
+        now = measured(settings, folder)
+        found["sizes"][str(millions)] = now
+        print(f"{millions} million: {now}", flush=True)
+        if millions == 10 and before is not None:
+            old = measured(settings, folder, before)
+            found["before_10m"] = old
+            found["over_before_10m"] = round(old["seconds"] / now["seconds"], 2)
+            print(f"before: {old}", flush=True)
+    if "100" in found["sizes"]:
+        found["seconds_100m"] = found["sizes"]["100"]["seconds"]
+        found["peak_gb_100m"] = found["sizes"]["100"]["peak_gb"]
+    found["engines_agree"] = agree()
+    return found
+
+
+def main() -> None:
+    """Measure and write the results; or be the child that is measured."""
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(child(json.loads(sys.argv[2]), Path(sys.argv[3]))))
+        return
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 100], help="millions of interactions")
+    options.add_argument("--before", type=Path, help="another checkout of this project")
+    options.add_argument("--folder", type=Path, help="where worlds are kept; a temporary one by default")
+    asked = options.parse_args()
+    from harness import write_results
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = asked.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_results("ingest", run(folder.resolve(), asked.sizes, asked.before and asked.before.resolve()))
+
+
+if __name__ == "__main__":
+    main()

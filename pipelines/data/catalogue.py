@@ -1,0 +1,210 @@
+"""The items of a table into the engine, and the catalogue in the order of item rows out of it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.data import scans
+from pipelines.data.cells import Cell, first_fault, identifier
+from pipelines.data.engine import Engine
+from pipelines.data.files import File, on_this_machine
+from pipelines.data.rejects import Rejects
+from setrec.catalog import Catalog
+from setrec.errors import DataError
+from setrec.schema import Schema
+from setrec.tables import attribute_columns, compose, separator, text_columns
+
+PART = 50_000
+"""Rows of a row group of ``items.parquet``."""
+_MARKUP = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL | re.IGNORECASE)
+_INSTANTS = {
+    "d": "DATE '1970-01-01' + {}::INTEGER", "s": "make_timestamp({} * 1000000)", "ms": "make_timestamp({} * 1000)",
+    "us": "make_timestamp({})", "ns": "make_timestamp_ns({})",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Words:
+    """The columns of a table of items that become words and attributes, with what parts values in one string."""
+
+    text: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    separators: tuple[str | None, ...] = ()
+    strip_html: bool = False
+
+
+def load(engine: Engine, schema: Schema, files: list[File], rejects: Rejects) -> Words:
+    """Read all files into the table ``raw_items``; makes ``items`` (``id``, ``row`` of that table; an item's code is
+    its ``rowid``).
+
+    Raises:
+        DataError: a file cannot be read, a column is missing or of a wrong type, there is no row, or too many cannot
+            be used.
+    """
+    words: Words | None = None
+    for file in files:
+        with on_this_machine(file, engine.scratch) as local:
+            layout = scans.layout(local)
+            if words is None:
+                attributes = attribute_columns(layout.types, schema)
+                parted = tuple(separator(layout.types, schema, name) for name in attributes)
+                words = Words(text_columns(layout.types, schema), attributes, parted, schema.strip_html)
+                cells = "".join(f", c{at} VARCHAR" for at in range(len(_wanted(words))))
+                engine.run(
+                    f"CREATE TABLE raw_items (file INTEGER, id VARCHAR, fault STRUCT(c VARCHAR, r VARCHAR){cells})"
+                )
+            _load_file(engine, schema, layout, words)
+    rows = engine.one("SELECT count(*) FROM raw_items")[0]
+    if not rows or words is None:
+        raise DataError("holds no rows", file=rejects.table)
+    first = "' (first in row ' || (firsts.met + 1) || ')'" if len(files) == 1 else "''"
+    engine.run(
+        "UPDATE raw_items SET fault = struct_pack(c := ?, r := 'duplicate item id ''' || raw_items.id || '''' || "
+        f"{first}) FROM (SELECT id, min(rowid) AS met FROM raw_items WHERE fault IS NULL GROUP BY id "
+        "HAVING count(*) > 1) AS firsts "
+        "WHERE raw_items.fault IS NULL AND firsts.id = raw_items.id AND raw_items.rowid > firsts.met",
+        schema.item_id,
+    )
+    rejects.collect("raw_items", rows)
+    rejects.check()
+    engine.run("CREATE TABLE items AS SELECT id, rowid AS row FROM raw_items WHERE fault IS NULL ORDER BY rowid")
+    return words
+
+
+def _wanted(words: Words) -> list[str]:
+    return list(dict.fromkeys([*words.text, *words.attributes]))
+
+
+def _load_file(engine: Engine, schema: Schema, layout: scans.Layout, words: Words) -> None:
+    columns = _wanted(words)
+    for name in (schema.item_id, *columns):
+        if layout.path(name) is None and (layout.names or layout.file.format != "jsonl"):
+            raise layout.missing(name)
+
+    def use(relation: str, cells: dict[str, Cell]) -> None:
+        value, faults = identifier(cells[schema.item_id], "x_id")
+        values = "".join(f", {_as_json(cells[name])}" for name in columns)
+        query = f"(SELECT *, {cells[schema.item_id].text} AS x_id FROM {relation})"
+        engine.run(
+            f"INSERT INTO raw_items SELECT {layout.file.number}, {value}, {first_fault(faults)}{values} FROM {query}"
+        )
+
+    scans.scan(engine, layout, list(dict.fromkeys([schema.item_id, *columns])), use)
+
+
+def _as_json(cell: Cell) -> str:
+    """The expression of a cell of words as JSON, whatever its type."""
+    if cell.kind == "json":
+        return f"({cell.sql})::VARCHAR"
+    if cell.kind == "instant":
+        return f"to_json(TRY(({_INSTANTS[cell.unit].format(cell.sql)})::VARCHAR))::VARCHAR"
+    return f"to_json({cell.sql if cell.kind in ('whole', 'real', 'text') else cell.text})::VARCHAR"
+
+
+def met(engine: Engine) -> Words:
+    """Without a table of items: those that interactions hold, in the order in which they are met."""
+    engine.run(
+        "CREATE TABLE items AS SELECT item AS id, min(rowid) AS row FROM raw WHERE fault IS NULL "
+        "GROUP BY item ORDER BY row"
+    )
+    return Words()
+
+
+def write(engine: Engine, words: Words, kept: np.ndarray, out: Path, bare: bool) -> int:
+    """Write ``items.parquet`` of the item codes ``kept``, in their order; returns how many have no text.
+
+    A blank title is shown as the item's id. The text for an encoder is made of the text columns and the attributes,
+    ``Toy Story. Release year: 1995. Class: Animation, Comedy``, and never of the id. ``bare``: there is no table of
+    items, so ids are titles and there is no text.
+    """
+    columns = [] if bare else _wanted(words)
+    placed = pa.table({"code": pa.array(kept, pa.int64()), "place": pa.array(np.arange(len(kept)), pa.int64())})
+    engine.run("CREATE TABLE placed (code BIGINT, place BIGINT)")
+    engine.insert("placed", iter(placed.to_batches(PART)), placed.schema)
+    cells = "".join(f", c{at}" for at in range(len(columns)))
+    source = "placed JOIN items ON items.rowid = placed.code" + (
+        "" if bare else " JOIN raw_items ON raw_items.rowid = items.row"
+    )
+    query = f"SELECT items.id AS id{cells} FROM {source} ORDER BY placed.place"
+    blank = 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        for table, texts in _catalogs(engine.batches(query, PART), words, columns, bare):
+            writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
+            writer.write_table(table)
+            blank += sum(not text for text in texts)
+    finally:
+        if writer is not None:
+            writer.close()
+    return blank
+
+
+def _catalogs(
+    batches: Iterator[pa.RecordBatch], words: Words, columns: list[str], bare: bool
+) -> Iterator[tuple[pa.Table, list[str]]]:
+    some = False
+    for batch in batches:
+        if some and not len(batch):
+            continue
+        some = True
+        names = batch.column(0).to_pylist()
+        raw = {name: batch.column(at + 1).to_pylist() for at, name in enumerate(columns)}
+        cells = {name: [_values(cell) for cell in raw[name]] for name in raw}
+        lines = [[line_of(values, words.strip_html) for values in cells[name]] for name in words.text]
+        tags = {
+            name: [tags_of(values, parted) for values in cells[name]]
+            for name, parted in zip(words.attributes, words.separators, strict=True)
+        }
+        titles = [title or item for title, item in zip(lines[0], names, strict=True)] if lines else names
+        texts = [""] * len(names)
+        if not bare:
+            texts = [
+                compose([line[row] for line in lines], {name: of[row] for name, of in tags.items()})
+                for row in range(len(names))
+            ]
+        yield Catalog(names, titles, texts, tags).table(), texts
+
+
+def _values(cell: str | None) -> list[str] | str:
+    """The text of one cell, or the texts of its list or object; nothing where it is missing or NaN."""
+    value = None if cell is None else json.loads(cell, parse_constant=lambda _: None)
+    if isinstance(value, list):
+        return [text for each in value for text in _texts(each)]
+    return _texts(value) if isinstance(value, dict) else "".join(_texts(value))
+
+
+def _texts(value: Any) -> list[str]:
+    """A value as text, none where it is missing; of an object ``name: value`` for each member; of a list each."""
+    if isinstance(value, dict):
+        return [f"{name}: {text}" for name, member in value.items() for text in _texts(member)]
+    if isinstance(value, list):
+        return [text for each in value for text in _texts(each)]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)  # as pandas writes whole numbers beside missing ones
+    return [] if value is None else [str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+def line_of(values: list[str] | str, strip_html: bool) -> str:
+    """One line of text, blanks collapsed; lists joined by commas; tags and character references resolved if asked."""
+    texts = [values] if isinstance(values, str) else values
+    if strip_html:
+        texts = [html.unescape(_MARKUP.sub(" ", text)) for text in texts]
+    tidy = (" ".join(text.split()) for text in texts)
+    return ", ".join(dict.fromkeys(text for text in tidy if text))
+
+
+def tags_of(values: list[str] | str, parted: str | None) -> list[str]:
+    """The distinct values that are not blank: of a list, of one string split at ``parted``, or one value."""
+    texts = values if isinstance(values, list) else values.split(parted) if parted else [values]
+    tidy = (" ".join(text.split()) for text in texts)
+    return list(dict.fromkeys(text for text in tidy if text))

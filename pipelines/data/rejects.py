@@ -1,0 +1,90 @@
+"""Rows that could not be used: kept in a table with file, row, column and reason, and refused where they are many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipelines.data.directory import shard_name
+from pipelines.data.engine import Engine
+from setrec.errors import DataError
+
+DEFAULT_SHARE = 0.01
+"""Of a table of several files, how many rows may be rejected."""
+_PART_ROWS = 100_000
+
+
+class Rejects:
+    """The rejected rows of one table of the input.
+
+    Args:
+        engine: holds them in the table ``rejected_NAME``: ``file``, ``row`` (from 1), ``column``, ``reason``.
+        name: ``interactions`` or ``items``.
+        table: the table's place, for messages; ``items`` the place of the items.
+        files: the names of its files.
+        share: how many rows may be rejected; ``None`` refuses the first.
+    """
+
+    def __init__(
+        self, engine: Engine, name: str, table: str, files: list[str], share: float | None, items: str = ""
+    ) -> None:
+        self.engine, self.name, self.table, self.items, self.share = engine, f"rejected_{name}", table, items, share
+        self.rows = 0
+        engine.run(f'CREATE TABLE {self.name} (file VARCHAR, row BIGINT, "column" VARCHAR, reason VARCHAR)')
+        engine.run(f"CREATE TABLE {self.name}_files (file INTEGER, name VARCHAR, base BIGINT)")
+        for number, file in enumerate(files):
+            engine.run(f"INSERT INTO {self.name}_files VALUES (?, ?, NULL)", number, file)
+
+    def collect(self, raw: str, rows: int, fault: str = "fault", where: str = "fault IS NOT NULL") -> None:
+        """Note rows of the table ``raw`` (``file``; in the order of the files), each for its ``fault``."""
+        self.rows = rows
+        first = f"(SELECT file, min(rowid) AS base FROM {raw} GROUP BY file)"
+        self.engine.run(
+            f"INSERT INTO {self.name} SELECT f.name, raw.at - first.base + 1, raw.fault.c, raw.fault.r FROM "
+            f"(SELECT file, rowid AS at, {fault} AS fault FROM {raw} AS raw WHERE {where}) AS raw "
+            f"JOIN {first} AS first USING (file) JOIN {self.name}_files AS f USING (file) ORDER BY raw.at"
+        )
+
+    @property
+    def count(self) -> int:
+        """How many rows were rejected."""
+        return int(self.engine.one(f"SELECT count(*) FROM {self.name}")[0])
+
+    def check(self) -> None:
+        """Raise where too many were rejected.
+
+        Raises:
+            DataError: with how many of how many, and the reason of the first.
+        """
+        rejected = self.count
+        if not rejected or (self.share is not None and rejected <= self.share * self.rows):
+            return
+        file, row, column, reason = self.engine.one(f"SELECT * FROM {self.name} ORDER BY rowid LIMIT 1")
+        first = DataError(reason, file=file, row=row, column=column)
+        if self.share is None:
+            raise first
+        raise DataError(
+            f"{rejected} of {self.rows} rows cannot be used, a larger share than data.rejected_share = "
+            f"{self.share:g} allows; one of them: {first}",
+            file=self.table,
+        )
+
+    def reasons(self) -> dict[str, int]:
+        """How many rows were rejected for which reason, values left out of it."""
+        general = "regexp_replace(regexp_replace(reason, '''.*''', '…'), ': .*', '')"
+        found = self.engine.all(f"SELECT {general}, count(*) FROM {self.name} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 100")
+        return dict(found)
+
+
+def save(parts: list[Rejects], folder: Path) -> None:
+    """Write all rejected rows as ``folder/part-*.parquet``; no folder where there are none."""
+    number = 0
+    for part in parts:
+        for batch in part.engine.batches(f"SELECT * FROM {part.name} ORDER BY rowid", _PART_ROWS):
+            if len(batch):
+                folder.mkdir(exist_ok=True)
+                import pyarrow as pa
+
+                pq.write_table(pa.Table.from_batches([batch]), folder / shard_name(number), compression="zstd")
+                number += 1

@@ -1,0 +1,192 @@
+"""What to read and what to make of it: the section ``data`` of a configuration."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from pipelines.storage import is_uri
+from setrec.interactions import Keep, Ties
+from setrec.schema import Schema
+from setrec.settings import Settings
+from setrec.splits import GlobalTime, LeaveOneOut, SplitSettings
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def _located(value: Any) -> Any:
+    if isinstance(value, Path):
+        value = str(value)
+    if not isinstance(value, str):
+        return value
+    if missing := [name for name in _VARIABLE.findall(value) if name not in os.environ]:
+        raise ValueError(f"the environment has no variable {missing[0]}")
+    value = os.path.expanduser(_VARIABLE.sub(lambda found: os.environ[found[1]], value))
+    if re.match(r"[^:]+://[^/@]*:[^/@]*@", value):
+        raise ValueError(
+            "keys do not belong in a configuration: leave them to the environment (AWS_ACCESS_KEY_ID, ...)"
+        )
+    return value if is_uri(value) else Path(value)
+
+
+Location = Annotated[Path | str, BeforeValidator(_located)]
+"""A local path or a URI (``pipelines.storage``), ``~`` and ``${VAR}`` resolved; text that is no URI becomes a path."""
+Tables = Location | Annotated[tuple[Location, ...], Field(min_length=1)]
+"""One table in one place or in several: files, folders, patterns such as ``logs/*.csv.gz``, URIs."""
+
+
+def _one_byte(value: str) -> str:
+    if len(value.encode()) != 1 or value in "\r\n\0":
+        raise ValueError("one ASCII character is expected")
+    return value
+
+
+def _splits(value: str) -> str:
+    if not value or set(value) & set("\r\n\0"):
+        raise ValueError("a delimiter is one or more characters other than line breaks")
+    return value
+
+
+class ReaderSettings(Settings):
+    """How to read the files of a table; what is left out follows from each file's name (see ``pipelines.data.files``).
+
+    ``delimiter`` of fields, of any length (``"::"``). ``header``: whether the first line names the columns; with
+    ``columns``, the names in the order of the file, there is none unless stated. ``quote`` encloses fields that hold
+    delimiters or line breaks, doubled inside them; ``null``: quotes mean nothing. ``encoding``: any that Python knows.
+    """
+
+    format: Literal["csv", "jsonl", "parquet", "atomic"] | None = None
+    delimiter: Annotated[str, AfterValidator(_splits)] | None = None
+    header: bool | None = None
+    columns: tuple[str, ...] | None = None
+    quote: Annotated[str, AfterValidator(_one_byte)] | None = '"'
+    encoding: str = "utf-8"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ReaderSettings:
+        try:
+            "".encode(self.encoding)
+        except LookupError:
+            raise ValueError(f"unknown encoding {self.encoding!r}") from None
+        if self.columns is not None and len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns repeat a name")
+        if self.columns is None and self.header is False:
+            raise ValueError("without a header the columns must be named: columns")
+        if self.quote is not None and self.quote == self.delimiter:
+            raise ValueError("quote and delimiter are the same")
+        return self
+
+
+def _instant(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError("a date (ISO 8601) or a number in the unit of the times is expected") from None
+    if hasattr(value, "isoformat"):  # YAML makes dates of dates by itself
+        value = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
+    return value
+
+
+Instant = Annotated[int | float | str, BeforeValidator(_instant)]
+"""A date (UTC where it states no offset), or a number in the unit of the column of times."""
+
+
+class TimeWindow(Settings):
+    """Interactions that count: not before ``start``, and before ``end``."""
+
+    start: Instant | None = None
+    end: Instant | None = None
+
+
+_SIZE = r"^\d+(\.\d+)?\s?([KMGT]i?B)$"
+
+
+class DataSettings(Settings):
+    """What to read and what to make of it.
+
+    ``interactions`` and ``items``: see :data:`Tables`; ``reader`` and ``item_reader`` say how to read their files.
+
+    The steps, in this order: ratings outside ``min_rating`` and ``max_rating`` go, and types of events that ``events``
+    does not list (``{view: 1, purchase: 5}``; the weights stand for ratings where no column of ratings is named), and
+    times outside ``time_window``; interactions with items that ``items`` does not hold are refused or dropped; each
+    user's are sorted by time, equal times by the rule ``ties`` (see ``setrec.interactions.chronological``); of a user's
+    repeated contacts with one item ``deduplicate`` keeps the first, the last, all, or the ``strongest`` (highest rating
+    or weight, the first of equals); a repeat cannot be found by a ranking without the user's own history. Users and
+    items with fewer interactions than the minima go, until none is left (with 0, items nobody met stay as cold items);
+    the rest is split. Last, ``cold_share`` of the items lose their training interactions and so become cold: a cold
+    group to measure on, at the price of about that much training data. ``seed`` gives out the item rows, the order of
+    shuffled ties and the items that become cold. With ``unit: session`` a history is one of ``columns.session``.
+
+    ``rejected_share``: rows that cannot be used go to ``rejected/`` with the reason, as long as they are no larger a
+    share of a table than this; ``null`` is 0.01 for tables of several files, while one file is refused at the first
+    such row.
+
+    ``memory_limit``: what the engine (DuckDB) may hold before it spills to disk; the process needs about 0.5 GB more.
+    It spills to a folder in ``scratch`` (``null``: beside the data directory), at most ``scratch_limit``.
+    """
+
+    interactions: Tables
+    items: Tables | None = None
+    reader: ReaderSettings = ReaderSettings()
+    item_reader: ReaderSettings = ReaderSettings()
+    columns: Schema = Field(default_factory=Schema)
+    unit: Literal["user", "session"] = "user"
+    min_rating: float | None = None
+    max_rating: float | None = None
+    events: dict[str, float] | None = None
+    time_window: TimeWindow = TimeWindow()
+    unknown_items: Literal["refuse", "drop"] = "refuse"
+    ties: Ties = "file"
+    deduplicate: Keep = "first"
+    user_min_count: int = Field(default=0, ge=0)
+    item_min_count: int = Field(default=0, ge=0)
+    split: SplitSettings = LeaveOneOut()
+    cold_share: float = Field(default=0.0, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    rejected_share: float | None = Field(default=None, ge=0, lt=1)
+    memory_limit: str = Field(default="2GB", pattern=_SIZE)
+    scratch: Annotated[Path, BeforeValidator(_located)] | None = None
+    scratch_limit: str = Field(default="200GB", pattern=_SIZE)
+
+    @model_validator(mode="after")
+    def _columns_for_what_is_asked(self) -> DataSettings:
+        rated = self.columns.rating is not None or self.events is not None
+        if (self.min_rating is not None or self.max_rating is not None) and not rated:
+            raise ValueError("min_rating and max_rating need columns.rating, the column of ratings, or events")
+        if self.deduplicate == "strongest" and not rated:
+            raise ValueError("deduplicate: strongest needs columns.rating or events")
+        if (self.events is None) != (self.columns.event is None):
+            raise ValueError("events and columns.event, the column of their types, need each other")
+        if self.unit == "session" and self.columns.session is None:
+            raise ValueError("unit: session needs columns.session")
+        if self.split.kind == "column" and self.columns.split is None:
+            raise ValueError("a split by column needs columns.split, the column of splits")
+        timed = isinstance(self.split, GlobalTime) or self.time_window != TimeWindow()
+        if timed and self.columns.position is not None:
+            raise ValueError("a split by global time needs timestamps; positions only order one user's interactions")
+        return self
+
+    @property
+    def schema_in_use(self) -> Schema:
+        """The columns; a split by global time and a time window insist on timestamps."""
+        schema = self.columns
+        if self.unit == "session":
+            schema = schema.model_copy(update={"user": schema.session})
+        timed = isinstance(self.split, GlobalTime) or self.time_window != TimeWindow()
+        if timed and schema.timestamp is None:
+            return schema.model_copy(update={"timestamp": "timestamp"})
+        return schema
+
+
+def places(tables: Tables | None) -> list[Path | str]:
+    """The places of a table, one after another; none where there is no table."""
+    if tables is None:
+        return []
+    return list(tables) if isinstance(tables, tuple) else [tables]
