@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import torch
 from bench_serving import CROWD, bare, free_port, keep, measured
 from codes import COLLABORATIVE, SEMANTIC, world
@@ -222,12 +223,6 @@ def endpoint(command: Sequence[str], path: Sequence[Path], port: int) -> Iterato
         process.wait(10)
 
 
-def resident_gb(process: int) -> float:
-    """Memory that a process holds, GB."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) * 1024 / 1e9
-
-
 def requests_a_second(before: Path, folder: Path, seconds: float) -> dict[str, float]:
     """Requests a second and p99 now and in the checkout ``before``, in turn, medians of three."""
     root, found = Path(__file__).resolve().parent.parent, {}
@@ -248,7 +243,7 @@ def requests_a_second(before: Path, folder: Path, seconds: float) -> dict[str, f
                 command = [str(Path(__file__).resolve()), "--bare", bundle, str(port)]
             with endpoint(command, path, port) as (url, process):
                 loads[name].append(measured(url, seconds)[CROWD])
-                memory[name].append(resident_gb(process))
+                memory[name].append(psutil.Process(process).memory_info().rss / 1e9)
     for name, each in loads.items():
         found[f"rps_{name}"] = float(np.median([load.rps for load in each]))
         found[f"p99_ms_{name}"] = float(np.median([load.percentile(99) for load in each]))

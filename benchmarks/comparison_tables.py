@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from pipelines.benchmark.significance import MEAN
+from pipelines.runs import Run
 
 COLUMNS = {
     "setrec": [("kept", "all"), ("kept", "cold"), ("removed", "all")],
@@ -18,13 +20,13 @@ def main() -> None:
     """Print a table for every run, and the differences of ours."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("runs", nargs="+", type=Path)
-    for run in options.parse_args().runs:
-        told = json.loads((run / "benchmark.json").read_text())
-        rows = json.loads((run / "metrics.json").read_text())
-        systems = {one["system"]: one for one in json.loads((run / "systems.json").read_text())}
-        print(f"\n**{told['data']}, {told['protocol']}**\n")
-        print(table(rows, COLUMNS[told["protocol"]], {name: len(one["seeds"]) for name, one in systems.items()}))
-        print(differences(json.loads((run / "comparisons.json").read_text()), COLUMNS[told["protocol"]]))
+    for run in map(Run, options.parse_args().runs):
+        about = run.read_json("benchmark.json")
+        columns = COLUMNS[about["protocol"]]
+        seeds = {one["system"]: len(one["seeds"]) for one in run.read_json("systems.json")}
+        print(f"\n**{about['data']}, {about['protocol']}**\n")
+        print(table(run.read_json("metrics.json"), columns, seeds))
+        print(differences(run.read_json("comparisons.json"), columns))
 
 
 def table(rows: list[dict[str, Any]], columns: list[tuple[str, str]], seeds: dict[str, int]) -> str:
@@ -47,19 +49,22 @@ def differences(rows: list[dict[str, Any]], columns: list[tuple[str, str]]) -> s
     """Ours minus each other system over the same users, NDCG@10, mean over seeds."""
     lines = []
     for history, group in columns:
-        told = [
-            f"{r['against']} {r['difference']:+.4f} [{r['low']:+.4f}, {r['high']:+.4f}]"
+        each = [
+            f"{r['against']} {_interval(r, 'difference', '+')}"
             for r in rows
-            if (r["history"], r["group"], r["metric"]) == (history, group, "ndcg@10") and r["seed"] == "mean"
+            if (r["history"], r["group"], r["metric"], r["seed"]) == (history, group, "ndcg@10", MEAN)
         ]
-        lines.append(f"\nOurs minus, NDCG@10, history {history}, {group} items: {'; '.join(told)}.")
-    return "".join(lines).replace("0.", ".")
+        lines.append(f"\nOurs minus, NDCG@10, history {history}, {group} items: {'; '.join(each)}.")
+    return "".join(lines)
 
 
 def _cell(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "–"
-    return f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]".replace("0.", ".")
+    return "–" if row is None else _interval(row, "value")
+
+
+def _interval(row: dict[str, Any], name: str, sign: str = "") -> str:
+    value, low, high = (f"{row[key]:{sign}.4f}".replace("0.", ".", 1) for key in (name, "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 if __name__ == "__main__":

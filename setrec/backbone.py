@@ -135,7 +135,7 @@ def load_backbone(path_or_hub_id: str, *, speaking: bool = False, **kwargs: Any)
         config = AutoConfig.from_pretrained(path_or_hub_id, gguf_file=kwargs.get("gguf_file"))
         if quantised := getattr(config, "quantization_config", None):
             way = dict(quantised).get("quant_method", "some other type")
-            raise ConfigError(f"backbone '{path_or_hub_id}' is stored quantised ({way}); name one in bf16 or float32")
+            raise ValueError(f"it is stored quantised ({way}); name one in bf16 or float32")
         kind: Any = AutoModel
         if speaking:
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

@@ -17,7 +17,7 @@ from pipelines.benchmark.fits import Record, Task
 from pipelines.board import FitsBoard
 from pipelines.cluster import ray_session
 from pipelines.fan_out import fan_out
-from pipelines.fingerprints import of_code
+from pipelines.fingerprints import of_statements
 from pipelines.progress import Bar, bar
 from pipelines.runs import Run
 from setrec.errors import ConfigError
@@ -56,7 +56,7 @@ class Benchmark:
         s = self.settings
         given = problem.load(self.root / "problem")
         names = roster.names(given, s.systems, ablation=s.ablation)
-        self._data, self._code = given.hash, of_code(("setrec", "pipelines"))
+        self._data, self._code = given.hash, of_statements(("setrec", "pipelines"))
         with ray_session(self.address):
             self._all("Tune", [task for name in names for task in self._tries(name)])
             best = {name: self._best(name) for name in names}
@@ -76,9 +76,9 @@ class Benchmark:
         return max(range(len(values)), key=values.__getitem__) if values else 0
 
     def _finals(self, name: str, number: int) -> list[Task]:
-        s = self.settings
-        seeds = s.seeds if name == roster.OURS or s.opponent_seeds is None else s.opponent_seeds
-        seeds = seeds if roster.entrant(name).random else 1
+        s, seeds = self.settings, 1
+        if roster.entrant(name).random:
+            seeds = s.seeds if name == roster.OURS or s.opponent_seeds is None else s.opponent_seeds
         return [self._task(name, number, seed, self.settings.minutes) for seed in range(seeds)]
 
     def _task(self, name: str, number: int, seed: int, minutes: float, *, final: bool = True) -> Task:

@@ -20,7 +20,7 @@ def hashed(tmp_path, monkeypatch):
         for path in (home / "package").iterdir():
             path.unlink()
         Path(home / "package" / name).write_text(text)
-        return fingerprints.of_code(("package",))
+        return fingerprints.of_statements(("package",))
 
     return of
 
