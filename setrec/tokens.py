@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 COLLABORATIVE = "collaborative"
@@ -219,10 +220,13 @@ class TextTokenizer(nn.Module):
 
 def _principal(rows: np.ndarray, width: int) -> np.ndarray:
     """The ``width`` orthonormal directions, float32 (w, width), in which rows (I, w) differ most; the axes themselves
-    where there are no more."""
+    where there are no more. Directions in which no row differs are zeros."""
     if rows.shape[1] <= width:
         return np.eye(rows.shape[1], dtype=np.float32)
-    _, directions = np.linalg.eigh(rows.T.astype(np.float64) @ rows)
+    # LAPACK's digits depend on its number of threads, and directions without variance are arbitrary.
+    with threadpool_limits(1):
+        values, directions = np.linalg.eigh(rows.T.astype(np.float64) @ rows)
+    directions[:, values <= values[-1] * 1e-10] = 0
     return np.ascontiguousarray(directions[:, -width:], dtype=np.float32)
 
 
