@@ -22,9 +22,9 @@ from harness import write_results
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from setrec.model import SetRecConfig, SetRecModel
-from setrec.objective import ObjectiveSettings, total
+from setrec.models.setrec_model import SetRecConfig, SetRecModel
 from setrec.ragged import Ragged
+from setrec.training.losses import ObjectiveSettings, batch_terms, total
 
 ITEMS, K = 12_101, 10
 T5_BASE: dict[str, Any] = {
@@ -106,7 +106,7 @@ def training(model: SetRecModel, shape: Shape, device: torch.device) -> Callable
 
     def step() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            terms = model(drawn[:, :-1], visible, drawn[:, 1:], settings, rows)
+            terms = batch_terms(model, drawn[:, :-1], visible, drawn[:, 1:], settings, rows)
             value = total(terms, settings, drawn[:, 1:].numel())
         value.backward()
         optimizer.step()

@@ -33,11 +33,12 @@ from cold_films import ColdFilms, Question, train
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import features, ingest
+from pipelines.common.run_directory import Run
 from pipelines.config import JobConfig, load_config
-from pipelines.datasets import packaged_encoder
-from pipelines.runs import Run
-from pipelines.scorer import load_weights
+from pipelines.data import ingest
+from pipelines.evaluation.scorer import load_weights
+from pipelines.features import item_features
+from pipelines.jobs.datasets import packaged_encoder
 from serving.bundle import Bundle
 from serving.bundle_writer import write_bundle
 from serving.engine import Engine
@@ -45,16 +46,16 @@ from serving.http import create_app
 from serving.live import Live
 from serving.settings import ServingSettings
 from serving.stores import open_store
-from setrec.catalog import TEST, VALID, Catalog, Histories
-from setrec.encoder import TextEncoder
-from setrec.intervals import bootstrap_means, paired_difference
-from setrec.model import SetRecModel
+from setrec.data.catalog import TEST, VALID, Catalog, Histories
+from setrec.evaluation.intervals import bootstrap_means, paired_difference
+from setrec.models.item_tokens import text_center, unit_rows
+from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import build_components
 from setrec.scoring.registry import Sources
+from setrec.scoring.text_features import TextFeaturizer
 from setrec.scoring.text_similarity import TextFeatures
-from setrec.text.featurizer import TextFeaturizer
-from setrec.tokens import text_center, unit_rows
+from setrec.text.encoder import TextEncoder
 
 K, SEEN_AT_ONCE, MOST_ALLOWED = 10, 500, 100_000
 OURS, SIMILAR = "SETRec", "Texts like those of the last 10 films"
@@ -167,10 +168,10 @@ def text_parts(
     run: Run, config: JobConfig, catalog: Catalog, rows: np.ndarray
 ) -> tuple[TextFeaturizer | None, TextFeatures | None, np.ndarray | None]:
     """Featurizer, features and centre of a run's texts, of some ``rows`` of its catalogue."""
-    lexical, sentence = features.load_lexical(run), features.text_encoder(config)
+    lexical, sentence = item_features.load_lexical(run), item_features.text_encoder(config)
     if lexical is None:
         return (None if sentence is None else TextFeaturizer(None, sentence)), None, None
-    vectors = features.text_vectors(run)
+    vectors = item_features.text_vectors(run)
     sentences = None if sentence is None or vectors is None else vectors[rows, lexical.width :]
     unit = None if sentences is None else unit_rows(sentences)
     center = None if sentences is None else text_center(sentences)

@@ -232,7 +232,7 @@ def drawn(rows: list[dict[str, float]]) -> str:
     """Seconds and memory by size as one SVG file, both axes logarithmic."""
     from plots import stacked
 
-    from pipelines.charts import Series
+    from pipelines.reports.charts import Series
 
     def logs(key: str) -> list[float]:
         return [math.log10(row[key]) for row in rows]

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from harness import measure, median, print_table, write_results
 
-from setrec import batches
-from setrec.backbone import BackboneSettings
-from setrec.batches import Batch
-from setrec.model import ModelSettings, SetRecModel
-from setrec.objective import ObjectiveSettings
+from setrec.models.backbones import BackboneSettings
+from setrec.models.item_tokens import ItemFeatures
+from setrec.models.setrec_model import ModelSettings, SetRecModel
 from setrec.ragged import Ragged
-from setrec.stream import Position, Step
-from setrec.tokens import ItemFeatures
-from setrec.training import Trainer, TrainingSettings
+from setrec.training import batches
+from setrec.training.batches import Batch
+from setrec.training.losses import ObjectiveSettings
+from setrec.training.stream import Position, Step
+from setrec.training.trainer import Trainer, TrainingSettings
 
 ITEMS, MAX_ITEMS = 2_000, 100
 

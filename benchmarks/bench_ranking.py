@@ -17,7 +17,7 @@ import numpy as np
 import torch_ranking
 from harness import measure, median, print_table, write_results
 
-from setrec import ranking
+from setrec.evaluation import ranking
 from setrec.ragged import Ragged
 from setrec.scoring import weight_grid
 

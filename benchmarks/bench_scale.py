@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 from interactions import World, write
 
-from pipelines.cluster import ray_session
+from pipelines.common.cluster import ray_session
 
 SIZES = (10_000, 100_000, 1_000_000)
 CORES = 2
@@ -89,7 +89,7 @@ def clocked() -> Iterator[list[float]]:
 
 def ingest(place: Place) -> float:
     """The raw tables to a data directory."""
-    from pipelines.ingest import ingest as run
+    from pipelines.data.ingest import ingest as run
 
     data = place.config().data
     with clocked() as seconds:
@@ -110,8 +110,8 @@ class HashedTexts:
 
 def tokenise(place: Place) -> float:
     """Item texts to vectors, without a sentence encoder."""
-    from pipelines import encode_texts
-    from pipelines.runs import Run
+    from pipelines.common.run_directory import Run
+    from pipelines.features import encode_texts
 
     encode_texts.text_encoder = lambda _: HashedTexts()  # type: ignore[assignment,return-value]
     config = place.config()
@@ -127,7 +127,7 @@ def distances(place: Place) -> float:
     from nodetok.anchors import AnchorSettings, choose
     from nodetok.distances import DistanceSettings
     from nodetok.graph import Graph
-    from pipelines.graph_distances import distances_on_cluster
+    from pipelines.graph.distances import distances_on_cluster
 
     graph = Graph.from_arrays(*power_law(place.size, 5 * place.size, 0), place.size)
     anchors = choose(graph, AnchorSettings(count=64, radius=2)).rows
@@ -143,8 +143,8 @@ class _EnoughError(Exception):
 
 def new_model(place: Place, counts: np.ndarray) -> Any:
     """An untrained model of the world's catalogue, with random collaborative vectors."""
-    from setrec.model import SetRecModel
-    from setrec.tokens import ItemFeatures
+    from setrec.models.item_tokens import ItemFeatures
+    from setrec.models.setrec_model import SetRecModel
 
     vectors = np.random.default_rng(0).standard_normal((place.size, 64), dtype=np.float32)
     return SetRecModel.build(place.config().model, ItemFeatures(counts > 0, vectors, None))
@@ -154,10 +154,10 @@ def train(place: Place) -> float:
     """The first :data:`TRAINED` steps of training, from the shards."""
     import torch
 
-    from pipelines.ingest import history_shards
-    from pipelines.shard_source import ShardSource
-    from setrec.source import item_counts
-    from setrec.training import Trainer
+    from pipelines.data.ingest import history_shards
+    from pipelines.training.shard_source import ShardSource
+    from setrec.data.source import item_counts
+    from setrec.training.trainer import Trainer
 
     torch.set_num_threads(CORES)
     config, done = place.config(), []
@@ -179,9 +179,9 @@ def evaluate(place: Place) -> float:
     """Full ranking for :data:`EVALUATED` test users."""
     import torch
 
-    from pipelines.ingest import load
-    from setrec import ranking
-    from setrec.catalog import TEST
+    from pipelines.data.ingest import load
+    from setrec.data.catalog import TEST
+    from setrec.evaluation import ranking
     from setrec.scoring import scorer
 
     torch.set_num_threads(CORES)
@@ -225,7 +225,7 @@ def apart(step: str, place: Place) -> dict[str, float]:
 
 def measured(sizes: list[int], root: Path) -> list[dict[str, Any]]:
     """All steps at all sizes."""
-    from pipelines import encode_texts
+    from pipelines.features import encode_texts
 
     rows = []
     for size in sizes:
@@ -248,7 +248,7 @@ def drawn(rows: list[dict[str, Any]]) -> str:
     """Seconds and memory by size, as an SVG file."""
     from plots import stacked
 
-    from pipelines.charts import Series
+    from pipelines.reports.charts import Series
 
     x = [math.log10(row["users"]) for row in rows]
 

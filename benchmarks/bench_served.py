@@ -28,14 +28,14 @@ from bench_serving import CROWD, bare, free_port, keep, measured
 from codes import COLLABORATIVE, SEMANTIC, world
 from serving_bundle import USERS, make_bundle
 
-from pipelines import ingest
-from pipelines.runs import Run
+from pipelines.common.run_directory import Run
+from pipelines.data import ingest
 from serving import audit
 from serving.auditor import Answered
 from serving.bundle import Bundle
 from serving.bundle_writer import write_bundle
 from serving.engine import Answer, Engine, Request
-from setrec.catalog import TRAIN, VALID, Catalog, Histories
+from setrec.data.catalog import TRAIN, VALID, Catalog, Histories
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import HybridScorer, HybridWeights, NewItemWeights
 from setrec.scoring.item_graph import GraphComponent, ItemGraph, Reading

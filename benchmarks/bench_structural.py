@@ -11,10 +11,10 @@ from pathlib import Path
 from harness import write_results
 from rich.console import Console
 
-from pipelines import jobs
-from pipelines.demo import demo_config
-from pipelines.runs import Run
-from pipelines.tables import difference_table, ranking_table
+from pipelines.common.run_directory import Run
+from pipelines.jobs import stages
+from pipelines.jobs.demo import demo_config
+from pipelines.reports.terminal import difference_table, ranking_table
 
 SETTINGS = ("data.cold_share=0.2", "structural.enabled=true", "sasrec.epochs=20", "training.epochs=8")
 SEEDS = 2
@@ -24,8 +24,8 @@ def main() -> None:
     """Prepare, train every variant, print the tables and write the figures."""
     run, config = Run(Path("runs/bench_structural")), demo_config(8000, list(SETTINGS))
     run.clear()
-    jobs.prepare(run, config)
-    found = jobs.ablate(run, config, SEEDS)
+    stages.prepare(run, config)
+    found = stages.ablate(run, config, SEEDS)
     Console().print(ranking_table(found["rows"]), difference_table(found["differences"]))
     figures = {
         f"{row['metric']}, {row['group']}, {row['system']}": row["value"]

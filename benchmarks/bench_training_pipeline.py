@@ -24,16 +24,19 @@ import numpy as np
 import padding
 from harness import RESULTS, write_results
 
-from pipelines import features, ingest, jobs, train
-from pipelines.cluster import ray_session
+from pipelines.common.cluster import ray_session
+from pipelines.common.run_directory import Run
 from pipelines.config import JobConfig, validate
-from pipelines.datasets import movielens_100k
-from pipelines.runs import Run
-from pipelines.train_worker import trainer_of
-from setrec import ranking
+from pipelines.data import ingest
+from pipelines.features import item_features
+from pipelines.jobs import stages
+from pipelines.jobs.datasets import movielens_100k
+from pipelines.training import train
+from pipelines.training.worker import trainer_of
 from setrec.atomic import atomic_file
-from setrec.catalog import TEST, TRAIN
-from setrec.intervals import paired_difference
+from setrec.data.catalog import TEST, TRAIN
+from setrec.evaluation import ranking
+from setrec.evaluation.intervals import paired_difference
 from setrec.scoring import scorer
 
 HEADLINES = ("padding_share_before", "padding_share_after", "loading_share", "tokens_per_second", "ray_over_torchrun")
@@ -58,8 +61,8 @@ def config_of(data: Path | None) -> JobConfig:
 def prepare(root: Path, config: JobConfig) -> Run:
     """A run ready to train the recommender."""
     run = Run(root)
-    jobs.prepare(run, config)
-    features.train_collaborative(run, config)
+    stages.prepare(run, config)
+    item_features.train_collaborative(run, config)
     return run
 
 

@@ -18,7 +18,10 @@ import scipy.sparse as sp
 
 from pipelines.benchmark import problem
 from pipelines.benchmark.problem import Problem
-from setrec import baselines, ranking, sasrec
+from setrec.evaluation import ranking
+from setrec.models import sasrec
+from setrec.scoring import baselines
+from setrec.training import sasrec_trainer
 
 NEIGHBOURS, K, BATCH = 1000, 10, 256
 
@@ -67,7 +70,7 @@ def check_sasrec(given: Problem, epochs: int) -> None:
     lists[place[found["user_id"]].to_numpy(), found["rank"].to_numpy() - 1] = found["item_id"]
     report("RecTools, SASRecModel", listed(lists, given), given)
     settings = sasrec.SasRecSettings(layers=1, epochs=epochs, learning_rate=1e-3, targets_per_batch=512)
-    model = sasrec.train_sasrec(given.histories, given.items, settings)
+    model = sasrec_trainer.train_sasrec(given.histories, given.items, settings)
     report("SASRec, alike", sasrec.scorer(model), given)
 
 

@@ -1,9 +1,9 @@
 """Synthetic item codes and user queries with the structure of real ones, at any size.
 
-A code is 64 collaborative numbers beside 128 rectified semantic ones, as ``setrec.tokens`` makes them. Both are linear
-maps of one latent space of 24 dimensions, few of which matter: areas hold topics, topics hold items, topic sizes follow
-a power law, norms of the collaborative part are log-normal. A user follows up to three topics; a query is that
-interest, seen through the pseudo-inverse maps, so that its inner product with codes finds items of those topics.
+A code is 64 collaborative numbers beside 128 rectified semantic ones, as ``setrec.models.item_tokens`` makes them. Both
+are linear maps of one latent space of 24 dimensions, few of which matter: areas hold topics, topics hold items, topic
+sizes follow a power law, norms of the collaborative part are log-normal. A user follows up to three topics; a query is
+that interest, seen through the pseudo-inverse maps, so that its inner product with codes finds items of those topics.
 Semantic numbers are much longer than collaborative ones and queries weigh them less, so distances between codes say
 little of what queries ask: that is hard for an index. ``describe`` computes what can be compared with real codes.
 """

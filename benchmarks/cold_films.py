@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines import ingest, jobs
-from pipelines.cluster import ray_session
+from pipelines.common.cluster import ray_session
+from pipelines.common.run_directory import Run
 from pipelines.config import JobConfig
+from pipelines.data import ingest
 from pipelines.data.directory import write_histories
-from pipelines.demo import demo_config
-from pipelines.runs import Run
-from setrec.catalog import TEST, Catalog, Histories
+from pipelines.jobs import stages
+from pipelines.jobs.demo import demo_config
+from setrec.data.catalog import TEST, Catalog, Histories
 from setrec.ragged import Ragged
 
 SETTINGS = ("cluster.threads=1", "cluster.workers=1")
@@ -107,10 +108,10 @@ def train(run: Run) -> None:
     config = demo_config(8000, list(SETTINGS))
     run.clear()
     prepare(run, config)
-    jobs.tokenise(run, config)
+    stages.tokenise(run, config)
     with ray_session(cpus=2):
-        jobs.fit(run, config)
-        jobs.assess(run, config)
+        stages.fit(run, config)
+        stages.assess(run, config)
 
 
 def _whole(run: Run) -> Path:

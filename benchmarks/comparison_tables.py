@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipelines.benchmark.significance import MEAN
-from pipelines.runs import Run
+from pipelines.benchmark.analysis.significance import MEAN
+from pipelines.common.run_directory import Run
 
 COLUMNS = {
     "setrec": [("kept", "all"), ("kept", "cold"), ("removed", "all")],

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from setrec import attention
-from setrec.backbone import CausalBackbone, EncoderDecoderBackbone
-from setrec.model import SetRecModel
+from setrec.models import attention
+from setrec.models.backbones import CausalBackbone, EncoderDecoderBackbone
+from setrec.models.setrec_model import SetRecModel
 
 NAME = "setrec_flex"
 See = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -58,7 +58,7 @@ def _mask(see: See, rows: int, asking: int, seen: int, device: torch.device) -> 
 
 
 class FlexCausal(CausalBackbone):
-    """History and queries in one sequence; see ``setrec.layout`` for who sees whom."""
+    """History and queries in one sequence; see ``setrec.models.masks`` for who sees whom."""
 
     def attend(
         self, history: Tensor, sees: Tensor, positions: Tensor, queries: Tensor, asks: Tensor, asked_at: Tensor,

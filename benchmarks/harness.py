@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.runs import environment
+from pipelines.common.run_directory import environment
 from setrec.atomic import atomic_file
 
 RESULTS = Path(__file__).parent / "results"

@@ -75,8 +75,8 @@ def _held(root: Path, place: Place) -> bool:
 
 
 def noted_worker(settings: dict[str, Any]) -> None:
-    """What ``pipelines.train`` has every worker do, and a note of each step."""
-    from pipelines import train  # the worker's own: there nothing is replaced yet
+    """What ``pipelines.training.train`` has every worker do, and a note of each step."""
+    from pipelines.training import train
 
     work = train.work
 
@@ -94,9 +94,9 @@ def noted_worker(settings: dict[str, Any]) -> None:
 
 def serve() -> None:
     """Train the runs whose folders come in, a line each; to each the answer is a line too, empty or what went wrong."""
-    from pipelines import train
+    from pipelines.common.run_directory import Run
     from pipelines.config import load_config
-    from pipelines.runs import Run
+    from pipelines.training import train
 
     for line in sys.stdin:
         run = Run(Path(line.strip()))
@@ -108,8 +108,9 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    from pipelines import cli, train
+    from pipelines.cli import app
+    from pipelines.training import train
 
     # Of this module as the script, so that it is sent to the workers, which do not find this file.
     train._worker = noted_worker
-    serve() if sys.argv[1:] == ["serve"] else cli.main()
+    serve() if sys.argv[1:] == ["serve"] else app.main()

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from setrec import batches
-from setrec.batches import QUERIES, Batch, Plan
 from setrec.ragged import Ragged
+from setrec.training import batches
+from setrec.training.batches import QUERIES, Batch, Plan
 
 
 def share(epoch: Iterable[Batch]) -> float:

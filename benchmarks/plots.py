@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.charts import WIDTH, Series, _mark, lines, shape_of
+from pipelines.reports.charts import WIDTH, Series, _mark, lines, shape_of
 
 _COLOURS = ("#2563eb", "#c2410c", "#15803d", "#7e22ce", "#0e7490")
 

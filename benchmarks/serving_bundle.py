@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from serving.bundle_writer import write_bundle
-from setrec.catalog import TRAIN, Catalog, Histories
-from setrec.model import ModelSettings, SetRecModel
+from setrec.data.catalog import TRAIN, Catalog, Histories
+from setrec.models.item_tokens import ItemFeatures, unit_rows
+from setrec.models.setrec_model import ModelSettings, SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import HybridWeights, build_components
 from setrec.scoring.registry import Sources
 from setrec.scoring.text_similarity import TextFeatures
 from setrec.text.lexical import LexicalEncoder
-from setrec.tokens import ItemFeatures, unit_rows
 
 ITEMS, USERS = 1682, 943  # MovieLens-100K
 WEIGHTS = {"transitions_near": 8.0, "text_similarity": 8.0}

@@ -1,4 +1,5 @@
-"""Ranks by comparing tables of scores in torch, pair by pair: plain, and what ``setrec.rank_kernels`` agrees with."""
+"""Ranks by comparing tables of scores in torch, pair by pair: plain, and what ``setrec.evaluation.rank_kernels`` agrees
+with."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from setrec.errors import DataError
+from setrec.evaluation.ranking import HISTORIES, NO_RANK, Group, KindScorer, Ranks, Scorer
 from setrec.ragged import Ragged
-from setrec.ranking import HISTORIES, NO_RANK, Group, KindScorer, Ranks, Scorer
 
 CELLS_AT_ONCE = 1 << 24
 """Score comparisons held at a time: about 100 MB, however many truths a batch has."""
@@ -27,7 +28,7 @@ def above(scores: Tensor, row: Tensor, item: Tensor) -> Tensor:
 def ranks(
     scores: np.ndarray, truth: Ragged, seen: Ragged | None = None, candidates: np.ndarray | None = None
 ) -> np.ndarray:
-    """What ``setrec.ranking.ranks`` returns."""
+    """What ``setrec.evaluation.ranking.ranks`` returns."""
     table = _checked(scores)
     row, item = _pairs(truth)
     allowed = torch.ones(table.shape, dtype=torch.bool)
@@ -40,7 +41,7 @@ def ranks(
 
 
 def batch_ranks(scorer: Scorer, history: Ragged, truth: Ragged, groups: Sequence[Group]) -> Ranks:
-    """What ``setrec.ranking.batch_ranks`` returns."""
+    """What ``setrec.evaluation.ranking.batch_ranks`` returns."""
     scores = _checked(scorer(history))
     row, item = _pairs(truth)
     seen = torch.zeros(scores.shape, dtype=torch.bool)
@@ -65,7 +66,7 @@ def batch_ranks(scorer: Scorer, history: Ragged, truth: Ragged, groups: Sequence
 def weighted_ranks(
     kind_scorer: KindScorer, history: Ragged, truth: Ragged, grid: Sequence[Mapping[str, float]]
 ) -> list[Ragged]:
-    """What ``setrec.ranking.weighted_ranks`` returns: a table of mixed scores for each weighting."""
+    """What ``setrec.evaluation.ranking.weighted_ranks`` returns: a table of mixed scores for each weighting."""
     kinds, found = kind_scorer(history), []
     for weights in grid:
         mixed = np.sum([np.float32(w) * kinds[kind] for kind, w in weights.items()], axis=0)

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from pipelines.common.run_directory import Run
 from pipelines.config import load_config
-from pipelines.runs import Run
-from pipelines.train_worker import store_of, work
+from pipelines.training.worker import store_of, work
 
 
 def main() -> None:

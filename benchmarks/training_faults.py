@@ -26,11 +26,13 @@ from loopback_s3 import KEYS, LoopbackS3
 from noted_train import Note, Place
 from ray_nodes import ENVIRONMENT, RayNodes, lives, wait_until
 
-from pipelines import features, jobs, storage
-from pipelines.checkpoint_store import CheckpointStore
+from pipelines.common import storage
+from pipelines.common.run_directory import Run
 from pipelines.config import JobConfig, load_config
-from pipelines.runs import Run
-from pipelines.train_worker import store_of
+from pipelines.features import item_features
+from pipelines.jobs import stages
+from pipelines.training.checkpoint_store import CheckpointStore
+from pipelines.training.worker import store_of
 
 CONFIG = """
 data: {{interactions: {folder}/interactions.csv, columns: {{position: position}}}}
@@ -61,8 +63,8 @@ def prepare(folder: Path, users: int = 80, epochs: int = 4) -> Path:
     pd.DataFrame(rows, columns=["user_id", "item_id", "position"]).to_csv(folder / "interactions.csv", index=False)
     (folder / "config.yaml").write_text(CONFIG.format(folder=folder, epochs=epochs))
     run, config = Run(folder / "prepared"), load_config(folder / "config.yaml")
-    jobs.prepare(run, config)
-    features.train_collaborative(run, config)
+    stages.prepare(run, config)
+    item_features.train_collaborative(run, config)
     return run.root
 
 

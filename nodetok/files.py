@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nodetok.graph import Graph
-from setrec import columns
-from setrec.columns import Column
+from setrec.data import columns
+from setrec.data.columns import Column
+from setrec.data.formats import RawTable, read_raw
 from setrec.errors import DataError
-from setrec.formats import RawTable, read_raw
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 PARTS = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}

@@ -204,8 +204,8 @@ def filtered_mrr(ranker: KgeRanker, asked: np.ndarray, answers: np.ndarray, know
 class _AnswersCrossEntropy(torch.autograd.Function):
     """Sum over answers of -log softmax(queries @ entities.T)[owner, answer], loss and gradients taken together.
 
-    :func:`setrec.softmax.catalogue_cross_entropy` for rows with several right answers: one row of logits for all.
-    Shapes: queries (B, w), entities (V, w), owner and answer int64 (A,).
+    :func:`setrec.training.softmax.catalogue_cross_entropy` for rows with several right answers: one row of logits for
+    all. Shapes: queries (B, w), entities (V, w), owner and answer int64 (A,).
     """
 
     @staticmethod

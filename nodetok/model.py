@@ -27,8 +27,9 @@ from transformers import (
 from nodetok.positions import as_lengths
 from nodetok.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, PromptBatch
 from nodetok.ways import Ways
-from setrec import attention
-from setrec.backbone import (
+from setrec.errors import ConfigError
+from setrec.models import attention
+from setrec.models.backbones import (
     MASTER,
     BackboneSettings,
     CausalBackbone,
@@ -37,9 +38,8 @@ from setrec.backbone import (
     load_backbone,
     scratch_config,
 )
-from setrec.errors import ConfigError
 from setrec.settings import Settings
-from setrec.softmax import catalogue_cross_entropy
+from setrec.training.softmax import catalogue_cross_entropy
 
 SCALES = (0.4, 1.6)
 """Starting values of tau: the small one tells far distances apart, the large one near ones."""
@@ -365,7 +365,7 @@ def from_config(config: PretrainedConfig | dict[str, Any]) -> PreTrainedModel:
 def tune(model: PreTrainedModel, settings: BackboneSettings, tuning: str) -> PreTrainedModel:
     """Choose what trains; must come after the weights are in place."""
     if tuning == "lora":
-        from setrec.backbone import LoraSettings
+        from setrec.models.backbones import LoraSettings
 
         targets = (
             EncoderDecoderBackbone.lora_targets if model.config.is_encoder_decoder else CausalBackbone.lora_targets

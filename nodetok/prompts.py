@@ -2,7 +2,7 @@
 
 A node is an order-agnostic **set**: its position tokens, its feature token where there are features, and a token for
 each of some neighbours. Tokens of one set share one place in the order and do not see each other, exactly like the
-tokens of an item in ``setrec.layout``; so permuting a node's neighbours changes nothing.
+tokens of an item in ``setrec.models.masks``; so permuting a node's neighbours changes nothing.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from nodetok.model import GraphLanguageModel, NodeData
 from nodetok.prompts import PAD, PromptBatch
-from setrec.backbone import EncoderDecoderBackbone
+from setrec.models.backbones import EncoderDecoderBackbone
 
 IGNORED = -100
 

@@ -9,21 +9,21 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from pipelines.gate import GateSettings
-from pipelines.ingest import DataSettings
-from pipelines.releases import ReleaseSettings
-from pipelines.search_space import TuneSettings
-from pipelines.storage import is_uri
-from pipelines.trackers import TrackingSettings
+from pipelines.common.storage import is_uri
+from pipelines.data.ingest import DataSettings
+from pipelines.nightly.release_gate import GateSettings
+from pipelines.nightly.release_store import ReleaseSettings
+from pipelines.training.trackers import TrackingSettings
+from pipelines.tuning.search_space import TuneSettings
 from serving.retriever import RetrieverSettings
 from serving.settings import ServingSettings
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
-from setrec.model import ModelSettings
-from setrec.objective import ObjectiveSettings
-from setrec.sasrec import SasRecSettings
+from setrec.models.sasrec import SasRecSettings
+from setrec.models.setrec_model import ModelSettings
 from setrec.settings import Settings
-from setrec.training import TrainingSettings
+from setrec.training.losses import ObjectiveSettings
+from setrec.training.trainer import TrainingSettings
 
 
 def _absolute(where: str) -> str:

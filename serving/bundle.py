@@ -36,16 +36,16 @@ from serving.index_codes import load_index_codes
 from serving.manifest import FORMAT_VERSION, MANIFEST, Manifest, line, verify
 from serving.retriever import Retriever
 from serving.texts import BundleTexts, TextRule
-from setrec.catalog import Catalog, Histories
-from setrec.encoder import TextEncoder
+from setrec.data.catalog import Catalog, Histories
 from setrec.errors import BundleError, DataError
 from setrec.mapped import mapped
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridWeights, load_components
 from setrec.scoring.item_graph import GraphComponent
+from setrec.scoring.text_features import TextFeaturizer
 from setrec.settings import Settings
-from setrec.text.featurizer import TextFeaturizer
+from setrec.text.encoder import TextEncoder
 from setrec.text.lexical import LexicalEncoder
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "Bundle", "Checks", "EncoderLoader", "UserEncoder", "load_setrec", "verify"]
@@ -94,7 +94,7 @@ EncoderLoader = Callable[[Path], UserEncoder]
 
 def load_setrec(path: Path) -> UserEncoder:
     """The recommender from a ``model/`` directory, in evaluation mode; safetensors only, nothing from the network."""
-    from setrec.model import SetRecModel
+    from setrec.models.setrec_model import SetRecModel
 
     return SetRecModel.from_pretrained(path, use_safetensors=True, local_files_only=True).eval()
 

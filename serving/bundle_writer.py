@@ -27,14 +27,14 @@ from serving.requests import Answer, Request
 from serving.retriever import Retriever, RetrieverSettings, is_exact
 from serving.texts import BundleTexts, TextRule
 from setrec.atomic import atomic_directory
-from setrec.catalog import Catalog, Histories
-from setrec.encoder import TextEncoder
+from setrec.data.catalog import Catalog, Histories
 from setrec.errors import BundleError
 from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridWeights
 from setrec.scoring.registry import Component
+from setrec.scoring.text_features import TextFeaturizer
 from setrec.scoring.text_similarity import TextFeatures
-from setrec.text.featurizer import TextFeaturizer
+from setrec.text.encoder import TextEncoder
 
 _LIBRARIES = ("setrec", "torch", "transformers", "faiss-cpu", "numpy", "pyarrow", "safetensors")
 _CHECKED = 16  # requests whose answers are stored

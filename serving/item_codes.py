@@ -14,8 +14,8 @@ from serving import metrics
 from serving.changes import ItemChange, ItemFields
 from serving.live_texts import ItemText
 from setrec.errors import ConfigError, SetRecError
+from setrec.models.item_tokens import SEMANTIC, TEXT
 from setrec.scoring.text_similarity import TextFeatures
-from setrec.tokens import SEMANTIC, TEXT
 
 if TYPE_CHECKING:
     from serving.bundle import Bundle
@@ -36,7 +36,7 @@ class CodedItem:
 
 
 class TextEncode(Protocol):
-    """What turns texts into vectors; :class:`setrec.text.featurizer.TextFeaturizer` is one."""
+    """What turns texts into vectors; :class:`setrec.scoring.text_features.TextFeaturizer` is one."""
 
     @property
     def identity(self) -> str:

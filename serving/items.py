@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from setrec.catalog import Catalog
+from setrec.data.catalog import Catalog
 from setrec.errors import UnknownItemError
 
 

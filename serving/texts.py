@@ -10,11 +10,11 @@ import numpy as np
 import scipy.sparse as sp
 from safetensors.numpy import save_file
 
-from setrec.catalog import Catalog
+from setrec.data.catalog import Catalog
+from setrec.data.item_texts import compose
 from setrec.mapped import mapped
 from setrec.scoring.text_similarity import TextFeatures
 from setrec.settings import Settings
-from setrec.tables import compose
 
 TEXTS = "texts.safetensors"
 
@@ -22,8 +22,8 @@ TEXTS = "texts.safetensors"
 class TextRule(Settings):
     """What takes part in an item's text, and in which order: the ``title`` or not, further words, these ``attributes``.
 
-    They are joined by :func:`setrec.tables.compose`. An attribute that training did not know takes no part: the model
-    could make nothing of it.
+    They are joined by :func:`setrec.data.item_texts.compose`. An attribute that training did not know takes no part:
+    the model could make nothing of it.
     """
 
     title: bool = True

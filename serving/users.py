@@ -9,7 +9,7 @@ import numpy as np
 from serving.items import ItemTable
 from serving.requests import Fallback, FallbackReason
 from serving.stores import LiveHistory
-from setrec.catalog import Histories
+from setrec.data.catalog import Histories
 from setrec.errors import UnknownUserError
 
 

@@ -8,7 +8,7 @@ L     items in a history
 n     slots: tokens of one item, and as many queries
 d     width of the backbone's vectors
 I     items in the catalogue
-D     numbers of an item's folded code (see ``setrec.grounding``)
+D     numbers of an item's folded code (see ``setrec.models.grounding``)
 Q     query blocks per user: one per position in training, one in serving
 K     anchors of a graph
 V     nodes of a graph

@@ -16,8 +16,8 @@ import pytest
 import torch
 from small_models import ITEMS, small_model
 
-from setrec.model import SetRecModel
-from setrec.tokens import ItemFeatures
+from setrec.models.item_tokens import ItemFeatures
+from setrec.models.setrec_model import SetRecModel
 
 torch.set_num_threads(1)
 # No example has a time limit: beside other work any of them can be slow once.

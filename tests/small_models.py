@@ -2,9 +2,9 @@
 
 import torch
 
-from setrec.backbone import BackboneSettings
-from setrec.model import ModelSettings, SetRecModel
-from setrec.tokens import ItemFeatures
+from setrec.models.backbones import BackboneSettings
+from setrec.models.item_tokens import ItemFeatures
+from setrec.models.setrec_model import ModelSettings, SetRecModel
 
 ITEMS = 40
 

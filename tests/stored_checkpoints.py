@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from nodetok.words import train_tokenizer
-from setrec.backbone import scratch_config
+from setrec.models.backbones import scratch_config
 
 WORDS = "a user chose these items in order name the item that is chosen next which class has this answer"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipelines.benchmark.problem import Problem
-from setrec import ranking
+from setrec.evaluation import ranking
 
 Settings = Mapping[str, Any]
 """Plain values that JSON can hold."""

@@ -16,14 +16,15 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from pipelines.benchmark import analysis, problem
+from pipelines.benchmark import problem
+from pipelines.benchmark.analysis import analysis
 from pipelines.benchmark.entrant import Clock, Entrant, Fitted
 from pipelines.benchmark.problem import Problem
-from pipelines.fingerprints import of_value
-from pipelines.runs import environment
-from setrec import ranking
+from pipelines.common.fingerprints import of_value
+from pipelines.common.run_directory import environment
 from setrec.atomic import atomic_directory
 from setrec.errors import DataError
+from setrec.evaluation import ranking
 
 KS = (5, 10, 20)
 PER_USER = "per_user.parquet"

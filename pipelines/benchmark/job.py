@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-from pipelines.benchmark import problem, report, roster
+from pipelines.benchmark import problem, roster
+from pipelines.benchmark.analysis import report
 from pipelines.benchmark.problem import Protocol
 from pipelines.benchmark.run import Benchmark, BenchmarkSettings
-from pipelines.datasets import packaged_encoder
-from pipelines.runs import Run
+from pipelines.common.run_directory import Run
+from pipelines.jobs.datasets import packaged_encoder
 from setrec.errors import ConfigError, DataError
 
 

@@ -19,20 +19,22 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines import features, ingest, jobs
+from pipelines.common.fingerprints import of_file
+from pipelines.common.run_directory import Run
 from pipelines.config import EncoderSettings, JobConfig, load_config
+from pipelines.data import ingest
 from pipelines.data.directory import write_histories
 from pipelines.data.settings import DataSettings, places
-from pipelines.fingerprints import of_file
-from pipelines.runs import Run
-from setrec import ranking
+from pipelines.features import item_features
+from pipelines.jobs import stages
 from setrec.atomic import atomic_directory
-from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
+from setrec.data.catalog import TEST, TRAIN, VALID, Catalog, Histories
+from setrec.data.schema import Schema
+from setrec.data.splits import ByColumn, GlobalTime, LeaveOneOut
 from setrec.errors import DataError
+from setrec.evaluation import ranking
 from setrec.ragged import Ragged
-from setrec.schema import Schema
 from setrec.scoring.text_similarity import TextFeatures
-from setrec.splits import ByColumn, GlobalTime, LeaveOneOut
 
 RECORD = "problem.json"
 """Says which data set under which protocol a run holds; written last."""
@@ -130,7 +132,7 @@ def prepare(data: Path, protocol: Protocol, out: Path, encoder: str | None, seed
     config = JobConfig(name=data.name, data=settings_of(data, protocol, seed), encoder=EncoderSettings(path=encoder))
     run = Run(out)
     (out / RECORD).unlink(missing_ok=True)
-    jobs.ingest_data(run, config)
+    stages.ingest_data(run, config)
     if isinstance(config.data.split, GlobalTime):
         _replace(run.data, *_without_beginners(*ingest.load(run.data)))
     catalog, histories = ingest.load(run.data)
@@ -138,7 +140,7 @@ def prepare(data: Path, protocol: Protocol, out: Path, encoder: str | None, seed
         if not len(ranking.Cases.of(histories, split)):
             raise DataError(f"the protocol {protocol} leaves no user to {what} on", file=data)
     if any(catalog.texts):
-        jobs.tokenise(run, config)
+        stages.tokenise(run, config)
     run.write_json(RECORD, {"hash": hash_of(data, protocol), "name": data.name, "protocol": protocol})
 
 
@@ -148,8 +150,8 @@ def load(out: Path) -> Problem:
     catalog, histories = ingest.load(run.data)
     record = run.read_json(RECORD)
     return Problem(
-        record["name"], record["protocol"], catalog, histories, features.text_vectors(run), record["hash"],
-        features.text_features(run, catalog), run, load_config(run.config),
+        record["name"], record["protocol"], catalog, histories, item_features.text_vectors(run), record["hash"],
+        item_features.text_features(run, catalog), run, load_config(run.config),
     )  # fmt: skip
 
 

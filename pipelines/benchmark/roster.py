@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 
 from pipelines import recipes
-from pipelines.benchmark import opponents
 from pipelines.benchmark.entrant import Entrant
+from pipelines.benchmark.opponents import untrained
+from pipelines.benchmark.opponents.recommender import Recommender, WithoutModel
+from pipelines.benchmark.opponents.tiger import Tiger
 from pipelines.benchmark.problem import Problem
-from pipelines.benchmark.recommender import Recommender, WithoutModel
-from pipelines.benchmark.tiger import Tiger
 from setrec.errors import ConfigError
 
 OURS = "SETRec, ours"
@@ -33,7 +33,7 @@ READ_TEXTS = {"TIGER", "SASRec + text"}
 
 def _compared() -> list[Entrant]:
     return [
-        *opponents.OPPONENTS,
+        *untrained.OPPONENTS,
         Tiger(),
         WithoutModel(),
         Recommender(PUBLISHED, recipes.load("published-t5"), PUBLISHED_TRIES),

@@ -12,14 +12,15 @@ from typing import Any
 
 from pydantic import Field
 
-from pipelines.benchmark import fits, problem, roster, tabulate
+from pipelines.benchmark import fits, problem, roster
+from pipelines.benchmark.analysis import tabulate
 from pipelines.benchmark.fits import Record, Task
-from pipelines.board import FitsBoard
-from pipelines.cluster import ray_session
-from pipelines.fan_out import fan_out
-from pipelines.fingerprints import of_statements
-from pipelines.progress import Bar, bar
-from pipelines.runs import Run
+from pipelines.common.board import FitsBoard
+from pipelines.common.cluster import ray_session
+from pipelines.common.fan_out import fan_out
+from pipelines.common.fingerprints import of_statements
+from pipelines.common.progress import Bar, bar
+from pipelines.common.run_directory import Run
 from setrec.errors import ConfigError
 from setrec.settings import Settings
 

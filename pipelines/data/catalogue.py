@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data import scans
-from pipelines.data.cells import Cell, first_fault, identifier
 from pipelines.data.engine import Engine
-from pipelines.data.files import File, on_this_machine
+from pipelines.data.reading import scans
+from pipelines.data.reading.cells import Cell, first_fault, identifier
+from pipelines.data.reading.files import File, on_this_machine
 from pipelines.data.rejects import Rejects
-from setrec.catalog import Catalog
+from setrec.data.catalog import Catalog
+from setrec.data.item_texts import attribute_columns, compose, separator, text_columns
+from setrec.data.schema import Schema
 from setrec.errors import DataError
-from setrec.schema import Schema
-from setrec.tables import attribute_columns, compose, separator, text_columns
 
 PART = 50_000
 """Rows of a row group of ``items.parquet``."""

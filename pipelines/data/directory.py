@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from setrec.catalog import Catalog, Histories
+from setrec.data.catalog import Catalog, Histories
 from setrec.errors import DataError
 from setrec.ragged import Ragged
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 from pipelines.data.directory import SHARD_ROWS, shard_name
 from pipelines.data.engine import Engine
 from pipelines.data.settings import DataSettings
-from setrec.catalog import Histories
-from setrec.interactions import chronological, distinct, tied
+from setrec.data.catalog import Histories
+from setrec.data.interactions import chronological, distinct, tied
+from setrec.data.splits import TEST, TRAIN, VALID, GlobalTime, LeaveOneOut, held_out_items, leave_one_out
 from setrec.ragged import Ragged
-from setrec.splits import TEST, TRAIN, VALID, GlobalTime, LeaveOneOut, held_out_items, leave_one_out
 
 _COLUMNS = ("user", "item", "time", "split", "strength", "row")
 
@@ -121,7 +121,7 @@ class Split:
         cuts = None
         if isinstance(split := config.split, GlobalTime):
             total = engine.one("SELECT count(*) FROM ordered")[0]
-            # The elements of the sorted times that setrec.splits.global_time takes.
+            # The elements of the sorted times that setrec.data.splits.global_time takes.
             ranks = [total - math.ceil(total * share - 1e-9) for share in (split.valid + split.test, split.test)]
             valid, test = (
                 engine.one(f"SELECT time FROM ordered ORDER BY time LIMIT 1 OFFSET {rank}")[0] for rank in ranks

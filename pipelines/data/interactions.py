@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
 
-from pipelines.data import scans
-from pipelines.data.cells import Cell, Fault, Time, first_fault, identifier, moment, number, words_of
 from pipelines.data.engine import Engine, literal
-from pipelines.data.files import File, on_this_machine
+from pipelines.data.reading import scans
+from pipelines.data.reading.cells import Cell, Fault, Time, first_fault, identifier, moment, number, words_of
+from pipelines.data.reading.files import File, on_this_machine
 from pipelines.data.rejects import Rejects
 from pipelines.data.settings import DataSettings
+from setrec.data.schema import Schema
+from setrec.data.splits import NAMES
 from setrec.errors import DataError
-from setrec.schema import Schema
-from setrec.splits import NAMES
 
 UNITS = {"d": 86_400_000_000_000, "s": 1_000_000_000, "ms": 1_000_000, "us": 1000, "ns": 1}
 """Nanoseconds of each unit of time, the finest last."""

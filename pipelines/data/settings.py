@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipelines.storage import is_uri
-from setrec.interactions import Keep, Ties
-from setrec.schema import Schema
+from pipelines.common.storage import is_uri
+from setrec.data.interactions import Keep, Ties
+from setrec.data.schema import Schema
+from setrec.data.splits import GlobalTime, LeaveOneOut, SplitSettings
 from setrec.settings import Settings
-from setrec.splits import GlobalTime, LeaveOneOut, SplitSettings
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -35,7 +35,8 @@ def _located(value: Any) -> Any:
 
 
 Location = Annotated[Path | str, BeforeValidator(_located)]
-"""A local path or a URI (``pipelines.storage``), ``~`` and ``${VAR}`` resolved; text that is no URI becomes a path."""
+"""A local path or a URI (``pipelines.common.storage``), ``~`` and ``${VAR}`` resolved; text that is no URI becomes a
+path."""
 Tables = Location | Annotated[tuple[Location, ...], Field(min_length=1)]
 """One table in one place or in several: files, folders, patterns such as ``logs/*.csv.gz``, URIs."""
 
@@ -53,7 +54,8 @@ def _splits(value: str) -> str:
 
 
 class ReaderSettings(Settings):
-    """How to read the files of a table; what is left out follows from each file's name (see ``pipelines.data.files``).
+    """How to read the files of a table; what is left out follows from each file's name (see
+    ``pipelines.data.reading.files``).
 
     ``delimiter`` of fields, of any length (``"::"``). ``header``: whether the first line names the columns; with
     ``columns``, the names in the order of the file, there is none unless stated. ``quote`` encloses fields that hold
@@ -116,13 +118,13 @@ class DataSettings(Settings):
     The steps, in this order: ratings outside ``min_rating`` and ``max_rating`` go, and types of events that ``events``
     does not list (``{view: 1, purchase: 5}``; the weights stand for ratings where no column of ratings is named), and
     times outside ``time_window``; interactions with items that ``items`` does not hold are refused or dropped; each
-    user's are sorted by time, equal times by the rule ``ties`` (see ``setrec.interactions.chronological``); of a user's
-    repeated contacts with one item ``deduplicate`` keeps the first, the last, all, or the ``strongest`` (highest rating
-    or weight, the first of equals); a repeat cannot be found by a ranking without the user's own history. Users and
-    items with fewer interactions than the minima go, until none is left (with 0, items nobody met stay as cold items);
-    the rest is split. Last, ``cold_share`` of the items lose their training interactions and so become cold: a cold
-    group to measure on, at the price of about that much training data. ``seed`` gives out the item rows, the order of
-    shuffled ties and the items that become cold. With ``unit: session`` a history is one of ``columns.session``.
+    user's are sorted by time, equal times by the rule ``ties`` (see ``setrec.data.interactions.chronological``); of a
+    user's repeated contacts with one item ``deduplicate`` keeps the first, the last, all, or the ``strongest`` (highest
+    rating or weight, the first of equals); a repeat cannot be found by a ranking without the user's own history. Users
+    and items with fewer interactions than the minima go, until none is left (with 0, items nobody met stay as cold
+    items); the rest is split. Last, ``cold_share`` of the items lose their training interactions and so become cold: a
+    cold group to measure on, at the price of about that much training data. ``seed`` gives out the item rows, the order
+    of shuffled ties and the items that become cold. With ``unit: session`` a history is one of ``columns.session``.
 
     ``rejected_share``: rows that cannot be used go to ``rejected/`` with the reason, as long as they are no larger a
     share of a table than this; ``null`` is 0.01 for tables of several files, while one file is refused at the first

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from setrec.model import SetRecModel
+from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from setrec import ranking
+from setrec.evaluation import ranking
 from setrec.ragged import Ragged
 
 CELLS = 1 << 25

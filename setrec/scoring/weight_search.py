@@ -28,9 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from setrec import ranking
-from setrec.catalog import TRAIN, VALID, Histories
-from setrec.model import SetRecModel
+from setrec.data.catalog import TRAIN, VALID, Histories
+from setrec.evaluation import ranking
+from setrec.models.item_tokens import COLLABORATIVE
+from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import MODEL, HybridScorer, HybridWeights, NewItemWeights
@@ -39,7 +40,6 @@ from setrec.scoring.model_scores import ModelOnly, ModelScores, slot_weight_grid
 from setrec.scoring.registry import Component, Sources
 from setrec.scoring.temperature import fit_temperature
 from setrec.scoring.text_similarity import TextFeatures
-from setrec.tokens import COLLABORATIVE
 
 USERS = 2500
 """Users of each half that weights are chosen on."""

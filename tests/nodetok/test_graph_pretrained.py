@@ -10,8 +10,8 @@ from nodetok.artifact import GraphArtifact, artifact
 from nodetok.learning import LearningSettings, fit
 from nodetok.model import GraphModelSettings, build_language_model, from_config
 from nodetok.views import TOKENS, view
-from setrec.backbone import BackboneSettings, LoraSettings
 from setrec.errors import ConfigError
+from setrec.models.backbones import BackboneSettings, LoraSettings
 
 ONE_STEP = LearningSettings(epochs=1, minutes=1e-9, batch=32, precision="float32")
 

@@ -9,8 +9,8 @@ from nodetok.learning import LearningSettings, _alike, fit
 from nodetok.model import GraphModelSettings
 from nodetok.prompts import Prompts
 from nodetok.views import TOKENS, view
-from setrec.backbone import BackboneSettings
 from setrec.errors import ConfigError
+from setrec.models.backbones import BackboneSettings
 
 SMALL = {"position_tokens": 1, "neighbours": 2}
 

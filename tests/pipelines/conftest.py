@@ -15,15 +15,21 @@ from s3_server import KEYS
 from safetensors.numpy import save_file
 from stored_checkpoints import stored_checkpoint
 
-from pipelines import cli, evaluate, export, features, ingest, report, train
-from pipelines.cluster import ray_session
+from pipelines.cli import app
+from pipelines.common.cluster import ray_session
+from pipelines.common.progress import Bar
+from pipelines.common.run_directory import Run
 from pipelines.config import JobConfig, load_config
-from pipelines.progress import Bar
-from pipelines.runs import Run
-from pipelines.trackers import Trackers
-from pipelines.train_worker import work
-from setrec.model import SetRecModel
-from setrec.training import Trainer
+from pipelines.data import ingest
+from pipelines.evaluation import evaluate
+from pipelines.features import item_features
+from pipelines.jobs import export
+from pipelines.reports import run_report
+from pipelines.training import train
+from pipelines.training.trackers import Trackers
+from pipelines.training.worker import work
+from setrec.models.setrec_model import SetRecModel
+from setrec.training.trainer import Trainer
 
 CONFIG = """
 data:
@@ -61,18 +67,18 @@ def trained_run(folder: Path, backbone: dict[str, str], structural: bool) -> Run
     ingest.ingest(config.data, run.data)
     config.save(run.config)
     if structural:
-        features.place_items(run, config)
-    features.train_collaborative(run, config)
+        item_features.place_items(run, config)
+    item_features.train_collaborative(run, config)
     catalog, histories = ingest.load(run.data)
     save_file({"text": rng.normal(size=(len(catalog), 24)).astype(np.float32)}, run.features / "text.safetensors")
-    features.encode_words(run, config)
+    item_features.encode_words(run, config)
     torch.manual_seed(0)
-    model = SetRecModel.build(config.model, features.load_features(run, config, histories.trained(len(catalog))))
+    model = SetRecModel.build(config.model, item_features.load_features(run, config, histories.trained(len(catalog))))
     trainer = Trainer(model, histories.upto(0), lambda _: 0.5, config.training, config.loss)
     trainer.epoch()
     model.eval().save_pretrained(run.model)
     evaluate.evaluate(run, config)
-    report.write_report(run.root)
+    run_report.write_report(run.root)
     export.export(run, config)
     return run
 
@@ -120,7 +126,7 @@ def commanded(monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
         monkeypatch.setattr(sys, "argv", ["setrec", *map(str, given)])
         code = 0
         try:
-            cli.main()
+            app.main()
         except SystemExit as end:
             code = int(end.code or 0)
         return code, capfd.readouterr().err

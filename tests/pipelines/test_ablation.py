@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import ablation, ingest, jobs
-from pipelines.cli import app
+from pipelines.cli.app import app
+from pipelines.common.run_directory import Run
 from pipelines.config import validate
-from pipelines.runs import Run
+from pipelines.data import ingest
+from pipelines.evaluation import ablation
+from pipelines.jobs import stages
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +42,8 @@ def run_and_config(tmp_path_factory):
         "test",
     )  # fmt: skip
     run = Run(folder / "run")
-    jobs.prepare(run, config)
-    found = jobs.ablate(run, config, seeds=2)
+    stages.prepare(run, config)
+    found = stages.ablate(run, config, seeds=2)
     return Run(run.root / "ablation"), config, found
 
 

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import batch_recommend, ingest
-from pipelines.batch_actor import Recommender
-from pipelines.batch_recommend import BatchRequest, recommend_batch
+from pipelines.data import ingest
+from pipelines.jobs import batch_recommend
+from pipelines.jobs.batch_actor import Recommender
+from pipelines.jobs.batch_recommend import BatchRequest, recommend_batch
 from serving.bundle import Bundle
 from serving.engine import Engine, Request
 from setrec.errors import BundleError, ConfigError, DataError

@@ -2,7 +2,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from pipelines import charts
+from pipelines.reports import charts
 
 
 @pytest.mark.parametrize("high", [1e-4, 0.013, 0.5, 7.0, 1234.0])

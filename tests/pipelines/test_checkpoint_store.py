@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from s3_server import s3_server
 
-from pipelines.checkpoint_store import MANIFEST, CheckpointStore, StoreError
-from pipelines.checkpoint_writer import CheckpointWriter
+from pipelines.training.checkpoint_store import MANIFEST, CheckpointStore, StoreError
+from pipelines.training.checkpoint_writer import CheckpointWriter
 
 
 def checkpoint(folder: Path, content: str) -> Path:

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from pipelines import datasets
-from setrec.encoder import TextEncoder
+from pipelines.jobs import datasets
 from setrec.errors import DataError
+from setrec.text.encoder import TextEncoder
 
 
 def test_an_absent_package_is_refused_in_one_line(monkeypatch):

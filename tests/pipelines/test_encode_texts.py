@@ -12,14 +12,14 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from pipelines import encode_texts as module
+from pipelines.common.run_directory import Run
 from pipelines.config import validate
-from pipelines.encode_texts import Texts, encode_texts
-from pipelines.runs import Run
-from setrec.catalog import Catalog
-from setrec.encoder import TextEncoder
+from pipelines.features import encode_texts as module
+from pipelines.features.encode_texts import Texts, encode_texts
+from setrec.data.catalog import Catalog
 from setrec.errors import ConfigError
-from setrec.vectors import VectorTable
+from setrec.text.encoder import TextEncoder
+from setrec.text.vector_store import VectorTable
 
 WORDS = ["toy", "story", "heat", "drama", "war", "of", "the", "stars", "and", "peace"]
 

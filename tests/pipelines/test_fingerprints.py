@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import fingerprints
+from pipelines.common import fingerprints
 
 CODE = '"""About it."""\nLIMIT = 3\n"""How many."""\n\n\ndef f(x):\n    """Add one."""\n    return x + 1\n'
 

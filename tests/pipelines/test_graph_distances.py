@@ -9,11 +9,12 @@ from safetensors.numpy import load_file
 
 from nodetok.distances import DistanceSettings, distances
 from nodetok.graph import Graph
-from pipelines import features, graph_distances
+from pipelines.common.run_directory import Run
 from pipelines.config import validate
-from pipelines.graph_distances import distances_on_cluster
-from pipelines.runs import Run
-from setrec.catalog import Catalog, Histories
+from pipelines.features import item_features
+from pipelines.graph import distances as cluster_distances
+from pipelines.graph.distances import distances_on_cluster
+from setrec.data.catalog import Catalog, Histories
 from setrec.errors import ConfigError
 from setrec.ragged import Ragged
 
@@ -82,7 +83,7 @@ def test_a_block_whose_worker_dies_is_measured_again(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGKILL)
         return distances(view, anchors, settings)
 
-    monkeypatch.setattr(graph_distances, "_measure", dies_once)
+    monkeypatch.setattr(cluster_distances, "_measure", dies_once)
     found = distances_on_cluster(made(), ANCHORS, DistanceSettings(), tmp_path / "table.npy", block=12)
     assert os.path.exists(marker)
     assert np.array_equal(found, distances(made(), ANCHORS))
@@ -92,7 +93,7 @@ def test_a_block_that_fails_leaves_no_file(tmp_path, monkeypatch):
     def fails(view, anchors, settings, threads):
         raise ValueError("out of luck")
 
-    monkeypatch.setattr(graph_distances, "_measure", fails)
+    monkeypatch.setattr(cluster_distances, "_measure", fails)
     with pytest.raises(ConfigError, match="distances failed: out of luck"):
         distances_on_cluster(made(), ANCHORS, DistanceSettings(), tmp_path / "table.npy", block=12)
     assert not list(tmp_path.iterdir())
@@ -100,12 +101,12 @@ def test_a_block_that_fails_leaves_no_file(tmp_path, monkeypatch):
 
 def test_the_positions_of_items_are_the_same_where_their_distances_are_measured_in_blocks(tmp_path, monkeypatch):
     catalog, histories = catalogue()
-    monkeypatch.setattr(features.ingest, "load", lambda _: (catalog, histories))
+    monkeypatch.setattr(item_features.ingest, "load", lambda _: (catalog, histories))
     found = []
     for block in (None, 5):
         run = Run(tmp_path / str(block))
         structural = {"enabled": True, "anchors": 12, "block": block}
-        features.place_items(run, validate({"data": {"interactions": "x.csv"}, "structural": structural}, "test"))
+        item_features.place_items(run, validate({"data": {"interactions": "x.csv"}, "structural": structural}, "test"))
         assert [path.name for path in run.features.iterdir()] == ["structural.safetensors"]
         found.append(load_file(run.features / "structural.safetensors")["structural"])
     assert found[0].shape == (40, 12)

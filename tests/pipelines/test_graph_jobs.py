@@ -8,8 +8,8 @@ from starlette.testclient import TestClient
 
 from nodetok.artifact import GraphArtifact
 from nodetok.graph import Graph
-from pipelines import graph_jobs, graph_service
-from pipelines.graph_config import DEFAULTS, graph_config
+from pipelines.graph import jobs, service
+from pipelines.graph.config import DEFAULTS, graph_config
 from serving.gate import protect
 from serving.graph import add_graph_routes
 from serving.settings import ServingSettings
@@ -85,7 +85,7 @@ def test_every_task_is_evaluated_with_its_controls_and_opponents(
     folder = {"structure": graph_folder, "classification": graph_folder, "completion": triple_folder}
     overrides = [*QUICK, "model.neighbours=2", "model.position_tokens=1"]
     config = graph_config(name, overrides=overrides)
-    rows = graph_jobs.evaluate(folder.get(name, question_folder), tmp_path / "rows.json", config)
+    rows = jobs.evaluate(folder.get(name, question_folder), tmp_path / "rows.json", config)
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
     systems = {row["system"] for row in rows}
     assert {"node tokens", "text only", "shuffled tokens", "Laplacian eigenvectors"} <= systems
@@ -104,7 +104,7 @@ def test_every_task_is_evaluated_with_its_controls_and_opponents(
 def trained(graph_folder, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("run")
     overrides = [*QUICK, "model.text_loss=0.5", "learning.epochs=2"]
-    graph_jobs.train(graph_folder, run, graph_config("classification", overrides=overrides))
+    jobs.train(graph_folder, run, graph_config("classification", overrides=overrides))
     return run
 
 
@@ -138,7 +138,7 @@ def test_unknown_nodes_empty_questions_and_damage_are_one_clear_line(trained, tm
     with pytest.raises(ConfigError, match=r"model\.colour"):
         graph_config("structure", overrides=["model.colour=red"])
     with pytest.raises(DataError, match=r"entities|triples"):
-        graph_jobs.evaluate(graph_folder, tmp_path / "x.json", graph_config("completion"))
+        jobs.evaluate(graph_folder, tmp_path / "x.json", graph_config("completion"))
 
 
 def test_a_question_that_cannot_be_read_is_named_by_file_and_row_of_the_whole_table(question_folder, tmp_path):
@@ -147,25 +147,25 @@ def test_a_question_that_cannot_be_read_is_named_by_file_and_row_of_the_whole_ta
     table.loc[row, "answer"] = "nobody knows"
     table.to_parquet(tmp_path / "questions.parquet")
     with pytest.raises(DataError, match=rf"questions\.parquet, row {row + 1}, column 'answer'"):
-        graph_jobs.evaluate(tmp_path, tmp_path / "x.json", graph_config("shortest_path"))
+        jobs.evaluate(tmp_path, tmp_path / "x.json", graph_config("shortest_path"))
 
 
 def test_tokenize_writes_tokens_that_can_be_served_but_not_asked(graph_folder, tmp_path):
     # The eighth anchor is the first in the triangle, which has no place without one.
     overrides = [*QUICK, "tokenizer.anchors.strategy=coverage", "tokenizer.anchors.count=8"]
-    found = graph_jobs.tokenize(graph_folder, tmp_path, graph_config("structure", overrides=overrides))
+    found = jobs.tokenize(graph_folder, tmp_path, graph_config("structure", overrides=overrides))
     assert found["nodes"] == 40
     assert found["components"] == 2
     assert (tmp_path / "report.html").stat().st_size > 5_000
-    service = graph_service.load(tmp_path / "graph")
-    assert not service.can_ask
-    described = service.nodes(["0", "39"], 3)
+    served = service.load(tmp_path / "graph")
+    assert not served.can_ask
+    described = served.nodes(["0", "39"], 3)
     hops = Graph.from_edges(ring_and_hub(), nodes=list(range(40)))
     assert {near.node_id for near in described[1].nearest} == {"37", "38"}  # no other node can be reached
     reached = [a for a in described[1].anchors if a.distance is not None]
     assert {hops.components[int(a.node_id)] for a in reached} <= {hops.components[39]}
     with pytest.raises(SetRecError, match="no trained model"):
-        service.artifact.ask("what is [[0]] ?")
+        served.artifact.ask("what is [[0]] ?")
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
@@ -174,7 +174,7 @@ def test_triples_of_every_format_are_tokenised(triple_folder, tmp_path, suffix):
     write = {"parquet": table.to_parquet, "csv": lambda path: table.to_csv(path, index=False),
              "jsonl": lambda path: table.to_json(path, orient="records", lines=True)}  # fmt: skip
     write[suffix](tmp_path / f"triples.{suffix}")
-    found = graph_jobs.tokenize(tmp_path, tmp_path / "run", graph_config("structure", overrides=QUICK))
+    found = jobs.tokenize(tmp_path, tmp_path / "run", graph_config("structure", overrides=QUICK))
     assert found["nodes"] == 30
 
 
@@ -182,15 +182,15 @@ def test_the_endpoint_answers_what_the_command_line_answers(trained):
     from fastapi import FastAPI
 
     app = FastAPI()
-    add_graph_routes(app, graph_service.load(trained / "graph"))
+    add_graph_routes(app, service.load(trained / "graph"))
     protect(app, ServingSettings(auth="off"), request_ids=False)
     client = TestClient(app)
     question = "what is the class of [[7]] ?"
     body = client.post("/v1/graph/ask", json={"question": question, "k": 2}).json()
-    own = graph_jobs.answer(trained, question, 2, "grounded")
+    own = jobs.answer(trained, question, 2, "grounded")
     assert [a["answer"] for a in body["answers"]] == [a["answer"] for a in own["answers"]]
     written = client.post("/v1/graph/ask", json={"question": question, "mode": "text"}).json()
-    assert written["answers"][0]["answer"] == graph_jobs.answer(trained, question, 1, "text")["answers"][0]["answer"]
+    assert written["answers"][0]["answer"] == jobs.answer(trained, question, 1, "text")["answers"][0]["answer"]
     nodes = client.post("/v1/graph/nodes", json={"node_ids": ["7"], "k": 2}).json()["nodes"]
     assert len(nodes[0]["nearest"]) == 2
     assert len(nodes[0]["token"]) == 6

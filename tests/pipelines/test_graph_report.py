@@ -4,8 +4,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from pipelines.graph_report import fall_off, write_graph_report
-from pipelines.scatter import POINTS, degree_groups, project, scatter
+from pipelines.graph.report import fall_off, write_graph_report
+from pipelines.reports.scatter import POINTS, degree_groups, project, scatter
 
 NASTY = "<b>x</b> & \"y\" 'z'"
 EMPTY = {

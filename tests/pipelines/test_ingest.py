@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from pipelines import datasets
 from pipelines.data.directory import write_histories
-from pipelines.ingest import DataSettings, history_shards, ingest, load
-from setrec.catalog import TEST, TRAIN, VALID, Histories
+from pipelines.data.ingest import DataSettings, history_shards, ingest, load
+from pipelines.jobs import datasets
+from setrec.data.catalog import TEST, TRAIN, VALID, Histories
+from setrec.data.schema import Schema
+from setrec.data.splits import ByColumn, GlobalTime
 from setrec.errors import DataError
-from setrec.schema import Schema
-from setrec.splits import ByColumn, GlobalTime
 
 
 def movielens(**changes):
@@ -177,7 +177,7 @@ def test_a_failed_run_leaves_an_earlier_output_untouched_and_no_litter(tables, t
     out = tmp_path / "runs" / "data"
     ingest(tables, out)
     before = contents(out)
-    monkeypatch.setattr("setrec.catalog.Histories.save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("setrec.data.catalog.Histories.save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         ingest(tables, out)
     with pytest.raises(DataError):

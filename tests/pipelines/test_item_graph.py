@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from pipelines import features, ingest, item_graph, jobs
+from pipelines.common.run_directory import Run
 from pipelines.config import StructuralSettings, validate
-from pipelines.runs import Run
-from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
+from pipelines.data import ingest
+from pipelines.features import item_features, item_graph
+from pipelines.jobs import stages
+from setrec.data.catalog import TEST, TRAIN, VALID, Catalog, Histories
 from setrec.errors import ConfigError, DataError
 from setrec.ragged import Ragged
 
@@ -177,7 +179,7 @@ def prepared(folder, **structural):
     raw = {**CONFIG, "data": {"interactions": str(folder / "inter.csv"), "columns": {"position": "position"}}}
     raw["structural"] = {**CONFIG["structural"], **structural}
     run, config = Run(folder / "run"), validate(raw, "test")
-    jobs.prepare(run, config)
+    stages.prepare(run, config)
     return run, config
 
 
@@ -195,7 +197,7 @@ def test_a_prepared_run_holds_one_row_of_positions_per_item_only_where_the_slot_
 def test_features_without_positions_are_refused_with_the_command_that_makes_them(tmp_path):
     run, config = prepared(tmp_path)
     trained = np.ones(18, dtype=bool)
-    assert features.load_features(run, config, trained).extra == {}
+    assert item_features.load_features(run, config, trained).extra == {}
     on = config.model_copy(update={"structural": config.structural.model_copy(update={"enabled": True})})
     with pytest.raises(ConfigError, match=r"structural\.enabled=true"):
-        features.load_features(run, on, trained)
+        item_features.load_features(run, on, trained)

@@ -13,10 +13,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import audit, cli, fingerprints, nightly, releases, train
-from pipelines.nightly import NAMES
-from pipelines.steps import HeldBackError
-from pipelines.train_worker import trainer_of
+from pipelines.cli import app
+from pipelines.common import fingerprints
+from pipelines.nightly import bundle_checks, loop, release_store
+from pipelines.nightly.loop import NAMES
+from pipelines.nightly.steps import HeldBackError
+from pipelines.training import train
+from pipelines.training.worker import trainer_of
 from serving.audit import Audit
 from serving.bundle import Bundle
 from setrec.atomic import atomic_directory
@@ -71,7 +74,7 @@ def killed(place):
 def released(tmp_path_factory, without_ray_train):
     """A first night."""
     place = made(tmp_path_factory.mktemp("nightly"))
-    return place, nightly.run(place / "config.yaml", place / "nightly", say=lambda _: None)
+    return place, loop.run(place / "config.yaml", place / "nightly", say=lambda _: None)
 
 
 def command(place):
@@ -98,7 +101,7 @@ def same_code():
 
 def again(place, *overrides, **options):
     lines = []
-    done = nightly.run(place / "config.yaml", place / "nightly", overrides, say=lines.append, **options)
+    done = loop.run(place / "config.yaml", place / "nightly", overrides, say=lines.append, **options)
     return done["ran"], lines
 
 
@@ -139,7 +142,7 @@ def test_a_second_night_without_news_does_nothing_and_says_so_at_once(released):
     assert json.loads("".join(answer)) == {"ran": [], "release": done["release"]}
     assert said.stderr.strip() == "Nothing has changed, nothing was done."
     assert imported == "[]", "these take seconds"
-    shown = CliRunner().invoke(cli.app, ["pipeline", "status", "--root", str(place / "nightly")])
+    shown = CliRunner().invoke(app.app, ["pipeline", "status", "--root", str(place / "nightly")])
     found = json.loads(shown.stdout)
     assert found["release"] == done["release"]
     assert list(found["steps"]) == list(NAMES)
@@ -161,33 +164,33 @@ def test_a_bundle_that_is_damaged_or_finds_too_little_is_held_back(released, tmp
     shutil.copytree(whole, tmp_path / "bundle")
     (tmp_path / "bundle" / "codes.safetensors").write_bytes(b"x")
     with pytest.raises(HeldBackError, match=r"^held back: .*codes\.safetensors: 1 bytes where"):
-        audit.audit(tmp_path / "bundle")
+        bundle_checks.audit(tmp_path / "bundle")
     opened = Bundle.open(whole)
-    monkeypatch.setattr(audit.Bundle, "open", lambda _: opened)
+    monkeypatch.setattr(bundle_checks.Bundle, "open", lambda _: opened)
     for recall, high, passes in ((0.98, 0.991, True), (0.97, 0.989, False)):
         opened.retriever.built_audit = Audit(recall, recall - 0.01, high, 500, 10)
         if passes:
-            assert audit.audit(whole)["recall"] == recall
+            assert bundle_checks.audit(whole)["recall"] == recall
         else:
             with pytest.raises(HeldBackError, match=r"recall of the index is 0\.9700 .* the target is 0\.99"):
-                audit.audit(whole)
+                bundle_checks.audit(whole)
 
 
 def test_new_data_is_trained_on_from_the_last_release(released):
     place, _ = released
-    before, cold = releases.current(place / "nightly")[0], curve(place)[0]
+    before, cold = release_store.current(place / "nightly")[0], curve(place)[0]
     interactions(place, users=70)
     ran, lines = again(place, "training.epochs=4")
     assert ran == list(NAMES)
     assert f"train: begins with {before}" in lines
     assert any(line.startswith("gate: passed") and before in line for line in lines)
     assert curve(place)[0]["loss"] < 0.95 * cold["loss"]
-    assert releases.current(place / "nightly")[0] != before
+    assert release_store.current(place / "nightly")[0] != before
 
 
 def test_a_worse_model_is_held_back_by_the_gate_and_the_last_release_stays(released, monkeypatch):
     place, _ = released
-    before = releases.current(place / "nightly")
+    before = release_store.current(place / "nightly")
     # What is served would be as good without a model: on these histories transitions alone say what comes next.
     unlearned = ("training.epochs=1", "training.seed=7", "evaluation.components=[]")
 
@@ -203,13 +206,13 @@ def test_a_worse_model_is_held_back_by_the_gate_and_the_last_release_stays(relea
     gate = json.loads((place / "nightly/run/gate.json").read_text())
     assert (gate["passed"], gate["paired"], gate["release"]) == (False, True, before[0])
     assert gate["high"] < gate["allowed"] < 0
-    assert releases.current(place / "nightly") == before
+    assert release_store.current(place / "nightly") == before
     arguments = [part for change in unlearned for part in ("--set", change)]
     arguments = ["pipeline", "run", str(place / "config.yaml"), "--root", str(place / "nightly"), *arguments]
-    assert CliRunner().invoke(cli.app, arguments).exit_code == 3
+    assert CliRunner().invoke(app.app, arguments).exit_code == 3
     lines = []
     with pytest.raises(HeldBackError):
-        nightly.run(place / "config.yaml", place / "nightly", unlearned, say=lines.append)
+        loop.run(place / "config.yaml", place / "nightly", unlearned, say=lines.append)
     assert lines == ["gate: runs, because what evaluate made changed"], "all that came before it stands"
 
 
@@ -217,12 +220,12 @@ def test_two_runs_of_one_root_exclude_each_other_and_a_killed_one_does_not(tmp_p
     code = f"""
 import sys, time
 from pathlib import Path
-from pipelines.locks import exclusive
+from pipelines.common.locks import exclusive
 with exclusive(Path({str(tmp_path / "lock.json")!r})):
     print("held", flush=True)
     time.sleep(60)
 """
-    from pipelines.locks import exclusive
+    from pipelines.common.locks import exclusive
 
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.gate import GateSettings, judge
+from pipelines.nightly.release_gate import GateSettings, judge
 from setrec.errors import ConfigError
-from setrec.intervals import paired_difference
+from setrec.evaluation.intervals import paired_difference
 
 USERS = [f"u{row}" for row in range(400)]
 OPTIONS = {"resamples": 300, "seed": 0}

@@ -12,7 +12,8 @@ from ray.runtime_env import RuntimeEnv
 from referencing import Registry, Resource
 from typer.testing import CliRunner
 
-from pipelines import cli, nightly
+from pipelines.cli import app
+from pipelines.nightly import loop
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -66,9 +67,9 @@ def test_a_wrong_manifest_is_refused(manifest, schema, change, named):
 
 def test_what_it_starts_is_the_nightly_loop_on_the_cluster_it_is_in(manifest, monkeypatch):
     seen = []
-    monkeypatch.setattr(nightly, "run", lambda *given, **options: seen.append((given, options)) or {})
+    monkeypatch.setattr(loop, "run", lambda *given, **options: seen.append((given, options)) or {})
     command, *rest = manifest["spec"]["entrypoint"].split()
-    result = CliRunner().invoke(cli.app, rest)
+    result = CliRunner().invoke(app.app, rest)
     assert command == "setrec"
     assert result.exit_code == 0, result.output
     (((config, root, overrides), _),) = seen

@@ -3,9 +3,9 @@ import re
 
 import pytest
 
-from pipelines.report import write_report
-from pipelines.runs import Run
-from pipelines.tables import answer_table, example_table, ranking_table
+from pipelines.common.run_directory import Run
+from pipelines.reports.run_report import write_report
+from pipelines.reports.terminal import answer_table, example_table, ranking_table
 
 NASTY = "<script>alert(1)</script> & [red]x"
 

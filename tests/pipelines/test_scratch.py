@@ -8,11 +8,11 @@ import tempfile
 
 import pytest
 
-from pipelines.scratch import scratch
+from pipelines.common.scratch import scratch
 
 HOLDER = """
 import sys, time
-from pipelines.scratch import scratch
+from pipelines.common.scratch import scratch
 with scratch("work") as folder:
     (folder / "half").write_text("x")
     print(folder, flush=True)

@@ -11,10 +11,10 @@ from ray._common.utils import import_attr
 from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
 
-from pipelines import cli
-from pipelines import serve as serving_command
-from pipelines.serve import application
-from pipelines.serve_file import IMPORT_PATH, read_serve_file, settings_of
+from pipelines.cli import app
+from pipelines.jobs import serve as serving_command
+from pipelines.jobs.serve import application
+from pipelines.jobs.serve_file import IMPORT_PATH, read_serve_file, settings_of
 from serving import ingress
 from serving.auth import Tokens
 from setrec.errors import ConfigError
@@ -61,7 +61,7 @@ def test_the_command_line_wins_over_the_file(file, monkeypatch):
     seen = []
     monkeypatch.setattr(serving_command, "serve_until_interrupted", lambda *given: seen.append(given))
     options = ["--host", "127.0.0.1", "--port", "9000", "--bundle", "/other", "--no-auth", "--store", "x.db"]
-    result = CliRunner().invoke(cli.app, ["serve", "--config", str(file()), *options])
+    result = CliRunner().invoke(app.app, ["serve", "--config", str(file()), *options])
     assert result.exit_code == 0, result.output
     ((bundle, settings),) = seen
     assert (str(bundle), settings.host, settings.port, settings.auth) == ("/other", "127.0.0.1", 9000, "off")
@@ -79,7 +79,7 @@ def args(raw):
         (lambda raw: args(raw).update(auth="off"), "loopback"),
         (lambda raw: args(raw).update(max_replicas=0), "max_replicas"),
         (lambda raw: args(raw).pop("bundle"), "bundle"),
-        (lambda raw: raw["applications"][0].update(import_path="other:app"), "pipelines.serve:application"),
+        (lambda raw: raw["applications"][0].update(import_path="other:app"), "pipelines.jobs.serve:application"),
         (lambda raw: raw["applications"][0].update(deployments=[{"name": "recommend"}]), "deployments"),
         (lambda raw: raw.update(aplications=[]), "aplications"),
         (lambda raw: raw["http_options"].update(request_timeout_s=3), "request_timeout_s"),
@@ -101,7 +101,7 @@ def test_authentication_cannot_be_switched_off_on_a_cluster(file):
 
 def test_a_token_from_the_command_line_is_known_to_the_endpoint(tmp_path):
     file = tmp_path / "tokens.json"
-    made = CliRunner().invoke(cli.app, ["token", "shop", "--scope", "read", "--scope", "write", "--file", str(file)])
+    made = CliRunner().invoke(app.app, ["token", "shop", "--scope", "read", "--scope", "write", "--file", str(file)])
     assert made.exit_code == 0, made.output
     caller = Tokens(file).caller(made.output.strip())
     assert (caller.name, caller.scopes) == ("shop", {"read", "write"})

@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 import ray
 
-from pipelines import evaluate, ingest, shard_evaluate
-from pipelines.cluster import ray_session
+from pipelines.common.cluster import ray_session
+from pipelines.common.run_directory import Run
 from pipelines.config import load_config
-from pipelines.runs import Run
-from pipelines.scorer import load_weights
-from pipelines.shard_evaluate import Here, Pool
-from pipelines.system_names import OURS
-from pipelines.systems import Systems
-from setrec import baselines, ranking
-from setrec.catalog import TEST
+from pipelines.data import ingest
+from pipelines.evaluation import evaluate, shard_evaluate
+from pipelines.evaluation.scorer import load_weights
+from pipelines.evaluation.shard_evaluate import Here, Pool
+from pipelines.evaluation.system_names import OURS
+from pipelines.evaluation.systems import Systems
+from setrec.data.catalog import TEST
 from setrec.errors import ConfigError, DataError
+from setrec.evaluation import ranking
+from setrec.scoring import baselines
 
 BATCH = 7
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from pipelines.shard_source import ShardSource, validation_cases
-from pipelines.train_worker import Validation
-from setrec.catalog import TRAIN, VALID, Histories
+from pipelines.training.shard_source import ShardSource, validation_cases
+from pipelines.training.worker import Validation
+from setrec.data.catalog import TRAIN, VALID, Histories
 from setrec.errors import DataError
+from setrec.evaluation.ranking import Cases
 from setrec.ragged import Ragged
-from setrec.ranking import Cases
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipelines.steps import Step, Steps
+from pipelines.nightly.steps import Step, Steps
 from setrec.errors import ConfigError
 
 PLAIN = {"letters": {"upper": True}, "count": {}}

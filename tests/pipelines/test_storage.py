@@ -4,7 +4,7 @@ import pytest
 from pyarrow import fs
 from s3_server import s3_server
 
-from pipelines import storage
+from pipelines.common import storage
 from setrec.errors import ConfigError
 
 

@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines import jobs, train
+from pipelines.common.run_directory import Run
 from pipelines.config import load_config
-from pipelines.features import train_collaborative
-from pipelines.runs import Run
-from pipelines.train_worker import trainer_of
+from pipelines.features.item_features import train_collaborative
+from pipelines.jobs import stages
+from pipelines.training import train
+from pipelines.training.worker import trainer_of
 from setrec.errors import ConfigError
 
 CONFIG = """
@@ -47,7 +48,7 @@ def prepared(tmp_path_factory) -> Path:
     (folder / "config.yaml").write_text(CONFIG.replace("interactions.csv", str(folder / "interactions.csv")))
     run = Run(folder / "run")
     config = load_config(folder / "config.yaml")
-    jobs.prepare(run, config)
+    stages.prepare(run, config)
     train_collaborative(run, config)
     return run.root
 
@@ -68,7 +69,7 @@ def unbroken(prepared) -> list[dict]:
     root = prepared.parent / "unbroken"
     shutil.copytree(prepared, root)
     trainer = trainer_of(Run(root), load_config(root / "config.yaml"))
-    while not trainer.progress.exhausted(trainer.settings):
+    while not trainer.finished:
         trainer.epoch()
     return trainer.progress.curve
 
@@ -89,7 +90,7 @@ def test_a_run_learns_on_one_worker_or_two_as_in_one_process_and_leaves_a_model(
     root = prepared.parent / f"{workers}-{sharding}"
     shutil.copytree(prepared, root)
     overrides = [f"cluster.workers={workers}", f"cluster.sharding={sharding}"]
-    jobs.fit(Run(root), load_config(root / "config.yaml", overrides), resume=True)
+    stages.fit(Run(root), load_config(root / "config.yaml", overrides), resume=True)
     told = curve(root)
     same(told, unbroken, SAME if workers == 1 else 10 * SAME)
     assert len(told) == 8
@@ -103,7 +104,7 @@ def test_a_run_killed_outright_resumes_to_the_same_metrics(ray_here, prepared, u
     root = prepared.parent / "killed"
     shutil.copytree(prepared, root)
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", *arguments(root)],
+        [sys.executable, "-m", "pipelines.cli.app", *arguments(root)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     until = time.monotonic() + 800
@@ -114,7 +115,7 @@ def test_a_run_killed_outright_resumes_to_the_same_metrics(ray_here, prepared, u
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (root / "model").exists()
-    jobs.fit(Run(root), load_config(root / "config.yaml"), resume=True)
+    stages.fit(Run(root), load_config(root / "config.yaml"), resume=True)
     same(curve(root), unbroken, SAME)
 
 

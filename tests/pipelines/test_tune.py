@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines import jobs
-from pipelines.cli import _config_of
+from pipelines.cli.app import _config_of
+from pipelines.common.run_directory import Run
 from pipelines.config import load_config
-from pipelines.features import train_collaborative
-from pipelines.halving import STOP, Halving
-from pipelines.runs import Run
-from pipelines.search_space import TuneSettings
-from pipelines.train import trainer_of
-from pipelines.trials import METRIC, Trial, Trials
+from pipelines.features.item_features import train_collaborative
+from pipelines.jobs import stages
+from pipelines.training.train import trainer_of
+from pipelines.tuning.halving import STOP, Halving
+from pipelines.tuning.search_space import TuneSettings
+from pipelines.tuning.trials import METRIC, Trial, Trials
 from setrec.errors import ConfigError
 
 SPACE = {
@@ -54,7 +54,7 @@ def ready(run: Run, folder: Path) -> Run:
 def searched(ray_here, qwen3_run, tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("tune")
     run = ready(qwen3_run, folder)
-    jobs.search(run, load_config(folder / "tune.yaml"))
+    stages.search(run, load_config(folder / "tune.yaml"))
     return run
 
 
@@ -108,7 +108,7 @@ def test_a_trials_curve_is_that_of_a_training_with_its_settings(searched, qwen3_
 @pytest.mark.timeout(1000)
 def test_a_search_killed_outright_goes_on_where_it_was(ray_here, searched, qwen3_run, tmp_path):
     run = ready(qwen3_run, tmp_path)
-    command = [sys.executable, "-m", "pipelines.cli", "tune", "--config", tmp_path / "tune.yaml", "--run", run.root]
+    command = [sys.executable, "-m", "pipelines.cli.app", "tune", "--config", tmp_path / "tune.yaml", "--run", run.root]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=_own_ray()
     )
@@ -121,7 +121,7 @@ def test_a_search_killed_outright_goes_on_where_it_was(ray_here, searched, qwen3
     process.wait()
     before = run.read_json("trials.json")
     assert not (run.root / "best.yaml").exists()
-    trials = jobs.search(run, load_config(tmp_path / "tune.yaml"), resume=True)
+    trials = stages.search(run, load_config(tmp_path / "tune.yaml"), resume=True)
     unbroken = searched.read_json("trials.json")
     for trial, was, other in zip(trials, before, unbroken, strict=True):
         assert trial.curve[: len(was["curve"])] == was["curve"]
@@ -138,7 +138,7 @@ def test_a_trial_that_fails_is_told_and_does_not_end_the_search(ray_here, qwen3_
     run = ready(qwen3_run, tmp_path)
     space = {"sasrec.width": {"kind": "choice", "values": [8]}, "sasrec.heads": {"kind": "choice", "values": [3]}}
     sets = [f"tune.space={json.dumps(space)}", "tune.trials=2", "training.epochs=1", "model.table=sasrec"]
-    own, bad = jobs.search(run, load_config(tmp_path / "tune.yaml", sets))
+    own, bad = stages.search(run, load_config(tmp_path / "tune.yaml", sets))
     assert (own.stop, len(own.curve)) == ("finished", 1)
     assert (bad.stop, bad.curve) == ("failed", [])
     assert bad.reason.startswith("the trial failed: ")
@@ -153,11 +153,11 @@ def _own_ray() -> dict[str, str]:
 def test_what_cannot_be_resumed_is_said(searched, tmp_path):
     config = load_config(searched.config)
     with pytest.raises(ConfigError, match="without --resume one begins"):
-        jobs.search(Run(tmp_path), config, resume=True)
+        stages.search(Run(tmp_path), config, resume=True)
     with pytest.raises(ConfigError, match="another space"):
-        jobs.search(searched, load_config(searched.config, ["tune.seed=4"]), resume=True)
+        stages.search(searched, load_config(searched.config, ["tune.seed=4"]), resume=True)
     with pytest.raises(ConfigError, match=r"tune\.space is empty"):
-        jobs.search(searched, load_config(searched.config, ["tune.space={}"]), resume=True)
+        stages.search(searched, load_config(searched.config, ["tune.space={}"]), resume=True)
 
 
 @pytest.mark.parametrize(

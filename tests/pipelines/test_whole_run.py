@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import evaluate, export, features, ingest, jobs
+from pipelines.common.run_directory import Run
 from pipelines.config import load_config
-from pipelines.runs import Run
-from pipelines.scorer import hybrid_scorer, load_weights
-from pipelines.system_names import ALONE, OURS, WITHOUT
+from pipelines.data import ingest
+from pipelines.evaluation import evaluate
+from pipelines.evaluation.scorer import hybrid_scorer, load_weights
+from pipelines.evaluation.system_names import ALONE, OURS, WITHOUT
+from pipelines.features import item_features
+from pipelines.jobs import export, stages
 from serving.bundle import Bundle
 from serving.engine import Engine, Request
-from setrec import ranking
-from setrec.catalog import TEST, VALID
+from setrec.data.catalog import TEST, VALID
 from setrec.errors import ConfigError, DataError
-from setrec.model import SetRecModel
+from setrec.evaluation import ranking
+from setrec.models.setrec_model import SetRecModel
 from setrec.scoring.hybrid import HybridWeights
 from setrec.scoring.model_scores import model_scorer
 
@@ -43,7 +46,7 @@ def test_metrics_have_every_system_protocol_group_and_metric_once(run):
 def test_the_table_repeats_from_the_saved_model_and_weights(run):
     catalog, histories = ingest.load(run.data)
     model, weights = SetRecModel.from_pretrained(run.model).eval(), load_weights(run)
-    texts, trained = features.text_features(run, catalog), histories.trained(len(catalog))
+    texts, trained = item_features.text_features(run, catalog), histories.trained(len(catalog))
     without = HybridWeights.model_validate(run.read_json("scorer.json")["without_model"]["weights"])
     known = histories.upto(VALID)
     scorers = {
@@ -91,7 +94,7 @@ def test_the_bundle_answers_as_the_evaluation_ranks(run):
     """The engine on the bundle against the dense route; what is served knows all histories."""
     engine, (catalog, histories) = Engine(Bundle.open(run.bundle)), ingest.load(run.data)
     model = SetRecModel.from_pretrained(run.model).eval()
-    texts, trained = features.text_features(run, catalog), histories.trained(len(catalog))
+    texts, trained = item_features.text_features(run, catalog), histories.trained(len(catalog))
     score = hybrid_scorer(model, load_weights(run), histories.items, trained, texts)
     for user in range(0, len(histories), 9):
         history = histories.items.take(np.array([user]))
@@ -114,9 +117,9 @@ def test_preparing_again_leaves_no_model_of_the_old_data_and_refused_data_leaves
     shutil.copytree(run.root, again.root)
     config = load_config(again.config)
     with pytest.raises(DataError):
-        jobs.prepare(again, load_config(again.config, ["data.columns.position=nothing"]))
+        stages.prepare(again, load_config(again.config, ["data.columns.position=nothing"]))
     assert again.model.exists()
-    jobs.prepare(again, config)
+    stages.prepare(again, config)
     made = {"words.safetensors", "lexical"} | ({"structural.safetensors"} if config.structural.enabled else set())
     assert {p.name for p in again.features.glob("*")} == made
     assert {p.name for p in again.root.iterdir()} - {"features"} == {
@@ -125,7 +128,7 @@ def test_preparing_again_leaves_no_model_of_the_old_data_and_refused_data_leaves
 
 
 def setrec(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "pipelines.cli.app", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 

@@ -7,15 +7,15 @@ import torch
 
 from serving.bundle_writer import write_bundle
 from serving.graph import AnchorDistance, GraphAnswer, NearNode, NodeDescription, ScoredAnswer
-from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
+from setrec.data.catalog import TEST, TRAIN, VALID, Catalog, Histories
 from setrec.errors import SetRecError, UnknownNodeError
+from setrec.models.item_tokens import text_center, unit_rows
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import HybridScorer, HybridWeights, build_components
 from setrec.scoring.registry import Sources
+from setrec.scoring.text_features import TextFeaturizer
 from setrec.scoring.text_similarity import TextFeatures
-from setrec.text.featurizer import TextFeaturizer
 from setrec.text.lexical import LexicalEncoder
-from setrec.tokens import text_center, unit_rows
 
 SLOTS = {"collaborative": 1.0, "semantic": 0.5}
 ITEMS, COLUMNS = 60, {"collaborative": (0, 6), "semantic": (6, 14)}

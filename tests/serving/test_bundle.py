@@ -21,12 +21,12 @@ from serving.engine import Engine, Request
 from serving.manifest import Manifest
 from serving.retriever import RetrieverSettings
 from serving.texts import TextRule
-from setrec.catalog import Catalog
-from setrec.encoder import TextEncoder
+from setrec.data.catalog import Catalog
+from setrec.data.item_texts import compose
 from setrec.errors import BundleError
 from setrec.scoring.hybrid import HybridWeights, NewItemWeights
-from setrec.tables import compose
-from setrec.text.featurizer import TextFeaturizer
+from setrec.scoring.text_features import TextFeaturizer
+from setrec.text.encoder import TextEncoder
 
 SCORER = HybridWeights(
     slots=SLOTS, components={"transitions_near": 1.0, "text_similarity": 2.0}, new_items=NewItemWeights(level=0.5)

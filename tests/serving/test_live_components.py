@@ -26,12 +26,12 @@ from serving.engine import Engine, Request
 from serving.retriever import RetrieverSettings
 from serving.stores import open_store
 from serving.texts import BundleTexts
-from setrec.catalog import TRAIN, Histories
+from setrec.data.catalog import TRAIN, Histories
+from setrec.models.item_tokens import unit_rows
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import HybridScorer, HybridWeights, NewItemWeights, build_components
 from setrec.scoring.registry import Sources
 from setrec.scoring.text_similarity import TextFeatures
-from setrec.tokens import unit_rows
 
 WEIGHTS = HybridWeights(
     slots=SLOTS,

@@ -10,9 +10,9 @@ import pytest
 from serving_helpers import codes, fake_bundle, load_fake
 from starlette.testclient import TestClient
 
-from pipelines import releases
-from pipelines.releases import KEPT, current, name_of
-from pipelines.steps import HeldBackError
+from pipelines.nightly import release_store
+from pipelines.nightly.release_store import KEPT, current, name_of
+from pipelines.nightly.steps import HeldBackError
 from serving.bundle import Bundle
 from serving.replica import build
 from serving.settings import ServingSettings
@@ -40,7 +40,7 @@ def place(tmp_path):
 
 
 def release(bundle, place, keep=3, environment=None):
-    return releases.release(bundle, place / "run", place, place / "releases", keep, environment or {})["release"]
+    return release_store.release(bundle, place / "run", place, place / "releases", keep, environment or {})["release"]
 
 
 def names(folder):
@@ -84,7 +84,7 @@ def test_a_release_killed_half_way_is_finished_by_the_next_run(made, place, monk
 
     for name in ("_copy", "tell", "_point", "_prune"):
         with monkeypatch.context() as patch:
-            patch.setattr(releases, name, killed)
+            patch.setattr(release_store, name, killed)
             with pytest.raises(KeyboardInterrupt):
                 release(made / "b1", place, environment={"SETREC_RELEASE_URL": "http://x"} if name == "tell" else {})
         assert Bundle.open(place / "releases" / "current", load_fake).path.resolve().name in (
@@ -101,7 +101,7 @@ def endpoint(made, place, monkeypatch):
     """A real application over the folder of releases, reached without a socket."""
     (place / "releases").mkdir()
     settings = ServingSettings(auth="off", releases=place / "releases")
-    monkeypatch.setattr(releases, "_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(release_store, "_PAUSE_SECONDS", 0.05)
     with TestClient(build(made / "b0", settings, load_fake), base_url="http://endpoint") as client:
 
         class Borrowed:

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from small_models import ITEMS, small_model
 from torch.nn.parallel import DistributedDataParallel
 
-from setrec import sharding
-from setrec.objective import ObjectiveSettings
+from setrec.models.item_tokens import ItemFeatures
 from setrec.ragged import Ragged
-from setrec.tokens import ItemFeatures
-from setrec.training import Trainer, TrainingSettings
+from setrec.training import distributed
+from setrec.training.losses import ObjectiveSettings
+from setrec.training.trainer import Trainer, TrainingSettings
 
 
 def features() -> ItemFeatures:
@@ -40,7 +40,7 @@ def score(model) -> float:
 def trainer(rank: int, world: int, shard: str, family: str = "qwen3", **options) -> Trainer:
     def wrap(model):
         if shard == "fsdp":
-            return sharding.shard(model, "cpu")
+            return distributed.shard(model, "cpu")
         return DistributedDataParallel(model) if world > 1 else model
 
     settings = {"epochs": 3, "patience": 3, "targets_per_batch": 64, "precision": "float32", **options}

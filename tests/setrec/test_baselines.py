@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from setrec import baselines, ranking
-from setrec.catalog import TEST, TRAIN, VALID, Histories
+from setrec.data.catalog import TEST, TRAIN, VALID, Histories
+from setrec.data.splits import leave_one_out
+from setrec.evaluation import ranking
 from setrec.ragged import Ragged
-from setrec.splits import leave_one_out
+from setrec.scoring import baselines
 
 ITEMS = 40
 

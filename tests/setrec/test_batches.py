@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setrec import batches
 from setrec.ragged import Ragged
+from setrec.training import batches
 
 histories = st.lists(st.integers(1, 30), min_size=1, max_size=8).map(
     lambda lengths: Ragged.of([100 * i + np.arange(n) for i, n in enumerate(lengths)])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
+from setrec.data.catalog import TEST, TRAIN, VALID, Catalog, Histories
 from setrec.errors import DataError, UnknownItemError, UnknownUserError
 from setrec.ragged import Ragged
 

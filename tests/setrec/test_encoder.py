@@ -17,9 +17,9 @@ from transformers import (
     T5Model,
 )
 
-from setrec.encoder import TextEncoder
 from setrec.errors import ConfigError
-from setrec.vectors import VectorCache
+from setrec.text.encoder import TextEncoder
+from setrec.text.vector_store import VectorCache
 
 WORDS = ["toy", "story", "heat", "drama", "war", "of", "the", "stars"]
 TEXTS = ["toy story", "heat", "", "the war of the stars", "heat", "drama " * 40, "unheard words"]

@@ -6,12 +6,13 @@ import pytest
 import torch
 from small_models import ITEMS, small_model
 
-from setrec.catalog import TRAIN, VALID, Histories
-from setrec.objective import ObjectiveSettings
+from setrec.data.catalog import TRAIN, VALID, Histories
+from setrec.models.sasrec import SasRecSettings, scorer
 from setrec.ragged import Ragged
-from setrec.sasrec import SasRecSettings, scorer, train_sasrec
 from setrec.scoring.model_scores import ModelScores, model_scorer
-from setrec.training import Trainer
+from setrec.training.losses import ObjectiveSettings
+from setrec.training.sasrec_trainer import train_sasrec
+from setrec.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 

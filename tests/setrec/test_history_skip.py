@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from small_models import small_model
 
-from setrec import objective, softmax
-from setrec.batches import one_pass, per_prefix
-from setrec.model import ModelSettings, SetRecModel
-from setrec.objective import ObjectiveSettings
+from setrec.models.grounding import LogitBias
+from setrec.models.item_tokens import ItemFeatures
+from setrec.models.setrec_model import ModelSettings, SetRecModel
 from setrec.ragged import Ragged
-from setrec.sampled_softmax import Candidates, LogUniformSampler, sampled_cross_entropy
 from setrec.scoring.model_scores import ModelScores, model_scorer
-from setrec.softmax import LogitBias, catalogue_cross_entropy
-from setrec.tokens import ItemFeatures
+from setrec.training import losses, softmax
+from setrec.training.batches import one_pass, per_prefix
+from setrec.training.losses import ObjectiveSettings
+from setrec.training.sampled_softmax import Candidates, LogUniformSampler, sampled_cross_entropy
+from setrec.training.softmax import catalogue_cross_entropy
 
 ROWS, ITEMS, WIDTH = 24, 60, 8
 HISTORIES = Ragged.of([[1, 2, 3], [4], [5, 6, 7, 5, 9, 10]])
@@ -82,7 +83,8 @@ def test_one_pass_loss_and_gradients_equal_those_of_one_sample_per_prefix(model,
         value, count = 0.0, sum(b.count for b in epoch)
         for batch in epoch:
             given = (torch.from_numpy(x) for x in (batch.items, batch.visible, batch.targets))
-            value = value + objective.total(model(*given, settings, torch.arange(3), drawn), settings, count)
+            terms = losses.batch_terms(model, *given, settings, torch.arange(3), drawn)
+            value = value + losses.total(terms, settings, count)
         value.backward()
         return float(value.detach()), {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
 
@@ -101,8 +103,8 @@ def test_scores_are_what_the_loss_is_taken_of(model):
     scores = torch.from_numpy(model_scorer(model, alike)(HISTORIES))
     targets = torch.tensor([[3], [4], [12]])
     items, lengths = HISTORIES.pad(10)
-    terms = model(
-        torch.from_numpy(items), torch.from_numpy(lengths)[:, None], targets,
+    terms = losses.batch_terms(
+        model, torch.from_numpy(items), torch.from_numpy(lengths)[:, None], targets,
         ObjectiveSettings(slots=0.0, alpha=0.0, negatives="all"), torch.arange(3),
     )  # fmt: skip
     written = F.cross_entropy(scores, targets[:, 0], reduction="sum")

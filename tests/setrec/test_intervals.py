@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setrec.intervals import bootstrap_means, holm, paired_difference, paired_p, two_sided_p
+from setrec.evaluation.intervals import bootstrap_means, holm, paired_difference, paired_p, two_sided_p
 
 
 def test_p_values_are_near_uniform_where_there_is_no_difference():

@@ -6,11 +6,11 @@ import torch
 from small_models import ITEMS, small_model
 
 from setrec.errors import ConfigError
-from setrec.model import SetRecModel
-from setrec.objective import ObjectiveSettings
+from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring.model_scores import model_scorer
-from setrec.training import Trainer, TrainingSettings
+from setrec.training.losses import ObjectiveSettings
+from setrec.training.trainer import Trainer, TrainingSettings
 
 
 @pytest.fixture

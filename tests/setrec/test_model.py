@@ -3,13 +3,14 @@ import pytest
 import torch
 from small_models import small_model
 
-from setrec import grounding, objective
-from setrec.backbone import BackboneSettings, LoraSettings
-from setrec.batches import one_pass, per_prefix
 from setrec.errors import ConfigError
-from setrec.model import ModelSettings, SetRecModel
-from setrec.objective import ObjectiveSettings
+from setrec.models import grounding
+from setrec.models.backbones import BackboneSettings, LoraSettings
+from setrec.models.setrec_model import Answers, ModelSettings, SetRecModel
 from setrec.ragged import Ragged
+from setrec.training import losses
+from setrec.training.batches import one_pass, per_prefix
+from setrec.training.losses import ObjectiveSettings
 
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
 
@@ -119,10 +120,11 @@ def test_one_pass_loss_and_gradients_equal_those_of_one_sample_per_prefix(model,
         model.zero_grad()
         value, count = 0.0, sum(b.count for b in epoch)
         for index, batch in enumerate(epoch):
-            terms = model(*(torch.from_numpy(x) for x in (batch.items, batch.visible, batch.targets)), settings, rows)
+            given = (torch.from_numpy(x) for x in (batch.items, batch.visible, batch.targets))
+            terms = losses.batch_terms(model, *given, settings, rows)
             if index:
                 terms.pop("reconstruction")
-            value = value + objective.total(terms, settings, count)
+            value = value + losses.total(terms, settings, count)
         value.backward()
         return float(value), {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
 
@@ -165,10 +167,9 @@ def test_untrained_items_are_no_negatives_unless_asked(features):
     def gradient(negatives):
         codes = model.item_codes().requires_grad_()
         outputs = torch.randn(4, 5, model.backbone.width, generator=torch.Generator().manual_seed(0))
-        terms = objective.loss(
-            model.tokens, grounding.slot_codes(model.tokens, outputs), torch.tensor([0, 1, 2, 3]), codes,
-            ObjectiveSettings(negatives=negatives, alpha=0.0, slots=0.2), model.trained, torch.arange(3),
-        )  # fmt: skip
+        answers = Answers(grounding.slot_codes(model.tokens, outputs), codes, None, None)
+        settings = ObjectiveSettings(negatives=negatives, alpha=0.0, slots=0.2)
+        terms = losses.loss(model.tokens, answers, torch.tensor([0, 1, 2, 3]), settings, model.trained)
         return torch.autograd.grad(terms["slots"], codes)[0][cold].abs().max()
 
     assert gradient("trained") == 0
@@ -187,7 +188,7 @@ def test_saved_and_loaded_models_answer_alike_and_hold_no_pickle(model, tmp_path
 def test_a_pretrained_backbone_is_loaded_by_path_and_keeps_its_weights(features, family, tmp_path):
     from transformers import AutoConfig, AutoModel
 
-    from setrec.backbone import scratch_config
+    from setrec.models.backbones import scratch_config
 
     config = scratch_config(family, "tiny", 0.0).to_dict() | {"vocab_size": 50}
     torch.manual_seed(1)
@@ -212,10 +213,10 @@ def test_lora_trains_adapters_and_leaves_the_backbone_as_it_was(features, family
     trainable = [k for k, p in model.backbone.named_parameters() if p.requires_grad]
     assert trainable
     assert all("lora_" in name for name in trainable)
-    terms = model(
-        torch.tensor([[1, 2, 3]]), torch.tensor([[3]]), torch.tensor([[4]]), ObjectiveSettings(), torch.arange(4)
+    terms = losses.batch_terms(
+        model, torch.tensor([[1, 2, 3]]), torch.tensor([[3]]), torch.tensor([[4]]), ObjectiveSettings(), torch.arange(4)
     )
-    objective.total(terms, ObjectiveSettings(), 1).backward()
+    losses.total(terms, ObjectiveSettings(), 1).backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for k, p in model.named_parameters() if "lora_B" in k)
     model.save_pretrained(tmp_path)
     again = SetRecModel.from_pretrained(tmp_path)

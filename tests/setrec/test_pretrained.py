@@ -7,13 +7,13 @@ from safetensors.torch import load_file
 from small_models import ITEMS
 from stored_checkpoints import stored_checkpoint
 
-from setrec.backbone import BackboneSettings, LoraSettings, build_backbone, load_backbone
 from setrec.errors import ConfigError
-from setrec.model import ModelSettings, SetRecModel
-from setrec.objective import ObjectiveSettings
+from setrec.models.backbones import BackboneSettings, LoraSettings, build_backbone, load_backbone
+from setrec.models.setrec_model import ModelSettings, SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring.model_scores import model_scorer
-from setrec.training import Trainer, TrainingSettings
+from setrec.training.losses import ObjectiveSettings
+from setrec.training.trainer import Trainer, TrainingSettings
 
 HISTORIES = Ragged.of([[i % ITEMS for i in range(s, s + 6)] for s in range(0, ITEMS, 5)])
 ONE_EPOCH = TrainingSettings(epochs=1, learning_rate=3e-3, targets_per_batch=64, precision="float32")

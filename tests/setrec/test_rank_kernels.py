@@ -10,8 +10,8 @@ import torch_ranking
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setrec import rank_kernels, ranking
 from setrec.errors import DataError
+from setrec.evaluation import rank_kernels, ranking
 from setrec.ragged import Ragged
 
 MANY = settings(max_examples=60, deadline=None)
@@ -146,5 +146,5 @@ def test_what_does_not_fit_together_is_refused_before_compiled_code_runs():
 
 
 def test_numba_is_not_imported_before_something_is_ranked():
-    code = "import sys, setrec.ranking; sys.exit('numba' in sys.modules)"
+    code = "import sys, setrec.evaluation.ranking; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setrec import rank_kernels, ranking
-from setrec.catalog import TEST, TRAIN, VALID, Histories
+from setrec.data.catalog import TEST, TRAIN, VALID, Histories
 from setrec.errors import DataError
-from setrec.intervals import bootstrap_means, paired_difference
+from setrec.evaluation import rank_kernels, ranking
+from setrec.evaluation.intervals import bootstrap_means, paired_difference
 from setrec.ragged import Ragged
 
 KS = (5, 10, 20)
@@ -273,7 +273,7 @@ def test_bootstrap_intervals_have_the_width_that_theory_gives():
 def test_resampling_in_pieces_is_resampling_at_once(monkeypatch):
     values = np.random.default_rng(18).random((30, 1))
     whole = bootstrap_means(values, 50, seed=3)
-    monkeypatch.setattr("setrec.intervals.CELLS_AT_ONCE", 70)
+    monkeypatch.setattr("setrec.evaluation.intervals.CELLS_AT_ONCE", 70)
     np.testing.assert_allclose(bootstrap_means(values, 50, seed=3), whole)
 
 

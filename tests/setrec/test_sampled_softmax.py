@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from small_models import small_model
 
-from setrec import softmax
-from setrec.objective import ObjectiveSettings
-from setrec.sampled_softmax import Candidates, LogUniformSampler, sampled_cross_entropy
+from setrec.training import softmax
+from setrec.training.losses import ObjectiveSettings, batch_terms
+from setrec.training.sampled_softmax import Candidates, LogUniformSampler, sampled_cross_entropy
 
 ITEMS, ROWS, WIDTH = 60, 24, 8
 
@@ -110,8 +110,9 @@ def test_the_model_asked_about_all_items_as_candidates_answers_as_without(featur
     items, targets = torch.tensor([[3, 5, 7], [2, 0, 0]]), torch.tensor([[5, 7, 8], [1, -1, -1]])
     visible, rows = torch.tensor([[1, 2, 3], [1, 0, 0]]), torch.arange(5)
     trained = model.trained.nonzero()[:, 0]
-    full = model(items, visible, targets, settings, rows)
-    ours = model(items, visible, targets, settings, rows, Candidates(trained, torch.zeros(len(trained))))
+    full = batch_terms(model, items, visible, targets, settings, rows)
+    drawn = Candidates(trained, torch.zeros(len(trained)))
+    ours = batch_terms(model, items, visible, targets, settings, rows, drawn)
     for name, value in full.items():
         torch.testing.assert_close(ours[name], value)
     assert math.isfinite(float(ours["fused"]))

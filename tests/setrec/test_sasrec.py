@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from setrec import baselines, ranking, sasrec
-from setrec.catalog import TEST, TRAIN, VALID, Histories
+from setrec.data.catalog import TEST, TRAIN, VALID, Histories
+from setrec.data.splits import leave_one_out
 from setrec.errors import ConfigError
+from setrec.evaluation import ranking
+from setrec.models import sasrec
 from setrec.ragged import Ragged
-from setrec.splits import leave_one_out
+from setrec.scoring import baselines
+from setrec.training import sasrec_trainer
 
 ITEMS = 40
 UNTRAINED = (38, 39)
@@ -45,7 +48,7 @@ def trained(histories) -> tuple[sasrec.SasRec, list[dict]]:
     """A model and what it reported, trained long enough to overfit a little."""
     told: list[dict] = []
     settings = sasrec.SasRecSettings(width=32, max_items=8, epochs=12, targets_per_batch=256, dropout=0.1)
-    return sasrec.train_sasrec(histories, ITEMS, settings, report=told.append, seed=1), told
+    return sasrec_trainer.train_sasrec(histories, ITEMS, settings, report=told.append, seed=1), told
 
 
 def test_on_a_markov_chain_it_comes_close_to_the_best_possible_and_popularity_does_not(histories, trained):
@@ -70,7 +73,7 @@ def test_the_epoch_that_was_best_on_validation_is_returned(histories, trained):
 def test_training_stops_when_validation_no_longer_improves(histories):
     told: list[dict] = []
     patient = SMALL.model_copy(update={"learning_rate": 0.0, "epochs": 20, "patience": 2})
-    sasrec.train_sasrec(histories, ITEMS, patient, report=told.append)
+    sasrec_trainer.train_sasrec(histories, ITEMS, patient, report=told.append)
     assert len(told) == 3
 
 
@@ -87,7 +90,7 @@ def test_items_never_trained_on_are_marked_and_stand_below_all_others(histories,
 def test_items_never_trained_on_get_no_gradient(histories):
     start = torch.manual_seed(3) and sasrec.SasRec(ITEMS, SMALL).items.weight[list(UNTRAINED)]
     still = SMALL.model_copy(update={"weight_decay": 0.0})
-    model = sasrec.train_sasrec(histories, ITEMS, still, seed=3)
+    model = sasrec_trainer.train_sasrec(histories, ITEMS, still, seed=3)
     torch.testing.assert_close(model.items.weight[list(UNTRAINED)], start)
 
 
@@ -115,7 +118,7 @@ def test_only_the_last_items_of_a_long_history_count(trained):
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(histories):
-    a, b, c = (sasrec.train_sasrec(histories, ITEMS, SMALL, seed=seed).item_embeddings() for seed in (5, 5, 6))
+    a, b, c = (sasrec_trainer.train_sasrec(histories, ITEMS, SMALL, seed=seed).item_embeddings() for seed in (5, 5, 6))
     assert torch.equal(a, b)
     assert not torch.allclose(a, c)
 
@@ -128,7 +131,7 @@ def test_held_out_items_do_not_change_what_is_learned(histories):
         0, ITEMS - 2, (histories.splits != TRAIN).sum()
     )
     changed = Histories(histories.user_ids, Ragged(other, histories.items.offsets), histories.splits)
-    models = [sasrec.train_sasrec(h, ITEMS, once).state_dict() for h in (histories, changed)]
+    models = [sasrec_trainer.train_sasrec(h, ITEMS, once).state_dict() for h in (histories, changed)]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
@@ -136,7 +139,7 @@ def test_without_validation_items_it_trains_to_the_end(histories):
     rows = histories.upto(TRAIN)
     told: list[dict] = []
     train_only = Histories(histories.user_ids, rows, np.zeros(len(rows.values), np.int8))
-    model = sasrec.train_sasrec(train_only, ITEMS, SMALL, report=told.append)
+    model = sasrec_trainer.train_sasrec(train_only, ITEMS, SMALL, report=told.append)
     assert len(told) == SMALL.epochs
     assert all(math.isnan(record["ndcg@10"]) for record in told)
     assert np.isfinite(sasrec.scorer(model)(rows.take(np.arange(3)))).all()

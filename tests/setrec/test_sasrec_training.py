@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from setrec import ranking, sasrec, sasrec_training
-from setrec.catalog import TEST, TRAIN, VALID, Histories
+from setrec.data.catalog import TEST, TRAIN, VALID, Histories
+from setrec.data.splits import leave_one_out
+from setrec.evaluation import ranking
+from setrec.models import sasrec
 from setrec.ragged import Ragged
-from setrec.sampled_softmax import Candidates
-from setrec.splits import leave_one_out
+from setrec.training import sasrec_trainer
+from setrec.training.sampled_softmax import Candidates
 
 ITEMS, KINDS = 60, 6
 SMALL = sasrec.SasRecSettings(width=16, max_items=8, epochs=3, targets_per_batch=256)
@@ -43,7 +45,7 @@ def text() -> np.ndarray:
 @pytest.fixture(scope="module")
 def with_text(histories, text) -> sasrec.SasRec:
     settings = SMALL.model_copy(update={"epochs": 15, "id_dropout": 0.3, "dropout": 0.1})
-    return sasrec.train_sasrec(histories, ITEMS, settings, features=text, seed=1)
+    return sasrec_trainer.train_sasrec(histories, ITEMS, settings, features=text, seed=1)
 
 
 def cold_recall(model: sasrec.SasRec, histories: Histories) -> float:
@@ -55,13 +57,13 @@ def cold_recall(model: sasrec.SasRec, histories: Histories) -> float:
 
 
 def test_with_as_many_draws_as_items_the_loss_is_the_full_one(histories, text):
-    batch = next(iter(sasrec_training.batches.one_pass(histories.upto(TRAIN), 8, 128, np.random.default_rng(0))))
+    batch = next(iter(sasrec_trainer.batches.one_pass(histories.upto(TRAIN), 8, 128, np.random.default_rng(0))))
     exact = SMALL.model_copy(update={"precision": "float32"})
     model = sasrec.SasRec(ITEMS, exact, sasrec.ItemText.standard(text)).eval()
     trained = torch.from_numpy(np.flatnonzero(histories.trained(ITEMS)))
     model.trained.copy_(torch.from_numpy(histories.trained(ITEMS)))
-    full = sasrec_training.batch_loss(model, batch, None)
-    sampled = sasrec_training.batch_loss(model, batch, Candidates(trained, torch.zeros(len(trained))))
+    full = sasrec_trainer.batch_loss(model, batch, None)
+    sampled = sasrec_trainer.batch_loss(model, batch, Candidates(trained, torch.zeros(len(trained))))
     torch.testing.assert_close(sampled, full)
     for a, b in zip(
         torch.autograd.grad(sampled, list(model.parameters())),
@@ -75,7 +77,7 @@ def test_a_model_trained_with_as_many_draws_as_items_is_the_one_of_the_full_soft
     every = SMALL.model_copy(update={"negatives": ITEMS, "precision": "float32"})
     history = histories.upto(TRAIN).take(np.arange(20))
     scores = [
-        sasrec.scorer(sasrec.train_sasrec(histories, ITEMS, s, seed=2))(history)
+        sasrec.scorer(sasrec_trainer.train_sasrec(histories, ITEMS, s, seed=2))(history)
         for s in (every, every.model_copy(update={"negatives": 0}))
     ]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-2)
@@ -84,7 +86,7 @@ def test_a_model_trained_with_as_many_draws_as_items_is_the_one_of_the_full_soft
 def test_a_sample_of_a_third_of_the_items_teaches_nearly_as_well(histories):
     def reached(negatives: int) -> float:
         settings = SMALL.model_copy(update={"epochs": 12, "negatives": negatives, "dropout": 0.1})
-        model = sasrec.train_sasrec(histories, ITEMS, settings, seed=1)
+        model = sasrec_trainer.train_sasrec(histories, ITEMS, settings, seed=1)
         return ranking.mean_metric(sasrec.scorer(model), ranking.Cases.of(histories, VALID))
 
     assert reached(20) > 0.9 * reached(0)
@@ -94,7 +96,9 @@ def test_a_sample_of_a_third_of_the_items_teaches_nearly_as_well(histories):
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(histories, text, texts):
     settings = SMALL.model_copy(update={"epochs": 1, "negatives": 20, "id_dropout": 0.2, "text_dropout": 0.2})
     first, again, other = (
-        sasrec.train_sasrec(histories, ITEMS, settings, seed=seed, features=text if texts else None).state_dict()
+        sasrec_trainer.train_sasrec(
+            histories, ITEMS, settings, seed=seed, features=text if texts else None
+        ).state_dict()
         for seed in (5, 5, 6)
     )
     assert all(torch.equal(value, again[name]) for name, value in first.items())
@@ -108,7 +112,7 @@ def test_a_cold_item_is_ranked_by_its_text(histories, with_text):
 
 
 def test_without_texts_cold_items_are_a_guess(histories):
-    model = sasrec.train_sasrec(histories, ITEMS, SMALL, seed=1)
+    model = sasrec_trainer.train_sasrec(histories, ITEMS, SMALL, seed=1)
     assert cold_recall(model, histories) < 0.5
 
 
@@ -138,7 +142,7 @@ def test_the_files_of_a_plain_model_name_no_later_setting(tmp_path):
 def test_time_ends_training_after_a_first_part_and_never_before(histories):
     told: list[dict] = []
     settings = SMALL.model_copy(update={"epochs": 1000})
-    model = sasrec.train_sasrec(histories, ITEMS, settings, report=told.append, seconds=0.0)
+    model = sasrec_trainer.train_sasrec(histories, ITEMS, settings, report=told.append, seconds=0.0)
     assert len(told) == 1
     assert np.isfinite(sasrec.scorer(model)(histories.upto(TRAIN).take(np.arange(3)))).all()
 
@@ -147,7 +151,7 @@ def test_as_many_epochs_are_planned_as_the_time_is_enough_for(histories):
     told: list[dict] = []
     settings = SMALL.model_copy(update={"epochs": 1000, "patience": 1000})
     began = time.process_time()
-    sasrec.train_sasrec(histories, ITEMS, settings, report=told.append, seconds=1.0)
+    sasrec_trainer.train_sasrec(histories, ITEMS, settings, report=told.append, seconds=1.0)
     assert time.process_time() - began < 5
     assert 1 < len(told) < 1000
     assert told[-1]["epochs"] <= len(told) + 1
@@ -156,7 +160,7 @@ def test_as_many_epochs_are_planned_as_the_time_is_enough_for(histories):
 def test_another_validation_may_decide_which_epoch_is_best(histories):
     def trained(values: list[float]) -> torch.Tensor:
         left = iter(values)
-        return sasrec.train_sasrec(histories, ITEMS, SMALL, seed=3, validate=lambda _: next(left)).items.weight
+        return sasrec_trainer.train_sasrec(histories, ITEMS, SMALL, seed=3, validate=lambda _: next(left)).items.weight
 
     first, second, again = trained([0.9, 0.3, 0.5]), trained([0.3, 0.9, 0.5]), trained([0.1, 0.2, 0.0])
     assert torch.equal(second, again)

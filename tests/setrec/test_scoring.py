@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import small_model
 
+from setrec.models.item_tokens import unit_rows
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridScorer, HybridWeights, NewItemWeights, load_components
@@ -15,7 +16,6 @@ from setrec.scoring.model_scores import ModelScores, model_scorer, slot_weight_g
 from setrec.scoring.registry import ComponentKind, Sources
 from setrec.scoring.text_similarity import TextFeatures, text_component
 from setrec.scoring.transitions import TransitionSettings, transition_component, transition_probabilities
-from setrec.tokens import unit_rows
 
 ITEMS = 40
 HISTORIES = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=12), min_size=1, max_size=4)

@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from setrec import softmax
+from setrec.models.grounding import LogitBias
+from setrec.training import softmax
 
 
 @pytest.mark.parametrize("at_once", [64, 1 << 20])
@@ -39,7 +40,7 @@ def test_under_autocast_the_result_is_close_to_float32():
 def test_a_worker_without_a_row_adds_nothing():
     users, codes = torch.empty(0, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
     none, by = torch.empty(0, dtype=torch.int64), torch.ones((), requires_grad=True)
-    loss = softmax.catalogue_cross_entropy(users, codes, none, softmax.LogitBias(none, none, by))
+    loss = softmax.catalogue_cross_entropy(users, codes, none, LogitBias(none, none, by))
     loss.backward()
     assert loss == 0
     assert not codes.grad.any()

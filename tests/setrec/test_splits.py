@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from setrec.data.splits import TEST, TRAIN, VALID, GlobalTime, by_column, global_time, held_out_items, leave_one_out
 from setrec.errors import DataError
-from setrec.splits import TEST, TRAIN, VALID, GlobalTime, by_column, global_time, held_out_items, leave_one_out
 
 lengths_of_users = st.lists(st.integers(0, 12), max_size=20)
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setrec.prefetch import Prefetched
+from setrec.data.source import MemorySource, item_counts
 from setrec.ragged import Ragged
-from setrec.source import MemorySource, item_counts
-from setrec.stream import Position, Stream
+from setrec.training.prefetch import Prefetched
+from setrec.training.stream import Position, Stream
 
 
 class Shards:

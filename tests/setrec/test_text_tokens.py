@@ -3,7 +3,7 @@
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from setrec.tokens import TextTokenizer
+from setrec.models.item_tokens import TextTokenizer
 
 
 def directions(threads: int) -> np.ndarray:

@@ -4,9 +4,9 @@ import torch
 from small_models import ITEMS, small_model
 
 from setrec.errors import ConfigError
-from setrec.objective import ObjectiveSettings
 from setrec.ragged import Ragged
-from setrec.training import Trainer, TrainingSettings
+from setrec.training.losses import ObjectiveSettings
+from setrec.training.trainer import Trainer, TrainingSettings
 
 SETTINGS = TrainingSettings(epochs=6, patience=6, targets_per_batch=64, learning_rate=3e-3, precision="float32")
 
@@ -154,7 +154,7 @@ def test_training_stops_when_validation_no_longer_improves_and_restores_the_best
     settings = SETTINGS.model_copy(update={"patience": 2, "epochs": 10})
     t = Trainer(small_model(features, history="fused"), chains(), lambda _: next(values), settings, ObjectiveSettings())
     kept = None
-    while not t.progress.exhausted(settings):
+    while not t.finished:
         t.epoch()
         if t.progress.epoch == 2:
             kept = t.model.queries.detach().clone()

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from setrec.errors import ConfigError
-from setrec.model import ModelSettings, SetRecModel
+from setrec.models.item_tokens import ItemFeatures
+from setrec.models.sasrec import SasRec, SasRecSettings
+from setrec.models.setrec_model import ModelSettings, SetRecModel
 from setrec.ragged import Ragged
-from setrec.sasrec import SasRec, SasRecSettings
-from setrec.tokens import ItemFeatures
-from setrec.warm_start import NEW, old_rows, warm_start, warm_start_sasrec
+from setrec.training.warm_start import NEW, old_rows, warm_start, warm_start_sasrec
 
 OLD = [f"i{row}" for row in range(20)]
 GROWN = ["new1", *(OLD[row] for row in np.random.default_rng(3).permutation(20) if row not in (4, 5)), "new2"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from setrec import ranking
-from setrec.catalog import TRAIN, VALID, Histories
+from setrec.data.catalog import TRAIN, VALID, Histories
+from setrec.evaluation import ranking
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridScorer

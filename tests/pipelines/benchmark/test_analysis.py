@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from pipelines.benchmark import analysis, fits
+from pipelines.benchmark import fits
+from pipelines.benchmark.analysis import analysis
 from pipelines.benchmark.entrant import Fitted
 from pipelines.benchmark.problem import Problem
-from setrec import ranking
-from setrec.catalog import TEST, TRAIN, VALID, Catalog, Histories
+from setrec.data.catalog import TEST, TRAIN, VALID, Catalog, Histories
+from setrec.evaluation import ranking
 from setrec.ragged import Ragged
 
 ITEMS, USERS, COLD = 50, 240, 8

@@ -5,14 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pipelines.benchmark import problem, transition_opponent
+from pipelines.benchmark import problem
 from pipelines.benchmark.entrant import Clock, Entrant
-from pipelines.benchmark.opponents import OPPONENTS, SasRec
+from pipelines.benchmark.opponents import transitions
+from pipelines.benchmark.opponents.recommender import WithoutModel
+from pipelines.benchmark.opponents.untrained import OPPONENTS, SasRec
 from pipelines.benchmark.problem import Problem
-from pipelines.benchmark.recommender import WithoutModel
-from setrec import baselines, ranking
 from setrec.errors import DataError
-from setrec.sasrec import SasRecSettings
+from setrec.evaluation import ranking
+from setrec.models.sasrec import SasRecSettings
+from setrec.scoring import baselines
 
 ENTRANTS = (*OPPONENTS, WithoutModel())
 BY_NAME = {entrant.name: entrant for entrant in ENTRANTS}
@@ -31,8 +33,8 @@ def given(prepared) -> Problem:
 def small_grids(monkeypatch):
     """Searches over few settings."""
     monkeypatch.setattr(baselines, "GRID", {"neighbours": (50,), "shrink": (0.0, 3.0), "decay": (0.3, 0.8)})
-    first = {name: values[:1] for name, values in transition_opponent.GRID.items()}
-    monkeypatch.setattr(transition_opponent, "GRID", first | {"text": (0.0, 0.1)})
+    first = {name: values[:1] for name, values in transitions.GRID.items()}
+    monkeypatch.setattr(transitions, "GRID", first | {"text": (0.0, 0.1)})
 
 
 def fitted(entrant: Entrant, given: Problem, seed: int = 0, minutes: float = 1.0):

@@ -4,15 +4,16 @@ import pandas as pd
 import pytest
 import torch
 
-from pipelines import jobs, recipes
+from pipelines import recipes
 from pipelines.benchmark import fits, problem, roster
 from pipelines.benchmark.entrant import Clock
 from pipelines.benchmark.job import benchmark, protocol_of
-from pipelines.benchmark.recommender import Recommender
+from pipelines.benchmark.opponents.recommender import Recommender
 from pipelines.benchmark.run import BenchmarkSettings
-from pipelines.runs import Run
-from setrec import ranking
+from pipelines.common.run_directory import Run
+from pipelines.jobs import stages
 from setrec.errors import ConfigError
+from setrec.evaluation import ranking
 
 SYSTEMS = ("Popularity", "ItemKNN", "SASRec", roster.OURS)
 TINY = {"model": {"hidden": [32, 16], "max_items": 8}, "training": {"epochs": 2, "precision": "float32"}}
@@ -151,9 +152,9 @@ def test_a_fit_is_what_the_jobs_train_and_rank_to_the_last_digit(world, prepared
     fitted = Recommender("x", TINY).fit(given, TINY, 42, Clock(60))
     run = Run(tmp_path / "run")
     config = recipes.applied(given.config, TINY, "training.seed=42", "cluster.threads=1", "evaluation.actors=1")
-    jobs.prepare(run, config)
-    jobs.fit(run, config)
-    jobs.assess(run, config)
+    stages.prepare(run, config)
+    stages.fit(run, config)
+    stages.assess(run, config)
     rows = {
         r["history"]: r["value"]
         for r in run.read_json("metrics.json")
@@ -177,7 +178,7 @@ def test_fits_are_found_again_by_all_that_they_depend_on(tmp_path):
 
 
 def test_model_forgets_in_training_alone(features):
-    from setrec.tokens import TableTokenizer
+    from setrec.models.item_tokens import TableTokenizer
 
     table = TableTokenizer(len(features), 64, 16, trainable=True, id_dropout=0.5)
     table.fill(features.collaborative, features.trained)

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from pipelines.benchmark.calibration import calibration, fit_temperature
+from pipelines.benchmark.analysis.calibration import calibration, fit_temperature
+from setrec.evaluation.ranking import Cases
 from setrec.ragged import Ragged
-from setrec.ranking import Cases
 
 ITEMS, USERS = 30, 3000
 

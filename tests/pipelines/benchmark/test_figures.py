@@ -2,7 +2,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from pipelines.benchmark import figures
+from pipelines.benchmark.analysis import figures
 
 NAMES = [f"system {n}" for n in range(12)] + ["A<b> & c"]
 

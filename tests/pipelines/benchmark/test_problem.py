@@ -4,9 +4,9 @@ import pytest
 from circles import write_world
 
 from pipelines.benchmark import problem
-from setrec import ranking
-from setrec.catalog import TEST, TRAIN, VALID
+from setrec.data.catalog import TEST, TRAIN, VALID
 from setrec.errors import DataError
+from setrec.evaluation import ranking
 from setrec.text.lexical import LexicalEncoder
 
 

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines import ingest
 from pipelines.benchmark import problem
-from setrec import baselines, ranking
-from setrec.baselines import ItemKnnSettings
-from setrec.catalog import TEST, Histories
+from pipelines.data import ingest
+from setrec.data.catalog import TEST, Histories
+from setrec.evaluation import ranking
 from setrec.ragged import Ragged
+from setrec.scoring import baselines
+from setrec.scoring.baselines import ItemKnnSettings
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 REFERENCE = {

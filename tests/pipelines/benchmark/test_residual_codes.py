@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.benchmark.residual_codes import ITEMS_PER_CODE, residual_codes
+from pipelines.benchmark.opponents.residual_codes import ITEMS_PER_CODE, residual_codes
 
 WIDTH = 16
 

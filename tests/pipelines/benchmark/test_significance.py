@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from pipelines.benchmark.significance import RESAMPLES, significance
-from setrec.intervals import paired_difference, paired_p
-from setrec.ranking import PerUser
+from pipelines.benchmark.analysis.significance import RESAMPLES, significance
+from setrec.evaluation.intervals import paired_difference, paired_p
+from setrec.evaluation.ranking import PerUser
 
 USERS = 300
 BASE = np.random.default_rng(7).random(USERS)

@@ -8,19 +8,20 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipelines.benchmark.code_beam import Forest, beam_search, catalogue_scores
-from pipelines.benchmark.code_t5 import CodeT5, CodeT5Settings
-from pipelines.benchmark.code_writer import CachedWriter
 from pipelines.benchmark.entrant import Clock
+from pipelines.benchmark.opponents.code_beam import Forest, beam_search, catalogue_scores
+from pipelines.benchmark.opponents.code_t5 import CodeT5, CodeT5Settings
+from pipelines.benchmark.opponents.code_writer import CachedWriter
+from pipelines.benchmark.opponents.residual_codes import residual_codes
+from pipelines.benchmark.opponents.tiger import Tiger, TigerSettings
 from pipelines.benchmark.problem import Problem
-from pipelines.benchmark.residual_codes import residual_codes
-from pipelines.benchmark.tiger import Tiger, TigerSettings
-from setrec import batches, ranking
-from setrec.baselines import Popularity
-from setrec.catalog import Catalog, Histories
+from setrec.data.catalog import Catalog, Histories
+from setrec.data.splits import leave_one_out
 from setrec.errors import ConfigError
+from setrec.evaluation import ranking
 from setrec.ragged import Ragged
-from setrec.splits import leave_one_out
+from setrec.scoring.baselines import Popularity
+from setrec.training import batches
 
 ITEMS, SEEN = 60, 54
 TINY = {"width": 32, "heads": 2, "head_width": 16, "hidden": 64, "layers": 1, "targets_per_batch": 128}

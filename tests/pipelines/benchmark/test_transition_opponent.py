@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from pipelines.benchmark import transition_opponent
-from pipelines.benchmark.transition_opponent import Transitions, TransitionWalkSettings, tune_transitions
-from setrec import ranking
-from setrec.catalog import TEST, TRAIN, VALID, Histories
+from pipelines.benchmark.opponents import transitions
+from pipelines.benchmark.opponents.transitions import Transitions, TransitionWalkSettings, tune_transitions
+from setrec.data.catalog import TEST, TRAIN, VALID, Histories
+from setrec.data.splits import leave_one_out
+from setrec.evaluation import ranking
+from setrec.models.item_tokens import unit_rows
 from setrec.ragged import Ragged
 from setrec.scoring.transitions import transition_probabilities
-from setrec.splits import leave_one_out
-from setrec.tokens import unit_rows
 
 ROWS = Ragged.of([[0, 1, 2], [0, 1], [0, 2], [3, 3]])
 PLAIN = TransitionWalkSettings(reach=1, fade=1.0, backward=0.0, shrink=0.0, last=1, decay=1.0, hops=1)
@@ -89,7 +89,7 @@ def test_on_a_cycle_the_next_item_is_found():
 
 
 def test_tuning_repeats_itself_and_never_looks_at_the_test_items(monkeypatch):
-    monkeypatch.setattr(transition_opponent, "GRID", {**transition_opponent.GRID, **FEW})
+    monkeypatch.setattr(transitions, "GRID", {**transitions.GRID, **FEW})
     histories, text = cycle(), np.random.default_rng(1).normal(size=(20, 5)).astype(np.float32)
     first, again = (tune_transitions(histories, 20, text, users=30, seed=1)[1] for _ in range(2))
     assert first == again

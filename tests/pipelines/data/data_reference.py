@@ -5,8 +5,8 @@ from collections import Counter
 
 import numpy as np
 
-from setrec.interactions import chronological
-from setrec.splits import held_out_items
+from setrec.data.interactions import chronological
+from setrec.data.splits import held_out_items
 
 
 def checked(rows):

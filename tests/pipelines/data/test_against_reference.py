@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pipelines.data.histories
-from pipelines.ingest import DataSettings, ingest, load
+from pipelines.data.ingest import DataSettings, ingest, load
+from setrec.data.splits import ByColumn, GlobalTime, LeaveOneOut
 from setrec.errors import DataError
-from setrec.splits import ByColumn, GlobalTime, LeaveOneOut
 
 COLUMNS = ("user_id", "item_id", "timestamp", "rating", "part")
 NUMBERS = [str(number) for number in range(-3, 7)]

@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 from s3_server import s3_server
 
-from pipelines import storage
-from pipelines.data import scans
-from pipelines.ingest import DataSettings, ingest, load
+from pipelines.common import storage
+from pipelines.data.ingest import DataSettings, ingest, load
+from pipelines.data.reading import scans
 from setrec.errors import DataError
 
 ROWS = [("u1", "a", 3), ("u1", "b", 1), ("u2", "a", 2), ("u1", "c", 2)]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipelines.config import validate
-from pipelines.ingest import ingest, load
+from pipelines.data.ingest import ingest, load
 
 DOC = Path(__file__).parents[3] / "docs" / "data.md"
 RECIPES = dict(re.findall(r"^### (.+?)\n\n```yaml\n(.*?)```", DOC.read_text(), re.DOTALL | re.MULTILINE))

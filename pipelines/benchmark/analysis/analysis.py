@@ -1,0 +1,151 @@
+"""What a table of means hides: who is served well, what the kinds of slots add to each other, what ties decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from pipelines.benchmark.analysis.calibration import calibration
+from pipelines.benchmark.analysis.significance import significance
+from pipelines.benchmark.entrant import Fitted
+from pipelines.benchmark.problem import Problem
+from setrec.evaluation import ranking
+from setrec.ragged import Ragged
+
+__all__ = ["analyse", "calibration", "significance"]
+
+Row = dict[str, Any]
+"""``system``, ``history``, ``group``, ``metric``, ``value``, ``low``, ``high`` (95% over users), ``users``."""
+LENGTHS = ((1, 3), (4, 7), (8, 15), (16, None))
+"""Items of a history: from, to."""
+SAMPLE = 4000
+"""Test users whose scores are looked at as a whole, drawn by seed 0; tables of metrics have all."""
+PAIRED = 250
+"""Test users whose whole rankings by two kinds of slots are compared."""
+
+
+def analyse(fitted: Fitted, problem: Problem, found: ranking.PerUser, system: str = "") -> dict[str, list[Row]]:
+    """All analyses of one fit; ``found`` are its test metrics, thirds by popularity among the groups."""
+    cases, groups = problem.test.sample(SAMPLE, 0), ranking.warm_cold_groups(problem.trained)
+    return {
+        "popularity": by_popularity(system, found, problem.goal),
+        "length": by_history_length(system, found, problem),
+        "cold": by_cold_share(system, found, problem),
+        "calibration": calibration(system, fitted.scorer, problem.valid, cases),
+        "overlap": overlap(system, fitted.kinds, problem.test) if fitted.kinds else [],
+        "shuffled": shuffled_rows_check(system, fitted.scorer, cases, groups),
+    }
+
+
+def by_popularity(system: str, found: ranking.PerUser, history: str) -> list[Row]:
+    """Metrics of the truths among the most popular items, the next and the rest (``ranking.popularity_groups``)."""
+    tables = {key: own for key, own in found.tables.items() if key[0] == history and key[1].startswith("popularity:")}
+    return replace(found, tables=tables).rows(system)
+
+
+def by_history_length(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
+    """Metrics over all items of users with so many items in their history; groups ``length:1-3`` to ``length:16+``."""
+    lengths, rows = problem.test.history.lengths, []
+    for low, high in LENGTHS:
+        chosen = (lengths >= low) & (lengths <= high if high else True)
+        rows += _subset(system, found, problem.goal, f"length:{low}-{high}" if high else f"length:{low}+", chosen)
+    return rows
+
+
+def by_cold_share(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
+    """Metrics over all items of users whose truths are all warm, some cold, or all cold; groups ``truths:warm``,
+    ``truths:mixed``, ``truths:cold``."""
+    truth = problem.test.truth
+    share = np.bincount(truth.row_of_value, ~problem.trained[truth.values], len(truth)) / truth.lengths
+    parts = {"warm": share == 0, "mixed": (share > 0) & (share < 1), "cold": share == 1}
+    return [row for name, own in parts.items() for row in _subset(system, found, problem.goal, f"truths:{name}", own)]
+
+
+def _subset(system: str, found: ranking.PerUser, history: str, group: str, chosen: np.ndarray) -> list[Row]:
+    """Rows of the users whose flag in ``chosen`` is true, over all items."""
+    own = {metric: values[chosen] for metric, values in found.tables[history, "all"].items()}
+    return ranking.PerUser(found.users[chosen], {(history, group): own}).rows(system)
+
+
+def overlap(
+    system: str, kinds: ranking.KindScorer, cases: ranking.Cases, *, users: int = PAIRED, k: int = 10, batch: int = 128
+) -> list[Row]:
+    """How alike two kinds of slots rank the catalogue without the history, for every pair (group ``a, b``).
+
+    ``common@k``: share of the k best of one that are among the k best of the other. ``spearman``: correlation of the
+    ranks, equal scores sharing their mean rank; users whose scores by one kind are all equal have none.
+    """
+    cases = cases.sample(users, 0)
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    for start in range(0, len(cases), batch):
+        history, _ = cases.batch(start, batch)
+        scores = {kind: _without(own, history) for kind, own in kinds(history).items()}
+        best = {kind: np.argsort(-own, axis=1, kind="stable")[:, :k] for kind, own in scores.items()}
+        ranked = {kind: _centred(rankdata(own, axis=1)) for kind, own in scores.items()}
+        for a, b in combinations(scores, 2):
+            common = [len(np.intersect1d(x, y)) / len(x) for x, y in zip(best[a], best[b], strict=True)]
+            found.setdefault((a, b), []).append(np.stack([common, (ranked[a] * ranked[b]).sum(axis=1)], axis=1))
+    rows = []
+    for (a, b), parts in found.items():
+        for at, metric in enumerate((f"common@{k}", "spearman")):
+            values = np.concatenate(parts)[:, at]
+            tables = {("removed", f"{a}, {b}"): {metric: values}}
+            rows += ranking.PerUser(cases.users, tables).rows(system)
+    return rows
+
+
+def _without(scores: np.ndarray, history: Ragged) -> np.ndarray:
+    """A copy with the items of the history last."""
+    scores = scores.copy()
+    scores[history.row_of_value, history.values] = -np.inf
+    return scores
+
+
+def _centred(ranks: np.ndarray) -> np.ndarray:
+    """Rows of mean 0 and length 1, NaN where all entries are equal: their products are correlations."""
+    ranks = ranks - ranks.mean(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
+
+
+def shuffled_rows_check(
+    system: str,
+    scorer: ranking.Scorer,
+    cases: ranking.Cases,
+    groups: Sequence[ranking.Group],
+    *,
+    ks: Sequence[int] = (10,),
+    seed: int = 0,
+    batch: int = 256,
+) -> list[Row]:
+    """Metrics, and the same when the items' rows are numbered anew at random, so that ties fall differently.
+
+    Both come from one scoring. ``value``, ``low`` and ``high`` are of the numbering as it is, ``shuffled`` is the
+    other value, ``inside`` whether the interval holds it: a system for which it does not owes its place to ties.
+    """
+    items = len(groups[0].truths)
+    new = np.random.default_rng(seed).permutation(items).astype(np.int32)
+    old = np.argsort(new)
+    renamed = [ranking.Group(group.name, group.truths[old], group.candidates[old]) for group in groups]
+    plain, shuffled = [], []
+    for start in range(0, len(cases), batch):
+        history, truth = cases.batch(start, batch)
+        scores = scorer(history)
+        plain.append(_ranks(scores, history, truth, groups))
+        moved, sought = (replace(part, values=new[part.values]) for part in (history, truth))
+        shuffled.append(_ranks(scores[:, old], moved, sought, renamed))
+    rows = ranking.joined(cases.users, plain, groups, ks).rows(system)
+    other = ranking.joined(cases.users, shuffled, renamed, ks)
+    for row in rows:
+        value = other.mean(row["metric"], row["group"], row["history"])
+        row |= {"shuffled": value, "inside": bool(row["low"] <= value <= row["high"])}
+    return rows
+
+
+def _ranks(scores: np.ndarray, history: Ragged, truth: Ragged, groups: Sequence[ranking.Group]) -> ranking.Ranks:
+    return ranking.batch_ranks(lambda _: scores, history, truth, groups)

@@ -1,0 +1,93 @@
+"""The analyses of a benchmark as parts of its report: a title, what it says, charts, and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.benchmark.analysis import figures
+
+Part = dict[str, Any]
+"""``title``, ``text``, ``figures`` (each ``title`` and ``chart``), ``head`` and ``rows`` of a table."""
+
+
+def parts(found: Mapping[str, Any]) -> list[Part]:
+    """The analyses of the first seed of every system; those of which there is nothing to say are left out."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for system in found["systems"]:
+        for name, own in system["analysis"].items():
+            rows.setdefault(name, []).extend(own)
+    made = [
+        _groups(rows.get("popularity", []), found["history"], "popularity:", "By popularity of the item",
+                "Head: the most popular items that make up a third of the training interactions; mid, the next third."),
+        _groups(rows.get("length", []), found["history"], "length:", "By length of the history", ""),
+        _groups(rows.get("cold", []), found["history"], "truths:", "By share of cold items among the truths",
+                "Users whose items to be found are all warm, some cold, or all cold; over the whole catalogue."),
+        _calibration(rows.get("calibration", [])),
+        _overlap(rows.get("overlap", [])),
+        _shuffled(rows.get("shuffled", [])),
+    ]  # fmt: skip
+    return [part for part in made if part is not None]
+
+
+def _part(title: str, text: str, charts: Sequence[tuple[str, Any]], head: Sequence[str] = (), rows: Any = ()) -> Part:
+    drawn = [{"title": name, "chart": chart} for name, chart in charts]
+    return {"title": title, "text": text, "figures": drawn, "head": list(head), "rows": list(rows)}
+
+
+def _groups(rows: Sequence[Mapping[str, Any]], history: str, prefix: str, title: str, text: str) -> Part | None:
+    if not rows:
+        return None
+    chart = figures.grouped_dots(rows, "ndcg@10", history=history, prefix=prefix)
+    return _part(title, text, [(f"NDCG@10, history {history}", chart)])
+
+
+def _calibration(rows: Sequence[Mapping[str, Any]]) -> Part | None:
+    plain = [row for row in rows if row["metric"] in ("nll", "ece")]
+    if not plain:
+        return None
+    table = [(r["system"], r["metric"].upper(), f"{r['value']:.4f}", _interval(r)) for r in plain]
+    text = (
+        "Scores as probabilities, softmax over the catalogue without the history, at the temperature that suits "
+        "validation best. NLL: negative log-likelihood per truth. ECE: mean distance of confidence and accuracy of the "
+        "item at the top."
+    )
+    head = ("System", "Metric", "Value", "95% interval")
+    return _part("Calibration", text, [("Reliability", figures.reliability(rows))], head, table)
+
+
+def _overlap(rows: Sequence[Mapping[str, Any]]) -> Part | None:
+    if not rows:
+        return None
+    table = [(r["system"], r["group"], r["metric"], f"{r['value']:.3f}", _interval(r)) for r in rows]
+    text = (
+        "How alike two kinds of slots rank the catalogue: items common to both tens, and the correlation of all ranks."
+    )
+    return _part("What slots share", text, (), ("System", "Kinds", "Measure", "Value", "95% interval"), table)
+
+
+def _shuffled(rows: Sequence[Mapping[str, Any]]) -> Part | None:
+    shown = [r for r in rows if r["group"] == "all" and r["metric"] == "ndcg@10"]
+    if not shown:
+        return None
+    table = [
+        (
+            r["system"],
+            r["history"],
+            f"{r['value']:.4f}",
+            _interval(r),
+            f"{r['shuffled']:.4f}",
+            "yes" if r["inside"] else "no",
+        )
+        for r in shown
+    ]
+    text = (
+        "Equal scores are ordered by row number. With rows numbered anew at random they fall otherwise; NDCG@10 over "
+        "all items:"
+    )
+    head = ("System", "History", "As numbered", "95% interval", "Numbered anew", "Inside")
+    return _part("Ties", text, (), head, table)
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{row['low']:.4f} to {row['high']:.4f}"

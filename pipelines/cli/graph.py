@@ -1,0 +1,97 @@
+"""``setrec graph``: tokenize, train, evaluate, ask."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from setrec.errors import ConfigError
+
+graph_app = typer.Typer(
+    help="Node tokens, and a language model that reads graphs with them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+DataOption = Annotated[Path, typer.Option("--data", help="Folder with nodes/edges, entities/triples, or questions.")]
+TaskOption = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="structure, classification, completion, connectivity, cycle, shortest_path or stance.",
+    ),
+]
+RunOption = Annotated[Path, typer.Option("--run", help="Folder to write to.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML with what differs from the task's defaults.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. learning.epochs=5. Repeatable.")]
+
+
+@graph_app.command()
+def tokenize(data: DataOption, run: RunOption, config: ConfigOption = None, set_: SetOption = None) -> None:
+    """Choose anchors, measure distances, write the node tokens and a report with their picture."""
+    from pipelines.graph import jobs
+    from pipelines.graph.config import graph_config
+
+    _print(jobs.tokenize(data, run, graph_config("structure", config, set_)))
+
+
+@graph_app.command()
+def train(
+    data: DataOption, task: TaskOption, run: RunOption, config: ConfigOption = None, set_: SetOption = None
+) -> None:
+    """Train the graph language model on a task; RUN/graph can be asked, and put into a bundle."""
+    from pipelines.graph import jobs
+    from pipelines.graph.config import graph_config
+
+    _print(jobs.train(data, run, graph_config(task, config, set_)))
+
+
+@graph_app.command()
+def evaluate(
+    task: TaskOption,
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="JSON file for the rows; a report stands beside it.")],
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, no table.")] = False,
+) -> None:
+    """Train node tokens, the controls and the opponents with several seeds; write metrics with intervals."""
+    from pipelines.graph import jobs
+    from pipelines.graph.config import graph_config
+
+    rows = jobs.evaluate(data, out, graph_config(task, config, set_))
+    if as_json:
+        _print(rows)
+        return
+    table = Table(title=f"{task}, test part")
+    for name in ("system", "metric", "value", "95% interval", "seeds"):
+        table.add_column(name, justify="left" if name in ("system", "metric") else "right")
+    for row in rows:
+        low, high = f"{row['low']:.4f}", f"{row['high']:.4f}"
+        table.add_row(row["system"], row["metric"], f"{row['value']:.4f}", f"{low} to {high}", str(row["seeds"]))
+    Console().print(table)
+
+
+@graph_app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="A question; nodes as [[id]].")],
+    run: RunOption,
+    k: Annotated[int, typer.Option("-k", help="How many answers.", min=1)] = 5,
+    mode: Annotated[str, typer.Option(help="grounded or text.")] = "grounded",
+) -> None:
+    """Ask a trained model, e.g. setrec graph ask "How many hops are between [[35]] and [[1033]] ?" --run runs/g"""
+    from pipelines.graph import jobs
+
+    if mode not in ("grounded", "text"):
+        raise ConfigError(f"--mode {mode}: grounded or text")
+    _print(jobs.answer(run, question, k, mode))
+
+
+def _print(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,50 @@
+"""Many small tasks on a Ray cluster: as many at once as it has cores, each again where its worker died, then folded."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from pipelines.common.failures import told
+from setrec.errors import ConfigError
+
+RETRIES = 3
+"""Times a task is run again after its worker died, ran out of memory or could not reach a file."""
+
+
+def fan_out(
+    task: Callable[..., Any], calls: Iterable[tuple[Any, ...]], what: str, *, gpu: float = 0.0
+) -> Iterator[Any]:
+    """The results of ``task(*call)`` for every call, in the order they finish; each has a core, and that share of a
+    GPU.
+
+    A task must leave the same when it runs twice. Arguments that are object references arrive as what they refer to.
+
+    Raises:
+        SetRecError: a task raised one, or (ConfigError) failed for good; ``what`` is the subject of the message.
+        ConfigError: GPUs are asked for, and the cluster has none.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    remote: Any = ray.remote(task)
+    if gpu and not ray.cluster_resources().get("GPU"):
+        raise ConfigError(f"{what} is to have {gpu:g} of a GPU, and the cluster has no GPU")
+    remote = remote.options(num_cpus=1, num_gpus=gpu, max_retries=RETRIES, retry_exceptions=[MemoryError, OSError])
+    waiting, running = deque(calls), set[Any]()
+    room = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    try:
+        while waiting or running:
+            # One spare a core: finished results fill the object store, tasks that wait their turn do not.
+            while waiting and len(running) < room + 1:
+                running.add(remote.remote(*waiting.popleft()))
+            done, _ = ray.wait(list(running), num_returns=1)
+            running.remove(done[0])
+            yield ray.get(done[0])
+            del done
+    except RayError as error:
+        raise told(error, what) from error
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)

@@ -1,0 +1,147 @@
+"""Raw tables to a data directory (``pipelines.data.directory``), all of it or nothing, on DuckDB in this process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.common import storage
+from pipelines.common.fingerprints import of_file
+from pipelines.common.progress import Bar, bar
+from pipelines.data import catalogue, histories, interactions
+from pipelines.data.directory import FORMAT, history_shards, load, refuse_foreign, write_summary
+from pipelines.data.engine import Engine, engine
+from pipelines.data.reading import scans
+from pipelines.data.reading.files import File, files_of
+from pipelines.data.rejects import DEFAULT_SHARE, Rejects, save
+from pipelines.data.settings import DataSettings, ReaderSettings, places
+from setrec.atomic import atomic_directory
+from setrec.errors import DataError
+
+__all__ = ["DataSettings", "history_shards", "ingest", "load"]
+_STEPS = ("reading items", "reading interactions", "ordering histories", "minimum counts", "split", "writing")
+
+
+def ingest(config: DataSettings, out: str | Path, *, progress: Bar | None = None) -> dict[str, Any]:
+    """Read, check, filter, order and split; write the data directory ``out`` and return what ``data.json`` holds.
+
+    An earlier data directory at ``out`` is replaced, anything else there is refused; after an error it is as it was.
+    Memory stays within ``config.memory_limit`` and about 0.5 GB, whatever the size of the input.
+
+    Raises:
+        DataError: input that cannot be used, or nothing left to train on; one line naming file, row and column.
+        ConfigError: memory or room on disk does not suffice.
+    """
+    out = Path(out)
+    refuse_foreign(out)
+    tables = files_of(places(config.interactions), config.reader), files_of(places(config.items), config.item_reader)
+    with nullcontext(progress) if progress else bar("Ingest and split") as shown, engine(config, out) as running:
+        scans.check_pattern(running, config.columns.time_format)
+        with atomic_directory(out) as new:
+            return _Ingest(config, running, *tables, shown).run(new)
+
+
+class _Ingest:
+    """One ingest on its way."""
+
+    def __init__(
+        self, config: DataSettings, running: Engine, files: list[File], item_files: list[File], shown: Bar
+    ) -> None:
+        self.config, self.engine, self.files, self.item_files, self.shown = config, running, files, item_files, shown
+        self.name, self.items = _shown(config.interactions), _shown(config.items)
+        self.rejects = self._rejects("interactions", self.name, files)
+        self.item_rejects = self._rejects("items", self.items, item_files)
+
+    def _rejects(self, name: str, table: str, files: list[File]) -> Rejects:
+        share = self.config.rejected_share
+        if share is None and len(files) > 1:
+            share = DEFAULT_SHARE
+        return Rejects(self.engine, name, table, [file.shown for file in files], share, self.items)
+
+    def run(self, new: Path) -> dict[str, Any]:
+        config, running = self.config, self.engine
+        bare, words = config.items is None, catalogue.Words()
+        self._step(0)
+        if not bare:
+            words = catalogue.load(running, config.columns, self.item_files, self.item_rejects)
+        self._step(1)
+        loaded = interactions.load(running, config, self.files, self.rejects)
+        if bare:
+            words = catalogue.met(running)
+        items = running.one("SELECT count(*) FROM items")[0]
+        self._step(2)
+        dropped = interactions.order(running, config, loaded, self.rejects)
+        dropped["repeated"] = histories.drop_repeats(running, config)
+        self._step(3)
+        dropped["below_minimum_count"] = histories.drop_rare(running, config)
+        counts = histories.item_counts(running, items)
+        if not counts.any():
+            raise DataError(f"no interactions are left after filtering ({dropped})", file=self.name)
+        self._step(4)
+        split = histories.Split.of(running, config, items)
+        kept = np.flatnonzero(counts >= config.item_min_count)
+        kept = np.random.default_rng(config.seed).permutation(kept)
+        row_of = np.full(items, -1, dtype=np.int32)
+        row_of[kept] = np.arange(len(kept), dtype=np.int32)
+        self._step(5)
+        written = histories.write(running, config, split, row_of, new / "histories")
+        if not written.splits[0]:
+            raise DataError("the split leaves no interaction to train on", file=self.name)
+        if config.cold_share:
+            dropped["held_out_item"] = written.held
+        blank = catalogue.write(running, words, kept, new / "items.parquet", bare)
+        save([self.rejects, self.item_rejects], new / "rejected")
+        summary = self._summary(written, len(kept), blank, dropped, loaded)
+        write_summary(new, summary)
+        return summary
+
+    def _step(self, number: int) -> None:
+        self.shown.update(number, len(_STEPS), _STEPS[number])
+
+    def _summary(
+        self, written: histories.Written, items: int, blank: int, dropped: dict[str, int], loaded: interactions.Loaded
+    ) -> dict[str, Any]:
+        warm, total = int(written.trained.sum()), int(written.splits.sum())
+        given = [*places(self.config.interactions), *places(self.config.items)]
+        parts = {"interactions": self.rejects, "items": self.item_rejects}
+        return {
+            "format": FORMAT,
+            "users": written.users,
+            "items": items,
+            "interactions": total,
+            "splits": dict(zip(("train", "valid", "test"), written.splits.tolist(), strict=True)),
+            "warm_items": warm,
+            "cold_items": items - warm,
+            "cold_item_share": round((items - warm) / items, 4),
+            "items_without_text": blank,
+            "rows": {"interactions": loaded.rows, "items": self.item_rejects.rows},
+            "dropped": dropped,
+            "rejected": {name: part.count for name, part in parts.items()},
+            "rejected_reasons": {name: part.reasons() for name, part in parts.items()},
+            # Share of interactions at the very time of the user's one before; and of users whose last one is such.
+            "tied_share": round(written.tied / total, 4),
+            "tied_last_share": round(written.tied_last / written.users, 4),
+            "settings": self.config.model_dump(mode="json"),
+            "inputs": {storage.shown(where): fingerprint(where) for where in given},
+        }
+
+
+def fingerprint(where: Path | str) -> str:
+    """SHA-256 of what a file holds; of anything else, of the names, sizes and times of change of its files."""
+    if isinstance(where, Path) and where.is_file():
+        return of_file(where)
+    if isinstance(where, Path) and not where.exists():  # a pattern
+        infos = [info for file in files_of([where], ReaderSettings()) for info in storage.files(file.shown)]
+    else:
+        infos = storage.files(where)
+    facts = [(info.path, info.size, info.mtime_ns) for info in infos]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _shown(tables: Any) -> str:
+    return ", ".join(storage.shown(place) for place in places(tables))

@@ -1,0 +1,165 @@
+"""Parquet files to Arrow batches of plain types, whatever physical types they have; times as numbers with a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.data.reading.files import File
+from setrec.errors import DataError
+
+_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of a column: its Arrow ``type``, the ``kind`` of its cells (``pipelines.data.reading.cells``), and
+    the ``unit`` of instants."""
+
+    type: pa.DataType
+    kind: str
+    unit: str = ""
+
+
+def schema(file: File) -> pa.Schema:
+    """The columns of a file.
+
+    Raises:
+        DataError: it is damaged or no Parquet.
+    """
+    return _opened(file).schema_arrow
+
+
+def plan(kind: pa.DataType) -> Plan:
+    """What becomes of a column of a type."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if _is_text(kind) or pa.types.is_null(kind):
+        return Plan(pa.large_string(), "text")
+    if pa.types.is_integer(kind):
+        return Plan(kind, "whole")
+    if pa.types.is_floating(kind):
+        return Plan(pa.float64(), "real")
+    if pa.types.is_decimal(kind):
+        return Plan(pa.large_string(), "text")
+    if pa.types.is_timestamp(kind):
+        return Plan(pa.int64(), "instant", kind.unit)
+    if pa.types.is_date32(kind):
+        return Plan(pa.int64(), "instant", "d")
+    if pa.types.is_date64(kind):
+        return Plan(pa.int64(), "instant", "ms")
+    if pa.types.is_nested(kind):
+        return Plan(_plain(kind), "json")
+    return Plan(kind, "other")
+
+
+def batches(file: File, names: list[str], plans: list[Plan], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The columns ``names`` as planned, with a column that says of rows whose text is no UTF-8 that they are faulty.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        for batch in _opened(file).iter_batches(batch_size=_ROWS, columns=names):
+            faults: list[str | None] = [None] * len(batch)
+            arrays = [_planned(batch.column(name), each, faults) for name, each in zip(names, plans, strict=True)]
+            yield pa.record_batch([*arrays, pa.array(faults, pa.string())], schema=schema)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _damaged(file) from error
+
+
+def _opened(file: File) -> pq.ParquetFile:
+    assert file.path is not None
+    try:
+        # Without pre_buffer a row group is read page by page: memory is bounded by the batch, not by the row group.
+        return pq.ParquetFile(file.path, pre_buffer=False)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _damaged(file) from error
+
+
+def _damaged(file: File) -> DataError:
+    return DataError("not a readable Parquet file (truncated or damaged)", file=file.shown)
+
+
+def _planned(column: pa.Array, planned: Plan, faults: list[str | None]) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if planned.kind == "text" and _is_text(column.type):
+        return _text(column, faults)
+    if planned.kind == "instant":
+        width = pa.int32() if pa.types.is_date32(column.type) else pa.int64()
+        return column.view(width).cast(pa.int64())
+    if planned.kind == "json":
+        column.validate(full=True)
+    return column.cast(planned.type)
+
+
+def _text(column: pa.Array, faults: list[str | None]) -> pa.Array:
+    # Only a cast from bytes looks at the bytes.
+    raw = column.cast(pa.large_binary())
+    try:
+        return raw.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        values = []
+        for row, value in enumerate(raw.to_pylist()):
+            try:
+                values.append(None if value is None else value.decode())
+            except UnicodeDecodeError:
+                values.append(None)
+                faults[row] = "not UTF-8 text"
+        return pa.array(values, pa.large_string())
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of a type are lists, of any of the five sorts that Arrow has."""
+    return hasattr(kind, "value_type") and not pa.types.is_map(kind) and not pa.types.is_dictionary(kind)
+
+
+def ids(column: pa.ChunkedArray | pa.Array) -> list[str | None]:
+    """Ids of a column of text or whole numbers of any physical type, as ingest reads them."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return [None if value is None else id_of(value) for value in column.cast(pa.string()).to_pylist()]
+
+
+def lists_of_ids(column: pa.ChunkedArray) -> list[list[str | None] | None]:
+    """The lists of a column of lists of ids."""
+    values = column.cast(pa.large_list(_plain(column.type.value_type))).to_pylist()
+    found: list[list[str | None] | None] = []
+    for value in values:
+        found.append(None if value is None else [None if item is None else id_of(str(item)) for item in value])
+    return found
+
+
+def id_of(text: str) -> str:
+    """The id that a text is: that of a whole number as a float is the number's."""
+    return text[:-2] if text.endswith(".0") and text[:-2].lstrip("-").isdecimal() else text
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(
+        check(kind)
+        for check in (
+            pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+            pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary,
+        )
+    )  # fmt: skip
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type with its lists, text and numbers as DuckDB has them."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if _is_text(kind) or pa.types.is_null(kind) or pa.types.is_decimal(kind):
+        return pa.string()
+    if pa.types.is_floating(kind):
+        return pa.float64()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind.fields])
+    if pa.types.is_map(kind):
+        return pa.map_(_plain(kind.key_type), _plain(kind.item_type))
+    if is_list(kind):
+        return pa.large_list(_plain(kind.value_type))
+    return kind

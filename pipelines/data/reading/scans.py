@@ -1,0 +1,254 @@
+"""Files to relations: DuckDB's own readers where a file is as it should be, row by row where it is not.
+
+Either way a relation has a row for every data row of the file, in its order, so that a row's number is its place.
+Data rows are counted from 1; neither the header nor empty lines count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+
+import duckdb
+import pyarrow as pa
+
+from pipelines.data.engine import Engine, literal, quoted
+from pipelines.data.reading import lines, parquet
+from pipelines.data.reading.cells import Cell
+from pipelines.data.reading.files import UNREADABLE, File, unreadable
+from setrec.data.schema import ATOMIC_TYPES
+from setrec.errors import ConfigError, DataError
+
+_PEEKED, _BATCH = 1000, 20_000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file is made of. ``names`` of its columns (of JSON, those met in the first lines); ``types``: what an
+    atomic file states of each; ``header``: whether the first line is one; ``delimiter`` and ``quote`` of text."""
+
+    file: File
+    names: list[str]
+    types: dict[str, str] = field(default_factory=dict)
+    header: bool = False
+    delimiter: str = ""
+    quote: str | None = None
+    schema: pa.Schema | None = None
+
+    def missing(self, name: str) -> DataError:
+        """The error about a column that is not there."""
+        there = " ".join(", ".join(self.names).split())
+        return DataError(f"missing column (the file has: {there})", file=self.file.shown, column=name)
+
+    def path(self, column: str) -> tuple[str, list[str]] | None:
+        """The column of the file that holds ``column``, and the path inside it; ``None`` where there is none.
+
+        A column whose name has dots in it comes before the path of that name.
+        """
+        parts = column.split(".")
+        for size in range(len(parts), 0, -1):
+            top, rest = ".".join(parts[:size]), parts[size:]
+            if top in self.names and (not rest or self.file.format in ("jsonl", "parquet")):
+                return top, rest
+        return None
+
+
+def layout(file: File) -> Layout:
+    """What a file on this machine is made of.
+
+    Raises:
+        DataError: it cannot be read, its header cannot be used, or no delimiter is known.
+    """
+    if file.format == "parquet":
+        schema = parquet.schema(file)
+        return Layout(file, _distinct(file, schema.names), schema=schema)
+    if file.format == "jsonl":
+        names: dict[str, None] = {}
+        for line in islice(lines.lines(file), _PEEKED):
+            with suppress(ValueError, RecursionError):
+                record = json.loads(lines.decoded(line) or "")
+                names |= dict.fromkeys(record) if isinstance(record, dict) else {}
+        return Layout(file, list(names))
+    return _text_layout(file)
+
+
+def _text_layout(file: File) -> Layout:
+    settings, atomic = file.settings, file.format == "atomic"
+    delimiter = settings.delimiter or file.delimiter or ("\t" if atomic else None)
+    if delimiter is None:
+        raise DataError("its name tells no delimiter: state it (data.reader.delimiter)", file=file.shown)
+    quote = None if atomic or settings.quote == delimiter else settings.quote
+    header = settings.columns is None if settings.header is None else settings.header
+    first, reason = next(lines.delimited(file, delimiter, quote), ([], ""))
+    titles = None if first is None else [lines.decoded(title) for title in first]
+    if header and (titles is None or None in titles):
+        raise DataError(f"the header cannot be read ({reason or lines.BAD_TEXT})", file=file.shown)
+    names = [title or "" for title in titles or []]
+    types: dict[str, str] = {}
+    if settings.columns is not None:
+        names = list(settings.columns)
+    elif atomic:
+        for title in names:
+            name, _, kind = title.rpartition(":")
+            if not name or kind not in ATOMIC_TYPES:
+                reason = f"header must be name:type, type one of {', '.join(ATOMIC_TYPES)}"
+                raise DataError(reason, file=file.shown, column=title)
+            types[name] = kind
+        names = [title.rpartition(":")[0] for title in names]
+    return Layout(file, _distinct(file, names), types, header, delimiter, quote)
+
+
+def _distinct(file: File, names: list[str]) -> list[str]:
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError("the column name repeats", file=file.shown, column=name)
+    return names
+
+
+Use = Callable[[str, dict[str, Cell]], None]
+"""Gets the name of a relation with a column ``fault`` (text), and the cells of the columns asked for."""
+
+
+def scan(engine: Engine, found: Layout, wanted: list[str], use: Use) -> None:
+    """Call ``use`` with the file's rows: once, or a second time where the first ended in an error of DuckDB's.
+
+    Raises:
+        DataError: a column is missing, or the file is damaged.
+    """
+    file = found.file
+    paths = {}
+    for column in wanted:
+        paths[column] = found.path(column)
+        if paths[column] is None and file.format != "jsonl":
+            raise found.missing(column)
+    tops = list(dict.fromkeys(path[0] if path else column.split(".")[0] for column, path in paths.items()))
+    if file.format == "parquet":
+        _scan_parquet(engine, found, tops, paths, use)
+        return
+    kind = "json" if file.format == "jsonl" else "text"
+    cells = {}
+    for column, path in paths.items():
+        top, rest = path or (column.split(".")[0], column.split(".")[1:])
+        sql = f"c{tops.index(top)}"
+        cells[column] = Cell(
+            file.shown, column, f"json_extract({sql}, {literal(pointer(rest))})" if rest else sql, kind
+        )
+    plain = not _starts_blank(file) and len(found.delimiter.encode()) <= 4 and not set(str(file.path)) & set("*?[")
+    try:
+        if plain:
+            use(_native(found, tops), cells)
+            return
+    except (duckdb.OutOfMemoryException, duckdb.InterruptException):
+        raise
+    except duckdb.Error:
+        pass  # somewhere a row is not as it should be: find out which
+    type_ = "JSON" if kind == "json" else "VARCHAR"
+    selected = ", ".join(f"c{i}::{type_} AS c{i}" for i in range(len(tops)))
+    rows = lines.rows_of_json(file, tops) if kind == "json" else lines.rows_of_text(
+        file, found.delimiter, found.quote, found.names, found.header, tops
+    )  # fmt: skip
+    schema = pa.schema([*((f"c{i}", pa.string()) for i in range(len(tops))), ("fault", pa.string())])
+    _arriving(
+        engine, file, _batches(rows, schema), schema, lambda name: use(f"(SELECT {selected}, fault FROM {name})", cells)
+    )
+
+
+def pointer(path: list[str]) -> str:
+    """The JSON pointer of a path."""
+    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def _arriving(
+    engine: Engine, file: File, batches: Iterator[pa.RecordBatch], schema: pa.Schema, use: Callable[[str], None]
+) -> None:
+    raised: list[BaseException] = []
+
+    def guarded() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except UNREADABLE as error:
+            raised.append(unreadable(file, error))
+            raise
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    try:
+        engine.scanned(guarded(), schema, use, raised)
+    except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InterruptException):
+        raise
+    except duckdb.Error as error:
+        raise unreadable(file, error) from error
+
+
+def _starts_blank(file: File) -> bool:
+    with file.open() as source:
+        return source.read(1) in (b"\n", b"\r")
+
+
+def _native(found: Layout, tops: list[str]) -> str:
+    """DuckDB's own reader of the file, which raises where a row is not as it should be."""
+    file, name = found.file, literal(str(found.file.path))
+    selected = ", ".join(f"{quoted(top)} AS c{i}" for i, top in enumerate(tops))
+    packed = literal(file.packed or "none")
+    if file.format == "jsonl":
+        columns = ", ".join(f"{literal(top)}: 'JSON'" for top in tops)
+        options = f"format = 'newline_delimited', records = true, compression = {packed}, columns = {{{columns}}}"
+        return f"(SELECT {selected}, NULL::VARCHAR AS fault FROM read_json({name}, {options}))"
+    columns = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in found.names)
+    quote = literal(found.quote or "")
+    options = (
+        f"auto_detect = false, header = {str(found.header).lower()}, delim = {literal(found.delimiter)}, "
+        f"quote = {quote}, escape = {quote}, compression = {packed}, strict_mode = true, null_padding = false, "
+        f"columns = {{{columns}}}"
+    )
+    return f"(SELECT {selected}, NULL::VARCHAR AS fault FROM read_csv({name}, {options}))"
+
+
+def _batches(rows: Iterator[lines.Row], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    width = len(schema) - 1
+    while some := list(islice(rows, _BATCH)):
+        columns: list[list[str | None]] = [[] for _ in range(width + 1)]
+        for values, reason in some:
+            for at in range(width):
+                columns[at].append(None if values is None else values[at])
+            columns[width].append(reason or None)
+        yield pa.record_batch([pa.array(column, pa.string()) for column in columns], schema=schema)
+
+
+def _scan_parquet(
+    engine: Engine, found: Layout, tops: list[str], paths: dict[str, tuple[str, list[str]] | None], use: Use
+) -> None:
+    assert found.schema is not None
+    plans = [parquet.plan(found.schema.field(top).type) for top in tops]
+    cells = {}
+    for column, path in paths.items():
+        assert path is not None
+        at = tops.index(path[0])
+        sql, kind, unit = f"c{at}", plans[at].kind, plans[at].unit
+        if path[1]:
+            if kind != "json":
+                raise found.missing(column)
+            sql = f"json_extract({sql}, {literal(pointer(path[1]))})"
+        cells[column] = Cell(found.file.shown, column, sql, kind, str(found.schema.field(path[0]).type), unit)
+    as_json = ", ".join(f"to_json(c{i}) AS c{i}" if plan.kind == "json" else f"c{i}" for i, plan in enumerate(plans))
+    schema = pa.schema([*((f"c{i}", plan.type) for i, plan in enumerate(plans)), ("fault", pa.string())])
+    batches = parquet.batches(found.file, tops, plans, schema)
+    _arriving(engine, found.file, batches, schema, lambda name: use(f"(SELECT {as_json}, fault FROM {name})", cells))
+
+
+def check_pattern(engine: Engine, pattern: str | None) -> None:
+    """Refuse a pattern of times that DuckDB does not know.
+
+    Raises:
+        ConfigError: with what is wrong with it.
+    """
+    if pattern is not None:
+        try:
+            engine.all(f"SELECT try_strptime('x', {literal(pattern)})")
+        except duckdb.Error as error:
+            reason = str(error).splitlines()[0].rpartition("Error: ")[2]
+            raise ConfigError(f"data.columns.time_format: {reason}") from error

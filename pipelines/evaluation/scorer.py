@@ -1,0 +1,82 @@
+"""The hybrid scorer of a run: its weights are searched on validation and kept in ``scorer.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from pipelines.common.run_directory import Run
+from pipelines.config import JobConfig
+from setrec.data.catalog import VALID, Histories
+from setrec.errors import DataError
+from setrec.models.setrec_model import SetRecModel
+from setrec.ragged import Ragged
+from setrec.scoring.hybrid import HybridScorer, HybridWeights
+from setrec.scoring.model_scores import ModelScores
+from setrec.scoring.registry import Sources
+from setrec.scoring.text_similarity import TextFeatures
+from setrec.scoring.weight_search import Found, halves, search
+
+SCORER = "scorer.json"
+
+
+def search_weights(
+    model: SetRecModel | None,
+    histories: Histories,
+    texts: TextFeatures | None,
+    items: int,
+    *,
+    timed: bool,
+    step: float = 0.1,
+    components: Sequence[str] | None = None,
+) -> Found:
+    """Search the weights of a run's scorer on validation; ``timed``: the split is one of global time."""
+    trained = histories.trained(items)
+    return search(model, halves(histories, timed=timed), trained, texts, slot_step=step, names=components)
+
+
+def timed(config: JobConfig) -> bool:
+    """Whether the split is one of global time, so that what others chose in it is not known before it ends; a split by
+    column counts as one."""
+    return config.data.split.kind != "leave_one_out"
+
+
+def record(found: Found) -> dict[str, Any]:
+    """A search as plain values: ``components`` with what each gains on validation, ``weights``, validation NDCG@10
+    (``valid``) and everything that was ``tried``."""
+    return {
+        "components": found.gains,
+        "weights": found.weights.model_dump(mode="json"),
+        "valid": None if np.isnan(found.valid) else found.valid,
+        "tried": found.tried,
+    }
+
+
+def load_weights(run: Run) -> HybridWeights:
+    """The weights that ``setrec evaluate`` chose.
+
+    Raises:
+        ConfigError: the run has not been evaluated.
+        DataError: the file is damaged.
+    """
+    path = run.require(run.root / SCORER, "evaluate")
+    try:
+        return HybridWeights.model_validate(run.read_json(SCORER)["weights"])
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise DataError("holds no weights; evaluate again", file=path) from error
+
+
+def known_at_test(histories: Histories) -> Ragged:
+    """What is known when the test items are ranked: everybody's training and validation items."""
+    return histories.upto(VALID)
+
+
+def hybrid_scorer(
+    model: SetRecModel | None, weights: HybridWeights, known: Ragged, trained: np.ndarray, texts: TextFeatures | None
+) -> HybridScorer:
+    """The scorer at these weights, its components built from the histories ``known``."""
+    term = None if model is None else ModelScores(model, weights.slots)
+    return HybridScorer.build(term, weights, ~trained, Sources(known, len(trained), texts))

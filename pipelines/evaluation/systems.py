@@ -1,0 +1,67 @@
+"""The systems of the ranking table as one process holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from pipelines.common.run_directory import Run
+from pipelines.config import JobConfig
+from pipelines.data import ingest
+from pipelines.evaluation.scorer import hybrid_scorer, known_at_test
+from pipelines.evaluation.system_names import ALONE, OURS, SASREC, WITHOUT
+from pipelines.features import item_features
+from setrec.evaluation import ranking
+from setrec.models import sasrec
+from setrec.models.setrec_model import SetRecModel
+from setrec.ragged import Ragged
+from setrec.scoring.hybrid import HybridWeights
+from setrec.scoring.model_scores import ModelOnly, ModelScores
+
+
+class Systems:
+    """``scorers`` by name, ready to rank batches of cases in ``groups``."""
+
+    def __init__(self, scorers: Mapping[str, ranking.Scorer], groups: Sequence[ranking.Group]) -> None:
+        self.scorers, self.groups = dict(scorers), groups
+
+    @classmethod
+    def load(
+        cls,
+        root: Path,
+        config: JobConfig,
+        given: Mapping[str, ranking.Scorer],
+        groups: Sequence[ranking.Group],
+        weights: HybridWeights,
+        without: HybridWeights,
+    ) -> Systems:
+        """The opponents ``given``, SASRec where it takes part, then the run's own scorer at ``weights``, its model
+        alone, and its components without the model at their own weights.
+
+        Raises:
+            ConfigError: the run has not been trained.
+        """
+        run, scorers = Run(root), dict(given)
+        catalog, histories = ingest.load(run.data)
+        texts, trained = item_features.text_features(run, catalog), histories.trained(len(catalog))
+        if "sasrec" in config.evaluation.opponents:
+            scorers[SASREC] = sasrec.scorer(item_features.load_sasrec(run))
+        model = SetRecModel.from_pretrained(run.require(run.model, "train"))
+        if config.cluster.gpu:
+            torch.nn.Module.to(model, "cuda")
+        known = known_at_test(histories)
+        scorers[OURS] = hybrid_scorer(model, weights, known, trained, texts)
+        scorers[ALONE] = ModelOnly(ModelScores(model, weights.slots))
+        scorers[WITHOUT] = hybrid_scorer(None, without, known, trained, texts)
+        return cls(scorers, groups)
+
+    @property
+    def names(self) -> list[str]:
+        """Every system, the opponents first."""
+        return list(self.scorers)
+
+    def rank(self, history: Ragged, truth: Ragged, name: str) -> ranking.Ranks:
+        """Ranks of one batch's truths by one system."""
+        return ranking.batch_ranks(self.scorers[name], history, truth, self.groups)

@@ -1,0 +1,226 @@
+"""What is known of every item before the recommender is trained: text, collaborative vectors, place in a graph."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from nodetok.distances import DistanceSettings, distances
+from nodetok.graph import Graph
+from pipelines.common.progress import Bar, bar
+from pipelines.common.run_directory import Run
+from pipelines.config import JobConfig
+from pipelines.data import ingest
+from pipelines.features import item_graph
+from pipelines.graph.distances import distances_on_cluster
+from pipelines.training.trackers import TrackingSettings, tracking
+from pipelines.training.warm import begin_sasrec
+from setrec.atomic import atomic_file
+from setrec.data.catalog import Catalog
+from setrec.errors import DataError
+from setrec.models.item_tokens import ItemFeatures, text_center, unit_rows
+from setrec.models.sasrec import SasRec
+from setrec.scoring.text_similarity import TextFeatures
+from setrec.text.encoder import TextEncoder
+from setrec.text.lexical import LexicalEncoder
+from setrec.training.sasrec_trainer import train_sasrec
+
+LEXICAL = "lexical"
+"""Folder of the lexical encoder, below the features."""
+TABLE_START = 0.1
+"""Standard deviation of a collaborative table that begins at random."""
+
+
+def text_encoder(config: JobConfig) -> TextEncoder | None:
+    """The sentence encoder that texts are encoded with, ``None`` where there is none."""
+    s = config.encoder
+    return None if s.path is None else TextEncoder(s.path, batch_size=s.batch_size, max_length=s.max_length)
+
+
+def place_items(run: Run, config: JobConfig) -> None:
+    """Find every item's position in the item graph, from content and training interactions alone.
+
+    With ``structural.block`` the distances are measured by Ray tasks; the positions are the same.
+    """
+    catalog, histories = ingest.load(run.data)
+    with bar("Place items in their graph") as progress, _scratch(run) as scratch:
+        graph = item_graph.build(catalog, histories, config.structural)
+        out = Path(scratch) / "distances.npy"
+        measure = distances if config.structural.block is None else _in_blocks(out, config, progress)
+        table = item_graph.positions(graph, len(catalog), config.structural, measure)
+        progress.update(1, 1, f"{len(graph)} nodes, {graph.edges} edges, {table.shape[1]} anchors")
+    with atomic_file(run.features / "structural.safetensors") as path:
+        save_file({item_graph.STRUCTURAL: table}, path)
+
+
+def _scratch(run: Run) -> tempfile.TemporaryDirectory:
+    run.features.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=".distances.", dir=run.features)
+
+
+def _in_blocks(out: Path, config: JobConfig, progress: Bar) -> item_graph.Measure:
+    """Distances as Ray tasks over blocks of anchors; ``out`` holds them until they are read."""
+
+    def measure(graph: Graph, anchors: np.ndarray, settings: DistanceSettings) -> np.ndarray:
+        block = config.structural.block or len(anchors)
+        return distances_on_cluster(graph, anchors, settings, out, block, config.cluster.address, progress)
+
+    return measure
+
+
+def encode_words(run: Run, config: JobConfig, lexical: LexicalEncoder | None = None) -> None:
+    """Write the lexical encoder of the catalogue's texts and every item's vector; nothing where no item has a text.
+
+    ``lexical``: an encoder fitted before, whose vectors a warm start goes on reading.
+    """
+    texts = Catalog.load(run.data / "items.parquet").texts
+    if not config.encoder.lexical or not any(texts):
+        return
+    with bar("Fit word vectors") as progress:
+        lexical = lexical or LexicalEncoder.fit(texts)
+        lexical.save(run.features / LEXICAL)
+        with atomic_file(run.features / "words.safetensors") as path:
+            save_file({"words": lexical.vectors(texts)}, path)
+        progress.update(1, 1, f"{len(lexical.vocabulary)} words, {lexical.width} numbers each")
+
+
+def train_sasrec_opponent(run: Run, config: JobConfig) -> None:
+    """Train SASRec into ``run.sasrec``: an opponent in the table and, with ``model.table: sasrec``, the source of the
+    collaborative vectors."""
+    catalog, histories = ingest.load(run.data)
+    records: list[dict] = []
+
+    def report(record: dict) -> None:
+        records.append(record)
+        run.log("epoch", system="SASRec", **record)
+        follow.epoch("SASRec", record)
+        progress.update(record["epoch"], record["epochs"], f"validation NDCG@10 {record['ndcg@10']:.4f}")
+
+    with bar("Train SASRec") as progress, tracking(run, config) as follow:
+        begin = partial(begin_sasrec, path=config.warm_start, item_ids=catalog.item_ids)
+        model = train_sasrec(
+            histories, len(catalog), config.sasrec, report=report, seed=config.training.seed, begin=begin
+        )
+    run.write_curve("SASRec", records)
+    model.save(run.sasrec)
+
+
+def train_collaborative(run: Run, config: JobConfig) -> None:
+    """Train the SASRec whose vectors begin the collaborative table and write them, where ``model.table`` asks so."""
+    if config.model.table != "sasrec":
+        return
+    train_sasrec_opponent(run, config)
+    table = np.ascontiguousarray(load_sasrec(run).item_embeddings().numpy(), dtype=np.float32)
+    run.features.mkdir(parents=True, exist_ok=True)
+    with atomic_file(run.features / "collaborative.safetensors") as path:
+        save_file({"collaborative": table}, path)
+
+
+def shared_view(run: Run, config: JobConfig, folder: Path) -> Run:
+    """A run below ``folder`` with the data and features of ``run`` and, where ``model.table`` asks for them, the
+    collaborative vectors of ``config.sasrec``, trained if missing.
+
+    Two processes that make the same one at the same time make it alike; the later one's stays.
+    """
+    names = config.sasrec.model_dump_json() + str(config.training.seed)
+    view = Run(folder / f"sasrec-{hashlib.sha256(names.encode()).hexdigest()[:12]}")
+    view.features.mkdir(parents=True, exist_ok=True)
+    made = [run.data, *(run.features / f"{name}.safetensors" for name in ("text", "words", "structural"))]
+    for path in made:
+        with suppress(FileExistsError):
+            if path.exists():
+                (view.root / path.relative_to(run.root)).symlink_to(path.resolve())
+    if not has_collaborative(view, config):
+        train_collaborative(view, config.model_copy(update={"tracking": TrackingSettings(tensorboard=False)}))
+    return view
+
+
+def has_collaborative(run: Run, config: JobConfig) -> bool:
+    """Whether the vectors that :func:`train_collaborative` makes are there, or none are asked for."""
+    return config.model.table != "sasrec" or (run.features / "collaborative.safetensors").exists()
+
+
+def load_features(run: Run, config: JobConfig, trained: np.ndarray) -> ItemFeatures:
+    """The features of the catalogue as the run holds them; ``trained`` bool (I,).
+
+    Raises:
+        ConfigError: collaborative vectors, or positions that the structural slot needs, are missing.
+        DataError: a file of vectors is damaged.
+    """
+    return ItemFeatures(
+        trained=trained,
+        collaborative=_collaborative(run, config, len(trained)),
+        text=text_vectors(run),
+        extra=_positions(run) if config.structural.enabled else {},
+    )
+
+
+def text_vectors(run: Run) -> np.ndarray | None:
+    """The text vectors that models read, float32 (I, w): word vectors, then sentence vectors, whichever there are."""
+    tables = [("words", run.features / "words.safetensors"), ("text", run.features / "text.safetensors")]
+    found = [_vectors(path)[name] for name, path in tables if path.exists()]
+    return np.ascontiguousarray(np.concatenate(found, axis=1)) if found else None
+
+
+def text_features(run: Run, catalog: Catalog) -> TextFeatures | None:
+    """What text similarity reads; ``None`` where no item has a text, or no word is shared by two."""
+    lexical, sentences = load_lexical(run), run.features / "text.safetensors"
+    if lexical is None:
+        return None
+    vectors = unit_rows(_vectors(sentences)["text"]) if sentences.exists() else None
+    return TextFeatures(lexical.rows(catalog.texts), vectors)
+
+
+def sentence_center(run: Run) -> np.ndarray | None:
+    """The mean of the sentence vectors, float32 (w,); ``None`` where there are none."""
+    path = run.features / "text.safetensors"
+    return text_center(_vectors(path)["text"]) if path.exists() else None
+
+
+def load_lexical(run: Run) -> LexicalEncoder | None:
+    """The lexical encoder of the run, ``None`` where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    folder = run.features / LEXICAL
+    if not folder.exists():
+        return None
+    try:
+        return LexicalEncoder.load(folder)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise DataError("is damaged; make it again", file=folder) from error
+
+
+def _collaborative(run: Run, config: JobConfig, items: int) -> np.ndarray | None:
+    if config.model.table == "sasrec":
+        path = run.require(run.features / "collaborative.safetensors", "train")
+        return _vectors(path)["collaborative"]
+    if not config.model.collaborative:
+        return None
+    rng = np.random.default_rng(config.training.seed)
+    return rng.normal(0, TABLE_START, (items, config.model.collaborative)).astype(np.float32)
+
+
+def _positions(run: Run) -> dict[str, np.ndarray]:
+    path = run.features / "structural.safetensors"
+    return _vectors(run.require(path, "prepare --config CONFIG --set structural.enabled=true"))
+
+
+def _vectors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DataError("is damaged; make it again", file=path) from error
+
+
+def load_sasrec(run: Run) -> SasRec:
+    """The collaborative model of the run."""
+    return SasRec.load(run.require(run.sasrec, "evaluate --set evaluation.opponents=[sasrec]"))

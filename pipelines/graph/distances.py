@@ -1,0 +1,128 @@
+"""Distances to anchors on a Ray cluster, a block of anchors at a time, for graphs too large for one process.
+
+The graph's arrays lie in the object store once a machine; blocks come back as they finish and go into a matrix on
+disk, so that no process ever holds all columns.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nodetok import distances
+from nodetok.distances import DistanceSettings
+from nodetok.graph import Graph
+from pipelines.common.cluster import ray_session
+from pipelines.common.progress import Bar, bar
+from setrec.atomic import atomic_file
+from setrec.errors import ConfigError
+
+RETRIES = 3
+"""Times a block is measured again after its worker died or ran out of memory."""
+
+
+def distances_on_cluster(
+    graph: Graph,
+    anchors: np.ndarray,
+    settings: DistanceSettings,
+    out: Path,
+    block: int = 64,
+    address: str | None = None,
+    progress: Bar | None = None,
+) -> np.ndarray:
+    """Distances of every node to the anchors, equal to :func:`nodetok.distances.distances`, written to ``out``.
+
+    ``out`` is a NumPy file, there as a whole or not at all; the matrix returned is mapped from it, and writing to it
+    leaves the file alone. ``block``: anchors a task; hops take 64 in one sweep. ``address``: of the cluster, this
+    machine where there is none. ``progress``: where to show it, a bar of its own where there is none.
+
+    Raises:
+        ConfigError: no anchors, or one outside the graph, or a block failed for good; the message carries the reason.
+    """
+    anchors = np.ascontiguousarray(anchors, dtype=np.int64)
+    if block < 1:
+        raise ConfigError(f"a block needs at least one anchor, not {block}")
+    if not len(anchors):
+        raise ConfigError("distances need at least one anchor")
+    if anchors.min() < 0 or anchors.max() >= len(graph):
+        raise ConfigError(f"an anchor lies outside the graph's {len(graph)} nodes")
+    views = [_bare(view, settings) for view in distances.views(graph, settings)]
+    shape = (len(graph), len(anchors) * len(views))
+    dtype = np.uint8 if settings.kind == "hops" else np.float32
+    with (
+        nullcontext(progress) if progress else bar("Measure distances") as shown,
+        ray_session(address),
+        atomic_file(out) as path,
+    ):
+        table = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        _fill(table, views, anchors, settings, block, shown)
+        table.flush()
+        del table
+    # Copy on write: PyTorch takes only arrays that can be written to.
+    return np.load(out, mmap_mode="c")
+
+
+def _bare(view: Graph, settings: DistanceSettings) -> Graph:
+    """The arrays alone, with the reverse where tasks would each have to make it."""
+    bare = replace(view, ids=None, texts=None)
+    if settings.kind == "weighted":
+        _ = bare.reverse  # kept in the object, and therefore sent along
+    return bare
+
+
+def _fill(
+    table: np.ndarray, views: list[Graph], anchors: np.ndarray, settings: DistanceSettings, block: int, shown: Bar
+) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    waiting = deque((i, start) for i in range(len(views)) for start in range(0, len(anchors), block))
+    total = len(waiting)
+    threads, room = _share(total)
+    task: Any = ray.remote(_measure)
+    task = task.options(num_cpus=threads, max_retries=RETRIES, retry_exceptions=[MemoryError, OSError])
+    stored = [ray.put(view) for view in views]
+    running: dict[Any, int] = {}
+    note = f"{threads} thread{'s' if threads > 1 else ''} a block of {block} anchors"
+    shown.update(0, total, note)
+    try:
+        while waiting or running:
+            # No more at once than the cluster can run and a spare one each: finished blocks fill the object store.
+            while waiting and len(running) < 2 * room:
+                i, start = waiting.popleft()
+                rows = anchors[start : start + block]
+                running[task.remote(stored[i], rows, settings, threads)] = i * len(anchors) + start
+            done, _ = ray.wait(list(running), num_returns=1)
+            column, found = running.pop(done[0]), ray.get(done[0])
+            table[:, column : column + found.shape[1]] = found
+            del found, done
+            shown.update(total - len(waiting) - len(running), total, note)
+    except RayError as error:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        cause = str(getattr(error, "cause", None) or error).strip().splitlines()
+        raise ConfigError(f"distances failed: {cause[-1] if cause else type(error).__name__}") from error
+
+
+def _share(tasks: int) -> tuple[int, int]:
+    """Threads a task, so that all cores have work and a task fits any machine; and tasks that run at once."""
+    import ray
+
+    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    cores = [count for count in cores if count] or [os.cpu_count() or 1]
+    threads = max(1, min(min(cores), sum(cores) // tasks))
+    return threads, sum(count // threads for count in cores)
+
+
+def _measure(view: Graph, anchors: np.ndarray, settings: DistanceSettings, threads: int) -> np.ndarray:
+    """One block, in a worker."""
+    import numba
+
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    return distances.measure(view, anchors, settings)

@@ -1,0 +1,227 @@
+"""The graph jobs behind ``setrec graph``: tokenise, train, evaluate. Each leaves a folder that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nodetok import files, order
+from nodetok.artifact import GraphArtifact, artifact
+from nodetok.distances import UNREACHABLE
+from nodetok.graph import Graph
+from nodetok.learning import fit
+from nodetok.tasks import Task
+from nodetok.tokenizer import NodeTokenizer
+from nodetok.views import TOKENS, view
+from pipelines.common.progress import bar
+from pipelines.common.run_directory import environment
+from pipelines.graph import report
+from pipelines.graph.config import GraphConfig
+from pipelines.graph.tasks import load_task
+from pipelines.reports import scatter
+from setrec.atomic import atomic_file
+from setrec.evaluation.intervals import bootstrap_means
+
+CACHE = ".text_cache"
+
+
+def tokenize(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
+    """Fit a node tokenizer to the graph in ``folder`` and write it, with a report, to ``out``."""
+    with bar("Read graph") as progress:
+        if any((folder / f"triples{suffix}").exists() for suffix in files.FORMATS):
+            triples = files.read_triples(folder)
+            graph, labels = triples.graph, None
+        else:
+            data = files.read_graph(folder, directed=config.directed)
+            graph, labels = data.graph, data.labels
+        progress.update(1, 1, f"{len(graph):,} nodes, {graph.edges:,} edges")
+    with bar("Anchors and distances") as progress:
+        tokenizer = NodeTokenizer.fit(graph, config.tokenizer)
+        progress.update(1, 1, f"{len(tokenizer.anchors.rows)} anchors cover {tokenizer.anchors.coverage:.1%}")
+    table = [str(graph.id(row)) for row in range(len(graph))]
+    GraphArtifact("none", "", table, graph.texts, (), tokenizer).save(out / "graph")
+    with bar("Report"):
+        _report(out, config, graph, tokenizer, [], [], labels)
+    return {**tokenizer.describe(), **_describe(graph)}
+
+
+def train(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
+    """Train the graph language model on a task and write the artefact to ``out/graph``."""
+    task = _load(folder, out, config)
+    with bar(f"Train on {task.name}") as progress:
+        reader = fit(task, view(task, TOKENS, config.model, config.learning.seed), config.learning, progress.update)
+        best = max(reader.curve, key=lambda record: record["value"])
+        progress.update(1, 1, f"validation {task.goal} {best['value']:.4f}")
+    made = artifact(task, reader)
+    made.save(out / "graph")
+    config.save(out / "config.yaml")
+    with atomic_file(out / "curves.jsonl") as path:
+        path.write_text("".join(json.dumps({"system": TOKENS, **record}) + "\n" for record in reader.curve))
+    with bar("Test") as progress:
+        found = {name: float(np.nanmean(values)) for name, values in reader.evaluate(task, task.test).items()}
+        progress.update(1, 1, f"{task.goal} {found[task.goal]:.4f}")
+    return {"task": task.name, "version": made.version, "validation": best["value"], "test": found}
+
+
+def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any]]:
+    """Train every view and opponent with every seed, test them all, and write the rows to ``out`` (a JSON file).
+
+    Beside it stands ``NAME.html``, the report. Each row has ``task``, ``system``, ``metric``, ``value``, ``low`` and
+    ``high`` (95%, over examples and seeds), ``seeds`` and ``examples``; ``difference`` rows compare the node tokens
+    with each control, example by example.
+    """
+    task = _load(folder, out.parent, config)
+    systems: dict[str, list[dict[str, np.ndarray]]] = {}
+    curves: list[dict[str, Any]] = []
+    for name in config.evaluation.views:
+        systems[name] = []
+        with bar(name.capitalize()) as progress:
+            for number in range(config.evaluation.seeds):
+                seed = config.learning.seed + number
+                learning = config.learning.model_copy(update={"seed": seed})
+                reader = fit(task, view(task, name, config.model, seed), learning, _part(progress, number, config))
+                systems[name].append(reader.evaluate(task, task.test))
+                curves += [{"system": name, **record} for record in reader.curve] if number == 0 else []
+                progress.update(number + 1, config.evaluation.seeds, _said(task, systems[name]))
+                if name == TOKENS and number == 0:
+                    artifact(task, reader).save(out.parent / f"{out.stem}.graph")
+    for name, opponent in task.opponents.items() if config.evaluation.opponents else ():
+        with bar(name) as progress:
+            systems[name] = []
+            for number in range(config.evaluation.seeds):
+                systems[name].append(opponent(config.learning.seed + number))
+                progress.update(number + 1, config.evaluation.seeds, _said(task, systems[name]))
+    rows = summarise(task, systems, config.evaluation.resamples)
+    with atomic_file(out) as path:
+        path.write_text(json.dumps(rows, indent=2) + "\n")
+    with bar("Report"):
+        _report(out, config, task.graph, task.tokenizer, rows, curves, task.node_labels)
+    return rows
+
+
+def summarise(task: Task, systems: dict[str, list[dict[str, np.ndarray]]], resamples: int) -> list[dict[str, Any]]:
+    """Means with 95% bootstrap intervals over examples, of the seeds' average, widened by the spread of the seeds."""
+    rows = []
+    for system, runs in systems.items():
+        for metric in runs[0]:
+            values = np.stack([run[metric] for run in runs])
+            rows.append({"task": task.name, "system": system, "metric": metric, **_interval(values, resamples)})
+    ours = systems[TOKENS]
+    for system, runs in systems.items():
+        shared = [m for m in ours[0] if m in runs[0]] if system != TOKENS else []
+        for metric in shared:
+            both = min(len(ours), len(runs))
+            values = np.stack([ours[i][metric] - runs[i][metric] for i in range(both)])
+            label = f"{TOKENS} minus {system}"
+            rows.append({"task": task.name, "system": label, "metric": metric, **_interval(values, resamples)})
+    return rows
+
+
+def _interval(values: np.ndarray, resamples: int) -> dict[str, Any]:
+    """``values`` (seeds, examples), NaN where an example does not count. Seeds are drawn as well as examples."""
+    counted = ~np.isnan(values).all(axis=0)
+    values = values[:, counted]
+    means = values.mean(axis=1)
+    over_examples = bootstrap_means(values.T, resamples, seed=0)
+    rng = np.random.default_rng(1)
+    drawn = rng.integers(len(values), size=(resamples, len(values)))
+    spread = np.take_along_axis(over_examples, drawn, axis=1).mean(axis=1)
+    low, high = np.percentile(spread, [2.5, 97.5])
+    return {
+        "value": float(means.mean()), "low": float(low), "high": float(high), "seeds": len(values),
+        "examples": int(counted.sum()),
+    }  # fmt: skip
+
+
+def _load(folder: Path, out: Path, config: GraphConfig) -> Task:
+    with bar("Read data, anchors, distances") as progress:
+        task = load_task(folder, config, out / CACHE)
+        progress.update(1, 1, f"{len(task.graph):,} nodes, {len(task.test):,} test questions")
+    return task
+
+
+def _part(progress: Any, number: int, config: GraphConfig) -> Any:
+    def on_step(done: int, total: int, note: str) -> None:
+        progress.update(number + done / total, config.evaluation.seeds, f"seed {number + 1}, {note}")
+
+    return on_step
+
+
+def _said(task: Task, runs: list[dict[str, np.ndarray]]) -> str:
+    return f"{task.goal} {np.mean([np.nanmean(run[task.goal]) for run in runs]):.4f}"
+
+
+def _describe(graph: Graph) -> dict[str, Any]:
+    return {
+        "nodes": len(graph), "edges": graph.edges, "components": int(graph.components.max()) + 1,
+        "directed": graph.directed, "weighted": graph.weights is not None,
+    }  # fmt: skip
+
+
+def _report(
+    out: Path, config: GraphConfig, graph: Graph, tokenizer: NodeTokenizer | None, rows: list[dict[str, Any]],
+    curves: list[dict[str, Any]], labels: Sequence[str] | None,
+) -> None:  # fmt: skip
+    path = out / "report.html" if not rows else out.with_suffix(".html")
+    picture, gains = None, np.empty(0)
+    if tokenizer is not None:
+        flat = scatter.project(tokenizer.transform())
+        groups = list(labels) if labels is not None else scatter.degree_groups(graph.degrees)
+        marked = np.zeros(len(graph), dtype=bool)
+        marked[tokenizer.anchors.rows] = True
+        picture = scatter.scatter("Positions in two dimensions", flat[:, 0], flat[:, 1], groups, marked)
+        gains = tokenizer.anchors.gains / tokenizer.anchors.nodes
+    report.write_graph_report(
+        path,
+        title=f"Graph: {config.name}" if rows else "Node tokens",
+        graph=_describe(graph),
+        tokenizer={} if tokenizer is None else tokenizer.describe(),
+        gains=gains.tolist(),
+        order=[] if tokenizer is None else order_table(graph, tokenizer),
+        rows=[row for row in rows if " minus " not in row["system"]],
+        picture=picture,
+        curves=curves,
+        environment=environment(),
+        config=json.dumps(config.model_dump(mode="json"), indent=2),
+    )
+
+
+def order_table(graph: Graph, tokenizer: NodeTokenizer, triplets: int = 50_000) -> list[dict[str, Any]]:
+    """How well the tokenizer's positions, and what they are made of, keep the order of hops on held-out pivots."""
+    if tokenizer.table.dtype != np.uint8 or len(graph) > 2_000_000 or tokenizer.table.shape[1] > len(graph):
+        return []
+    rng = np.random.default_rng(5)
+    pivots = order.sample_pivots(graph.undirected, 200, rng, without=tokenizer.anchors.rows)
+    if len(pivots) < 2:
+        return []
+    drawn = order.sample_triplets(graph.undirected, pivots, triplets, rng)
+    raw = np.minimum(tokenizer.table, 64)
+    raw[tokenizer.table == UNREACHABLE] = 64
+    own = order.inner_product if tokenizer.settings.positions.kind == "decay" else order.euclidean
+    shown = {
+        "raw distances, Euclidean": (order.euclidean, raw),
+        "shortest way over an anchor": (order.min_sum, raw),
+        "positions": (own, tokenizer.transform()),
+    }
+    return [
+        {
+            "similarity": name,
+            "order_accuracy": drawn.accuracy(similarity, positions),
+            "kendall_tau": order.kendall(graph.undirected, pivots[:50], similarity, positions),
+        }
+        for name, (similarity, positions) in shown.items()
+    ]
+
+
+def answer(run: Path, question: str, k: int, mode: str) -> dict[str, Any]:
+    """One answer of a trained artefact, as the endpoint would give it."""
+    made = GraphArtifact.load(run / "graph")
+    if mode == "text":
+        written, nodes = made.write(question)
+        return {"answers": [{"answer": written, "score": None}], "nodes": nodes}
+    found, nodes = made.ask(question, k)
+    return {"answers": [{"answer": text, "score": round(score, 4)} for text, score in found], "nodes": nodes}

@@ -1,0 +1,109 @@
+"""From a folder of tables to a task of ``nodetok``; texts become feature vectors where an encoder is configured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from nodetok import files
+from nodetok.completion import completion
+from nodetok.questions import nlgraph, stance
+from nodetok.structure import structure
+from nodetok.tasks import Task, classification
+from pipelines.common.progress import bar
+from pipelines.graph.config import GraphConfig
+from setrec.data import columns
+from setrec.data.columns import Column
+from setrec.data.formats import read_raw
+from setrec.errors import DataError
+from setrec.text.encoder import TextEncoder
+
+FORMATS = (".parquet", ".csv", ".jsonl")
+
+
+def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
+    """The task ``config.name`` on the data in ``folder``.
+
+    ``nodes`` and ``edges`` (structure, classification), ``entities`` and ``triples`` (completion), ``questions``
+    (connectivity, cycle, shortest_path) or ``examples`` (stance), each Parquet, CSV or JSON lines. ``cache``: where
+    text vectors are kept.
+
+    Raises:
+        DataError: a file is missing or holds something that cannot be used.
+    """
+    name = config.name
+    if name == "structure":
+        return structure(files.read_graph(folder, directed=config.directed).graph, config.tokenizer)
+    if name == "classification":
+        return _classification(folder, config, cache)
+    if name == "completion":
+        data = files.read_triples(folder)
+        features = None if data.texts is None else _vectors(data.texts, config, cache)
+        return completion(
+            data.graph, data.train, data.valid, data.test, data.relations, features, config.tokenizer
+        )  # fmt: skip
+    if name == "stance":
+        names = ("belief", "argument", "stance", "graph", "split")
+        encode = None if config.encoder.path is None else lambda texts: _needed(_vectors(texts, config, cache))
+        with _in(path := _table(folder, "examples")):
+            belief, argument, said, graph, split = _texts(path, *names)
+            return stance(belief, argument, said, graph, split, encode, config.tokenizer)
+    with _in(path := _table(folder, "questions")):
+        task, split, question, answer = _texts(path, "task", "split", "question", "answer")
+        mine = [row for row, kind in enumerate(task) if kind == name]
+        if not mine:
+            raise DataError(f"no question of the task '{name}'")
+        asked, answers, parts = ([column[r] for r in mine] for column in (question, answer, split))
+        return nlgraph(asked, answers, parts, name, config.tokenizer, rows=mine)
+
+
+def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
+    data = files.read_graph(folder, directed=config.directed)
+    if data.labels is None or data.split is None:
+        raise DataError("node classification needs the columns 'label' and 'split'", file=folder / "nodes")
+    features = data.features
+    if features is None and data.texts is not None:
+        features = _vectors(data.texts, config, cache)
+    return classification(data.graph, data.labels, data.split, features, config.tokenizer)
+
+
+def _vectors(texts: Sequence[str], config: GraphConfig, cache: Path) -> np.ndarray | None:
+    if config.encoder.path is None:
+        return None
+    settings = config.encoder
+    encoder = TextEncoder(config.encoder.path, batch_size=settings.batch_size, max_length=settings.max_length)
+    with bar("Encode node texts") as progress:
+        return encoder.encode(list(texts), cache_dir=cache, progress=lambda d, t: progress.update(d, t))
+
+
+def _needed(vectors: np.ndarray | None) -> np.ndarray:
+    assert vectors is not None
+    return vectors
+
+
+def _table(folder: Path, table: str) -> Path:
+    """The table of any format called ``table``."""
+    path = next((folder / f"{table}{suffix}" for suffix in FORMATS if (folder / f"{table}{suffix}").is_file()), None)
+    if path is None:
+        raise DataError(f"no {table}{FORMATS[0]} (or {', '.join(FORMATS[1:])}) there", file=folder)
+    return path
+
+
+def _texts(path: Path, *names: str) -> list[list[str]]:
+    """Columns of texts, line breaks kept."""
+    raw = read_raw(path)
+    return [columns.ids(Column(raw.file, name, raw.column(name)), what=name).tolist() for name in names]
+
+
+@contextmanager
+def _in(path: Path) -> Iterator[None]:
+    """Errors about what a file holds name it."""
+    try:
+        yield
+    except DataError as error:
+        if str(path) in str(error):
+            raise
+        raise DataError(f"{path}, {error}") from None

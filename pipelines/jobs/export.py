@@ -1,0 +1,60 @@
+"""Hand a trained run to serving: one bundle directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nodetok.artifact import GraphArtifact
+from pipelines.common.progress import bar
+from pipelines.common.run_directory import Run
+from pipelines.config import JobConfig
+from pipelines.data import ingest
+from pipelines.evaluation.scorer import load_weights
+from pipelines.features import item_features
+from pipelines.features.item_features import text_encoder
+from serving.bundle_writer import write_bundle
+from setrec.models.setrec_model import SetRecModel
+from setrec.scoring.hybrid import build_components
+from setrec.scoring.registry import Sources
+from setrec.scoring.text_features import TextFeaturizer
+
+
+def export(
+    run: Run, config: JobConfig, out: Path | None = None, graph: Path | None = None, *, encoder: bool = True
+) -> Path:
+    """Write the bundle of ``run`` to ``out`` (default: the run's own ``bundle/``) and return its path.
+
+    ``graph``: the folder of a graph run, whose ``graph/`` goes into the bundle. ``encoder``: whether the sentence
+    encoder goes with it; without it the bundle is that much smaller and no item can be added to what is served.
+
+    Raises:
+        ConfigError: a step of the run, or the graph, is missing or cannot be loaded.
+    """
+    if graph is not None:
+        GraphArtifact.load(graph / "graph")
+    run.require(run.model, "train")
+    out = out or run.bundle
+    with bar("Export bundle") as progress:
+        catalog, histories = ingest.load(run.data)
+        model = SetRecModel.from_pretrained(run.model).eval()
+        weights, texts = load_weights(run), item_features.text_features(run, catalog)
+        sources = Sources(histories.items, len(catalog), texts)
+        sentences = text_encoder(config) if encoder else None
+        lexical = item_features.load_lexical(run) if encoder else None
+        write_bundle(
+            out,
+            model_dir=run.model,
+            catalog=catalog,
+            histories=histories,
+            item_codes=model.item_codes().numpy(),
+            scorer=weights,
+            components=build_components(weights.used, sources),
+            featurizer=TextFeaturizer(lexical, sentences) if lexical or sentences else None,
+            text_features=texts,
+            text_center=item_features.sentence_center(run),
+            retriever=config.retriever,
+            graph_dir=None if graph is None else graph / "graph",
+        )
+        size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+        progress.update(1, 1, f"{len(catalog)} items, {size / 1e6:.1f} MB")
+    return out

@@ -1,0 +1,66 @@
+"""Serving from the command line: an endpoint until interrupted, or one answer without a server."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.common.progress import console
+from pipelines.jobs.serve_file import settings_of
+from serving import app
+from serving.bundle import Bundle
+from serving.engine import Engine, Request
+from serving.graph import GraphService
+from serving.settings import ServingSettings
+
+_EVERYWHERE = "0.0.0.0"
+
+
+def load_graph(path: Path) -> GraphService:
+    """The graph of a bundle that holds one; until then nothing of graphs is imported, which takes four seconds."""
+    from pipelines.graph.service import load
+
+    return load(path)
+
+
+def serve_until_interrupted(bundle: Path, settings: ServingSettings) -> None:
+    """Serve the bundle; returns after SIGINT or SIGTERM, the service ended."""
+    done = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: done.set())
+    app.start(bundle, settings, graph_loader=load_graph)
+    try:
+        console.print(
+            f"Serving {bundle} at http://{settings.host}:{settings.port} (documentation at /docs). Ctrl-C ends."
+        )
+        done.wait()
+    finally:
+        app.stop()
+
+
+def application(args: dict[str, Any]) -> Any:
+    """What a Serve configuration file imports: ``args`` are ``bundle`` and the keys of ``ServingSettings``.
+
+    On a cluster it is the file's ``http_options`` that say where the endpoint listens, so authentication stays on.
+
+    Raises:
+        ConfigError: a key or value is not allowed.
+    """
+    bundle, settings = settings_of(args, "args", {"host": _EVERYWHERE})
+    return app.application(bundle, settings, graph_loader=load_graph)
+
+
+def recommend_once(bundle: Path, request: Request) -> dict[str, Any]:
+    """One answer from a bundle, as the endpoint would give it.
+
+    Raises:
+        UnknownUserError: the bundle does not hold the user. The endpoint answers with what is popular; here, where
+            nobody can be new, it is a slip of the pen.
+    """
+    opened = Bundle.open(bundle)
+    if request.user_id is not None:
+        opened.histories.row(request.user_id)
+    return asdict(Engine(opened).recommend_one(request))

@@ -1,0 +1,84 @@
+"""The Serve configuration file: for ``serve deploy`` on a cluster and ``setrec serve --config`` on one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from serving.settings import ServingSettings
+from setrec.errors import ConfigError
+from setrec.settings import Settings
+
+IMPORT_PATH = "pipelines.jobs.serve:application"
+
+
+class HttpOptions(Settings):
+    """Where the endpoint listens; Ray's own defaults."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+
+
+class Application(Settings):
+    """The application; ``args``: ``bundle`` and the keys of ``ServingSettings``, replicas and batching among them."""
+
+    name: str = "setrec"
+    route_prefix: Literal["/"] = "/"
+    import_path: Literal["pipelines.jobs.serve:application"]
+    args: dict[str, Any]
+
+
+class ServeFile(Settings):
+    """The part of Ray's format that means the same on one machine; all else is refused, not passed over in silence."""
+
+    proxy_location: Literal["HeadOnly", "EveryNode"] = "EveryNode"
+    http_options: HttpOptions = HttpOptions()
+    applications: tuple[Application, ...] = Field(min_length=1, max_length=1)
+
+
+def read_serve_file(file: Path, changes: Mapping[str, Any]) -> tuple[Path, ServingSettings]:
+    """Bundle and settings of one machine's endpoint.
+
+    ``changes``: what the command line says otherwise, ``bundle`` and ``host`` included.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is not allowed; the message names it.
+    """
+    try:
+        found = ServeFile.model_validate(yaml.safe_load(file.read_text()))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {_first(error)}") from error
+    place = found.http_options.model_dump()
+    return settings_of({**found.applications[0].args, **changes}, str(file), place)
+
+
+def settings_of(
+    args: Mapping[str, Any], source: str, place: Mapping[str, Any] | None = None
+) -> tuple[Path, ServingSettings]:
+    """Bundle and settings from plain values; ``source`` names them in an error, ``place`` says host and port.
+
+    Raises:
+        ConfigError: a key or value is not allowed, or there is no bundle.
+    """
+    if not isinstance(args.get("bundle"), str | Path):
+        raise ConfigError(f"{source}: bundle: the directory of a bundle is expected")
+    try:
+        settings = ServingSettings(
+            **{**(place or {}), **{key: value for key, value in args.items() if key != "bundle"}}
+        )
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first(error)}") from error
+    return Path(args["bundle"]).resolve(), settings
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}"

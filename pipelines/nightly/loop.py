@@ -1,0 +1,232 @@
+"""The nightly loop: ingest, tokenise, train, evaluate, gate, export, audit, release; each only where something changed.
+
+``ROOT/run`` is an ordinary run. Training begins with the weights of the last release where that had a model of the same
+shape. That there is a newer release to begin with is no reason to train again.
+
+Nothing here imports torch or Ray before a step runs: a night without news ends within a second.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from glob import glob
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.common import fingerprints
+from pipelines.common.locks import exclusive
+from pipelines.common.run_directory import Run
+from pipelines.nightly import release_store
+from pipelines.nightly.steps import HeldBackError, Plain, Step, Steps
+from setrec.atomic import atomic_file
+from setrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipelines.config import JobConfig
+
+NAMES = ("ingest", "tokenise", "train", "evaluate", "gate", "export", "audit", "release")
+"""The steps, in order."""
+SHAPE = ("model", "encoder", "structural", "sasrec")
+"""Sections that say whether the last release's weights fit."""
+
+
+def run(
+    config: Path,
+    root: Path,
+    overrides: Sequence[str] = (),
+    *,
+    first: str | None = None,
+    force: bool = False,
+    cold: bool = False,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+) -> dict[str, Any]:
+    """One night under ``root``: the names of the steps that ran, and the release in use.
+
+    ``first``: run this step and those after it in any case; ``force``: all; ``cold``: train from nothing.
+
+    Raises:
+        HeldBackError: gate, audit or endpoint want no release; ``run/gate.json`` says why, the last one stays in use.
+        ConfigError, DataError: as the steps raise them, or another run of ``root`` is under way.
+    """
+    with exclusive(root / "lock.json"):
+        code = fingerprints.of_code()
+        plain = _resolved(config, overrides, root, code)
+        night = Night(root, config, tuple(overrides), plain, cold, say)
+        ran = Steps(root, night.steps(), plain, code, say).execute(first, force=force)
+        last = release_store.current(root)
+        if not ran:
+            say("Nothing has changed, nothing was done.")
+        return {"ran": ran, "release": None if last is None else last[0]}
+
+
+@dataclass
+class Night:
+    """The steps of one night, over one root and one configuration."""
+
+    root: Path
+    path: Path
+    overrides: tuple[str, ...]
+    plain: Plain
+    cold: bool
+    say: Callable[[str], None]
+
+    @property
+    def run(self) -> Run:
+        """The run that the steps fill."""
+        return Run(self.root / "run")
+
+    @cached_property
+    def config(self) -> JobConfig:
+        """The configuration, read when the first step needs it."""
+        from pipelines.config import load_config
+
+        return load_config(self.path, list(self.overrides))
+
+    def steps(self) -> tuple[Step, ...]:
+        """What is done, in order."""
+        data, encoder, structural = self.plain["data"], self.plain["encoder"], self.plain["structural"]
+        features = [name for name, made in (("text", encoder["path"]), ("structural", structural["enabled"])) if made]
+        tables = tuple(f"run/features/{name}.safetensors" for name in features)
+        trained = ("run/model",)
+        given = _paths(self.plain["model"]["backbone"]["pretrained"], self.plain["warm_start"])
+        return (
+            Step("ingest", self._ingest, ("run/data",), ("data",), _tables(data)),
+            Step(
+                "tokenise", self._tokenise, tables, ("encoder", "structural"),
+                _paths(encoder["path"], structural["triples"], structural["links"]), ("ingest",),
+            ),
+            Step(
+                "train", self._train, trained, ("sasrec", "model", "loss", "training", "warm_start"), given,
+                ("ingest", "tokenise"),
+            ),
+            Step(
+                "evaluate", self._evaluate, ("run/metrics.json", "run/per_user.parquet", "run/scorer.json"),
+                ("evaluation",), (), ("ingest", "train"),
+            ),
+            Step("gate", self._gate, ("run/gate.json",), ("gate",), (), ("evaluate",)),
+            Step(
+                "export", self._export, ("run/bundle",), ("retriever",), _paths(encoder["path"]),
+                ("ingest", "train", "evaluate", "gate"),
+            ),
+            Step("audit", self._audit, ("run/audit.json",), (), (), ("export",)),
+            Step("release", self._release, (release_store.POINTER,), ("release",), (), ("audit", "export")),
+        )  # fmt: skip
+
+    def _ingest(self, again: bool) -> None:
+        from pipelines.jobs import stages
+
+        stages.ingest_data(self.run, self.config)
+
+    def _tokenise(self, again: bool) -> None:
+        from pipelines.jobs import stages
+
+        stages.tokenise(self.run, self.config)
+
+    def _train(self, again: bool) -> None:
+        from pipelines.jobs import stages
+        from pipelines.training.worker import store_of
+
+        if not again:  # what lies there belongs to other inputs, and must not be taken for the beginning of this
+            self.run.clear(keep=_KEPT_BY_TRAINING)
+            (self.run.features / "collaborative.safetensors").unlink(missing_ok=True)
+            store_of(self.run, self.config).clear()
+        stages.fit(self.run, self.config.model_copy(update={"warm_start": self._beginning()}), resume=again)
+
+    def _evaluate(self, again: bool) -> None:
+        from pipelines.jobs import stages
+
+        stages.assess(self.run, self.config)
+
+    def _gate(self, again: bool) -> None:
+        from pipelines.nightly import release_gate
+
+        s, last = self.config.evaluation, release_store.current(self.root)
+        verdict = release_gate.judge(
+            self.run.root / "per_user.parquet",
+            None if last is None else last[1] / "per_user.parquet",
+            None if last is None else last[0],
+            self.config.gate,
+            resamples=s.resamples,
+            seed=s.seed,
+        )
+        self.run.write_json("gate.json", verdict.record())
+        self.run.log("gate", **verdict.record())
+        if not verdict.passed:
+            raise HeldBackError(f"held back: {verdict.reason}")
+        self.say(f"gate: passed: {verdict.reason}")
+
+    def _export(self, again: bool) -> None:
+        from pipelines.jobs.export import export
+
+        export(self.run, self.config)
+
+    def _audit(self, again: bool) -> None:
+        from pipelines.nightly.bundle_checks import audit
+
+        self.run.write_json("audit.json", audit(self.run.bundle))
+
+    def _release(self, again: bool) -> None:
+        s = self.config.release
+        found = release_store.release(
+            self.run.bundle, self.run.root, self.root, s.folder or self.root / "releases", s.keep
+        )
+        self.run.log("released", **found)
+        self.say(f"release: {found['release']} is current")
+
+    def _beginning(self) -> Path | None:
+        """Where training begins: as the configuration says, else with the last release if that fits."""
+        last = release_store.current(self.root)
+        if self.cold or self.plain["warm_start"] is not None or last is None:
+            return None if self.cold else self.config.warm_start
+        from pipelines.config import load_config
+
+        before = load_config(last[1] / "config.yaml")
+        for section in SHAPE:
+            if getattr(before, section) != getattr(self.config, section):
+                self.say(f"train: from nothing, for {section} is not what it was for {last[0]}")
+                return None
+        self.say(f"train: begins with {last[0]}")
+        return last[1].resolve()
+
+
+_KEPT_BY_TRAINING = ("data", "data.json", "features", "logs", "config.yaml", "environment.json")
+
+
+def _resolved(config: Path, overrides: Sequence[str], root: Path, code: str) -> Plain:
+    """The configuration as plain values, from the last night's where file, overrides and code are the same.
+
+    To validate a configuration takes the libraries that its sections belong to, and these take seconds to import.
+    """
+    try:
+        asked = fingerprints.of_value([config.read_text(encoding="utf-8"), list(overrides), code])
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{config}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    memory = root / "state" / "config.json"
+    try:
+        known = json.loads(memory.read_text())
+        if known["asked"] == asked:
+            return dict(known["plain"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    from pipelines.config import load_config
+
+    plain = load_config(config, list(overrides)).model_dump(mode="json")
+    with atomic_file(memory) as temporary:
+        temporary.write_text(json.dumps({"asked": asked, "plain": plain}))
+    return plain
+
+
+def _tables(data: dict[str, Any]) -> tuple[str, ...]:
+    """The places of the input's tables; of a pattern, the files that are there."""
+    tables = [table if isinstance(table, list) else [table] for table in (data["interactions"], data["items"])]
+    given = [place for table in tables for place in table if place is not None]
+    return _paths(*(file for place in given for file in (sorted(glob(place, recursive=True)) or [place])))
+
+
+def _paths(*given: str | None) -> tuple[str, ...]:
+    """Those that are stated; a hub id is no path, and told by its name in the configuration."""
+    return tuple(path for path in given if path is not None and ("://" in path or Path(path).exists()))

@@ -1,0 +1,182 @@
+"""Released bundles: a folder of them, which one is current, and an endpoint that is told.
+
+``RELEASES/NAME`` is a bundle, under the name that ``POST /v1/admin/release`` takes; ``RELEASES/current`` a link to the
+last one. ``ROOT/records/NAME`` keeps what the next night needs of the run behind it: the model and its items to begin
+with, metrics per user to be judged by.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipelines.nightly.steps import HeldBackError
+from setrec.atomic import atomic_directory, atomic_file
+from setrec.errors import ConfigError
+from setrec.settings import Settings
+
+URL, TOKEN = "SETREC_RELEASE_URL", "SETREC_RELEASE_TOKEN"
+"""Variables of the environment: the endpoint to be told, and a token with the scope ``admin``."""
+POINTER, RECORD = "released.json", "records"
+KEPT = (
+    "model", "sasrec", "data/items.parquet", "features/lexical", "per_user.parquet", "metrics.json", "scorer.json",
+    "config.yaml",
+)  # fmt: skip
+"""What of a run goes into its record; it is a run's folder to a warm start."""
+_OURS = re.compile(r"\d{8}T\d{9}-[A-Za-z0-9._-]+")
+_PATIENCE_SECONDS = 600.0
+_PAUSE_SECONDS = 1.0
+
+
+class ReleaseSettings(Settings):
+    """Where released bundles go. ``folder``: ``null`` for ``releases`` under the root; it is the one that
+    ``setrec serve --releases`` is given. ``keep``: how many stay, the current one among them; each takes the disk of a
+    bundle and of a record of the run behind it.
+    """
+
+    folder: Path | None = None
+    keep: int = Field(3, ge=1)
+
+
+def current(root: Path) -> tuple[str, Path] | None:
+    """Name and record of the last release; ``None`` before there is one."""
+    try:
+        name = str(json.loads((root / POINTER).read_text())["release"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    record = root / RECORD / name
+    return (name, record) if record.is_dir() else None
+
+
+def release(
+    bundle: Path, run: Path, root: Path, folder: Path, keep: int, environment: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
+    """Release ``bundle``, made by ``run``; twice is the same as once. Returns what ``released.json`` holds.
+
+    In this order: the bundle takes its place in ``folder``, the endpoint named by :data:`URL` (if any) is told and
+    agrees, the record is kept, the pointers move, all but the last ``keep`` go. Killed in between, it is done again.
+
+    Raises:
+        HeldBackError: the endpoint refused the bundle; pointers stay.
+        ConfigError: the endpoint cannot be reached.
+    """
+    name = name_of(bundle)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / name).is_dir():
+        with atomic_directory(folder / name) as target:
+            _copy(bundle, target)
+    told = tell(environment[URL], environment.get(TOKEN, ""), name) if environment.get(URL) else None
+    record = root / RECORD / name
+    if not record.is_dir():
+        with atomic_directory(record) as target:
+            for part in KEPT:
+                _copy(run / part, target / part)
+    found = {"release": name, "bundle": str(folder / name), "endpoint": told}
+    with atomic_file(root / POINTER) as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n")
+    _point(folder, name)
+    for place in (folder, root / RECORD):
+        _prune(place, keep, {name, *_served(folder)})
+    return found
+
+
+def name_of(bundle: Path) -> str:
+    """A release's name: when its bundle was made, and the model's version."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    created = datetime.fromisoformat(manifest["created"])
+    when = f"{created:%Y%m%dT%H%M%S}{created.microsecond // 1000:03}"
+    return f"{when}-{re.sub('[^A-Za-z0-9._-]', '-', str(manifest['model_version']))}"[:100]
+
+
+def tell(url: str, token: str, name: str) -> str:
+    """Have the endpoint at ``url`` serve the bundle ``name``; returns once it does.
+
+    Raises:
+        HeldBackError: it refused the bundle; the message carries its reason.
+        ConfigError: it cannot be reached, or does not know the token or the bundle.
+    """
+    import httpx
+
+    route, until = f"{url.rstrip('/')}/v1/admin/release", time.monotonic() + _PATIENCE_SECONDS
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with httpx.Client(headers=headers, timeout=60) as client:
+            answer = client.post(route, json={"bundle": name})
+            while time.monotonic() < until:
+                if _serves(route, name, answer.status_code, answer.json()):
+                    return url
+                time.sleep(_PAUSE_SECONDS)
+                busy = answer.status_code == 409
+                answer = client.post(route, json={"bundle": name}) if busy else client.get(route)
+    except (httpx.HTTPError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{route}: no usable answer ({error or type(error).__name__}): run again") from error
+    raise ConfigError(f"{route}: does not serve {name} after {_PATIENCE_SECONDS:.0f} s: run again")
+
+
+def _serves(route: str, name: str, status: int, body: dict[str, Any]) -> bool:
+    """Whether an answer says that the bundle is served, or not yet; what it says against it is raised."""
+    if status == 200 and body.get("bundle") == name:
+        return True
+    refused = body.get("refused") or {}
+    if status == 200 and refused.get("bundle") == name:
+        raise HeldBackError(f"held back: {route} refused {name}: {refused.get('reason')}")
+    if status in (200, 202, 409):
+        return False
+    message = (body.get("error") or {}).get("message", f"status {status}")
+    if status == 422:
+        raise HeldBackError(f"held back: {route} refused {name}: {message}")
+    raise ConfigError(f"{route}: {message}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy that shares the bytes on disk where it can; nobody writes into a finished file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
+    elif source.is_file():
+        _link(str(source), str(target))
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+    return target
+
+
+def _point(folder: Path, name: str) -> None:
+    """Let the link ``current`` lead to ``name``, without a moment at which it leads nowhere."""
+    with tempfile.TemporaryDirectory(prefix=".current.", dir=folder) as work:
+        (Path(work) / "link").symlink_to(name, target_is_directory=True)
+        os.replace(Path(work) / "link", folder / "current")
+
+
+def _served(folder: Path) -> set[str]:
+    """Bundles an endpoint over this folder uses, or may return to."""
+    try:
+        state = json.loads((folder / ".state" / "release.json").read_text())
+        return {state[name] for name in ("bundle", "before") if state.get(name)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _prune(folder: Path, keep: int, needed: set[str]) -> None:
+    """Remove all but the last ``keep`` releases, and what is ``needed``; nothing that has another kind of name."""
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    ours = [path for path in found if _OURS.fullmatch(path.name)]
+    for path in ours[:-keep]:
+        if path.name not in needed:
+            gone = folder / f".{path.name}.gone"
+            path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)

@@ -1,0 +1,146 @@
+"""Steps that run only where something changed, and go on after a kill.
+
+A step names what it reads (files, sections of the configuration, what earlier steps made) and what it makes. When it
+has ended, the hashes of both are written to ``state/STEP.json``; while they are the same, it is passed over. Nothing is
+written before, so a step that was killed at any moment is simply done again; it is told so, and may know how to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.common.fingerprints import ABSENT, Hashes, changed, of_value
+from setrec.atomic import atomic_file
+from setrec.errors import ConfigError, SetRecError
+
+Plain = Mapping[str, Any]
+"""The resolved configuration as plain values, section by section."""
+
+
+class HeldBackError(SetRecError):
+    """A model that must not be released; the one before stays in use."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """``work`` is told whether it goes on with an attempt of the same inputs that did not end.
+
+    ``outputs``: what it leaves, relative to the root. ``sections``: what of the configuration it depends on; how many
+    workers it runs on is no part of that. ``inputs``: files, folders and URIs from outside. ``after``: steps whose
+    outputs it reads.
+    """
+
+    name: str
+    work: Callable[[bool], None]
+    outputs: tuple[str, ...]
+    sections: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    """What ``state/STEP.json`` holds: hashes by name of all that was read and made."""
+
+    step: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    seconds: float = 0.0
+    finished: str = ""
+
+
+@dataclass
+class Steps:
+    """The steps over one root folder, in order."""
+
+    root: Path
+    steps: Sequence[Step]
+    plain: Plain
+    code: str
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
+    ran: list[str] = field(default_factory=list)
+
+    def execute(self, first: str | None = None, *, force: bool = False) -> list[str]:
+        """Run what has to run, in order; returns the names. ``first``: run this step and all after it whatever is
+        known of them; ``force``: all.
+
+        Raises:
+            ConfigError: there is no step ``first``.
+            SetRecError: as a step raises it; what was done before stays done.
+        """
+        if first is not None and first not in (names := [step.name for step in self.steps]):
+            raise ConfigError(f"there is no step '{first}'; the steps are {', '.join(names)}")
+        hashes, forced = Hashes(self.root / "state" / "hashes.json"), force
+        try:
+            for step in self.steps:
+                forced = forced or step.name == first
+                inputs = self._inputs(step, hashes)
+                reason = "it was asked for" if forced else self._reason(step, inputs, hashes)
+                if reason is None:
+                    continue
+                self.say(f"{step.name}: runs, because {reason}")
+                self._run(step, inputs, hashes)
+        finally:
+            hashes.save()
+        return self.ran
+
+    def done(self, name: str) -> Done | None:
+        """What is known of a step's last success."""
+        try:
+            return Done(**json.loads(self._file(name).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _run(self, step: Step, inputs: dict[str, str], hashes: Hashes) -> None:
+        begun = self._file(f"{step.name}.begun")
+        again = begun.is_file() and begun.read_text() == json.dumps(inputs)
+        with atomic_file(begun) as temporary:
+            temporary.write_text(json.dumps(inputs))
+        began = time.perf_counter()
+        step.work(again)
+        outputs = {name: hashes.of_path(self.root / name) for name in step.outputs}
+        seconds, finished = round(time.perf_counter() - began, 2), datetime.now(UTC).isoformat(timespec="seconds")
+        with atomic_file(self._file(step.name)) as temporary:
+            temporary.write_text(json.dumps(asdict(Done(step.name, inputs, outputs, seconds, finished)), indent=2))
+        begun.unlink()
+        self.ran.append(step.name)
+
+    def _inputs(self, step: Step, hashes: Hashes) -> dict[str, str]:
+        chosen = {section: self.plain.get(section) for section in step.sections}
+        found = {"the code": self.code, "the configuration": of_value(chosen)}
+        found |= {_shown(path): hashes.of_path(path) for path in step.inputs}
+        for name in step.after:
+            done = self.done(name)
+            found[f"what {name} made"] = ABSENT if done is None else of_value(done.outputs)
+        return found
+
+    def _reason(self, step: Step, inputs: dict[str, str], hashes: Hashes) -> str | None:
+        """Why the step has to run, ``None`` where it has not."""
+        done = self.done(step.name)
+        if done is None:
+            return "it has not ended before"
+        if (name := changed(done.inputs, inputs)) is not None:
+            return f"{name} changed"
+        for name in step.outputs:
+            if hashes.of_path(self.root / name) != done.outputs.get(name):
+                return f"{name} is missing or not what it left"
+        return None
+
+    def _file(self, name: str) -> Path:
+        return self.root / "state" / f"{name}.json"
+
+
+def _shown(path: str) -> str:
+    """A URI without the keys it may hold."""
+    if "://" not in path:
+        return path
+    from pipelines.common.storage import shown
+
+    return shown(path)

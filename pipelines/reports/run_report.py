@@ -1,0 +1,124 @@
+"""The run's report: one HTML file that needs nothing else, to be read, mailed and kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.common.run_directory import Run
+from pipelines.evaluation.scorer import SCORER
+from pipelines.evaluation.system_names import OURS
+from pipelines.reports import charts
+from pipelines.reports.pages import templates, write_page
+
+HISTORY_NOTE = {
+    "removed": "the user's own history taken out of the ranking",
+    "kept": "the user's own history left in the ranking",
+}
+
+
+def write_report(root: Path) -> Path:
+    """Write ``report.html`` from what the run left in ``root``; parts whose files are absent are left out."""
+    run = Run(root)
+    rows = run.read_json("metrics.json") or []
+    html = (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            data=run.read_json("data.json") or {},
+            systems=list(dict.fromkeys(r["system"] for r in rows)),
+            tables=_tables(rows),
+            dots=[_dots(rows, metric) for metric in ("ndcg@10", "recall@10") if rows],
+            comparisons=[c for c in run.read_json("comparisons.json") or [] if c["history"] == "removed"],
+            curves=_curves(run),
+            popularity=_popularity(run.read_json("popularity_groups.json") or []),
+            scorer=run.read_json(SCORER),
+            examples=run.read_json("examples.json") or [],
+            environment=run.read_json("environment.json") or {},
+            config=run.config.read_text() if run.config.exists() else "",
+            headline=_headline(rows),
+            verdict=_verdict(run.read_json("comparisons.json") or []),
+        )
+    )
+    return write_page(root / "report.html", html)
+
+
+def _value(rows: list[dict[str, Any]], **where: str) -> dict[str, Any] | None:
+    return next((r for r in rows if all(r[key] == value for key, value in where.items())), None)
+
+
+def _headline(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return _value(rows, system=OURS, history="removed", group="all", metric="ndcg@10")
+
+
+def _verdict(comparisons: list[dict[str, Any]]) -> list[str]:
+    """Plain sentences on whether ours stands above each opponent in NDCG@10, by the paired interval."""
+    said = []
+    for c in comparisons:
+        if (c["history"], c["metric"]) != ("removed", "ndcg@10"):
+            continue
+        span = f"{c['difference']:+.4f} (95% interval {c['low']:+.4f} to {c['high']:+.4f})"
+        if c["low"] > 0:
+            said.append(f"above {c['against']} by {span}")
+        elif c["high"] < 0:
+            said.append(f"below {c['against']} by {span}")
+        else:
+            said.append(f"not told apart from {c['against']} by these users: {span}")
+    return said
+
+
+def _tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One table per history protocol and group: systems by metric."""
+    metrics = list(dict.fromkeys(r["metric"] for r in rows))
+    tables = []
+    for history in ("removed", "kept"):
+        for group in ("all", "warm", "cold"):
+            mine = [r for r in rows if (r["history"], r["group"]) == (history, group)]
+            if not mine:
+                continue
+            best = {m: max(r["value"] for r in mine if r["metric"] == m) for m in metrics}
+            lines = [
+                (system, [_value(mine, system=system, metric=m) for m in metrics])
+                for system in dict.fromkeys(r["system"] for r in mine)
+            ]
+            tables.append(
+                {"history": history, "note": HISTORY_NOTE[history], "group": group, "users": mine[0]["users"],
+                 "metrics": metrics, "rows": lines, "best": best}
+            )  # fmt: skip
+    return tables
+
+
+def _dots(rows: list[dict[str, Any]], metric: str) -> Any:
+    mine = [r for r in rows if (r["history"], r["group"], r["metric"]) == ("removed", "all", metric)]
+    name = metric.replace("ndcg", "NDCG").replace("recall", "Recall")
+    points = [charts.Interval(r["system"], r["value"], r["low"], r["high"], r["system"] == OURS) for r in mine]
+    return {"title": f"{name}, all items, history removed", "chart": charts.intervals(name, points)}
+
+
+def _curves(run: Run) -> list[dict[str, Any]]:
+    path = run.root / "curves.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = []
+    for key, title in (("ndcg@10", "Validation NDCG@10 by epoch"), ("loss", "Training loss by epoch")):
+        series = []
+        for system in dict.fromkeys(r["system"] for r in records):
+            mine = [r for r in records if r["system"] == system and r.get(key) is not None]
+            series.append(charts.Series(system, [r["epoch"] for r in mine], [r[key] for r in mine]))
+        if series:
+            found.append({"title": title, "chart": charts.lines(title, series, "epoch")})
+    return found
+
+
+def _popularity(rows: list[dict[str, Any]]) -> Any:
+    mine = [r for r in rows if (r["history"], r["metric"]) == ("removed", "recall@10")]
+    groups = list(dict.fromkeys(r["group"] for r in mine))
+    if not groups:
+        return None
+    series = []
+    for system in dict.fromkeys(r["system"] for r in mine):
+        values = [_value(mine, system=system, group=group) for group in groups]
+        series.append((system, [v["value"] if v else 0.0 for v in values]))
+    users = {g: next(r["users"] for r in mine if r["group"] == g) for g in groups}
+    labels = [f"{g.removeprefix('popularity:')} ({users[g]} users)" for g in groups]
+    return charts.bars("Recall@10 by popularity of the item", labels, series)

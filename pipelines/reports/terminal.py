@@ -1,0 +1,114 @@
+"""What a run found, as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from pipelines.tuning.trials import Trial
+
+METRICS = ("ndcg@10", "recall@10")
+GROUPS = ("all", "warm", "cold")
+
+
+def ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Systems by history protocol and group with 95% intervals, the best bold. ``rows``: those of metrics.json."""
+    table = Table(title="Full ranking of the catalogue, test items (95% bootstrap intervals over users)")
+    table.add_column("History")
+    table.add_column("Items (users)")
+    table.add_column("System")
+    for metric in METRICS:
+        table.add_column(_label(metric), justify="right", no_wrap=True)
+    for history in ("removed", "kept"):
+        for group in GROUPS:
+            same = [r for r in rows if (r["history"], r["group"]) == (history, group)]
+            for number, system in enumerate(dict.fromkeys(r["system"] for r in same)):
+                place = ("", "") if number else (history, f"{group} ({same[0]['users']})")
+                table.add_row(*place, system, *(_cell(same, system, metric) for metric in METRICS))
+            table.add_section()
+    return table
+
+
+def difference_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Paired differences, ``system`` minus ``against``, with 95% intervals; those that exclude zero are bold."""
+    table = Table(title="Differences over the same users (95% bootstrap intervals)")
+    for name in ("Items (users)", "System", "minus", "Metric", "Difference"):
+        table.add_column(name, justify="right" if name == "Difference" else "left")
+    for row in rows:
+        text = f"{row['difference']:+.4f} [dim]{row['low']:+.4f} to {row['high']:+.4f}[/dim]"
+        told = f"[bold]{text}[/bold]" if row["low"] > 0 or row["high"] < 0 else text
+        place = f"{row['group']} ({row['users']})"
+        table.add_row(place, row["system"], row["against"], _label(row["metric"]), told)
+    return table
+
+
+def _label(metric: str) -> str:
+    name, _, k = metric.partition("@")
+    return f"{'NDCG' if name == 'ndcg' else name.capitalize()}@{k}"
+
+
+def _cell(same: Sequence[dict[str, Any]], system: str, metric: str) -> str:
+    row = next((r for r in same if (r["system"], r["metric"]) == (system, metric)), None)
+    if row is None:
+        return "-"
+    text = f"{row['value']:.4f} [dim]{row['low']:.3f}–{row['high']:.3f}[/dim]"
+    return f"[bold]{text}[/bold]" if row["value"] == max(r["value"] for r in same if r["metric"] == metric) else text
+
+
+def trial_table(trials: Sequence[Trial]) -> Table:
+    """The trials of a search, the best first, its settings beside those of the configuration itself (trial 0)."""
+    table = Table(title="Trials by their best validation NDCG@10")
+    for name in ("Trial", "NDCG@10", "Epochs", "Seconds", "End", "Settings"):
+        table.add_column(name, justify="left" if name in ("End", "Settings") else "right")
+    for trial in sorted(trials, key=lambda t: (-(t.best if t.best is not None else -1.0), t.number)):
+        settings = ", ".join(f"{key}={_short(value)}" for key, value in trial.settings.items()) or "as configured"
+        best = "-" if trial.best is None else f"{trial.best:.4f}"
+        end = f"{trial.stop}: {trial.reason}" if trial.reason else str(trial.stop)
+        table.add_row(str(trial.number), best, str(len(trial.curve)), f"{trial.seconds:.1f}", _escape(end), settings)
+    return table
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def example_table(example: dict[str, Any]) -> Table:
+    """A user's history beside the recommendations, titles and attributes, hits on the held-out item marked."""
+    table = Table(title=f"User {example['user_id']}: the latest of the history, and what comes next")
+    for name in ("#", "History, latest last", "Recommended", "Score"):
+        table.add_column(name, justify="right" if name in ("#", "Score") else "left")
+    history, found = example["history"], example["recommendations"]
+    for i in range(max(len(history), len(found))):
+        left = _describe(history[i]) if i < len(history) else ""
+        if i >= len(found):
+            table.add_row(str(i + 1), left, "", "")
+            continue
+        right = ("[bold green]✓[/bold green] " if found[i].get("hit") else "") + _describe(found[i])
+        table.add_row(str(i + 1), left, right, f"{found[i]['score']:.2f}")
+    if held_out := example.get("held_out"):
+        table.caption = "Held out: " + "; ".join(_describe(item) for item in held_out)
+    return table
+
+
+def answer_table(answer: dict[str, Any], title: str | None = None) -> Table:
+    """The items of an answer of the endpoint, with what each slot kind, and what else, contributed to the score."""
+    items = answer["items"]
+    kinds = list(dict.fromkeys(kind for item in items for kind in item["shares"]))
+    table = Table(title=title or "Recommended", caption=f"model {answer['model_version']}")
+    for name in ("#", "Item", "Title", "Score", *kinds):
+        table.add_column(name, justify="left" if name in ("Item", "Title") else "right")
+    for i, item in enumerate(items):
+        shares = [f"{item['shares'][kind]:+.2f}" if kind in item["shares"] else "" for kind in kinds]
+        table.add_row(str(i + 1), item["item_id"], _describe(item), f"{item['score']:.2f}", *shares)
+    return table
+
+
+def _describe(item: dict[str, Any]) -> str:
+    values = ", ".join(" ".join(values) for values in item.get("attributes", {}).values() if values)
+    return f"{_escape(item['title'])} [dim]{_escape(values)}[/dim]" if values else _escape(item["title"])
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,197 @@
+"""Checkpoints in any file system pyarrow knows: complete or absent, retried, and never the last good one lost.
+
+A checkpoint is a folder of files and, written last, a manifest with their sizes and SHA-256 sums; without it the folder
+does not count. Every attempt has a folder of its own, so nothing complete is ever written over. What is older than the
+last ``keep`` is deleted once a new one is complete. On the way back sums are checked: a damaged checkpoint loses its
+manifest, and the one before it counts.
+
+Ray Train's own checkpoints are not used: they have no sums and no second try, and the controller, not only a worker,
+fails when the store cannot be reached for a moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from pipelines.common import storage
+from setrec.errors import SetRecError
+
+T = TypeVar("T")
+MANIFEST, STORE = "manifest.json", "store.json"
+PREFIX = "checkpoint-"
+CHUNK = 8 << 20
+log = logging.getLogger(__name__)
+
+
+class StoreError(SetRecError):
+    """A store that could not be reached for as long as was allowed."""
+
+
+class _DamageError(Exception):
+    """A checkpoint whose files are not what its manifest says."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run below ``where``, a local path or a URI.
+
+    ``patience``: seconds for which an operation is tried again before it raises :class:`StoreError`. ``keep``: complete
+    checkpoints that stay, the latest; each costs its size in storage.
+    """
+
+    def __init__(self, where: str | Path, *, patience: float = 300.0, keep: int = 2) -> None:
+        self.where, self.patience, self.keep = str(where), patience, max(1, keep)
+        self.system, self.root = storage.filesystem(where)
+
+    def create(self) -> None:
+        """Make the store where there is none. Without its mark a store is later taken to be out of reach, not empty."""
+        self._retried(lambda: self._write(f"{self.root}/{STORE}", {"format": 1}), "make the checkpoint store")
+
+    def clear(self) -> None:
+        """Delete all checkpoints, and nothing else."""
+        self._retried(self._clear, "clear checkpoints")
+
+    def names(self) -> list[str]:
+        """Complete checkpoints, oldest first; empty where there is no store."""
+        return self._retried(self._complete, "list checkpoints")
+
+    def put(self, folder: Path, name: str) -> None:
+        """Store the files of ``folder`` as the newest checkpoint; ``name`` sorts after those of all earlier ones.
+
+        Raises:
+            StoreError: the store could not be reached in time; what it held is as it was.
+        """
+
+        def attempt() -> str:
+            own = f"{PREFIX}{name}-{uuid.uuid4().hex[:8]}"
+            self._put(folder, own)
+            return own
+
+        newest = self._retried(attempt, "store a checkpoint")
+        with suppress(OSError, pa.ArrowException):  # the next one deletes what this one could not
+            self._prune(newest)
+
+    def latest(self, into: Path) -> str | None:
+        """Fetch the newest undamaged checkpoint; returns its name, or ``None`` where there is none.
+
+        Raises:
+            StoreError: the store could not be reached in time.
+        """
+        for name in reversed(self._retried(self._required, "list checkpoints")):
+            try:
+                self.fetch(name, into)
+                return name
+            except _DamageError as error:
+                log.warning("%s/%s is damaged (%s) and passed over", storage.shown(self.where), name, error)
+                self._retried(partial(self._remove, f"{self.root}/{name}/{MANIFEST}"), "mark a checkpoint")
+        return None
+
+    def fetch(self, name: str, into: Path) -> None:
+        """Fetch one checkpoint by name, in place of what ``into`` held."""
+        self._retried(lambda: self._fetch(name, into), "fetch a checkpoint")
+
+    def _clear(self) -> None:
+        for name in self._folders():
+            self._delete(name)
+
+    def _complete(self) -> list[str]:
+        return [name for name in self._folders() if self._there(f"{self.root}/{name}/{MANIFEST}")]
+
+    def _required(self) -> list[str]:
+        if not self._there(f"{self.root}/{STORE}"):
+            raise OSError(f"no checkpoint store at {storage.shown(self.where)}")
+        return self._complete()
+
+    def _folders(self) -> list[str]:
+        found = self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
+        return sorted(i.base_name for i in found if i.base_name.startswith(PREFIX))
+
+    def _put(self, folder: Path, name: str) -> None:
+        target = f"{self.root}/{name}"
+        self._required()
+        self.system.create_dir(target, recursive=True)
+        files = {}
+        for path in sorted(folder.iterdir()):
+            with path.open("rb") as source, self.system.open_output_stream(f"{target}/{path.name}") as sink:
+                files[path.name] = _copy(source, sink)
+        self._write(f"{target}/{MANIFEST}", files)
+
+    def _prune(self, newest: str) -> None:
+        """Delete what is older than the last to keep, and what failed attempts left."""
+        others = [name for name in self._complete() if name != newest]
+        for name in set(self._folders()) - {newest, *others[max(0, len(others) - self.keep + 1) :]}:
+            self._delete(name)
+
+    def _fetch(self, name: str, into: Path) -> None:
+        shutil.rmtree(into, ignore_errors=True)
+        into.mkdir(parents=True)
+        source = f"{self.root}/{name}"
+        try:
+            with self.system.open_input_stream(f"{source}/{MANIFEST}") as stream:
+                files = json.loads(stream.read())
+        except ValueError as error:
+            raise _DamageError("its manifest cannot be read") from error
+        sizes = {i.base_name: i.size for i in self.system.get_file_info(fs.FileSelector(source))}
+        for file, expected in files.items():
+            if sizes.get(file) != expected["size"]:
+                raise _DamageError(f"{file} is missing or has another size")
+            with self.system.open_input_stream(f"{source}/{file}") as stream, (into / file).open("wb") as sink:
+                if _copy(stream, sink) != expected:
+                    raise _DamageError(f"{file} has another sum")
+
+    def _write(self, path: str, value: Any) -> None:
+        """A small file, whole or not at all: object stores write so anyway, elsewhere it is renamed into place."""
+        parent, _, name = path.rpartition("/")
+        self.system.create_dir(parent, recursive=True)
+        temporary = f"{parent}/.{name}.{uuid.uuid4().hex[:8]}"
+        with self.system.open_output_stream(temporary) as stream:
+            stream.write(json.dumps(value).encode())
+        self.system.move(temporary, path)
+
+    def _there(self, path: str) -> bool:
+        return self.system.get_file_info(path).type == fs.FileType.File
+
+    def _remove(self, path: str) -> None:
+        if self._there(path):
+            self.system.delete_file(path)
+
+    def _delete(self, name: str) -> None:
+        """The manifest goes first, so that a checkpoint half deleted does not count."""
+        self._remove(f"{self.root}/{name}/{MANIFEST}")
+        self.system.delete_dir(f"{self.root}/{name}")
+
+    def _retried(self, action: Callable[[], T], purpose: str) -> T:
+        until, pause = time.monotonic() + self.patience, 0.2
+        while True:
+            try:
+                return action()
+            except (OSError, pa.ArrowException) as error:
+                if time.monotonic() + pause > until:
+                    reason = (str(error).splitlines() or [type(error).__name__])[0]
+                    raise StoreError(
+                        f"{storage.shown(self.where)}: could not {purpose} within {self.patience:.0f} s: {reason}"
+                    ) from error
+                time.sleep(pause)
+                pause = min(2 * pause, 15.0)
+
+
+def _copy(source: IO[bytes], sink: IO[bytes]) -> dict[str, Any]:
+    """Copy a stream; returns its size and SHA-256 sum."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := source.read(CHUNK):
+        sink.write(chunk)
+        digest.update(chunk)
+        size += len(chunk)
+    return {"size": size, "sha256": digest.hexdigest()}

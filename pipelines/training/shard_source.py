@@ -1,0 +1,82 @@
+"""Histories in Parquet shards as a source of training data, and the users to validate on; never all of them held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from setrec.data.catalog import TRAIN, VALID, Histories
+from setrec.errors import DataError
+from setrec.evaluation.ranking import Cases
+from setrec.ragged import Ragged
+
+
+class ShardSource:
+    """A :class:`setrec.data.source.HistorySource` over files that :meth:`Histories.save` wrote.
+
+    Args:
+        paths: the files, in order; whole users in each.
+        items: size of the catalogue.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], items: int) -> None:
+        self.paths, self.items = list(paths), items
+        # Data of one shard is read once; of more, one is held beside the window in use.
+        self.histories = lru_cache(maxsize=1)(self._histories)
+        self.users = cache(self._users)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, shard: int) -> Ragged:
+        """The training items of the shard's users.
+
+        Raises:
+            DataError: the file is damaged, or holds item rows that the catalogue does not have.
+        """
+        return self.histories(shard).upto(TRAIN)
+
+    def _users(self, shard: int) -> int:
+        path = self.paths[shard]
+        try:
+            return pq.ParquetFile(path).metadata.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise DataError("not a readable Parquet file (truncated or damaged)", file=path) from error
+
+    def _histories(self, shard: int) -> Histories:
+        histories = Histories.load(self.paths[shard])
+        if histories.items.values.max(initial=-1) >= self.items:
+            raise DataError("holds item rows that the catalogue does not have", file=self.paths[shard])
+        return histories
+
+
+def validation_cases(source: ShardSource, size: int, seed: int) -> Cases:
+    """The validation cases of all users, or of ``size`` drawn at random where there are more.
+
+    The draw depends on seed and shards alone; twice the sample and a shard are held at most. A case's ``users`` entry
+    is its row within its shard.
+    """
+    kept, keys = Cases.of(Histories([], Ragged.of([]), np.empty(0, dtype=np.int8)), VALID), np.empty(0)
+    for shard in range(len(source)):
+        found = Cases.of(source.histories(shard), VALID)
+        keys = np.concatenate([keys, np.random.default_rng([seed, shard]).random(len(found))])
+        kept = Cases(
+            np.concatenate([kept.users, found.users]),
+            Ragged.joined([kept.history, found.history]),
+            Ragged.joined([kept.truth, found.truth]),
+            kept.skipped + found.skipped,
+        )
+        if len(kept) > size:
+            rows = np.sort(np.argsort(keys, kind="stable")[:size])
+            kept, keys = take(kept, rows), keys[rows]
+    return kept
+
+
+def take(cases: Cases, rows: np.ndarray) -> Cases:
+    """Some of the cases, in the order given."""
+    return Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows), cases.skipped)

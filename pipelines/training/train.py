@@ -1,0 +1,178 @@
+"""Fine-tune the recommender with Ray Train: the loop of ``setrec.training.trainer`` on one or more workers, resumable.
+
+Checkpoints are written after every epoch and, where asked for, within one (see
+``pipelines.training.checkpoint_store``). A worker or node that is lost costs what came after the last one: Ray starts
+the workers again, and they go on from it. So does a run that was killed, driver and all, when it is told to resume.
+Batches, dropout and the schedule depend on seed and position alone, so it ends where the unbroken run would have ended.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.common.board import TrainingBoard
+from pipelines.common.cluster import ray_session
+from pipelines.common.failures import told
+from pipelines.common.progress import Bar, bar
+from pipelines.common.run_directory import Run
+from pipelines.config import JobConfig, validate
+from pipelines.training.trackers import Trackers, tracking
+from pipelines.training.worker import store_of, trainer_of, work
+from setrec.atomic import atomic_directory
+from setrec.errors import ConfigError, DataError
+from setrec.training.trainer import Trainer
+
+EXPERIMENT = "train"
+
+
+def has_checkpoint(run: Run, config: JobConfig) -> bool:
+    """Whether there is anything to resume from."""
+    return bool(store_of(run, config).names())
+
+
+def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Train on ``config.cluster.workers`` workers; writes the best epoch's model to ``run.model`` and the curve.
+
+    Returns the final progress: epoch, best validation NDCG@10 and its epoch, seconds.
+
+    Raises:
+        ConfigError: ``resume`` without a checkpoint, or training failed; the message carries the reason.
+    """
+    store = store_of(run, config)
+    if resume and not store.names():
+        raise ConfigError(f"{run.checkpoints} holds no checkpoint to resume from")
+    store.create()
+    if not resume:
+        store.clear()
+    cores = os.cpu_count() or 1
+    with (
+        bar("Train SETRec") as progress,
+        tracking(run, config) as follow,
+        ray_session(config.cluster.address, max(cores, config.cluster.workers)),
+    ):
+        _fit(run, config, progress, follow)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, trainer = Path(scratch), trainer_of(run, config)
+        if store.latest(folder / "checkpoint") is None:
+            raise ConfigError(f"{store.where} holds no checkpoint that is undamaged: run `setrec train` again")
+        trainer.load(folder / "checkpoint")
+        trainer.restore_best().save_pretrained(folder / "model")
+        with atomic_directory(run.model) as target:
+            shutil.copytree(folder / "model", target, dirs_exist_ok=True)
+    run.write_curve("SETRec", trainer.progress.curve)
+    done = trainer.progress
+    return {"epoch": done.epoch, "best_epoch": done.best_epoch, "ndcg@10": done.best, "seconds": done.seconds}
+
+
+def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    # On the driver's node: what the user sees must not be lost with another one.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    board: Any = ray.remote(num_cpus=0, label_selector=here)(TrainingBoard).remote()
+    threads = config.cluster.threads or max(1, (os.cpu_count() or 1) // config.cluster.workers)
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(board, run, progress, follow, stop), daemon=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={
+                "run": str(run.root.resolve()),
+                "config": config.model_dump(mode="json"),
+                "threads": threads,
+                "board": board,
+            },
+            scaling_config=ScalingConfig(num_workers=config.cluster.workers, use_gpu=config.cluster.gpu),
+            # Ray keeps nothing here that is needed again.
+            run_config=RunConfig(
+                name=EXPERIMENT,
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=config.cluster.max_failures),
+            ),
+        )
+        watcher.start()
+        try:
+            with _own_interrupts():
+                trainer.fit()
+        except Exception as error:
+            failures = getattr(error, "worker_failures", None)
+            raise told(next(iter(failures.values())) if failures else error, "training") from error
+        finally:
+            stop.set()
+            watcher.join(timeout=5)
+        if refused := ray.get(board.refused.remote()):
+            raise ConfigError(refused)
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Ray has an interrupt end its training, and leaves that so; afterwards an interrupt means again what it meant."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+def _watch(board: Any, run: Run, progress: Bar, follow: Trackers, stop: threading.Event) -> None:
+    import ray
+
+    seen, last = 0, False
+    while not last:
+        last = stop.wait(0.5)
+        try:
+            state, records = ray.get(board.read.remote(seen), timeout=5)
+        except Exception:  # the board may go before the watcher does; a bar is never worth a failed run
+            continue
+        progress.update(*state)
+        for record in records:
+            run.log("epoch", system="SETRec", **record)
+            follow.epoch("SETRec", record)
+        seen += len(records)
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    import ray
+    import ray.train
+    from ray.train.torch import get_device
+
+    torch.set_num_threads(settings["threads"])
+    context, board = ray.train.get_context(), settings["board"]
+    rank, world = context.get_world_rank(), context.get_world_size()
+    config = validate(settings["config"], "configuration")
+
+    def on_step(trainer: Trainer, done: float) -> None:
+        if rank == 0:
+            at = trainer.progress
+            note = f"epoch {at.epoch + 1}, best NDCG@10 {max(at.best, 0):.4f}"
+            board.write.remote(done, config.training.epochs, note)
+
+    def on_epoch(record: dict[str, Any]) -> None:
+        if rank == 0:
+            board.finish.remote(record)
+
+    # Whatever is raised is tried again, for a fault may be of the moment, as when a file cannot be reached; what was
+    # given will be as bad the next time.
+    if ray.get(board.refused.remote()):
+        return
+    try:
+        work(Run(Path(settings["run"])), config, rank, world, get_device(), on_step=on_step, on_epoch=on_epoch)
+    except (DataError, ConfigError) as error:
+        of_the_moment = isinstance(error.__cause__, OSError)
+        if not of_the_moment:
+            ray.get(board.refuse.remote(str(error)))
+        if of_the_moment or world > 1:  # the other workers wait for this one, and an error ends them
+            raise

@@ -1,0 +1,190 @@
+"""What one training worker does, under Ray Train or any other launcher that made the process group."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.common import storage
+from pipelines.common.run_directory import Run
+from pipelines.common.scratch import scratch
+from pipelines.config import JobConfig
+from pipelines.data import ingest
+from pipelines.features.item_features import load_features
+from pipelines.training import warm
+from pipelines.training.checkpoint_store import CheckpointStore
+from pipelines.training.checkpoint_writer import CheckpointWriter
+from pipelines.training.shard_source import ShardSource, take, validation_cases
+from setrec.data.source import item_counts
+from setrec.errors import ConfigError
+from setrec.evaluation import ranking
+from setrec.evaluation.ranking import Cases
+from setrec.models.setrec_model import SetRecModel
+from setrec.scoring.model_scores import model_scorer
+from setrec.training import distributed
+from setrec.training.trainer import Trainer
+
+Wrap = Callable[[SetRecModel], nn.Module]
+OnStep = Callable[[Trainer, float], None]
+OnEpoch = Callable[[dict[str, Any]], None]
+NAME_BYTES = 128
+SCRATCH = "setrec-checkpoint"
+"""First part of the names of folders in which checkpoints wait to be stored."""
+
+
+def trainer_of(
+    run: Run,
+    config: JobConfig,
+    rank: int = 0,
+    world: int = 1,
+    wrap: Wrap = lambda model: model,
+    spent: Callable[[], float] = lambda: 0.0,
+) -> Trainer:
+    """The trainer of one worker, at its beginning: data, features, a new model and its validation.
+
+    Histories are read a few shards at a time, once over for the counts of items and once for the validation cases.
+    ``spent``: see :class:`setrec.training.trainer.Trainer`.
+    """
+    source = ShardSource(ingest.history_shards(run.data), _catalog_size(run.data))
+    counts = item_counts(source, source.items)
+    features = load_features(run, config, counts > 0)
+    torch.manual_seed(config.training.seed)
+    model = SetRecModel.build(config.model, features)
+    warm.begin(model, config.warm_start, _item_ids(run.data) if config.warm_start else [], features.text)
+    cases = validation_cases(source, config.training.validation_users, config.training.seed)
+    return Trainer(
+        model, source, Validation(cases, rank, world), config.training, config.loss,
+        rank=rank, world=world, wrap=wrap, counts=counts, spent=spent,
+    )  # fmt: skip
+
+
+def _catalog_size(data: Path) -> int:
+    return pq.ParquetFile(data / "items.parquet").metadata.num_rows
+
+
+def _item_ids(data: Path) -> list[str]:
+    return pq.read_table(data / "items.parquet", columns=["item_id"])["item_id"].to_pylist()
+
+
+class Validation:
+    """NDCG@10 on the validation items, full ranking, history removed, all slots weighted equally.
+
+    Each worker ranks its share of the cases. All go through as many batches, since a sharded model answers only when
+    every worker asks; who has a case less does one twice and counts it once.
+    """
+
+    def __init__(self, cases: Cases, rank: int = 0, world: int = 1) -> None:
+        if not len(cases):
+            raise ConfigError("the split leaves no validation items; early stopping needs some")
+        rows = np.arange(rank, -(-len(cases) // world) * world, world)
+        self.own, self.counted = take(cases, rows % len(cases)), rows < len(cases)
+        self.world = world
+
+    def __call__(self, model: SetRecModel) -> float:
+        """The metric of ``model`` over all workers' cases."""
+        every = np.ones(model.config.items, dtype=bool)
+        found = ranking.evaluate(model_scorer(model), self.own, [ranking.Group("all", every, every)], ks=(10,))
+        values = found.tables["removed", "all"]["ndcg@10"][self.counted]
+        total, count = distributed.summed([float(values.sum()), float(len(values))], self.world, model.device)
+        return total / count
+
+
+def wrapper(config: JobConfig, world: int, device: torch.device) -> Wrap:
+    """Puts the model on the device and, with several workers, DDP around it or shards it over them."""
+
+    def wrap(model: SetRecModel) -> nn.Module:
+        if config.cluster.sharding == "fsdp" and dist.is_initialized():
+            return distributed.shard(model, device.type)
+        moved = cast(nn.Module, model).to(device)
+        if world == 1:
+            return moved
+        # Without a reconstruction term the autoencoder's decoder gets no gradient, which DDP waits for unless told.
+        idle = not config.loss.alpha
+        ids = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(moved, device_ids=ids, find_unused_parameters=idle)
+
+    return wrap
+
+
+def work(
+    run: Run,
+    config: JobConfig,
+    rank: int,
+    world: int,
+    device: torch.device,
+    *,
+    on_step: OnStep = lambda trainer, done: None,
+    on_epoch: OnEpoch = lambda record: None,
+) -> Trainer:
+    """Train to the end, from the newest checkpoint on if there is one; the process group exists where ``world`` > 1.
+
+    Raises:
+        DataError, ConfigError: data, features or checkpoint cannot be used.
+        StoreError: checkpoints could not be stored or fetched for longer than is allowed.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    trainer = trainer_of(run, config, rank, world, wrapper(config, world, device))
+    store = store_of(run, config)
+    _resume(trainer, store)
+    with scratch(SCRATCH) as place, CheckpointWriter(store) if rank == 0 else nullcontext() as writer:
+
+        def checkpoint() -> None:
+            folder = Path(tempfile.mkdtemp(dir=place))
+            trainer.save(folder)
+            if writer is None:
+                folder.rmdir()
+            else:
+                writer.hand_over(folder, checkpoint_name(trainer))
+
+        while not trainer.finished:
+            record = trainer.epoch(partial(on_step, trainer), checkpoint)
+            checkpoint()
+            on_epoch(record)
+    return trainer
+
+
+def store_of(run: Run, config: JobConfig) -> CheckpointStore:
+    """Where the run's checkpoints lie."""
+    where = config.cluster.storage
+    where = str(run.checkpoints) if where is None else storage.join(where, run.root.resolve().name)
+    return CheckpointStore(where, patience=config.cluster.storage_patience, keep=config.cluster.checkpoints)
+
+
+def checkpoint_name(trainer: Trainer) -> str:
+    """Sorts as training advances."""
+    return f"{trainer.progress.epoch:06d}-{trainer.progress.position.step:09d}"
+
+
+def _resume(trainer: Trainer, store: CheckpointStore) -> None:
+    """Load the newest good checkpoint on every worker; worker 0 chooses it."""
+    with scratch(SCRATCH) as place:
+        folder = place / "checkpoint"
+        name = store.latest(folder) if trainer.rank == 0 else None
+        if trainer.world > 1:
+            chosen = _agreed(name or "", trainer.model.device)
+            if chosen and trainer.rank:
+                store.fetch(chosen, folder)
+            name = chosen or None
+        if name is not None:
+            trainer.load(folder)
+
+
+def _agreed(name: str, device: torch.device) -> str:
+    """Worker 0's word, on every worker."""
+    said = torch.zeros(NAME_BYTES, dtype=torch.uint8)
+    said[: len(name)] = torch.tensor(list(name.encode()), dtype=torch.uint8)
+    said = said.to(device)
+    dist.broadcast(said, src=0)
+    return bytes(said.cpu().tolist()).rstrip(b"\0").decode()

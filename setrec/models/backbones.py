@@ -1,0 +1,342 @@
+"""T5 and Qwen behind one small interface: instruction, items and queries in, answers out.
+
+Two shapes of backbone are enough for every model transformers offers: a stack of causal layers
+(:class:`CausalBackbone`: Qwen2, Qwen3, Gemma, Llama ...) and an encoder with a decoder
+(:class:`EncoderDecoderBackbone`: T5). Both take masks and positions through transformers' public interfaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from setrec.errors import ConfigError
+from setrec.models import attention, masks
+from setrec.settings import Settings
+
+MASTER = torch.float32
+"""Type of a backbone's weights, whatever a checkpoint was stored as: small steps vanish in half precision, and whether
+products are taken in bf16 is for autocast to say (``setrec.precision``)."""
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"width": 128, "layers": 2, "heads": 4, "feed_forward": 256},
+    "small": {"width": 256, "layers": 4, "heads": 8, "feed_forward": 768},
+    "base": {"width": 512, "layers": 6, "heads": 8, "feed_forward": 2048},
+}
+
+
+class LoraSettings(Settings):
+    """Low-rank adaptation of the attention projections, the rest of the backbone frozen (defaults: SETRec's code)."""
+
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.02
+
+
+class BackboneSettings(Settings):
+    """Which language model reads the history.
+
+    Either ``pretrained`` (a local path or a hub id; family and size then come from the checkpoint) or a ``family`` and
+    a ``size`` trained from scratch. ``dropout`` applies inside a backbone built from a size.
+    """
+
+    family: Literal["qwen3", "qwen2", "t5"] = "qwen3"
+    size: Literal["tiny", "small", "base"] = "tiny"
+    pretrained: str | None = None
+    lora: LoraSettings | None = None
+    dropout: float = 0.1
+
+
+class Backbone(Protocol):
+    """What the recommender and the graph language model need of a backbone."""
+
+    width: int
+    heads: int
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Layers whose weights nothing outside them reads, so that each can be sharded by itself."""
+
+    def recompute(self) -> None:
+        """In training, keep each layer's input alone and compute the rest again on the way back: a third more time,
+        memory of about one layer instead of all; the gradients are the same."""
+
+    def __call__(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
+        """Answers (B, Q, n, d) from instruction (a, d), items (B, L * m, d), queries (B or 1, Q, n, d) and visible
+        (B or 1, Q)."""
+
+    def attend(
+        self,
+        history: Tensor,
+        sees: Tensor,
+        positions: Tensor,
+        queries: Tensor,
+        asks: Tensor,
+        asked_at: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Answers (B, S, d) to queries (B, S, d) that see of a history (B, H, d) what ``asks`` bool (B or 1, S, H) says
+        and themselves; history tokens see each other by ``sees`` bool (B or 1, H, H). ``positions`` int (B or 1, H) and
+        ``asked_at`` int (B or 1, S) say where tokens and queries stand; ``bias`` (B, heads, H, H) is added to the
+        attention logits between history tokens."""
+
+
+def scratch_config(family: str, size: str, dropout: float, words: int = 1) -> PretrainedConfig:
+    """Configuration of a backbone trained from scratch; ``words`` is the size of its vocabulary, a single row where all
+    that it reads are vectors."""
+    s = SIZES[size]
+    if family == "t5":
+        return AutoConfig.for_model(
+            "t5", vocab_size=words, d_model=s["width"], d_kv=s["width"] // s["heads"], d_ff=s["feed_forward"],
+            num_layers=s["layers"], num_decoder_layers=s["layers"], num_heads=s["heads"], dropout_rate=dropout,
+            feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=0, decoder_start_token_id=0,
+        )  # fmt: skip
+    head = {"head_dim": s["width"] // s["heads"]} if family == "qwen3" else {}
+    return AutoConfig.for_model(
+        family, vocab_size=words, hidden_size=s["width"], intermediate_size=s["feed_forward"],
+        num_hidden_layers=s["layers"], num_attention_heads=s["heads"], num_key_value_heads=s["heads"],
+        attention_dropout=dropout, max_position_embeddings=4096, tie_word_embeddings=True,
+        pad_token_id=None, bos_token_id=None, eos_token_id=None, **head,
+    )  # fmt: skip
+
+
+def build_backbone(
+    config: PretrainedConfig, lora: LoraSettings | None = None
+) -> CausalBackbone | EncoderDecoderBackbone:
+    """The interface around a newly built model of ``config`` (random weights, float32 whatever ``config`` says)."""
+    return wrap(AutoModel.from_config(config, attn_implementation=attention.NAME, dtype=MASTER), lora)
+
+
+def load_backbone(path_or_hub_id: str, *, speaking: bool = False, **kwargs: Any) -> PreTrainedModel:
+    """A pretrained model by local path or hub id, to be given to :func:`wrap`; safetensors or GGUF, never pickles.
+
+    Its weights are float32 and its configuration says so, whatever type they are stored as (hub checkpoints: mostly
+    bf16), unless ``kwargs`` ask for another ``dtype``. ``speaking``: with the head that writes words.
+
+    Raises:
+        ConfigError: nothing usable is found there, or weights that are stored quantised.
+    """
+    kwargs.setdefault("dtype", MASTER)
+    kwargs.setdefault("use_safetensors", None if "gguf_file" in kwargs else True)
+    try:
+        config = AutoConfig.from_pretrained(path_or_hub_id, gguf_file=kwargs.get("gguf_file"))
+        if quantised := getattr(config, "quantization_config", None):
+            way = dict(quantised).get("quant_method", "some other type")
+            raise ValueError(f"it is stored quantised ({way}); name one in bf16 or float32")
+        kind: Any = AutoModel
+        if speaking:
+            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        return kind.from_pretrained(path_or_hub_id, attn_implementation=attention.NAME, **kwargs)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"backbone '{path_or_hub_id}' cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def wrap(model: PreTrainedModel, lora: LoraSettings | None = None) -> CausalBackbone | EncoderDecoderBackbone:
+    """The interface around a transformers model, with LoRA adapters injected when asked for."""
+    kind = EncoderDecoderBackbone if model.config.is_encoder_decoder else CausalBackbone
+    if lora is not None:
+        inject_lora(model, lora, kind.lora_targets)
+    return kind(model)
+
+
+def inject_lora(model: PreTrainedModel, lora: LoraSettings, targets: list[str]) -> None:
+    """Put low-rank adapters beside the named projections of ``model``, in place."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(
+        LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets),
+        model,
+    )
+
+
+class CausalBackbone(nn.Module):
+    """A decoder-only language model: queries follow the history in the same causal stack."""
+
+    lora_targets: list[str] = ["q_proj", "v_proj", "o_proj"]  # noqa: RUF012
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.width: int = model.config.hidden_size
+        self.heads: int = model.config.num_attention_heads
+        model.get_input_embeddings().requires_grad_(False)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """See :class:`Backbone`."""
+        return [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+    def recompute(self) -> None:
+        """See :class:`Backbone`."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def forward(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
+        """See :class:`Backbone`."""
+        batch, count = items.shape[0], items.shape[1] // m
+        a, (blocks, n) = len(instruction), queries.shape[1:3]
+        out = self.attend(
+            torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
+            masks.history_mask(a, count, m, causal_instruction=True, device=items.device)[None],
+            masks.history_positions(a, count, m, items.device)[None],
+            queries.flatten(1, 2).expand(batch, -1, -1),
+            masks.query_mask(visible, n, a, count, m),
+            masks.query_positions(visible, n, a),
+        )
+        return out.reshape(batch, blocks, n, self.width)
+
+    def read(self, instruction: Tensor, items: Tensor) -> Tensor:
+        """What is said at the instruction (a, d) and at each of the items (B, L, d): (B, a + L, d)."""
+        a, (batch, count) = len(instruction), items.shape[:2]
+        return self.model(
+            inputs_embeds=torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
+            attention_mask=masks.history_mask(a, count, 1, causal_instruction=True, device=items.device)[None, None],
+            position_ids=masks.history_positions(a, count, 1, items.device)[None],
+            use_cache=False,
+        ).last_hidden_state
+
+    def attend(
+        self,
+        history: Tensor,
+        sees: Tensor,
+        positions: Tensor,
+        queries: Tensor,
+        asks: Tensor,
+        asked_at: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """See :class:`Backbone`."""
+        rows = max(len(sees), len(asks))
+        mask = torch.cat([sees.expand(rows, -1, -1), asks.expand(rows, -1, -1)], dim=1)[:, None]
+        if bias is not None:
+            bias = nn.functional.pad(bias, (0, 0, 0, asks.shape[1]))
+            mask = bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
+        places = torch.cat([positions.expand(rows, -1), asked_at.expand(rows, -1)], dim=1)
+        out = self.model(
+            inputs_embeds=torch.cat([history, queries], dim=1), attention_mask=mask, position_ids=places,
+            use_cache=False,
+        ).last_hidden_state  # fmt: skip
+        return out[:, history.shape[1] :]
+
+
+class EncoderDecoderBackbone(nn.Module):
+    """T5: the encoder reads the history under the sparse mask, the decoder's inputs are the queries.
+
+    T5's relative bias is evaluated on the shared positions. Stock T5 has none between decoder and encoder; then a query
+    could not tell the last item from the first under an item-causal encoder (no item knows what follows it), so the
+    decoder's own table, otherwise unused because queries do not see each other, weighs how far back an item lies.
+    """
+
+    lora_targets: list[str] = ["q", "v", "o"]  # noqa: RUF012
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.width: int = model.config.d_model
+        self.heads: int = model.config.num_heads
+        model.get_input_embeddings().requires_grad_(False)
+        self._set_bias(stock=False)
+        for block in cast(Any, model).decoder.block:
+            # A query that sees only itself needs no query and key projections.
+            block.layer[0].SelfAttention.q.requires_grad_(False)
+            block.layer[0].SelfAttention.k.requires_grad_(False)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """See :class:`Backbone`. The first of either stack holds the biases of positions, read by all."""
+        stacks = cast(Any, self.model)
+        return [*stacks.encoder.block[1:], *stacks.decoder.block[1:]]
+
+    def recompute(self) -> None:
+        """See :class:`Backbone`."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def forward(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
+        """See :class:`Backbone`."""
+        batch, count = items.shape[0], items.shape[1] // m
+        a, (blocks, n) = len(instruction), queries.shape[1:3]
+        out = self.attend(
+            torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
+            masks.history_mask(a, count, m, causal_instruction=False, device=items.device)[None],
+            masks.history_positions(a, count, m, items.device)[None],
+            queries.flatten(1, 2).expand(batch, -1, -1),
+            masks.query_mask(visible, n, a, count, m),
+            masks.query_positions(visible, n, a),
+        )
+        return out.reshape(batch, blocks, n, self.width)
+
+    def attend(
+        self,
+        history: Tensor,
+        sees: Tensor,
+        positions: Tensor,
+        queries: Tensor,
+        asks: Tensor,
+        asked_at: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """See :class:`Backbone`."""
+        return (
+            cast(Any, self.model)
+            .decoder(
+                inputs_embeds=queries,
+                attention_mask=asks.new_zeros((1, 1, queries.shape[1], 0)),
+                encoder_hidden_states=self.encode(history, sees, positions, bias),
+                encoder_attention_mask=self._bias("decoder", asked_at, positions, asks),
+                use_cache=False,
+            )
+            .last_hidden_state
+        )
+
+    @contextmanager
+    def speaking(self) -> Iterator[None]:
+        """Inside, the decoder is the stock one that writes word after word; outside, its inputs are queries."""
+        self._set_bias(stock=True)
+        try:
+            yield
+        finally:
+            self._set_bias(stock=False)
+
+    def _set_bias(self, *, stock: bool) -> None:
+        # Positions reach the attention function inside the mask; the stack's own S x S bias would be thrown away.
+        stacks = cast(Any, self.model)
+        for stack in (stacks.encoder, stacks.decoder):
+            first = stack.block[0].layer[0].SelfAttention
+            if stock:
+                del first.compute_bias
+            else:
+                first.compute_bias = _no_bias
+
+    def encode(self, history: Tensor, sees: Tensor, positions: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The encoder's states (B, H, d) of the history."""
+        mask = self._bias("encoder", positions, positions, sees)
+        mask = mask if bias is None else mask + bias
+        return cast(Any, self.model).encoder(inputs_embeds=history, attention_mask=mask).last_hidden_state
+
+    def _bias(self, stack: str, looking: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
+        """T5's relative bias between positions, with minus infinity where the mask is false; (B or 1, heads, S, H)."""
+        layer = cast(Any, getattr(self.model, stack)).block[0].layer[0].SelfAttention
+        buckets = layer._relative_position_bucket(
+            seen[:, None, :] - looking[:, :, None],
+            bidirectional=stack == "encoder",
+            num_buckets=layer.relative_attention_num_buckets,
+            max_distance=layer.relative_attention_max_distance,
+        )
+        bias = layer.relative_attention_bias(buckets).permute(0, 3, 1, 2)
+        return bias.masked_fill(~mask[:, None], torch.finfo(bias.dtype).min)
+
+
+def _no_bias(query_length: int, key_length: int, device: torch.device | None = None, **_: Any) -> Tensor:
+    return torch.zeros(1, 1, 1, 1, device=device)

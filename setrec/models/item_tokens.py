@@ -1,0 +1,360 @@
+"""Item tokenizers and the set of tokens they form (SETRec section 3.1).
+
+Every token of an item is an affine map of a small **code**: 64 collaborative numbers, the 128 numbers of the
+autoencoder's last hidden layer, and whatever further features an item has (a node's position in a graph, say). The code
+is all that has to be stored, indexed or compared; see ``setrec.models.grounding``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+
+COLLABORATIVE = "collaborative"
+SEMANTIC = "semantic"
+TEXT = "text"
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """What is known of every item before the recommender is trained.
+
+    ``collaborative`` (I, 64) and ``text`` (I, width) float32; ``trained`` bool (I,): whether the item occurs in the
+    training part; ``extra``: further feature matrices (I, width) by slot kind. ``None`` leaves a kind of slot out.
+    """
+
+    trained: np.ndarray
+    collaborative: np.ndarray | None
+    text: np.ndarray | None
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.trained)
+
+    def table(self, kind: str) -> np.ndarray:
+        """The feature matrix behind a kind of slot.
+
+        Raises:
+            KeyError: there is none.
+        """
+        table = {COLLABORATIVE: self.collaborative, SEMANTIC: self.text, TEXT: self.text, **self.extra}[kind]
+        if table is None:
+            raise KeyError(kind)
+        return table
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One token of the set: its kind and the columns of the code that it is an affine map of."""
+
+    kind: str
+    start: int
+    stop: int
+
+
+class TableTokenizer(nn.Module):
+    """One token from a table of vectors: z(i) = P c_i + p.
+
+    Rows of items that were never trained on are noise. They are kept at zero: in the input they read as "nothing
+    known", and no inner product can favour or punish them.
+    """
+
+    known: Tensor
+
+    def __init__(self, items: int, features: int, width: int, *, trainable: bool, id_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.id_dropout = id_dropout
+        self.table = nn.Parameter(torch.zeros(items, features), requires_grad=trainable)
+        self.register_buffer("known", torch.ones(items, dtype=torch.bool))
+        self.project = nn.Linear(features, width)
+        self.tokens, self.code_width = 1, features
+
+    @torch.no_grad()
+    def fill(self, table: np.ndarray, known: np.ndarray) -> None:
+        """Set the table (I, features) and which rows mean something (I,)."""
+        self.known.copy_(torch.from_numpy(known))
+        self.table.copy_(torch.from_numpy(table) * self.known[:, None])
+
+    def codes(self, rows: Tensor | None = None) -> Tensor:
+        """(I, features), or of some rows; zero for unknown rows, and in training for ``id_dropout`` of the others,
+        drawn anew at every call."""
+        table, known = (self.table, self.known) if rows is None else (self.table[rows], self.known[rows])
+        if self.training and self.id_dropout:
+            known = known & (torch.rand(len(known), device=known.device) >= self.id_dropout)
+        return table * known[:, None]
+
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """The affine map as A (1, d, features) and b (1, d)."""
+        return self.project.weight[None], self.project.bias[None]
+
+
+class SemanticTokenizer(nn.Module):
+    """N tokens from a text vector: an autoencoder (512, 256, 128) whose code is split into N vectors of width d.
+
+    The encoder's last layer is linear on 128 rectified numbers h_i, so z_k(i) = A_k h_i + b_k. Text vectors are
+    centred and scaled to unit variance first: sentence encoders give unit length, hence tiny components. Without
+    ``hidden`` layers the code is the text vector itself, every one of the same length: nothing of what texts have in
+    common is lost, and an index holds as many numbers an item.
+    """
+
+    features: Tensor
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, items: int, features: int, hidden: tuple[int, ...], tokens: int, width: int) -> None:
+        super().__init__()
+        sizes = (features, *hidden)
+        self.tokens, self.width, self.code_width = tokens, width, sizes[-1]
+        self.encoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
+        self.split = nn.Linear(self.code_width, tokens * width)
+        back = (tokens * width, *reversed(sizes))
+        self.decoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(back))
+        self.register_buffer("features", torch.zeros(items, features))
+        self.register_buffer("center", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(()))
+
+    @torch.no_grad()
+    def fill(self, features: np.ndarray) -> None:
+        """Set the text vectors (I, features) and take centre and scale from them."""
+        x = torch.from_numpy(features)
+        self.center.copy_(x.mean(dim=0))
+        self.scale.copy_((x - self.center).square().mean().sqrt().clamp(min=1e-8))
+        self.refill(features)
+
+    @torch.no_grad()
+    def refill(self, features: np.ndarray) -> None:
+        """Set the text vectors (I, features) under the centre and scale there are."""
+        self.features.copy_(self.standardised(torch.from_numpy(features).to(self.center.device)))
+
+    def standardised(self, texts: Tensor) -> Tensor:
+        """Raw text vectors (..., features) as the encoder reads them; an empty text (all zeros) stays zero where codes
+        are the vectors themselves."""
+        x = texts - self.center
+        if self.encoder:
+            return x / self.scale
+        some = texts.abs().sum(dim=-1, keepdim=True) > 0
+        return some * x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-8))
+
+    def encode(self, standardised: Tensor) -> Tensor:
+        """Code h (..., 128) of standardised text vectors (..., features)."""
+        for layer in self.encoder:
+            standardised = F.relu(layer(standardised))
+        return standardised
+
+    def codes(self, rows: Tensor | None = None) -> Tensor:
+        """(I, 128), or of some rows."""
+        return self.encode(self.features if rows is None else self.features[rows])
+
+    def new_codes(self, texts: Tensor) -> Tensor:
+        """Codes of raw text vectors (rows, features) of items that training has not seen."""
+        return self.encode(self.standardised(texts))
+
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """The affine maps as A (N, d, 128) and b (N, d)."""
+        return self.split.weight.view(self.tokens, self.width, -1), self.split.bias.view(self.tokens, -1)
+
+    def reconstruction_error(self, rows: Tensor) -> Tensor:
+        """Mean squared error between the standardised text vectors of ``rows`` and their reconstruction."""
+        x = self.features[rows]
+        back = self.split(self.encode(x))
+        for layer in self.decoder[:-1]:
+            back = F.relu(layer(back))
+        return F.mse_loss(self.decoder[-1](back), x)
+
+
+class TextTokenizer(nn.Module):
+    """One token from the text vector itself: its code, frozen, is the vector around the catalogue's mean, of one length
+    for all, in the ``width`` directions in which texts differ most.
+
+    An inner product of two codes is ``width`` times the cosine of what differs in two texts. Principal directions keep
+    most of that at a fraction of the work for a softmax; what is lost is mostly noise.
+    """
+
+    table: Tensor
+    center: Tensor
+    directions: Tensor
+
+    def __init__(self, items: int, features: int, code_width: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(items, code_width))
+        self.register_buffer("center", torch.zeros(features))
+        self.register_buffer("directions", torch.zeros(features, code_width))
+        self.project = nn.Linear(code_width, width)
+        self.tokens, self.code_width = 1, code_width
+
+    @torch.no_grad()
+    def fill(self, features: np.ndarray) -> None:
+        """Set the text vectors (I, features), and take mean and directions from them."""
+        center = text_center(features)
+        self.center.copy_(torch.from_numpy(center))
+        self.directions.copy_(torch.from_numpy(_principal(unit_rows(features, center), self.code_width)))
+        self.refill(features)
+
+    @torch.no_grad()
+    def refill(self, features: np.ndarray) -> None:
+        """Set the text vectors (I, features) under the mean and directions there are."""
+        self.table.copy_(self.new_codes(torch.from_numpy(features).to(self.center.device)))
+
+    def codes(self, rows: Tensor | None = None) -> Tensor:
+        """(I, width), or of some rows."""
+        return self.table if rows is None else self.table[rows]
+
+    def new_codes(self, texts: Tensor) -> Tensor:
+        """Codes (rows, width) of text vectors (rows, features); an empty text (all zeros) has a code of zeros."""
+        some = texts.abs().sum(dim=-1, keepdim=True) > 0
+        x = some * (texts - self.center)
+        x = (x / x.norm(dim=-1, keepdim=True).clamp(min=1e-8)) @ self.directions
+        return x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-8))
+
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """The affine map as A (1, d, width) and b (1, d)."""
+        return self.project.weight[None], self.project.bias[None]
+
+
+def _principal(rows: np.ndarray, width: int) -> np.ndarray:
+    """The ``width`` orthonormal directions, float32 (w, width), in which rows (I, w) differ most; the axes themselves
+    where there are no more. Directions in which no row differs are zeros."""
+    if rows.shape[1] <= width:
+        return np.eye(rows.shape[1], dtype=np.float32)
+    # LAPACK's digits depend on its number of threads, and directions without variance are arbitrary.
+    with threadpool_limits(1):
+        values, directions = np.linalg.eigh(rows.T.astype(np.float64) @ rows)
+    directions[:, values <= values[-1] * 1e-10] = 0
+    return np.ascontiguousarray(directions[:, -width:], dtype=np.float32)
+
+
+def unit_rows(text: np.ndarray, center: np.ndarray | None = None) -> np.ndarray:
+    """Text vectors, float32 (I, w), around their mean (or ``center``) and of length 1, so that products are cosines of
+    what differs; an item without a text (all zeros) stays zero."""
+    some = np.abs(text).sum(axis=1, keepdims=True) > 0
+    centred = np.where(some, text - (text_center(text) if center is None else center), 0.0)
+    return np.asarray(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-8), dtype=np.float32)
+
+
+def text_center(text: np.ndarray) -> np.ndarray:
+    """The mean of the vectors (I, w) of items that have a text, float32 (w,)."""
+    some = np.abs(text).sum(axis=1) > 0
+    return np.asarray(text[some].mean(axis=0) if some.any() else np.zeros(text.shape[1]), dtype=np.float32)
+
+
+Tokenizer = TableTokenizer | SemanticTokenizer | TextTokenizer
+
+
+class ItemTokens(nn.Module):
+    """All tokenizers of a catalogue side by side: codes, tokens and the affine maps between them."""
+
+    def __init__(
+        self,
+        items: int,
+        width: int,
+        *,
+        collaborative: int = 64,
+        text: int = 384,
+        text_slot: int = 0,
+        semantic_tokens: int = 4,
+        hidden: tuple[int, ...] = (512, 256, 128),
+        extra: dict[str, int] | None = None,
+        trainable_table: bool = False,
+        id_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        parts: dict[str, Tokenizer] = {}
+        if collaborative:
+            parts[COLLABORATIVE] = TableTokenizer(
+                items, collaborative, width, trainable=trainable_table, id_dropout=id_dropout
+            )
+        if text and semantic_tokens:
+            parts[SEMANTIC] = SemanticTokenizer(items, text, hidden, semantic_tokens, width)
+        if text and text_slot:
+            parts[TEXT] = TextTokenizer(items, text, text_slot, width)
+        for kind, features in (extra or {}).items():
+            parts[kind] = TableTokenizer(items, features, width, trainable=False)
+        self.parts = nn.ModuleDict(parts)
+        self.slots: list[Slot] = []
+        start = 0
+        for kind, part in parts.items():
+            stop = start + part.code_width
+            self.slots += [Slot(kind, start, stop)] * part.tokens
+            start = stop
+        self.code_width = start
+
+    def _tokenizers(self) -> list[Tokenizer]:
+        return cast(list[Tokenizer], list(self.parts.values()))
+
+    def table(self, kind: str) -> TableTokenizer | None:
+        """The tokenizer of a kind of table slot, ``None`` where there is none."""
+        return cast(TableTokenizer, self.parts[kind]) if kind in self.parts else None
+
+    @property
+    def semantic(self) -> SemanticTokenizer | None:
+        """The tokenizer of the semantic slots, ``None`` where there are none."""
+        return cast(SemanticTokenizer, self.parts[SEMANTIC]) if SEMANTIC in self.parts else None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of slots, in the order of the code's columns."""
+        return tuple(self.parts)
+
+    @property
+    def columns(self) -> dict[str, tuple[int, int]]:
+        """Columns of the code by kind."""
+        return {slot.kind: (slot.start, slot.stop) for slot in self.slots}
+
+    def fill(self, features: ItemFeatures) -> None:
+        """Load the features of the catalogue into the tokenizers."""
+        for kind, part in zip(self.kinds, self._tokenizers(), strict=True):
+            table = features.table(kind)
+            if not isinstance(part, TableTokenizer):
+                part.fill(table)
+            else:
+                known = features.trained if kind == COLLABORATIVE else np.ones(len(features), dtype=bool)
+                part.fill(table, known)
+
+    def codes(self, rows: Tensor | None = None) -> Tensor:
+        """Codes of the whole catalogue, (I, D), or of some rows of it."""
+        return torch.cat([part.codes(rows) for part in self._tokenizers()], dim=1)
+
+    @property
+    def text_kinds(self) -> tuple[str, ...]:
+        """Kinds of slots whose codes follow from an item's text."""
+        return tuple(kind for kind in (SEMANTIC, TEXT) if kind in self.parts)
+
+    def text_codes(self, texts: Tensor) -> Tensor:
+        """Codes (rows, D) from text vectors (rows, width) of items that training has not seen; columns of other kinds
+        are zero."""
+        found = []
+        for part in self._tokenizers():
+            if isinstance(part, TableTokenizer):
+                found.append(texts.new_zeros(len(texts), part.code_width))
+            else:
+                found.append(part.new_codes(texts))
+        return torch.cat(found, dim=1)
+
+    def maps(self) -> list[tuple[Tensor, Tensor]]:
+        """Per slot its affine map A (d, its columns) and b (d,): z_k = A code[start:stop] + b."""
+        pairs = [part.maps() for part in self._tokenizers()]
+        return [(a[k], b[k]) for a, b in pairs for k in range(len(a))]
+
+    def tokens(self, codes: Tensor) -> Tensor:
+        """The set of tokens of each code: (..., D) to (..., n, d)."""
+        maps = zip(self.slots, self.maps(), strict=True)
+        return torch.stack([F.linear(codes[..., s.start : s.stop], a, b) for s, (a, b) in maps], dim=-2)
+
+    def fused(self, codes: Tensor) -> Tensor:
+        """The sum of an item's tokens, (..., D) to (..., d): one affine map, n times cheaper to read than the set."""
+        maps = self.maps()
+        whole = torch.cat(
+            [
+                torch.stack([a for s, (a, _) in zip(self.slots, maps, strict=True) if s.kind == kind]).sum(0)
+                for kind in self.kinds
+            ],
+            dim=1,
+        )
+        return F.linear(codes, whole, torch.stack([b for _, b in maps]).sum(0))

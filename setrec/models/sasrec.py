@@ -1,0 +1,196 @@
+"""SASRec: causal self-attention over item embeddings, full-softmax cross-entropy at every position in one pass.
+
+The source of the collaborative vectors and a serious opponent: with a full softmax over the catalogue it beats most
+published generative recommenders (Kang and McAuley 2018, arXiv 1808.09781; loss as in arXiv 2309.07602).
+
+Two things make it a stronger opponent still: a sampled softmax (arXiv 2508.06450), whose epochs are cheap enough for
+many of them, and text, which an item is the sum of together with its own embedding, so that a new item has a meaning.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from setrec.atomic import atomic_directory
+from setrec.errors import ConfigError
+from setrec.evaluation import ranking
+from setrec.precision import Precision
+from setrec.ragged import Ragged
+from setrec.settings import Settings
+
+
+class SasRecSettings(Settings):
+    """Shape and training of SASRec. ``patience``: epochs without a better validation NDCG@10.
+
+    ``negatives``: draws of the sampled softmax, which all targets of a batch share; 0 is the full softmax. With text
+    alone: ``text_dropout``, of texts once projected, drawn apart for what is read and what is asked for;
+    ``id_dropout``, the share of items that training shows and asks for by their text alone, as new items are.
+    """
+
+    width: int = 64
+    layers: int = 2
+    heads: int = 2
+    dropout: float = 0.3
+    max_items: int = 50
+    epochs: int = 30
+    patience: int = 8
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup_epochs: float = 1.0
+    targets_per_batch: int = 2048
+    precision: Precision = "auto"
+    negatives: int = 0
+    text_dropout: float = 0.0
+    id_dropout: float = 0.0
+
+
+LATER = ("negatives", "text_dropout", "id_dropout")
+"""Settings that are written only where they are not the default: files of a plain model are what they always were."""
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with causal attention."""
+
+    def __init__(self, s: SasRecSettings) -> None:
+        super().__init__()
+        self.heads, self.rate = s.heads, s.dropout
+        self.norm_attention, self.norm_forward = nn.LayerNorm(s.width), nn.LayerNorm(s.width)
+        self.attend, self.merge = nn.Linear(s.width, 3 * s.width), nn.Linear(s.width, s.width)
+        self.forward_in, self.forward_out = nn.Linear(s.width, 4 * s.width), nn.Linear(4 * s.width, s.width)
+        self.dropout = nn.Dropout(s.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, width) to (B, L, width)."""
+        b, length, width = x.shape
+        q, k, v = self.attend(self.norm_attention(x)).view(b, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.rate if self.training else 0.0)
+        x = x + self.dropout(self.merge(mixed.transpose(1, 2).reshape(b, length, width)))
+        return x + self.dropout(self.forward_out(F.gelu(self.forward_in(self.norm_forward(x)))))
+
+
+class ItemText(nn.Module):
+    """What texts add to item embeddings: fixed vectors (I, w) through one learned linear map.
+
+    Columns are centred and the table is scaled as a whole: columns keep their share, as the strength of a direction
+    tells signal from noise. At the start a text counts as much as an embedding.
+    """
+
+    table: Tensor
+
+    def __init__(self, features: Tensor, width: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("table", features)
+        self.map = nn.Linear(features.shape[1], width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.map.weight, std=(width * features.shape[1]) ** -0.5)
+
+    @staticmethod
+    def standard(features: np.ndarray) -> Tensor:
+        """Vectors (I, w) with columns of mean 0 and overall variance 1."""
+        centred = torch.from_numpy(features).float()
+        centred = centred - centred.mean(dim=0)
+        return centred / centred.std().clamp(min=1e-8)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(...) item rows to (..., width)."""
+        return self.dropout(self.map(self.table[rows]))
+
+
+class SasRec(nn.Module):
+    """Histories of item rows in, one vector per position out; scores are inner products with the item vectors.
+
+    ``trained`` bool (I,): items that occur in training. The others have embeddings, but no meaning. ``features``
+    float32 (I, w): vectors of the items' texts, added to embeddings as :class:`ItemText` says; with them an item that
+    was never trained on is its text alone.
+    """
+
+    trained: Tensor
+
+    def __init__(self, items: int, settings: SasRecSettings, features: Tensor | None = None) -> None:
+        super().__init__()
+        self.settings = settings
+        self.items = nn.Embedding(items, settings.width)
+        self.positions = nn.Embedding(settings.max_items, settings.width)
+        self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
+        self.norm = nn.LayerNorm(settings.width)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.register_buffer("trained", torch.ones(items, dtype=torch.bool))
+        nn.init.normal_(self.items.weight, std=settings.width**-0.5)
+        nn.init.normal_(self.positions.weight, std=0.02)
+        self.text = None if features is None else ItemText(features, settings.width, settings.text_dropout)
+
+    def vectors(self, rows: Tensor) -> Tensor:
+        """Vectors (..., width) of item rows (...), read and asked for alike."""
+        own = self.items(rows)
+        if self.text is None:
+            return own
+        known = self.trained[rows]
+        if self.training and self.settings.id_dropout > 0:
+            known = known & (torch.rand(rows.shape, device=rows.device) >= self.settings.id_dropout)
+        return own * known[..., None] + self.text(rows)
+
+    def forward(self, items: Tensor) -> Tensor:
+        """User vectors (B, L, width) after each item of right-padded histories (B, L)."""
+        x = self.dropout(self.vectors(items) + self.positions.weight[: items.shape[1]])
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    @torch.no_grad()
+    def item_embeddings(self) -> Tensor:
+        """(I, width), without texts; rows of items never trained on are zero."""
+        return self.items.weight * self.trained[:, None]
+
+    @torch.no_grad()
+    def user_vectors(self, history: Ragged) -> Tensor:
+        """(B, width) after the last item of each history."""
+        items, lengths = history.pad(self.settings.max_items)
+        device = self.items.weight.device
+        out = self(torch.from_numpy(items).long().to(device))
+        return out[torch.arange(len(items), device=device), torch.from_numpy(lengths).to(device) - 1]
+
+    def save(self, folder: Path) -> None:
+        """Write weights and settings to ``folder``, atomically."""
+        with atomic_directory(folder) as target:
+            save_file(self.state_dict(), target / "model.safetensors")
+            default = {name for name in LATER if getattr(self.settings, name) == getattr(SasRecSettings(), name)}
+            (target / "config.json").write_text(self.settings.model_dump_json(indent=2, exclude=default))
+
+    @classmethod
+    def load(cls, folder: Path) -> SasRec:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ConfigError: the folder holds no such model.
+        """
+        try:
+            weights = load_file(folder / "model.safetensors")
+            settings = SasRecSettings.model_validate(json.loads((folder / "config.json").read_text()))
+            model = cls(len(weights["trained"]), settings, weights.get("text.table"))
+            model.load_state_dict(weights)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ConfigError(f"'{folder}' holds no SASRec: {str(error).splitlines()[0]}") from error
+        return model.eval()
+
+
+def scorer(model: SasRec) -> ranking.Scorer:
+    """Scores (b, I); items never trained on stand below all others, unless their texts say what they are."""
+    model.eval()
+    with torch.no_grad():
+        whole = model.text is None
+        rows = torch.arange(len(model.trained), device=model.trained.device)
+        table = model.items.weight.detach() if whole else model.vectors(rows)
+    floor = torch.where(model.trained | (model.text is not None), 0.0, -1e9)
+
+    def score(history: Ragged) -> np.ndarray:
+        return (model.user_vectors(history) @ table.T + floor).cpu().numpy()
+
+    return score

@@ -1,0 +1,417 @@
+"""SETRec as a transformers model: histories of items in, one answer vector per slot out, all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from setrec.errors import ConfigError
+from setrec.models import grounding
+from setrec.models.backbones import (
+    BackboneSettings,
+    CausalBackbone,
+    LoraSettings,
+    build_backbone,
+    load_backbone,
+    scratch_config,
+)
+from setrec.models.grounding import LogitBias
+from setrec.models.item_tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer
+from setrec.ragged import Ragged
+from setrec.settings import Settings
+
+INSTRUCTION = "Given the items a user chose, in order, name the item this user will choose next."
+SKIP_START = 30.0
+"""Gain of the history skip connection when training begins: the score of an item that is the history."""
+BIAS_UNIT = 20.0
+"""Unit of the learned repeat bias: many logits, which an optimiser whose steps are thousandths would otherwise not
+reach."""
+LOG_UNIT = 10.0
+"""Unit of the logarithms of the skip connection's gains, for the same reason."""
+
+
+class ModelSettings(Settings):
+    """The shape of the recommender. The defaults are the recipe of ``docs/comparison.md``.
+
+    ``collaborative``: numbers of an item's collaborative vector; ``table``: these begin at ``random``, or as a
+    ``sasrec`` trained on the same histories left them (the paper); ``trainable_table``: whether they keep learning (the
+    paper: no). ``semantic_tokens``: semantic slots, made from the text vector by an autoencoder with ``hidden`` layers.
+    ``text_slot``: one more slot is the text vector itself, frozen, in so many principal directions (0: no such slot;
+    the paper: 0).
+
+    ``history``: ``set`` reads n tokens per item (the paper), ``fused`` their sum, n times cheaper. ``max_items`` of a
+    history are read, the latest. ``instruction`` is how many learned vectors stand before the history when the
+    backbone brings no tokenizer. ``query_mode``: n ``learned`` queries stand behind the history (the paper), or those
+    with the ``last_item``'s vector added, or none: with ``item`` the last item's own token answers for every slot
+    through a map of its own, which leaves a third of the tokens or less (causal backbones and fused histories alone).
+    ``auto`` is ``item`` where that can be, else ``last_item``.
+
+    ``history_skip``: the answer has a learned share of the history's own codes, averaged with weights that fall by each
+    of these factors per step back (the paper: none). ``repeat_bias``: a learned number is added to the scores of items
+    that are in the history already, which says how often people come back; with ``history_skip`` every history is
+    nearest to itself, so the two go together (the paper: no). ``id_dropout``: share of the items whose collaborative
+    code a training step leaves out, as though they were new, so that items are placed by content as well as by who
+    chose them and new ones compare with the others (the paper: 0).
+    """
+
+    backbone: BackboneSettings = BackboneSettings()
+    collaborative: int = Field(64, ge=0)
+    table: Literal["random", "sasrec"] = "random"
+    trainable_table: bool = True
+    semantic_tokens: int = 2
+    hidden: tuple[int, ...] = (512, 256, 128)
+    text_slot: int = Field(128, ge=0)
+    history: Literal["set", "fused"] = "fused"
+    max_items: int = 50
+    instruction: int = 4
+    query_mode: Literal["auto", "learned", "last_item", "item"] = "auto"
+    dropout: float = 0.2
+    id_dropout: float = Field(0.3, ge=0, lt=1)
+    history_skip: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.8, 1.0)
+    repeat_bias: bool = True
+
+    def resolved_query_mode(self, *, causal: bool) -> str:
+        """The query mode behind a causal backbone, or another."""
+        if self.query_mode != "auto":
+            return self.query_mode
+        return "item" if causal and self.history == "fused" else "last_item"
+
+
+class SetRecConfig(PretrainedConfig):
+    """Everything needed to rebuild the model around its weights; ``backbone`` is the backbone's own configuration."""
+
+    model_type = "setrec"
+
+    def __init__(
+        self,
+        items: int = 1,
+        backbone: dict[str, Any] | None = None,
+        lora: dict[str, Any] | None = None,
+        collaborative: int = 64,
+        text: int = 384,
+        text_slot: int = 0,
+        extra: dict[str, int] | None = None,
+        semantic_tokens: int = 4,
+        hidden: list[int] | None = None,
+        history: str = "fused",
+        max_items: int = 50,
+        instruction: int = 4,
+        query_mode: str = "last_item",
+        dropout: float = 0.0,
+        trainable_table: bool = True,
+        id_dropout: float = 0.0,
+        history_skip: list[float] | None = None,
+        repeat_bias: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.items, self.backbone, self.lora = items, backbone, lora
+        self.collaborative, self.text, self.text_slot, self.extra = collaborative, text, text_slot, extra or {}
+        self.semantic_tokens, self.hidden = semantic_tokens, [512, 256, 128] if hidden is None else hidden
+        self.history_skip, self.repeat_bias = history_skip or [], repeat_bias
+        self.history, self.max_items, self.instruction = history, max_items, instruction
+        self.query_mode, self.dropout = query_mode, dropout
+        self.trainable_table, self.id_dropout = trainable_table, id_dropout
+        super().__init__(**kwargs)
+
+
+def _backbone_config(given: dict[str, Any] | None) -> PretrainedConfig:
+    if given is None:
+        return scratch_config("qwen3", "tiny", 0.0)
+    fields = dict(given)
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+class Answers(NamedTuple):
+    """What :meth:`SetRecModel.forward` returns. ``slots``: each slot's answers (T, its columns) in the columns of its
+    code; ``codes`` (I, D), or (J, D) of the rows asked for; ``repeats``: the learned bias of items that a query block
+    has seen; ``reconstruction``: the autoencoder's mean squared error."""
+
+    slots: list[Tensor]
+    codes: Tensor
+    repeats: LogitBias | None
+    reconstruction: Tensor | None
+
+
+class SetRecModel(PreTrainedModel):
+    """The recommender: item tokens, a backbone, n queries, and the fold that grounds answers in the catalogue."""
+
+    config_class = SetRecConfig
+    base_model_prefix = "setrec"
+    _keys_to_ignore_on_load_missing = [r"embed_tokens"]  # noqa: RUF012
+
+    def __init__(self, config: SetRecConfig) -> None:
+        super().__init__(config)
+        lora = LoraSettings(**config.lora) if config.lora else None
+        self.backbone = build_backbone(_backbone_config(config.backbone), lora)
+        width = self.backbone.width
+        self.tokens = ItemTokens(
+            config.items, width, collaborative=config.collaborative, text=config.text, text_slot=config.text_slot,
+            semantic_tokens=config.semantic_tokens, hidden=tuple(config.hidden), extra=config.extra,
+            trainable_table=config.trainable_table, id_dropout=config.id_dropout,
+        )  # fmt: skip
+        n = len(self.tokens.slots)
+        if config.query_mode == "item" and (config.history != "fused" or not isinstance(self.backbone, CausalBackbone)):
+            raise ConfigError(
+                "an item's own token can answer (query_mode: item) behind a causal backbone and fused histories"
+            )
+        self.instruction = nn.Parameter(torch.zeros(config.instruction, width))
+        self.queries = nn.Parameter(torch.zeros(n, width))
+        self.maps = nn.Parameter(torch.zeros(n, width, width)) if config.query_mode == "item" else None
+        # A learned temperature per slot; answers leave the backbone with norms near sqrt(d).
+        self.log_scale = nn.Parameter(torch.zeros(n))
+        shape = len(self.tokens.kinds), len(config.history_skip)
+        self.log_skip = nn.Parameter(torch.zeros(shape)) if config.history_skip else None
+        self.repeat_logit = nn.Parameter(torch.zeros(1)) if config.repeat_bias else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self:
+            nn.init.normal_(self.instruction, std=0.02)
+            nn.init.normal_(self.queries, std=0.02)
+            if self.maps is not None:
+                self.maps.copy_(torch.eye(self.backbone.width).expand_as(self.maps))
+            nn.init.constant_(self.log_scale, -0.5 * float(np.log(self.backbone.width)))
+            if self.log_skip is not None:
+                nn.init.constant_(self.log_skip, float(np.log(SKIP_START / len(self.config.history_skip))) / LOG_UNIT)
+            if self.repeat_logit is not None:
+                nn.init.zeros_(self.repeat_logit)
+        elif isinstance(module, SemanticTokenizer):
+            for layer in [*module.encoder, module.split, *module.decoder]:
+                nn.init.xavier_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of slots, e.g. ``("collaborative", "semantic")``."""
+        return self.tokens.kinds
+
+    @property
+    def code_columns(self) -> dict[str, tuple[int, int]]:
+        """Columns (start, stop) of the folded code by kind."""
+        return self.tokens.columns
+
+    @property
+    def max_items(self) -> int:
+        """How many items of a history are read, the latest."""
+        return self.config.max_items
+
+    @property
+    def tokens_per_item(self) -> int:
+        """How many tokens an item of a history is read as."""
+        return 1 if self.config.history == "fused" else len(self.tokens.slots)
+
+    @property
+    def tokens_per_target(self) -> int:
+        """How many queries a target is asked with: one per slot, or none where an item's own token answers."""
+        return len(self.tokens.slots) if self.maps is None else 0
+
+    def outputs(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> Tensor:
+        """Answers (B, Q, n, d) of query blocks that each see the first ``visible`` (B or 1, Q) items of a history.
+
+        ``items`` int (B, L), right-padded with any row; ``codes`` (I, D) when they are at hand already.
+        """
+        codes = self.tokens.codes() if codes is None else codes
+        read = codes[items.long()]
+        m = self.tokens_per_item
+        vectors = self.tokens.fused(read) if m == 1 else self.tokens.tokens(read).flatten(1, 2)
+        vectors = self.dropout(vectors)
+        if self.maps is not None:
+            return self.dropout(self._at_items(vectors, visible)) * self.log_scale.exp()[:, None]
+        queries = self.queries.expand(1, visible.shape[1], -1, -1)
+        if self.config.query_mode == "last_item":
+            own = vectors.unflatten(1, (-1, m)).sum(dim=2)
+            queries = queries + _last_seen(own, visible.long() - 1)[:, :, None]
+        out = self.backbone(self.instruction, vectors, queries, visible, m)
+        return self.dropout(out) * self.log_scale.exp()[:, None]
+
+    def _at_items(self, vectors: Tensor, visible: Tensor) -> Tensor:
+        """Answers (B, Q, n, d) of the last visible items' own tokens, or of the instruction where none is visible."""
+        states = cast(CausalBackbone, self.backbone).read(self.instruction, vectors)
+        own = _last_seen(states, len(self.instruction) - 1 + visible.long())
+        return torch.einsum("bqd,nde->bqne", own, cast(Tensor, self.maps)) + self.queries
+
+    def answer_codes(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> list[Tensor]:
+        """Each slot's answer in the columns of its code, n tensors (B, Q, columns); arguments as of :meth:`outputs`."""
+        codes = self.tokens.codes() if codes is None else codes
+        own = grounding.slot_codes(self.tokens, self.outputs(items, visible, codes))
+        if self.log_skip is None:
+            return own
+        skip = self._skip(codes[items.long()], visible, (self.log_skip * LOG_UNIT).exp())
+        return [code + skip[slot.kind] for slot, code in zip(self.tokens.slots, own, strict=True)]
+
+    def _skip(self, read: Tensor, visible: Tensor, gains: Tensor) -> dict[str, Tensor]:
+        """By kind the history skip connection, (B, Q, columns): means of the codes read (B, L, D), at gains (kinds,
+        decays)."""
+        age = visible[..., None] - 1 - torch.arange(read.shape[1], device=read.device)
+        weights = []
+        for decay in self.config.history_skip:
+            weight = torch.where(age >= 0, float(decay) ** age.clamp(min=0).to(read.dtype), 0.0)
+            weights.append(weight / weight.sum(dim=-1, keepdim=True).clamp(min=1e-9))
+        skip = {}
+        for (kind, (a, b)), own in zip(self.tokens.columns.items(), gains, strict=True):
+            mixed = torch.stack([gain * weight for gain, weight in zip(own, weights, strict=True)]).sum(dim=0)
+            skip[kind] = mixed @ read[..., a:b] / (b - a)
+        return skip
+
+    def repeat_bias(self, weights: Mapping[str, float]) -> float:
+        """What is added to the scores of items in the history, at these weights of the slot kinds."""
+        if self.repeat_logit is None:
+            return 0.0
+        return self.repeat_logit.item() * BIAS_UNIT * sum(grounding.slot_weights(self.tokens, weights))
+
+    def forward(
+        self,
+        items: Tensor,
+        visible: Tensor,
+        asked: Tensor,
+        rows: Tensor | None = None,
+        reconstructed: Tensor | None = None,
+    ) -> Answers:
+        """Answers of the T query blocks for which ``asked``, bool (B, Q), is true, beside the codes they are compared
+        with.
+
+        ``items`` int (B, L) and ``visible`` int (B, Q) as of :meth:`outputs`. With ``rows`` int64 (J,), only the codes
+        of these items are computed, and ``items`` number them. ``reconstructed``: rows of items whose text vectors the
+        autoencoder reproduces.
+        """
+        codes = self.tokens.codes(rows)
+        own = [code[asked] for code in self.answer_codes(items, visible, codes)]
+        repeats = None
+        if self.repeat_logit is not None:
+            repeats = LogitBias(*self._seen(items, visible, asked), self.repeat_logit[0] * BIAS_UNIT)
+        error = None
+        if reconstructed is not None and self.tokens.semantic is not None:
+            error = self.tokens.semantic.reconstruction_error(reconstructed)
+        return Answers(own, codes, repeats, error)
+
+    def _seen(self, items: Tensor, visible: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs of a target and an item that it sees, each once, in the order of targets."""
+        sees = (torch.arange(items.shape[1], device=items.device) < visible[..., None])[asked]
+        row, at = sees.nonzero(as_tuple=True)
+        seen = items[asked.nonzero()[:, 0][row], at].long()
+        pairs = torch.unique(row * self.config.items + seen)
+        return pairs // self.config.items, pairs % self.config.items
+
+    @property
+    def trained(self) -> Tensor:
+        """Whether each item was a training item, bool (I,); all true without a collaborative slot."""
+        table = self.tokens.table(COLLABORATIVE)
+        if table is None:
+            return torch.ones(self.config.items, dtype=torch.bool, device=self.device)
+        return table.known
+
+    @torch.no_grad()
+    def item_codes(self) -> Tensor:
+        """Folded item codes, float32 (I, D): what an index holds. Independent of users and of slot weights."""
+        return self.tokens.codes().float()
+
+    @torch.no_grad()
+    def text_codes(self, vectors: Tensor) -> Tensor:
+        """Codes, float32 (rows, D), of new items from their text vectors (rows, width); columns that no text gives are
+        zero.
+
+        Raises:
+            ConfigError: no slot of the model reads text, or it was trained on text vectors of another width.
+        """
+        if not self.tokens.text_kinds:
+            raise ConfigError("no slot of the model reads text, so it cannot place an item by its text")
+        if vectors.shape[-1] != self.config.text:
+            raise ConfigError(f"text vectors have {vectors.shape[-1]} numbers, the model reads {self.config.text}")
+        return self.tokens.text_codes(vectors.to(self.device)).float()
+
+    @torch.no_grad()
+    def answers(self, histories: Ragged, codes: Tensor | None = None) -> Tensor:
+        """Answers (B, n, d) to whole histories (the latest ``max_items`` of each); one forward pass."""
+        return self.outputs(*self._whole(histories), codes)[:, 0]
+
+    def _whole(self, histories: Ragged) -> tuple[Tensor, Tensor]:
+        """Items (B, L) and visible (B, 1) of whole histories, the latest ``max_items`` of each."""
+        items, lengths = histories.pad(self.config.max_items)
+        return torch.from_numpy(items).to(self.device), torch.from_numpy(lengths).to(self.device)[:, None]
+
+    @torch.no_grad()
+    def user_codes(self, histories: Ragged, weights: Mapping[str, float], codes: Tensor | None = None) -> Tensor:
+        """Folded user codes, float32 (B, D): inner products with item codes are scores, up to a constant per user."""
+        own = self.answer_codes(*self._whole(histories), codes)
+        return grounding.joined(self.tokens, own, weights)[:, 0].float()
+
+    @classmethod
+    def build(cls, settings: ModelSettings, features: ItemFeatures) -> SetRecModel:
+        """A model for a catalogue, its backbone pretrained or new, its tokenizers filled with the items' features."""
+        b = settings.backbone
+        pretrained = load_backbone(b.pretrained) if b.pretrained else None
+        instruction = _instruction_vectors(b.pretrained, pretrained)
+        base = pretrained.config if pretrained is not None else scratch_config(b.family, b.size, b.dropout)
+        backbone_config = base.to_dict()
+        if pretrained is not None:
+            pretrained.resize_token_embeddings(1)
+            backbone_config["vocab_size"] = 1
+            backbone_config["pad_token_id"] = 0 if base.is_encoder_decoder else None
+        config = SetRecConfig(
+            items=len(features),
+            backbone=backbone_config,
+            lora=b.lora.model_dump() if b.lora else None,
+            collaborative=0 if features.collaborative is None else features.collaborative.shape[1],
+            text=0 if features.text is None else features.text.shape[1],
+            text_slot=0 if features.text is None else min(settings.text_slot, features.text.shape[1]),
+            extra={kind: table.shape[1] for kind, table in features.extra.items()},
+            semantic_tokens=settings.semantic_tokens,
+            hidden=list(settings.hidden),
+            history=settings.history,
+            max_items=settings.max_items,
+            instruction=settings.instruction if instruction is None else len(instruction),
+            query_mode=settings.resolved_query_mode(causal=not base.is_encoder_decoder),
+            dropout=settings.dropout,
+            trainable_table=settings.trainable_table,
+            id_dropout=settings.id_dropout,
+            history_skip=list(settings.history_skip),
+            repeat_bias=settings.repeat_bias,
+        )
+        model = cls(config)
+        model.tokens.fill(features)
+        if pretrained is not None:
+            _copy_weights(pretrained, model.backbone.model)
+        if instruction is not None:
+            model.instruction.data.copy_(instruction)
+        if b.lora is not None:
+            for name, parameter in model.backbone.named_parameters():
+                parameter.requires_grad_("lora_" in name)
+        return model
+
+
+def _last_seen(vectors: Tensor, at: Tensor) -> Tensor:
+    """Vectors (B, Q, d) of the tokens ``at`` (B or 1, Q) out of (B, L, d); zero where that is before the first, so that
+    an empty history is the same whatever it is padded with."""
+    if not vectors.shape[1]:
+        return vectors.new_zeros(len(vectors), at.shape[1], vectors.shape[2])
+    rows = torch.arange(len(vectors), device=vectors.device)[:, None]
+    return vectors[rows, at.clamp(min=0).expand(len(vectors), -1)] * (at >= 0)[..., None]
+
+
+def _instruction_vectors(path: str | None, pretrained: PreTrainedModel | None) -> Tensor | None:
+    """The instruction in a pretrained backbone's own words, (a, d); ``None`` without a tokenizer."""
+    if path is None or pretrained is None:
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError):
+        return None
+    ids = tokenizer(INSTRUCTION, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    return pretrained.get_input_embeddings()(ids).detach().clone()
+
+
+def _copy_weights(source: PreTrainedModel, target: nn.Module) -> None:
+    """Copy a pretrained backbone into the model's, whose linear layers may be wrapped by adapters."""
+    own = dict(target.state_dict())
+    for name, value in source.state_dict().items():
+        stem, _, leaf = name.rpartition(".")
+        key = name if name in own else f"{stem}.base_layer.{leaf}"
+        own[key].copy_(value)

@@ -1,0 +1,113 @@
+"""The opponents that need no gradient: popularity and ItemKNN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from itertools import product
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from setrec.data.catalog import TRAIN, VALID, Histories
+from setrec.evaluation import ranking
+from setrec.ragged import Ragged
+from setrec.scoring.item_graph import largest
+from setrec.settings import Settings
+
+
+class Popularity:
+    """Every user gets the items with the most training interactions."""
+
+    def __init__(self, counts: np.ndarray) -> None:
+        self.counts = counts.astype(np.float32)
+
+    def __call__(self, history: Ragged) -> np.ndarray:
+        """Training counts (b, I), the same row for all."""
+        return np.tile(self.counts, (len(history), 1))
+
+
+class ItemKnnSettings(Settings):
+    """``neighbours`` kept per item; ``shrink`` added to each norm; ``decay`` per step back in the history; ``last``
+    items of the history that count."""
+
+    neighbours: int = 100
+    shrink: float = 3.0
+    decay: float = 0.8
+    last: int = 50
+
+
+class ItemKnn:
+    """Items similar to those of the history, the recent ones counting more.
+
+    Similarity: co-occurrence in users' training sets over shrunk norms.
+    """
+
+    def __init__(self, histories: Histories, items: int, settings: ItemKnnSettings) -> None:
+        self.settings = settings
+        rows = histories.upto(TRAIN)
+        users = sp.csr_matrix((np.ones(len(rows.values), np.float32), rows.values, rows.offsets), (len(rows), items))
+        users.sum_duplicates()
+        users.data[:] = 1.0
+        together = (users.T @ users).tocsr()
+        together.setdiag(0)
+        together.eliminate_zeros()
+        counts = np.asarray(users.sum(axis=0)).ravel()
+        norm = np.where(counts > 0, 1.0 / (np.sqrt(np.maximum(counts, 1.0)) + settings.shrink), 0.0)
+        self.similar = largest((sp.diags(norm) @ together @ sp.diags(norm)).tocsr(), settings.neighbours)
+
+    def with_decay(self, decay: float) -> ItemKnn:
+        """The same similarities under another decay."""
+        other = copy(self)
+        other.settings = self.settings.model_copy(update={"decay": decay})
+        return other
+
+    def __call__(self, history: Ragged) -> np.ndarray:
+        """Scores (b, I)."""
+        s = self.settings
+        age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.values))
+        weight = np.where(age < s.last, s.decay**age, 0.0).astype(np.float32)
+        read = sp.csr_matrix((weight, history.values, history.offsets), (len(history), self.similar.shape[0]))
+        return np.asarray((read @ self.similar).todense(), dtype=np.float32)
+
+
+GRID: dict[str, tuple[float, ...]] = {
+    "neighbours": (20, 50, 100, 300),
+    "shrink": (0.0, 1.0, 3.0, 10.0),
+    "decay": (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+}
+
+
+def tune_item_knn(
+    histories: Histories,
+    items: int,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    users: int = 10_000,
+    seed: int = 0,
+) -> tuple[ItemKnn, list[dict[str, Any]]]:
+    """The ItemKNN of :data:`GRID` with the best validation NDCG@10 (history removed), and the whole grid's values.
+
+    Every setting is tried on the same ``users`` validation users, drawn by ``seed`` where there are more: the grid
+    ranks the catalogue over a hundred times (0.15 s each for MovieLens-100K's 943 users). Without validation
+    items the default settings are taken.
+    """
+    cases = ranking.Cases.of(histories, VALID).sample(users, seed)
+    tried: list[dict[str, Any]] = []
+    if len(cases) == 0:
+        return ItemKnn(histories, items, ItemKnnSettings()), tried
+    best: tuple[float, ItemKnn] | None = None
+    shapes = list(product(GRID["neighbours"], GRID["shrink"]))
+    for done, (neighbours, shrink) in enumerate(shapes):
+        built = ItemKnn(histories, items, ItemKnnSettings(neighbours=int(neighbours), shrink=shrink))
+        for decay in GRID["decay"]:
+            model = built.with_decay(decay)
+            value = ranking.mean_metric(model, cases)
+            tried.append({**model.settings.model_dump(), "ndcg@10": value})
+            if best is None or value > best[0]:
+                best = (value, model)
+        if progress is not None:
+            progress(done + 1, len(shapes))
+    assert best is not None
+    return best[1], tried

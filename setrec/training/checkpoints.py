@@ -1,0 +1,107 @@
+"""A training's state as files: safetensors and JSON, the same whatever the number of workers that wrote them.
+
+``weights`` holds the model, ``best`` the learned tensors of the best epoch, ``optimizer`` the moments of every learned
+parameter by name, ``progress.json`` all the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from setrec.errors import ConfigError
+from setrec.training.distributed import like, whole
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def learned(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """Copies of all parameters that training changes, whole; every worker has to ask, those that ``keep`` get them."""
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return _copies({name: value for name, value in model.state_dict().items() if name in names}, keep)
+
+
+def moments(model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Tensor]:
+    """The optimiser's state as ``key/parameter``, whole; every worker has to ask, those that ``keep`` get it."""
+    model.state_dict()  # a model left gathered by its last use is spread again, or its parameters are others' objects
+    named: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    state = {
+        f"{key}/{named[parameter]}": torch.as_tensor(value)
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+    return _copies(state, keep)
+
+
+def _copies(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    found = {}
+    for name, value in tensors.items():
+        full = whole(value.detach())
+        if keep:
+            found[name] = full.to("cpu", copy=True).contiguous()
+    return found
+
+
+def save(
+    folder: Path | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    progress: dict[str, Any],
+) -> None:
+    """Write the state into ``folder``; every worker has to call this, with no folder where it is not to write."""
+    keep = folder is not None
+    weights, state = _copies(dict(model.state_dict()), keep), moments(model, optimizer, keep=keep)
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "weights.safetensors")
+    save_file(best, folder / "best.safetensors")
+    save_file(state, folder / "optimizer.safetensors")
+    (folder / "progress.json").write_text(json.dumps(progress))
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Set model and optimiser to what :func:`save` wrote; returns the best weights and the progress.
+
+    Raises:
+        ConfigError: the checkpoint is incomplete or belongs to a model of another shape.
+    """
+    try:
+        weights, best = load_file(folder / "weights.safetensors"), load_file(folder / "best.safetensors")
+        state = load_file(folder / "optimizer.safetensors")
+        progress = json.loads((folder / "progress.json").read_text())
+        set_weights(model, weights)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"checkpoint '{folder}' cannot be resumed: {str(error).splitlines()[0]}") from error
+    for name, parameter in model.named_parameters():
+        own = {key: state[f"{key}/{name}"] for key in MOMENTS if f"{key}/{name}" in state}
+        if own:
+            optimizer.state[parameter] = {k: v if k == "step" else like(v, parameter) for k, v in own.items()}
+    return best, progress
+
+
+@torch.no_grad()
+def set_weights(model: nn.Module, weights: dict[str, Tensor], *, every: bool = True) -> None:
+    """Copy whole tensors into ``model``, into ``every`` one it has or into those that are given.
+
+    Raises:
+        ValueError: names or shapes do not fit.
+    """
+    own = model.state_dict()
+    if set(weights) - set(own) or (every and set(own) - set(weights)):
+        raise ValueError(f"weights do not fit the model: {sorted(set(own) ^ set(weights))[0]}")
+    for name, value in weights.items():
+        if own[name].shape != value.shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, the model's has {tuple(own[name].shape)}")
+        own[name].copy_(like(value, own[name]))

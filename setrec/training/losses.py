@@ -1,0 +1,112 @@
+"""The losses: cross-entropy over the catalogue per slot, over the fused score, and the autoencoder's error."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from setrec.models import grounding
+from setrec.models.grounding import LogitBias
+from setrec.models.item_tokens import ItemTokens
+from setrec.models.setrec_model import Answers, SetRecModel
+from setrec.settings import Settings
+from setrec.training.sampled_softmax import Candidates, sampled_cross_entropy
+from setrec.training.softmax import catalogue_cross_entropy
+
+
+class ObjectiveSettings(Settings):
+    """The training loss, SETRec's Eq. (8) and our additions.
+
+    ``alpha`` weighs the reconstruction error. ``slots`` weighs the mean of the slots' own cross-entropies. ``fused``
+    weighs the cross-entropy of the fused score, which lets the slots cooperate (the paper: 0). ``negatives``: with
+    ``trained``, items that training never shows as a target are left out of the softmax, so that they are not pushed
+    down for being new (the paper: ``all``).
+
+    Where more items than ``sampled_above`` are in the softmax, ``samples`` draws stand for them (see
+    ``setrec.training.sampled_softmax``); a step's time and memory then no longer grow with the catalogue. Up to there
+    the whole softmax is cheap enough: at 100,000 items and 2,048 targets about 0.1 TFLOP a term. What the sample costs
+    in ranking quality is measured in ``benchmarks/bench_training_pipeline.py``.
+    """
+
+    alpha: float = 0.0
+    slots: float = 0.0
+    fused: float = 1.0
+    negatives: Literal["trained", "all"] = "trained"
+    sampled_above: int = Field(4096, ge=0)
+    samples: int = Field(1024, ge=1)
+
+
+def batch_terms(
+    model: SetRecModel,
+    items: Tensor,
+    visible: Tensor,
+    targets: Tensor,
+    settings: ObjectiveSettings,
+    rows: Tensor,
+    candidates: Candidates | None = None,
+    wrapped: nn.Module | None = None,
+) -> dict[str, Tensor]:
+    """Loss terms of query blocks with targets int (B, Q), -1 where there is none; see :func:`loss`.
+
+    ``rows``: items whose text vectors are reconstructed. With ``candidates`` only the codes of items that are read,
+    asked for or candidates are computed. ``wrapped``: the model with DDP around it.
+    """
+    asked = targets >= 0
+    targets = targets[asked].long()
+    met = None
+    if candidates is not None:
+        met = torch.unique(torch.cat([items.flatten().long(), targets, candidates.rows]))
+        items, targets = torch.searchsorted(met, items.long()), torch.searchsorted(met, targets)
+        candidates = candidates._replace(rows=torch.searchsorted(met, candidates.rows))
+    answers = (wrapped or model)(items, visible, asked, met, rows if settings.alpha else None)
+    return loss(model.tokens, answers, targets, settings, model.trained, candidates)
+
+
+def loss(
+    tokens: ItemTokens,
+    answers: Answers,
+    targets: Tensor,
+    settings: ObjectiveSettings,
+    trained: Tensor,
+    candidates: Candidates | None = None,
+) -> dict[str, Tensor]:
+    """Loss terms, each a sum over targets (``slots``, ``fused``) or a mean (``reconstruction``).
+
+    Shapes: targets int64 (T,), rows of ``answers.codes``; trained bool (I,). ``candidates``: a sample that stands for
+    the catalogue; ``answers.codes``, ``targets``, the sample and ``answers.repeats`` may then number a part of the
+    items.
+    """
+    codes, bias = answers.codes, answers.repeats
+    if candidates is None and settings.negatives == "trained":
+        # Positions of the remaining items among themselves; targets are training items, hence always among them.
+        place = torch.cumsum(trained, dim=0) - 1
+        targets, codes = place[targets], codes[trained]
+        if bias is not None:
+            there = trained[bias.items]
+            bias = LogitBias(bias.rows[there], place[bias.items[there]], bias.by)
+
+    def cross_entropy(users: Tensor, table: Tensor) -> Tensor:
+        if candidates is None:
+            return catalogue_cross_entropy(users, table, targets, bias)
+        return sampled_cross_entropy(users, table, targets, candidates, bias)
+
+    pairs = list(zip(answers.slots, tokens.slots, strict=True))
+    terms = {}
+    if settings.slots:
+        each = [cross_entropy(u, codes[:, s.start : s.stop]) for u, s in pairs]
+        terms["slots"] = torch.stack(each).mean()
+    if settings.fused:
+        alike = dict.fromkeys(tokens.kinds, 1 / len(pairs))
+        terms["fused"] = cross_entropy(grounding.joined(tokens, answers.slots, alike), codes)
+    if answers.reconstruction is not None:
+        terms["reconstruction"] = answers.reconstruction
+    return terms
+
+
+def total(terms: dict[str, Tensor], settings: ObjectiveSettings, count: float) -> Tensor:
+    """One number: (slots + fused) per target + alpha * reconstruction; ``count`` targets share the sums."""
+    weights = {"slots": settings.slots / count, "fused": settings.fused / count, "reconstruction": settings.alpha}
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()

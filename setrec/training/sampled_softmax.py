@@ -1,0 +1,141 @@
+"""Cross-entropy for catalogues too large to be gone through at every step: a sample stands for the other items.
+
+Candidates are drawn log-uniformly over popularity ranks (Zipf's law, the usual shape of demand): of R items the one
+of rank r (from 0) with probability p_r = log((r + 2) / (r + 1)) / log(R + 1), T times. The set S of items met holds
+item i with probability q_i = 1 - (1 - p_i)^T, its expected count. With the logits of S corrected by -log q_i,
+
+    Z = exp(l_target) + sum over i in S, i not the target, of exp(l_i - log q_i)
+
+has the full softmax's normaliser as its expectation (Horvitz and Thompson 1952), whatever the logits are; the target
+is always there, so it is not corrected, and where the sample holds it too it is not counted again. The loss is
+log Z - l_target. The logarithm is concave, so it is low by about Var(Z) / (2 Z^2), which vanishes as the sample grows.
+With as many draws as items all items are taken, and the loss is the full softmax's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from setrec.training import softmax
+from setrec.training.softmax import LogitBias
+
+
+class Candidates(NamedTuple):
+    """A sample of items: ``rows`` int64 (S,), ascending, and the log of their expected counts, float32 (S,)."""
+
+    rows: Tensor
+    log_counts: Tensor
+
+
+class LogUniformSampler:
+    """Draws candidates by popularity rank.
+
+    Args:
+        counts: training interactions of each item, int (I,); the most popular item has rank 0, ties go by row.
+        eligible: the items that may be drawn, bool (I,).
+        samples: how many draws; items met more than once count once, so a sample has fewer.
+    """
+
+    def __init__(self, counts: np.ndarray, eligible: np.ndarray, samples: int) -> None:
+        by_popularity = np.argsort(-counts, kind="stable")
+        self.order = torch.from_numpy(by_popularity[eligible[by_popularity]])
+        self.samples = samples
+
+    def draw(self, generator: torch.Generator) -> Candidates:
+        """A sample; all items, nothing to correct, where no fewer are asked for."""
+        total = len(self.order)
+        if self.samples >= total:
+            return Candidates(self.order.sort().values, torch.zeros(total))
+        uniform = torch.rand(self.samples, generator=generator, dtype=torch.float64)
+        rank = torch.unique((uniform * np.log(total + 1)).exp().sub(1).long().clamp(0, total - 1))
+        chance = torch.log1p(1.0 / (rank.double() + 1)) / np.log(total + 1)
+        counts = -torch.expm1(self.samples * torch.log1p(-chance))
+        rows, at = self.order[rank].sort()
+        return Candidates(rows, counts.log()[at].float())
+
+
+def sampled_cross_entropy(
+    users: Tensor, codes: Tensor, targets: Tensor, candidates: Candidates, bias: LogitBias | None = None
+) -> Tensor:
+    """Sum over rows of the loss above, logits being ``users @ codes.T`` with ``bias`` added.
+
+    Shapes: users (T, w), codes (I, w), targets int64 (T,) and ``candidates.rows`` in [0, I). Precision and
+    differentiability as in :func:`setrec.training.softmax.catalogue_cross_entropy`.
+    """
+    product = torch.get_autocast_dtype(users.device.type) if torch.is_autocast_enabled(users.device.type) else None
+    place = torch.searchsorted(candidates.rows, targets).clamp(max=len(candidates.rows) - 1)
+    place = torch.where(candidates.rows[place] == targets, place, -1)
+    again, by = torch.zeros(len(users), dtype=torch.bool, device=users.device), users.new_zeros(())
+    if bias is not None:
+        again[bias.rows[targets[bias.rows] == bias.items]] = True
+        bias, by = _among(candidates.rows, bias), bias.by.float()
+    return _SampledCrossEntropy.apply(
+        users.float(), codes[targets].float(), codes[candidates.rows].float(), by, candidates.log_counts, place,
+        again, bias, product or torch.float32,
+    )  # fmt: skip
+
+
+def _among(rows: Tensor, bias: LogitBias) -> LogitBias:
+    """The pairs whose items are candidates, with the candidates' places for items."""
+    place = torch.searchsorted(rows, bias.items).clamp(max=len(rows) - 1)
+    there = rows[place] == bias.items
+    return LogitBias(bias.rows[there], place[there], bias.by)
+
+
+class _SampledCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, users: Tensor, own: Tensor, codes: Tensor, by: Tensor, *fixed: Any) -> Tensor:
+        with torch.autocast(users.device.type, enabled=False):
+            loss, *gradients = _loss_and_gradients(users, own, codes, by, *fixed)
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(grads[0] * gradient for gradient in ctx.saved_tensors), *(None,) * 5)
+
+
+def _loss_and_gradients(
+    users: Tensor,
+    own: Tensor,
+    codes: Tensor,
+    by: Tensor,
+    log_counts: Tensor,
+    place: Tensor,
+    again: Tensor,
+    bias: LogitBias | None,
+    product: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As in ``setrec.training.softmax``, with the target beside the candidates; ``place``: where they hold it, or -1;
+    ``again``: whether the bias is added to the target's own logit."""
+    narrow = codes.to(product)
+    by_users, by_own, by_codes = torch.empty_like(users), torch.empty_like(own), torch.zeros_like(codes)
+    by_bias = torch.zeros_like(by)
+    loss = users.new_zeros((), dtype=torch.float64)
+    step = softmax.rows_at_once(codes)
+    for start in range(0, len(users), step):
+        rows = slice(start, start + step)
+        u, o, at = users[rows], own[rows], place[rows]
+        logits = (u.to(product) @ narrow.T).float().sub_(log_counts)
+        if bias is not None:
+            pairs = bias.between(start, start + step)
+            logits[pairs] += by
+        met = (at >= 0).nonzero()[:, 0]
+        logits[met, at[met]] = float("-inf")
+        target = (u * o).sum(dim=1, keepdim=True) + by * again[rows, None]
+        top = torch.maximum(logits.amax(dim=1, keepdim=True), target)
+        mass, target_mass = logits.sub_(top).exp_(), (target - top).exp()
+        total = mass.sum(dim=1, keepdim=True) + target_mass
+        loss += (total.log() + top - target).sum()
+        away = target_mass / total - 1
+        if bias is not None:
+            by_bias += (mass[pairs] / total[pairs[0], 0]).sum() + away[again[rows]].sum()
+        mass = mass.to(product)
+        by_users[rows] = (mass @ narrow).float() / total + away * o
+        by_own[rows] = away * u
+        by_codes += (mass.T @ (u / total).to(product)).float()
+    return loss.to(users.dtype), by_users, by_own, by_codes, by_bias
