@@ -35,7 +35,7 @@ CSV_ROWS = 2 * MILLION
 
 def child(settings: dict[str, Any], out: Path) -> dict[str, float]:
     """Ingest in this process; called in one that does nothing else."""
-    from pipelines.data.ingest import DataSettings, ingest
+    from pipelines.ingest.ingest import DataSettings, ingest
 
     spilled, done = [0], threading.Event()
 

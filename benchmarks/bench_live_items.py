@@ -34,8 +34,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.common.run_directory import Run
-from pipelines.config import JobConfig, load_config
-from pipelines.data import ingest
+from pipelines.config.job import JobConfig, load_config
+from pipelines.data import directory
 from pipelines.evaluation.scorer import load_weights
 from pipelines.features import item_features
 from pipelines.jobs.datasets import packaged_encoder
@@ -103,7 +103,7 @@ def films(run: Run) -> dict[str, float]:
 
 def cold_items(run: Run) -> dict[str, float]:
     """``cold_recall`` at ten of a run split in time, over HTTP."""
-    catalog, histories = ingest.load(run.data)
+    catalog, histories = directory.load(run.data)
     trained = histories.trained(len(catalog))
     cold, row_of = np.flatnonzero(~trained), np.cumsum(trained) - 1
     before, after = histories.upto(VALID), histories.of(TEST)

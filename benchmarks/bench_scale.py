@@ -68,7 +68,7 @@ class Place:
 
     def config(self) -> Any:
         """The configuration of the run."""
-        from pipelines.config import validate
+        from pipelines.config.job import validate
 
         data = {
             "interactions": str(self.world / "interactions"),
@@ -89,7 +89,7 @@ def clocked() -> Iterator[list[float]]:
 
 def ingest(place: Place) -> float:
     """The raw tables to a data directory."""
-    from pipelines.data.ingest import ingest as run
+    from pipelines.ingest.ingest import ingest as run
 
     data = place.config().data
     with clocked() as seconds:
@@ -127,7 +127,7 @@ def distances(place: Place) -> float:
     from nodetok.anchors import AnchorSettings, choose
     from nodetok.distances import DistanceSettings
     from nodetok.graph import Graph
-    from pipelines.graph.distances import distances_on_cluster
+    from pipelines.features.distances import distances_on_cluster
 
     graph = Graph.from_arrays(*power_law(place.size, 5 * place.size, 0), place.size)
     anchors = choose(graph, AnchorSettings(count=64, radius=2)).rows
@@ -154,7 +154,7 @@ def train(place: Place) -> float:
     """The first :data:`TRAINED` steps of training, from the shards."""
     import torch
 
-    from pipelines.data.ingest import history_shards
+    from pipelines.ingest.ingest import history_shards
     from pipelines.training.shard_source import ShardSource
     from setrec.data.source import item_counts
     from setrec.training.trainer import Trainer
@@ -179,7 +179,7 @@ def evaluate(place: Place) -> float:
     """Full ranking for :data:`EVALUATED` test users."""
     import torch
 
-    from pipelines.data.ingest import load
+    from pipelines.ingest.ingest import load
     from setrec.data.catalog import TEST
     from setrec.evaluation import ranking
     from setrec.scoring import scorer

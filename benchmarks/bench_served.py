@@ -29,7 +29,7 @@ from codes import COLLABORATIVE, SEMANTIC, world
 from serving_bundle import USERS, make_bundle
 
 from pipelines.common.run_directory import Run
-from pipelines.data import ingest
+from pipelines.data import directory
 from serving import audit
 from serving.auditor import Answered
 from serving.bundle import Bundle
@@ -67,7 +67,7 @@ def agreement(run: Run) -> float | None:
         return None
     bundle = Bundle.open(run.bundle)
     engine = Engine(bundle, threads=1)
-    catalog, histories = ingest.load(run.data)
+    catalog, histories = directory.load(run.data)
     model = bundle.model
     scorer = HybridScorer(
         ModelScores(model, bundle.manifest.scorer.slots),  # type: ignore[arg-type]

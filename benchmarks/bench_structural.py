@@ -12,6 +12,7 @@ from harness import write_results
 from rich.console import Console
 
 from pipelines.common.run_directory import Run
+from pipelines.features import preparation
 from pipelines.jobs import stages
 from pipelines.jobs.demo import demo_config
 from pipelines.reports.terminal import difference_table, ranking_table
@@ -24,7 +25,7 @@ def main() -> None:
     """Prepare, train every variant, print the tables and write the figures."""
     run, config = Run(Path("runs/bench_structural")), demo_config(8000, list(SETTINGS))
     run.clear()
-    stages.prepare(run, config)
+    preparation.prepare(run, config)
     found = stages.ablate(run, config, SEEDS)
     Console().print(ranking_table(found["rows"]), difference_table(found["differences"]))
     figures = {

@@ -26,10 +26,9 @@ from harness import RESULTS, write_results
 
 from pipelines.common.cluster import ray_session
 from pipelines.common.run_directory import Run
-from pipelines.config import JobConfig, validate
-from pipelines.data import ingest
-from pipelines.features import item_features
-from pipelines.jobs import stages
+from pipelines.config.job import JobConfig, validate
+from pipelines.data import directory
+from pipelines.features import item_features, preparation
 from pipelines.jobs.datasets import movielens_100k
 from pipelines.training import train
 from pipelines.training.worker import trainer_of
@@ -61,7 +60,7 @@ def config_of(data: Path | None) -> JobConfig:
 def prepare(root: Path, config: JobConfig) -> Run:
     """A run ready to train the recommender."""
     run = Run(root)
-    stages.prepare(run, config)
+    preparation.prepare(run, config)
     item_features.train_collaborative(run, config)
     return run
 
@@ -117,7 +116,7 @@ def launchers(run: Run, config: JobConfig, repeats: int) -> dict[str, dict[str, 
 
 def sampled(run: Run, config: JobConfig, draws: tuple[int, ...] = (512,)) -> dict[str, Any]:
     """Test metrics after training with the full softmax and with samples of it, and the difference user by user."""
-    catalog, histories = ingest.load(run.data)
+    catalog, histories = directory.load(run.data)
     cases = ranking.Cases.of(histories, TEST)
     groups = ranking.warm_cold_groups(histories.trained(len(catalog)))[:1]
     found, results = {"items": int(histories.trained(len(catalog)).sum())}, {}
@@ -151,7 +150,7 @@ def main() -> None:
     config = config_of(asked.data)
     with TemporaryDirectory() as folder:
         run = prepare(Path(folder) / "run", config)
-        _, histories = ingest.load(run.data)
+        _, histories = directory.load(run.data)
         rows = histories.upto(TRAIN)
         shares = padding.shares(rows, config.model.max_items, config.training.targets_per_batch)
         found, softmax = launchers(run, config, asked.repeats), sampled(run, config)

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from pipelines.benchmark import problem
-from pipelines.benchmark.problem import Problem
+from pipelines.benchmark.base import problem
+from pipelines.benchmark.base.problem import Problem
 from setrec.evaluation import ranking
 from setrec.models import sasrec
 from setrec.scoring import baselines

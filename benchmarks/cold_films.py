@@ -15,9 +15,11 @@ import torch
 
 from pipelines.common.cluster import ray_session
 from pipelines.common.run_directory import Run
-from pipelines.config import JobConfig
-from pipelines.data import ingest
+from pipelines.config.job import JobConfig
+from pipelines.data import directory
 from pipelines.data.directory import write_histories
+from pipelines.features import preparation
+from pipelines.ingest import ingest
 from pipelines.jobs import stages
 from pipelines.jobs.demo import demo_config
 from setrec.data.catalog import TEST, Catalog, Histories
@@ -48,7 +50,7 @@ class ColdFilms:
     @classmethod
     def load(cls, run: Run) -> ColdFilms:
         """What :func:`prepare` left in ``run``."""
-        catalog, histories = ingest.load(_whole(run))
+        catalog, histories = directory.load(_whole(run))
         order = np.random.default_rng(SEED).permutation(np.flatnonzero(histories.trained(len(catalog))))
         first, second = round(VALID_SHARE * len(order)), round((VALID_SHARE + TEST_SHARE) * len(order))
         rows = np.arange(len(catalog))
@@ -108,7 +110,7 @@ def train(run: Run) -> None:
     config = demo_config(8000, list(SETTINGS))
     run.clear()
     prepare(run, config)
-    stages.tokenise(run, config)
+    preparation.tokenise(run, config)
     with ray_session(cpus=2):
         stages.fit(run, config)
         stages.assess(run, config)

@@ -95,7 +95,7 @@ def noted_worker(settings: dict[str, Any]) -> None:
 def serve() -> None:
     """Train the runs whose folders come in, a line each; to each the answer is a line too, empty or what went wrong."""
     from pipelines.common.run_directory import Run
-    from pipelines.config import load_config
+    from pipelines.config.job import load_config
     from pipelines.training import train
 
     for line in sys.stdin:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from pipelines.common.run_directory import Run
-from pipelines.config import load_config
+from pipelines.config.job import load_config
 from pipelines.training.worker import store_of, work
 
 

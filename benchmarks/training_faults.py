@@ -28,9 +28,8 @@ from ray_nodes import ENVIRONMENT, RayNodes, lives, wait_until
 
 from pipelines.common import storage
 from pipelines.common.run_directory import Run
-from pipelines.config import JobConfig, load_config
-from pipelines.features import item_features
-from pipelines.jobs import stages
+from pipelines.config.job import JobConfig, load_config
+from pipelines.features import item_features, preparation
 from pipelines.training.checkpoint_store import CheckpointStore
 from pipelines.training.worker import store_of
 
@@ -63,7 +62,7 @@ def prepare(folder: Path, users: int = 80, epochs: int = 4) -> Path:
     pd.DataFrame(rows, columns=["user_id", "item_id", "position"]).to_csv(folder / "interactions.csv", index=False)
     (folder / "config.yaml").write_text(CONFIG.format(folder=folder, epochs=epochs))
     run, config = Run(folder / "prepared"), load_config(folder / "config.yaml")
-    stages.prepare(run, config)
+    preparation.prepare(run, config)
     item_features.train_collaborative(run, config)
     return run.root
 

@@ -16,10 +16,10 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from pipelines.benchmark import problem
 from pipelines.benchmark.analysis import analysis
-from pipelines.benchmark.entrant import Clock, Entrant, Fitted
-from pipelines.benchmark.problem import Problem
+from pipelines.benchmark.base import problem
+from pipelines.benchmark.base.entrant import Clock, Entrant, Fitted
+from pipelines.benchmark.base.problem import Problem
 from pipelines.common.fingerprints import of_value
 from pipelines.common.run_directory import environment
 from setrec.atomic import atomic_directory

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-from pipelines.benchmark import problem, roster
-from pipelines.benchmark.analysis import report
-from pipelines.benchmark.problem import Protocol
+from pipelines.benchmark import report, roster
+from pipelines.benchmark.base import problem
+from pipelines.benchmark.base.problem import Protocol
 from pipelines.benchmark.run import Benchmark, BenchmarkSettings
 from pipelines.common.run_directory import Run
 from pipelines.jobs.datasets import packaged_encoder

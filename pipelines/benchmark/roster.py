@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 
 from pipelines import recipes
-from pipelines.benchmark.entrant import Entrant
+from pipelines.benchmark.base.entrant import Entrant
+from pipelines.benchmark.base.problem import Problem
 from pipelines.benchmark.opponents import untrained
 from pipelines.benchmark.opponents.recommender import Recommender, WithoutModel
 from pipelines.benchmark.opponents.tiger import Tiger
-from pipelines.benchmark.problem import Problem
 from setrec.errors import ConfigError
 
 OURS = "SETRec, ours"

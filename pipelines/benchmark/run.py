@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import Field
 
-from pipelines.benchmark import fits, problem, roster
-from pipelines.benchmark.analysis import tabulate
+from pipelines.benchmark import fits, roster, tabulate
+from pipelines.benchmark.base import problem
 from pipelines.benchmark.fits import Record, Task
 from pipelines.common.board import FitsBoard
 from pipelines.common.cluster import ray_session

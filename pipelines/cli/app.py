@@ -17,7 +17,7 @@ from pipelines.common.run_directory import Run
 from setrec.errors import ConfigError, SetRecError
 
 if TYPE_CHECKING:
-    from pipelines.config import JobConfig
+    from pipelines.config.job import JobConfig
 
 # What a command needs is imported when it runs: torch, transformers and Ray take seconds, help should not.
 
@@ -48,11 +48,11 @@ def prepare(
     set_: SetOption = None,
 ) -> None:
     """Read, check and split interactions and items; encode item texts."""
-    from pipelines.config import load_config
-    from pipelines.jobs import stages
+    from pipelines.config.job import load_config
+    from pipelines.features import preparation
 
-    summary = stages.prepare(Run(run), load_config(config, _joined(set_, address)))
-    _print_json(stages.told(summary))
+    summary = preparation.prepare(Run(run), load_config(config, _joined(set_, address)))
+    _print_json(preparation.short_summary(summary))
 
 
 @app.command()
@@ -107,9 +107,9 @@ def tune(
     set_: SetOption = None,
 ) -> None:
     """Search for settings on validation NDCG@10; write trials.json and best.yaml."""
-    from pipelines.config import load_config
+    from pipelines.cli.trial_table import trial_table
+    from pipelines.config.job import load_config
     from pipelines.jobs import stages
-    from pipelines.reports.terminal import trial_table
 
     overrides = [*(set_ or []), *([f"cluster.address={address}"] if address else [])]
     trials = stages.search(Run(run), load_config(config, overrides), resume=resume)
@@ -243,9 +243,9 @@ def benchmark(
     json_only: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
 ) -> None:
     """Compare SETRec with tuned opponents under a published protocol; goes on where it was broken off."""
-    from pipelines.benchmark.analysis.report import terminal_tables
     from pipelines.benchmark.job import benchmark as compare
     from pipelines.benchmark.job import protocol_of
+    from pipelines.benchmark.report import terminal_tables
     from pipelines.benchmark.run import BenchmarkSettings
 
     known, systems = protocol_of(protocol), None if only is None else tuple(only)
@@ -275,13 +275,13 @@ def demo(
 
 def _config_of(run: Path, overrides: list[str] | None = None, given: Path | None = None) -> JobConfig:
     """The run's configuration, with those of the ``given`` file in it if they leave the prepared data as it is."""
-    from pipelines.config import load_config, read_yaml
+    from pipelines.config.job import load_config, read_yaml
 
     folder = Run(run)
     own = load_config(folder.require(folder.config, "prepare --config CONFIG"), None if given else overrides)
     if given is None:
         return own
-    from pipelines.jobs.stages import PREPARED
+    from pipelines.features.preparation import SECTIONS as PREPARED
     from pipelines.recipes import applied
 
     other = applied(own, read_yaml(given), *(overrides or []), source=str(given))

@@ -8,8 +8,9 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection
-from contextlib import suppress
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -105,6 +106,20 @@ class Run:
             temporary.write_text(
                 "".join(f"{line}\n" for line in [*kept, *(json.dumps({"system": system, **r}) for r in records)])
             )
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Keep the seconds of a step in environment.json, its start and end in the log."""
+        began = time.perf_counter()
+        self.log("started", step=step)
+        try:
+            yield
+        except BaseException as error:
+            self.log("failed", step=step, error=type(error).__name__, reason=str(error))
+            raise
+        seconds = time.perf_counter() - began
+        self.note_seconds(step, seconds)
+        self.log("finished", step=step, seconds=round(seconds, 2))
 
     def note_seconds(self, step: str, seconds: float) -> None:
         """Keep how long a step took, with the environment it ran in, in environment.json."""

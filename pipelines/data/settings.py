@@ -55,7 +55,7 @@ def _splits(value: str) -> str:
 
 class ReaderSettings(Settings):
     """How to read the files of a table; what is left out follows from each file's name (see
-    ``pipelines.data.reading.files``).
+    ``pipelines.data.files``).
 
     ``delimiter`` of fields, of any length (``"::"``). ``header``: whether the first line names the columns; with
     ``columns``, the names in the order of the file, there is none unless stated. ``quote`` encloses fields that hold

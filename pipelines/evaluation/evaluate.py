@@ -10,8 +10,9 @@ import pandas as pd
 
 from pipelines.common.progress import bar
 from pipelines.common.run_directory import Run
-from pipelines.config import EvaluationSettings, JobConfig
-from pipelines.data import ingest
+from pipelines.config.job import JobConfig
+from pipelines.config.sections import EvaluationSettings
+from pipelines.data import directory
 from pipelines.evaluation import shard_evaluate
 from pipelines.evaluation.scorer import SCORER, hybrid_scorer, known_at_test, record, search_weights, timed
 from pipelines.evaluation.shard_evaluate import Workers
@@ -39,7 +40,7 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
         DataError: there is nobody to evaluate on.
     """
     run.require(run.model, "train")
-    catalog, histories = ingest.load(run.data)
+    catalog, histories = directory.load(run.data)
     items, s = len(catalog), config.evaluation
     cases = ranking.Cases.of(histories, TEST)
     if not len(cases):

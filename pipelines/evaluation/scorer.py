@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from pipelines.common.run_directory import Run
-from pipelines.config import JobConfig
+from pipelines.config.job import JobConfig
 from setrec.data.catalog import VALID, Histories
 from setrec.errors import DataError
 from setrec.models.setrec_model import SetRecModel

@@ -18,7 +18,7 @@ import torch
 
 from pipelines.common.cluster import ray_session
 from pipelines.common.failures import told
-from pipelines.config import JobConfig
+from pipelines.config.job import JobConfig
 from pipelines.evaluation.systems import Systems
 from setrec.evaluation import ranking
 from setrec.ragged import Ragged

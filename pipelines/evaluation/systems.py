@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from pipelines.common.run_directory import Run
-from pipelines.config import JobConfig
-from pipelines.data import ingest
+from pipelines.config.job import JobConfig
+from pipelines.data import directory
 from pipelines.evaluation.scorer import hybrid_scorer, known_at_test
 from pipelines.evaluation.system_names import ALONE, OURS, SASREC, WITHOUT
 from pipelines.features import item_features
@@ -44,7 +44,7 @@ class Systems:
             ConfigError: the run has not been trained.
         """
         run, scorers = Run(root), dict(given)
-        catalog, histories = ingest.load(run.data)
+        catalog, histories = directory.load(run.data)
         texts, trained = item_features.text_features(run, catalog), histories.trained(len(catalog))
         if "sasrec" in config.evaluation.opponents:
             scorers[SASREC] = sasrec.scorer(item_features.load_sasrec(run))

@@ -22,7 +22,8 @@ from pipelines.common.cluster import quiet_data, ray_session
 from pipelines.common.failures import told
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run
-from pipelines.config import ClusterSettings, JobConfig
+from pipelines.config.job import JobConfig
+from pipelines.config.sections import ClusterSettings
 from pipelines.features.item_features import text_encoder
 from setrec.atomic import atomic_file
 from setrec.text.encoder import TextEncoder

@@ -16,12 +16,12 @@ from nodetok.distances import DistanceSettings, distances
 from nodetok.graph import Graph
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run
-from pipelines.config import JobConfig
-from pipelines.data import ingest
+from pipelines.common.trackers import TrackingSettings, tracking
+from pipelines.common.warm import begin_sasrec
+from pipelines.config.job import JobConfig
+from pipelines.data import directory
 from pipelines.features import item_graph
-from pipelines.graph.distances import distances_on_cluster
-from pipelines.training.trackers import TrackingSettings, tracking
-from pipelines.training.warm import begin_sasrec
+from pipelines.features.distances import distances_on_cluster
 from setrec.atomic import atomic_file
 from setrec.data.catalog import Catalog
 from setrec.errors import DataError
@@ -49,7 +49,7 @@ def place_items(run: Run, config: JobConfig) -> None:
 
     With ``structural.block`` the distances are measured by Ray tasks; the positions are the same.
     """
-    catalog, histories = ingest.load(run.data)
+    catalog, histories = directory.load(run.data)
     with bar("Place items in their graph") as progress, _scratch(run) as scratch:
         graph = item_graph.build(catalog, histories, config.structural)
         out = Path(scratch) / "distances.npy"
@@ -94,7 +94,7 @@ def encode_words(run: Run, config: JobConfig, lexical: LexicalEncoder | None = N
 def train_sasrec_opponent(run: Run, config: JobConfig) -> None:
     """Train SASRec into ``run.sasrec``: an opponent in the table and, with ``model.table: sasrec``, the source of the
     collaborative vectors."""
-    catalog, histories = ingest.load(run.data)
+    catalog, histories = directory.load(run.data)
     records: list[dict] = []
 
     def report(record: dict) -> None:

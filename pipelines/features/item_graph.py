@@ -19,7 +19,7 @@ from nodetok.distances import DistanceSettings, distances
 from nodetok.graph import Graph
 from nodetok.positions import PositionSettings
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
-from pipelines.config import StructuralSettings
+from pipelines.config.sections import StructuralSettings
 from setrec.data.catalog import TRAIN, Catalog, Histories
 from setrec.data.columns import Column, ids
 from setrec.data.formats import read_raw

@@ -13,7 +13,8 @@ from nodetok.learning import LearningSettings
 from nodetok.model import GraphModelSettings
 from nodetok.tokenizer import TokenizerSettings
 from nodetok.views import TOKENS, VIEWS
-from pipelines.config import EncoderSettings, apply_overrides
+from pipelines.config.job import apply_overrides
+from pipelines.config.sections import EncoderSettings
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
 from setrec.settings import Settings

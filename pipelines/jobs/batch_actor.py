@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipelines.common import storage
-from pipelines.data.reading import parquet
+from pipelines.data import parquet
 from serving.bundle import Bundle
 from serving.engine import Answer, Engine, Request
 from setrec.errors import SetRecError, UnknownItemError

@@ -39,7 +39,7 @@ from pipelines.common import storage
 from pipelines.common.cluster import quiet_data, ray_session
 from pipelines.common.failures import told
 from pipelines.common.progress import Bar, bar
-from pipelines.data.reading import parquet
+from pipelines.data import parquet
 from pipelines.jobs.batch_actor import Piece, Recommender
 from serving.manifest import verify
 from setrec.atomic import atomic_directory

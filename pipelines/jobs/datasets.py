@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.ingest import DataSettings
+from pipelines.data.settings import DataSettings
 from setrec.data.schema import Schema
 from setrec.errors import DataError
 

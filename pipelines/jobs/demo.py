@@ -13,8 +13,9 @@ from rich.panel import Panel
 from pipelines.common.cluster import ray_session
 from pipelines.common.progress import bar, console
 from pipelines.common.run_directory import Run
-from pipelines.config import JobConfig, validate
-from pipelines.data import ingest
+from pipelines.config.job import JobConfig, validate
+from pipelines.data import directory
+from pipelines.features import preparation
 from pipelines.jobs import stages
 from pipelines.jobs.datasets import movielens_100k, packaged_encoder
 from pipelines.reports.terminal import answer_table, example_table, ranking_table
@@ -39,7 +40,7 @@ def run_demo(run: Run, port: int, overrides: list[str]) -> None:
     """Run every step into ``run`` and print what came of it."""
     config, out, began = demo_config(_free(port), overrides), Console(), time.perf_counter()
     run.clear()
-    stages.prepare(run, config)
+    preparation.prepare(run, config)
     with ray_session(cpus=max(2, config.cluster.workers)):
         stages.fit(run, config)
         rows = stages.assess(run, config)
@@ -70,7 +71,7 @@ def run_demo(run: Run, port: int, overrides: list[str]) -> None:
 def _request(run: Run, user_id: str) -> dict[str, Any]:
     """What comes next for a user of the examples. The held-out item is no question here: what is served knows what
     followed what in all histories, this user's too, so the answer would look better than it is."""
-    catalog, histories = ingest.load(run.data)
+    catalog, histories = directory.load(run.data)
     history = histories.items[histories.row(user_id)]
     return {"history": [catalog.item_ids[row] for row in history], "k": 10}
 

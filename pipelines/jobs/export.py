@@ -7,8 +7,8 @@ from pathlib import Path
 from nodetok.artifact import GraphArtifact
 from pipelines.common.progress import bar
 from pipelines.common.run_directory import Run
-from pipelines.config import JobConfig
-from pipelines.data import ingest
+from pipelines.config.job import JobConfig
+from pipelines.data import directory
 from pipelines.evaluation.scorer import load_weights
 from pipelines.features import item_features
 from pipelines.features.item_features import text_encoder
@@ -35,7 +35,7 @@ def export(
     run.require(run.model, "train")
     out = out or run.bundle
     with bar("Export bundle") as progress:
-        catalog, histories = ingest.load(run.data)
+        catalog, histories = directory.load(run.data)
         model = SetRecModel.from_pretrained(run.model).eval()
         weights, texts = load_weights(run), item_features.text_features(run, catalog)
         sources = Sources(histories.items, len(catalog), texts)

@@ -26,7 +26,7 @@ from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipelines.config import JobConfig
+    from pipelines.config.job import JobConfig
 
 NAMES = ("ingest", "tokenise", "train", "evaluate", "gate", "export", "audit", "release")
 """The steps, in order."""
@@ -82,7 +82,7 @@ class Night:
     @cached_property
     def config(self) -> JobConfig:
         """The configuration, read when the first step needs it."""
-        from pipelines.config import load_config
+        from pipelines.config.job import load_config
 
         return load_config(self.path, list(self.overrides))
 
@@ -117,14 +117,14 @@ class Night:
         )  # fmt: skip
 
     def _ingest(self, again: bool) -> None:
-        from pipelines.jobs import stages
+        from pipelines.features import preparation
 
-        stages.ingest_data(self.run, self.config)
+        preparation.ingest_data(self.run, self.config)
 
     def _tokenise(self, again: bool) -> None:
-        from pipelines.jobs import stages
+        from pipelines.features import preparation
 
-        stages.tokenise(self.run, self.config)
+        preparation.tokenise(self.run, self.config)
 
     def _train(self, again: bool) -> None:
         from pipelines.jobs import stages
@@ -182,7 +182,7 @@ class Night:
         last = release_store.current(self.root)
         if self.cold or self.plain["warm_start"] is not None or last is None:
             return None if self.cold else self.config.warm_start
-        from pipelines.config import load_config
+        from pipelines.config.job import load_config
 
         before = load_config(last[1] / "config.yaml")
         for section in SHAPE:
@@ -212,7 +212,7 @@ def _resolved(config: Path, overrides: Sequence[str], root: Path, code: str) -> 
             return dict(known["plain"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    from pipelines.config import load_config
+    from pipelines.config.job import load_config
 
     plain = load_config(config, list(overrides)).model_dump(mode="json")
     with atomic_file(memory) as temporary:

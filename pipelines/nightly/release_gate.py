@@ -8,37 +8,20 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
 
+from pipelines.config.sections import GateSettings
 from pipelines.evaluation.system_names import ALONE, OURS
 from setrec.errors import ConfigError
 from setrec.evaluation.intervals import bootstrap_means, paired_difference
-from setrec.settings import Settings
 
 HISTORY, GROUP = "removed", "all"
 _SHARED = 0.5
 """Share of the last release's test users that must be among the new ones for a comparison user by user."""
-
-
-class GateSettings(Settings):
-    """When a new model is held back.
-
-    ``metric`` on the test items, history removed, all items; its cut-off must be among ``evaluation.ks``. ``margin``:
-    how much of the last release's value may be lost, 0.05 for a twentieth. ``by``: ``mean`` compares the difference
-    itself with it, ``interval`` the lower end of its 95% interval, which holds back what cannot be shown to be as good:
-    with a thousand users that interval is some 0.01 wide to each side, so most nights. ``minimum``: below this value
-    nothing is released, not even a first model. Costs nothing: the evaluation has all the numbers.
-    """
-
-    metric: str = "ndcg@10"
-    margin: float = Field(0.05, ge=0)
-    by: Literal["mean", "interval"] = "mean"
-    minimum: float = Field(0.0, ge=0)
 
 
 @dataclass(frozen=True)

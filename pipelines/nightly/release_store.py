@@ -18,12 +18,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from pipelines.nightly.steps import HeldBackError
 from setrec.atomic import atomic_directory, atomic_file
 from setrec.errors import ConfigError
-from setrec.settings import Settings
 
 URL, TOKEN = "SETREC_RELEASE_URL", "SETREC_RELEASE_TOKEN"
 """Variables of the environment: the endpoint to be told, and a token with the scope ``admin``."""
@@ -36,16 +33,6 @@ KEPT = (
 _OURS = re.compile(r"\d{8}T\d{9}-[A-Za-z0-9._-]+")
 _PATIENCE_SECONDS = 600.0
 _PAUSE_SECONDS = 1.0
-
-
-class ReleaseSettings(Settings):
-    """Where released bundles go. ``folder``: ``null`` for ``releases`` under the root; it is the one that
-    ``setrec serve --releases`` is given. ``keep``: how many stay, the current one among them; each takes the disk of a
-    bundle and of a record of the run behind it.
-    """
-
-    folder: Path | None = None
-    keep: int = Field(3, ge=1)
 
 
 def current(root: Path) -> tuple[str, Path] | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.config import JobConfig, validate
+from pipelines.config.job import JobConfig, validate
 
 
 def load(name: str) -> dict[str, Any]:

@@ -7,8 +7,6 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.tuning.trials import Trial
-
 METRICS = ("ndcg@10", "recall@10")
 GROUPS = ("all", "warm", "cold")
 
@@ -57,23 +55,6 @@ def _cell(same: Sequence[dict[str, Any]], system: str, metric: str) -> str:
     return f"[bold]{text}[/bold]" if row["value"] == max(r["value"] for r in same if r["metric"] == metric) else text
 
 
-def trial_table(trials: Sequence[Trial]) -> Table:
-    """The trials of a search, the best first, its settings beside those of the configuration itself (trial 0)."""
-    table = Table(title="Trials by their best validation NDCG@10")
-    for name in ("Trial", "NDCG@10", "Epochs", "Seconds", "End", "Settings"):
-        table.add_column(name, justify="left" if name in ("End", "Settings") else "right")
-    for trial in sorted(trials, key=lambda t: (-(t.best if t.best is not None else -1.0), t.number)):
-        settings = ", ".join(f"{key}={_short(value)}" for key, value in trial.settings.items()) or "as configured"
-        best = "-" if trial.best is None else f"{trial.best:.4f}"
-        end = f"{trial.stop}: {trial.reason}" if trial.reason else str(trial.stop)
-        table.add_row(str(trial.number), best, str(len(trial.curve)), f"{trial.seconds:.1f}", _escape(end), settings)
-    return table
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def example_table(example: dict[str, Any]) -> Table:
     """A user's history beside the recommendations, titles and attributes, hits on the held-out item marked."""
     table = Table(title=f"User {example['user_id']}: the latest of the history, and what comes next")
@@ -107,8 +88,9 @@ def answer_table(answer: dict[str, Any], title: str | None = None) -> Table:
 
 def _describe(item: dict[str, Any]) -> str:
     values = ", ".join(" ".join(values) for values in item.get("attributes", {}).values() if values)
-    return f"{_escape(item['title'])} [dim]{_escape(values)}[/dim]" if values else _escape(item["title"])
+    return f"{escaped(item['title'])} [dim]{escaped(values)}[/dim]" if values else escaped(item["title"])
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text in which brackets are no markup."""
     return text.replace("[", r"\[")

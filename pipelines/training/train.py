@@ -25,8 +25,8 @@ from pipelines.common.cluster import ray_session
 from pipelines.common.failures import told
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run
-from pipelines.config import JobConfig, validate
-from pipelines.training.trackers import Trackers, tracking
+from pipelines.common.trackers import Trackers, tracking
+from pipelines.config.job import JobConfig, validate
 from pipelines.training.worker import store_of, trainer_of, work
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, DataError

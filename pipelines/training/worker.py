@@ -16,13 +16,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.common import storage
+from pipelines.common import storage, warm
 from pipelines.common.run_directory import Run
 from pipelines.common.scratch import scratch
-from pipelines.config import JobConfig
-from pipelines.data import ingest
+from pipelines.config.job import JobConfig
+from pipelines.data import directory
 from pipelines.features.item_features import load_features
-from pipelines.training import warm
 from pipelines.training.checkpoint_store import CheckpointStore
 from pipelines.training.checkpoint_writer import CheckpointWriter
 from pipelines.training.shard_source import ShardSource, take, validation_cases
@@ -56,7 +55,7 @@ def trainer_of(
     Histories are read a few shards at a time, once over for the counts of items and once for the validation cases.
     ``spent``: see :class:`setrec.training.trainer.Trainer`.
     """
-    source = ShardSource(ingest.history_shards(run.data), _catalog_size(run.data))
+    source = ShardSource(directory.history_shards(run.data), _catalog_size(run.data))
     counts = item_counts(source, source.items)
     features = load_features(run, config, counts > 0)
     torch.manual_seed(config.training.seed)

@@ -1,6 +1,6 @@
 """Items and users: ids beside row numbers, what is known of an item, what each user did.
 
-Item row numbers are given out in a seeded random order (``pipelines.data.ingest``), because ids and their sort order
+Item row numbers are given out in a seeded random order (``pipelines.ingest.ingest``), because ids and their sort order
 may carry the very signal that is to be predicted; no model may see them.
 """
 

@@ -19,14 +19,14 @@ from pipelines.cli import app
 from pipelines.common.cluster import ray_session
 from pipelines.common.progress import Bar
 from pipelines.common.run_directory import Run
-from pipelines.config import JobConfig, load_config
-from pipelines.data import ingest
+from pipelines.common.trackers import Trackers
+from pipelines.config.job import JobConfig, load_config
+from pipelines.data import directory
 from pipelines.evaluation import evaluate
 from pipelines.features import item_features
-from pipelines.jobs import export
-from pipelines.reports import run_report
+from pipelines.ingest import ingest
+from pipelines.jobs import export, run_report
 from pipelines.training import train
-from pipelines.training.trackers import Trackers
 from pipelines.training.worker import work
 from setrec.models.setrec_model import SetRecModel
 from setrec.training.trainer import Trainer
@@ -69,7 +69,7 @@ def trained_run(folder: Path, backbone: dict[str, str], structural: bool) -> Run
     if structural:
         item_features.place_items(run, config)
     item_features.train_collaborative(run, config)
-    catalog, histories = ingest.load(run.data)
+    catalog, histories = directory.load(run.data)
     save_file({"text": rng.normal(size=(len(catalog), 24)).astype(np.float32)}, run.features / "text.safetensors")
     item_features.encode_words(run, config)
     torch.manual_seed(0)

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from pipelines.cli.app import app
 from pipelines.common.run_directory import Run
-from pipelines.config import validate
-from pipelines.data import ingest
-from pipelines.evaluation import ablation
-from pipelines.jobs import stages
+from pipelines.config.job import validate
+from pipelines.data import directory
+from pipelines.features import preparation
+from pipelines.jobs import ablation, stages
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def run_and_config(tmp_path_factory):
         "test",
     )  # fmt: skip
     run = Run(folder / "run")
-    stages.prepare(run, config)
+    preparation.prepare(run, config)
     found = stages.ablate(run, config, seeds=2)
     return Run(run.root / "ablation"), config, found
 
@@ -63,7 +63,7 @@ def test_every_variant_has_the_slots_of_the_one_before_and_a_kind_more(run_and_c
 
 def test_warm_and_cold_items_are_told_apart_and_all_users_counted(run_and_config):
     run, _, found = run_and_config
-    catalog, histories = ingest.load(run.data)
+    catalog, histories = directory.load(run.data)
     assert 0 < (~histories.trained(len(catalog))).sum() < len(catalog)
     users = {row["group"]: row["users"] for row in found["rows"]}
     assert users["all"] == users["warm"] + users["cold"] == 40

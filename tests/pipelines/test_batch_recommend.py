@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data import ingest
+from pipelines.data import directory
 from pipelines.jobs import batch_recommend
 from pipelines.jobs.batch_actor import Recommender
 from pipelines.jobs.batch_recommend import BatchRequest, recommend_batch
@@ -37,7 +37,7 @@ def rows(out, kind: str) -> list[dict]:
 def answered(ray_here, qwen3_run, tmp_path_factory):
     """Every known user, asked for in two files and several blocks; histories for some; rows that have no answer."""
     folder = tmp_path_factory.mktemp("batch")
-    _, histories = ingest.load(qwen3_run.data)
+    _, histories = directory.load(qwen3_run.data)
     users = [*histories.user_ids, "new", "nobody", None, "other", "third", "fourth"]
     given = [None] * len(histories) + [["i1", "i2", "i3"], None, ["i1"], ["i1", "nothing"], [], ["i1", None]]
     (folder / "users").mkdir()

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.config import JobConfig, load_config
+from pipelines.config.job import JobConfig, load_config
 from setrec.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from pipelines.common.run_directory import Run
-from pipelines.config import validate
+from pipelines.config.job import validate
 from pipelines.features import encode_texts as module
 from pipelines.features.encode_texts import Texts, encode_texts
 from setrec.data.catalog import Catalog

@@ -10,10 +10,10 @@ from safetensors.numpy import load_file
 from nodetok.distances import DistanceSettings, distances
 from nodetok.graph import Graph
 from pipelines.common.run_directory import Run
-from pipelines.config import validate
+from pipelines.config.job import validate
+from pipelines.features import distances as cluster_distances
 from pipelines.features import item_features
-from pipelines.graph import distances as cluster_distances
-from pipelines.graph.distances import distances_on_cluster
+from pipelines.features.distances import distances_on_cluster
 from setrec.data.catalog import Catalog, Histories
 from setrec.errors import ConfigError
 from setrec.ragged import Ragged

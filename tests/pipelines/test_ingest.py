@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from pipelines.data.directory import write_histories
-from pipelines.data.ingest import DataSettings, history_shards, ingest, load
+from pipelines.data.directory import history_shards, load, write_histories
+from pipelines.data.settings import DataSettings
+from pipelines.ingest.ingest import ingest
 from pipelines.jobs import datasets
 from setrec.data.catalog import TEST, TRAIN, VALID, Histories
 from setrec.data.schema import Schema

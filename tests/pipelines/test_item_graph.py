@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipelines.common.run_directory import Run
-from pipelines.config import StructuralSettings, validate
-from pipelines.data import ingest
-from pipelines.features import item_features, item_graph
-from pipelines.jobs import stages
+from pipelines.config.job import validate
+from pipelines.config.sections import StructuralSettings
+from pipelines.data import directory
+from pipelines.features import item_features, item_graph, preparation
 from setrec.data.catalog import TEST, TRAIN, VALID, Catalog, Histories
 from setrec.errors import ConfigError, DataError
 from setrec.ragged import Ragged
@@ -179,13 +179,13 @@ def prepared(folder, **structural):
     raw = {**CONFIG, "data": {"interactions": str(folder / "inter.csv"), "columns": {"position": "position"}}}
     raw["structural"] = {**CONFIG["structural"], **structural}
     run, config = Run(folder / "run"), validate(raw, "test")
-    stages.prepare(run, config)
+    preparation.prepare(run, config)
     return run, config
 
 
 def test_a_prepared_run_holds_one_row_of_positions_per_item_only_where_the_slot_is_on(tmp_path):
     run, config = prepared(tmp_path, enabled=True)
-    catalog, histories = ingest.load(run.data)
+    catalog, histories = directory.load(run.data)
     table = load_file(run.features / "structural.safetensors")["structural"]
     graph = item_graph.build(catalog, histories, config.structural)
     np.testing.assert_array_equal(table, item_graph.positions(graph, len(catalog), config.structural))

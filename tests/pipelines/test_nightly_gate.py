@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.nightly.release_gate import GateSettings, judge
+from pipelines.config.sections import GateSettings
+from pipelines.nightly.release_gate import judge
 from setrec.errors import ConfigError
 from setrec.evaluation.intervals import paired_difference
 

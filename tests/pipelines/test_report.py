@@ -4,7 +4,7 @@ import re
 import pytest
 
 from pipelines.common.run_directory import Run
-from pipelines.reports.run_report import write_report
+from pipelines.jobs.run_report import write_report
 from pipelines.reports.terminal import answer_table, example_table, ranking_table
 
 NASTY = "<script>alert(1)</script> & [red]x"

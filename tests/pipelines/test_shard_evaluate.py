@@ -13,8 +13,8 @@ import ray
 
 from pipelines.common.cluster import ray_session
 from pipelines.common.run_directory import Run
-from pipelines.config import load_config
-from pipelines.data import ingest
+from pipelines.config.job import load_config
+from pipelines.data import directory
 from pipelines.evaluation import evaluate, shard_evaluate
 from pipelines.evaluation.scorer import load_weights
 from pipelines.evaluation.shard_evaluate import Here, Pool
@@ -39,7 +39,7 @@ def session():
 @pytest.fixture(scope="module")
 def asked(qwen3_run):
     """What evaluation has to do on the run: how to load the systems, the histories, the groups."""
-    catalog, histories = ingest.load(qwen3_run.data)
+    catalog, histories = directory.load(qwen3_run.data)
     groups = ranking.warm_cold_groups(histories.trained(len(catalog)))
     counts = histories.train_counts(len(catalog))
     knn = baselines.ItemKnn(histories, len(catalog), baselines.ItemKnnSettings(neighbours=5))

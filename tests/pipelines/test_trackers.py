@@ -8,11 +8,11 @@ import pytest
 import yaml
 from tensorboardX.proto.event_pb2 import Event
 
+from pipelines.common import trackers
 from pipelines.common.run_directory import Run
-from pipelines.config import load_config
-from pipelines.jobs import stages
-from pipelines.training import trackers
-from pipelines.training.trackers import Trackers, tracking
+from pipelines.common.trackers import Trackers, tracking
+from pipelines.config.job import load_config
+from pipelines.features import preparation
 from setrec.errors import ConfigError
 
 CURVE = [{"epoch": e, "epochs": 3, "loss": 1 / e, "ndcg@10": e / 10, "seconds": float(e)} for e in (1, 2, 3)]
@@ -153,7 +153,7 @@ def test_a_tracker_that_fails_on_the_way_is_given_up_and_the_job_goes_on(run):
 
 def test_a_run_says_with_which_seeds_it_was_made(run):
     run.note_seconds("ingest", 1.5)
-    run.note(seeds=stages.seeds(load_config(run.config, ["training.seed=7"])))
+    run.note(seeds=preparation.seeds(load_config(run.config, ["training.seed=7"])))
     found = run.read_json("environment.json")
     assert found["seconds"] == {"ingest": 1.5}
     assert found["seeds"] == {"data": 0, "training": 7, "evaluation": 0, "tune": 0, "retriever": 0}

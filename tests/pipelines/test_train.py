@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 
 from pipelines.common.run_directory import Run
-from pipelines.config import load_config
+from pipelines.config.job import load_config
+from pipelines.features import preparation
 from pipelines.features.item_features import train_collaborative
 from pipelines.jobs import stages
 from pipelines.training import train
@@ -48,7 +49,7 @@ def prepared(tmp_path_factory) -> Path:
     (folder / "config.yaml").write_text(CONFIG.replace("interactions.csv", str(folder / "interactions.csv")))
     run = Run(folder / "run")
     config = load_config(folder / "config.yaml")
-    stages.prepare(run, config)
+    preparation.prepare(run, config)
     train_collaborative(run, config)
     return run.root
 

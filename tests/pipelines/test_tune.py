@@ -16,13 +16,13 @@ import yaml
 
 from pipelines.cli.app import _config_of
 from pipelines.common.run_directory import Run
-from pipelines.config import load_config
+from pipelines.config.job import load_config
+from pipelines.config.search_space import TuneSettings
 from pipelines.features.item_features import train_collaborative
 from pipelines.jobs import stages
+from pipelines.training.halving import STOP, Halving
 from pipelines.training.train import trainer_of
-from pipelines.tuning.halving import STOP, Halving
-from pipelines.tuning.search_space import TuneSettings
-from pipelines.tuning.trials import METRIC, Trial, Trials
+from pipelines.training.trials import METRIC, Trial, Trials
 from setrec.errors import ConfigError
 
 SPACE = {

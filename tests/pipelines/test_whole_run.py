@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from pipelines.common.run_directory import Run
-from pipelines.config import load_config
-from pipelines.data import ingest
+from pipelines.config.job import load_config
+from pipelines.data import directory
 from pipelines.evaluation import evaluate
 from pipelines.evaluation.scorer import hybrid_scorer, load_weights
 from pipelines.evaluation.system_names import ALONE, OURS, WITHOUT
-from pipelines.features import item_features
-from pipelines.jobs import export, stages
+from pipelines.features import item_features, preparation
+from pipelines.jobs import export
 from serving.bundle import Bundle
 from serving.engine import Engine, Request
 from setrec.data.catalog import TEST, VALID
@@ -44,7 +44,7 @@ def test_metrics_have_every_system_protocol_group_and_metric_once(run):
 
 
 def test_the_table_repeats_from_the_saved_model_and_weights(run):
-    catalog, histories = ingest.load(run.data)
+    catalog, histories = directory.load(run.data)
     model, weights = SetRecModel.from_pretrained(run.model).eval(), load_weights(run)
     texts, trained = item_features.text_features(run, catalog), histories.trained(len(catalog))
     without = HybridWeights.model_validate(run.read_json("scorer.json")["without_model"]["weights"])
@@ -92,7 +92,7 @@ def test_components_that_are_not_wanted_take_no_part(run, tmp_path):
 
 def test_the_bundle_answers_as_the_evaluation_ranks(run):
     """The engine on the bundle against the dense route; what is served knows all histories."""
-    engine, (catalog, histories) = Engine(Bundle.open(run.bundle)), ingest.load(run.data)
+    engine, (catalog, histories) = Engine(Bundle.open(run.bundle)), directory.load(run.data)
     model = SetRecModel.from_pretrained(run.model).eval()
     texts, trained = item_features.text_features(run, catalog), histories.trained(len(catalog))
     score = hybrid_scorer(model, load_weights(run), histories.items, trained, texts)
@@ -117,9 +117,9 @@ def test_preparing_again_leaves_no_model_of_the_old_data_and_refused_data_leaves
     shutil.copytree(run.root, again.root)
     config = load_config(again.config)
     with pytest.raises(DataError):
-        stages.prepare(again, load_config(again.config, ["data.columns.position=nothing"]))
+        preparation.prepare(again, load_config(again.config, ["data.columns.position=nothing"]))
     assert again.model.exists()
-    stages.prepare(again, config)
+    preparation.prepare(again, config)
     made = {"words.safetensors", "lexical"} | ({"structural.safetensors"} if config.structural.enabled else set())
     assert {p.name for p in again.features.glob("*")} == made
     assert {p.name for p in again.root.iterdir()} - {"features"} == {

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from pipelines import recipes
-from pipelines.benchmark.entrant import Clock, Fitted, Settings, device
-from pipelines.benchmark.problem import Problem
+from pipelines.benchmark.base.entrant import Clock, Fitted, Settings, device
+from pipelines.benchmark.base.problem import Problem
 from pipelines.common.run_directory import Run
-from pipelines.config import JobConfig
+from pipelines.config.job import JobConfig
 from pipelines.evaluation.scorer import hybrid_scorer, known_at_test, search_weights
 from pipelines.features import item_features
 from pipelines.training.worker import trainer_of, wrapper
@@ -23,7 +23,7 @@ from setrec.training.trainer import Trainer
 
 
 class Recommender:
-    """A :class:`pipelines.benchmark.entrant.Entrant`; its settings are overrides of the configuration."""
+    """A :class:`pipelines.benchmark.base.entrant.Entrant`; its settings are overrides of the configuration."""
 
     random = True
 

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.benchmark.entrant import Clock, Fitted, device
+from pipelines.benchmark.base.entrant import Clock, Fitted, device
+from pipelines.benchmark.base.problem import Problem
 from pipelines.benchmark.opponents.code_beam import Forest, beam_search, catalogue_scores
 from pipelines.benchmark.opponents.code_t5 import CodeT5, CodeT5Settings
 from pipelines.benchmark.opponents.code_writer import CachedWriter
 from pipelines.benchmark.opponents.residual_codes import residual_codes
-from pipelines.benchmark.problem import Problem
 from setrec.errors import ConfigError
 from setrec.evaluation import ranking
 from setrec.precision import Precision, autocast
@@ -57,7 +57,7 @@ class TigerSettings(CodeT5Settings):
 
 
 class Tiger:
-    """The entrant (:class:`pipelines.benchmark.entrant.Entrant`)."""
+    """The entrant (:class:`pipelines.benchmark.base.entrant.Entrant`)."""
 
     name = "TIGER"
     random = True

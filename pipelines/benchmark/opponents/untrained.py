@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.benchmark.entrant import Clock, Entrant, Fitted, Settings, device
+from pipelines.benchmark.base.entrant import Clock, Entrant, Fitted, Settings, device
+from pipelines.benchmark.base.problem import Problem
 from pipelines.benchmark.opponents.transitions import tune_transitions
-from pipelines.benchmark.problem import Problem
 from setrec.errors import DataError
 from setrec.evaluation import ranking
 from setrec.models import sasrec

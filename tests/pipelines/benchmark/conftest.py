@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from circles import write_world
 
-from pipelines.benchmark import problem
+from pipelines.benchmark.base import problem
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pipelines.benchmark import problem
-from pipelines.benchmark.entrant import Clock, Entrant
+from pipelines.benchmark.base import problem
+from pipelines.benchmark.base.entrant import Clock, Entrant
+from pipelines.benchmark.base.problem import Problem
 from pipelines.benchmark.opponents import transitions
 from pipelines.benchmark.opponents.recommender import WithoutModel
 from pipelines.benchmark.opponents.untrained import OPPONENTS, SasRec
-from pipelines.benchmark.problem import Problem
 from setrec.errors import DataError
 from setrec.evaluation import ranking
 from setrec.models.sasrec import SasRecSettings

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from pipelines import recipes
-from pipelines.benchmark import fits, problem, roster
-from pipelines.benchmark.entrant import Clock
+from pipelines.benchmark import fits, roster
+from pipelines.benchmark.base import problem
+from pipelines.benchmark.base.entrant import Clock
 from pipelines.benchmark.job import benchmark, protocol_of
 from pipelines.benchmark.opponents.recommender import Recommender
 from pipelines.benchmark.run import BenchmarkSettings
 from pipelines.common.run_directory import Run
+from pipelines.features import preparation
 from pipelines.jobs import stages
 from setrec.errors import ConfigError
 from setrec.evaluation import ranking
@@ -152,7 +154,7 @@ def test_a_fit_is_what_the_jobs_train_and_rank_to_the_last_digit(world, prepared
     fitted = Recommender("x", TINY).fit(given, TINY, 42, Clock(60))
     run = Run(tmp_path / "run")
     config = recipes.applied(given.config, TINY, "training.seed=42", "cluster.threads=1", "evaluation.actors=1")
-    stages.prepare(run, config)
+    preparation.prepare(run, config)
     stages.fit(run, config)
     stages.assess(run, config)
     rows = {

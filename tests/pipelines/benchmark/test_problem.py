@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from circles import write_world
 
-from pipelines.benchmark import problem
+from pipelines.benchmark.base import problem
 from setrec.data.catalog import TEST, TRAIN, VALID
 from setrec.errors import DataError
 from setrec.evaluation import ranking

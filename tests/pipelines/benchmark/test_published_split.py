@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.benchmark import problem
-from pipelines.data import ingest
+from pipelines.benchmark.base import problem
+from pipelines.data import directory
+from pipelines.ingest import ingest
 from setrec.data.catalog import TEST, Histories
 from setrec.evaluation import ranking
 from setrec.ragged import Ragged
@@ -34,7 +35,7 @@ def measured(name: str, out: Path) -> dict[tuple[str, str], tuple[float, ...]]:
     """Popularity and ItemKNN, rows in the falling order of the published item numbers: of equal scores the reference
     takes the greater number first."""
     ingest.ingest(problem.settings_of(DATA / name, "setrec"), out)
-    catalog, histories = ingest.load(out)
+    catalog, histories = directory.load(out)
     told = pd.read_parquet(DATA / name / "setrec_split.parquet").drop_duplicates("item_id")
     number = told.set_index("item_id")["setrec_item"].loc[catalog.item_ids].to_numpy()
     row = (len(catalog) - 1 - number).astype(np.int32)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipelines.benchmark.entrant import Clock
+from pipelines.benchmark.base.entrant import Clock
+from pipelines.benchmark.base.problem import Problem
 from pipelines.benchmark.opponents.code_beam import Forest, beam_search, catalogue_scores
 from pipelines.benchmark.opponents.code_t5 import CodeT5, CodeT5Settings
 from pipelines.benchmark.opponents.code_writer import CachedWriter
 from pipelines.benchmark.opponents.residual_codes import residual_codes
 from pipelines.benchmark.opponents.tiger import Tiger, TigerSettings
-from pipelines.benchmark.problem import Problem
 from setrec.data.catalog import Catalog, Histories
 from setrec.data.splits import leave_one_out
 from setrec.errors import ConfigError

@@ -10,8 +10,10 @@ from data_reference import ingest as plain_ingest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import pipelines.data.histories
-from pipelines.data.ingest import DataSettings, ingest, load
+import pipelines.ingest.histories
+from pipelines.data.directory import load
+from pipelines.data.settings import DataSettings
+from pipelines.ingest.ingest import ingest
 from setrec.data.splits import ByColumn, GlobalTime, LeaveOneOut
 from setrec.errors import DataError
 
@@ -84,7 +86,7 @@ def found(out):
 def test_the_engine_leaves_what_plain_python_leaves(rows, items, fields, block_rows):
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         # Small blocks: users that begin in one and end in another.
-        patch.setattr(pipelines.data.histories, "SHARD_ROWS", block_rows)
+        patch.setattr(pipelines.ingest.histories, "SHARD_ROWS", block_rows)
         folder = Path(name)
         config = written(rows, items, fields, folder)
         if fields["split"].kind != "column":  # the column is read only where it splits

@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from s3_server import s3_server
 
 from pipelines.common import storage
-from pipelines.data.ingest import DataSettings, ingest, load
-from pipelines.data.reading import scans
+from pipelines.data import scans
+from pipelines.data.directory import load
+from pipelines.data.settings import DataSettings
+from pipelines.ingest.ingest import ingest
 from setrec.errors import DataError
 
 ROWS = [("u1", "a", 3), ("u1", "b", 1), ("u2", "a", 2), ("u1", "c", 2)]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.config import validate
-from pipelines.data.ingest import ingest, load
+from pipelines.config.job import validate
+from pipelines.data.directory import load
+from pipelines.ingest.ingest import ingest
 
 DOC = Path(__file__).parents[3] / "docs" / "data.md"
 RECIPES = dict(re.findall(r"^### (.+?)\n\n```yaml\n(.*?)```", DOC.read_text(), re.DOTALL | re.MULTILINE))

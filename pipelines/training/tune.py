@@ -23,11 +23,11 @@ from pipelines.common.cluster import ray_session
 from pipelines.common.failures import told
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run
-from pipelines.config import JobConfig, validate
+from pipelines.common.trackers import tracking
+from pipelines.config.job import JobConfig, validate
 from pipelines.features import item_features
-from pipelines.training.trackers import tracking
+from pipelines.training.trials import METRIC, Trial, Trials
 from pipelines.training.worker import trainer_of, wrapper
-from pipelines.tuning.trials import METRIC, Trial, Trials
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError
 
@@ -106,7 +106,7 @@ def _search(run: Run, config: JobConfig, configs: list[JobConfig], book: Trials)
     import ray
     from ray import tune
 
-    from pipelines.tuning.halving import Halving
+    from pipelines.training.halving import Halving
 
     s, storage = config.tune, run.root.resolve() / "tuning" / "ray"
     threads = config.cluster.threads or max(1, int(ray.cluster_resources().get("CPU", 1)) // len(book.trials))

@@ -8,7 +8,7 @@ from io import TextIOWrapper
 from itertools import islice
 from typing import Any
 
-from pipelines.data.reading.files import File
+from pipelines.data.files import File
 
 Row = tuple[list[Any] | None, str]
 """The fields of a row, and why it cannot be used: one of both."""

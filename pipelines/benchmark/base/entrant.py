@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pipelines.benchmark.problem import Problem
+from pipelines.benchmark.base.problem import Problem
 from setrec.evaluation import ranking
 
 Settings = Mapping[str, Any]

@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 
 from pipelines.common.fingerprints import of_file
 from pipelines.common.run_directory import Run
-from pipelines.config import EncoderSettings, JobConfig, load_config
-from pipelines.data import ingest
+from pipelines.config.job import JobConfig, load_config
+from pipelines.config.sections import EncoderSettings
+from pipelines.data import directory
 from pipelines.data.directory import write_histories
 from pipelines.data.settings import DataSettings, places
-from pipelines.features import item_features
-from pipelines.jobs import stages
+from pipelines.features import item_features, preparation
 from setrec.atomic import atomic_directory
 from setrec.data.catalog import TEST, TRAIN, VALID, Catalog, Histories
 from setrec.data.schema import Schema
@@ -132,22 +132,22 @@ def prepare(data: Path, protocol: Protocol, out: Path, encoder: str | None, seed
     config = JobConfig(name=data.name, data=settings_of(data, protocol, seed), encoder=EncoderSettings(path=encoder))
     run = Run(out)
     (out / RECORD).unlink(missing_ok=True)
-    stages.ingest_data(run, config)
+    preparation.ingest_data(run, config)
     if isinstance(config.data.split, GlobalTime):
-        _replace(run.data, *_without_beginners(*ingest.load(run.data)))
-    catalog, histories = ingest.load(run.data)
+        _replace(run.data, *_without_beginners(*directory.load(run.data)))
+    catalog, histories = directory.load(run.data)
     for split, what in ((VALID, "validate"), (TEST, "test")):
         if not len(ranking.Cases.of(histories, split)):
             raise DataError(f"the protocol {protocol} leaves no user to {what} on", file=data)
     if any(catalog.texts):
-        stages.tokenise(run, config)
+        preparation.tokenise(run, config)
     run.write_json(RECORD, {"hash": hash_of(data, protocol), "name": data.name, "protocol": protocol})
 
 
 def load(out: Path) -> Problem:
     """What :func:`prepare` left."""
     run = Run(out)
-    catalog, histories = ingest.load(run.data)
+    catalog, histories = directory.load(run.data)
     record = run.read_json(RECORD)
     return Problem(
         record["name"], record["protocol"], catalog, histories, item_features.text_vectors(run), record["hash"],

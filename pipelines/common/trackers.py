@@ -14,16 +14,13 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Literal, Protocol
 
 import yaml
 
 from pipelines.common.run_directory import Run, environment
 from setrec.errors import ConfigError
 from setrec.settings import Settings
-
-if TYPE_CHECKING:
-    from pipelines.config import JobConfig
 
 FOLDER = "tensorboard"
 
@@ -40,6 +37,24 @@ class TrackingSettings(Settings):
     tensorboard: bool = True
     mlflow: str | None = None
     experiment: str = "setrec"
+
+
+class Tracked(Protocol):
+    """A run's configuration, as far as trackers read it."""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        ...
+
+    @property
+    def tracking(self) -> TrackingSettings:
+        """Where numbers go."""
+        ...
+
+    def model_dump(self, *, mode: Literal["json", "python"] | str = "python") -> dict[str, Any]:
+        """The plain values."""
+        ...
 
 
 class Tracker(Protocol):
@@ -89,7 +104,7 @@ class Trackers:
 
 
 @contextmanager
-def tracking(run: Run, config: JobConfig) -> Iterator[Trackers]:
+def tracking(run: Run, config: Tracked) -> Iterator[Trackers]:
     """The trackers of a run, closed when the block ends.
 
     Raises:
@@ -119,7 +134,7 @@ class TensorBoard:
     Where a resumed training repeats epochs, the later ones count.
     """
 
-    def __init__(self, folder: Path, config: JobConfig) -> None:
+    def __init__(self, folder: Path, config: Tracked) -> None:
         self._folder, self._config = folder, config
         self._writers: dict[str, Any] = {}
 
@@ -153,7 +168,7 @@ class TensorBoard:
 class MlFlow:
     """A run of MLflow, kept in the run's ``logs/mlflow.json``, so that evaluation joins the training it belongs to."""
 
-    def __init__(self, run: Run, config: JobConfig, uri: str) -> None:
+    def __init__(self, run: Run, config: Tracked, uri: str) -> None:
         try:
             from mlflow.entities import Metric
             from mlflow.tracking import MlflowClient
@@ -182,7 +197,7 @@ class MlFlow:
         entry = run.read_json("logs/mlflow.json") or {}
         return entry["run_id"] if entry.get("uri") == uri else None
 
-    def _begin(self, run: Run, config: JobConfig, uri: str) -> str:
+    def _begin(self, run: Run, config: Tracked, uri: str) -> str:
         name, client = config.tracking.experiment, self._client
         experiment = client.get_experiment_by_name(name)
         where = client.create_experiment(name) if experiment is None else experiment.experiment_id
@@ -197,7 +212,7 @@ class MlFlow:
         return number
 
 
-def _yaml(config: JobConfig) -> str:
+def _yaml(config: Tracked) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

@@ -21,7 +21,7 @@ METRICS = ("ndcg@10", "recall@10")
 TOLD = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 
 Found = Mapping[str, Any]
-"""What :func:`pipelines.benchmark.analysis.tabulate.write` returns."""
+"""What :func:`pipelines.benchmark.tabulate.write` returns."""
 
 
 def write(run: Run, found: Found) -> Path:

@@ -12,8 +12,9 @@ import numpy as np
 
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run
-from pipelines.config import EvaluationSettings, JobConfig, validate
-from pipelines.data import ingest
+from pipelines.config.job import JobConfig, validate
+from pipelines.config.sections import EvaluationSettings
+from pipelines.data import directory
 from pipelines.evaluation.scorer import search_weights, timed
 from pipelines.features.item_features import text_vectors
 from pipelines.training.train import trainer_of
@@ -66,7 +67,7 @@ def ablate(run: Run, config: JobConfig, seeds: int = 1) -> dict[str, Any]:
 
 def _measured(run: Run, config: JobConfig, seeds: int, progress: Bar) -> tuple[ranking.PerUser, list[dict[str, Any]]]:
     """One variant: test metrics of every user, averaged over its trainings, and a record of each training."""
-    catalog, histories = ingest.load(run.data)
+    catalog, histories = directory.load(run.data)
     found, records = [], []
     for seed in range(config.training.seed, config.training.seed + seeds):
         model, curve = _fit(run, _changed(config, f"training.seed={seed}"), progress)

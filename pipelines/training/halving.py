@@ -11,8 +11,8 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from pipelines.tuning.search_space import TuneSettings
-from pipelines.tuning.trials import METRIC, Trials
+from pipelines.config.search_space import TuneSettings
+from pipelines.training.trials import METRIC, Trials
 
 STOP = TrialScheduler.STOP
 

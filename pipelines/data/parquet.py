@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.reading.files import File
+from pipelines.data.files import File
 from setrec.errors import DataError
 
 _ROWS = 100_000
@@ -16,7 +16,7 @@ _ROWS = 100_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of a column: its Arrow ``type``, the ``kind`` of its cells (``pipelines.data.reading.cells``), and
+    """What becomes of a column: its Arrow ``type``, the ``kind`` of its cells (``pipelines.data.cells``), and
     the ``unit`` of instants."""
 
     type: pa.DataType

@@ -13,17 +13,16 @@ import numpy as np
 from pipelines.common import storage
 from pipelines.common.fingerprints import of_file
 from pipelines.common.progress import Bar, bar
-from pipelines.data import catalogue, histories, interactions
-from pipelines.data.directory import FORMAT, history_shards, load, refuse_foreign, write_summary
+from pipelines.data import scans
+from pipelines.data.directory import FORMAT, refuse_foreign, write_summary
 from pipelines.data.engine import Engine, engine
-from pipelines.data.reading import scans
-from pipelines.data.reading.files import File, files_of
-from pipelines.data.rejects import DEFAULT_SHARE, Rejects, save
+from pipelines.data.files import File, files_of
 from pipelines.data.settings import DataSettings, ReaderSettings, places
+from pipelines.ingest import catalogue, histories, interactions
+from pipelines.ingest.rejects import DEFAULT_SHARE, Rejects, save
 from setrec.atomic import atomic_directory
 from setrec.errors import DataError
 
-__all__ = ["DataSettings", "history_shards", "ingest", "load"]
 _STEPS = ("reading items", "reading interactions", "ordering histories", "minimum counts", "split", "writing")
 
 

@@ -35,7 +35,7 @@ class Block:
 
 
 def blocks(engine: Engine, config: DataSettings) -> Iterator[Block]:
-    """The table ``ordered`` (see ``pipelines.data.interactions``) in blocks of about ``SHARD_ROWS`` interactions."""
+    """The table ``ordered`` (see ``pipelines.ingest.interactions``) in blocks of about ``SHARD_ROWS`` interactions."""
     held: list[pa.RecordBatch] = []
     for batch in engine.batches(f"SELECT {', '.join(_COLUMNS)} FROM ordered", SHARD_ROWS):
         users = batch.column(0).to_numpy()

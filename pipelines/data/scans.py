@@ -15,10 +15,10 @@ from itertools import islice
 import duckdb
 import pyarrow as pa
 
+from pipelines.data import lines, parquet
+from pipelines.data.cells import Cell
 from pipelines.data.engine import Engine, literal, quoted
-from pipelines.data.reading import lines, parquet
-from pipelines.data.reading.cells import Cell
-from pipelines.data.reading.files import UNREADABLE, File, unreadable
+from pipelines.data.files import UNREADABLE, File, unreadable
 from setrec.data.schema import ATOMIC_TYPES
 from setrec.errors import ConfigError, DataError
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.benchmark import fits, problem, roster
+from pipelines.benchmark import fits, roster
 from pipelines.benchmark.analysis import published
 from pipelines.benchmark.analysis.significance import significance
+from pipelines.benchmark.base import problem
+from pipelines.benchmark.base.problem import Problem
 from pipelines.benchmark.fits import Record, Task
-from pipelines.benchmark.problem import Problem
 from pipelines.common.run_directory import Run, environment
 from pipelines.reports import terminal
 from setrec.atomic import atomic_file

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
 
+from pipelines.data import scans
+from pipelines.data.cells import Cell, Fault, Time, first_fault, identifier, moment, number, words_of
 from pipelines.data.engine import Engine, literal
-from pipelines.data.reading import scans
-from pipelines.data.reading.cells import Cell, Fault, Time, first_fault, identifier, moment, number, words_of
-from pipelines.data.reading.files import File, on_this_machine
-from pipelines.data.rejects import Rejects
+from pipelines.data.files import File, on_this_machine
 from pipelines.data.settings import DataSettings
+from pipelines.ingest.rejects import Rejects
 from setrec.data.schema import Schema
 from setrec.data.splits import NAMES
 from setrec.errors import DataError

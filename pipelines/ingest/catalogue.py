@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.data import scans
+from pipelines.data.cells import Cell, first_fault, identifier
 from pipelines.data.engine import Engine
-from pipelines.data.reading import scans
-from pipelines.data.reading.cells import Cell, first_fault, identifier
-from pipelines.data.reading.files import File, on_this_machine
-from pipelines.data.rejects import Rejects
+from pipelines.data.files import File, on_this_machine
+from pipelines.ingest.rejects import Rejects
 from setrec.data.catalog import Catalog
 from setrec.data.item_texts import attribute_columns, compose, separator, text_columns
 from setrec.data.schema import Schema

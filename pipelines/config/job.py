@@ -1,0 +1,128 @@
+"""One typed configuration for every job: read from YAML, overridden from the command line, saved with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, ValidationError
+
+from pipelines.common.trackers import TrackingSettings
+from pipelines.config.search_space import TuneSettings
+from pipelines.config.sections import (
+    ClusterSettings,
+    EncoderSettings,
+    EvaluationSettings,
+    GateSettings,
+    ReleaseSettings,
+    StructuralSettings,
+)
+from pipelines.data.settings import DataSettings
+from serving.retriever import RetrieverSettings
+from serving.settings import ServingSettings
+from setrec.atomic import atomic_file
+from setrec.errors import ConfigError
+from setrec.models.sasrec import SasRecSettings
+from setrec.models.setrec_model import ModelSettings
+from setrec.settings import Settings
+from setrec.training.losses import ObjectiveSettings
+from setrec.training.trainer import TrainingSettings
+
+
+class JobConfig(Settings):
+    """All settings of a run, one section per part. Every key is optional but ``data.interactions``.
+
+    ``warm_start``: a run or bundle whose weights training begins with; items are told by their ids, and the models must
+    have the same shape. ``null``: weights at random, or the backbone's pretrained ones.
+    """
+
+    name: str = "run"
+    warm_start: Annotated[Path, AfterValidator(Path.absolute)] | None = None  # workers may stand elsewhere
+    data: DataSettings
+    encoder: EncoderSettings = EncoderSettings()
+    structural: StructuralSettings = StructuralSettings()
+    sasrec: SasRecSettings = SasRecSettings()
+    model: ModelSettings = ModelSettings()
+    loss: ObjectiveSettings = ObjectiveSettings()
+    training: TrainingSettings = TrainingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    tune: TuneSettings = TuneSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    retriever: RetrieverSettings = RetrieverSettings()
+    serving: ServingSettings = ServingSettings()
+    gate: GateSettings = GateSettings()
+    release: ReleaseSettings = ReleaseSettings()
+
+    def save(self, path: Path, without: Collection[str] = ()) -> None:
+        """Write the resolved configuration as YAML, atomically; sections named in ``without`` are left out."""
+        values = self.model_dump(mode="json", exclude=set(without))
+        with atomic_file(path) as temporary:
+            temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> JobConfig:
+    """Read a YAML configuration and apply ``section.key=value`` overrides (values are YAML).
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is not allowed; the message names it.
+    """
+    return validate(read_yaml(path), str(path), overrides)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file as plain values.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a mapping of sections is expected")
+    return raw
+
+
+def validate(raw: dict[str, Any], source: str, overrides: list[str] | None = None) -> JobConfig:
+    """The configuration from plain values and overrides; ``source`` names them in an error.
+
+    Raises:
+        ConfigError: a key or value is not allowed.
+    """
+    apply_overrides(raw, overrides)
+    try:
+        return JobConfig.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def apply_overrides(raw: dict[str, Any], overrides: list[str] | None) -> None:
+    """Apply ``section.key=value`` overrides to plain values, in place; values are YAML.
+
+    Raises:
+        ConfigError: an override that is not of that form.
+    """
+    for override in overrides or []:
+        _override(raw, override)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {override}: expected section.key=value")
+    *sections, leaf = key.strip().split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"--set {override}: '{section}' is not a section")
+    try:
+        raw[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: not YAML: {' '.join(str(error).split())}") from error
