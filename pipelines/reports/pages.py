@@ -11,7 +11,7 @@ from setrec.atomic import atomic_file
 
 def templates() -> Environment:
     """The package's templates; what is put into them is escaped."""
-    return Environment(loader=PackageLoader("pipelines"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return Environment(loader=PackageLoader("pipelines.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def write_page(path: Path, html: str) -> Path:
