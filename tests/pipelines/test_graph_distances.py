@@ -101,7 +101,7 @@ def test_a_block_that_fails_leaves_no_file(tmp_path, monkeypatch):
 
 def test_the_positions_of_items_are_the_same_where_their_distances_are_measured_in_blocks(tmp_path, monkeypatch):
     catalog, histories = catalogue()
-    monkeypatch.setattr(item_features.ingest, "load", lambda _: (catalog, histories))
+    monkeypatch.setattr(item_features.directory, "load", lambda _: (catalog, histories))
     found = []
     for block in (None, 5):
         run = Run(tmp_path / str(block))

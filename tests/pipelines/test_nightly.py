@@ -82,10 +82,11 @@ def command(place):
     arguments = ["setrec", "pipeline", "run", str(place / "config.yaml"), "--root", str(place / "nightly")]
     code = f"""
 import sys
-from pipelines import cli, fingerprints
+from pipelines.cli import app
+from pipelines.common import fingerprints
 fingerprints.of_code = lambda: "unchanged"
 sys.argv = {arguments!r}
-cli.main()
+app.main()
 print(sorted({{"torch", "ray", "transformers", "faiss", "pandas"}} & set(sys.modules)))
 """
     return [sys.executable, "-c", code]
