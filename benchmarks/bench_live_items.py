@@ -38,12 +38,13 @@ from pipelines.config import JobConfig, load_config
 from pipelines.datasets import packaged_encoder
 from pipelines.runs import Run
 from pipelines.scorer import load_weights
-from serving.bundle import Bundle
-from serving.bundle_writer import write_bundle
-from serving.engine import Engine
-from serving.http import create_app
-from serving.live import Live
-from serving.settings import ServingSettings
+from serving.api.application import create_app
+from serving.bundle.reader import Bundle
+from serving.bundle.writer import write_bundle
+from serving.engine.acceptance import examine
+from serving.engine.engine import Engine
+from serving.runtime.models import Live
+from serving.runtime.settings import ServingSettings
 from serving.stores import open_store
 from setrec.catalog import TEST, VALID, Catalog, Histories
 from setrec.encoder import TextEncoder
@@ -146,6 +147,7 @@ def served(run: Run, catalog: Catalog, histories: Histories, folder: Path) -> It
         featurizer=featurizer,
         text_features=texts,
         text_center=center,
+        examine=examine,
     )
     store = open_store(str(folder / "live.db"))
     live = Live(Engine(Bundle.open(folder / "bundle"), store=store, max_k=K, threads=1), store)

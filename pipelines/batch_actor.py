@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import torch
 
 from pipelines import storage
-from serving.bundle import Bundle
-from serving.engine import Answer, Engine, Request
+from serving.bundle.reader import Bundle
+from serving.engine.engine import Answer, Engine, Request
 from setrec.errors import SetRecError, UnknownItemError
 
 BATCH = 256

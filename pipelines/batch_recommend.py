@@ -40,7 +40,7 @@ from pipelines.batch_actor import Piece, Recommender
 from pipelines.cluster import quiet_data, ray_session
 from pipelines.failures import told
 from pipelines.progress import Bar, bar
-from serving.manifest import verify
+from serving.bundle.manifest import verify
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, DataError
 

@@ -15,8 +15,8 @@ from pipelines.releases import ReleaseSettings
 from pipelines.search_space import TuneSettings
 from pipelines.storage import is_uri
 from pipelines.trackers import TrackingSettings
-from serving.retriever import RetrieverSettings
-from serving.settings import ServingSettings
+from serving.retrieval.retriever import RetrieverSettings
+from serving.runtime.settings import ServingSettings
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
 from setrec.model import ModelSettings

@@ -11,7 +11,8 @@ from pipelines.features import text_encoder
 from pipelines.progress import bar
 from pipelines.runs import Run
 from pipelines.scorer import load_weights
-from serving.bundle_writer import write_bundle
+from serving.bundle.writer import write_bundle
+from serving.engine.acceptance import examine
 from setrec.model import SetRecModel
 from setrec.scoring.hybrid import build_components
 from setrec.scoring.registry import Sources
@@ -53,6 +54,7 @@ def export(
             text_center=features.sentence_center(run),
             retriever=config.retriever,
             graph_dir=None if graph is None else graph / "graph",
+            examine=examine,
         )
         size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
         progress.update(1, 1, f"{len(catalog)} items, {size / 1e6:.1f} MB")

@@ -11,8 +11,8 @@ import pytest
 from pipelines import batch_recommend, ingest
 from pipelines.batch_actor import Recommender
 from pipelines.batch_recommend import BatchRequest, recommend_batch
-from serving.bundle import Bundle
-from serving.engine import Engine, Request
+from serving.bundle.reader import Bundle
+from serving.engine.engine import Engine, Request
 from setrec.errors import BundleError, ConfigError, DataError
 
 

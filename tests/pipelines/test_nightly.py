@@ -17,8 +17,8 @@ from pipelines import audit, cli, fingerprints, nightly, releases, train
 from pipelines.nightly import NAMES
 from pipelines.steps import HeldBackError
 from pipelines.train_worker import trainer_of
-from serving.audit import Audit
-from serving.bundle import Bundle
+from serving.bundle.reader import Bundle
+from serving.retrieval.recall_audit import Audit
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError
 

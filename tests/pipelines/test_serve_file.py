@@ -15,8 +15,8 @@ from pipelines import cli
 from pipelines import serve as serving_command
 from pipelines.serve import application
 from pipelines.serve_file import IMPORT_PATH, read_serve_file, settings_of
-from serving import ingress
-from serving.auth import Tokens
+from serving.api.access.tokens import Tokens
+from serving.deployment import ingress
 from setrec.errors import ConfigError
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

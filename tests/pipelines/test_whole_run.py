@@ -14,8 +14,8 @@ from pipelines.config import load_config
 from pipelines.runs import Run
 from pipelines.scorer import hybrid_scorer, load_weights
 from pipelines.system_names import ALONE, OURS, WITHOUT
-from serving.bundle import Bundle
-from serving.engine import Engine, Request
+from serving.bundle.reader import Bundle
+from serving.engine.engine import Engine, Request
 from setrec import ranking
 from setrec.catalog import TEST, VALID
 from setrec.errors import ConfigError, DataError
