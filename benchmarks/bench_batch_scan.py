@@ -1,4 +1,4 @@
-"""Exact search of queries that share a scan, as ``serving.exact`` has FAISS do it and by FAISS's own rule."""
+"""Exact search of queries that share a scan, as ``serving.retrieval.exact`` has FAISS do it and by FAISS's own rule."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import faiss
 import numpy as np
 from harness import measure, median, print_table, write_results
 
-from serving import exact
-from serving.exact import Exact
+from serving.retrieval import exact
+from serving.retrieval.exact import Exact
 
 ITEMS, WIDTH, K, SEEN = 12_000, 192, 10, 6
 QUERIES = (1, 2, 4, 8, 16, 32, 64, 256)

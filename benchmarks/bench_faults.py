@@ -30,7 +30,7 @@ from harness import RESULTS
 from load import Connection, encode
 from serving_bundle import ITEMS, USERS, make_bundle
 
-from serving import app
+from serving.deployment import ray_app
 from serving.stores import Event, open_store
 
 CLIENTS, BEFORE, AFTER = 8, 2.0, 6.0
@@ -144,7 +144,7 @@ def on_ray(folder: Path, bundle: Path, only: Sequence[str]) -> dict[str, Any]:
     bad = make_bundle(releases, "bad", seed=1)
     (bad / "codes.safetensors").write_bytes((bad / "codes.safetensors").read_bytes()[:-1] + b"?")
     good = make_bundle(releases, "good", seed=2)
-    url = app.start(bundle, settings_of(free_port(), replicas=2, store=store, releases=releases))
+    url = ray_app.start(bundle, settings_of(free_port(), replicas=2, store=store, releases=releases))
     found: dict[str, Any] = {}
     try:
 
@@ -170,7 +170,7 @@ def on_ray(folder: Path, bundle: Path, only: Sequence[str]) -> dict[str, Any]:
             print(name, found[name], flush=True)
             time.sleep(8 if name == "replica_killed" else 1)  # until there are two again
     finally:
-        app.stop()
+        ray_app.stop()
     return found
 
 
@@ -201,7 +201,7 @@ def alone(bundle: Path, port: int, store: str) -> None:
     """What :class:`Alone` starts."""
     import uvicorn
 
-    from serving.replica import build
+    from serving.api.application import build
 
     application = build(bundle, settings_of(port, store=store))
     uvicorn.run(application, host="127.0.0.1", port=port, log_level="error", access_log=False)

@@ -39,12 +39,13 @@ from pipelines.data import directory
 from pipelines.evaluation.scorer import load_weights
 from pipelines.features import item_features
 from pipelines.jobs.datasets import packaged_encoder
-from serving.bundle import Bundle
-from serving.bundle_writer import write_bundle
-from serving.engine import Engine
-from serving.http import create_app
-from serving.live import Live
-from serving.settings import ServingSettings
+from serving.api.application import create_app
+from serving.bundle.reader import Bundle
+from serving.bundle.writer import write_bundle
+from serving.engine.acceptance import examine
+from serving.engine.engine import Engine
+from serving.runtime.models import Live
+from serving.runtime.settings import ServingSettings
 from serving.stores import open_store
 from setrec.data.catalog import TEST, VALID, Catalog, Histories
 from setrec.evaluation.intervals import bootstrap_means, paired_difference
@@ -147,6 +148,7 @@ def served(run: Run, catalog: Catalog, histories: Histories, folder: Path) -> It
         featurizer=featurizer,
         text_features=texts,
         text_center=center,
+        examine=examine,
     )
     store = open_store(str(folder / "live.db"))
     live = Live(Engine(Bundle.open(folder / "bundle"), store=store, max_k=K, threads=1), store)

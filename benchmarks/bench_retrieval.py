@@ -23,8 +23,8 @@ from bench_serving import keep
 from codes import World, world
 from harness import median
 
-from serving.audit import share
-from serving.retriever import INDEX, Hits, Retriever, RetrieverSettings
+from serving.retrieval.recall_audit import share
+from serving.retrieval.retriever import INDEX, Hits, Retriever, RetrieverSettings
 
 K, TARGET, TUNE = 10, 0.99, 200
 BLOCK = 20

@@ -30,11 +30,12 @@ from serving_bundle import USERS, make_bundle
 
 from pipelines.common.run_directory import Run
 from pipelines.data import directory
-from serving import audit
-from serving.auditor import Answered
-from serving.bundle import Bundle
-from serving.bundle_writer import write_bundle
-from serving.engine import Answer, Engine, Request
+from serving.bundle.reader import Bundle
+from serving.bundle.writer import write_bundle
+from serving.engine.acceptance import examine
+from serving.engine.engine import Answer, Engine, Request
+from serving.engine.live_audit import Answered
+from serving.retrieval import recall_audit
 from setrec.data.catalog import TRAIN, VALID, Catalog, Histories
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import HybridScorer, HybridWeights, NewItemWeights
@@ -105,18 +106,18 @@ class MeanUsers:
     max_items = 50
 
     def user_codes(self, histories: Ragged, weights: Mapping[str, float], codes: torch.Tensor) -> torch.Tensor:
-        """See :class:`serving.bundle.UserEncoder`."""
+        """See :class:`serving.bundle.reader.UserEncoder`."""
         rows = codes - codes.mean(dim=0)
         means = torch.stack([rows[torch.from_numpy(one.astype(np.int64))].mean(dim=0) for one in histories])
         scale = torch.cat([torch.full((b - a,), weights[kind]) for kind, (a, b) in self.code_columns.items()])
         return means * scale
 
     def repeat_bias(self, weights: Mapping[str, float]) -> float:
-        """See :class:`serving.bundle.UserEncoder`."""
+        """See :class:`serving.bundle.reader.UserEncoder`."""
         return -1.0
 
     def text_codes(self, vectors: torch.Tensor) -> torch.Tensor:
-        """See :class:`serving.bundle.UserEncoder`."""
+        """See :class:`serving.bundle.reader.UserEncoder`."""
         raise NotImplementedError
 
 
@@ -141,11 +142,11 @@ class _Compared:
         self.waiting: list[Answered] = []
 
     def draws(self, bundle: Bundle) -> bool:
-        """See :class:`serving.auditor.Audits`."""
+        """See :class:`serving.engine.live_audit.Audits`."""
         return True
 
     def offer(self, answered: Answered) -> None:
-        """See :class:`serving.auditor.Audits`."""
+        """See :class:`serving.engine.live_audit.Audits`."""
         self.waiting.append(answered)
 
 
@@ -163,6 +164,7 @@ def million(items: int, folder: Path) -> dict[str, float]:
     (folder / "model" / "config.json").write_text("{}")
     write_bundle(
         folder / "bundle",
+        examine=examine,
         model_dir=folder / "model",
         catalog=Catalog(ids, ids, [""] * items, {}),
         histories=histories,
@@ -194,7 +196,7 @@ def million(items: int, folder: Path) -> dict[str, float]:
         engine._users(history)
         engine.state.index.search(engine.state.queries(users), K, history)
         alone += time.perf_counter() - began
-    recall = audit.of([answered.share() for answered in compared.waiting], K)
+    recall = recall_audit.of([answered.share() for answered in compared.waiting], K)
     return {
         "recall_at_10_1m": recall.recall,
         "recall_at_10_1m_low": recall.low,

@@ -23,8 +23,8 @@ from harness import RESULTS, write_results
 from load import Load, closed_loop, encode, open_loop
 from serving_bundle import USERS, make_bundle
 
-from serving import app
-from serving.settings import ServingSettings
+from serving.deployment import ray_app
+from serving.runtime.settings import ServingSettings
 from setrec.atomic import atomic_file
 
 CROWD, TIMES = 32, 4
@@ -45,7 +45,7 @@ def bare(bundle: Path, port: int, batch: int) -> None:
     """The same application on uvicorn, in this process, until it is ended."""
     import uvicorn
 
-    from serving.replica import build
+    from serving.api.application import build
 
     application = build(bundle, settings_of(port, max_batch_size=batch))
     uvicorn.run(application, host="127.0.0.1", port=port, log_level="error", access_log=False)
@@ -72,11 +72,11 @@ def on_uvicorn(bundle: Path, batch: int = 32) -> Iterator[str]:
 
 @contextmanager
 def on_serve(bundle: Path) -> Iterator[str]:
-    url = app.start(bundle, settings_of(free_port()))
+    url = ray_app.start(bundle, settings_of(free_port()))
     try:
         yield url
     finally:
-        app.stop()
+        ray_app.stop()
 
 
 def measured(url: str, seconds: float) -> dict[int, Load]:

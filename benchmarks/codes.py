@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.audit import intrinsic_dimension
+from serving.retrieval.recall_audit import intrinsic_dimension
 
 COLLABORATIVE, SEMANTIC, LATENT = 64, 128, 24
 ITEMS_PER_TOPIC = 100

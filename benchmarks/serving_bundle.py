@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from serving.bundle_writer import write_bundle
+from serving.bundle.writer import write_bundle
+from serving.engine.acceptance import examine
 from setrec.data.catalog import TRAIN, Catalog, Histories
 from setrec.models.item_tokens import ItemFeatures, unit_rows
 from setrec.models.setrec_model import ModelSettings, SetRecModel
@@ -46,5 +47,6 @@ def make_bundle(folder: Path, name: str = "bundle", seed: int = 0, *, items: int
         item_codes=model.item_codes().numpy(),
         scorer=scorer,
         components=build_components(scorer.used, Sources(rows, items, similar)),
+        examine=examine,
     )
     return folder / name

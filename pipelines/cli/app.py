@@ -184,7 +184,7 @@ def token(
     scope: Annotated[list[str], typer.Option("--scope", help="read, write, admin or metrics. Repeatable.")],
 ) -> None:
     """Make a token and print it; the file keeps only its hash."""
-    from serving.auth import issue
+    from serving.api.access.tokens import issue
 
     print(issue(file, name, scope))
 
@@ -216,7 +216,7 @@ def recommend(
         return
     from pipelines.jobs.serve import recommend_once
     from pipelines.reports.terminal import answer_table
-    from serving.engine import Request
+    from serving.engine.engine import Request
 
     ids = None if history is None else tuple(part.strip() for part in history.split(",") if part.strip())
     answer = recommend_once(bundle, Request(ids, user, k, not keep_history))

@@ -20,8 +20,8 @@ from pipelines.config.sections import (
     StructuralSettings,
 )
 from pipelines.data.settings import DataSettings
-from serving.retriever import RetrieverSettings
-from serving.settings import ServingSettings
+from serving.retrieval.retriever import RetrieverSettings
+from serving.runtime.settings import ServingSettings
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
 from setrec.models.sasrec import SasRecSettings

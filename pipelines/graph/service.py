@@ -10,7 +10,7 @@ import torch
 
 from nodetok.artifact import GraphArtifact
 from nodetok.distances import UNREACHABLE
-from serving.graph import AnchorDistance, GraphAnswer, Mode, NearNode, NodeDescription, ScoredAnswer
+from serving.runtime.graph_service import AnchorDistance, GraphAnswer, Mode, NearNode, NodeDescription, ScoredAnswer
 from setrec.errors import BundleError, ConfigError, SetRecError
 
 
@@ -43,7 +43,7 @@ class GraphReaderService:
         return self.artifact.reader is not None
 
     def ask(self, question: str, k: int, mode: Mode) -> GraphAnswer:
-        """See ``serving.graph.GraphService``."""
+        """See ``serving.runtime.graph_service.GraphService``."""
         if mode == "text":
             written, nodes = self.artifact.write(question)
             return GraphAnswer((ScoredAnswer(written, None),), mode, tuple(nodes))
@@ -51,7 +51,7 @@ class GraphReaderService:
         return GraphAnswer(tuple(ScoredAnswer(answer, score) for answer, score in found), mode, tuple(nodes))
 
     def nodes(self, ids: Sequence[str], k: int) -> list[NodeDescription]:
-        """See ``serving.graph.GraphService``."""
+        """See ``serving.runtime.graph_service.GraphService``."""
         rows = [self.artifact.row(node) for node in ids]
         if self.artifact.tokenizer is None or self.positions is None:
             raise SetRecError("the nodes of this task stand in many small graphs and have no common anchors")

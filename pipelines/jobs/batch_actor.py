@@ -13,8 +13,8 @@ import torch
 
 from pipelines.common import storage
 from pipelines.data import parquet
-from serving.bundle import Bundle
-from serving.engine import Answer, Engine, Request
+from serving.bundle.reader import Bundle
+from serving.engine.engine import Answer, Engine, Request
 from setrec.errors import SetRecError, UnknownItemError
 
 BATCH = 256

@@ -41,7 +41,7 @@ from pipelines.common.failures import told
 from pipelines.common.progress import Bar, bar
 from pipelines.data import parquet
 from pipelines.jobs.batch_actor import Piece, Recommender
-from serving.manifest import verify
+from serving.bundle.manifest import verify
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, DataError
 

@@ -19,7 +19,7 @@ from pipelines.features import preparation
 from pipelines.jobs import stages
 from pipelines.jobs.datasets import movielens_100k, packaged_encoder
 from pipelines.reports.terminal import answer_table, example_table, ranking_table
-from serving import app
+from serving.deployment import ray_app
 
 
 def demo_config(port: int, overrides: list[str]) -> JobConfig:
@@ -78,7 +78,7 @@ def _request(run: Run, user_id: str) -> dict[str, Any]:
 
 def _served_answer(run: Run, config: JobConfig, body: dict[str, Any]) -> dict[str, Any]:
     with bar("Serve and ask") as progress:
-        app.start(run.bundle, config.serving)
+        ray_app.start(run.bundle, config.serving)
         try:
             url = f"http://{config.serving.host}:{config.serving.port}/v1/recommend"
             httpx.post(url, json=body, timeout=30).raise_for_status()
@@ -87,7 +87,7 @@ def _served_answer(run: Run, config: JobConfig, body: dict[str, Any]) -> dict[st
             response.raise_for_status()
             progress.update(1, 1, f"{url} in {1000 * (time.perf_counter() - began):.0f} ms")
         finally:
-            app.stop()
+            ray_app.stop()
     return response.json()
 
 

@@ -12,7 +12,8 @@ from pipelines.data import directory
 from pipelines.evaluation.scorer import load_weights
 from pipelines.features import item_features
 from pipelines.features.item_features import text_encoder
-from serving.bundle_writer import write_bundle
+from serving.bundle.writer import write_bundle
+from serving.engine.acceptance import examine
 from setrec.models.setrec_model import SetRecModel
 from setrec.scoring.hybrid import build_components
 from setrec.scoring.registry import Sources
@@ -54,6 +55,7 @@ def export(
             text_center=item_features.sentence_center(run),
             retriever=config.retriever,
             graph_dir=None if graph is None else graph / "graph",
+            examine=examine,
         )
         size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
         progress.update(1, 1, f"{len(catalog)} items, {size / 1e6:.1f} MB")

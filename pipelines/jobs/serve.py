@@ -10,11 +10,11 @@ from typing import Any
 
 from pipelines.common.progress import console
 from pipelines.jobs.serve_file import settings_of
-from serving import app
-from serving.bundle import Bundle
-from serving.engine import Engine, Request
-from serving.graph import GraphService
-from serving.settings import ServingSettings
+from serving.bundle.reader import Bundle
+from serving.deployment import ray_app
+from serving.engine.engine import Engine, Request
+from serving.runtime.graph_service import GraphService
+from serving.runtime.settings import ServingSettings
 
 _EVERYWHERE = "0.0.0.0"
 
@@ -31,14 +31,14 @@ def serve_until_interrupted(bundle: Path, settings: ServingSettings) -> None:
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
-    app.start(bundle, settings, graph_loader=load_graph)
+    ray_app.start(bundle, settings, graph_loader=load_graph)
     try:
         console.print(
             f"Serving {bundle} at http://{settings.host}:{settings.port} (documentation at /docs). Ctrl-C ends."
         )
         done.wait()
     finally:
-        app.stop()
+        ray_app.stop()
 
 
 def application(args: dict[str, Any]) -> Any:
@@ -50,7 +50,7 @@ def application(args: dict[str, Any]) -> Any:
         ConfigError: a key or value is not allowed.
     """
     bundle, settings = settings_of(args, "args", {"host": _EVERYWHERE})
-    return app.application(bundle, settings, graph_loader=load_graph)
+    return ray_app.application(bundle, settings, graph_loader=load_graph)
 
 
 def recommend_once(bundle: Path, request: Request) -> dict[str, Any]:

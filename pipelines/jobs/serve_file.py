@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from serving.settings import ServingSettings
+from serving.runtime.settings import ServingSettings
 from setrec.errors import ConfigError
 from setrec.settings import Settings
 

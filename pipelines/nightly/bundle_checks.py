@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.nightly.steps import HeldBackError
-from serving.acceptance import accept
-from serving.bundle import Bundle
-from serving.engine import Engine
+from serving.bundle.reader import Bundle
+from serving.engine.acceptance import accept
+from serving.engine.engine import Engine
 from setrec.errors import BundleError
 
 

@@ -28,11 +28,11 @@ def open_store(place: str) -> LiveStore:
         StoreError: the file cannot be used, or ``place`` is a URL of another kind.
     """
     if place.startswith(_REDIS):
-        from serving.stores.redis_store import RedisStore
+        from serving.stores.redis import RedisStore
 
         return RedisStore(place)
     if "://" in place:
         raise StoreError(f"{place}: a store is the path of a file or a URL that starts with {', '.join(_REDIS)}")
-    from serving.stores.sqlite_store import SqliteStore
+    from serving.stores.sqlite import SqliteStore
 
     return SqliteStore(place)

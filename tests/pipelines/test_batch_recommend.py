@@ -12,8 +12,8 @@ from pipelines.data import directory
 from pipelines.jobs import batch_recommend
 from pipelines.jobs.batch_actor import Recommender
 from pipelines.jobs.batch_recommend import BatchRequest, recommend_batch
-from serving.bundle import Bundle
-from serving.engine import Engine, Request
+from serving.bundle.reader import Bundle
+from serving.engine.engine import Engine, Request
 from setrec.errors import BundleError, ConfigError, DataError
 
 

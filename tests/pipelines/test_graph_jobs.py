@@ -10,9 +10,9 @@ from nodetok.artifact import GraphArtifact
 from nodetok.graph import Graph
 from pipelines.graph import jobs, service
 from pipelines.graph.config import DEFAULTS, graph_config
-from serving.gate import protect
-from serving.graph import add_graph_routes
-from serving.settings import ServingSettings
+from serving.api.access.authentication import protect
+from serving.api.routes.graph import add_graph_routes
+from serving.runtime.settings import ServingSettings
 from setrec.errors import ConfigError, DataError, SetRecError, UnknownNodeError
 
 QUICK = [

@@ -20,8 +20,8 @@ from pipelines.nightly.loop import NAMES
 from pipelines.nightly.steps import HeldBackError
 from pipelines.training import train
 from pipelines.training.worker import trainer_of
-from serving.audit import Audit
-from serving.bundle import Bundle
+from serving.bundle.reader import Bundle
+from serving.retrieval.recall_audit import Audit
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError
 

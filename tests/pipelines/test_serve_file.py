@@ -15,8 +15,8 @@ from pipelines.cli import app
 from pipelines.jobs import serve as serving_command
 from pipelines.jobs.serve import application
 from pipelines.jobs.serve_file import IMPORT_PATH, read_serve_file, settings_of
-from serving import ingress
-from serving.auth import Tokens
+from serving.api.access.tokens import Tokens
+from serving.deployment import ingress
 from setrec.errors import ConfigError
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -17,8 +17,8 @@ from pipelines.evaluation.scorer import hybrid_scorer, load_weights
 from pipelines.evaluation.system_names import ALONE, OURS, WITHOUT
 from pipelines.features import item_features, preparation
 from pipelines.jobs import export
-from serving.bundle import Bundle
-from serving.engine import Engine, Request
+from serving.bundle.reader import Bundle
+from serving.engine.engine import Engine, Request
 from setrec.data.catalog import TEST, VALID
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation import ranking

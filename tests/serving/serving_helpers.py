@@ -5,8 +5,9 @@ import re
 import numpy as np
 import torch
 
-from serving.bundle_writer import write_bundle
-from serving.graph import AnchorDistance, GraphAnswer, NearNode, NodeDescription, ScoredAnswer
+from serving.bundle.writer import write_bundle
+from serving.engine.acceptance import examine
+from serving.runtime.graph_service import AnchorDistance, GraphAnswer, NearNode, NodeDescription, ScoredAnswer
 from setrec.data.catalog import TEST, TRAIN, VALID, Catalog, Histories
 from setrec.errors import SetRecError, UnknownNodeError
 from setrec.models.item_tokens import text_center, unit_rows
@@ -101,7 +102,7 @@ def model_dir(path):
 def fake_bundle(out, retriever=None, **changes):
     parts = {"catalog": catalog(), "histories": histories(), "item_codes": codes()}
     parts |= {"scorer": HybridWeights(slots=SLOTS), "load_encoder": load_fake, "retriever": retriever}
-    return write_bundle(out, model_dir=model_dir(out.parent / "trained"), **(parts | changes))
+    return write_bundle(out, model_dir=model_dir(out.parent / "trained"), examine=examine, **(parts | changes))
 
 
 def texts_of(catalog):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from serving.batching import Batcher
+from serving.runtime.batching import Batcher
 
 
 class Doubler:

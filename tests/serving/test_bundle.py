@@ -16,11 +16,11 @@ from serving_helpers import (
     texts_of,
 )
 
-from serving.bundle import FORMAT_VERSION, Bundle
-from serving.engine import Engine, Request
-from serving.manifest import Manifest
-from serving.retriever import RetrieverSettings
-from serving.texts import TextRule
+from serving.bundle.manifest import Manifest
+from serving.bundle.reader import FORMAT_VERSION, Bundle
+from serving.bundle.texts import TextRule
+from serving.engine.engine import Engine, Request
+from serving.retrieval.retriever import RetrieverSettings
 from setrec.data.catalog import Catalog
 from setrec.data.item_texts import compose
 from setrec.errors import BundleError
@@ -213,7 +213,7 @@ def test_a_component_that_this_version_does_not_know_is_refused(bundle):
 def test_a_damaged_component_is_refused_in_one_line(tmp_path, monkeypatch):
     fake_bundle(tmp_path / "b", **hybrid_parts(SCORER))
     monkeypatch.setattr(
-        "serving.bundle.verify", lambda path: Manifest.model_validate_json((path / "manifest.json").read_bytes())
+        "serving.bundle.reader.verify", lambda path: Manifest.model_validate_json((path / "manifest.json").read_bytes())
     )
     file = tmp_path / "b" / "components" / "transitions_near.safetensors"
     for content in (b"", b"\xff" * 40, file.read_bytes()[:100]):

@@ -5,12 +5,13 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from serving.bundle import Bundle
-from serving.bundle_writer import write_bundle
-from serving.engine import Engine
-from serving.http import create_app
-from serving.live import Live
-from serving.settings import ServingSettings
+from serving.api.application import create_app
+from serving.bundle.reader import Bundle
+from serving.bundle.writer import write_bundle
+from serving.engine.acceptance import examine
+from serving.engine.engine import Engine
+from serving.runtime.models import Live
+from serving.runtime.settings import ServingSettings
 from serving.stores import open_store
 from setrec.data.catalog import TRAIN, Catalog, Histories
 from setrec.data.item_texts import compose
@@ -88,7 +89,7 @@ def hits(trained, name, similarity, genre_of=lambda genre: genre):
     components = build_components(scorer.used, Sources(histories.items, len(catalog), features))
     write_bundle(
         folder / name, model_dir=folder / "model", catalog=catalog, histories=histories, item_codes=codes,
-        scorer=scorer, components=components, featurizer=featurizer, text_features=features,
+        scorer=scorer, components=components, featurizer=featurizer, text_features=features, examine=examine,
     )  # fmt: skip
     store = open_store(str(folder / f"{name}.db"))
     live = Live(Engine(Bundle.open(folder / name), store=store), store)

@@ -14,12 +14,13 @@ import serving_helpers
 from serving_helpers import catalog, graph_dir, histories, load_fake_graph
 from small_models import ITEMS, small_model
 
-from serving import app, ingress
-from serving.auth import SCOPES, issue
-from serving.bundle import Bundle
-from serving.bundle_writer import write_bundle
-from serving.engine import Engine, Request
-from serving.settings import ServingSettings
+from serving.api.access.tokens import SCOPES, issue
+from serving.bundle.reader import Bundle
+from serving.bundle.writer import write_bundle
+from serving.deployment import ingress, ray_app
+from serving.engine.acceptance import examine
+from serving.engine.engine import Engine, Request
+from serving.runtime.settings import ServingSettings
 from setrec.errors import BundleError, ConfigError
 from setrec.scoring.hybrid import HybridWeights
 
@@ -43,7 +44,7 @@ def place(features, tmp_path_factory):
     parts |= {"item_codes": model.item_codes().numpy(), "graph_dir": graph_dir(folder / "graph")}
     for out, weight in ((folder / "bundle", 1.0), (folder / "releases" / "other", 0.5)):
         slots = {kind: weight if kind == "semantic" else 1.0 for kind in model.kinds}
-        write_bundle(out, scorer=HybridWeights(slots=slots), **parts)
+        write_bundle(out, scorer=HybridWeights(slots=slots), examine=examine, **parts)
     return folder
 
 
@@ -62,11 +63,11 @@ def client(place):
     settings = ServingSettings(
         port=free_port(), tokens=file, store=str(place / "live.db"), releases=place / "releases", **LIMITS
     )
-    url = app.start(place / "bundle", settings, graph_loader=load_fake_graph)
+    url = ray_app.start(place / "bundle", settings, graph_loader=load_fake_graph)
     headers = {"Authorization": f"Bearer {token}"}
     with httpx.Client(base_url=url, timeout=30, trust_env=False, headers=headers) as client:
         yield client
-    app.stop()
+    ray_app.stop()
     cloudpickle.unregister_pickle_by_value(serving_helpers)
 
 
@@ -254,15 +255,15 @@ def test_another_bundle_is_released_while_requests_are_answered(client, place, e
 
 def test_what_cannot_be_started_is_refused_in_one_line(client, place, tmp_path):
     settings = {"auth": "off", "port": free_port()}
-    with pytest.raises(app.ServingError, match="in use") as taken:
-        app.start(place / "bundle", ServingSettings(**settings | {"port": client.base_url.port}))
+    with pytest.raises(ray_app.ServingError, match="in use") as taken:
+        ray_app.start(place / "bundle", ServingSettings(**settings | {"port": client.base_url.port}))
     assert "\n" not in str(taken.value)
     with pytest.raises(ConfigError, match="no tokens: make one"):
-        app.start(place / "bundle", ServingSettings(port=free_port()))
-    with pytest.raises(app.ServingError, match="already runs"):
-        app.start(place / "bundle", ServingSettings(**settings))
+        ray_app.start(place / "bundle", ServingSettings(port=free_port()))
+    with pytest.raises(ray_app.ServingError, match="already runs"):
+        ray_app.start(place / "bundle", ServingSettings(**settings))
     with pytest.raises(BundleError, match="not a bundle"):
-        app.start(tmp_path, ServingSettings(**settings))
+        ray_app.start(tmp_path, ServingSettings(**settings))
     assert client.get("/health/ready").status_code == 200
 
 
@@ -282,5 +283,5 @@ def test_haproxy_and_the_replicas_own_server_are_for_this_machine_alone(client):
 
 
 def test_the_application_and_its_settings_import_without_ray():
-    code = "import sys, serving.app, serving.http; sys.exit('ray' in sys.modules)"
+    code = "import sys, serving.deployment.ray_app, serving.api.application; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_helpers import ITEMS, SLOTS, catalog, codes, fake_bundle, histories, hybrid_parts, load_fake, offline
 
-from serving.bundle import Bundle
-from serving.engine import Answer, Engine, Request, RequestError
-from serving.filters import Equals
-from serving.retriever import RetrieverSettings
+from serving.bundle.reader import Bundle
+from serving.engine.engine import Answer, Engine, Request, RequestError
+from serving.retrieval.filters import Equals
+from serving.retrieval.retriever import RetrieverSettings
 from setrec.errors import UnknownItemError
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import HybridWeights, NewItemWeights

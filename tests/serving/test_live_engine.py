@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from serving_helpers import ITEMS, FakeText, coded_items, fake_bundle, histories, load_fake, text_codes
 
-from serving import edits
-from serving.bundle import Bundle
-from serving.changes import ItemFields
-from serving.engine import Engine, Request
-from serving.filters import Equals, Not
-from serving.requests import Fallback
+from serving.bundle.reader import Bundle
+from serving.engine.engine import Engine, Request
+from serving.engine.requests import Fallback
+from serving.retrieval.filters import Equals, Not
+from serving.runtime import edits
 from serving.stores import Change, Event, StoreError, open_store
+from serving.stores.item_changes import ItemFields
 from setrec.errors import UnknownItemError
 
 NEW = ItemFields(title="Title «new»", text="text 3 4", attributes={"genre": ["c"]})
@@ -291,7 +291,7 @@ def test_a_batch_with_live_users_is_its_requests_one_by_one(engine, store):
 
 
 def test_items_put_over_and_over_do_not_fill_the_memory(engine, monkeypatch):
-    monkeypatch.setattr("serving.state._SPARE_ROWS", 5)
+    monkeypatch.setattr("serving.engine.state._SPARE_ROWS", 5)
     edits.put_item(engine, "kept", NEW)
     edits.remove_item(engine, "item-12")
     before = engine.recommend_one(Request(history=("kept",), k=50))

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_helpers import codes
 
-from serving.live_index import _LISTED, LiveIndex
-from serving.retriever import Retriever, RetrieverSettings
+from serving.retrieval.live_index import _LISTED, LiveIndex
+from serving.retrieval.retriever import Retriever, RetrieverSettings
 
 WIDTH = 8
 
@@ -84,7 +84,7 @@ def test_over_an_approximate_base_answers_are_as_many_as_are_left_with_exact_sco
     rng = np.random.default_rng(4)
     table, fresh, queries = codes(1500, 16), codes(60, 16, seed=2), codes(20, 16, seed=1)
     # Otherwise a filter of so few rows is always searched exactly.
-    monkeypatch.setattr("serving.ivf._FIXED", 0)
+    monkeypatch.setattr("serving.retrieval.ivf._FIXED", 0)
     live = live_over(table, kind=kind, tune_queries=50)
     for code in fresh:
         live.add(code)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from serving_helpers import ITEMS, FakeText, catalog, codes, fake_bundle, histories, load_fake, text_codes
 from starlette.testclient import TestClient
 
-from serving.bundle import Bundle
-from serving.engine import Engine
-from serving.follower import Follower
-from serving.http import create_app
-from serving.live import Live
-from serving.settings import ServingSettings
+from serving.api.application import create_app
+from serving.bundle.reader import Bundle
+from serving.engine.engine import Engine
+from serving.runtime.follower import Follower
+from serving.runtime.models import Live
+from serving.runtime.settings import ServingSettings
 from serving.stores import StoreError, open_store
 
 OPEN = ServingSettings(auth="off", max_events=4, max_history=100)

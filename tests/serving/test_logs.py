@@ -6,9 +6,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from serving import logs
-from serving.errors import add_errors
+from serving.api.errors import add_errors
 from serving.stores import StoreError
+from serving.telemetry import logs
 
 
 @pytest.fixture(autouse=True)

@@ -13,14 +13,14 @@ import pytest
 from serving_helpers import codes, fake_bundle, load_fake
 from starlette.testclient import TestClient
 
-from serving import release
-from serving.auth import issue
-from serving.bundle import Bundle
-from serving.engine import Engine, Request
-from serving.live import Live, Loader
-from serving.release import Releases, UnderWayError
-from serving.replica import build, open_live
-from serving.settings import ServingSettings
+from serving.api.access.tokens import issue
+from serving.api.application import build
+from serving.bundle.reader import Bundle
+from serving.engine.engine import Engine, Request
+from serving.runtime.models import Live, Loader
+from serving.runtime.replica import open_live
+from serving.runtime.rollout import Releases, UnderWayError
+from serving.runtime.settings import ServingSettings
 from serving.stores import StoreError, open_store
 from setrec.errors import BundleError
 
@@ -39,7 +39,7 @@ def made(tmp_path_factory):
 @pytest.fixture
 def place(made, tmp_path, monkeypatch):
     """A folder with what the endpoint is started with, ``first``, and ``releases/`` with the two others."""
-    monkeypatch.setattr(release, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("serving.runtime.rollout._LOOK_SECONDS", 0.05)
     shutil.copytree(made / "first", tmp_path / "first")
     for name in ("second", "third"):
         shutil.copytree(made / name, tmp_path / "releases" / name)

@@ -13,9 +13,9 @@ from starlette.testclient import TestClient
 from pipelines.nightly import release_store
 from pipelines.nightly.release_store import KEPT, current, name_of
 from pipelines.nightly.steps import HeldBackError
-from serving.bundle import Bundle
-from serving.replica import build
-from serving.settings import ServingSettings
+from serving.api.application import build
+from serving.bundle.reader import Bundle
+from serving.runtime.settings import ServingSettings
 from setrec.errors import ConfigError
 
 

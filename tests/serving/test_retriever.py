@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving_helpers import codes
 
-from serving.policy import EXACT_BYTES, candidates
-from serving.retriever import Retriever, RetrieverSettings
+from serving.retrieval.policy import EXACT_BYTES, candidates
+from serving.retrieval.retriever import Retriever, RetrieverSettings
 from setrec.errors import BundleError
 
 KINDS = ["exact", "hnsw", "ivf", "ivf_sq8", "ivf_pq"]
@@ -196,7 +196,7 @@ class TestAgainstAProductOfMatrices:
     @pytest.mark.parametrize("share", [1, 0.5, 0.25, 0.1, 0.01, 0.001])
     def test_under_a_filter_too(self, clustered, share, monkeypatch):
         # Otherwise lists are never worth their fixed cost for so few rows, and everything is searched exactly.
-        monkeypatch.setattr("serving.ivf._FIXED", 0)
+        monkeypatch.setattr("serving.retrieval.ivf._FIXED", 0)
         rng = np.random.default_rng(5)
         allowed = [rng.random(5000) < share for _ in clustered.queries]
         excluded = [rng.permutation(5000)[:50] for _ in clustered.queries]
@@ -210,7 +210,7 @@ class TestAgainstAProductOfMatrices:
         Efforts are tuned on random filters, so the wider of these miss the target of 0.98: at 26 clusters, lists find
         0.87 to 0.89. Under a filter graphs are not walked.
         """
-        monkeypatch.setattr("serving.ivf._FIXED", 0)
+        monkeypatch.setattr("serving.retrieval.ivf._FIXED", 0)
         rng, of_item = np.random.default_rng(7), clustered.clusters()
         own = of_item[clustered.scores.argmax(axis=1)]
         allowed = [np.isin(of_item, rng.permutation(np.delete(np.arange(40), mine))[:kept]) for mine in own]
@@ -263,7 +263,7 @@ def test_one_item_of_twenty_times_the_norm_does_not_hide_the_others(kind):
 @pytest.mark.parametrize("kind", ["ivf", "ivf_sq8", "ivf_pq"])
 def test_lists_answer_filtered_queries_themselves(kind, monkeypatch):
     """Were everything searched exactly, the recall of filtered searches would say nothing."""
-    monkeypatch.setattr("serving.ivf._FIXED", 0)
+    monkeypatch.setattr("serving.retrieval.ivf._FIXED", 0)
     some = Clustered(kind)
     monkeypatch.setattr(some.retriever.exact, "best", None)
     allowed = [np.random.default_rng(5).random(5000) < 0.5] * 60
@@ -297,13 +297,13 @@ class TestPolicy:
         assert [kind for kind, _ in candidates(RetrieverSettings(kind="hnsw"), 10, 4)] == ["hnsw"]
 
     def test_beyond_the_bound_a_measured_index_is_taken_if_it_suffices(self, monkeypatch):
-        monkeypatch.setattr("serving.policy.EXACT_BYTES", 0)
+        monkeypatch.setattr("serving.retrieval.policy.EXACT_BYTES", 0)
         plain = Clustered("auto")
         assert plain.retriever.kind == "ivf_pq"
         assert plain.recall() >= 0.95
 
     def test_and_exact_search_if_none_does(self, monkeypatch):
-        monkeypatch.setattr("serving.policy.EXACT_BYTES", 0)
+        monkeypatch.setattr("serving.retrieval.policy.EXACT_BYTES", 0)
         rng = np.random.default_rng(0)
         table, queries = rng.normal(size=(2000, 64)).astype(np.float32), rng.normal(size=(100, 64)).astype(np.float32)
         retriever = Retriever.build(table, RetrieverSettings(tune_queries=50), queries)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from serving_helpers import codes
 
-from serving import metrics, stages
-from serving.retriever import Retriever, RetrieverSettings
+from serving.retrieval.retriever import Retriever, RetrieverSettings
+from serving.telemetry import metrics, stages
 
 TABLE = codes(500, 24)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from redis_server import RedisServer
 
 from serving.stores import Appended, Event, LiveHistory, StoreError, open_store
-from serving.stores.sqlite_store import SqliteStore
+from serving.stores.sqlite import SqliteStore
 
 # Acknowledges every event on a line of its own, from several threads at once, until it is killed.
 _WRITER = """

@@ -1,0 +1,86 @@
+"""Routes for operators: which bundle is served, and another one instead."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.api.access.middleware import error_body
+from serving.api.access.tokens import ADMIN
+from serving.api.schemas.recommendations import ErrorResponse, error_responses
+from serving.runtime.models import Live, MakesReleases
+from serving.runtime.release_state import BundleName, Refusal, ReleaseError, UnderWayError, UnknownBundleError
+
+_PATIENCE_SECONDS = 30.0  # less than the time after which HAProxy gives up
+_UNKNOWN = "There is no such bundle in the folder (`unknown_bundle`)."
+
+
+class ReleaseRequest(BaseModel):
+    """The name of a folder among the bundles; ``null`` returns to the bundle that the endpoint was started with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bundle: BundleName | None = Field(examples=["2026-11-24"])
+
+
+class ReleaseAnswer(BaseModel):
+    """What this replica serves; the others follow within the time that loading takes them, one after the other."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    status: str = Field(description="`serving`, or `loading`: the new bundle is not in use yet, ask again.")
+    bundle: str | None = Field(description="`null`: the bundle that the endpoint was started with.")
+    model_version: str
+    before: str | None = Field(description="The bundle that was served before.")
+    refused: Refusal | None = Field(description="The last release that was not made, if none was made since.")
+
+
+def add_release_routes(app: FastAPI, live: Live, releases: MakesReleases) -> None:
+    """Add ``/v1/admin/release``. A release is made on a thread of its own, so that requests are answered meanwhile."""
+    responses = error_responses(_UNKNOWN, "the release was refused, with the reason (`release_refused`).")
+    responses[409] = {"model": ErrorResponse, "description": "Another release is under way (`release_under_way`)."}
+    responses[202] = {"model": ReleaseAnswer, "description": "The bundle is still being loaded."}
+
+    def answer(status: str) -> dict[str, object]:
+        state = releases.state
+        return ReleaseAnswer(
+            status=status,
+            bundle=state.bundle,
+            model_version=live.model_version,
+            before=state.before,
+            refused=state.refused,
+        ).model_dump()
+
+    @app.get("/v1/admin/release", response_model=ReleaseAnswer, tags=["operations"], dependencies=[ADMIN])
+    async def released() -> JSONResponse:
+        """What is served."""
+        return JSONResponse(answer("serving"))
+
+    @app.post(
+        "/v1/admin/release",
+        response_model=ReleaseAnswer,
+        responses=responses,
+        tags=["operations"],
+        dependencies=[ADMIN],
+    )
+    async def release(body: ReleaseRequest) -> JSONResponse:
+        """Check a bundle and serve it instead of the present one; on any failure the present one stays."""
+        made = asyncio.create_task(asyncio.to_thread(releases.release, live, body.bundle))
+        made.add_done_callback(lambda task: task.cancelled() or task.exception())  # told by GET where nobody waits
+        try:
+            await asyncio.wait_for(asyncio.shield(made), _PATIENCE_SECONDS)
+        except TimeoutError:
+            return JSONResponse(answer("loading"), 202)
+        except ReleaseError as error:
+            code, status = _told(error)
+            return JSONResponse(error_body(code, str(error)), status)
+        return JSONResponse(answer("serving"))
+
+
+def _told(error: ReleaseError) -> tuple[str, int]:
+    if isinstance(error, UnderWayError):
+        return "release_under_way", 409
+    return ("unknown_bundle", 404) if isinstance(error, UnknownBundleError) else ("release_refused", 422)

@@ -1,0 +1,148 @@
+"""What a bundle says of itself, and whether its files are the ones it speaks of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from serving.bundle.texts import TextRule
+from setrec.errors import BundleError
+from setrec.scoring.hybrid import HybridWeights
+from setrec.settings import Settings
+
+FORMAT_VERSION = 4
+MANIFEST = "manifest.json"
+SUFFIXES = {
+    "model": (".json", ".safetensors"),
+    "graph": (".json", ".safetensors", ".parquet", ".npy"),
+    "encoder": (".json", ".safetensors", ".txt", ".model"),
+    "lexical": (".json", ".safetensors"),
+    "components": (".safetensors",),
+}
+"""Kinds of files that a folder of a bundle may consist of."""
+
+
+class FileEntry(Settings):
+    """Size and checksum of one file."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class EncoderEntry(Settings):
+    """How the sentence encoder in ``encoder/`` was used: texts cut at ``max_length`` tokens."""
+
+    max_length: int = Field(ge=1)
+
+
+class Agreement(Settings):
+    """Share of the ``k`` best by the dense route that answers to ``queries`` users held, with a 95% interval."""
+
+    recall: float
+    low: float
+    high: float
+    queries: int
+    k: int
+
+
+class Manifest(Settings):
+    """What ``manifest.json`` says. ``created`` is UTC; ``model_version`` defaults to a hash of all that answers.
+
+    ``scorer``: the weights of the hybrid score. ``encoder``: how the sentence encoder was used, where there is one.
+    ``text``: how an item's fields become its text. ``agreement``: the audit of the bundle's answers at export.
+    """
+
+    format_version: int = Field(strict=True, ge=1)
+    created: datetime
+    model_version: str = Field(min_length=1, max_length=200)
+    libraries: dict[str, str]
+    kinds: tuple[str, ...]
+    code_columns: dict[str, tuple[int, int]]
+    scorer: HybridWeights
+    counts: dict[str, int]
+    files: dict[str, FileEntry]
+    encoder: EncoderEntry | None = None
+    text: TextRule | None = None
+    agreement: Agreement | None = None
+
+
+def verify(path: Path) -> Manifest:
+    """The manifest of the bundle at ``path``, after every file has been compared with it.
+
+    Raises:
+        BundleError: see :meth:`Bundle.open`.
+    """
+    manifest = _read_manifest(path)
+    _require_safe_names(path, manifest)
+    present = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()}
+    for name in sorted(present.keys() - manifest.files.keys() - {MANIFEST}):
+        raise BundleError(f"{path / name}: not listed in the manifest")
+    for name, entry in sorted(manifest.files.items()):
+        file = present.get(name)
+        if file is None:
+            raise BundleError(f"{path / name}: missing")
+        if file.is_symlink() or not file.is_file():
+            raise BundleError(f"{file}: not a regular file")
+        if (size := file.stat().st_size) != entry.bytes:
+            raise BundleError(f"{file}: {size} bytes where the manifest says {entry.bytes} (truncated or altered)")
+        if sha256(file) != entry.sha256:
+            raise BundleError(f"{file}: altered (its sha256 is not the manifest's)")
+        if file.suffix == ".npy":
+            _require_plain_array(file)
+    return manifest
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise BundleError(f"{path}: not a bundle (no {MANIFEST})")
+    try:
+        raw = json.loads(file.read_bytes())
+        found = raw["format_version"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise BundleError(f"{file}: damaged (not a manifest)") from error
+    if isinstance(found, int) and found > FORMAT_VERSION:
+        raise BundleError(f"{file}: format {found} is newer than {FORMAT_VERSION}, the newest this version reads")
+    if isinstance(found, int) and found < FORMAT_VERSION:
+        raise BundleError(
+            f"{file}: format {found} is older than {FORMAT_VERSION}, the oldest this version reads: export again"
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BundleError(f"{file}: damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})") from error
+
+
+def _require_safe_names(path: Path, manifest: Manifest) -> None:
+    for name in manifest.files:
+        pure = PurePosixPath(name)
+        inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and str(pure) == name
+        if not inside or not pure.parts or name == MANIFEST:
+            raise BundleError(f"{path / MANIFEST}: {name!r} is not a path inside the bundle")
+        if (kind := pure.parts[0]) in SUFFIXES and pure.suffix not in SUFFIXES[kind]:
+            raise BundleError(f"{path / MANIFEST}: {name!r} is not a kind of file a {kind} may consist of")
+
+
+def _require_plain_array(file: Path) -> None:
+    """A NumPy array of Python objects is a pickle; its header says so, and a header is all that is read here."""
+    try:
+        np.lib.format.open_memmap(file, mode="r")
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+        raise BundleError(f"{file}: not an array of numbers: {line(error)}") from error
+
+
+def sha256(file: Path) -> str:
+    """Checksum of a file, in hexadecimal."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,243 @@
+"""Writes a bundle: all of it or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from serving.bundle.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SUFFIXES,
+    Agreement,
+    EncoderEntry,
+    FileEntry,
+    Manifest,
+    sha256,
+)
+from serving.bundle.reader import CHECKS, Bundle, Checks, EncoderLoader, UserEncoder, load_setrec
+from serving.bundle.texts import BundleTexts, TextRule
+from serving.retrieval.index_codes import IndexCodes
+from serving.retrieval.retriever import Retriever, RetrieverSettings, is_exact
+from setrec.atomic import atomic_directory
+from setrec.data.catalog import Catalog, Histories
+from setrec.errors import BundleError
+from setrec.scoring import registry
+from setrec.scoring.hybrid import HybridWeights
+from setrec.scoring.registry import Component
+from setrec.scoring.text_features import TextFeaturizer
+from setrec.scoring.text_similarity import TextFeatures
+from setrec.text.encoder import TextEncoder
+
+_LIBRARIES = ("setrec", "torch", "transformers", "faiss-cpu", "numpy", "pyarrow", "safetensors")
+_BATCH = 64
+
+Examine = Callable[[Bundle], tuple[Checks, Agreement]]
+"""Answers requests from an opened bundle: those to store, and how the answers agree with the dense route."""
+
+
+def write_bundle(
+    out: str | Path,
+    *,
+    model_dir: str | Path,
+    catalog: Catalog,
+    histories: Histories,
+    item_codes: np.ndarray,
+    scorer: HybridWeights,
+    components: Mapping[str, Component] = MappingProxyType({}),
+    featurizer: TextFeaturizer | None = None,
+    text_features: TextFeatures | None = None,
+    text_center: np.ndarray | None = None,
+    retriever: RetrieverSettings | None = None,
+    model_version: str | None = None,
+    load_encoder: EncoderLoader = load_setrec,
+    graph_dir: Path | None = None,
+    examine: Examine,
+) -> Manifest:
+    """Write a bundle: as a whole or, after an error, not at all; a bundle already at ``out`` stays until the end.
+
+    ``item_codes`` float32 (I, D). ``components``: those that ``scorer`` gives a weight, by name; others are left out.
+    ``featurizer``: what made the items' text vectors; without it no item can be added to what is served.
+    ``text_features``: those of the catalogue's texts, around ``text_center`` float32 (w,). Of every folder only the
+    kinds of files in :data:`serving.bundle.manifest.SUFFIXES` are taken: of ``model_dir`` JSON and safetensors, of
+    ``graph_dir`` and its sub-folders also Parquet and NumPy files. ``examine``:
+    :func:`serving.engine.acceptance.examine`, which needs the engine and so comes from above.
+
+    Raises:
+        BundleError: ``out`` holds something that is no bundle, or the parts do not fit together.
+    """
+    out = Path(out)
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise BundleError(f"{out}: exists and is no bundle; not replaced")
+    if not (len(item_codes) == len(catalog) > histories.items.values.max(initial=-1)):
+        raise BundleError(f"{out}: item codes, catalogue and histories are not of the same items")
+    with atomic_directory(out) as target:
+        _copy(Path(model_dir).glob("*"), Path(model_dir), target / "model")
+        if graph_dir is not None:
+            _copy(Path(graph_dir).rglob("*"), Path(graph_dir), target / "graph")
+        encoder = None if featurizer is None else _save_featurizer(featurizer, target)
+        catalog.save(target / "items.parquet")
+        histories.save(target / "histories.parquet")
+        model, counts = load_encoder(target / "model"), histories.train_counts(len(catalog))
+        codes = np.array(item_codes, dtype=np.float32, order="C")
+        if max(stop for _, stop in model.code_columns.values()) != codes.shape[1]:
+            raise BundleError("the slots do not cover the codes")
+        if set(scorer.slots) != set(model.kinds):
+            raise BundleError("slots and weights are of different kinds")
+        save_file({"codes": codes}, target / "codes.safetensors")
+        save_file({"counts": counts}, target / "popularity.safetensors")
+        _save_components(scorer, components, target)
+        if featurizer is not None and text_features is not None and _reads_texts(scorer):
+            BundleTexts(text_features, text_center).save(target)
+        queries = partial(_queries, model, histories, scorer.slots, codes)
+        _save_index(codes, counts == 0, IndexCodes(scorer.new_items), retriever or RetrieverSettings(), queries, target)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            created=datetime.now(UTC),
+            model_version=model_version or _version_of(target, scorer),
+            libraries={name: found for name in _LIBRARIES if (found := _version(name))},
+            kinds=tuple(model.kinds),
+            code_columns=dict(model.code_columns),
+            scorer=scorer,
+            counts={"items": len(catalog), "users": len(histories), "interactions": len(histories.items.values)},
+            files=_files(target),
+            encoder=encoder,
+            text=TextRule.of(catalog),
+        )
+        manifest = _with_checks(target, manifest, load_encoder, examine)
+        _sync(target)
+    _sync_one(out.parent)
+    return manifest
+
+
+def _save_featurizer(featurizer: TextFeaturizer, target: Path) -> EncoderEntry | None:
+    """Write ``lexical/`` and ``encoder/``; what the manifest says of the latter."""
+    if featurizer.lexical is not None:
+        featurizer.lexical.save(target / "lexical")
+    sentence = featurizer.sentence
+    if sentence is None:
+        return None
+    if not isinstance(sentence, TextEncoder):
+        raise BundleError("a sentence encoder that is no directory of files cannot go into a bundle")
+    _copy(sentence.directory.glob("*"), sentence.directory, target / "encoder")
+    return EncoderEntry(max_length=sentence.max_length)
+
+
+def _save_components(scorer: HybridWeights, components: Mapping[str, Component], target: Path) -> None:
+    if missing := sorted(set(scorer.used) - components.keys()):
+        raise BundleError(f"component '{missing[0]}' has a weight and is not given")
+    for name in scorer.used:
+        (target / "components").mkdir(exist_ok=True)
+        components[name].save(target / "components" / f"{name}.safetensors")
+
+
+def _reads_texts(scorer: HybridWeights) -> bool:
+    return any(registry.kinds()[name].of_content for name in scorer.used)
+
+
+def _save_index(
+    codes: np.ndarray,
+    new: np.ndarray,
+    space: IndexCodes,
+    settings: RetrieverSettings,
+    queries: Callable[[int], np.ndarray],
+    target: Path,
+) -> None:
+    """Build and write the index: over the codes, or over transformed ones where it is approximate and new items have
+    weights of their own. Items to come are new even where none of the bundle's is."""
+    if space.is_trivial or is_exact(settings, codes):
+        Retriever.build(codes, settings, queries).save(target)
+        return
+    other = space.of_items(codes, new)
+    built = Retriever.build(other, settings, lambda count: space.of_users(queries(count)))
+    if built.kind == "exact":
+        Retriever.build(codes, settings.model_copy(update={"kind": "exact"})).save(target)
+        return
+    space.save(target, other)
+    built.save(target)
+
+
+def _queries(
+    model: UserEncoder, histories: Histories, weights: Mapping[str, float], codes: np.ndarray, count: int
+) -> np.ndarray:
+    """What up to ``count`` users ask of the index, float32 (Q, D): what it is tuned for and audited with."""
+    known = np.flatnonzero(histories.items.lengths)
+    users = known[np.linspace(0, len(known) - 1, min(count, len(known))).astype(int)] if len(known) else known
+    table, found = torch.from_numpy(codes), [np.empty((0, codes.shape[1]), np.float32)]
+    with torch.inference_mode():
+        for start in range(0, len(users), _BATCH):
+            rows = histories.items.take(users[start : start + _BATCH])
+            found.append(model.user_codes(rows, weights, table).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def _with_checks(path: Path, manifest: Manifest, load_encoder: EncoderLoader, examine: Examine) -> Manifest:
+    """Open what was written, store what examining it gives, and list that in the manifest, which is written."""
+    (path / MANIFEST).write_text(manifest.model_dump_json(indent=2))
+    checks, agreement = examine(Bundle.open(path, load_encoder))
+    (path / CHECKS).write_text(checks.model_dump_json(indent=1))
+    manifest = manifest.model_copy(update={"files": _files(path), "agreement": agreement})
+    (path / MANIFEST).write_text(manifest.model_dump_json(indent=2))
+    return manifest
+
+
+def _files(path: Path) -> dict[str, FileEntry]:
+    return {
+        p.relative_to(path).as_posix(): FileEntry(sha256=sha256(p), bytes=p.stat().st_size)
+        for p in sorted(path.rglob("*"))
+        if p.is_file() and p != path / MANIFEST
+    }
+
+
+def _version_of(path: Path, scorer: HybridWeights) -> str:
+    """A name that depends on content alone; the checks are no part of it, they follow from the rest."""
+    content = json.dumps(
+        [[[name, entry.sha256] for name, entry in _files(path).items()], scorer.model_dump()], sort_keys=True
+    )
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _copy(files: Iterable[Path], source: Path, target: Path) -> None:
+    """Copy what ``target``, named for its kind, may consist of; sub-folders keep their names."""
+    target.mkdir()
+    for file in sorted(files):
+        if file.is_file() and file.suffix in SUFFIXES[target.name]:
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    if not any(target.iterdir()):
+        raise BundleError(f"{source}: holds no {target.name}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _sync(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        _sync_one(path)
+    _sync_one(directory)
+
+
+def _sync_one(path: Path) -> None:
+    """Files and directory entries must be on disk before the rename is, or a power cut leaves an empty bundle."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,185 @@
+"""The hybrid score of a batch of histories over the items there are now, and the best of them by either route.
+
+*Dense*: scores of all items at once, float32, as an evaluation computes them. *Candidates*: what an index proposes by
+the model's part of the score, and every row that a component, the history or nothing else lifts above that. Either
+route ends in float64 scores of the rows near the top, so that equal scores go to the smaller row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from serving.retrieval.exact import Hits
+from serving.telemetry import stages
+from setrec.ragged import Ragged
+from setrec.scoring.hybrid import Entries, HybridScorer
+
+_FIRST = 256
+"""Candidates that are scored before others are left out by what these reach."""
+
+
+@dataclass(frozen=True)
+class UserScores:
+    """The model's term for histories whose user codes, float32 (B, D), are known.
+
+    ``base`` (I, D) and ``fresh`` (n, D) are the item codes; ``norm`` is their largest, for bounds of rounding errors.
+    """
+
+    users: np.ndarray
+    base: torch.Tensor
+    fresh: np.ndarray
+    norm: float
+    columns: Mapping[str, tuple[int, int]]
+    repeat_bias: float
+
+    def dense(self, history: Ragged) -> np.ndarray:
+        """See :class:`setrec.scoring.model_scores.ModelTerm`."""
+        users, items = torch.from_numpy(self.users), len(self.base)
+        scores = torch.empty((len(users), items + len(self.fresh)))
+        if len(users) == 1:  # by the vector, which is twice as fast
+            torch.mv(self.base, users[0], out=scores[0, :items])
+        else:
+            torch.mm(users, self.base.T, out=scores[:, :items])
+        if len(self.fresh):
+            scores[:, items:] = users @ torch.from_numpy(self.fresh).T
+        return scores.numpy()
+
+    def parts(self, history: Ragged, rows: Ragged) -> dict[str, np.ndarray]:
+        """See :class:`setrec.scoring.model_scores.ModelTerm`."""
+        products = self.codes(rows.values) * self.users.astype(np.float64)[rows.row_of_value]
+        return {kind: products[:, start:stop].sum(axis=1) for kind, (start, stop) in self.columns.items()}
+
+    def codes(self, rows: np.ndarray) -> np.ndarray:
+        """Codes of ``rows``, float32 (len(rows), D)."""
+        items, base = len(self.base), self.base.numpy()
+        if not len(self.fresh):
+            return base[rows]
+        old = rows < items
+        found = np.empty((len(rows), base.shape[1]), np.float32)
+        found[old], found[~old] = base[rows[old]], self.fresh[rows[~old] - items]
+        return found
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Items of one history, best first: ``rows`` int64 (k,), ``scores`` float64 (k,), and by name what every term gave
+    them, float64 (k,) each."""
+
+    rows: np.ndarray
+    scores: np.ndarray
+    parts: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ScoringBatch:
+    """Histories (rows), the scorer of the items as they stand, and the entries of its components."""
+
+    scorer: HybridScorer
+    term: UserScores
+    history: Ragged
+    entries: Entries
+
+    def only(self, b: int) -> ScoringBatch:
+        """One of the histories; it stays as it is when items come and go."""
+        at = np.array([b])
+        entries = {
+            name: (places.take(at), values[places.offsets[b] : places.offsets[b + 1]])
+            for name, (places, values) in self.entries.items()
+        }
+        term = UserScores(**{**vars(self.term), "users": self.term.users[b : b + 1]})
+        scorer = HybridScorer(term, {}, self.scorer.weights, self.scorer.new)
+        return ScoringBatch(scorer, term, self.history.take(at), entries)
+
+    def dense(self, ks: Sequence[int], left: Sequence[np.ndarray]) -> list[Ranked]:
+        """The ``ks[b]`` best of the rows that ``left[b]``, bool (R,), lets through."""
+        scores, near = self.scorer(self.history, self.entries), []
+        slack = self._slack
+        for b, k in enumerate(ks):
+            row = scores[b]
+            if not left[b].all():
+                row[~left[b]] = -np.inf
+            k = min(k, len(row))
+            threshold = np.partition(row, len(row) - k)[len(row) - k] if k > 0 else np.inf
+            near.append(np.flatnonzero((row >= threshold - slack[b]) & (row > -np.inf)))
+        return self.ranked(near, ks)
+
+    def ranked(self, rows: Sequence[np.ndarray], ks: Sequence[int]) -> list[Ranked]:
+        """The ``ks[b]`` best of ``rows[b]``, each row once."""
+        packed = Ragged.of(rows, np.int64)
+        with stages.part("rescore"):
+            parts = self.scorer.parts(self.history, packed, self.entries)
+        total = np.sum(list(parts.values()), axis=0)
+        found = []
+        for b, (k, own) in enumerate(zip(ks, packed, strict=True)):
+            start, stop = packed.offsets[b], packed.offsets[b + 1]
+            scores = total[start:stop]
+            best = np.lexsort((own, -scores))[:k]
+            found.append(
+                Ranked(own[best], scores[best], {name: part[start:stop][best] for name, part in parts.items()})
+            )
+        return found
+
+    def additions(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For every history the rows to whose scores components or the history add something, int64 in order, and how
+        much, float64."""
+        items, new = len(self.scorer.new), self.scorer.new
+        keys, values = [np.empty(0, np.int64)], [np.empty(0)]
+        for name, (places, own) in self.entries.items():
+            keys.append(places.row_of_value * items + places.values)
+            values.append(self.scorer.weights.of(name, new[places.values]).astype(np.float64) * own)
+        if self.term.repeat_bias:
+            held = np.unique(self.history.row_of_value * items + self.history.values)
+            keys.append(held)
+            values.append(np.full(len(held), self.term.repeat_bias))
+        distinct, at = np.unique(np.concatenate(keys), return_inverse=True)
+        total = np.bincount(at, np.concatenate(values), minlength=len(distinct))
+        row, item = np.divmod(distinct, items)
+        ends = np.searchsorted(row, np.arange(len(self.history) + 1))
+        return [(item[a:b], total[a:b]) for a, b in pairwise(ends.tolist())]
+
+    def candidates(self, b: int, k: int, hits: Hits, rows: np.ndarray, added: np.ndarray) -> np.ndarray:
+        """Rows that can be among the ``k`` best: ``hits`` of an index, by the model's part of the score, and of the
+        ``rows`` to whose scores ``added`` is added those that can surpass them.
+
+        Before additions no row is better than the last of the hits, but for those that were not searched for because
+        ``added`` is negative.
+        """
+        if len(hits.rows) < k or not len(rows):
+            return np.union1d(hits.rows, rows)
+        slack, last = self._slack[b], hits.scores[-1]
+        place = np.minimum(np.searchsorted(rows, hits.rows), len(rows) - 1)
+        known = hits.scores + np.where(rows[place] == hits.rows, added[place], 0.0)
+        other = ~np.isin(rows, hits.rows)
+        rows, added = rows[other], added[other]
+        if len(rows) > _FIRST:
+            order = np.argpartition(-added, _FIRST)
+            rows, added = rows[order], added[order]
+        first = self._rough(b, rows[:_FIRST]) + added[:_FIRST]
+        known = np.concatenate([known, first])
+        reached = np.partition(known, len(known) - k)[len(known) - k] - 2 * slack
+        more = _FIRST + np.flatnonzero((added[_FIRST:] + last >= reached) | (added[_FIRST:] < 0))
+        near = more[self._rough(b, rows[more]) + added[more] >= reached]
+        return np.concatenate([hits.rows, rows[:_FIRST][first >= reached], rows[near]])
+
+    def _rough(self, b: int, rows: np.ndarray) -> np.ndarray:
+        """The model's part of the scores of ``rows``, float32."""
+        weights, new = self.scorer.weights.new_items, self.scorer.new[rows]
+        scores = self.term.codes(rows) @ self.term.users[b]
+        return np.asarray(np.where(new, weights.model * scores + weights.level, scores))
+
+    @cached_property
+    def _slack(self) -> np.ndarray:
+        """More than the rounding error of a float32 score, float64 (B,)."""
+        weights = self.scorer.weights.new_items
+        size = np.linalg.norm(self.term.users.astype(np.float64), axis=1) * self.term.norm
+        size = size * max(1.0, abs(weights.model)) + abs(weights.level) + abs(self.term.repeat_bias)
+        for name, (places, values) in self.entries.items():
+            largest = np.array([values[a:b].max(initial=0) for a, b in pairwise(places.offsets.tolist())])
+            size += max(abs(float(w)) for w in self.scorer.weights.of(name, np.array([False, True]))) * largest
+        return 4e-6 * size

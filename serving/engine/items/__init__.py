@@ -1,0 +1,1 @@
+"""The items as they stand now."""

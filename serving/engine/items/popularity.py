@@ -1,0 +1,30 @@
+"""What everyone gets of whom nothing is known: the items with the most training interactions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_CHUNK = 4096
+
+
+class PopularityRanking:
+    """Items by training interactions, int64 (I,), ties by smaller row; rows beyond these have none and come last."""
+
+    def __init__(self, counts: np.ndarray) -> None:
+        self.counts = counts
+        self._order = np.argsort(-counts, kind="stable")
+
+    def best(self, k: int, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ``k`` first of ``allowed`` bool (R,), or all there are: rows int64 and their counts float64."""
+        found: list[np.ndarray] = []
+        missing = k
+        for start in range(0, len(self._order), _CHUNK):
+            if missing <= 0:
+                break
+            piece = self._order[start : start + _CHUNK]
+            found.append(piece[allowed[piece]][:missing])
+            missing -= len(found[-1])
+        beyond = np.flatnonzero(allowed[len(self.counts) :])[: max(missing, 0)] + len(self.counts)
+        rows = np.concatenate([*found, beyond]).astype(np.int64)
+        counts = np.where(rows < len(self.counts), self.counts[np.minimum(rows, len(self.counts) - 1)], 0)
+        return rows, counts.astype(np.float64)

@@ -1,0 +1,101 @@
+"""The items there are now: those of the bundle, changed, removed and added to since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from setrec.data.catalog import Catalog
+from setrec.errors import UnknownItemError
+
+
+class LiveItems:
+    """Ids, titles and attributes of R rows; the first I are the bundle's, in its order.
+
+    A row is never changed: an item that is described anew gets a new row, and its old one no longer has an id.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._added: list[tuple[str, str, dict[str, list[str]]]] = []
+        self._before: list[int] = []  # of an added row, the row of the bundle of the same item, -1 for none
+        self._row_of: dict[str, int] = {}
+        self._gone: set[str] = set()
+        # Where the item of a row of the bundle stands now, -1 for nowhere: its own row until it is changed.
+        self._moved = np.arange(len(catalog), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._catalog) + len(self._added)
+
+    @property
+    def added(self) -> int:
+        """Rows beyond the bundle's."""
+        return len(self._added)
+
+    @property
+    def gone(self) -> frozenset[str]:
+        """Ids of the items that were removed."""
+        return frozenset(self._gone)
+
+    def find(self, item_id: str) -> int | None:
+        """The row of an item, ``None`` where there is none of that id."""
+        row = self._row_of.get(item_id)
+        if row is None and item_id not in self._gone:
+            row = self._catalog.find(item_id)
+        return row
+
+    def rows(self, item_ids: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Rows, int64, of the items there are, in order; and the ids there are none of."""
+        found = [(item_id, self.find(item_id)) for item_id in item_ids]
+        rows = np.fromiter((row for _, row in found if row is not None), dtype=np.int64)
+        return rows, tuple(item_id for item_id, row in found if row is None)
+
+    def now(self, bundle_rows: np.ndarray) -> np.ndarray:
+        """Rows, int64, where items of the bundle's rows stand now, without those that were removed."""
+        rows = self.moved(bundle_rows)
+        return rows[rows >= 0]
+
+    def moved(self, bundle_rows: np.ndarray) -> np.ndarray:
+        """Rows, int64, where items of the bundle's rows stand now, -1 for those that were removed."""
+        return self._moved[bundle_rows]
+
+    def before(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of the bundle, int64, of the items in ``rows``, -1 for those that it does not hold."""
+        own, items = np.array(rows, dtype=np.int64), len(self._catalog)
+        for at in np.flatnonzero(own >= items).tolist():
+            own[at] = self._before[own[at] - items]
+        return own
+
+    def add(self, item_id: str, title: str, attributes: Mapping[str, Sequence[str]]) -> int:
+        """Put an item in a new row, in place of the one of the same id, if any; returns the row."""
+        self.remove(item_id)
+        row = len(self)
+        self._added.append((item_id, title, {name: list(values) for name, values in attributes.items()}))
+        self._row_of[item_id] = row
+        self._gone.discard(item_id)
+        own = self._catalog.find(item_id)
+        self._before.append(-1 if own is None else own)
+        if own is not None:
+            self._moved[own] = row
+        return row
+
+    def remove(self, item_id: str) -> None:
+        """Forget an item; an id that is none is remembered as removed all the same."""
+        self._row_of.pop(item_id, None)
+        self._gone.add(item_id)
+        if (own := self._catalog.find(item_id)) is not None:
+            self._moved[own] = -1
+
+    def describe(self, row: int) -> tuple[str, str, dict[str, list[str]]]:
+        """Id, title and attributes of a row.
+
+        Raises:
+            UnknownItemError: there is no such row.
+        """
+        if row >= len(self):
+            raise UnknownItemError(f"no item in row {row}")
+        if row >= len(self._catalog):
+            return self._added[row - len(self._catalog)]
+        c = self._catalog
+        return c.item_ids[row], c.titles[row], {name: values[row] for name, values in c.attributes.items()}

@@ -1,0 +1,140 @@
+"""What is served now: the bundle's items and users, with every live change on top. One lock's worth: see the engine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from serving.bundle.reader import Bundle
+from serving.engine.candidates import ScoringBatch, UserScores
+from serving.engine.items.coder import CodedItem
+from serving.engine.items.live_components import LiveComponent, LiveTexts
+from serving.engine.items.popularity import PopularityRanking
+from serving.engine.items.table import LiveItems
+from serving.engine.users import Users
+from serving.retrieval.code_table import CodeTable
+from serving.retrieval.exact import largest_norm
+from serving.retrieval.filters import AttributeIndex, Filter
+from serving.retrieval.index_codes import IndexCodes
+from serving.retrieval.live_index import LiveIndex
+from serving.stores.item_changes import ItemFields
+from setrec.ragged import Ragged
+from setrec.scoring import registry
+from setrec.scoring.hybrid import HybridScorer
+
+_SPARE_ROWS = 1000
+
+
+class State:
+    """Items in R rows, searchable, filterable and described, and users; R grows with every item put."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self.index = LiveIndex(bundle.retriever)
+        self.items = LiveItems(bundle.catalog)
+        self._space = None if bundle.retriever.codes is bundle.codes else IndexCodes(bundle.manifest.scorer.new_items)
+        own = None if self._space is None else CodeTable(bundle.codes, largest_norm(bundle.codes))
+        self.codes = own or self.index.table
+        self._new = bundle.new
+        self._table = _tensor(bundle.codes)
+        self._bias = bundle.model.repeat_bias(bundle.manifest.scorer.slots)
+        self._texts = None if bundle.texts is None else LiveTexts(bundle.texts.features)
+        self._live_components = {
+            name: LiveComponent(component, self.items, self._texts if registry.kinds()[name].of_content else None)
+            for name, component in bundle.components.items()
+        }
+        self.attributes = AttributeIndex(bundle.catalog.attributes, len(bundle.catalog))
+        self.users = Users(bundle.histories)
+        self.popularity = PopularityRanking(bundle.popularity)
+        self.fields: dict[str, ItemFields] = {}  # of the items put since the bundle was made
+
+    @property
+    def is_wasteful(self) -> bool:
+        """Whether most rows beyond the bundle's belong to items that were put again or removed since."""
+        return self.items.added > 2 * len(self.fields) + _SPARE_ROWS
+
+    def put(self, item_id: str, fields: ItemFields, coded: CodedItem) -> None:
+        """Add an item, in place of the one of the same id, if any."""
+        self._retire(item_id)
+        row = self._add(coded)
+        self.attributes.append(fields.attributes)
+        assert row == self.items.add(item_id, fields.title, fields.attributes)
+        self.fields[item_id] = fields
+
+    def batch(self, users: np.ndarray, histories: Sequence[np.ndarray]) -> ScoringBatch:
+        """What the scores of all items are made of, for histories (rows) with user codes float32 (B, D)."""
+        weights, columns = self._bundle.manifest.scorer, self._bundle.manifest.code_columns
+        term = UserScores(users, self._table, self.codes.fresh, self.codes.largest, columns, self._bias)
+        scorer, history = HybridScorer(term, {}, weights, self._new[: len(self.items)]), Ragged.of(histories, np.int64)
+        components = self._live_components if self.items.added else self._bundle.components
+        entries = {name: component.entries(history) for name, component in components.items()}
+        return ScoringBatch(scorer, term, history, entries)
+
+    def queries(self, users: np.ndarray) -> np.ndarray:
+        """What the index is asked, of user codes float32 (B, D)."""
+        return users if self._space is None else self._space.of_users(users)
+
+    def remove(self, item_id: str) -> None:
+        """Take an item out; an id that is none is remembered as removed."""
+        self._retire(item_id)
+        self.items.remove(item_id)
+        self.fields.pop(item_id, None)
+
+    def allowed(self, filter: Filter | None, allow: tuple[str, ...] | None) -> np.ndarray | None:
+        """Rows that may be answered, bool (R,); ``None`` for all.
+
+        Raises:
+            FilterError: the filter asks for an attribute that no item has.
+        """
+        mask = None if filter is None else self.attributes.rows(filter)
+        if allow is None:
+            return mask
+        rows, _ = self.items.rows(allow)
+        named = np.zeros(len(self.items), dtype=bool)
+        named[rows] = True if mask is None else mask[rows]
+        return named
+
+    def compact(self) -> State:
+        """The same items and users in as few rows as they need."""
+        fresh = State(self._bundle)
+        fresh.users = self.users
+        for item_id in self.items.gone:
+            fresh.remove(item_id)
+        for item_id, fields in self.fields.items():
+            row = self.items.find(item_id)
+            assert row is not None
+            fresh.put(item_id, fields, self._coded(row))
+        return fresh
+
+    def _add(self, coded: CodedItem) -> int:
+        """Add a row to everything that is searched and scored."""
+        new = np.array([coded.new])
+        row = self.index.add(coded.code if self._space is None else self._space.of_items(coded.code[None], new)[0])
+        if self._space is not None:
+            self.codes.add(coded.code)
+        if row == len(self._new):
+            self._new = np.append(self._new, np.zeros(max(row // 2, 1024), dtype=bool))
+        self._new[row] = coded.new
+        if self._texts is not None:
+            assert coded.text is not None
+            self._texts.add(coded.text)
+        return row
+
+    def _coded(self, row: int) -> CodedItem:
+        text = None if self._texts is None else self._texts[row - len(self._bundle.catalog)]
+        return CodedItem(self.codes.take([row])[0], bool(self._new[row]), text)
+
+    def _retire(self, item_id: str) -> None:
+        row = self.items.find(item_id)
+        if row is not None:
+            self.index.remove(row)
+
+
+def _tensor(codes: np.ndarray) -> torch.Tensor:
+    """The same memory as a tensor, which nobody writes to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(codes)

@@ -1,0 +1,1 @@
+"""Indexes, filters and their tuning."""

@@ -1,0 +1,145 @@
+"""A base index that never changes, rows that came since, rows that went: one search over all.
+
+Fresh rows are searched exactly beside the base, which is cheap while they are few (100 thousand take 5 ms) and needs no
+rebuilding under load; removed ones are rows that no query may get. A new bundle folds both into its base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.retrieval.code_table import ROOM, CodeTable
+from serving.retrieval.exact import Exact, Hits
+from serving.retrieval.recall_audit import Audit, of, share
+from serving.retrieval.retriever import Retriever
+
+_LISTED = 256
+"""Removed rows of the base up to which they are left out one by one; above, by a mask over the base."""
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Exact search of the rows of a live index as they were at one moment, removed ones too."""
+
+    base: Exact
+    fresh: Exact
+
+    def slack(self, query: np.ndarray) -> float:
+        """More than the rounding error of a float32 inner product with any row."""
+        return max(self.base.slack(query), self.fresh.slack(query))
+
+    def best(self, query: np.ndarray, k: int, mask: np.ndarray | None = None) -> Hits:
+        """The ``k`` best of the rows that ``mask`` bool (R,) allows."""
+        items = len(self.base.codes)
+        below, above = (None, None) if mask is None else (mask[:items], mask[items:])
+        return _joined(self.base.best(query, k, below), self.fresh.best(query, k, above), items, k)
+
+
+class LiveIndex:
+    """The base's I rows, then the live ones; what is added lies beside the base's codes. Not thread-safe."""
+
+    def __init__(self, base: Retriever) -> None:
+        self._base = base
+        self.table = CodeTable(base.codes, base.exact.largest)
+        self._fresh = Exact(self.table.fresh, 0.0)
+        self._alive = np.ones(len(base), dtype=bool)
+        self._removed = np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def base(self) -> Retriever:
+        """The index underneath."""
+        return self._base
+
+    @property
+    def alive(self) -> np.ndarray:
+        """Which rows have not been removed, bool (R,); not to be written to."""
+        return self._alive[: len(self)]
+
+    @property
+    def exact(self) -> Everything:
+        """Exact search of the rows there are now; it stays as it is when rows come and go."""
+        return Everything(self._base.exact, self._fresh)
+
+    def codes(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Codes of ``rows``, float32 (len(rows), D), copied."""
+        return self.table.take(rows)
+
+    def add(self, code: np.ndarray) -> int:
+        """Add a row with ``code`` float32 (D,) and return its number."""
+        row = self.table.add(code)
+        if row == len(self._alive):
+            self._alive = np.append(self._alive, np.zeros(max(row - len(self._base), ROOM), dtype=bool))
+        self._alive[row] = True
+        largest = max(self._fresh.largest, float(np.linalg.norm(np.asarray(code, dtype=np.float64))))
+        self._fresh = Exact(self.table.fresh, largest)
+        return row
+
+    def remove(self, row: int) -> None:
+        """Take a row out of all answers, for good; once is as good as twice."""
+        if self._alive[row]:
+            self._alive[row] = False
+            if row < len(self._base):
+                self._removed = np.append(self._removed, row)
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int | Sequence[int],
+        excluded: Sequence[np.ndarray] | None = None,
+        allowed: Sequence[np.ndarray | None] | None = None,
+    ) -> list[Hits]:
+        """The ``k`` (or ``k[b]``) best rows of each query float32 (B, D) that are alive, let through by ``allowed[b]``,
+        bool (R,), and outside ``excluded[b]``.
+
+        Always min(k, rows left) rows, exact scores, in order of score, equal scores by smaller row.
+        """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        count, items = len(queries), len(self._base)
+        ks = [int(n) for n in np.broadcast_to(np.asarray(k), count)]
+        banned = (
+            [np.asarray(e, dtype=np.int64) for e in excluded] if excluded is not None else [self._removed[:0]] * count
+        )
+        masks: list[np.ndarray | None] = list(allowed) if allowed is not None else [None] * count
+        below, above = [b[b < items] for b in banned], [b[b >= items] - items for b in banned]
+        if len(self._removed) <= _LISTED:
+            below = [np.concatenate([b, self._removed]) for b in below]
+            base_masks = [None if mask is None else mask[:items] for mask in masks]
+        else:
+            alive = self._alive[:items]
+            base_masks = [alive if mask is None else mask[:items] & alive for mask in masks]
+        found = self._base.search(queries, ks, below, base_masks)
+        if len(self) == items:
+            return found
+        return [
+            self._join(query, n, hits, mask, ban)
+            for query, n, hits, mask, ban in zip(queries, ks, found, masks, above, strict=True)
+        ]
+
+    def audit(self, queries: np.ndarray, k: int) -> Audit:
+        """Recall@k of ``search`` on queries float32 (B, D), live ones say, against exact search of all rows alive.
+
+        A query costs one exact search: 5 ms at 100 thousand rows of 192 numbers, 55 ms at a million.
+        """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        everything, shares = self.exact, []
+        for query, hits in zip(queries, self.search(queries, k), strict=True):
+            shares.append(share(hits.scores, everything.best(query, k, self.alive).scores))
+        return of(shares, k, like=self._base.built_audit)
+
+    def _join(self, query: np.ndarray, k: int, base: Hits, mask: np.ndarray | None, banned: np.ndarray) -> Hits:
+        items = len(self._base)
+        alive = self._alive[items : len(self)]
+        fresh = self._fresh.best(query, k, alive if mask is None else alive & mask[items:], banned)
+        return _joined(base, fresh, items, k)
+
+
+def _joined(base: Hits, fresh: Hits, items: int, k: int) -> Hits:
+    rows, scores = np.concatenate([base.rows, fresh.rows + items]), np.concatenate([base.scores, fresh.scores])
+    order = np.lexsort((rows, -scores))[: max(k, 0)]
+    return Hits(rows[order], scores[order])

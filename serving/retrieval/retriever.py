@@ -1,0 +1,255 @@
+"""Find the items with the largest inner products: an index proposes candidates, float64 arithmetic decides.
+
+Which index, and how hard it searches, is the policy's choice (:mod:`serving.retrieval.policy`), made by measurement on
+held-out queries (:mod:`serving.retrieval.tuning`) and judged on others (:mod:`serving.retrieval.recall_audit`).
+``exact`` keeps no index at all: FAISS scans the codes. Whatever the kind, scores are exact, ties go to the smaller row,
+and an answer is short only where fewer items are left than were asked for: where an index finds too few, everything is
+searched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from pydantic import ValidationError
+
+from serving.retrieval import recall_audit, whitening
+from serving.retrieval.exact import NONE, Exact, Hits
+from serving.retrieval.hnsw import Hnsw
+from serving.retrieval.ivf import Ivf
+from serving.retrieval.policy import RetrieverSettings, SearchPlan, candidates
+from serving.retrieval.recall_audit import Audit
+from serving.retrieval.tuning import choose
+from setrec.atomic import atomic_file
+from setrec.errors import BundleError
+from setrec.settings import Settings
+
+__all__ = ["INDEX", "META", "Audit", "Hits", "Retriever", "RetrieverSettings", "SearchPlan"]
+
+INDEX, META = "index.faiss", "retriever.json"
+_FEWEST = 256
+"""Items below which no index is built: k-means and quantisers have nothing to learn from."""
+
+
+class _Meta(Settings):
+    """``retriever.json``."""
+
+    settings: RetrieverSettings
+    dimension: int
+    count: int
+    metric: int
+    plan: SearchPlan
+    audit: dict[str, Any] | None = None
+    largest_norm: float | None = None
+    index_bytes: int | None = None
+
+
+class Retriever:
+    """An index over item codes float32 (I, D) that answers with exact scores.
+
+    ``plan``: what was chosen, and why. ``built_audit``: recall when it was built. Neither index nor codes are ever
+    written to, so both may be memory-mapped.
+    """
+
+    def __init__(
+        self,
+        codes: np.ndarray,
+        settings: RetrieverSettings,
+        plan: SearchPlan,
+        index: Ivf | Hnsw | None = None,
+        built_audit: Audit | None = None,
+        exact: Exact | None = None,
+    ) -> None:
+        self.codes, self.settings, self.plan, self.built_audit = codes, settings, plan, built_audit
+        self.exact = exact or Exact(codes)
+        self._index = index
+
+    @classmethod
+    def build(
+        cls,
+        codes: np.ndarray,
+        settings: RetrieverSettings,
+        queries: np.ndarray | Callable[[int], np.ndarray] | None = None,
+    ) -> Retriever:
+        """Index ``codes`` float32 (I, D); the same codes, settings and queries give the same index.
+
+        ``queries`` float32 (Q, D), of the model, for users to come, or a function that gives so many if an index needs
+        them: every other one shapes the space and tunes, the rest audit; some hundred are enough. Where there are none,
+        queries are derived from the codes, and the audit says so: the index then does not know what scores depend on,
+        and may be many times slower at equal recall.
+        """
+        codes = np.ascontiguousarray(codes, dtype=np.float32)
+        exact = Exact(codes)
+        kinds = candidates(settings, *codes.shape)
+        if is_exact(settings, codes):
+            reason = kinds[0][1] if kinds[0][0] == "exact" else f"fewer than {_FEWEST} items"
+            return cls(codes, settings, SearchPlan(kind="exact", reason=reason), None, _certain(codes, settings), exact)
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+        try:
+            count = 2 * settings.tune_queries
+            found = queries(count) if callable(queries) else queries
+            given = found is not None and len(found) > 1
+            sample = found if found is not None and given else recall_audit.derived_queries(codes, count, settings.seed)
+            sample = np.ascontiguousarray(sample[:count], dtype=np.float32)
+            matrix = whitening.from_queries(sample[::2] if given else None, codes.shape[1])
+            index, plan = choose(exact, settings, kinds, sample[::2], matrix)
+            built = cls(codes, settings, plan, index, exact=exact)
+            built.built_audit = replace(
+                built.audit(sample[1::2], 10),
+                source="given" if given else "derived",
+                insertion_seed=settings.seed,
+                intrinsic_dimension=recall_audit.intrinsic_dimension(codes, settings.seed),
+            )
+            return built
+        finally:
+            faiss.omp_set_num_threads(threads)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def kind(self) -> str:
+        """The kind of index that was chosen."""
+        return self.plan.kind
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int | Sequence[int],
+        excluded: Sequence[np.ndarray] | None = None,
+        allowed: Sequence[np.ndarray | None] | None = None,
+    ) -> list[Hits]:
+        """The ``k`` (or ``k[b]``) best items of each query float32 (B, D), of the rows that ``allowed[b]``, bool (I,),
+        lets through, outside ``excluded[b]`` (rows).
+
+        Always min(k, items left) items, in order of score, equal scores by smaller row. What a query gets does not
+        depend on the queries beside it.
+        """
+        # OpenMP keeps this per calling thread, so it is set here and not once at import: a search on an executor's
+        # thread took 16 ms with two threads against 0.16 ms with one (12,000 x 192, two cores).
+        faiss.omp_set_num_threads(1)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        count = len(queries)
+        banned = [np.unique(e) for e in excluded] if excluded is not None else [np.empty(0, np.int64)] * count
+        masks: list[np.ndarray | None] = list(allowed) if allowed is not None else [None] * count
+        ks = [int(n) for n in np.broadcast_to(np.asarray(k), count)]
+        if self._index is None:
+            return self._exactly(queries, ks, banned, masks)
+        return [self._approximate(*asked) for asked in zip(queries, ks, banned, masks, strict=True)]
+
+    def audit(self, queries: np.ndarray, k: int) -> Audit:
+        """Recall@k of ``search`` on queries float32 (B, D) of the model; an item tied with the k-th best counts."""
+        shares = []
+        for query, hits in zip(np.asarray(queries, dtype=np.float32), self.search(queries, k), strict=True):
+            shares.append(recall_audit.share(hits.scores, self.exact.best(query, k).scores))
+        return recall_audit.of(shares, k, like=self.built_audit)
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``retriever.json`` and, but for exact search, ``index.faiss``, each as a whole."""
+        size = None
+        if self._index is not None:
+            with atomic_file(Path(directory) / INDEX) as temporary:
+                self._index.write(temporary)
+            size = (Path(directory) / INDEX).stat().st_size
+        meta = _Meta(
+            settings=self.settings,
+            dimension=self.codes.shape[1],
+            count=len(self.codes),
+            metric=faiss.METRIC_INNER_PRODUCT,
+            plan=self.plan,
+            audit=asdict(self.built_audit) if self.built_audit else None,
+            largest_norm=self.exact.largest,
+            index_bytes=size,
+        )
+        with atomic_file(Path(directory) / META) as temporary:
+            temporary.write_text(meta.model_dump_json(indent=2))
+
+    @classmethod
+    def load(cls, directory: str | Path, codes: np.ndarray) -> Retriever:
+        """Read what ``save`` wrote, over the same ``codes``, which are not copied. The index is memory-mapped.
+
+        Raises:
+            BundleError: a file is missing or damaged, or the index does not fit the codes.
+        """
+        directory = Path(directory)
+        try:
+            meta = _Meta.model_validate_json((directory / META).read_bytes())
+            known = Audit(**meta.audit) if meta.audit else None
+        except (OSError, ValidationError, TypeError) as error:
+            raise BundleError(f"{directory}: no readable index") from error
+        _require_fit(directory / META, (meta.dimension, meta.count, meta.metric), codes)
+        plan = meta.plan
+        index = None if plan.kind == "exact" else _read(directory / INDEX, plan, meta.index_bytes, codes)
+        return cls(codes, meta.settings, plan, index, known, Exact(codes, meta.largest_norm))
+
+    def _exactly(
+        self, queries: np.ndarray, ks: list[int], banned: list[np.ndarray], masks: list[np.ndarray | None]
+    ) -> list[Hits]:
+        hits = [NONE] * len(queries)
+        plain = [b for b, mask in enumerate(masks) if mask is None]
+        if plain:
+            some = [min(ks[b], len(self) - len(banned[b])) for b in plain]
+            spare = [n * (self.plan.oversample - 1) + 1 for n in some]
+            found = self.exact.first(queries[plain], some, [banned[b] for b in plain], spare)
+            for b, hit in zip(plain, found, strict=True):
+                hits[b] = hit
+        for b, mask in enumerate(masks):
+            if mask is not None:
+                hits[b] = self.exact.best(queries[b], ks[b], mask, banned[b])
+        return hits
+
+    def _approximate(self, query: np.ndarray, k: int, banned: np.ndarray, mask: np.ndarray | None) -> Hits:
+        left = len(self) - len(banned) if mask is None else int(np.count_nonzero(mask))
+        effort = self.plan.effort if mask is None else self.plan.effort_at(left / len(self))
+        if k <= 0 or left <= 0:
+            return NONE
+        if effort is None:
+            return self.exact.best(query, k, mask, banned)
+        wanted = k * self.plan.oversample + 1
+        number = min(wanted + len(banned), len(self))
+        assert self._index is not None
+        rows = self._index.propose(query, number, effort, mask)
+        # A short list means that the index has seen too little of what is allowed to be trusted.
+        if rows is None or len(rows) < min(number, left):
+            return self.exact.best(query, k, mask, banned)
+        rows = rows[~np.isin(rows, banned)][:wanted]
+        return (
+            self.exact.among(query, rows, k) if len(rows) >= min(k, left) else self.exact.best(query, k, mask, banned)
+        )
+
+
+def is_exact(settings: RetrieverSettings, codes: np.ndarray) -> bool:
+    """Whether ``codes`` (I, D) get no index, whatever can be measured."""
+    return candidates(settings, *codes.shape)[0][0] == "exact" or len(codes) < _FEWEST
+
+
+def _certain(codes: np.ndarray, settings: RetrieverSettings) -> Audit:
+    """Exact search needs no audit; what moves recall is stated all the same."""
+    known = recall_audit.intrinsic_dimension(codes, settings.seed)
+    return Audit(1.0, 1.0, 1.0, 0, 10, intrinsic_dimension=known)
+
+
+def _read(file: Path, plan: SearchPlan, size: int | None, codes: np.ndarray) -> Ivf | Hnsw:
+    try:
+        # Reading past the end of a mapped file would end the process, so its length is checked first.
+        if size is not None and file.stat().st_size != size:
+            raise BundleError(f"{file}: no readable index: {file.stat().st_size} bytes of {size}")
+        flag = faiss.IO_FLAG_MMAP_IFC if plan.kind == "hnsw" else faiss.IO_FLAG_MMAP
+        index = faiss.read_index(str(file), flag)
+        _require_fit(file, (index.d, index.ntotal, index.metric_type), codes)
+        return Hnsw(index) if plan.kind == "hnsw" else Ivf(index, plan.kind)
+    except (OSError, RuntimeError, AttributeError) as error:
+        raise BundleError(f"{file}: no readable index") from error
+
+
+def _require_fit(file: Path, found: tuple[int, int, int], codes: np.ndarray) -> None:
+    expected = (codes.shape[1], len(codes), faiss.METRIC_INNER_PRODUCT)
+    if found != expected:
+        raise BundleError(f"{file}: (dimension, items, metric) is {found}, the codes need {expected}")

@@ -1,0 +1,50 @@
+"""Keeps the engine in use up to date with what other replicas put, removed and erased."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from serving.runtime.models import Live
+from serving.stores import StoreError
+from serving.telemetry import logs
+
+
+class Follower:
+    """A thread that asks the store for changes every ``seconds``, until it is closed."""
+
+    def __init__(self, live: Live, seconds: float = 0.25) -> None:
+        self._live, self._seconds = live, seconds
+        self._stop, self._reachable = threading.Event(), True
+        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self._thread.start()
+
+    def wait_until(self, seq: int, timeout: float) -> bool:
+        """Whether the change numbered ``seq`` is applied, after at most ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        while self._live.engine.applied < seq:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def close(self) -> None:
+        """Stop asking."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._seconds):
+            try:
+                self._live.engine.catch_up()
+                self._reachable = True
+            except StoreError as error:
+                self._report(error)
+            except Exception as error:  # nobody else would apply changes any more
+                self._report(error)
+
+    def _report(self, error: Exception) -> None:
+        """Say so once, not four times a second, until the store answers again."""
+        if self._reachable:
+            logs.warning("live changes cannot be read", error=type(error).__name__)
+        self._reachable = False

@@ -1,0 +1,41 @@
+"""What one process serves: opened bundle, warm engine, store and releases, put together from the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serving.bundle.reader import EncoderLoader, load_setrec
+from serving.runtime.follower import Follower
+from serving.runtime.graph_service import GraphLoader
+from serving.runtime.models import Live, Loader
+from serving.runtime.rollout import Releases
+from serving.runtime.settings import ServingSettings
+from serving.stores import open_store
+
+
+def open_live(
+    path: Path,
+    settings: ServingSettings,
+    load_encoder: EncoderLoader = load_setrec,
+    graph_loader: GraphLoader | None = None,
+) -> Live:
+    """The model in use, its store, and the threads that keep it up to date, for the bundle at ``path`` or what was
+    released since.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        StoreError: the store's file cannot be used. A Redis that does not answer yet is no error.
+        ReleaseError: the folder of releases cannot be written to.
+    """
+    store = open_store(settings.store) if settings.store else None
+    loader = Loader(settings, store, load_encoder, graph_loader)
+    releases = Releases(settings.releases, path, loader) if settings.releases else None
+    model = releases.first_model() if releases else loader.load(path)
+    live = Live(model.engine, store, model.graph, audit_share=settings.audit_share)
+    if store is not None:
+        live.follower = follower = Follower(live)
+        live.on_close(follower.close)
+    if releases is not None:
+        live.releases = releases
+        releases.follow(live)
+    return live
