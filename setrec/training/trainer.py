@@ -183,7 +183,7 @@ class Trainer:
         for index, batch in enumerate(step.parts):
             part = self.rank + self.world * index
             torch.manual_seed(_seed(*place, part + 1))
-            with distributed.synchronised(self.wrapped, index == len(step.parts) - 1):
+            with distributed.gradient_sync(self.wrapped, index == len(step.parts) - 1):
                 loss += self._backward(batch, rows[part].to(device), candidates, step.count / parts) / len(step.parts)
         torch.nn.utils.clip_grad_norm_([p for _, p in self.parameters], s.clip)
         self.optimizer.step()
@@ -230,13 +230,13 @@ class Trainer:
         if not s.checkpoint_minutes or done % CLOCK_STEPS:
             return False
         late = time.perf_counter() - self._saved_at > 60 * s.checkpoint_minutes
-        return bool(distributed.first_says(float(late), self.world, self.model.device))
+        return bool(distributed.broadcast_from_rank0(float(late), self.world, self.model.device))
 
     def _validate(self) -> float:
         self.model.eval()
-        with distributed.gathered(self.model):
+        with distributed.unsharded(self.model):
             value = self.evaluate(self.model)
-        return distributed.first_says(value, self.world, self.model.device)
+        return distributed.broadcast_from_rank0(value, self.world, self.model.device)
 
     def save(self, folder: Path) -> None:
         """Write weights, best weights, optimiser and progress; called on every worker, worker 0 writes ``folder``."""

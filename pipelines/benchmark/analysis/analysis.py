@@ -12,8 +12,8 @@ from scipy.stats import rankdata
 
 from pipelines.benchmark.analysis.calibration import calibration
 from pipelines.benchmark.analysis.significance import significance
-from pipelines.benchmark.base.entrant import Fitted
 from pipelines.benchmark.base.problem import Problem
+from pipelines.benchmark.base.system import Fitted
 from setrec.evaluation import ranking
 from setrec.ragged import Ragged
 

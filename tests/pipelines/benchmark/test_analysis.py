@@ -6,8 +6,8 @@ from scipy.stats import spearmanr
 
 from pipelines.benchmark import fits
 from pipelines.benchmark.analysis import analysis
-from pipelines.benchmark.base.entrant import Fitted
 from pipelines.benchmark.base.problem import Problem
+from pipelines.benchmark.base.system import Fitted
 from setrec.data.catalog import TEST, TRAIN, VALID, Catalog, Histories
 from setrec.evaluation import ranking
 from setrec.ragged import Ragged

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 
 from pipelines import recipes
-from pipelines.benchmark.base.entrant import Entrant
 from pipelines.benchmark.base.problem import Problem
-from pipelines.benchmark.opponents import untrained
-from pipelines.benchmark.opponents.recommender import Recommender, WithoutModel
+from pipelines.benchmark.base.system import System
+from pipelines.benchmark.opponents import baselines
+from pipelines.benchmark.opponents.setrec_system import SetRecSystem, WithoutModel
 from pipelines.benchmark.opponents.tiger import Tiger
 from setrec.errors import ConfigError
 
@@ -31,24 +31,24 @@ READ_TEXTS = {"TIGER", "SASRec + text"}
 """Systems that are nothing without texts."""
 
 
-def _compared() -> list[Entrant]:
+def _compared() -> list[System]:
     return [
-        *untrained.OPPONENTS,
+        *baselines.OPPONENTS,
         Tiger(),
         WithoutModel(),
-        Recommender(PUBLISHED, recipes.load("published-t5"), PUBLISHED_TRIES),
-        Recommender(PUBLISHED_QWEN, recipes.load("published-qwen3"), PUBLISHED_TRIES),
-        Recommender(OURS_T5, recipes.load("ours-t5"), OUR_TRIES),
-        Recommender(OURS, {}, OUR_TRIES),
+        SetRecSystem(PUBLISHED, recipes.load("published-t5"), PUBLISHED_TRIES),
+        SetRecSystem(PUBLISHED_QWEN, recipes.load("published-qwen3"), PUBLISHED_TRIES),
+        SetRecSystem(OURS_T5, recipes.load("ours-t5"), OUR_TRIES),
+        SetRecSystem(OURS, {}, OUR_TRIES),
     ]
 
 
-def _ablation() -> list[Entrant]:
-    rows: list[Entrant] = []
+def _ablation() -> list[System]:
+    rows: list[System] = []
     for family, base in (("ours", {}), ("ours (T5)", recipes.load("ours-t5"))):
         for name in recipes.ablations():
             title = name.removeprefix("ablation/").replace("-", " ")
-            rows.append(Recommender(f"{family}: {title}", recipes.merged(base, recipes.load(name))))
+            rows.append(SetRecSystem(f"{family}: {title}", recipes.merged(base, recipes.load(name))))
     return rows
 
 
@@ -58,7 +58,7 @@ ABLATION = {one.name: one for one in _ablation()}
 """The rows of the ablation, by name."""
 
 
-def entrant(name: str) -> Entrant:
+def system(name: str) -> System:
     """A system by its name.
 
     Raises:
@@ -77,7 +77,7 @@ def names(problem: Problem, asked: Sequence[str] | None, *, ablation: bool) -> l
         ConfigError: one is asked for that there is not.
     """
     if asked is not None:
-        return [entrant(name).name for name in asked]
+        return [system(name).name for name in asked]
     every = [*COMPARED, *(ABLATION if ablation else ())]
     return [name for name in every if problem.text is not None or name not in READ_TEXTS]
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from pipelines import recipes
-from pipelines.benchmark.base.entrant import Clock, Fitted, Settings, device
 from pipelines.benchmark.base.problem import Problem
+from pipelines.benchmark.base.system import Clock, Fitted, Settings, device
 from pipelines.common.run_directory import Run
 from pipelines.config.job import JobConfig
 from pipelines.evaluation.scorer import hybrid_scorer, known_at_test, search_weights
@@ -22,8 +22,8 @@ from setrec.scoring.weight_search import Found
 from setrec.training.trainer import Trainer
 
 
-class Recommender:
-    """A :class:`pipelines.benchmark.base.entrant.Entrant`; its settings are overrides of the configuration."""
+class SetRecSystem:
+    """A :class:`pipelines.benchmark.base.system.System`; its settings are overrides of the configuration."""
 
     random = True
 
@@ -33,7 +33,7 @@ class Recommender:
         self.grid: Sequence[Settings] = [recipes.merged(overrides, one) for one in ({}, *tries)]
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
-        """See :class:`Entrant`."""
+        """See :class:`System`."""
         prepared, config = _prepared(problem)
         config = recipes.applied(config, settings, f"training.seed={seed}")
         run = item_features.shared_view(prepared, config, prepared.root / "collaborative")
@@ -58,7 +58,7 @@ class WithoutModel:
     random = False
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
-        """See :class:`Entrant`."""
+        """See :class:`System`."""
         found = _weights(problem, _prepared(problem)[1], None)
         scorer = hybrid_scorer(None, found.weights, known_at_test(problem.histories), problem.trained, problem.texts)
         return Fitted(scorer, _chosen(found), valid=found.valid)

@@ -68,11 +68,11 @@ class Fitted:
     valid: float | None = None
 
 
-class Entrant(Protocol):
+class System(Protocol):
     """A system that takes part.
 
     ``name`` is unique in a benchmark. ``grid``: the settings that are tried on validation, the default first; all
-    entrants that train get as many tries and as many minutes each. ``random``: whether a seed changes the result.
+    systems that train get as many tries and as many minutes each. ``random``: whether a seed changes the result.
     """
 
     name: str

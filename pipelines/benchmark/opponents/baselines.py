@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.benchmark.base.entrant import Clock, Entrant, Fitted, Settings, device
 from pipelines.benchmark.base.problem import Problem
+from pipelines.benchmark.base.system import Clock, Fitted, Settings, System, device
 from pipelines.benchmark.opponents.transitions import tune_transitions
 from setrec.errors import DataError
 from setrec.evaluation import ranking
@@ -20,7 +20,7 @@ HISTORY = "removed"
 """The history protocol in which everything is chosen on validation."""
 
 
-class Popularity:
+class PopularitySystem:
     """Training counts."""
 
     name = "Popularity"
@@ -28,11 +28,11 @@ class Popularity:
     random = False
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
-        """See :class:`Entrant`."""
+        """See :class:`System`."""
         return Fitted(baselines.Popularity(problem.counts))
 
 
-class ItemKnn:
+class ItemKnnSystem:
     """ItemKNN with the neighbours, shrinkage and decay that are best on validation."""
 
     name = "ItemKNN"
@@ -40,7 +40,7 @@ class ItemKnn:
     random = False
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
-        """See :class:`Entrant`."""
+        """See :class:`System`."""
         told = _Steps(clock)
         model, tried = baselines.tune_item_knn(problem.histories, problem.items, told, users=VALIDATED)
         return Fitted(model, {**model.settings.model_dump(), "tried": len(tried)})
@@ -55,12 +55,12 @@ class UntunedItemKnn:
     random = False
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
-        """See :class:`Entrant`."""
+        """See :class:`System`."""
         chosen = baselines.ItemKnnSettings(neighbours=problem.items, **settings)
         return Fitted(baselines.ItemKnn(problem.histories, problem.items, chosen))
 
 
-class Transitions:
+class TransitionsSystem:
     """The walk on the graph of transitions that is best on validation; texts where there are any."""
 
     name = "Transitions"
@@ -68,14 +68,14 @@ class Transitions:
     random = False
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
-        """See :class:`Entrant`."""
+        """See :class:`System`."""
         model, tried = tune_transitions(
             problem.histories, problem.items, problem.text, _Steps(clock), over=lambda: clock.over
         )
         return Fitted(model, {**model.settings.model_dump(), "tried": len(tried)})
 
 
-class SasRec:
+class SasRecSystem:
     """SASRec as ``base`` and one of the ``tries`` together say; with the items' texts where ``text`` is true."""
 
     random = True
@@ -87,7 +87,7 @@ class SasRec:
         self.grid: Sequence[Settings] = [{**base, **change} for change in ({}, *tries)]
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
-        """See :class:`Entrant`.
+        """See :class:`System`.
 
         Raises:
             DataError: texts are to be read, and there are none.
@@ -129,14 +129,14 @@ _TRIES = (
     {"layers": 2, "learning_rate": 1e-3},
     {"dropout": 0.2, "weight_decay": 0.1},
 )
-OPPONENTS: tuple[Entrant, ...] = (
-    Popularity(),
+OPPONENTS: tuple[System, ...] = (
+    PopularitySystem(),
     UntunedItemKnn(),
-    ItemKnn(),
-    Transitions(),
-    SasRec("SASRec", _FULL, (*_TRIES, {"learning_rate": 1e-3})),
-    SasRec("SASRec, sampled", SAMPLED, (*_TRIES, {"negatives": 256, "targets_per_batch": 512})),
-    SasRec("SASRec + text", _TEXT, ({"id_dropout": 0.3}, {"id_dropout": 0.0}, *_TRIES[:3]), text=True),
+    ItemKnnSystem(),
+    TransitionsSystem(),
+    SasRecSystem("SASRec", _FULL, (*_TRIES, {"learning_rate": 1e-3})),
+    SasRecSystem("SASRec, sampled", SAMPLED, (*_TRIES, {"negatives": 256, "targets_per_batch": 512})),
+    SasRecSystem("SASRec + text", _TEXT, ({"id_dropout": 0.3}, {"id_dropout": 0.0}, *_TRIES[:3]), text=True),
 )
 """All of them. First settings follow short trials on validation of Beauty; after arXiv 2508.06450, whose one layer and
 256 negatives are a try."""
