@@ -22,10 +22,11 @@ from pipelines.features import item_features
 from setrec.atomic import atomic_file
 from setrec.data.catalog import TEST, Catalog, Histories
 from setrec.errors import ConfigError, DataError
-from setrec.evaluation import ranking
+from setrec.evaluation import beyond_accuracy, ranking
 from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring import baselines, registry
+from setrec.scoring.text_similarity import TextFeatures
 from setrec.scoring.weight_search import Found
 
 
@@ -59,10 +60,11 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     run.write_json("metrics.json", [r for r in rows if not r["group"].startswith("popularity:")])
     run.write_json("popularity_groups.json", [r for r in rows if r["group"].startswith("popularity:")])
     run.write_json("comparisons.json", _comparisons(results, s))
+    texts = item_features.text_features(run, catalog)
+    run.write_json("beyond_accuracy.json", _beyond_accuracy(results, histories.train_counts(items), texts, s))
     with atomic_file(run.root / "per_user.parquet") as path:
         _per_user(results, histories).to_parquet(path, index=False)
-    trained, texts = histories.trained(items), item_features.text_features(run, catalog)
-    ours = hybrid_scorer(model, weights.weights, known_at_test(histories), trained, texts)
+    ours = hybrid_scorer(model, weights.weights, known_at_test(histories), histories.trained(items), texts)
     run.write_json("examples.json", _examples(ours, catalog, histories, cases, s.examples))
     return [r for r in rows if not r["group"].startswith("popularity:")]
 
@@ -141,6 +143,18 @@ def _comparisons(results: dict[str, ranking.PerUser], s: EvaluationSettings) -> 
                      "difference": d, "low": low, "high": high}
                 )  # fmt: skip
     return found
+
+
+def _beyond_accuracy(
+    results: dict[str, ranking.PerUser], counts: np.ndarray, texts: TextFeatures | None, s: EvaluationSettings
+) -> list[dict[str, Any]]:
+    vectors = None if texts is None else texts.sentences
+    return [
+        row
+        for name, found in results.items()
+        if found.lists is not None
+        for row in beyond_accuracy.rows(name, found.lists, counts, vectors, seed=s.seed, resamples=s.resamples)
+    ]
 
 
 def _per_user(results: dict[str, ranking.PerUser], histories: Histories) -> pd.DataFrame:

@@ -77,6 +77,16 @@ def test_users_are_grouped_by_how_many_of_their_truths_are_cold(given, found):
     assert whole == pytest.approx(found.mean("ndcg@10", "all", "kept"))
 
 
+def test_users_are_grouped_by_whether_anybody_went_where_they_went(given, found):
+    rows = [row for row in analysis.by_seen_transition("x", found, given) if row["metric"] == "ndcg@10"]
+    arcs = {
+        (a, b) for row in given.histories.upto(VALID) for step in (1, 2, 3) for a, b in zip(row[:-step], row[step:])
+    }
+    seen = [any((h[-1], t) in arcs for t in truth) for h, truth in zip(given.test.history, given.test.truth)]
+    expected = {"next:seen": sum(seen), "next:unseen": len(seen) - sum(seen)}
+    assert {row["group"]: row["users"] for row in rows} == {name: n for name, n in expected.items() if n}
+
+
 def test_popularity_keeps_its_groups_alone(found):
     rows = analysis.by_popularity("x", found, "kept")
     assert {(row["history"], row["group"]) for row in rows} == {
