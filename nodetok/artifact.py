@@ -26,10 +26,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers import AutoTokenizer
 
-from nodetok.learning import Reader
-from nodetok.model import GraphLanguageModel, GraphModelSettings, NodeData, Shape, from_config, tune
-from nodetok.prompts import Neighbourhoods, PromptEncoder, Prompts
-from nodetok.tasks import Examples, Task
+from nodetok.language.interface import Examples, Task
+from nodetok.language.model import GraphLanguageModel, GraphModelSettings, NodeData, Shape, from_config, tune
+from nodetok.language.prompts import Neighbourhoods, PromptEncoder, Prompts
+from nodetok.language.training import Reader
 from nodetok.tokenizer import NodeTokenizer
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, SetRecError, UnknownNodeError

@@ -13,10 +13,10 @@ from nodetok import files, order
 from nodetok.artifact import GraphArtifact, artifact
 from nodetok.distances import UNREACHABLE
 from nodetok.graph import Graph
-from nodetok.learning import fit
-from nodetok.tasks import Task
+from nodetok.language.input_ablation import TOKENS, ablate
+from nodetok.language.interface import Task
+from nodetok.language.training import fit
 from nodetok.tokenizer import NodeTokenizer
-from nodetok.views import TOKENS, view
 from pipelines import graph_report, scatter
 from pipelines.graph_config import GraphConfig
 from pipelines.graph_tasks import load_task
@@ -52,7 +52,7 @@ def train(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
     """Train the graph language model on a task and write the artefact to ``out/graph``."""
     task = _load(folder, out, config)
     with bar(f"Train on {task.name}") as progress:
-        reader = fit(task, view(task, TOKENS, config.model, config.learning.seed), config.learning, progress.update)
+        reader = fit(task, ablate(task, TOKENS, config.model, config.learning.seed), config.learning, progress.update)
         best = max(reader.curve, key=lambda record: record["value"])
         progress.update(1, 1, f"validation {task.goal} {best['value']:.4f}")
     made = artifact(task, reader)
@@ -67,7 +67,7 @@ def train(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
 
 
 def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any]]:
-    """Train every view and opponent with every seed, test them all, and write the rows to ``out`` (a JSON file).
+    """Train every input ablation and opponent with every seed, test them, and write the rows to ``out`` (a JSON file).
 
     Beside it stands ``NAME.html``, the report. Each row has ``task``, ``system``, ``metric``, ``value``, ``low`` and
     ``high`` (95%, over examples and seeds), ``seeds`` and ``examples``; ``difference`` rows compare the node tokens
@@ -76,13 +76,13 @@ def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any
     task = _load(folder, out.parent, config)
     systems: dict[str, list[dict[str, np.ndarray]]] = {}
     curves: list[dict[str, Any]] = []
-    for name in config.evaluation.views:
+    for name in config.evaluation.ablations:
         systems[name] = []
         with bar(name.capitalize()) as progress:
             for number in range(config.evaluation.seeds):
                 seed = config.learning.seed + number
                 learning = config.learning.model_copy(update={"seed": seed})
-                reader = fit(task, view(task, name, config.model, seed), learning, _part(progress, number, config))
+                reader = fit(task, ablate(task, name, config.model, seed), learning, _part(progress, number, config))
                 systems[name].append(reader.evaluate(task, task.test))
                 curves += [{"system": name, **record} for record in reader.curve] if number == 0 else []
                 progress.update(number + 1, config.evaluation.seeds, _said(task, systems[name]))

@@ -10,9 +10,11 @@ import numpy as np
 
 from nodetok import files
 from nodetok.completion import completion
-from nodetok.questions import nlgraph, stance
-from nodetok.structure import structure
-from nodetok.tasks import Task, classification
+from nodetok.language.interface import Task
+from nodetok.tasks.classification import classification
+from nodetok.tasks.nlgraph import nlgraph
+from nodetok.tasks.stance import stance
+from nodetok.tasks.structure import structure
 from pipelines.graph_config import GraphConfig
 from pipelines.progress import bar
 from setrec import columns

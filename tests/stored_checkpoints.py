@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from nodetok.words import train_tokenizer
+from nodetok.language.vocabulary import train_tokenizer
 from setrec.backbone import scratch_config
 
 WORDS = "a user chose these items in order name the item that is chosen next which class has this answer"

@@ -7,9 +7,9 @@ from nodetok_helpers import task
 from stored_checkpoints import stored_checkpoint
 
 from nodetok.artifact import GraphArtifact, artifact
-from nodetok.learning import LearningSettings, fit
-from nodetok.model import GraphModelSettings, build_language_model, from_config
-from nodetok.views import TOKENS, view
+from nodetok.language.input_ablation import TOKENS, ablate
+from nodetok.language.model import GraphModelSettings, build_language_model, from_config
+from nodetok.language.training import LearningSettings, fit
 from setrec.backbone import BackboneSettings, LoraSettings
 from setrec.errors import ConfigError
 
@@ -29,7 +29,7 @@ def test_a_graph_model_on_a_bf16_checkpoint_learns_in_float32_and_answers_the_sa
     settings = GraphModelSettings(
         backbone=backbone, tuning=tuning, position_tokens=2, neighbours=2, feature_restart=0.2, text_loss=1.0
     )
-    made = fit(planted_task, view(planted_task, TOKENS, settings), ONE_STEP)
+    made = fit(planted_task, ablate(planted_task, TOKENS, settings), ONE_STEP)
     assert np.isfinite(made.curve[-1]["loss"])
     artifact(planted_task, made).save(tmp_path / "saved")
     assert json.loads((tmp_path / "saved" / "model" / "config.json").read_text())["dtype"] == "float32"

@@ -8,7 +8,7 @@ import pytest
 
 from nodetok.anchors import AnchorSettings
 from nodetok.graph import Graph
-from nodetok.structure import FARTHEST, QUESTIONS, structure
+from nodetok.tasks.structure import FARTHEST, QUESTIONS, structure
 from nodetok.tokenizer import TokenizerSettings
 from setrec.errors import DataError
 

@@ -81,7 +81,7 @@ def question_folder(tmp_path_factory) -> Path:
 def test_every_task_is_evaluated_with_its_controls_and_opponents(
     name, graph_folder, triple_folder, question_folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("nodetok.structure.structure.__defaults__", (256, 60, 0))
+    monkeypatch.setattr("nodetok.tasks.structure.structure.__defaults__", (256, 60, 0))
     folder = {"structure": graph_folder, "classification": graph_folder, "completion": triple_folder}
     overrides = [*QUICK, "model.neighbours=2", "model.position_tokens=1"]
     config = graph_config(name, overrides=overrides)

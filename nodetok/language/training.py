@@ -14,13 +14,13 @@ from pydantic import Field
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nodetok.consistency import ConsistencySettings, consistency_loss, draw
-from nodetok.model import GraphLanguageModel, GraphModelSettings, NodeData, Shape, build_language_model
-from nodetok.prompts import PromptEncoder
-from nodetok.tasks import Examples, Task
-from nodetok.text import answer_ids, text_loss, write
-from nodetok.views import View
-from nodetok.words import train_tokenizer
+from nodetok.language.consistency import ConsistencySettings, consistency_loss, draw
+from nodetok.language.generation import answer_ids, text_loss, write
+from nodetok.language.input_ablation import InputAblation
+from nodetok.language.interface import Examples, Task
+from nodetok.language.model import GraphLanguageModel, GraphModelSettings, NodeData, Shape, build_language_model
+from nodetok.language.prompts import PromptEncoder
+from nodetok.language.vocabulary import train_tokenizer
 from setrec.errors import ConfigError
 from setrec.precision import Precision, autocast
 from setrec.settings import Settings
@@ -91,10 +91,10 @@ class Reader:
         return write(self.model, batch, self.data.to(self.model.device), self.tokenizer, longest)
 
 
-def build(task: Task, view: View, learning: LearningSettings) -> Reader:
+def build(task: Task, ablation: InputAblation, learning: LearningSettings) -> Reader:
     """An untrained reader of a task: language model, projectors, candidates, all seeded."""
     torch.manual_seed(learning.seed)
-    s = view.settings
+    s = ablation.settings
     if s.backbone.pretrained:
         try:
             tokenizer = AutoTokenizer.from_pretrained(s.backbone.pretrained)
@@ -104,19 +104,23 @@ def build(task: Task, view: View, learning: LearningSettings) -> Reader:
     else:
         tokenizer = train_tokenizer(task.words)
     shape = Shape(
-        columns=view.columns,
+        columns=ablation.columns,
         features=0 if task.features is None else task.features.shape[1],
-        feature_tokens=view.feature_tokens,
+        feature_tokens=ablation.feature_tokens,
         relations=2 * len(task.relation_names),
         candidates=len(task.candidates),
         node_candidates=task.node_candidates,
         words=len(tokenizer),
     )
-    return assemble(s, shape, tokenizer, view, learning.precision)
+    return assemble(s, shape, tokenizer, ablation, learning.precision)
 
 
 def assemble(
-    settings: GraphModelSettings, shape: Shape, tokenizer: PreTrainedTokenizerBase, view: View, precision: Precision
+    settings: GraphModelSettings,
+    shape: Shape,
+    tokenizer: PreTrainedTokenizerBase,
+    ablation: InputAblation,
+    precision: Precision,
 ) -> Reader:
     """A reader with random weights of the given shape."""
     lm = build_language_model(settings.backbone, settings.tuning, shape.words)
@@ -124,19 +128,19 @@ def assemble(
     # A vocabulary made on the spot has to be learned, one that came with the weights does not.
     lm.get_input_embeddings().requires_grad_(settings.backbone.pretrained is None and settings.tuning == "full")
     encoder = PromptEncoder(
-        tokenizer, settings.position_tokens, shape.feature_tokens, view.neighbourhoods, plain=view.plain
+        tokenizer, settings.position_tokens, shape.feature_tokens, ablation.neighbourhoods, plain=ablation.plain
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Reader(model.to(device), encoder, view.read(None), tokenizer, precision)
+    return Reader(model.to(device), encoder, ablation.read(None), tokenizer, precision)
 
 
-def fit(task: Task, view: View, learning: LearningSettings, on_step: OnStep | None = None) -> Reader:
+def fit(task: Task, ablation: InputAblation, learning: LearningSettings, on_step: OnStep | None = None) -> Reader:
     """Train on a task; the weights of the best validation epoch are kept.
 
     Raises:
         ConfigError: the loss or the validation is no longer a number.
     """
-    reader = build(task, view, learning)
+    reader = build(task, ablation, learning)
     model, began = reader.model, time.perf_counter()
     parameters = [p for p in model.parameters() if p.requires_grad]
     decay, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
@@ -149,7 +153,7 @@ def fit(task: Task, view: View, learning: LearningSettings, on_step: OnStep | No
     for epoch in range(learning.epochs):
         model.train()
         losses = []
-        for step, (examples, data) in enumerate(_batches(task, view, reader.encoder, learning, epoch)):
+        for step, (examples, data) in enumerate(_batches(task, ablation, reader.encoder, learning, epoch)):
             share = _share(epoch, step, per_epoch, learning, time.perf_counter() - began)
             for group in optimizer.param_groups:
                 group["lr"] = learning.learning_rate * _rate(share, done, learning)
@@ -177,12 +181,12 @@ def fit(task: Task, view: View, learning: LearningSettings, on_step: OnStep | No
 
 
 def _batches(
-    task: Task, view: View, encoder: PromptEncoder, learning: LearningSettings, epoch: int
+    task: Task, ablation: InputAblation, encoder: PromptEncoder, learning: LearningSettings, epoch: int
 ) -> Iterator[tuple[Examples, NodeData]]:
     rng = np.random.default_rng([learning.seed, epoch])
     torch.manual_seed(learning.seed * 100_003 + epoch)
     for examples, table in task.draw(rng):
-        data = view.read(table)
+        data = ablation.read(table)
         for rows in _alike(encoder.lengths(examples.prompts), learning.batch, rng):
             yield examples.take(rows), data
 

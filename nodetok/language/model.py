@@ -2,7 +2,7 @@
 
 One backbone (T5 or Qwen) answers in two ways. *Grounded*: n query vectors read the prompt at once and are compared with
 the candidates' tokens by one inner product, as items are in SETRec. *Text*: the same weights write words
-(:mod:`nodetok.text`).
+(:mod:`nodetok.language.generation`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from nodetok.language.pair_distances import PairDistances
+from nodetok.language.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, PromptBatch
 from nodetok.positions import as_lengths
-from nodetok.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, PromptBatch
-from nodetok.ways import Ways
 from setrec import attention
 from setrec.backbone import (
     MASTER,
@@ -52,9 +52,9 @@ class GraphModelSettings(Settings):
     defaults); ``frozen`` trains projectors, soft prompt, queries and candidates alone. ``position_tokens`` a node, each
     of an equal share of the anchors; ``neighbours``: how many neighbours a node shows (0: none); ``feature_restart``
     above 0: a second feature token, the features averaged over a walk that returns with this probability a step.
-    ``soft_prompt`` learned vectors stand first. ``ways``: whether nodes are told how far apart they are
-    (:mod:`nodetok.ways`). ``identity``: width of the candidates' own learned vectors. ``feature_dropout`` and
-    ``position_dropout``: of a node's features and of what it holds of its distances, before they become tokens.
+    ``soft_prompt`` learned vectors stand first. ``pair_distances``: whether the distances between the nodes of a prompt
+    are added (:mod:`nodetok.language.pair_distances`). ``identity``: width of the candidates' own learned vectors.
+    ``feature_dropout`` and ``position_dropout``: of a node's features and anchor distances, before they become tokens.
     ``text_loss`` weighs the loss of the written answer.
     """
 
@@ -64,7 +64,7 @@ class GraphModelSettings(Settings):
     neighbours: int = Field(16, ge=0)
     feature_restart: float = Field(0.0, ge=0, lt=1)
     soft_prompt: int = Field(2, ge=0)
-    ways: bool = True
+    pair_distances: bool = True
     identity: int = Field(64, ge=0)
     dropout: float = Field(0.1, ge=0, lt=1)
     feature_dropout: float = Field(0.0, ge=0, lt=1)
@@ -128,7 +128,7 @@ class GraphLanguageModel(nn.Module):
             self.feature = nn.Linear(shape.features, d)
             self.feature_kind = nn.Embedding(shape.feature_tokens, d)
             self.feature_dropout = nn.Dropout(settings.feature_dropout)
-        self.ways = Ways(reader.heads, d) if groups and settings.ways else None
+        self.pair_distances = PairDistances(reader.heads, d) if groups and settings.pair_distances else None
         self.beside = nn.Linear(d, d)
         self.relation = nn.Embedding(shape.relations + 1, d)
         self.soft_prompt = nn.Parameter(torch.randn(settings.soft_prompt, d) * 0.02)
@@ -255,7 +255,7 @@ class GraphLanguageModel(nn.Module):
         """Vectors (B, H, d), who sees whom (B, H, H), places (B, H) and attention bias (B, heads, H, H), the soft
         prompt in front."""
         sees, places = batch.sees(causal=self.causal), batch.places
-        vectors, bias = self._tell(batch, self.vectors(batch, data), sees, data)
+        vectors, bias = self._add_pair_distances(batch, self.vectors(batch, data), sees, data)
         a = self.settings.soft_prompt
         if not a:
             return vectors, sees, places, bias
@@ -273,12 +273,14 @@ class GraphLanguageModel(nn.Module):
             None if bias is None else F.pad(bias, (a, 0, a, 0)),
         )
 
-    def _tell(self, batch: PromptBatch, vectors: Tensor, sees: Tensor, data: NodeData) -> tuple[Tensor, Tensor | None]:
-        """Vectors (B, H, d) in which the first position token of a node says how far the nodes it sees are, and the
-        attention bias (B, heads, H, H)."""
+    def _add_pair_distances(
+        self, batch: PromptBatch, vectors: Tensor, sees: Tensor, data: NodeData
+    ) -> tuple[Tensor, Tensor | None]:
+        """Vectors (B, H, d) with pair distances added to the first position token of each node, and the attention bias
+        (B, heads, H, H)."""
         groups = self.settings.position_tokens
         rows = batch.rows(groups, self.shape.feature_tokens)
-        if self.ways is None or data.raw or not (rows >= 0).any():
+        if self.pair_distances is None or data.raw or not (rows >= 0).any():
             return vectors, None
         first = (batch.kinds == POSITION) & (batch.values % groups == 0)
         at = torch.argsort(~first, dim=1, stable=True)[:, : int(first.sum(dim=1).max())]
@@ -286,9 +288,9 @@ class GraphLanguageModel(nn.Module):
         among = sees.gather(1, at[:, :, None].expand(-1, -1, sees.shape[2])).gather(
             2, at[:, None].expand(-1, at.shape[1], -1)
         )
-        told = self.ways.tell(slots, among, data.table)
-        vectors = vectors.scatter_add(1, at[:, :, None].expand_as(told), told.to(vectors.dtype))
-        return vectors, self.ways.between(rows, data.table)
+        added = self.pair_distances.vectors(slots, among, data.table)
+        vectors = vectors.scatter_add(1, at[:, :, None].expand_as(added), added.to(vectors.dtype))
+        return vectors, self.pair_distances.attention_bias(rows, data.table)
 
     def codes(self, data: NodeData, rows: Tensor | slice = slice(None)) -> Tensor:
         """Codes of all candidates, (C, D), or of some: small, and all that a ranking needs of them."""

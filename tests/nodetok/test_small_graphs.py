@@ -10,7 +10,9 @@ import pytest
 
 from nodetok.anchors import AnchorSettings
 from nodetok.distances import UNREACHABLE
-from nodetok.questions import Small, nlgraph, side_by_side, stance
+from nodetok.tasks.nlgraph import nlgraph
+from nodetok.tasks.small_graphs import Small, side_by_side
+from nodetok.tasks.stance import stance
 from nodetok.tokenizer import TokenizerSettings
 from setrec.errors import DataError
 

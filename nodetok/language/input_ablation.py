@@ -16,16 +16,16 @@ from scipy import sparse
 from scipy.sparse import linalg
 
 from nodetok.graph import Graph
-from nodetok.model import GraphModelSettings, NodeData, attach
-from nodetok.prompts import Neighbourhoods
-from nodetok.tasks import Task
+from nodetok.language.interface import Task
+from nodetok.language.model import GraphModelSettings, NodeData, attach
+from nodetok.language.prompts import Neighbourhoods
 
 TOKENS, TEXT, SHUFFLED, LAPLACIAN = "node tokens", "text only", "shuffled tokens", "Laplacian eigenvectors"
-VIEWS = (TOKENS, TEXT, SHUFFLED, LAPLACIAN)
+ABLATIONS = (TOKENS, TEXT, SHUFFLED, LAPLACIAN)
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class InputAblation:
     """``read`` turns a table of distances (the task's own, or one without a fold's edges) into node data."""
 
     name: str
@@ -37,8 +37,8 @@ class View:
     plain: bool = False
 
 
-def view(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -> View:
-    """The view called ``name`` of a task.
+def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -> InputAblation:
+    """A task's input under the ablation called ``name``.
 
     ``node tokens``: positions, features, neighbours. ``text only``: the node's own features and no graph. ``shuffled
     tokens``: positions, neighbours and diffused features of another node, features its own. ``Laplacian
@@ -57,14 +57,14 @@ def view(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -> 
     feature_tokens = 0 if features is None else features.shape[1]
     if name == LAPLACIAN:
         own = attach(_spectrum(task, seed), features, raw=True)
-        return View(name, settings, own.table.shape[1], feature_tokens, beside, lambda _: own)
+        return InputAblation(name, settings, own.table.shape[1], feature_tokens, beside, lambda _: own)
     still = attach(task.table[of], features)
     plain = name == TEXT
 
     def read(table: np.ndarray | None) -> NodeData:
         return still if table is None else NodeData(attach(table[of], None).table, still.features)
 
-    return View(name, settings, task.table.shape[1], feature_tokens, beside, read, plain)
+    return InputAblation(name, settings, task.table.shape[1], feature_tokens, beside, read, plain)
 
 
 def facts(task: Task) -> np.ndarray:
