@@ -3,7 +3,8 @@
 - ``graph.json``: format, version, task, settings, sizes, candidates that are no nodes
 - ``nodes.parquet``: ids and texts of the nodes, in row order
 - ``tokenizer/``: the node tokenizer
-- ``model/``: weights, the language model's configuration, its words; ``data.safetensors``: what it reads of the nodes
+- ``model/``: weights (those beside a pretrained backbone's, where these stay as they are), tokenizer, and
+  ``data.safetensors``: what the model reads of the nodes
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -23,18 +24,17 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
-from transformers import AutoTokenizer
 
 from nodetok.language.interface import Examples, Task
-from nodetok.language.model import GraphLanguageModel, GraphModelSettings, NodeData, Shape, from_config, tune
-from nodetok.language.prompts import Neighbourhoods, PromptEncoder, Prompts
+from nodetok.language.language_model import base_sha256
+from nodetok.language.prompts import Prompts
+from nodetok.language.reader_files import has_base, load_reader, own_weights, save_reader
 from nodetok.language.training import Reader
 from nodetok.tokenizer import NodeTokenizer
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, SetRecError, UnknownNodeError
 
-FORMAT = 1
+FORMAT = 2
 MENTION = re.compile(r"\[\[(.+?)\]\]")
 
 
@@ -118,30 +118,9 @@ class GraphArtifact:
             record = {"format": FORMAT, "version": self.version, "task": self.task, "model": None}
             if self.reader is not None:
                 nodes = self.reader.model.shape.node_candidates
-                record["model"] = self._save_reader(self.reader, target / "model")
+                record["model"] = save_reader(self.reader, target / "model")
                 record["candidates"] = None if nodes else list(self.candidates)
             (target / "graph.json").write_text(json.dumps(record, indent=2, ensure_ascii=False))
-
-    def _save_reader(self, reader: Reader, folder: Path) -> dict[str, Any]:
-        folder.mkdir()
-        model, encoder = reader.model, reader.encoder
-        save_model(model, str(folder / "model.safetensors"))
-        reader.tokenizer.save_pretrained(folder / "words")
-        (folder / "config.json").write_text(model.lm.config.to_json_string(use_diff=False))
-        tensors = {"table": reader.data.table}
-        if reader.data.features is not None:
-            tensors["features"] = reader.data.features
-        if encoder.neighbourhoods is not None:
-            tensors["neighbours"] = torch.from_numpy(encoder.neighbourhoods.rows)
-            tensors["relations"] = torch.from_numpy(encoder.neighbourhoods.relations)
-        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "data.safetensors")
-        return {
-            "settings": model.settings.model_dump(mode="json"),
-            "shape": asdict(model.shape),
-            "raw": reader.data.raw,
-            "plain": encoder.plain,
-            "precision": reader.precision,
-        }
 
     @classmethod
     def load(cls, folder: str | Path) -> GraphArtifact:
@@ -159,7 +138,7 @@ class GraphArtifact:
             ids = nodes["node_id"].to_pylist()
             texts = nodes["text"].to_pylist() if "text" in nodes.column_names else None
             tokenizer = NodeTokenizer.load(folder / "tokenizer") if (folder / "tokenizer").exists() else None
-            reader = None if record["model"] is None else _load_reader(folder / "model", record["model"])
+            reader = None if record["model"] is None else load_reader(folder / "model", record["model"], texts)
             candidates = record.get("candidates") or ids
             return cls(record["task"], record["version"], ids, texts, candidates, tokenizer, reader)
         except SetRecError:
@@ -171,31 +150,16 @@ class GraphArtifact:
             raise ConfigError(f"{folder}: graph cannot be loaded: {reason}") from error
 
 
-def _load_reader(folder: Path, record: dict[str, Any]) -> Reader:
-    settings, shape = GraphModelSettings.model_validate(record["settings"]), Shape(**record["shape"])
-    lm = from_config(json.loads((folder / "config.json").read_text()))
-    model = GraphLanguageModel(settings, shape, tune(lm, settings.backbone, settings.tuning))
-    load_model(model, str(folder / "model.safetensors"))
-    tokenizer = AutoTokenizer.from_pretrained(folder / "words", local_files_only=True)
-    tensors = load_file(folder / "data.safetensors")
-    beside = None
-    if "neighbours" in tensors:
-        beside = Neighbourhoods(tensors["neighbours"].numpy(), tensors["relations"].numpy())
-    encoder = PromptEncoder(
-        tokenizer, settings.position_tokens, shape.feature_tokens, beside, plain=bool(record["plain"])
-    )  # fmt: skip
-    data = NodeData(tensors["table"], tensors.get("features"), bool(record["raw"]))
-    return Reader(model.eval(), encoder, data, tokenizer, record.get("precision", "auto"))
-
-
 def artifact(task: Task, reader: Reader | None, texts: Sequence[str] | None = None) -> GraphArtifact:
     """The artefact of a task; its version is a hash of the anchors' distances and the model's weights."""
     digest = hashlib.sha256(np.ascontiguousarray(task.table).tobytes())
     if reader is not None:
-        for name, value in sorted(reader.model.state_dict().items()):
+        for name, value in sorted(own_weights(reader.model).items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        if has_base(reader.model.settings):
+            digest.update(base_sha256(reader.model.lm).encode())
     ids = [str(task.graph.id(row)) for row in range(len(task.graph))]
-    known = texts if texts is not None else task.graph.texts
+    known = texts or task.node_texts or task.graph.texts
     names = cast(Sequence[str], ids if task.node_candidates else task.candidates)
     return GraphArtifact(task.name, digest.hexdigest()[:16], ids, known, names, task.tokenizer, reader)

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from nodetok.language.input_ablation import ABLATIONS, TOKENS
 from nodetok.language.model import GraphModelSettings
-from nodetok.language.training import LearningSettings
+from nodetok.language.training import GraphTrainingSettings
 from nodetok.tokenizer import TokenizerSettings
 from pipelines.config import EncoderSettings, apply_overrides
 from setrec.atomic import atomic_file
@@ -38,7 +38,7 @@ class GraphConfig(Settings):
     tokenizer: TokenizerSettings = TokenizerSettings()
     encoder: EncoderSettings = EncoderSettings()
     model: GraphModelSettings = GraphModelSettings()
-    learning: LearningSettings = LearningSettings()
+    learning: GraphTrainingSettings = GraphTrainingSettings()
     evaluation: GraphEvaluationSettings = GraphEvaluationSettings()
 
     def save(self, path: Path) -> None:

@@ -13,7 +13,7 @@ from nodetok import files, order
 from nodetok.artifact import GraphArtifact, artifact
 from nodetok.distances import UNREACHABLE
 from nodetok.graph import Graph
-from nodetok.language.input_ablation import TOKENS, ablate
+from nodetok.language.input_ablation import TOKENS, ablate, ablations
 from nodetok.language.interface import Task
 from nodetok.language.training import fit
 from nodetok.tokenizer import NodeTokenizer
@@ -76,7 +76,7 @@ def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any
     task = _load(folder, out.parent, config)
     systems: dict[str, list[dict[str, np.ndarray]]] = {}
     curves: list[dict[str, Any]] = []
-    for name in config.evaluation.ablations:
+    for name in ablations(task, config.evaluation.ablations):
         systems[name] = []
         with bar(name.capitalize()) as progress:
             for number in range(config.evaluation.seeds):

@@ -47,7 +47,9 @@ class Task:
     without a tokenizer learns its vocabulary. ``goal`` is the metric that validation goes by. ``starts``: where
     each graph begins, if there are many side by side. ``facts`` int64 (A, 3): node, relation from 1, neighbour, where
     edges have relations. ``unlabelled``: questions whose answers are not known or not to be learned from, for
-    :mod:`nodetok.language.consistency`.
+    :mod:`nodetok.language.consistency`. ``node_texts``: the text of every node, shown in words beside its tokens.
+    ``class_texts``: name and description of every candidate, shown in words with ``show_classes``. ``wordings``: for
+    each prompt that can be asked freely, other ways to put it.
     """
 
     name: str
@@ -69,6 +71,10 @@ class Task:
     starts: np.ndarray | None = None
     opponents: dict[str, Opponent] = field(default_factory=dict)
     unlabelled: Prompts | None = None
+    node_texts: Sequence[str] | None = None
+    class_texts: Sequence[str] | None = None
+    show_classes: bool = False
+    wordings: dict[str, Sequence[str]] = field(default_factory=dict)
 
 
 def accuracy(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:

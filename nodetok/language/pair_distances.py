@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nodetok.positions import as_lengths
 
 FAR = 24
-"""PairDistances of this many hops or more are not told apart; no way at all is."""
+"""Distances of this many hops or more share one bucket; unreachable has a bucket of its own."""
 
 OTHERS = 3
 """Nodes seen are told apart by their order in the prompt: the first, the second, and all that follow."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -20,8 +20,11 @@ def classification(
     split: Sequence[str],
     features: np.ndarray | None,
     settings: TokenizerSettings,
+    descriptions: Mapping[str, str] | None = None,
 ) -> Task:
     """Which class does a node belong to? ``labels`` and ``split`` per node; ``""`` where there is none.
+
+    ``descriptions``: what a class means, by its name.
 
     Transductive: every node that is not a training example is ``unlabelled``, validation and test nodes among them;
     their labels are read by ``valid`` and ``test`` alone.
@@ -66,8 +69,13 @@ def classification(
 
     rivals = {} if features is None else {name: against(kind) for name, kind in gnn.CLASSIFIERS.items()}
     tokenizer = NodeTokenizer.fit(graph, settings)
+    shown = None
+    if descriptions:
+        shown = [f"{name} : {descriptions[name]}" if name in descriptions else name for name in names]
     return Task(
         "classification", graph, tokenizer.table, names, draw, part("valid"), test, accuracy, "accuracy",
-        [text, *names], features, tokenizer=tokenizer, node_labels=labels, opponents=rivals,
+        [text, *names, *(shown or ()), *(graph.texts or ())], features, tokenizer=tokenizer, node_labels=labels,
+        opponents=rivals,
+        node_texts=graph.texts, class_texts=shown, show_classes=True,
         unlabelled=Prompts([text] * len(others), others[:, None]) if len(others) else None,
     )  # fmt: skip

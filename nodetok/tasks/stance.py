@@ -28,10 +28,10 @@ def stance(
 ) -> Task:
     """ExplaGraphs (Saha et al. 2021): does the argument support or counter the belief, given a graph of concepts?
 
-    Belief and argument are nodes without edges beside the concepts; ``encode`` gives texts their feature vectors, which
-    then stand for the words.
+    Belief and argument are nodes without edges beside the concepts. The prompt holds belief, argument and every triple,
+    each node with its words, the relations as words; ``encode`` gives texts feature vectors, as tokens beside.
     """
-    small, texts, plain, concepts, counts = [], [], [], [], []
+    small, texts, words, concepts, counts = [], [], [], [], []
     triples_of = [_triples(graph, row) for row, graph in enumerate(graphs)]
     kinds = sorted({relation for triples in triples_of for _, relation, _ in triples})
     relations: dict[tuple[int, int], int] = {}
@@ -44,12 +44,9 @@ def stance(
             a, b, kind = begin + place[head], begin + place[tail], kinds.index(relation)
             relations[a, b], relations[b, a] = kind + 1, kind + 1 + len(kinds)
         small.append(Small(2 + len(names), edges))
-        said = f"belief : {belief} argument : {argument} [[0]] [[1]]"
-        slots = " ".join(f"[[{slot}]]" for slot in range(2, 2 + len(names)))
-        # Two thousand examples are learned by heart from their words: with features, words are left out.
-        shown = "belief [[0]] argument [[1]]" if encode else said
-        texts.append(f"{shown} concepts {slots} stance ? answer :")
-        plain.append(f"{said} stance ? answer :")
+        edges_text = " ; ".join(f"[[{place[h]}]] {relation} [[{place[t]}]]" for h, relation, t in triples)
+        texts.append(f"belief : [[0]] argument : [[1]] graph : {edges_text} . stance ? answer :")
+        words.append(" ".join([belief, argument, *(part for triple in triples for part in triple)]))
         concepts += [belief, argument, *names]
         counts.append(2 + len(names))
         begin += 2 + len(names)
@@ -58,12 +55,13 @@ def stance(
     for row, (count, start) in enumerate(zip(counts, starts[:-1], strict=True)):
         rows[row, :count] = np.arange(start, start + count)
     names = sorted(set(stances))
-    examples = Examples(Prompts(texts, rows, plain=plain), np.array([names.index(s) for s in stances]))
-    task = split_task("stance", graph, table, starts, names, examples, split, texts, seed)
+    examples = Examples(Prompts(texts, rows), np.array([names.index(s) for s in stances]))
+    task = split_task("stance", graph, table, starts, names, examples, split, [*texts, *words], seed)
     source, target = graph.arcs()
     kinds_of = [relations.get(arc, 0) for arc in zip(source.tolist(), target.tolist(), strict=True)]
     task.facts = np.stack([source, np.array(kinds_of, dtype=np.int64), target], axis=1)
     task.relation_names = kinds
+    task.node_texts, task.show_classes = concepts, True
     task.features = None if encode is None else encode(concepts)
     return task
 

@@ -8,7 +8,7 @@ from nodetok.graph import Graph
 from nodetok.language.input_ablation import TOKENS, ablate
 from nodetok.language.interface import Task
 from nodetok.language.model import GraphModelSettings
-from nodetok.language.training import LearningSettings, Reader, build
+from nodetok.language.training import GraphTrainingSettings, Reader, build
 from nodetok.tasks.classification import classification
 from nodetok.tokenizer import TokenizerSettings
 from setrec.backbone import BackboneSettings
@@ -47,7 +47,7 @@ def reader(of: Task, family: str = "qwen3", name: str = TOKENS, **changes) -> Re
     """An untrained reader in evaluation mode, every parameter away from its neutral start."""
     fields = {"position_tokens": 2, "neighbours": 4, "feature_restart": 0.2, "dropout": 0.0, **changes}
     settings = GraphModelSettings(backbone=BackboneSettings(family=family, dropout=0.0), **fields)
-    made = build(of, ablate(of, name, settings), LearningSettings(precision="float32"))
+    made = build(of, ablate(of, name, settings), GraphTrainingSettings(precision="float32"))
     torch.manual_seed(3)
     with torch.no_grad():
         made.model.queries.normal_()

@@ -7,7 +7,7 @@ from nodetok.anchors import AnchorSettings
 from nodetok.language.consistency import ConsistencySettings, consistency_loss, disagreement, draw
 from nodetok.language.input_ablation import TOKENS, ablate
 from nodetok.language.model import GraphModelSettings
-from nodetok.language.training import LearningSettings, fit
+from nodetok.language.training import GraphTrainingSettings, fit
 from nodetok.tasks.classification import classification
 from nodetok.tokenizer import TokenizerSettings
 
@@ -78,7 +78,9 @@ def test_no_label_of_an_unlabelled_node_is_read():
     labels = np.array([f"class {chr(97 + k)}" for k in kind], dtype=object)
     wrong = labels.copy()
     wrong[40:] = "class a"
-    learning = LearningSettings(epochs=2, precision="float32", consistency=ConsistencySettings(weight=1.0, nodes=16))
+    learning = GraphTrainingSettings(
+        epochs=2, precision="float32", consistency=ConsistencySettings(weight=1.0, nodes=16)
+    )
     weights = []
     for said in (labels, wrong):
         of = classification(graph, said.tolist(), split, features, TokenizerSettings(anchors=AnchorSettings(count=8)))

@@ -9,11 +9,11 @@ from stored_checkpoints import stored_checkpoint
 from nodetok.artifact import GraphArtifact, artifact
 from nodetok.language.input_ablation import TOKENS, ablate
 from nodetok.language.model import GraphModelSettings, build_language_model, from_config
-from nodetok.language.training import LearningSettings, fit
+from nodetok.language.training import GraphTrainingSettings, fit
 from setrec.backbone import BackboneSettings, LoraSettings
 from setrec.errors import ConfigError
 
-ONE_STEP = LearningSettings(epochs=1, minutes=1e-9, batch=32, precision="float32")
+ONE_STEP = GraphTrainingSettings(epochs=1, minutes=1e-9, batch=32, precision="float32")
 
 
 @pytest.fixture(scope="module")

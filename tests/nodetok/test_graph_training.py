@@ -8,7 +8,7 @@ from nodetok_helpers import few, reader, task
 from nodetok.language.input_ablation import TOKENS, ablate
 from nodetok.language.model import GraphModelSettings
 from nodetok.language.prompts import Prompts
-from nodetok.language.training import LearningSettings, _alike, fit
+from nodetok.language.training import GraphTrainingSettings, _alike, fit
 from setrec.backbone import BackboneSettings
 from setrec.errors import ConfigError
 
@@ -22,7 +22,7 @@ def small_task():
 
 def learned(of, family="qwen3", **changes):
     settings = GraphModelSettings(backbone=BackboneSettings(family=family), **SMALL)
-    learning = LearningSettings(**{"epochs": 2, "batch": 32, "precision": "float32", **changes})
+    learning = GraphTrainingSettings(**{"epochs": 2, "batch": 32, "precision": "float32", **changes})
     return fit(of, ablate(of, TOKENS, settings), learning)
 
 
