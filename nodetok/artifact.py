@@ -2,6 +2,7 @@
 
 - ``graph.json``: format, version, task, settings, sizes, candidates that are no nodes
 - ``nodes.parquet``: ids and texts of the nodes, in row order
+- ``edges.parquet``: rows of both ends of every edge, and its relation where edges have one
 - ``tokenizer/``: the node tokenizer
 - ``model/``: weights (those beside a pretrained backbone's, where these stay as they are), tokenizer, and
   ``data.safetensors``: what the model reads of the nodes
@@ -11,9 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -25,9 +25,8 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from nodetok.language.interface import Examples, Task
+from nodetok.language.interface import Task
 from nodetok.language.language_model import base_sha256
-from nodetok.language.prompts import Prompts
 from nodetok.language.reader_files import has_base, load_reader, own_weights, save_reader
 from nodetok.language.training import Reader
 from nodetok.tokenizer import NodeTokenizer
@@ -35,13 +34,14 @@ from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, SetRecError, UnknownNodeError
 
 FORMAT = 2
-MENTION = re.compile(r"\[\[(.+?)\]\]")
 
 
 @dataclass(eq=False)
 class GraphArtifact:
     """An opened artefact; ``tokenizer`` is absent where every example has a graph of its own, ``reader`` where nothing
-    was trained."""
+    was trained. ``edges`` int (E, 2) or None, with a name each in ``relations`` where edges have relations;
+    ``wordings``: the prompts that can be asked freely, with other ways to put them; answers of a probability below
+    ``threshold`` are refused."""
 
     task: str
     version: str
@@ -50,6 +50,20 @@ class GraphArtifact:
     candidates: Sequence[str]
     tokenizer: NodeTokenizer | None = None
     reader: Reader | None = None
+    edges: np.ndarray | None = None
+    relations: Sequence[str] | None = None
+    wordings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    threshold: float = 0.0
+
+    @cached_property
+    def _relation_of(self) -> dict[tuple[int, int], str]:
+        if self.edges is None or self.relations is None:
+            return {}
+        return dict(zip(map(tuple, self.edges.tolist()), self.relations, strict=True))
+
+    def relation_of(self, source: int, target: int) -> str | None:
+        """The name of the relation between two rows, in either direction, where edges have names."""
+        return self._relation_of.get((source, target), self._relation_of.get((target, source)))
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -65,47 +79,6 @@ class GraphArtifact:
             raise UnknownNodeError(f"unknown node {node!r}")
         return self._row_of[node]
 
-    def ask(self, question: str, k: int = 5) -> tuple[list[tuple[str, float]], list[str]]:
-        """The ``k`` best candidates with their probabilities, and the nodes the question mentions as ``[[id]]``.
-
-        Raises:
-            UnknownNodeError: a node is not in the graph.
-            SetRecError: nothing was trained, or the question is empty.
-        """
-        reader, examples, nodes = self._prepared(question)
-        scores, _ = next(reader.scores(examples))
-        chances = torch.softmax(torch.from_numpy(scores[0]), dim=0).numpy()
-        best = np.argsort(-chances, kind="stable")[:k]
-        return [(self.candidates[row], float(chances[row])) for row in best], nodes
-
-    def write(self, question: str, longest: int = 32) -> tuple[str, list[str]]:
-        """The answer in words, and the nodes mentioned.
-
-        Raises:
-            SetRecError: as :meth:`ask`, or the model was not trained to write.
-        """
-        reader, examples, nodes = self._prepared(question)
-        if not reader.model.settings.text_loss and reader.model.settings.backbone.pretrained is None:
-            raise SetRecError("this model was not trained to answer in words: train with --set model.text_loss=1")
-        return reader.write(examples, longest)[0], nodes
-
-    def _prepared(self, question: str) -> tuple[Reader, Examples, list[str]]:
-        if self.reader is None:
-            raise SetRecError("this graph has node tokens but no trained model to ask")
-        nodes: list[str] = []
-
-        def slot(match: re.Match[str]) -> str:
-            if match[1] not in nodes:
-                nodes.append(match[1])
-            return f" [[{nodes.index(match[1])}]] "
-
-        text = " ".join(MENTION.sub(slot, question).split())
-        if not text:
-            raise SetRecError("the question is empty")
-        text = text if text.lower().endswith("answer :") else f"{text} answer :"
-        rows = np.array([[self.row(node) for node in nodes]], dtype=np.int64).reshape(1, -1)
-        return self.reader, Examples(Prompts([text], rows), np.zeros(1, dtype=np.int64)), nodes
-
     def save(self, folder: str | Path) -> None:
         """Write everything, as a whole or not at all."""
         with atomic_directory(folder) as target:
@@ -113,9 +86,20 @@ class GraphArtifact:
             if self.texts is not None:
                 columns["text"] = list(self.texts)
             pq.write_table(pa.table(columns), target / "nodes.parquet")
+            if self.edges is not None:
+                ends = {"source": self.edges[:, 0], "target": self.edges[:, 1]}
+                named = {} if self.relations is None else {"relation": list(self.relations)}
+                pq.write_table(pa.table({**ends, **named}), target / "edges.parquet")
             if self.tokenizer is not None:
                 self.tokenizer.save(target / "tokenizer")
-            record = {"format": FORMAT, "version": self.version, "task": self.task, "model": None}
+            record = {
+                "format": FORMAT,
+                "version": self.version,
+                "task": self.task,
+                "model": None,
+                "wordings": {k: list(v) for k, v in self.wordings.items()},
+                "threshold": self.threshold,
+            }
             if self.reader is not None:
                 nodes = self.reader.model.shape.node_candidates
                 record["model"] = save_reader(self.reader, target / "model")
@@ -140,7 +124,15 @@ class GraphArtifact:
             tokenizer = NodeTokenizer.load(folder / "tokenizer") if (folder / "tokenizer").exists() else None
             reader = None if record["model"] is None else load_reader(folder / "model", record["model"], texts)
             candidates = record.get("candidates") or ids
-            return cls(record["task"], record["version"], ids, texts, candidates, tokenizer, reader)
+            edges, relations = None, None
+            if (folder / "edges.parquet").exists():
+                given = pq.read_table(folder / "edges.parquet")
+                edges = np.stack([given["source"].to_numpy(), given["target"].to_numpy()], axis=1)
+                relations = given["relation"].to_pylist() if "relation" in given.column_names else None
+            return cls(
+                record["task"], record["version"], ids, texts, candidates, tokenizer, reader, edges, relations,
+                record["wordings"], float(record["threshold"]),
+            )  # fmt: skip
         except SetRecError:
             raise
         except (
@@ -162,4 +154,25 @@ def artifact(task: Task, reader: Reader | None, texts: Sequence[str] | None = No
     ids = [str(task.graph.id(row)) for row in range(len(task.graph))]
     known = texts or task.node_texts or task.graph.texts
     names = cast(Sequence[str], ids if task.node_candidates else task.candidates)
-    return GraphArtifact(task.name, digest.hexdigest()[:16], ids, known, names, task.tokenizer, reader)
+    edges, relations = _edges(task)
+    threshold = 0.0 if reader is None else confidence_threshold(reader, task)
+    return GraphArtifact(
+        task.name, digest.hexdigest()[:16], ids, known, names, task.tokenizer, reader, edges, relations, task.wordings,
+        threshold,
+    )  # fmt: skip
+
+
+def confidence_threshold(reader: Reader, task: Task, refused: float = 0.03) -> float:
+    """The probability below which a share ``refused`` of the answers to validation questions lie."""
+    best = [torch.from_numpy(scores).softmax(dim=1).amax(dim=1).numpy() for scores, _ in reader.scores(task.valid)]
+    return float(np.quantile(np.concatenate(best), refused))
+
+
+def _edges(task: Task) -> tuple[np.ndarray, list[str] | None]:
+    """The task's edges, int64 (E, 2), each once, and the names of their relations, where they have any."""
+    if task.facts is not None and task.relation_names:
+        node, kind, neighbour = task.facts.T
+        own = (kind >= 1) & (kind <= len(task.relation_names))
+        return np.stack([node[own], neighbour[own]], axis=1), [task.relation_names[r - 1] for r in kind[own]]
+    source, target = task.graph.undirected.arcs()
+    return np.stack([source, target], axis=1)[source < target].astype(np.int64), None

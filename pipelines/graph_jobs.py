@@ -11,6 +11,7 @@ import numpy as np
 
 from nodetok import files, order
 from nodetok.artifact import GraphArtifact, artifact
+from nodetok.asking.answering import Answer, GraphAnswerer
 from nodetok.distances import UNREACHABLE
 from nodetok.graph import Graph
 from nodetok.language.input_ablation import TOKENS, ablate, ablations
@@ -23,6 +24,7 @@ from pipelines.graph_tasks import load_task
 from pipelines.progress import bar
 from pipelines.runs import environment
 from setrec.atomic import atomic_file
+from setrec.errors import UnknownNodeError
 from setrec.intervals import bootstrap_means
 
 CACHE = ".text_cache"
@@ -217,10 +219,25 @@ def order_table(graph: Graph, tokenizer: NodeTokenizer, triplets: int = 50_000) 
 
 
 def answer(run: Path, question: str, k: int, mode: str) -> dict[str, Any]:
-    """One answer of a trained artefact, as the endpoint would give it."""
+    """One answer of a trained artefact, as the endpoint would give it, or a refusal: ``answer`` is then ``None``."""
     made = GraphArtifact.load(run / "graph")
-    if mode == "text":
-        written, nodes = made.write(question)
-        return {"answers": [{"answer": written, "score": None}], "nodes": nodes}
-    found, nodes = made.ask(question, k)
-    return {"answers": [{"answer": text, "score": round(score, 4)} for text, score in found], "nodes": nodes}
+    try:
+        found = GraphAnswerer(made).ask(question, k, written=mode == "text")
+    except UnknownNodeError as error:
+        found = Answer(None, f"No answer: {error}.", [], [], 0.0, True, str(error))
+    return {
+        "answer": found.answer,
+        "nodes": found.nodes,
+        "edges": found.edges,
+        "confidence": round(found.confidence, 4),
+        "refused": found.refused,
+        "reason": found.reason,
+        "sentence": found.sentence,
+        "answers": _answers(found, mode),
+    }
+
+
+def _answers(found: Answer, mode: str) -> list[dict[str, Any]]:
+    if mode == "text" and not found.refused:
+        return [{"answer": found.answer, "score": None}]
+    return [{"answer": text, "score": round(score, 4)} for text, score in found.ranked]

@@ -43,11 +43,15 @@ class ScoredAnswer:
 
 @dataclass(frozen=True)
 class GraphAnswer:
-    """Answers, best first, and the ids of the nodes that the question mentions, in its order."""
+    """Answers, best first, the ids of the nodes they rest on, those of the question first, and the edges between these,
+    [source, target] or [source, relation, target]. ``refused``: there is no answer, for the ``reason`` given."""
 
     answers: tuple[ScoredAnswer, ...]
     mode: Mode
     nodes: tuple[str, ...]
+    edges: tuple[tuple[str, ...], ...] = ()
+    refused: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class GraphService(Protocol):
         ...
 
     def ask(self, question: str, k: int, mode: Mode) -> GraphAnswer:
-        """At most ``k`` answers; the question mentions nodes as ``[[id]]``.
+        """At most ``k`` answers, or a refusal; the question names nodes as ``[[id]]``, by id or by title.
 
         Raises:
             UnknownNodeError: it mentions a node that the graph does not hold.
@@ -122,7 +126,7 @@ GraphLoader = Callable[[Path], GraphService]
 
 
 class AskRequest(BaseModel):
-    """A question; nodes are mentioned in it by id, in double square brackets: `[[id]]`."""
+    """A question; nodes are named in it by id, by title or by `[[id]]`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": _ASK_EXAMPLES})
 
@@ -156,7 +160,10 @@ class AskResponse(BaseModel):
 
     model_version: str
     mode: Mode = Field(description=_MODE)
-    nodes: list[str] = Field(description="Ids of the nodes that the question mentions.")
+    nodes: list[str] = Field(description="Ids of the nodes the answer rests on, those of the question first.")
+    edges: list[list[str]] = Field(description="Edges between them: source, relation where it has a name, target.")
+    refused: bool = Field(description="Whether there is no answer.")
+    reason: str = Field(description="Why the question was refused; empty otherwise.")
     answers: list[GraphAnswerItem]
 
 
@@ -227,8 +234,12 @@ def add_graph_routes(app: FastAPI, graph: GraphService) -> None:
         found: GraphAnswer = await alone(graph.ask, body.question, body.k, body.mode)
         answers = [vars(answer) for answer in found.answers]
         return JSONResponse(
-            {"model_version": graph.model_version, "mode": found.mode, "nodes": list(found.nodes), "answers": answers}
-        )
+            {
+                "model_version": graph.model_version, "mode": found.mode, "nodes": list(found.nodes),
+                "edges": [list(edge) for edge in found.edges], "refused": found.refused, "reason": found.reason,
+                "answers": answers,
+            }
+        )  # fmt: skip
 
     @app.post(
         "/v1/graph/nodes", response_model=NodesResponse, responses=nodes_errors, tags=["graph"], dependencies=[READ]

@@ -172,6 +172,8 @@ def load_backbone(
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with _quiet(layers is not None):
             return kind.from_pretrained(path_or_hub_id, config=config, attn_implementation=attention.NAME, **kwargs)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"backbone '{path_or_hub_id}' cannot be loaded: {str(error).splitlines()[0]}") from error
 

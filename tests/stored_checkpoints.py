@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from nodetok.language.vocabulary import train_tokenizer
 from setrec.backbone import scratch_config
 
-WORDS = "a user chose these items in order name the item that is chosen next which class has this answer"
+WORDS = "a user chose these items in order name the item that is chosen next which class has this answer b c d : ? ; ."
 
 
 def stored_checkpoint(folder: Path, family: str, dtype: torch.dtype = torch.bfloat16) -> str:

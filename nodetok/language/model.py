@@ -33,8 +33,8 @@ SCALES = (0.4, 1.6)
 BASE_WIDTH = 128
 """Width of the backbone that the learning rates are made for."""
 
-WORDS_GAIN = 1.0
-"""Of the inner products of answers with the candidates' words, at the start."""
+WORDS_GAIN = 2.0
+"""Largest score that the candidates' words can give at the start."""
 
 
 class GraphModelSettings(Settings):
@@ -268,8 +268,8 @@ class GraphLanguageModel(nn.Module):
         lengths = batch.lengths + self.settings.soft_prompt
         asks = torch.cat([places.new_ones(len(places), n, self.settings.soft_prompt) > 0, batch.asks(n)], dim=2)
         out = self.reader.attend(history, sees, places, queries, asks, lengths[:, None].expand(-1, n), bias)
-        # A step of the maps behind moves a score by the sum of the answer's numbers: no more in a wide model than in one
-        # of the width the learning rates are made for (Yang et al., "Tensor Programs V", 2021).
+        # A step of the maps behind moves a score by the sum of the answer's numbers: when wide, no more than when
+        # of the width that the learning rates are made for (Yang et al., "Tensor Programs V", 2021).
         out = F.rms_norm(out.float(), out.shape[-1:]) * min(1.0, BASE_WIDTH / self.width)
         return self.dropout(out) * self.log_scale.exp()[:, None]
 
@@ -331,10 +331,9 @@ class GraphLanguageModel(nn.Module):
 
     def asked(self, answers: Tensor) -> Tensor:
         """Folded answers (B, D): their inner products with :meth:`codes` are the scores, sum over slots <o_k, z_k>."""
+        gain = WORDS_GAIN * self.width**0.5 / min(BASE_WIDTH, self.width)
         own = dict(zip(self.slots, answers.unbind(dim=1), strict=True))
-        return torch.cat(
-            [self.answer_maps[k](o) if k in self.answer_maps else o * WORDS_GAIN for k, o in own.items()], dim=1
-        )
+        return torch.cat([self.answer_maps[k](o) if k in self.answer_maps else o * gain for k, o in own.items()], dim=1)
 
     def loss(self, batch: PromptBatch, targets: Tensor, data: NodeData, sampled: int = 0) -> Tensor:
         """Mean cross-entropy of the right candidate (B,) among all.

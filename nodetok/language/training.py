@@ -20,7 +20,7 @@ from nodetok.language.input_ablation import InputAblation
 from nodetok.language.interface import Examples, Task
 from nodetok.language.language_model import build_language_model, chat_template, load_tokenizer
 from nodetok.language.model import GraphLanguageModel, NodeData, Shape
-from nodetok.language.prompts import PromptEncoder, PromptText
+from nodetok.language.prompts import PAD, PromptEncoder, PromptText
 from nodetok.language.vocabulary import train_tokenizer
 from setrec.errors import ConfigError
 from setrec.precision import Precision, autocast
@@ -124,7 +124,11 @@ def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) 
     if pretrained:
         names = [] if task.node_candidates else task.candidates
         last = encoder(task.valid.prompts.take(np.arange(1))) if model.causal else None
-        start = int(last.values[0, last.lengths[0] - 1]) if last is not None else lm.config.decoder_start_token_id
+        start = (
+            int(last.values[0, int((last.kinds != PAD).sum()) - 1])
+            if last is not None
+            else lm.config.decoder_start_token_id
+        )
         model.start_from_words([tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names], start)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Reader(model.to(device), encoder, ablation.read(None), tokenizer, learning.precision)

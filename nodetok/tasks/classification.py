@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from nodetok.asking.wordings import CLASSIFICATION
 from nodetok.baselines import gnn
 from nodetok.graph import Graph
 from nodetok.language.interface import Chunk, Examples, Opponent, Task, accuracy
@@ -76,6 +77,6 @@ def classification(
         "classification", graph, tokenizer.table, names, draw, part("valid"), test, accuracy, "accuracy",
         [text, *names, *(shown or ()), *(graph.texts or ())], features, tokenizer=tokenizer, node_labels=labels,
         opponents=rivals,
-        node_texts=graph.texts, class_texts=shown, show_classes=True,
+        node_texts=graph.texts, class_texts=shown, show_classes=True, wordings={text: CLASSIFICATION},
         unlabelled=Prompts([text] * len(others), others[:, None]) if len(others) else None,
     )  # fmt: skip
