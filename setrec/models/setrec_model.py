@@ -347,9 +347,13 @@ class SetRecModel(PreTrainedModel):
     def build(cls, settings: ModelSettings, features: ItemFeatures) -> SetRecModel:
         """A model for a catalogue, its backbone pretrained or new, its tokenizers filled with the items' features."""
         b = settings.backbone
-        pretrained = load_backbone(b.pretrained) if b.pretrained else None
+        pretrained = load_backbone(b.pretrained, layers=b.layers) if b.pretrained else None
         instruction = _instruction_vectors(b.pretrained, pretrained)
-        base = pretrained.config if pretrained is not None else scratch_config(b.family, b.size, b.dropout)
+        base = (
+            pretrained.config
+            if pretrained is not None
+            else scratch_config(b.family, b.size, b.dropout, layers=b.layers)
+        )
         backbone_config = base.to_dict()
         if pretrained is not None:
             pretrained.resize_token_embeddings(1)

@@ -1,13 +1,13 @@
-"""How a model is shown the nodes: with their tokens, or one of the controls that tell whether the tokens matter.
+"""What a model is shown of the nodes: words and tokens, or one of the ablations that tell what each of them adds.
 
 Language models with graph tokens have been found to ignore them. So each task is also learned from the text alone,
-from node tokens shuffled among the nodes, and from Laplacian eigenvectors in the tokens' place.
+from the tokens alone, from node tokens shuffled among the nodes, and from Laplacian eigenvectors in their place.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,17 +16,19 @@ from scipy import sparse
 from scipy.sparse import linalg
 
 from nodetok.graph import Graph
-from nodetok.model import GraphModelSettings, NodeData, attach
-from nodetok.prompts import Neighbourhoods
-from nodetok.tasks import Task
+from nodetok.language.interface import Task
+from nodetok.language.model import GraphModelSettings, NodeData, attach
+from nodetok.language.prompts import Neighbourhoods
 
 TOKENS, TEXT, SHUFFLED, LAPLACIAN = "node tokens", "text only", "shuffled tokens", "Laplacian eigenvectors"
-VIEWS = (TOKENS, TEXT, SHUFFLED, LAPLACIAN)
+TOKENS_ONLY = "tokens only"
+ABLATIONS = (TOKENS, TEXT, TOKENS_ONLY, SHUFFLED, LAPLACIAN)
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """``read`` turns a table of distances (the task's own, or one without a fold's edges) into node data."""
+class InputAblation:
+    """``read`` turns a table of distances (the task's own, or one without a fold's edges) into node data. ``plain``:
+    prompts are read as words alone; ``words``: node texts are shown in words."""
 
     name: str
     settings: GraphModelSettings
@@ -35,14 +37,16 @@ class View:
     neighbourhoods: Neighbourhoods | None
     read: Callable[[np.ndarray | None], NodeData]
     plain: bool = False
+    words: bool = True
 
 
-def view(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -> View:
-    """The view called ``name`` of a task.
+def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -> InputAblation:
+    """A task's input under the ablation called ``name``.
 
-    ``node tokens``: positions, features, neighbours. ``text only``: the node's own features and no graph. ``shuffled
-    tokens``: positions, neighbours and diffused features of another node, features its own. ``Laplacian
-    eigenvectors``: as many as there are anchors, of the normalised Laplacian, in place of positions.
+    ``node tokens``: positions, features, neighbours, and the words of the nodes' texts. ``text only``: the words and
+    the node's own features. ``tokens only``: no words of nodes; where no node has a text it is ``node tokens``.
+    ``shuffled tokens``: positions, neighbours and diffused features of another node, words and features its own.
+    ``Laplacian eigenvectors``: as many as there are anchors, of the normalised Laplacian, in place of positions.
     """
     rng = np.random.default_rng([seed, 17])
     settings = settings.model_copy(update={"neighbours": 0 if name == TEXT else settings.neighbours})
@@ -57,14 +61,20 @@ def view(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -> 
     feature_tokens = 0 if features is None else features.shape[1]
     if name == LAPLACIAN:
         own = attach(_spectrum(task, seed), features, raw=True)
-        return View(name, settings, own.table.shape[1], feature_tokens, beside, lambda _: own)
+        return InputAblation(name, settings, own.table.shape[1], feature_tokens, beside, lambda _: own)
     still = attach(task.table[of], features)
     plain = name == TEXT
 
     def read(table: np.ndarray | None) -> NodeData:
         return still if table is None else NodeData(attach(table[of], None).table, still.features)
 
-    return View(name, settings, task.table.shape[1], feature_tokens, beside, read, plain)
+    words = name != TOKENS_ONLY
+    return InputAblation(name, settings, task.table.shape[1], feature_tokens, beside, read, plain, words)
+
+
+def ablations(task: Task, names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that differ for this task: without node texts, ``tokens only`` is ``node tokens``."""
+    return [name for name in names if name != TOKENS_ONLY or task.node_texts is not None]
 
 
 def facts(task: Task) -> np.ndarray:

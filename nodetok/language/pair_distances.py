@@ -1,5 +1,5 @@
-"""How far apart the nodes of a prompt are, read off their anchor distances: min_k (d_ik + d_jk), the shortest way over
-an anchor.
+"""Distances between the nodes of a prompt, from their anchor distances: min_k (d_ik + d_jk), the length of the shortest
+path through an anchor.
 
 It enters twice. As a bias between all node tokens, the way T5 has one by the words between. And as a vector that a node
 receives for each other node it sees: a bias can only turn a head's attention, and with it alone a model needs about
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nodetok.positions import as_lengths
 
 FAR = 24
-"""Ways of this many hops or more are not told apart; no way at all is."""
+"""Distances of this many hops or more share one bucket; unreachable has a bucket of its own."""
 
 OTHERS = 3
 """Nodes seen are told apart by their order in the prompt: the first, the second, and all that follow."""
@@ -22,15 +22,15 @@ OTHERS = 3
 _NONE = 120  # a sum of two fits into a byte
 
 
-class Ways(nn.Module):
-    """Learned bias, which starts at zero, and vectors by the shortest way over an anchor."""
+class PairDistances(nn.Module):
+    """Learned attention bias, initialised to zero, and vectors, by the bucket of the pair distance."""
 
     def __init__(self, heads: int, width: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(FAR + 2, heads))
-        self.told = nn.Parameter(torch.randn(OTHERS, FAR + 2, width) * 0.5)
+        self.embedding = nn.Parameter(torch.randn(OTHERS, FAR + 2, width) * 0.5)
 
-    def between(self, rows: Tensor, table: Tensor) -> Tensor:
+    def attention_bias(self, rows: Tensor, table: Tensor) -> Tensor:
         """Attention bias (B, heads, H, H) between the tokens of nodes ``rows`` (B, H); 0 beside words, whose row is -1.
 
         ``table`` (V, K): distances to the anchors.
@@ -39,20 +39,20 @@ class Ways(nn.Module):
         bias = self.bias[buckets(rows, table)].permute(0, 3, 1, 2)
         return bias * (here[:, None, :, None] & here[:, None, None, :])
 
-    def tell(self, rows: Tensor, sees: Tensor, table: Tensor) -> Tensor:
-        """What each of the nodes ``rows`` (B, S), in the order of the prompt and padded with -1, is told, (B, S, d):
-        the mean of a vector for each other node that it ``sees`` (B, S, S)."""
+    def vectors(self, rows: Tensor, sees: Tensor, table: Tensor) -> Tensor:
+        """Vectors (B, S, d) for the nodes ``rows`` (B, S), in the order of the prompt and padded with -1: for each, the
+        mean over the other nodes that it ``sees`` (B, S, S)."""
         here = rows >= 0
         order = (here.cumsum(dim=1) - 1).clamp(min=0, max=OTHERS - 1)
-        vectors = self.told[order[:, None, :].expand_as(sees), buckets(rows, table)]
+        embedded = self.embedding[order[:, None, :].expand_as(sees), buckets(rows, table)]
         counted = sees & here[:, :, None] & here[:, None, :]
         counted = counted & ~torch.eye(rows.shape[1], dtype=torch.bool, device=rows.device)
         weights = counted / counted.sum(dim=2, keepdim=True).clamp(min=1)
-        return torch.einsum("bst,bstd->bsd", weights.to(vectors.dtype), vectors)
+        return torch.einsum("bst,bstd->bsd", weights.to(embedded.dtype), embedded)
 
 
 def buckets(rows: Tensor, table: Tensor) -> Tensor:
-    """Shortest ways over an anchor, int64 (B, S, S), between nodes ``rows`` (B, S): hops up to FAR, and FAR + 1 for
+    """Buckets of the pair distances, int64 (B, S, S), between nodes ``rows`` (B, S): hops up to FAR, and FAR + 1 for
     none; 0 from a node to itself."""
     lengths = as_lengths(table[rows.clamp(min=0)]).clamp(max=_NONE).round().to(torch.uint8)
     way = torch.full((*rows.shape, rows.shape[1]), 255, dtype=torch.uint8, device=rows.device)

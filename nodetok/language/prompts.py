@@ -2,7 +2,8 @@
 
 A node is an order-agnostic **set**: its position tokens, its feature token where there are features, and a token for
 each of some neighbours. Tokens of one set share one place in the order and do not see each other, exactly like the
-tokens of an item in ``setrec.models.masks``; so permuting a node's neighbours changes nothing.
+tokens of an item in ``setrec.models.masks``; so permuting a node's neighbours changes nothing. The words of its text
+follow. A node that is named again in the same prompt shows its position tokens and its words.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Prompts:
     """``texts``: B prompts; ``nodes`` int64 (B, S): the rows that [[0]] .. [[S - 1]] stand for, -1 where there is none.
 
     ``hidden`` int64 (B, S, 2) or ``None``: the neighbour, and the relation to it, that the node in that slot must not
-    show, because that is what is asked for. ``plain``: the same in words alone, for a model that is shown no graph.
+    show, because that is what is asked for. ``plain``: the whole prompt in words alone, where it is more than the words
+    of the nodes; it is read by a model that is shown no node tokens.
     """
 
     texts: Sequence[str]
@@ -104,6 +106,21 @@ class PromptBatch:
         return PromptBatch(*(x.to(device) for x in (self.kinds, self.values, self.relations, self.places)))
 
 
+@dataclass(frozen=True, eq=False)
+class PromptText:
+    """What stands in words.
+
+    ``nodes``: the text of every node (``None``: no node has words), of which a prompt shows the first ``node_budget``
+    tokens. ``prefix``: what every prompt begins with, for instance the classes to choose from. ``template``: text
+    before and after the prompt, as a checkpoint's chat template has it.
+    """
+
+    nodes: Sequence[str] | None = None
+    node_budget: int = 32
+    prefix: str = ""
+    template: tuple[str, str] = ("", "")
+
+
 class PromptEncoder:
     """Prompts to arrays; the words of a text are looked up once.
 
@@ -119,15 +136,22 @@ class PromptEncoder:
         longest: int = 512,
         *,
         plain: bool = False,
+        text: PromptText | None = None,
     ) -> None:
         self.tokenizer, self.groups, self.features = tokenizer, groups, features
         self.neighbourhoods, self.longest, self.plain = neighbourhoods, longest, plain
+        self.text = text or PromptText()
+        self._words = lru_cache(maxsize=200_000)(self._look_up)
         self._template = lru_cache(maxsize=50_000)(self._layout)
+        before, after = self.text.template
+        # A tokenizer that begins every text with a token of its own (Gemma) has it written by its chat template.
+        begins = list(tokenizer("")["input_ids"])[:1] if not before else []
+        self._before = begins if begins and begins[0] == tokenizer.bos_token_id else self._words(before)
+        self._after = self._words(after)
 
     def __call__(self, prompts: Prompts) -> PromptBatch:
         """Assemble a batch; texts longer than ``longest`` tokens lose their beginning."""
-        texts = prompts.plain if self.plain and prompts.plain is not None else prompts.texts
-        templates = [self._template(text) for text in texts]
+        templates = self._templates(prompts)
         width = max(t.shape[1] for t in templates)
         packed = np.zeros((len(templates), 4, width), dtype=np.int64)
         packed[:, 3] = width
@@ -144,8 +168,7 @@ class PromptEncoder:
     def lengths(self, prompts: Prompts) -> np.ndarray:
         """About how many tokens each prompt has, int64 (B,): hidden neighbours count, and a node as often as it is
         named in ``prompts.nodes``."""
-        texts = prompts.plain if self.plain and prompts.plain is not None else prompts.texts
-        fixed = np.array([int((self._template(text)[0] != NEIGHBOUR).sum()) for text in texts], dtype=np.int64)
+        fixed = np.array([int((t[0] != NEIGHBOUR).sum()) for t in self._templates(prompts)], dtype=np.int64)
         if self.neighbourhoods is None:
             return fixed
         beside = (self.neighbourhoods.rows >= 0).sum(axis=1)
@@ -174,20 +197,56 @@ class PromptEncoder:
             kind = np.where(beside & gone, PAD, kind)
         kinds[row, column], values[row, column] = kind, np.where(kind == PAD, 0, value)
 
-    def _layout(self, text: str) -> np.ndarray:
-        """Kinds, values (word ids or slots), numbers and places of a text, int64 (4, H)."""
+    def _templates(self, prompts: Prompts) -> list[np.ndarray]:
+        texts = prompts.plain if self.plain and prompts.plain is not None else prompts.texts
+        if self.text.nodes is None:
+            return [self._template(text, ()) for text in texts]
+        return [self._template(text, tuple(rows)) for text, rows in zip(texts, prompts.nodes.tolist(), strict=True)]
+
+    def _look_up(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text.strip() else []
+
+    def _layout(self, text: str, nodes: tuple[int, ...]) -> np.ndarray:
+        """Kinds, values (word ids or slots), numbers and places of a text, int64 (4, H); ``nodes`` are the rows whose
+        words it shows."""
         columns: list[tuple[int, int, int, int]] = []
         place = 0
+        named: set[int] = set()
+
+        def put(words: Sequence[int]) -> None:
+            nonlocal place
+            columns.extend((WORD, word, 0, place + number) for number, word in enumerate(words))
+            place += len(words)
+
+        put(self._words(self.text.prefix))
         for index, part in enumerate(SLOT.split(text)):
             if index % 2 == 0:
-                for word in self.tokenizer(part, add_special_tokens=False)["input_ids"] if part.strip() else []:
-                    columns.append((WORD, word, 0, place))
-                    place += 1
+                put(self._words(part))
                 continue
             slot = int(part)
-            columns += [(POSITION, slot, group, place) for group in range(self.groups)]
-            columns += [(FEATURE, slot, hop, place) for hop in range(self.features)]
-            if self.neighbourhoods is not None:
-                columns += [(NEIGHBOUR, slot, m, place) for m in range(self.neighbourhoods.rows.shape[1])]
+            columns += self._node(slot, place, again=slot in named)
             place += 1
-        return np.array(columns[-self.longest :], dtype=np.int64).reshape(-1, 4).T
+            named.add(slot)
+            if nodes and self.text.nodes is not None and nodes[slot] >= 0:
+                put(self._words(f" {self.text.nodes[nodes[slot]]}")[: self.text.node_budget])
+        room = max(0, self.longest - len(self._before) - len(self._after))
+        columns = columns[max(0, len(columns) - room) :]
+        shift = columns[0][3] if columns else 0
+        body = [(kind, value, number, at - shift + len(self._before)) for kind, value, number, at in columns]
+        end = (body[-1][3] if body else len(self._before) - 1) + 1
+        whole = [
+            *((WORD, word, 0, at) for at, word in enumerate(self._before)),
+            *body,
+            *((WORD, word, 0, end + at) for at, word in enumerate(self._after)),
+        ]
+        return np.array(whole, dtype=np.int64).reshape(-1, 4).T
+
+    def _node(self, slot: int, place: int, *, again: bool) -> list[tuple[int, int, int, int]]:
+        """The tokens of a node at a place; all but its positions are left out where it stands ``again``."""
+        columns = [(POSITION, slot, group, place) for group in range(self.groups)]
+        if again:
+            return columns
+        columns += [(FEATURE, slot, hop, place) for hop in range(self.features)]
+        if self.neighbourhoods is not None:
+            columns += [(NEIGHBOUR, slot, m, place) for m in range(self.neighbourhoods.rows.shape[1])]
+        return columns

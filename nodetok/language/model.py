@@ -1,48 +1,40 @@
 """The graph language model: words and node tokens in; answers to learned queries, grounded in candidates, out.
 
-One backbone (T5 or Qwen) answers in two ways. *Grounded*: n query vectors read the prompt at once and are compared with
-the candidates' tokens by one inner product, as items are in SETRec. *Text*: the same weights write words
-(:mod:`nodetok.text`).
+One backbone (T5, or a decoder such as Qwen) answers in two ways. *Grounded*: n query vectors read the prompt at once
+and are compared with the candidates' codes by one inner product, as items are in SETRec. *Text*: the same weights
+write words (:mod:`nodetok.language.generation`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
+from nodetok.language.language_model import Tuning, answer_vectors, word_scale, word_vectors
+from nodetok.language.pair_distances import PairDistances
+from nodetok.language.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, PromptBatch
 from nodetok.positions import as_lengths
-from nodetok.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, PromptBatch
-from nodetok.ways import Ways
 from setrec.errors import ConfigError
-from setrec.models import attention
-from setrec.models.backbones import (
-    MASTER,
-    BackboneSettings,
-    CausalBackbone,
-    EncoderDecoderBackbone,
-    inject_lora,
-    load_backbone,
-    scratch_config,
-)
+from setrec.models.backbones import BackboneSettings, CausalBackbone, EncoderDecoderBackbone
 from setrec.settings import Settings
 from setrec.training.softmax import catalogue_cross_entropy
 
 SCALES = (0.4, 1.6)
 """Starting values of tau: the small one tells far distances apart, the large one near ones."""
+
+BASE_WIDTH = 128
+"""Width of the backbone that the learning rates are made for."""
+
+WORDS_GAIN = 2.0
+"""Largest score that the candidates' words can give at the start."""
 
 
 class GraphModelSettings(Settings):
@@ -52,24 +44,29 @@ class GraphModelSettings(Settings):
     defaults); ``frozen`` trains projectors, soft prompt, queries and candidates alone. ``position_tokens`` a node, each
     of an equal share of the anchors; ``neighbours``: how many neighbours a node shows (0: none); ``feature_restart``
     above 0: a second feature token, the features averaged over a walk that returns with this probability a step.
-    ``soft_prompt`` learned vectors stand first. ``ways``: whether nodes are told how far apart they are
-    (:mod:`nodetok.ways`). ``identity``: width of the candidates' own learned vectors. ``feature_dropout`` and
-    ``position_dropout``: of a node's features and of what it holds of its distances, before they become tokens.
-    ``text_loss`` weighs the loss of the written answer.
+    ``soft_prompt`` learned vectors stand first. ``pair_distances``: whether the distances between the nodes of a prompt
+    are added (:mod:`nodetok.language.pair_distances`). ``identity``: width of the candidates' own learned vectors.
+    ``feature_dropout`` and ``position_dropout``: of a node's features and anchor distances, before they become tokens.
+    ``text_loss`` weighs the loss of the written answer. ``node_words`` and ``class_words``: the most tokens of a node's
+    text and of a class's name and description that a prompt shows (0: none; ``class_words`` of ``None``: 24 where the
+    backbone is pretrained or classes have descriptions). ``chat_template``: whether a checkpoint's own is used.
     """
 
     backbone: BackboneSettings = BackboneSettings()
-    tuning: Literal["full", "lora", "frozen"] = "full"
+    tuning: Tuning = "full"
     position_tokens: int = Field(4, ge=0, le=16)
     neighbours: int = Field(16, ge=0)
     feature_restart: float = Field(0.0, ge=0, lt=1)
     soft_prompt: int = Field(2, ge=0)
-    ways: bool = True
+    pair_distances: bool = True
     identity: int = Field(64, ge=0)
     dropout: float = Field(0.1, ge=0, lt=1)
     feature_dropout: float = Field(0.0, ge=0, lt=1)
     position_dropout: float = Field(0.0, ge=0, lt=1)
     text_loss: float = Field(0.0, ge=0)
+    node_words: int = Field(32, ge=0)
+    class_words: int | None = Field(None, ge=0)
+    chat_template: bool = True
 
 
 @dataclass(frozen=True)
@@ -105,8 +102,11 @@ class NodeData:
 class GraphLanguageModel(nn.Module):
     """A language model with projectors for nodes, a soft prompt, queries and candidates.
 
+    Beside a pretrained language model, whatever is added to the prompt has the scale of its word vectors
+    (``scale``), or it would drown them; a new one has no scale yet, and ``scale`` is 1.
+
     Args:
-        language_model: from :func:`build_language_model`, trained or not.
+        language_model: from :func:`nodetok.language.language_model.build_language_model`, trained or not.
     """
 
     def __init__(self, settings: GraphModelSettings, shape: Shape, language_model: PreTrainedModel) -> None:
@@ -117,6 +117,10 @@ class GraphLanguageModel(nn.Module):
         # Not a submodule: its weights are the language model's.
         self._reader = (reader,)
         d = self.width = reader.width
+        pretrained = settings.backbone.pretrained is not None
+        self.scale: Tensor
+        self.register_buffer("scale", torch.tensor(word_scale(language_model) if pretrained else 1.0))
+        start = 1.0 if pretrained else 0.02
         groups = settings.position_tokens
         if groups:
             per = -(-shape.columns // groups)
@@ -128,20 +132,20 @@ class GraphLanguageModel(nn.Module):
             self.feature = nn.Linear(shape.features, d)
             self.feature_kind = nn.Embedding(shape.feature_tokens, d)
             self.feature_dropout = nn.Dropout(settings.feature_dropout)
-        self.ways = Ways(reader.heads, d) if groups and settings.ways else None
+        self.pair_distances = PairDistances(reader.heads, d) if groups and settings.pair_distances else None
         self.beside = nn.Linear(d, d)
         self.relation = nn.Embedding(shape.relations + 1, d)
-        self.soft_prompt = nn.Parameter(torch.randn(settings.soft_prompt, d) * 0.02)
+        self.soft_prompt = nn.Parameter(torch.randn(settings.soft_prompt, d) * start)
         self.norm = nn.LayerNorm(d)
         self.kinds = nn.Embedding(5, d)
         for embedding in (self.kinds, *([self.feature_kind] if shape.features else [])):
             nn.init.normal_(embedding.weight, std=0.02)
         # Beside a normalised token, and told from the first step on what the neighbour is to the node.
         nn.init.normal_(self.relation.weight, std=0.5)
-        self._add_candidates(settings, shape, d)
+        self._add_candidates(settings, shape, d, start)
         self.dropout = nn.Dropout(settings.dropout)
 
-    def _add_candidates(self, settings: GraphModelSettings, shape: Shape, d: int) -> None:
+    def _add_candidates(self, settings: GraphModelSettings, shape: Shape, d: int, start: float) -> None:
         """One slot per kind of candidate token; z = A c + b with a small code c, so scores fold as in SETRec."""
         widths = {}
         if settings.identity:
@@ -155,6 +159,11 @@ class GraphLanguageModel(nn.Module):
                 self.feature_code = nn.Linear(shape.features, d, bias=False)
         if shape.node_candidates and settings.position_tokens:
             widths["positions"] = shape.columns
+        if settings.backbone.pretrained and not shape.node_candidates:
+            # What the language model itself would say: the candidates' words, in its head's vectors.
+            widths["words"] = d
+            self.answer_words: Tensor
+            self.register_buffer("answer_words", torch.zeros(shape.candidates, d))
         if not widths:
             raise ConfigError("candidates need an identity, features or positions")
         if "identity" in widths and shape.node_candidates and settings.position_tokens:
@@ -163,9 +172,19 @@ class GraphLanguageModel(nn.Module):
             self.entity = nn.Linear(settings.identity, d, bias=False)
             nn.init.normal_(self.entity.weight)
         self.slots = tuple(widths)
-        self.answer_maps = nn.ModuleDict({kind: nn.Linear(d, width, bias=False) for kind, width in widths.items()})
-        self.queries = nn.Parameter(torch.randn(len(widths), d) * 0.02)
+        self.answer_maps = nn.ModuleDict(
+            {kind: nn.Linear(d, width, bias=False) for kind, width in widths.items() if kind != "words"}
+        )
+        self.queries = nn.Parameter(torch.randn(len(widths), d) * start)
         self.log_scale = nn.Parameter(torch.zeros(len(widths)))
+
+    def start_from_words(self, answers: list[list[int]], last: int) -> None:
+        """Start where the pretrained language model stands: candidates by the word ids of their names, queries that
+        stand for the last word of the prompt, after which a decoder would write the answer."""
+        if "words" in self.slots:
+            self.answer_words.copy_(answer_vectors(self.lm, answers))
+        own = word_vectors(self.lm, torch.tensor(last)) / self.scale
+        self.queries.data.copy_(own + 0.1 * self.queries.data)
 
     @property
     def reader(self) -> CausalBackbone | EncoderDecoderBackbone:
@@ -190,11 +209,10 @@ class GraphLanguageModel(nn.Module):
 
     def vectors(self, batch: PromptBatch, data: NodeData) -> Tensor:
         """Token vectors (B, H, d); rows of nodes that occur more than once are projected once."""
-        out = self.kinds(batch.kinds)
+        out = torch.zeros(*batch.kinds.shape, self.width, device=self.device)
         words = batch.kinds == WORD
         if words.any():
-            embedded = self.lm.get_input_embeddings()(batch.values[words])
-            out = out.index_put((words,), embedded.to(out.dtype), accumulate=True)
+            out = out.index_put((words,), self.lm.get_input_embeddings()(batch.values[words]).to(out.dtype))
         for kind, make in ((POSITION, self._positions), (FEATURE, self._features), (NEIGHBOUR, self._neighbours)):
             here = batch.kinds == kind
             if here.any():
@@ -202,8 +220,9 @@ class GraphLanguageModel(nn.Module):
                 made = self.norm(make(values, data))[back]
                 if kind == NEIGHBOUR:
                     made = made + self.relation(batch.relations[here])
-                out = out.index_put((here,), made.to(out.dtype), accumulate=True)
-        return self.dropout(out)
+                made = self.dropout(made + self.kinds.weight[kind]) * self.scale
+                out = out.index_put((here,), made.to(out.dtype))
+        return out
 
     def _positions(self, values: Tensor, data: NodeData) -> Tensor:
         """Position tokens of values = row * groups + group: (n, d)."""
@@ -245,17 +264,20 @@ class GraphLanguageModel(nn.Module):
         """Answers (B, n, d) to the queries, one per slot, in one pass."""
         history, sees, places, bias = self.read(batch, data)
         n = len(self.slots)
-        queries = self.queries.expand(len(history), -1, -1)
+        queries = (self.queries * self.scale).expand(len(history), -1, -1)
         lengths = batch.lengths + self.settings.soft_prompt
         asks = torch.cat([places.new_ones(len(places), n, self.settings.soft_prompt) > 0, batch.asks(n)], dim=2)
         out = self.reader.attend(history, sees, places, queries, asks, lengths[:, None].expand(-1, n), bias)
+        # A step of the maps behind moves a score by the sum of the answer's numbers: when wide, no more than when
+        # of the width that the learning rates are made for (Yang et al., "Tensor Programs V", 2021).
+        out = F.rms_norm(out.float(), out.shape[-1:]) * min(1.0, BASE_WIDTH / self.width)
         return self.dropout(out) * self.log_scale.exp()[:, None]
 
     def read(self, batch: PromptBatch, data: NodeData) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Vectors (B, H, d), who sees whom (B, H, H), places (B, H) and attention bias (B, heads, H, H), the soft
         prompt in front."""
         sees, places = batch.sees(causal=self.causal), batch.places
-        vectors, bias = self._tell(batch, self.vectors(batch, data), sees, data)
+        vectors, bias = self._add_pair_distances(batch, self.vectors(batch, data), sees, data)
         a = self.settings.soft_prompt
         if not a:
             return vectors, sees, places, bias
@@ -267,18 +289,20 @@ class GraphLanguageModel(nn.Module):
             full[:, :a, a:] = batch.asks(a)
         start = torch.arange(a, device=places.device).expand(len(places), -1)
         return (
-            torch.cat([self.soft_prompt.expand(len(vectors), -1, -1), vectors], dim=1),
+            torch.cat([(self.soft_prompt * self.scale).expand(len(vectors), -1, -1), vectors], dim=1),
             full,
             torch.cat([start, places + a], dim=1),
             None if bias is None else F.pad(bias, (a, 0, a, 0)),
         )
 
-    def _tell(self, batch: PromptBatch, vectors: Tensor, sees: Tensor, data: NodeData) -> tuple[Tensor, Tensor | None]:
-        """Vectors (B, H, d) in which the first position token of a node says how far the nodes it sees are, and the
-        attention bias (B, heads, H, H)."""
+    def _add_pair_distances(
+        self, batch: PromptBatch, vectors: Tensor, sees: Tensor, data: NodeData
+    ) -> tuple[Tensor, Tensor | None]:
+        """Vectors (B, H, d) with pair distances added to the first position token of each node, and the attention bias
+        (B, heads, H, H)."""
         groups = self.settings.position_tokens
         rows = batch.rows(groups, self.shape.feature_tokens)
-        if self.ways is None or data.raw or not (rows >= 0).any():
+        if self.pair_distances is None or data.raw or not (rows >= 0).any():
             return vectors, None
         first = (batch.kinds == POSITION) & (batch.values % groups == 0)
         at = torch.argsort(~first, dim=1, stable=True)[:, : int(first.sum(dim=1).max())]
@@ -286,9 +310,9 @@ class GraphLanguageModel(nn.Module):
         among = sees.gather(1, at[:, :, None].expand(-1, -1, sees.shape[2])).gather(
             2, at[:, None].expand(-1, at.shape[1], -1)
         )
-        told = self.ways.tell(slots, among, data.table)
-        vectors = vectors.scatter_add(1, at[:, :, None].expand_as(told), told.to(vectors.dtype))
-        return vectors, self.ways.between(rows, data.table)
+        added = self.pair_distances.vectors(slots, among, data.table) * self.scale
+        vectors = vectors.scatter_add(1, at[:, :, None].expand_as(added), added.to(vectors.dtype))
+        return vectors, self.pair_distances.attention_bias(rows, data.table)
 
     def codes(self, data: NodeData, rows: Tensor | slice = slice(None)) -> Tensor:
         """Codes of all candidates, (C, D), or of some: small, and all that a ranking needs of them."""
@@ -296,6 +320,8 @@ class GraphLanguageModel(nn.Module):
         for kind in self.slots:
             if kind == "identity":
                 parts.append(self.identity.weight[rows])
+            elif kind == "words":
+                parts.append(self.answer_words[rows])
             elif kind == "features":
                 own = cast(Tensor, data.features)[rows, 0].float()
                 parts.append(self.feature_code(own) if hasattr(self, "feature_code") else own)
@@ -305,7 +331,9 @@ class GraphLanguageModel(nn.Module):
 
     def asked(self, answers: Tensor) -> Tensor:
         """Folded answers (B, D): their inner products with :meth:`codes` are the scores, sum over slots <o_k, z_k>."""
-        return torch.cat([self.answer_maps[kind](answers[:, k]) for k, kind in enumerate(self.slots)], dim=1)
+        gain = WORDS_GAIN * self.width**0.5 / min(BASE_WIDTH, self.width)
+        own = dict(zip(self.slots, answers.unbind(dim=1), strict=True))
+        return torch.cat([self.answer_maps[k](o) if k in self.answer_maps else o * gain for k, o in own.items()], dim=1)
 
     def loss(self, batch: PromptBatch, targets: Tensor, data: NodeData, sampled: int = 0) -> Tensor:
         """Mean cross-entropy of the right candidate (B,) among all.
@@ -335,47 +363,6 @@ def _reader(model: PreTrainedModel) -> CausalBackbone | EncoderDecoderBackbone:
     if model.config.is_encoder_decoder:
         return EncoderDecoderBackbone(model)
     return CausalBackbone(cast(PreTrainedModel, model.base_model))
-
-
-def build_language_model(settings: BackboneSettings, tuning: str, words: int) -> PreTrainedModel:
-    """T5 or Qwen with its head, float32: pretrained by path or hub id, or from a size with a vocabulary of ``words``.
-
-    Raises:
-        ConfigError: nothing usable is at the path, or there are settings of adapters that ``tuning`` leaves out.
-    """
-    if settings.lora is not None and tuning != "lora":
-        raise ConfigError(f"model.backbone.lora needs model.tuning=lora, not {tuning}: set that, or drop the section")
-    if settings.pretrained:
-        model = load_backbone(settings.pretrained, speaking=True)
-    else:
-        config = scratch_config(settings.family, settings.size, settings.dropout, words)
-        model = from_config(config)
-    return tune(model, settings, tuning)
-
-
-def from_config(config: PretrainedConfig | dict[str, Any]) -> PreTrainedModel:
-    """A language model with random weights, float32 whatever ``config`` says."""
-    if isinstance(config, dict):
-        fields = dict(config)
-        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    return kind.from_config(config, attn_implementation=attention.NAME, dtype=MASTER)
-
-
-def tune(model: PreTrainedModel, settings: BackboneSettings, tuning: str) -> PreTrainedModel:
-    """Choose what trains; must come after the weights are in place."""
-    if tuning == "lora":
-        from setrec.models.backbones import LoraSettings
-
-        targets = (
-            EncoderDecoderBackbone.lora_targets if model.config.is_encoder_decoder else CausalBackbone.lora_targets
-        )
-        inject_lora(model, settings.lora or LoraSettings(), targets)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-    elif tuning == "frozen":
-        model.requires_grad_(False)
-    return model
 
 
 def attach(table: np.ndarray, features: np.ndarray | None, *, raw: bool = False) -> NodeData:

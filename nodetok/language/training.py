@@ -12,26 +12,32 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from nodetok.consistency import ConsistencySettings, consistency_loss, draw
-from nodetok.model import GraphLanguageModel, GraphModelSettings, NodeData, Shape, build_language_model
-from nodetok.prompts import PromptEncoder
-from nodetok.tasks import Examples, Task
-from nodetok.text import answer_ids, text_loss, write
-from nodetok.views import View
-from nodetok.words import train_tokenizer
+from nodetok.language.consistency import ConsistencySettings, consistency_loss, draw
+from nodetok.language.generation import answer_ids, text_loss, write
+from nodetok.language.input_ablation import InputAblation
+from nodetok.language.interface import Examples, Task
+from nodetok.language.language_model import build_language_model, chat_template, load_tokenizer
+from nodetok.language.model import GraphLanguageModel, NodeData, Shape
+from nodetok.language.prompts import PAD, PromptEncoder, PromptText
+from nodetok.language.vocabulary import train_tokenizer
 from setrec.errors import ConfigError
 from setrec.precision import Precision, autocast
 from setrec.settings import Settings
+
+CLASS_WORDS = 24
+"""Tokens of each class's name and description that a prompt shows by default."""
 
 OnStep = Callable[[int, int, str], None]
 """Steps done, steps in all, and a word on where training stands."""
 
 
-class LearningSettings(Settings):
-    """How the model is trained; ``patience`` counts epochs without a better validation, ``minutes`` bounds the time,
-    ``warmup`` is how many steps the rate rises.
+class GraphTrainingSettings(Settings):
+    """How the model is trained; ``patience`` counts epochs without a better validation, ``minutes`` bounds the
+    time in CPU minutes of this process (``time.process_time``), ``warmup`` is how many steps the rate rises.
+    ``backbone_rate``: the learning rate of a pretrained backbone's own weights (``None``: a fiftieth of
+    ``learning_rate`` for all of them, a fifth for adapters).
 
     ``consistency``: what examples without a label add to the loss, where a task has such. ``sampled``: wrong candidates
     that a step looks at (0: all); the cost of a step grows with it, 8,192 of 40,943 cost a fifth of the softmax.
@@ -41,6 +47,7 @@ class LearningSettings(Settings):
     patience: int = Field(10, ge=1)
     batch: int = Field(256, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
+    backbone_rate: float | None = Field(None, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup: int = Field(20, ge=0)
     clip: float = Field(1.0, gt=0)
@@ -91,98 +98,124 @@ class Reader:
         return write(self.model, batch, self.data.to(self.model.device), self.tokenizer, longest)
 
 
-def build(task: Task, view: View, learning: LearningSettings) -> Reader:
+def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) -> Reader:
     """An untrained reader of a task: language model, projectors, candidates, all seeded."""
     torch.manual_seed(learning.seed)
-    s = view.settings
-    if s.backbone.pretrained:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(s.backbone.pretrained)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"'{s.backbone.pretrained}' has no usable tokenizer: {reason}") from error
-    else:
-        tokenizer = train_tokenizer(task.words)
+    s = ablation.settings
+    pretrained = s.backbone.pretrained
+    tokenizer = load_tokenizer(pretrained) if pretrained else train_tokenizer(task.words)
     shape = Shape(
-        columns=view.columns,
+        columns=ablation.columns,
         features=0 if task.features is None else task.features.shape[1],
-        feature_tokens=view.feature_tokens,
+        feature_tokens=ablation.feature_tokens,
         relations=2 * len(task.relation_names),
         candidates=len(task.candidates),
         node_candidates=task.node_candidates,
         words=len(tokenizer),
     )
-    return assemble(s, shape, tokenizer, view, learning.precision)
-
-
-def assemble(
-    settings: GraphModelSettings, shape: Shape, tokenizer: PreTrainedTokenizerBase, view: View, precision: Precision
-) -> Reader:
-    """A reader with random weights of the given shape."""
-    lm = build_language_model(settings.backbone, settings.tuning, shape.words)
-    model = GraphLanguageModel(settings, shape, lm)
+    lm = build_language_model(s.backbone, s.tuning, shape.words)
+    model = GraphLanguageModel(s, shape, lm)
     # A vocabulary made on the spot has to be learned, one that came with the weights does not.
-    lm.get_input_embeddings().requires_grad_(settings.backbone.pretrained is None and settings.tuning == "full")
+    lm.get_input_embeddings().requires_grad_(pretrained is None and s.tuning == "full")
     encoder = PromptEncoder(
-        tokenizer, settings.position_tokens, shape.feature_tokens, view.neighbourhoods, plain=view.plain
-    )
+        tokenizer, s.position_tokens, shape.feature_tokens, ablation.neighbourhoods, plain=ablation.plain,
+        text=prompt_text(task, ablation, tokenizer),
+    )  # fmt: skip
+    if pretrained:
+        names = [] if task.node_candidates else task.candidates
+        last = encoder(task.valid.prompts.take(np.arange(1))) if model.causal else None
+        start = (
+            int(last.values[0, int((last.kinds != PAD).sum()) - 1])
+            if last is not None
+            else lm.config.decoder_start_token_id
+        )
+        model.start_from_words([tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names], start)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Reader(model.to(device), encoder, view.read(None), tokenizer, precision)
+    return Reader(model.to(device), encoder, ablation.read(None), tokenizer, learning.precision)
 
 
-def fit(task: Task, view: View, learning: LearningSettings, on_step: OnStep | None = None) -> Reader:
+def prompt_text(task: Task, ablation: InputAblation, tokenizer: PreTrainedTokenizerBase) -> PromptText:
+    """What the prompts of a task hold in words, within the budgets of the settings."""
+    s = ablation.settings
+    pretrained = s.backbone.pretrained is not None
+    nodes = task.node_texts if ablation.words and s.node_words else None
+    budget, prefix = s.class_words, ""
+    if budget is None:
+        budget = CLASS_WORDS if pretrained or task.class_texts is not None else 0
+    shown = task.class_texts if task.class_texts is not None else task.candidates
+    if budget and task.show_classes:
+        cut = (tokenizer(text, add_special_tokens=False)["input_ids"][:budget] for text in shown)
+        prefix = f"classes : {' ; '.join(str(tokenizer.decode(ids)).strip() for ids in cut)} . "
+    template = chat_template(tokenizer) if pretrained and s.chat_template else ("", "")
+    return PromptText(nodes, s.node_words, prefix, template)
+
+
+def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on_step: OnStep | None = None) -> Reader:
     """Train on a task; the weights of the best validation epoch are kept.
 
     Raises:
         ConfigError: the loss or the validation is no longer a number.
     """
-    reader = build(task, view, learning)
-    model, began = reader.model, time.perf_counter()
+    reader = build(task, ablation, learning)
+    model, began = reader.model, time.process_time()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    decay, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": learning.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=learning.learning_rate,
-    )
+    optimizer = _optimizer(model, learning)
     per_epoch, best, best_epoch, done = 0, -1.0, 0, 0
     weights: dict[str, Tensor] = {}
     for epoch in range(learning.epochs):
         model.train()
         losses = []
-        for step, (examples, data) in enumerate(_batches(task, view, reader.encoder, learning, epoch)):
-            share = _share(epoch, step, per_epoch, learning, time.perf_counter() - began)
+        for step, (examples, data) in enumerate(_batches(task, ablation, reader.encoder, learning, epoch)):
+            share = _share(epoch, step, per_epoch, learning, time.process_time() - began)
             for group in optimizer.param_groups:
-                group["lr"] = learning.learning_rate * _rate(share, done, learning)
+                group["lr"] = group["rate"] * _rate(share, done, learning)
             losses.append(_step(reader, task, examples, data, optimizer, parameters, learning, done))
             done += 1
             if on_step is not None:
                 on_step(int(1000 * share), 1000, f"epoch {epoch + 1}")
-            if learning.minutes is not None and time.perf_counter() - began > 60 * learning.minutes:
+            if learning.minutes is not None and time.process_time() - began > 60 * learning.minutes:
                 break
         per_epoch = per_epoch or step + 1
         value = float(np.nanmean(reader.evaluate(task, task.valid)[task.goal]))
-        seconds = round(time.perf_counter() - began, 2)
+        seconds = round(time.process_time() - began, 2)
         reader.curve.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "value": value, "seconds": seconds})
         if not math.isfinite(value + reader.curve[-1]["loss"]):
             raise ConfigError(f"training diverged in epoch {epoch + 1}: try a lower learning.learning_rate")
         if value > best:
             best, best_epoch = value, epoch
-            weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         over = learning.minutes is not None and seconds > 60 * learning.minutes
         if over or epoch - best_epoch >= learning.patience:
             break
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, strict=False)
     model.eval()
     return reader
 
 
+def _optimizer(model: GraphLanguageModel, learning: GraphTrainingSettings) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, vectors do not, and a pretrained backbone has a learning rate of its own."""
+    of_backbone = {id(p) for p in model.lm.parameters()} if model.settings.backbone.pretrained else set()
+    rate = learning.backbone_rate
+    if rate is None:
+        rate = learning.learning_rate / (5 if model.settings.tuning == "lora" else 50)
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            own = rate if id(p) in of_backbone else learning.learning_rate
+            groups.setdefault((own, learning.weight_decay if p.ndim > 1 else 0.0), []).append(p)
+    return torch.optim.AdamW(
+        [{"params": ps, "rate": own, "weight_decay": decay} for (own, decay), ps in groups.items()],
+        lr=learning.learning_rate,
+    )
+
+
 def _batches(
-    task: Task, view: View, encoder: PromptEncoder, learning: LearningSettings, epoch: int
+    task: Task, ablation: InputAblation, encoder: PromptEncoder, learning: GraphTrainingSettings, epoch: int
 ) -> Iterator[tuple[Examples, NodeData]]:
     rng = np.random.default_rng([learning.seed, epoch])
     torch.manual_seed(learning.seed * 100_003 + epoch)
     for examples, table in task.draw(rng):
-        data = view.read(table)
+        data = ablation.read(table)
         for rows in _alike(encoder.lengths(examples.prompts), learning.batch, rng):
             yield examples.take(rows), data
 
@@ -204,7 +237,7 @@ def _step(
     data: NodeData,
     optimizer: torch.optim.Optimizer,
     parameters: list[torch.nn.Parameter],
-    learning: LearningSettings,
+    learning: GraphTrainingSettings,
     done: int,
 ) -> float:
     model, device = reader.model, reader.model.device
@@ -226,14 +259,14 @@ def _step(
     return float(loss.detach())
 
 
-def _share(epoch: int, step: int, per_epoch: int, learning: LearningSettings, seconds: float) -> float:
+def _share(epoch: int, step: int, per_epoch: int, learning: GraphTrainingSettings, seconds: float) -> float:
     """Share of the training that is over, by epochs or by time, whichever is further."""
     by_epochs = (epoch + (step / per_epoch if per_epoch else 0.0)) / learning.epochs
     by_time = seconds / (60 * learning.minutes) if learning.minutes else 0.0
     return min(1.0, max(by_epochs, by_time))
 
 
-def _rate(share: float, done: int, learning: LearningSettings) -> float:
+def _rate(share: float, done: int, learning: GraphTrainingSettings) -> float:
     """Linear warm-up, then half a cosine."""
     if done < learning.warmup:
         return (done + 1) / learning.warmup

@@ -5,10 +5,10 @@ import pytest
 import torch
 from nodetok_helpers import few, reader, task
 
-from nodetok.learning import LearningSettings, _alike, fit
-from nodetok.model import GraphModelSettings
-from nodetok.prompts import Prompts
-from nodetok.views import TOKENS, view
+from nodetok.language.input_ablation import TOKENS, ablate
+from nodetok.language.model import GraphModelSettings
+from nodetok.language.prompts import Prompts
+from nodetok.language.training import GraphTrainingSettings, _alike, fit
 from setrec.errors import ConfigError
 from setrec.models.backbones import BackboneSettings
 
@@ -22,8 +22,8 @@ def small_task():
 
 def learned(of, family="qwen3", **changes):
     settings = GraphModelSettings(backbone=BackboneSettings(family=family), **SMALL)
-    learning = LearningSettings(**{"epochs": 2, "batch": 32, "precision": "float32", **changes})
-    return fit(of, view(of, TOKENS, settings), learning)
+    learning = GraphTrainingSettings(**{"epochs": 2, "batch": 32, "precision": "float32", **changes})
+    return fit(of, ablate(of, TOKENS, settings), learning)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "t5"])

@@ -1,4 +1,4 @@
-from nodetok.words import train_tokenizer
+from nodetok.language.vocabulary import train_tokenizer
 
 TEXTS = ["What is the class of [[0]] ?", "hops between 12 and 345 ?", "Neural networks, neural graphs"]
 

@@ -3,8 +3,8 @@ import torch
 from nodetok_helpers import planted, task
 
 from nodetok.graph import Graph
-from nodetok.model import GraphModelSettings
-from nodetok.views import SHUFFLED, TEXT, TOKENS, diffused, eigenvectors, view
+from nodetok.language.input_ablation import SHUFFLED, TEXT, TOKENS, ablate, diffused, eigenvectors
+from nodetok.language.model import GraphModelSettings
 
 
 def test_diffused_features_are_those_of_a_dense_solve():
@@ -21,7 +21,7 @@ def test_diffused_features_are_those_of_a_dense_solve():
 
 def test_diffused_features_belong_to_another_node_when_shuffled_and_to_none_in_text_alone():
     of, settings = task(), GraphModelSettings(neighbours=0, feature_restart=0.2)
-    own, shuffled, text = (view(of, name, settings).read(None).features for name in (TOKENS, SHUFFLED, TEXT))
+    own, shuffled, text = (ablate(of, name, settings).read(None).features for name in (TOKENS, SHUFFLED, TEXT))
     assert own.shape[1] == shuffled.shape[1] == 2
     assert text.shape[1] == 1
     for shown in (shuffled, text):

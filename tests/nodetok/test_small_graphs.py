@@ -10,7 +10,13 @@ import pytest
 
 from nodetok.anchors import AnchorSettings
 from nodetok.distances import UNREACHABLE
-from nodetok.questions import Small, nlgraph, side_by_side, stance
+from nodetok.language.input_ablation import TEXT, TOKENS, TOKENS_ONLY, ablate
+from nodetok.language.model import GraphModelSettings
+from nodetok.language.prompts import NEIGHBOUR, POSITION, WORD
+from nodetok.language.training import GraphTrainingSettings, build
+from nodetok.tasks.nlgraph import nlgraph
+from nodetok.tasks.small_graphs import Small, side_by_side
+from nodetok.tasks.stance import stance
 from nodetok.tokenizer import TokenizerSettings
 from setrec.errors import DataError
 
@@ -228,19 +234,45 @@ def test_a_stance_is_read_as_concepts_relations_belief_and_argument():
     assert np.diff(task.starts)[:3].tolist() == [7, 4, 5]
     beside = {tuple(fact) for fact in task.facts.tolist() if fact[0] < 7}
     assert beside == {(2, 4, 3), (3, 8, 2), (4, 2, 5), (5, 6, 4), (3, 1, 6), (6, 5, 3)}
-    text = "belief : belief 3 argument : argument 3 [[0]] [[1]]"
-    concepts = "concepts [[2]] [[3]] [[4]] [[5]] [[6]] stance ? answer :"
-    assert task.test.prompts.texts[0] == f"belief [[0]] argument [[1]] {concepts}"
-    assert task.test.prompts.plain[0] == f"{text} stance ? answer :"
+    triples = "[[2]] synonym of [[3]] ; [[4]] causes [[5]] ; [[3]] capable of [[6]]"
+    assert task.test.prompts.texts[0] == f"belief : [[0]] argument : [[1]] graph : {triples} . stance ? answer :"
+    assert task.node_texts[:8] == names
     begin = int(task.starts[3])
     assert task.test.prompts.nodes[0].tolist() == list(range(begin, begin + 7))
     assert [task.candidates[row] for row in task.test.targets[:2]] == ["counter", "counter"]
 
 
-def test_without_an_encoder_concepts_have_no_features_and_words_are_read():
+def words_read(task, name):
+    settings = GraphModelSettings(position_tokens=1, neighbours=2, class_words=8)
+    made = build(task, ablate(task, name, settings), GraphTrainingSettings())
+    batch = made.encoder(task.test.prompts.take(np.array([0])))
+    return made.tokenizer.decode(batch.values[batch.kinds == WORD].tolist()), set(batch.kinds.unique().tolist())
+
+
+@pytest.mark.parametrize("encode", [None, lambda texts: np.ones((len(texts), 2), dtype=np.float32)])
+def test_words_of_concepts_relations_and_classes_are_read_with_and_without_feature_vectors(encode):
+    task = stances(encode=encode)
+    said = (
+        "classes : counter ; support . belief : belief 3 argument : argument 3 graph : cannabis synonym of marijuana ;"
+    )
+    both, kinds = words_read(task, TOKENS)
+    assert both.startswith(said)
+    assert both.endswith("legal causes more available ; marijuana capable of good thing . stance ? answer :")
+    assert {POSITION, NEIGHBOUR} <= kinds
+    alone, kinds = words_read(task, TEXT)
+    assert (alone, kinds & {POSITION, NEIGHBOUR}) == (both, set())
+    tokens, kinds = words_read(task, TOKENS_ONLY)
+    assert "marijuana" not in tokens
+    assert POSITION in kinds
+
+
+def test_node_words_keep_to_their_budget():
     task = stances()
-    assert task.features is None
-    assert task.test.prompts.texts[0].startswith("belief : belief 3 argument : argument 3 [[0]] [[1]] concepts [[2]]")
+    settings = GraphModelSettings(node_words=1)
+    made = build(task, ablate(task, TOKENS, settings), GraphTrainingSettings())
+    batch = made.encoder(task.test.prompts.take(np.array([0])))
+    read = made.tokenizer.decode(batch.values[batch.kinds == WORD].tolist())
+    assert "belief : belief argument : argument graph : cannabis" in read
 
 
 def test_words_of_test_questions_are_not_learned():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from nodetok_helpers import planted
 
-from nodetok.opponents import CLASSIFIERS, GnnSettings, TwoLayers, Words, _adjacency, classify_nodes
+from nodetok.baselines.gnn import CLASSIFIERS, GnnSettings, TwoLayers, Words, _adjacency, classify_nodes
 from setrec.errors import ConfigError, DataError
 
 KINDS = list(CLASSIFIERS.values())

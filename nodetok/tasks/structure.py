@@ -1,15 +1,18 @@
-"""Structural questions on any graph: hops, which of two is nearer, connected or not, shared neighbours."""
+"""Structural questions on any graph: hops, which of two is nearer, connected or not, shared neighbours, adjacent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
+from nodetok.asking.questions import QuestionMatcher
+from nodetok.asking.wordings import STRUCTURE, Wordings
 from nodetok.distances import UNREACHABLE, hops
 from nodetok.graph import Graph
-from nodetok.prompts import Prompts
-from nodetok.tasks import Chunk, Examples, Task
+from nodetok.language.interface import Chunk, Examples, Task
+from nodetok.language.prompts import Prompts
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 from setrec.errors import DataError
 
@@ -19,6 +22,7 @@ QUESTIONS = {
     "nearer": "which is nearer to [[0]] , the first [[1]] or the second [[2]] ? answer :",
     "connected": "is there a path between [[0]] and [[1]] ? answer :",
     "common": "how many neighbours do [[0]] and [[1]] share ? answer :",
+    "adjacent": "is there an edge between [[0]] and [[1]] ? answer :",
 }
 ANSWERS = (*(str(n) for n in range(FARTHEST + 1)), "3 or more", "first", "second", "yes", "no")
 TRAIN, VALID, TEST = (0, 1, 2, 3, 4, 5, 6, 7), (8,), (9,)
@@ -30,7 +34,9 @@ def structure(
     """Questions with exact answers, drawn anew every epoch.
 
     Pairs of nodes are held out: a tenth for validation, a tenth for the test, never seen in training in either order.
-    Answers are balanced: hops 1 to 6 are equally frequent (more are not asked for), so chance is 1/6, 1/2, 1/2, 1/4.
+    Answers are balanced: hops 1 to 6 are equally frequent (more are not asked for); chance is 1/6, 1/2, 1/2, 1/4, 1/2.
+    Beside the accuracy of each question stands that in unseen wording: an answer counts only as far as the test
+    wordings of the question are recognised (:mod:`nodetok.asking.questions`).
 
     Raises:
         DataError: the graph has too few pairs of nodes to ask of and hold out.
@@ -54,25 +60,45 @@ def structure(
     def draw(rng: np.random.Generator) -> Iterator[Chunk]:
         yield ask(per_epoch, TRAIN, rng), None
 
+    wordings = {QUESTIONS[name]: STRUCTURE[name] for name in asker.kinds}
     words = [*(QUESTIONS[name] for name in asker.kinds), *ANSWERS]
     valid, test = (ask(held_out * len(asker.kinds), part, rng) for part in (VALID, TEST))
     some = ask(64 * len(asker.kinds), TRAIN, np.random.default_rng(seed))
     if not (len(valid) and len(test) and len(some)):
         raise refusal
     return Task(
-        "structure", graph, tokenizer.table, ANSWERS, draw, valid, test, _measure, "mean accuracy", words,
-        tokenizer=tokenizer,
+        "structure", graph, tokenizer.table, ANSWERS, draw, valid, test, _Measure(wordings), "mean accuracy", words,
+        tokenizer=tokenizer, wordings=wordings,
     )  # fmt: skip
 
 
-def _measure(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
-    right = (scores.argmax(axis=1) == examples.targets).astype(np.float64)
-    found = {"mean accuracy": right}
-    for name, text in QUESTIONS.items():
-        mine = np.array([t == text for t in examples.prompts.texts])
-        if mine.any():
-            found[f"{name} accuracy"] = np.where(mine, right, np.nan)
-    return found
+class _Measure:
+    """Accuracy of all questions, of each, and of all in the wordings that were kept for the test."""
+
+    def __init__(self, wordings: Mapping[str, Sequence[str]]) -> None:
+        self._wordings = wordings
+
+    @cached_property
+    def _recognised(self) -> dict[str, float]:
+        """The share of a question's test wordings that are taken for it, with the nodes in their slots."""
+        split = {template: Wordings.split(texts) for template, texts in self._wordings.items()}
+        matcher = QuestionMatcher(split)
+        found = {}
+        for template, given in split.items():
+            matches = [matcher.match(text) for text in given.test]
+            slots = tuple(range(matcher.slots[template]))
+            found[template] = float(np.mean([(m.template, m.order) == (template, slots) for m in matches]))
+        return found
+
+    def __call__(self, scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
+        right = (scores.argmax(axis=1) == examples.targets).astype(np.float64)
+        found = {"mean accuracy": right}
+        for name, text in QUESTIONS.items():
+            mine = np.array([t == text for t in examples.prompts.texts])
+            if mine.any():
+                found[f"{name} accuracy"] = np.where(mine, right, np.nan)
+        share = np.array([self._recognised[text] for text in examples.prompts.texts])
+        return {**found, "accuracy in unseen wording": right * share}
 
 
 class _Asker:
@@ -98,6 +124,8 @@ class _Asker:
         found: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {}
         if len(near) > 1:
             found |= {"hops": self.hops, "nearer": self.nearer, "common": self.common}
+            if 1 in self.pools:
+                found["adjacent"] = self.adjacent
         if UNREACHABLE in self.pools and near:
             found["connected"] = self.connected
         return found
@@ -127,6 +155,18 @@ class _Asker:
         no = self._pick(UNREACHABLE, len(yes), parts, rng)
         targets = np.repeat([ANSWERS.index("yes"), ANSWERS.index("no")], [len(yes), len(no)])
         return _padded(np.concatenate([yes, no])), targets
+
+    def adjacent(self, count: int, parts: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """As many neighbours as others, half of these two hops apart where there are such."""
+        yes = self._pick(1, count // 2, parts, rng)
+        far = [d for d in self.pools if d not in (1, 2)]
+        near = len(yes) // 2 if 2 in self.pools and far else len(yes) * (2 in self.pools)
+        no = [self._pick(2, near, parts, rng)] if near else []
+        no += [self._pick(d, (len(yes) - near) // len(far), parts, rng) for d in far]
+        pairs = [yes, *no]
+        targets = np.full(sum(map(len, pairs)), ANSWERS.index("no"))
+        targets[: len(yes)] = ANSWERS.index("yes")
+        return _padded(np.concatenate(pairs)), targets
 
     def nearer(self, count: int, parts: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Both pairs are of the same part; distances differ, most often by one hop."""

@@ -16,8 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from nodetok.model import GraphLanguageModel, NodeData
-from nodetok.prompts import PromptBatch, Prompts
+from nodetok.language.model import GraphLanguageModel, NodeData
+from nodetok.language.prompts import PromptBatch, Prompts
 from setrec.settings import Settings
 
 PASSES = 2
