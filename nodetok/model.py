@@ -31,13 +31,13 @@ from setrec.errors import ConfigError
 from setrec.models import attention
 from setrec.models.backbones import (
     MASTER,
-    BackboneSettings,
     CausalBackbone,
     EncoderDecoderBackbone,
     inject_lora,
     load_backbone,
     scratch_config,
 )
+from setrec.models.settings import BackboneSettings
 from setrec.settings import Settings
 from setrec.training.softmax import catalogue_cross_entropy
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from setrec.errors import ConfigError
 from setrec.models import attention, masks
-from setrec.settings import Settings
+from setrec.models.settings import LoraSettings
 
 MASTER = torch.float32
 """Type of a backbone's weights, whatever a checkpoint was stored as: small steps vanish in half precision, and whether
@@ -36,28 +36,6 @@ SIZES: dict[str, dict[str, int]] = {
     "small": {"width": 256, "layers": 4, "heads": 8, "feed_forward": 768},
     "base": {"width": 512, "layers": 6, "heads": 8, "feed_forward": 2048},
 }
-
-
-class LoraSettings(Settings):
-    """Low-rank adaptation of the attention projections, the rest of the backbone frozen (defaults: SETRec's code)."""
-
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.02
-
-
-class BackboneSettings(Settings):
-    """Which language model reads the history.
-
-    Either ``pretrained`` (a local path or a hub id; family and size then come from the checkpoint) or a ``family`` and
-    a ``size`` trained from scratch. ``dropout`` applies inside a backbone built from a size.
-    """
-
-    family: Literal["qwen3", "qwen2", "t5"] = "qwen3"
-    size: Literal["tiny", "small", "base"] = "tiny"
-    pretrained: str | None = None
-    lora: LoraSettings | None = None
-    dropout: float = 0.1
 
 
 class Backbone(Protocol):

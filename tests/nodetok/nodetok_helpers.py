@@ -10,7 +10,7 @@ from nodetok.model import GraphModelSettings
 from nodetok.tasks import Task, classification
 from nodetok.tokenizer import TokenizerSettings
 from nodetok.views import TOKENS, view
-from setrec.models.backbones import BackboneSettings
+from setrec.models.settings import BackboneSettings
 
 torch.set_num_threads(1)
 

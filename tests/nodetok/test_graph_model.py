@@ -9,7 +9,7 @@ from nodetok.model import GraphModelSettings
 from nodetok.prompts import NEIGHBOUR, PAD, Neighbourhoods, PromptBatch, PromptEncoder, Prompts
 from nodetok.views import LAPLACIAN, SHUFFLED, TEXT, TOKENS, VIEWS, view
 from setrec.errors import ConfigError
-from setrec.models.backbones import BackboneSettings, LoraSettings
+from setrec.models.settings import BackboneSettings, LoraSettings
 
 QUESTION = "is [[0]] like [[1]] ? answer :"
 

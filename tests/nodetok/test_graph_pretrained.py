@@ -11,7 +11,7 @@ from nodetok.learning import LearningSettings, fit
 from nodetok.model import GraphModelSettings, build_language_model, from_config
 from nodetok.views import TOKENS, view
 from setrec.errors import ConfigError
-from setrec.models.backbones import BackboneSettings, LoraSettings
+from setrec.models.settings import BackboneSettings, LoraSettings
 
 ONE_STEP = LearningSettings(epochs=1, minutes=1e-9, batch=32, precision="float32")
 

@@ -10,7 +10,7 @@ from nodetok.model import GraphModelSettings
 from nodetok.prompts import Prompts
 from nodetok.views import TOKENS, view
 from setrec.errors import ConfigError
-from setrec.models.backbones import BackboneSettings
+from setrec.models.settings import BackboneSettings
 
 SMALL = {"position_tokens": 1, "neighbours": 2}
 
