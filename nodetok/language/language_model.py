@@ -21,14 +21,13 @@ from setrec.errors import ConfigError
 from setrec.models import attention
 from setrec.models.backbones import (
     MASTER,
-    BackboneSettings,
     CausalBackbone,
     EncoderDecoderBackbone,
-    LoraSettings,
     inject_lora,
     load_backbone,
     scratch_config,
 )
+from setrec.models.settings import BackboneSettings, LoraSettings
 
 Tuning = Literal["full", "lora", "frozen"]
 _ADAPTER, _BASE = "lora_", ".base_layer"

@@ -23,7 +23,8 @@ from nodetok.language.pair_distances import PairDistances
 from nodetok.language.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, PromptBatch
 from nodetok.positions import as_lengths
 from setrec.errors import ConfigError
-from setrec.models.backbones import BackboneSettings, CausalBackbone, EncoderDecoderBackbone
+from setrec.models.backbones import CausalBackbone, EncoderDecoderBackbone
+from setrec.models.settings import BackboneSettings
 from setrec.settings import Settings
 from setrec.training.softmax import catalogue_cross_entropy
 

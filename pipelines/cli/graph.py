@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from pipelines.common.progress import results
 from setrec.errors import ConfigError
 
 graph_app = typer.Typer(
@@ -75,7 +75,7 @@ def evaluate(
     for row in rows:
         low, high = f"{row['low']:.4f}", f"{row['high']:.4f}"
         table.add_row(row["system"], row["metric"], f"{row['value']:.4f}", f"{low} to {high}", str(row["seeds"]))
-    Console().print(table)
+    results().print(table)
 
 
 @graph_app.command()

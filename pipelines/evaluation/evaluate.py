@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.common.progress import bar
-from pipelines.common.run_directory import Run
+from pipelines.common.run_directory import EVALUATED, Run
 from pipelines.config.job import JobConfig
 from pipelines.config.sections import EvaluationSettings
 from pipelines.data import directory
@@ -18,7 +18,7 @@ from pipelines.evaluation.scorer import SCORER, hybrid_scorer, known_at_test, re
 from pipelines.evaluation.shard_evaluate import Workers
 from pipelines.evaluation.system_names import ALONE, ITEM_KNN, OURS, POPULARITY, SASREC, WITHOUT
 from pipelines.evaluation.systems import Systems
-from pipelines.features import item_features
+from pipelines.features import item_features, lineage
 from setrec.atomic import atomic_file
 from setrec.data.catalog import TEST, Catalog, Histories
 from setrec.errors import ConfigError, DataError
@@ -40,7 +40,8 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
         ConfigError: the run has not been trained, a component is not known, or a batch failed for good.
         DataError: there is nobody to evaluate on.
     """
-    run.require(run.model, "train")
+    made_from = {"model": lineage.require_model(run, config), "data": lineage.of_data(run)}
+    run.claim(*EVALUATED)
     catalog, histories = directory.load(run.data)
     items, s = len(catalog), config.evaluation
     cases = ranking.Cases.of(histories, TEST)
@@ -51,7 +52,9 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     model = SetRecModel.from_pretrained(run.model)
     weights, without = choose_weights(run, model, catalog, histories, config)
     given, knn_tried = _untrained(histories, items, s)
-    run.write_json(SCORER, {**record(weights), "without_model": record(without), "item_knn": knn_tried})
+    run.discard(*EVALUATED)
+    chosen = {**record(weights), "without_model": record(without), "item_knn": knn_tried}
+    run.write_json(SCORER, {**chosen, "made_from": made_from})
     load = partial(Systems.load, run.root.resolve(), config, given, groups, weights.weights, without.weights)
     names = [*given, *([SASREC] if "sasrec" in s.opponents else []), OURS, ALONE, WITHOUT]
     with shard_evaluate.workers(load, config) as each:

@@ -212,9 +212,11 @@ def _resolved(config: Path, overrides: Sequence[str], root: Path, code: str) -> 
             return dict(known["plain"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    from pipelines.config.job import load_config
+    from pipelines.config.job import load_config, require_agreement
 
-    plain = load_config(config, list(overrides)).model_dump(mode="json")
+    found = load_config(config, list(overrides))
+    require_agreement(found, str(config))
+    plain = found.model_dump(mode="json")
     with atomic_file(memory) as temporary:
         temporary.write_text(json.dumps({"asked": asked, "plain": plain}))
     return plain

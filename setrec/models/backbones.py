@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -27,7 +26,7 @@ from transformers.utils import logging
 
 from setrec.errors import ConfigError
 from setrec.models import attention, masks
-from setrec.settings import Settings
+from setrec.models.settings import LoraSettings
 
 MASTER = torch.float32
 """Type of a backbone's weights, whatever a checkpoint was stored as: small steps vanish in half precision, and whether
@@ -38,30 +37,6 @@ SIZES: dict[str, dict[str, int]] = {
     "small": {"width": 256, "layers": 4, "heads": 8, "feed_forward": 768},
     "base": {"width": 512, "layers": 6, "heads": 8, "feed_forward": 2048},
 }
-
-
-class LoraSettings(Settings):
-    """Low-rank adaptation of the attention projections, the rest of the backbone frozen (defaults: SETRec's code)."""
-
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.02
-
-
-class BackboneSettings(Settings):
-    """Which language model reads the history.
-
-    Either ``pretrained`` (a local path or a hub id; family and size then come from the checkpoint) or a ``family`` and
-    a ``size`` trained from scratch. ``layers``: keep the first N layers (T5: of encoder and decoder). ``dropout``
-    applies inside a backbone built from a size.
-    """
-
-    family: Literal["qwen3", "qwen2", "t5"] = "qwen3"
-    size: Literal["tiny", "small", "base"] = "tiny"
-    pretrained: str | None = None
-    layers: int | None = Field(None, ge=1)
-    lora: LoraSettings | None = None
-    dropout: float = 0.1
 
 
 class Backbone(Protocol):

@@ -11,7 +11,7 @@ from nodetok.language.model import GraphModelSettings
 from nodetok.language.training import GraphTrainingSettings, Reader, build
 from nodetok.tasks.classification import classification
 from nodetok.tokenizer import TokenizerSettings
-from setrec.models.backbones import BackboneSettings
+from setrec.models.settings import BackboneSettings
 
 torch.set_num_threads(1)
 

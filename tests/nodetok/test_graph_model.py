@@ -9,7 +9,7 @@ from nodetok.language.model import GraphModelSettings
 from nodetok.language.prompts import NEIGHBOUR, PAD, Neighbourhoods, PromptBatch, PromptEncoder, Prompts
 from nodetok.language.training import GraphTrainingSettings, fit
 from setrec.errors import ConfigError
-from setrec.models.backbones import BackboneSettings, LoraSettings
+from setrec.models.settings import BackboneSettings, LoraSettings
 
 QUESTION = "is [[0]] like [[1]] ? answer :"
 

@@ -16,7 +16,7 @@ from nodetok.language.model import GraphModelSettings
 from nodetok.language.prompts import NEIGHBOUR, POSITION, WORD
 from nodetok.language.training import GraphTrainingSettings, build, fit
 from setrec.errors import ConfigError
-from setrec.models.backbones import BackboneSettings, LoraSettings
+from setrec.models.settings import BackboneSettings, LoraSettings
 
 ONE_STEP = GraphTrainingSettings(epochs=1, minutes=1e-9, batch=32, precision="float32")
 

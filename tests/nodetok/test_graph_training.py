@@ -10,7 +10,7 @@ from nodetok.language.model import GraphModelSettings
 from nodetok.language.prompts import Prompts
 from nodetok.language.training import GraphTrainingSettings, _alike, fit
 from setrec.errors import ConfigError
-from setrec.models.backbones import BackboneSettings
+from setrec.models.settings import BackboneSettings
 
 SMALL = {"position_tokens": 1, "neighbours": 2}
 

@@ -152,7 +152,7 @@ def test_preparing_again_leaves_no_model_of_the_old_data_and_refused_data_leaves
     made = {"words.safetensors", "lexical"} | ({"structural.safetensors"} if config.structural.enabled else set())
     assert {p.name for p in again.features.glob("*")} == made
     assert {p.name for p in again.root.iterdir()} - {"features"} == {
-        "data", "data.json", "config.yaml", "environment.json", "logs",
+        "data", "data.json", "config.yaml", "environment.json", "logs", "run.json",
     }  # fmt: skip
 
 

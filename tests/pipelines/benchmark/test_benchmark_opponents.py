@@ -13,7 +13,7 @@ from pipelines.benchmark.opponents.baselines import OPPONENTS, SasRecSystem
 from pipelines.benchmark.opponents.setrec_system import WithoutModel
 from setrec.errors import DataError
 from setrec.evaluation import ranking
-from setrec.models.sasrec import SasRecSettings
+from setrec.models.settings import SasRecSettings
 from setrec.scoring import baselines
 
 ENTRANTS = (*OPPONENTS, WithoutModel())
