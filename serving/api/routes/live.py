@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Path, Query
+from fastapi import FastAPI, Header, Query
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -20,11 +20,12 @@ from serving.api.schemas.live import (
     HistoryAnswer,
     ItemAnswer,
     ItemBody,
+    PathId,
     PutAnswer,
     RemovedAnswer,
     limited_events,
 )
-from serving.api.schemas.recommendations import ID_PATTERN, MAX_ID, error_responses
+from serving.api.schemas.recommendations import error_responses
 from serving.engine.engine import Engine
 from serving.runtime import edits
 from serving.runtime.history_pages import CURSOR_PATTERN, page
@@ -38,7 +39,6 @@ from setrec.errors import UnknownItemError
 _INVALID = "a field is missing or out of range (`invalid_request`)."
 _NO_STORE = "The endpoint was started without a store (`no_store`)"
 
-PathId = Annotated[str, Path(min_length=1, max_length=MAX_ID, pattern=ID_PATTERN)]
 IdempotencyKey = Annotated[
     str | None,
     Header(

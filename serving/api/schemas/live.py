@@ -3,13 +3,15 @@
 import time
 from typing import Annotated, Any, Literal
 
+from fastapi import Path
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictStr, create_model
 
-from serving.api.schemas.recommendations import ID_PATTERN, Id
+from serving.api.schemas.recommendations import ID_PATTERN, MAX_ID, Id
 
 _CLOCK_SKEW = 300.0  # seconds that a caller's clock may be ahead
 MAX_TITLE, MAX_TEXT, MAX_ATTRIBUTES, MAX_VALUES = 500, 10_000, 32, 64
 
+PathId = Annotated[str, Path(min_length=1, max_length=MAX_ID, pattern=ID_PATTERN)]
 Key = Annotated[StrictStr, Field(min_length=1, max_length=128, pattern=ID_PATTERN)]
 Name = Annotated[StrictStr, Field(min_length=1, max_length=200, pattern=ID_PATTERN)]
 

@@ -26,5 +26,9 @@ class PopularityRanking:
             missing -= len(found[-1])
         beyond = np.flatnonzero(allowed[len(self.counts) :])[: max(missing, 0)] + len(self.counts)
         rows = np.concatenate([*found, beyond]).astype(np.int64)
+        return rows, self.of(rows)
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """Training interactions of ``rows``, float64."""
         counts = np.where(rows < len(self.counts), self.counts[np.minimum(rows, len(self.counts) - 1)], 0)
-        return rows, counts.astype(np.float64)
+        return counts.astype(np.float64)
