@@ -8,11 +8,13 @@ from fastapi.responses import RedirectResponse
 
 from serving.api.access.authentication import protect
 from serving.api.errors import add_errors
+from serving.api.routes.catalogue import add_catalogue_routes
 from serving.api.routes.graph import add_graph_routes
 from serving.api.routes.live import add_live_routes
 from serving.api.routes.probes import add_metrics_route, add_probes
 from serving.api.routes.recommend import Recommend, Result, add_recommend_routes
 from serving.api.routes.release import add_release_routes
+from serving.api.routes.rules import add_rules_routes
 from serving.bundle.reader import EncoderLoader, load_setrec
 from serving.engine import engine as core
 from serving.runtime.batching import Batcher
@@ -45,7 +47,9 @@ def create_app(
         title="setrec", version=__version__, description="Generative recommendation over HTTP.", redoc_url=None
     )
     add_recommend_routes(app, live, settings, recommend or batched(live, settings))
+    add_catalogue_routes(app, live)
     add_live_routes(app, live, settings)
+    add_rules_routes(app, live)
     if graph is not None:
         add_graph_routes(app, graph)
     add_probes(app, live, graph)

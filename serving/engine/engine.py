@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from serving.engine.requests import (
 )
 from serving.engine.rules import RuleSet
 from serving.engine.state import State
+from serving.engine.title_search import TitleSearch
 from serving.stores import Change, LiveHistory, LiveStore, StoreError
 from serving.stores.item_changes import ItemChange
 from serving.telemetry import logs, metrics
@@ -143,6 +145,16 @@ class Engine:
                 (hits,) = self.state.index.search(self.state.queries(queries[by][None]), k, [asked.excluded])
                 found, scores = hits.rows, hits.scores
             return self._described(asked, found, scores, [{by: score} for score in scores.tolist()])
+
+    def search(self, text: str, limit: int) -> list[tuple[str, str, dict[str, list[str]]]]:
+        """Id, title and attributes of up to ``limit`` items whose titles hold ``text``."""
+        titles = self._titles
+        with self.lock:
+            return [self.state.items.describe(row) for row in titles.find(self.state, text, limit)]
+
+    @cached_property
+    def _titles(self) -> TitleSearch:
+        return TitleSearch(self.bundle.catalog.titles, self.bundle.popularity)
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Apply entries of the store's change log, in their order; those applied before are passed over."""

@@ -57,6 +57,11 @@ class State:
         self.rules: dict[str, RuleSet] = {}
 
     @property
+    def new(self) -> np.ndarray:
+        """Which items have no training interactions, bool (R,)."""
+        return self._new[: len(self.items)]
+
+    @property
     def is_wasteful(self) -> bool:
         """Whether most rows beyond the bundle's belong to items that were put again or removed since."""
         return self.items.added > 2 * len(self.fields) + _SPARE_ROWS
@@ -74,7 +79,7 @@ class State:
         """What the scores of all items are made of, for histories (rows) with user codes float32 (B, D)."""
         weights, columns = self._bundle.manifest.scorer, self._bundle.manifest.code_columns
         term = UserScores(users, self._table, self.codes.fresh, self.codes.largest, columns, self._bias)
-        scorer, history = HybridScorer(term, {}, weights, self._new[: len(self.items)]), Ragged.of(histories, np.int64)
+        scorer, history = HybridScorer(term, {}, weights, self.new), Ragged.of(histories, np.int64)
         components = self._live_components if self.items.added else self._bundle.components
         entries = {name: component.entries(history) for name, component in components.items()}
         return ScoringBatch(scorer, term, history, entries)
@@ -113,8 +118,7 @@ class State:
         """
         mask = None if filter is None else self.attributes.rows(filter)
         if new_only:
-            new = self._new[: len(self.items)]
-            mask = new if mask is None else mask & new
+            mask = self.new if mask is None else mask & self.new
         if allow is None:
             return mask
         rows, _ = self.items.rows(allow)

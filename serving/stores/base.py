@@ -13,8 +13,15 @@ from typing import Literal, Protocol
 
 from setrec.errors import SetRecError
 
-Kind = Literal["put", "remove", "erase"]
+ItemKind = Literal["put", "remove"]
+RulesKind = Literal["put_rules", "remove_rules"]
+Kind = ItemKind | RulesKind | Literal["erase"]
 Position = tuple[float, int]  # (time, sequence number) of an event: where it stands in its user's history
+
+
+def subject_of(kind: Kind) -> str:
+    """What a change is about: ``item``, ``rules`` or ``user``."""
+    return "user" if kind == "erase" else "rules" if kind.endswith("_rules") else "item"
 
 
 class StoreError(SetRecError):
@@ -57,7 +64,7 @@ class LiveHistory:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One entry of the change log: an item put (``payload`` describes it) or removed, or a user erased."""
+    """One entry of the change log: an item or rule set put (``payload`` describes it) or removed, or a user erased."""
 
     seq: int
     kind: Kind
@@ -86,10 +93,11 @@ class HistoryStore(Protocol):
 
 
 class ChangeLog(Protocol):
-    """The last change of each item and the erasure of users, in the order of their sequence numbers."""
+    """The last change of each item and rule set, and the erasure of users, in the order of their sequence numbers."""
 
-    def record(self, kind: Literal["put", "remove"], item_id: str, payload: str | None = None) -> int:
-        """Log a change, which takes the place of the item's earlier one; returns its sequence number."""
+    def record(self, kind: ItemKind | RulesKind, id: str, payload: str | None = None) -> int:
+        """Log a change, which takes the place of the earlier one of that item or rule set; returns its sequence
+        number."""
         ...
 
     def changes(self, after: int, limit: int = 500) -> list[Change]:

@@ -17,13 +17,24 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from serving.stores.base import Appended, Change, Event, LiveHistory, Position, StoredEvent, StoreError
+from serving.stores.base import (
+    Appended,
+    Change,
+    Event,
+    ItemKind,
+    LiveHistory,
+    Position,
+    RulesKind,
+    StoredEvent,
+    StoreError,
+    subject_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +149,9 @@ class RedisStore:
         """See :class:`serving.stores.base.HistoryStore`."""
         return self._run("erase", user_id, f"user:{user_id}", json.dumps(["erase", user_id, None]))
 
-    def record(self, kind: Literal["put", "remove"], item_id: str, payload: str | None = None) -> int:
+    def record(self, kind: ItemKind | RulesKind, id: str, payload: str | None = None) -> int:
         """See :class:`serving.stores.base.ChangeLog`."""
-        return self._run("record", f"item:{item_id}", json.dumps([kind, item_id, payload]))
+        return self._run("record", f"{subject_of(kind)}:{id}", json.dumps([kind, id, payload]))
 
     def changes(self, after: int, limit: int = 500) -> list[Change]:
         """See :class:`serving.stores.base.ChangeLog`."""

@@ -17,9 +17,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from serving.stores.base import Appended, Change, Event, LiveHistory, Position, StoredEvent, StoreError
+from serving.stores.base import (
+    Appended,
+    Change,
+    Event,
+    ItemKind,
+    LiveHistory,
+    Position,
+    RulesKind,
+    StoredEvent,
+    StoreError,
+    subject_of,
+)
 
 FORMAT = 1
 _APPLICATION = 0x73657472  # "setr": tells our files from any other SQLite database
@@ -105,9 +116,9 @@ class SqliteStore:
 
         return self._commit(work)
 
-    def record(self, kind: Literal["put", "remove"], item_id: str, payload: str | None = None) -> int:
+    def record(self, kind: ItemKind | RulesKind, id: str, payload: str | None = None) -> int:
         """See :class:`serving.stores.base.ChangeLog`."""
-        row = ("item", item_id, kind, payload)
+        row = (subject_of(kind), id, kind, payload)
         return self._commit(lambda connection: int(connection.execute(_LOG, row).lastrowid or 0))
 
     def changes(self, after: int, limit: int = 500) -> list[Change]:

@@ -1,10 +1,24 @@
 import numpy as np
 import pytest
-from serving_helpers import ITEMS, SLOTS, fake_bundle, hybrid_parts, load_fake, offline
+from serving_helpers import (
+    ITEMS,
+    SLOTS,
+    FakeText,
+    catalog,
+    coded_items,
+    fake_bundle,
+    hybrid_parts,
+    load_fake,
+    offline,
+    texts_of,
+)
 
 from serving.bundle.reader import Bundle
+from serving.bundle.texts import BundleTexts
 from serving.engine.engine import Engine, Request, RequestError
+from serving.runtime import edits
 from serving.stores import open_store
+from serving.stores.item_changes import ItemFields
 from setrec.errors import UnknownItemError
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import HybridWeights
@@ -101,19 +115,12 @@ def test_similar_refuses_what_it_does_not_know(made):
         made[0].similar("item-7", by="colour")
 
 
-def test_an_item_put_a_moment_ago_has_similar_ones_and_is_one(tmp_path, monkeypatch):
-    from serving_helpers import FakeText, texts_of
-    from serving_helpers import catalog as films
-
-    from serving.runtime import edits
-    from serving.stores.item_changes import ItemFields
-
-    features, center = texts_of(films())
-    fake_bundle(
-        tmp_path / "b", text_features=features, text_center=center, featurizer=FakeText(), **hybrid_parts(WEIGHTS)
-    )
+def test_an_item_put_a_moment_ago_has_similar_ones_and_is_one(tmp_path):
+    fake_bundle(tmp_path / "b", **coded_items(), **hybrid_parts(WEIGHTS))
+    opened = Bundle.open(tmp_path / "b", load_fake)
+    opened = Bundle(**{**vars(opened), "texts": BundleTexts(*texts_of(catalog()))})
     store = open_store(str(tmp_path / "live.db"))
-    engine = Engine(Bundle.open(tmp_path / "b", load_fake), store=store, max_k=30, encode=FakeText())
+    engine = Engine(opened, store=store, max_k=30, encode=FakeText())
     edits.put_item(engine, "fresh", ItemFields(title="Title «7»", text="text 7", attributes={"genre": ["a"]}))
     for by in ("all", "model", "semantic", "text_similarity"):
         assert engine.similar("fresh", 5, by).items

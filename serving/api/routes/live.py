@@ -178,7 +178,13 @@ def _add_items(app: FastAPI, live: Live) -> None:
 
 def _fields(body: ItemBody) -> ItemFields:
     attributes = {name: list(dict.fromkeys(values)) for name, values in body.attributes.items() if values}
-    return ItemFields(title=body.title, text=body.text, attributes=attributes)
+    return ItemFields(
+        title=body.title,
+        text=body.text,
+        attributes=attributes,
+        available_from=body.available_from,
+        available_until=body.available_until,
+    )
 
 
 def _described(engine: Engine, item_id: str) -> dict[str, Any] | None:

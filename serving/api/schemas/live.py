@@ -4,7 +4,7 @@ import time
 from typing import Annotated, Any, Literal
 
 from fastapi import Path
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictStr, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictStr, create_model, model_validator
 
 from serving.api.schemas.recommendations import ID_PATTERN, MAX_ID, Id
 
@@ -28,6 +28,7 @@ def _not_blank(text: str) -> str:
     return text
 
 
+Moment = Annotated[StrictFloat, Field(ge=0, le=1e11, allow_inf_nan=False)]
 Time = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False), AfterValidator(_not_ahead)]
 
 
@@ -115,6 +116,17 @@ class ItemBody(BaseModel):
     attributes: Annotated[
         dict[Name, Annotated[list[Name], Field(max_length=MAX_VALUES)]], Field(max_length=MAX_ATTRIBUTES)
     ] = Field(default={}, description="For filters, and for the text where the trained items have them too.")
+    available_from: Moment | None = Field(
+        default=None, description="Not answered before; seconds since 1970, UTC.", examples=[1767225600.0]
+    )
+    available_until: Moment | None = Field(default=None, description="Not answered from then on.")
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> "ItemBody":
+        start, end = self.available_from, self.available_until
+        if start is not None and end is not None and start >= end:
+            raise ValueError("available_until is not after available_from")
+        return self
 
 
 class PutAnswer(BaseModel):
