@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
 
 from serving.api.access.authentication import protect
 from serving.api.errors import add_errors
 from serving.api.routes.catalogue import add_catalogue_routes
 from serving.api.routes.graph import add_graph_routes
 from serving.api.routes.live import add_live_routes
+from serving.api.routes.pages import add_pages
 from serving.api.routes.probes import add_metrics_route, add_probes
 from serving.api.routes.recommend import Recommend, Result, add_recommend_routes
 from serving.api.routes.release import add_release_routes
@@ -44,7 +44,11 @@ def create_app(
         ConfigError: there are no tokens though ``settings`` asks for them, or the rate limit cannot be used.
     """
     app = FastAPI(
-        title="setrec", version=__version__, description="Generative recommendation over HTTP.", redoc_url=None
+        title="setrec",
+        version=__version__,
+        description="Generative recommendation over HTTP.",
+        docs_url=None,
+        redoc_url=None,
     )
     add_recommend_routes(app, live, settings, recommend or batched(live, settings))
     add_catalogue_routes(app, live)
@@ -54,7 +58,7 @@ def create_app(
         add_graph_routes(app, graph)
     add_probes(app, live, graph)
     add_metrics_route(app)
-    _add_root(app)
+    add_pages(app)
     if live.releases is not None:
         add_release_routes(app, live, live.releases)
     add_errors(app, settings.retry_after_seconds)
@@ -95,9 +99,3 @@ def batched(live: Live, settings: ServingSettings) -> Recommend:
 
     batcher: Batcher[core.Request, Result] = Batcher(answer, settings.max_batch_size)
     return batcher
-
-
-def _add_root(app: FastAPI) -> None:
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("docs")
