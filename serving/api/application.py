@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from serving.api.access.authentication import protect
 from serving.api.errors import add_errors
 from serving.api.routes.catalogue import add_catalogue_routes
+from serving.api.routes.feedback import add_feedback_route
 from serving.api.routes.graph import add_graph_routes
 from serving.api.routes.live import add_live_routes
 from serving.api.routes.pages import add_pages
@@ -54,6 +55,7 @@ def create_app(
     add_catalogue_routes(app, live)
     add_live_routes(app, live, settings)
     add_rules_routes(app, live)
+    add_feedback_route(app, live)
     if graph is not None:
         add_graph_routes(app, graph)
     add_probes(app, live, graph)
@@ -95,7 +97,7 @@ def batched(live: Live, settings: ServingSettings) -> Recommend:
     def answer(requests: Sequence[core.Request]) -> list[Result]:
         metrics.BATCH.observe(len(requests))
         metrics.QUEUE.set(len(batcher))
-        return live.engine.recommend(requests, live.auditor)
+        return live.recommend(requests)
 
     batcher: Batcher[core.Request, Result] = Batcher(answer, settings.max_batch_size)
     return batcher

@@ -213,9 +213,8 @@ def _absolute(settings: ServingSettings) -> ServingSettings:
     store = settings.store
     if store is not None and "://" not in store:
         store = str(Path(store).resolve())
-    places = {
-        name: path and path.resolve() for name, path in (("tokens", settings.tokens), ("releases", settings.releases))
-    }
+    named = {"tokens": settings.tokens, "releases": settings.releases, "exposures": settings.exposures}
+    places = {name: path and path.resolve() for name, path in named.items()}
     return settings.model_copy(update={"store": store, **places})
 
 

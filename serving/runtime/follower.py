@@ -22,7 +22,7 @@ class Follower:
     def wait_until(self, seq: int, timeout: float) -> bool:
         """Whether the change numbered ``seq`` is applied, after at most ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
-        while self._live.engine.applied < seq:
+        while min(engine.applied for engine in self._live.engines) < seq:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)
@@ -36,7 +36,8 @@ class Follower:
     def _run(self) -> None:
         while not self._stop.wait(self._seconds):
             try:
-                self._live.engine.catch_up()
+                for engine in self._live.engines:
+                    engine.catch_up()
                 self._reachable = True
             except StoreError as error:
                 self._report(error)

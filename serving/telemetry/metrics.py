@@ -51,6 +51,7 @@ AUDITS = Counter("setrec_audits_total", "Answers drawn for an audit, compared or
 MODEL = Gauge(
     "setrec_model_info", "Replicas that serve a model version.", ["model_version"], multiprocess_mode="livesum"
 )
+EXPOSURES = Counter("setrec_exposures_total", "Rows of the exposure log: answers, feedback, dropped.", ["kind"])
 RELEASES = Counter("setrec_releases_total", "Changes of the model, by outcome.", ["outcome"])
 
 

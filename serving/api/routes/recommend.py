@@ -1,5 +1,6 @@
 """Routes that answer with items: recommendations for a history or a user, items similar to one."""
 
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -45,10 +46,14 @@ def add_recommend_routes(app: FastAPI, live: Live, settings: ServingSettings, re
     )
     async def recommend_items(body: body_type) -> JSONResponse:  # type: ignore[valid-type]
         """The k items most likely to come next."""
-        result = await recommend(_request(body))
+        asked = _request(body)
+        result = await recommend(asked)
         if isinstance(result, SetRecError):
             raise result
-        return JSONResponse(_written(result))
+        answer_id = secrets.token_hex(16)
+        if live.exposures is not None:
+            live.exposures.answered(answer_id, result, live.arm(asked.user_id))
+        return JSONResponse({"answer_id": answer_id, **_written(result)})
 
     @app.get(
         "/v1/items/{item_id:path}/similar",

@@ -109,6 +109,7 @@ class RecommendResponse(BaseModel):
 
     model_config = ConfigDict(protected_namespaces=())
 
+    answer_id: str = Field(description="Names this answer in `POST /v1/feedback`.")
     model_version: str
     items: list[Item]
     fallback: FallbackAnswer | None = Field(description="`null` where the model answered from all that is known.")
