@@ -1,6 +1,6 @@
 """What explanations and diversity are worth and what they cost, and what the endpoint costs with neither.
 
-    python benchmarks/bench_online.py --bundle films=runs/films/bundle:class --bundle beauty=runs/beauty/bundle:categories
+    python benchmarks/bench_online.py --bundle films=runs/demo/bundle:class --bundle beauty=runs/b/bundle:categories
 
 A bundle comes with the attribute that its categories are in. Users are scored on their histories without the test item;
 transition graphs are built again without it. ``--before TREE`` is a checkout of another version, whose CPU time a
@@ -29,8 +29,8 @@ from setrec.scoring.hybrid import HybridScorer
 from setrec.scoring.model_scores import ModelScores
 from setrec.scoring.registry import Sources
 
-K, POOL, EXPLAINED = 10, 100, 200
-GRID = tuple(np.round(np.arange(0.05, 1.0, 0.05), 2).tolist())
+K, POOL, EXPLAINED = 10, 100, 80
+GRID = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
 ALLOWED_LOSS = 0.02
 
 
@@ -176,7 +176,7 @@ def slots(held: Held, rng: np.random.Generator) -> dict[str, float]:
     """Whether what the slots answer is nearer to the next item, by categories, than what those of another user do."""
     engine = Engine(held.bundle)
     ids, rows = held.bundle.catalog.item_ids, {}
-    for n in range(min(len(held.histories), 5 * EXPLAINED)):
+    for n in range(min(len(held.histories), 2 * EXPLAINED)):
         history = tuple(ids[row] for row in held.histories[n][-50:])
         explanation = engine.recommend_one(Request(history=history, k=1, explain=True)).explanation
         assert explanation is not None
@@ -213,15 +213,21 @@ def costs(bundle: Path, before: Path | None) -> dict[str, float]:
     """Medians of CPU milliseconds a request, versions and settings in turn."""
     here = Path(__file__).resolve().parents[1]
     opened = Bundle.open(bundle)
-    users = [opened.histories.user_ids[n] for n in np.flatnonzero(opened.histories.items.lengths)[:200]]
+    users = [opened.histories.user_ids[n] for n in np.flatnonzero(opened.histories.items.lengths)[:96]]
     variants = {"plain": (here, {}), "diverse": (here, {"diversity": 0.3}), "explained": (here, {"explain": True})}
     if before is not None:
         variants["before"] = (before, {})
     found: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(3):
         for name, (tree, more) in variants.items():
-            found[name] += cost(bundle, users[: 40 if more.get("explain") else 200], tree, more, 3)
+            found[name] += cost(bundle, users[: 24 if more.get("explain") else 96], tree, more, 3)
     return {name: median(values) for name, values in found.items()}
+
+
+def shown(name: str, figures: dict) -> dict:
+    """The same figures, printed as they come."""
+    print(name, json.dumps(figures), flush=True)
+    return figures
 
 
 def main() -> None:
@@ -229,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", action="append", required=True, metavar="NAME=PATH:ATTRIBUTE")
     parser.add_argument("--before", type=Path)
-    parser.add_argument("--users", type=int, default=2000)
+    parser.add_argument("--users", type=int, default=1500)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rng, found = np.random.default_rng(0), {}
@@ -238,12 +244,11 @@ def main() -> None:
         path, _, attribute = rest.rpartition(":")
         held = Held.of(Bundle.open(path), attribute, options.users)
         found[name] = {
-            "diversity": diversity(held),
-            "deletion": deletions(held, rng),
-            "slots_against_shuffled": slots(held, rng),
-            "cpu_ms_a_request": costs(Path(path), options.before),
+            "cpu_ms_a_request": shown(name, costs(Path(path), options.before)),
+            "deletion": shown(name, deletions(held, rng)),
+            "slots_against_shuffled": shown(name, slots(held, rng)),
+            "diversity": shown(name, diversity(held)),
         }
-        print(name, json.dumps({k: v for k, v in found[name].items() if k != "diversity"}), flush=True)
     every = list(found.values())
     found["deletion_beats_random_share"] = min(one["deletion"]["share"] for one in every)
     found["diversity_at_2_percent_ndcg"] = min(one["diversity"]["away"]["distance_gained"] for one in every)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from pipelines.bundle_cli import bundle_app, experiment
 from pipelines.graph_cli import graph_app
 from pipelines.pipeline_cli import pipeline_app
 from pipelines.runs import Run
@@ -29,7 +30,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(bundle_app, name="bundle")
 app.add_typer(graph_app, name="graph")
+app.command()(experiment)
 app.add_typer(pipeline_app, name="pipeline")
 
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]

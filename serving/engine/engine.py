@@ -26,6 +26,7 @@ from serving.engine.requests import (
     RequestError,
 )
 from serving.engine.rules import RuleSet
+from serving.engine.shown import ShownItems
 from serving.engine.state import State
 from serving.engine.title_search import TitleSearch
 from serving.stores import Change, LiveHistory, LiveStore, StoreError
@@ -71,6 +72,7 @@ class Engine:
         self.applied = 0
         self.synced = store is None
         self.state = State(bundle)
+        self._shown, self._answered = ShownItems(len(bundle.catalog)), list[np.ndarray]()
         self.lock = threading.Lock()  # held around every use of ``state``
         self._applying = threading.Lock()  # one change after the other, in their order
         self.recommend([Request(history=(bundle.catalog.item_ids[0],), k=1)])  # the first pass is a slow one
@@ -95,6 +97,8 @@ class Engine:
                     results[b] = error
             results |= self._from_model({b: a for b, a in asked.items() if len(a.known.rows)}, auditor)
             results |= {b: self._from_popularity(a) for b, a in asked.items() if not len(a.known.rows)}
+            self._shown.count(self.state, np.concatenate([*self._answered, np.empty(0, np.int64)]))
+            self._answered.clear()
         for a in asked.values():
             if a.known.fallback is not None:
                 metrics.FALLBACKS.labels(a.known.fallback.reason).inc()
@@ -360,6 +364,7 @@ class Engine:
     def _described(
         self, asked: Asked, rows: np.ndarray, scores: np.ndarray, shares: Sequence[dict[str, float]]
     ) -> Answer:
+        self._answered.append(rows)
         items = []
         for row, score, part in zip(rows.tolist(), scores.tolist(), shares, strict=True):
             item_id, title, attributes = self.state.items.describe(row)
