@@ -11,10 +11,11 @@ from serving.telemetry import logs
 
 
 class Follower:
-    """A thread that asks the store for changes every ``seconds``, until it is closed."""
+    """A thread that asks the store for changes every ``seconds``, until it is closed; ``polls``: how often it did."""
 
     def __init__(self, live: Live, seconds: float = 0.25) -> None:
         self._live, self._seconds = live, seconds
+        self.polls = 0
         self._stop, self._reachable = threading.Event(), True
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._thread.start()
@@ -43,6 +44,7 @@ class Follower:
                 self._report(error)
             except Exception as error:  # nobody else would apply changes any more
                 self._report(error)
+            self.polls += 1
 
     def _report(self, error: Exception) -> None:
         """Say so once, not four times a second, until the store answers again."""
