@@ -33,6 +33,6 @@ def experiment(
     name: Annotated[str, typer.Argument(help="Name of the experiment.")],
 ) -> None:
     """Print click rates by arm with intervals and off-policy estimates from an exposure log, as JSON."""
-    from serving.runtime.exposure_report import report
+    from serving.runtime.experiments.click_report import report
 
     typer.echo(json.dumps(report(exposures, name), indent=2))

@@ -76,6 +76,8 @@ def work_out(state: State, request: Request, live: LiveHistory | None, *, synced
     excluded, _ = state.items.rows(request.deny)
     if request.exclude_history:
         excluded = np.concatenate([known.rows, excluded])
+    if len(known.avoided):
+        excluded = np.concatenate([known.avoided, excluded])
     if len(state.availability):
         excluded = np.concatenate([excluded, state.availability.unavailable(time.time())])
     allowed = state.allowed(request.filter, request.allow, request.new_only)

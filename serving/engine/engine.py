@@ -41,8 +41,8 @@ __all__ = ["Answer", "Engine", "Recommendation", "Request", "RequestError"]
 _CELLS = 1 << 23
 """Scores held at a time where those of all items are computed, 32 MB."""
 _SEEN = 500  # of a live history's items, how many of the latest are left out of an answer
-_RULES = "rules"
-"""Name of the term that boosts add to a score."""
+_RULES, _DISLIKES = "rules", "dislikes"
+"""Names of the terms that boosts and avoided items add to a score."""
 
 
 class Engine:
@@ -58,11 +58,13 @@ class Engine:
         threads: int | None = None,
         encode: TextEncode | None = None,
         replay: bool = True,
+        event_weights: Mapping[str, float] | None = None,
     ) -> None:
         """``max_k``: the largest k allowed. ``threads``: for torch, in the whole process; ``None`` leaves it.
 
         ``encode`` takes the place of the bundle's own text encoder. With ``replay`` the changes in ``store`` are
-        applied at once; where it cannot be read they are when it can be, by :meth:`catch_up`.
+        applied at once; where it cannot be read they are when it can be, by :meth:`catch_up`. ``event_weights``: see
+        :class:`serving.engine.users.Users`.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -71,7 +73,7 @@ class Engine:
         self.coder = ItemCoder(bundle, encode)
         self.applied = 0
         self.synced = store is None
-        self.state = State(bundle)
+        self.state = State(bundle, event_weights)
         self._shown, self._answered = ShownItems(len(bundle.catalog)), list[np.ndarray]()
         self.lock = threading.Lock()  # held around every use of ``state``
         self._applying = threading.Lock()  # one change after the other, in their order
@@ -240,7 +242,8 @@ class Engine:
             with metrics.stage("generate"):
                 users = self._users([a.known.rows for a in some])
             with metrics.stage("components"):
-                batch = self._boosted(self._batch(users, [a.known.rows for a in some], some), some)
+                batch = self._batch(users, [a.known.rows for a in some], some)
+                batch = self._lowered(self._boosted(batch, some), some)
             with metrics.stage("retrieve"):
                 ranked = self._dense(batch, some) if is_exact else self._from_index(batch, some)
             if auditor is not None:
@@ -262,6 +265,17 @@ class Engine:
             return batch
         found = [self.state.boosted(own) for own in boosts]
         return batch.adjusted(_RULES, [rows for rows, _ in found], [amounts for _, amounts in found])
+
+    def _lowered(self, batch: ScoringBatch, asked: Sequence[Asked]) -> ScoringBatch:
+        """The same without what components would add to scores because of avoided items, as if they were the history:
+        what is like a disliked item, or follows it, sinks by the strength of the dislike."""
+        if not any(len(a.known.avoided) for a in asked):
+            return batch
+        nobody = np.zeros((len(asked), self.bundle.codes.shape[1]), np.float32)
+        against = self._batch(nobody, [a.known.avoided for a in asked], asked)
+        strengths = [a.known.strengths.mean() if len(a.known.strengths) else 0.0 for a in asked]
+        found = [(rows, -s * added) for s, (rows, added) in zip(strengths, against.additions(), strict=True)]
+        return batch.adjusted(_DISLIKES, [rows for rows, _ in found], [amounts for _, amounts in found])
 
     def _dense(self, batch: ScoringBatch, asked: Sequence[Asked]) -> list[Ranked]:
         return batch.dense([a.candidates for a in asked], [a.left(self.state) for a in asked])
@@ -330,7 +344,7 @@ class Engine:
             return self._batch(self._users(histories), histories, [asked] * len(histories))
 
         with metrics.stage("explain"):
-            own = ranked.scores - ranked.parts.get(_RULES, 0.0)
+            own = ranked.scores - ranked.parts.get(_RULES, 0.0) - ranked.parts.get(_DISLIKES, 0.0)
             effects = history_effects(asked.known.rows, replace(ranked, scores=own), score)
             queries = slot_queries(batch.term.users[b], self.bundle.manifest.code_columns)
             nearest = {}

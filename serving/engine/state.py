@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -34,7 +34,8 @@ _SPARE_ROWS = 1000
 class State:
     """Items in R rows, searchable, filterable and described, and users; R grows with every item put."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, event_weights: Mapping[str, float] | None = None) -> None:
+        """``event_weights``: see :class:`serving.engine.users.Users`."""
         self._bundle = bundle
         self.index = LiveIndex(bundle.retriever)
         self.items = LiveItems(bundle.catalog)
@@ -50,7 +51,7 @@ class State:
             for name, component in bundle.components.items()
         }
         self.attributes = AttributeIndex(bundle.catalog.attributes, len(bundle.catalog))
-        self.users = Users(bundle.histories)
+        self.users = Users(bundle.histories, event_weights)
         self.popularity = PopularityRanking(bundle.popularity)
         self.availability = Availability(bundle.catalog.attributes, len(bundle.catalog))
         self.fields: dict[str, ItemFields] = {}  # of the items put since the bundle was made

@@ -12,8 +12,8 @@ from serving.engine.acceptance import accept
 from serving.engine.engine import Engine
 from serving.engine.live_audit import Auditor
 from serving.engine.requests import Answer, Request
-from serving.runtime.experiments import Experiment
-from serving.runtime.exposures import Arm, ExposureLog
+from serving.runtime.experiments.exposures import Arm, ExposureLog
+from serving.runtime.experiments.split import Experiment
 from serving.runtime.graph_service import GraphAnswer, GraphLoader, GraphService, Mode, NodeDescription
 from serving.runtime.release_state import ReleaseState
 from serving.runtime.settings import ServingSettings
@@ -71,7 +71,14 @@ class Loader:
             StoreError: ``tested``, and the store cannot be read.
         """
         bundle, settings = Bundle.open(path, self.load_encoder), self.settings
-        engine = Engine(bundle, store=self.store, max_k=settings.max_k, threads=settings.threads, replay=not tested)
+        engine = Engine(
+            bundle,
+            store=self.store,
+            max_k=settings.max_k,
+            threads=settings.threads,
+            replay=not tested,
+            event_weights=settings.event_weights,
+        )
         if tested:
             accept(engine)
             engine.catch_up()

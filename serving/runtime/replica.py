@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from serving.bundle.reader import EncoderLoader, load_setrec
-from serving.runtime.experiments import Experiment
-from serving.runtime.exposures import ExposureLog
+from serving.runtime.experiments.exposures import ExposureLog
+from serving.runtime.experiments.split import Experiment
 from serving.runtime.follower import Follower
 from serving.runtime.graph_service import GraphLoader
 from serving.runtime.models import Live, Loader

@@ -30,12 +30,14 @@ class StoreError(SetRecError):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A user met an item. ``time`` in seconds since 1970, UTC; ``key`` names the event, so a repeat is recognised."""
+    """A user met an item. ``time`` in seconds since 1970, UTC; ``key`` names the event, so a repeat is recognised.
+    ``type``: what the user did, as "purchase" or "dislike"; empty where that is not told."""
 
     user_id: str
     item_id: str
     time: float
     key: str | None = None
+    type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +54,28 @@ class StoredEvent:
 
     item_id: str
     position: Position
+    type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveHistory:
-    """A user's latest item ids, oldest first; ``erased``: whether all that was known before is to be forgotten."""
+    """A user's latest item ids, oldest first, and the type of each event, empty where no event has one; ``erased``:
+    whether all that was known before is to be forgotten."""
 
     items: tuple[str, ...] = ()
     erased: bool = False
+    types: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, events: Sequence[tuple[str, str]], erased: bool) -> LiveHistory:
+        """The history of ``events``: items with types."""
+        types = tuple(type_ for _, type_ in events)
+        return cls(tuple(item for item, _ in events), erased, types if any(types) else ())
+
+    @property
+    def events(self) -> list[tuple[str, str]]:
+        """Items with the types of their events."""
+        return list(zip(self.items, self.types or ("",) * len(self.items), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

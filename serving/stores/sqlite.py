@@ -32,25 +32,32 @@ from serving.stores.base import (
     subject_of,
 )
 
-FORMAT = 1
+FORMAT = 2
 _APPLICATION = 0x73657472  # "setr": tells our files from any other SQLite database
 _BUSY_SECONDS = 5.0  # how long to wait for another process's commit
 _AT_ONCE = 256  # calls in one commit at most
 _SCHEMA = """
 CREATE TABLE events (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, user_id TEXT NOT NULL, item_id TEXT NOT NULL, time REAL NOT NULL, key TEXT
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, user_id TEXT NOT NULL, item_id TEXT NOT NULL, time REAL NOT NULL, key TEXT,
+    type TEXT NOT NULL DEFAULT ''
 );
-CREATE INDEX history ON events (user_id, time, seq, item_id);
+CREATE INDEX history ON events (user_id, time, seq, item_id, type);
 CREATE UNIQUE INDEX once ON events (user_id, key) WHERE key IS NOT NULL;
 CREATE TABLE changes (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, subject TEXT NOT NULL, id TEXT NOT NULL, kind TEXT NOT NULL, payload TEXT,
     UNIQUE (subject, id)
 );
 """
-_ADD = "INSERT OR IGNORE INTO events (user_id, item_id, time, key) VALUES (?, ?, ?, ?)"
-_LATEST = "SELECT item_id FROM events WHERE user_id = ? ORDER BY time DESC, seq DESC LIMIT ?"
+_UPGRADE = """
+ALTER TABLE events ADD COLUMN type TEXT NOT NULL DEFAULT '';
+DROP INDEX history;
+CREATE INDEX history ON events (user_id, time, seq, item_id, type);
+"""
+"""From format 1, which knew no types of events."""
+_ADD = "INSERT OR IGNORE INTO events (user_id, item_id, time, key, type) VALUES (?, ?, ?, ?, ?)"
+_LATEST = "SELECT item_id, type FROM events WHERE user_id = ? ORDER BY time DESC, seq DESC LIMIT ?"
 _PAGE = (
-    "SELECT item_id, time, seq FROM events WHERE user_id = ? AND (time, seq) < (?, ?) "
+    "SELECT item_id, time, seq, type FROM events WHERE user_id = ? AND (time, seq) < (?, ?) "
     "ORDER BY time DESC, seq DESC LIMIT ?"
 )
 _ERASED = "SELECT EXISTS (SELECT 1 FROM changes WHERE subject = 'user' AND id = ?)"
@@ -87,7 +94,7 @@ class SqliteStore:
 
     def append(self, events: Sequence[Event]) -> Appended:
         """See :class:`serving.stores.base.HistoryStore`."""
-        rows = [(event.user_id, event.item_id, event.time, event.key) for event in events]
+        rows = [(event.user_id, event.item_id, event.time, event.key, event.type) for event in events]
 
         def work(connection: sqlite3.Connection) -> Appended:
             accepted = connection.executemany(_ADD, rows).rowcount
@@ -105,7 +112,7 @@ class SqliteStore:
         time_, seq = before or (float("inf"), 0)
         with self._reader() as reader:
             rows = reader.execute(_PAGE, (user_id, time_, seq, limit)).fetchall()
-        return [StoredEvent(item_id, (at, number)) for item_id, at, number in rows]
+        return [StoredEvent(item_id, (at, number), type_) for item_id, at, number, type_ in rows]
 
     def erase(self, user_id: str) -> int:
         """See :class:`serving.stores.base.HistoryStore`."""
@@ -209,9 +216,9 @@ class SqliteStore:
 
 
 def _history(reader: sqlite3.Connection, user_id: str, limit: int) -> LiveHistory:
-    items = [item_id for (item_id,) in reader.execute(_LATEST, (user_id, limit))]
+    events = reader.execute(_LATEST, (user_id, limit)).fetchall()[::-1]
     (erased,) = reader.execute(_ERASED, (user_id,)).fetchone()
-    return LiveHistory(tuple(reversed(items)), bool(erased))
+    return LiveHistory.of(events, bool(erased))
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -223,8 +230,11 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         if _is_new(connection, path):
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {FORMAT}")
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+        elif connection.execute("PRAGMA user_version").fetchone() == (1,):
+            for statement in filter(str.strip, _UPGRADE.split(";")):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from serving.api.application import create_app
 from serving.engine.requests import Request
-from serving.runtime.exposure_report import read, report
+from serving.runtime.experiments.click_report import read, report
 from serving.runtime.replica import open_live
 from serving.runtime.settings import ExperimentSettings, ServingSettings
 from setrec.errors import DataError

@@ -7,7 +7,7 @@ from serving.api.access.middleware import error_body
 from serving.api.access.tokens import WRITE
 from serving.api.schemas.feedback import FeedbackAnswer, FeedbackBody
 from serving.api.schemas.recommendations import error_responses
-from serving.runtime.exposures import Feedback
+from serving.runtime.experiments.exposures import Feedback
 from serving.runtime.models import Live
 
 _ERRORS = error_responses(

@@ -78,6 +78,7 @@ def _events(body: EventsBody, key: str | None) -> list[Event]:
             event.item_id,
             now if event.time is None else event.time,
             event.key or (None if key is None else f"{key}/{number}"),
+            event.type or "",
         )
         for number, event in enumerate(body.events)
     ]

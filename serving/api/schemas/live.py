@@ -7,6 +7,7 @@ from fastapi import Path
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictStr, create_model, model_validator
 
 from serving.api.schemas.recommendations import ID_PATTERN, MAX_ID, Id
+from serving.runtime.settings import EventType
 
 _CLOCK_SKEW = 300.0  # seconds that a caller's clock may be ahead
 MAX_TITLE, MAX_TEXT, MAX_ATTRIBUTES, MAX_VALUES = 500, 10_000, 32, 64
@@ -47,6 +48,12 @@ class EventBody(BaseModel):
     key: Key | None = Field(
         default=None, description="Names the event: a second one of the same user and key is not taken in again."
     )
+    type: EventType | None = Field(
+        default=None,
+        description="What the user did; the endpoint's `event_weights` say what it counts. By default a `dislike` "
+        "keeps the item out of answers and lowers what is like it, and all other types are read as history.",
+        examples=["purchase"],
+    )
 
 
 class EventsBody(BaseModel):
@@ -79,6 +86,7 @@ class PastItem(BaseModel):
     item_id: str
     time: float | None = Field(description="Seconds since 1970, UTC; `null` for what the bundle holds.")
     source: Literal["live", "bundle"]
+    type: str | None = Field(description="What the user did, where the event told.")
 
 
 class HistoryAnswer(BaseModel):

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow.dataset as ds
 
 from serving.retrieval.recall_audit import wilson
-from serving.runtime.exposures import ANSWERS, FEEDBACK
+from serving.runtime.experiments.exposures import ANSWERS, FEEDBACK
 from setrec.errors import DataError
 
 _RESAMPLES = 1000

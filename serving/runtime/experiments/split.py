@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from serving.engine.engine import Engine
 from serving.engine.requests import Request
-from serving.runtime.exposures import Arm
+from serving.runtime.experiments.exposures import Arm
 from serving.runtime.settings import ExperimentSettings
 
 R = TypeVar("R")
