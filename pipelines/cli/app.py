@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from pipelines.cli import data, demo, evaluation, serving, training
+from pipelines.cli.bundle import bundle_app, experiment
 from pipelines.cli.graph import graph_app
 from pipelines.cli.nightly import pipeline_app
 from pipelines.common import cluster, signals
@@ -30,6 +31,8 @@ for group in (data, training, evaluation, serving, demo):
     app.add_typer(group.commands)
 app.add_typer(graph_app, name="graph")
 app.add_typer(pipeline_app, name="pipeline")
+app.add_typer(bundle_app, name="bundle")
+app.command()(experiment)
 
 
 def _version(wanted: bool) -> None:

@@ -10,27 +10,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.common import signals
+from serving.deployment.quiet import quiet
 from setrec.errors import ConfigError
 
 REACH_SECONDS = 10.0
 """How long a cluster's address is given to answer. Ray itself waits for a minute or more."""
-
-QUIET = {
+_TRAINING = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # of its 5 a busy machine needs more to import
-    "RAY_COLOR_PREFIX": "0",
-    # Ray says these on standard output, where results go; what is lost is started again and needs no word.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": (
-        "ServeController.graceful_shutdown|A worker died or was killed|has been marked dead because"
-        "|Raylet is terminated"
-    ),
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
 }
 
@@ -46,8 +36,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     Raises:
         ConfigError: no cluster can be joined at the address, or Ray does not start on this machine.
     """
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
+    quiet(_TRAINING)
     import ray
 
     address = _chosen[0] or address or os.environ.get("RAY_ADDRESS") or None
