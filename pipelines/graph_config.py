@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from nodetok.files import GraphDataSettings, RandomSplit
 from nodetok.learning import LearningSettings
 from nodetok.model import GraphModelSettings
 from nodetok.tokenizer import TokenizerSettings
@@ -35,6 +36,7 @@ class GraphConfig(Settings):
 
     name: TaskName
     directed: bool = False
+    data: GraphDataSettings = GraphDataSettings(split=RandomSplit())
     tokenizer: TokenizerSettings = TokenizerSettings()
     encoder: EncoderSettings = EncoderSettings()
     model: GraphModelSettings = GraphModelSettings()

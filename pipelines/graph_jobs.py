@@ -32,10 +32,10 @@ def tokenize(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
     """Fit a node tokenizer to the graph in ``folder`` and write it, with a report, to ``out``."""
     with bar("Read graph") as progress:
         if any((folder / f"triples{suffix}").exists() for suffix in files.FORMATS):
-            triples = files.read_triples(folder)
+            triples = files.read_triples(folder, config.data)
             graph, labels = triples.graph, None
         else:
-            data = files.read_graph(folder, directed=config.directed)
+            data = files.read_graph(folder, config.data, directed=config.directed)
             graph, labels = data.graph, data.labels
         progress.update(1, 1, f"{len(graph):,} nodes, {graph.edges:,} edges")
     with bar("Anchors and distances") as progress:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from nodetok.artifact import GraphArtifact
-from nodetok.distances import UNREACHABLE
+from nodetok.distances import reached
 from serving.graph import AnchorDistance, GraphAnswer, Mode, NearNode, NodeDescription, ScoredAnswer
 from setrec.errors import BundleError, ConfigError, SetRecError
 
@@ -89,7 +89,7 @@ class GraphReaderService:
         """Which anchors ``rows`` reach, bool (rows, K)."""
         assert self.artifact.tokenizer is not None
         table = self.artifact.tokenizer.table[rows]
-        return table != UNREACHABLE if table.dtype == np.uint8 else np.isfinite(table)
+        return reached(table)
 
 
 def load(path: Path) -> GraphReaderService:

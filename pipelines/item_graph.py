@@ -20,7 +20,9 @@ from nodetok.graph import Graph
 from nodetok.positions import PositionSettings
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 from pipelines.config import StructuralSettings
+from setrec import columns
 from setrec.catalog import TRAIN, Catalog, Histories
+from setrec.columns import Column
 from setrec.errors import DataError
 from setrec.formats import read_raw
 from setrec.ragged import Ragged
@@ -127,9 +129,10 @@ def knowledge_edges(catalog: Catalog, nodes: Nodes, triples: Path, links: Path) 
     return _edges([(row(head), row(tail)) for head, tail in zip(*_texts(triples, "head_id", "tail_id"), strict=True)])
 
 
-def _texts(path: Path, *columns: str) -> list[list[str]]:
+def _texts(path: Path, *names: str) -> list[list[str]]:
+    """Columns of ids. One that is missing is refused: it would be an entity of its own that joins strangers."""
     raw = read_raw(path)
-    return [[str(value) for value in raw.column(name).to_pylist()] for name in columns]
+    return [columns.ids(Column(raw.file, name, raw.column(name))).tolist() for name in names]
 
 
 def _edges(pairs: list[tuple[int, int]]) -> np.ndarray:
