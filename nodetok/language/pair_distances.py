@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from nodetok.positions import as_lengths
 
 FAR = 24
-"""Distances of this many hops or more share one bucket; unreachable has a bucket of its own."""
+"""The last bucket: ways of 16 * 2 ** 8 hops or more are not told apart; no way at all has a bucket of its own."""
 
 OTHERS = 3
 """Nodes seen are told apart by their order in the prompt: the first, the second, and all that follow."""
 
-_NONE = 120  # a sum of two fits into a byte
+NEAR = 16
+"""Ways of fewer hops have a bucket each."""
+
+UNITS = 6
+"""Parts of the mean length to an anchor that count as hops; a typical way over an anchor is then of 12."""
 
 
 class PairDistances(nn.Module):
@@ -52,11 +56,19 @@ class PairDistances(nn.Module):
 
 
 def buckets(rows: Tensor, table: Tensor) -> Tensor:
-    """Buckets of the pair distances, int64 (B, S, S), between nodes ``rows`` (B, S): hops up to FAR, and FAR + 1 for
-    none; 0 from a node to itself."""
-    lengths = as_lengths(table[rows.clamp(min=0)]).clamp(max=_NONE).round().to(torch.uint8)
-    way = torch.full((*rows.shape, rows.shape[1]), 255, dtype=torch.uint8, device=rows.device)
+    """Shortest ways over an anchor, int64 (B, S, S), between nodes ``rows`` (B, S): one bucket a hop below NEAR, then
+    one for each doubling, the last of them FAR; FAR + 1 for no way; 0 from a node to itself.
+
+    Lengths, whatever their scale, count in parts of their mean over ``table``, of which there are UNITS.
+    """
+    lengths = as_lengths(table[rows.clamp(min=0)])
+    if table.is_floating_point():
+        finite = torch.isfinite(table)
+        lengths = lengths * (UNITS / table[finite].float().mean().clamp(min=1e-30) if finite.any() else 1.0)
+    way = torch.full((*rows.shape, rows.shape[1]), float("inf"), device=rows.device)
     for part in lengths.split(16, dim=-1):
         way = torch.minimum(way, (part[:, :, None] + part[:, None, :]).amin(dim=-1))
-    far = torch.where(way < _NONE, way.clamp(max=FAR), FAR + 1).long()
+    doubled = NEAR + torch.log2(way.clamp(min=NEAR, max=2.0**64) / NEAR).floor()
+    near = torch.where(way < NEAR, way.round(), doubled).clamp(max=FAR)
+    far = torch.where(torch.isfinite(way), near, FAR + 1).long()
     return far.masked_fill(rows[:, :, None] == rows[:, None, :], 0)

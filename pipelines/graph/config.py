@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from nodetok.files import GraphDataSettings, RandomSplit
 from nodetok.language.input_ablation import ABLATIONS, TOKENS
 from nodetok.language.model import GraphModelSettings
 from nodetok.language.training import GraphTrainingSettings
@@ -35,6 +36,7 @@ class GraphConfig(Settings):
 
     name: TaskName
     directed: bool = False
+    data: GraphDataSettings = GraphDataSettings(split=RandomSplit())
     tokenizer: TokenizerSettings = TokenizerSettings()
     encoder: EncoderSettings = EncoderSettings()
     model: GraphModelSettings = GraphModelSettings()

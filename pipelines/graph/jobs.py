@@ -12,7 +12,7 @@ import numpy as np
 from nodetok import files, order
 from nodetok.artifact import GraphArtifact, artifact
 from nodetok.asking.answering import Answer, GraphAnswerer
-from nodetok.distances import UNREACHABLE
+from nodetok.distances import reached
 from nodetok.graph import Graph
 from nodetok.language.input_ablation import TOKENS, ablate, ablations
 from nodetok.language.interface import Task
@@ -35,10 +35,10 @@ def tokenize(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
     """Fit a node tokenizer to the graph in ``folder`` and write it, with a report, to ``out``."""
     with bar("Read graph") as progress:
         if any((folder / f"triples{suffix}").exists() for suffix in files.FORMATS):
-            triples = files.read_triples(folder)
+            triples = files.read_triples(folder, config.data)
             graph, labels = triples.graph, None
         else:
-            data = files.read_graph(folder, directed=config.directed)
+            data = files.read_graph(folder, config.data, directed=config.directed)
             graph, labels = data.graph, data.labels
         progress.update(1, 1, f"{len(graph):,} nodes, {graph.edges:,} edges")
     with bar("Anchors and distances") as progress:
@@ -194,20 +194,19 @@ def _report(
 
 def order_table(graph: Graph, tokenizer: NodeTokenizer, triplets: int = 50_000) -> list[dict[str, Any]]:
     """How well the tokenizer's positions, and what they are made of, keep the order of hops on held-out pivots."""
-    if tokenizer.table.dtype != np.uint8 or len(graph) > 2_000_000 or tokenizer.table.shape[1] > len(graph):
+    hops = np.issubdtype(tokenizer.table.dtype, np.unsignedinteger)
+    if not hops or len(graph) > 2_000_000 or tokenizer.table.shape[1] > len(graph):
         return []
     rng = np.random.default_rng(5)
     pivots = order.sample_pivots(graph.undirected, 200, rng, without=tokenizer.anchors.rows)
     if len(pivots) < 2:
         return []
     drawn = order.sample_triplets(graph.undirected, pivots, triplets, rng)
-    raw = np.minimum(tokenizer.table, 64)
-    raw[tokenizer.table == UNREACHABLE] = 64
-    own = order.inner_product if tokenizer.settings.positions.kind == "decay" else order.euclidean
+    raw = np.where(reached(tokenizer.table), np.minimum(tokenizer.table, 64), 64).astype(np.uint8)
     shown = {
         "raw distances, Euclidean": (order.euclidean, raw),
         "shortest way over an anchor": (order.min_sum, raw),
-        "positions": (own, tokenizer.transform()),
+        "positions": (order.inner_product, tokenizer.transform()),
     }
     return [
         {

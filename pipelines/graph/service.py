@@ -10,7 +10,7 @@ import torch
 
 from nodetok.artifact import GraphArtifact
 from nodetok.asking.answering import GraphAnswerer
-from nodetok.distances import UNREACHABLE
+from nodetok.distances import reached
 from serving.runtime.graph_service import AnchorDistance, GraphAnswer, Mode, NearNode, NodeDescription, ScoredAnswer
 from setrec.errors import BundleError, ConfigError, SetRecError
 
@@ -93,7 +93,7 @@ class GraphReaderService:
         """Which anchors ``rows`` reach, bool (rows, K)."""
         assert self.artifact.tokenizer is not None
         table = self.artifact.tokenizer.table[rows]
-        return table != UNREACHABLE if table.dtype == np.uint8 else np.isfinite(table)
+        return reached(table)
 
 
 def load(path: Path) -> GraphReaderService:

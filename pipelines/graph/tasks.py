@@ -38,11 +38,11 @@ def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
     """
     name = config.name
     if name == "structure":
-        return structure(files.read_graph(folder, directed=config.directed).graph, config.tokenizer)
+        return structure(files.read_graph(folder, config.data, directed=config.directed).graph, config.tokenizer)
     if name == "classification":
         return _classification(folder, config, cache)
     if name == "completion":
-        data = files.read_triples(folder)
+        data = files.read_triples(folder, config.data)
         features = None if data.texts is None else _vectors(data.texts, config, cache)
         return completion(
             data.graph, data.train, data.valid, data.test, data.relations, features, config.tokenizer
@@ -63,7 +63,7 @@ def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
 
 
 def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
-    data = files.read_graph(folder, directed=config.directed)
+    data = files.read_graph(folder, config.data, directed=config.directed)
     if data.labels is None or data.split is None:
         raise DataError("node classification needs the columns 'label' and 'split'", file=folder / "nodes")
     features = data.features
