@@ -63,7 +63,7 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     run.write_json("popularity_groups.json", [r for r in rows if r["group"].startswith("popularity:")])
     run.write_json("comparisons.json", _comparisons(results, s))
     with atomic_file(run.root / "per_user.parquet") as path:
-        _per_user(results, histories).to_parquet(path, index=False)
+        per_user_table(results, histories).to_parquet(path, index=False)
     trained, texts = histories.trained(items), item_features.text_features(run, catalog)
     ours = hybrid_scorer(model, weights.weights, known_at_test(histories), trained, texts)
     run.write_json("examples.json", _examples(ours, catalog, histories, cases, s.examples))
@@ -146,7 +146,8 @@ def _comparisons(results: dict[str, ranking.PerUser], s: EvaluationSettings) -> 
     return found
 
 
-def _per_user(results: dict[str, ranking.PerUser], histories: Histories) -> pd.DataFrame:
+def per_user_table(results: dict[str, ranking.PerUser], histories: Histories) -> pd.DataFrame:
+    """The metrics of every user by system, history and group, as ``per_user.parquet`` holds them."""
     frames = []
     for name, found in results.items():
         users = [histories.user_ids[u] for u in found.users]
