@@ -60,7 +60,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except BaseException as error:
-        if signals.received() is not None:
+        if signals.received(error) is not None:
             signals.end()
         code = _told(error)
     finally:

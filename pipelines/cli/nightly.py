@@ -1,13 +1,15 @@
-"""``setrec pipeline``: run, status."""
+"""``setrec pipeline``: run, status, approve, rollback, history."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from pipelines.cli.options import print_json
+from pipelines.common import signals
 
 pipeline_app = typer.Typer(
     help="The nightly loop: from new data to a released model.",
@@ -30,6 +32,9 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Run every step in any case.")] = False,
     cold: Annotated[bool, typer.Option("--cold", help="Train from nothing, not from the last release.")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")] = None,
+    held_back_code: Annotated[
+        int, typer.Option(help="Exit code for a model held back; 0 where the caller would try again.", min=0, max=255)
+    ] = HELD_BACK,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. gate.margin=0.1. Repeatable.")] = None,
 ) -> None:
     """Ingest, tokenise, train, evaluate, gate, export, audit, release: each only where something changed."""
@@ -38,16 +43,17 @@ def run(
 
     overrides = [*(set_ or []), *([f"cluster.address={address}"] if address else [])]
     try:
-        print(json.dumps(loop.run(config, root, overrides, first=first, force=force, cold=cold), indent=2))
+        with signals.kept(lambda: "steps that ended are kept, training goes on from its last checkpoint: run it again"):
+            print_json(loop.run(config, root, overrides, first=first, force=force, cold=cold))
     except HeldBackError as error:
         print(f"setrec: {error}", file=sys.stderr)
-        sys.exit(HELD_BACK)
+        sys.exit(held_back_code)
 
 
 @pipeline_app.command()
 def status(root: RootOption = Path("runs/nightly")) -> None:
-    """When each step last ended, how long it took, and which release is current."""
-    from pipelines.nightly import release_store
+    """When each step last ended, how long it took, which release is current, and what is held back and why."""
+    from pipelines.nightly import events, release_store
     from pipelines.nightly.loop import NAMES
     from pipelines.nightly.steps import Steps
 
@@ -55,4 +61,43 @@ def status(root: RootOption = Path("runs/nightly")) -> None:
     found = {name: known.done(name) for name in NAMES}
     last = release_store.current(root)
     steps = {name: done and {"finished": done.finished, "seconds": done.seconds} for name, done in found.items()}
-    print(json.dumps({"steps": steps, "release": None if last is None else last[0]}, indent=2))
+    print_json({"steps": steps, "release": None if last is None else last[0], "held_back": events.held_back(root)})
+
+
+@pipeline_app.command()
+def approve(root: RootOption = Path("runs/nightly")) -> None:
+    """Let the model or the data that is held back pass; `setrec pipeline run` then goes on."""
+    from pipelines.nightly import events
+
+    print_json(events.approve(root))
+
+
+@pipeline_app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="A release, as `setrec pipeline history` lists it.")],
+    root: RootOption = Path("runs/nightly"),
+) -> None:
+    """Make an earlier release current again; the later ones are withdrawn, and no night releases them again."""
+    from pipelines.common.locks import exclusive
+    from pipelines.nightly import events, release_store
+    from pipelines.nightly.loop import LOCK
+
+    with exclusive(root / LOCK):
+        found = release_store.rollback(root, name)
+        events.note(root, "rolled back", release=name, withdrawn=found["withdrawn"])
+    print_json(found)
+
+
+@pipeline_app.command()
+def history(root: RootOption = Path("runs/nightly")) -> None:
+    """Releases that are kept, the current one among them, and all that happened, oldest first."""
+    from pipelines.nightly import events, release_store
+
+    last = release_store.current(root)
+    print_json(
+        {
+            "releases": release_store.released(root),
+            "current": None if last is None else last[0],
+            "events": events.history(root),
+        }
+    )

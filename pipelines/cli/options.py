@@ -47,16 +47,8 @@ _WOULD = {
 
 
 def overrides_of(set_: list[str] | None, address: str | None) -> list[str]:
-    """The overrides, but for the cluster to join: that is a matter of this command alone, and no run keeps it."""
-    overrides, chosen = [], address
-    for override in set_ or []:
-        key, _, value = override.partition("=")
-        if key.strip() == "cluster.address":
-            chosen = address or value.strip().strip("'\"")
-        else:
-            overrides.append(override)
-    cluster.join(None if chosen in ("", "null", "~") else chosen)
-    return overrides
+    """The overrides, but for the cluster to join: that is a matter of this command alone."""
+    return cluster.take_address(set_ or [], address)
 
 
 def config_of(run: Path, command: str, overrides: list[str] | None = None, given: Path | None = None) -> JobConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -83,6 +83,18 @@ def recommend(
         bool, typer.Option("--keep-history", help="Items of the history may be recommended.")
     ] = False,
     actors: Annotated[int | None, typer.Option(help="Processes for --batch; default: one a core.", min=1)] = None,
+    unknown_items: Annotated[
+        Literal["refuse", "skip"], typer.Option(help="Items of a history that the bundle does not hold.")
+    ] = "refuse",
+    unknown_users: Annotated[
+        Literal["popular", "reject"], typer.Option(help="With --batch: users of whom nothing is known.")
+    ] = "popular",
+    filter_: Annotated[
+        str | None, typer.Option("--filter", help='JSON as for the endpoint: {"attribute": .., "equals": ..}')
+    ] = None,
+    rejected_share: Annotated[
+        float, typer.Option(help="With --batch: share of the rows that may have no answer.", min=0, max=1)
+    ] = 0.01,
     address: AddressOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -91,17 +103,21 @@ def recommend(
         raise ConfigError("give one of --history, --user and --batch")
     if (batch is None) != (out is None):
         raise ConfigError("--batch and --out go together")
+    from pipelines.jobs.batch_actor import Wish
+
     if batch is not None and out is not None:
         from pipelines.jobs.batch_recommend import BatchRequest, recommend_batch
 
-        print_json(recommend_batch(BatchRequest(bundle, batch, out, k, not keep_history, actors, address)))
+        wish = Wish(k, not keep_history, unknown_items, unknown_users == "popular", filter_)
+        print_json(recommend_batch(BatchRequest(bundle, batch, out, wish, actors, address, rejected_share)))
         return
     from pipelines.jobs.serve import recommend_once
     from pipelines.reports.terminal import answer_table
     from serving.engine.engine import Request
 
     ids = None if history is None else tuple(part.strip() for part in history.split(",") if part.strip())
-    answer = recommend_once(bundle, Request(ids, user, k, not keep_history))
+    chosen = Wish(filter=filter_).parsed_filter()
+    answer = recommend_once(bundle, Request(ids, user, k, not keep_history, filter=chosen, unknown_items=unknown_items))
     if as_json:
         print_json(answer)
     else:

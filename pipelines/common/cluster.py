@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,6 +68,19 @@ _chosen: list[str | None] = [None]
 def join(address: str | None) -> None:
     """Have this process join the cluster at ``address``, whatever configurations say; ``None`` leaves it to them."""
     _chosen[0] = address
+
+
+def take_address(overrides: Sequence[str], address: str | None = None) -> list[str]:
+    """Join the cluster at ``address`` or the one that overrides name; returns the other overrides. No run keeps it."""
+    others = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.strip() == "cluster.address":
+            address = address or value.strip().strip("'\"")
+        else:
+            others.append(override)
+    join(None if address in ("", "null", "~") else address)
+    return others
 
 
 def _require_answer(address: str) -> None:

@@ -6,6 +6,7 @@ import re
 
 from setrec.errors import ConfigError, SetRecError
 
+_RAISED = re.compile(r"[A-Za-z_.]*(?:Error|Exception|Interrupt|Exit)\b: ")
 _OURS = re.compile(r"^setrec\.errors\.\w+: (.+)$", re.MULTILINE)
 
 
@@ -23,5 +24,7 @@ def told(error: BaseException, what: str) -> SetRecError:
     # Of what was raised in Ray Data's workers only the text comes back.
     if named := _OURS.findall(str(error)):
         return ConfigError(named[-1])
-    lines = [line for line in str(last).strip().splitlines() if line.strip()]
-    return ConfigError(f"{what} failed: {lines[-1].strip() if lines else type(last).__name__}")
+    lines = [line.strip() for line in str(last).splitlines() if line.strip()]
+    # Ray adds hints behind the line that names the error.
+    named = [line for line in lines if _RAISED.match(line)]
+    return ConfigError(f"{what} failed: {(named or lines or [type(last).__name__])[-1]}")

@@ -57,11 +57,19 @@ def unchanged() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:
+                signal.signal(number, handler)
 
 
-def received() -> int | None:
-    """The signal that asked this process to end; ``None`` where none did."""
+def received(error: BaseException | None = None) -> int | None:
+    """The signal that asked this process to end, ``None`` where none did; ``error`` is what ended it.
+
+    While Ray starts, its own handlers are in place: they exit with the number of the signal.
+    """
+    if not _received and isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+        _received.append(signal.SIGTERM)
+    if not _received and isinstance(error, KeyboardInterrupt):
+        _received.append(signal.SIGINT)
     return _received[0] if _received else None
 
 

@@ -129,13 +129,18 @@ class GateSettings(Settings):
     how much of the last release's value may be lost, 0.05 for a twentieth. ``by``: ``mean`` compares the difference
     itself with it, ``interval`` the lower end of its 95% interval, which holds back what cannot be shown to be as good:
     with a thousand users that interval is some 0.01 wide to each side, so most nights. ``minimum``: below this value
-    nothing is released, not even a first model. Costs nothing: the evaluation has all the numbers.
+    nothing is released, not even a first model. The last release is ranked again on today's test items, which takes as
+    long as one system of the evaluation.
+
+    ``volume``: before training, users, items and interactions must each be at least this share of the last release's;
+    0 asks for nothing.
     """
 
     metric: str = "ndcg@10"
     margin: float = Field(0.05, ge=0)
     by: Literal["mean", "interval"] = "mean"
-    minimum: float = Field(0.0, ge=0)
+    minimum: float = Field(0.0, ge=0, le=1)
+    volume: float = Field(0.5, ge=0, le=1)
 
 
 class ReleaseSettings(Settings):

@@ -66,7 +66,7 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     texts = item_features.text_features(run, catalog)
     run.write_json("beyond_accuracy.json", _beyond_accuracy(results, histories.train_counts(items), texts, s))
     with atomic_file(run.root / "per_user.parquet") as path:
-        _per_user(results, histories).to_parquet(path, index=False)
+        per_user_table(results, histories).to_parquet(path, index=False)
     ours = hybrid_scorer(model, weights.weights, known_at_test(histories), histories.trained(items), texts)
     run.write_json("examples.json", _examples(ours, catalog, histories, cases, s.examples))
     return [r for r in rows if not r["group"].startswith("popularity:")]
@@ -160,7 +160,8 @@ def _beyond_accuracy(
     ]
 
 
-def _per_user(results: dict[str, ranking.PerUser], histories: Histories) -> pd.DataFrame:
+def per_user_table(results: dict[str, ranking.PerUser], histories: Histories) -> pd.DataFrame:
+    """The metrics of every user by system, history and group, as ``per_user.parquet`` holds them."""
     frames = []
     for name, found in results.items():
         users = [histories.user_ids[u] for u in found.users]

@@ -178,17 +178,25 @@ def text_vectors(run: Run) -> np.ndarray | None:
 
 def text_features(run: Run, catalog: Catalog) -> TextFeatures | None:
     """What text similarity reads; ``None`` where no item has a text, or no word is shared by two."""
-    lexical, sentences = load_lexical(run), run.features / "text.safetensors"
-    if lexical is None:
-        return None
-    vectors = unit_rows(_vectors(sentences)["text"]) if sentences.exists() else None
-    return TextFeatures(lexical.rows(catalog.texts), vectors)
+    lexical = load_lexical(run)
+    return None if lexical is None else similarity_features(lexical, sentence_vectors(run), catalog)
+
+
+def similarity_features(lexical: LexicalEncoder, sentences: np.ndarray | None, catalog: Catalog) -> TextFeatures:
+    """What text similarity reads of a catalogue; ``sentences`` (I, w) where there are any."""
+    return TextFeatures(lexical.rows(catalog.texts), None if sentences is None else unit_rows(sentences))
+
+
+def sentence_vectors(run: Run) -> np.ndarray | None:
+    """The sentence vectors of the items, float32 (I, w); ``None`` where there are none."""
+    path = run.features / "text.safetensors"
+    return _vectors(path)["text"] if path.exists() else None
 
 
 def sentence_center(run: Run) -> np.ndarray | None:
     """The mean of the sentence vectors, float32 (w,); ``None`` where there are none."""
-    path = run.features / "text.safetensors"
-    return text_center(_vectors(path)["text"]) if path.exists() else None
+    vectors = sentence_vectors(run)
+    return None if vectors is None else text_center(vectors)
 
 
 def load_lexical(run: Run) -> LexicalEncoder | None:

@@ -7,8 +7,9 @@ from a cold item crosses an attribute to the items that users know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -110,29 +111,33 @@ def _meetings(training: Ragged, items: int, window: int) -> sparse.csr_matrix:
 
 
 def knowledge_edges(catalog: Catalog, nodes: Nodes, triples: Path, links: Path) -> np.ndarray:
-    """Entity to entity, int64 (E, 2), relations ignored; a linked entity is its item.
+    """Entity to entity, int64 (E, 2), relations ignored; a linked entity is its item, or each of its items.
 
+    An item may have several entities and an entity several items; the triples of an entity are then those of each.
     Links of items that the catalogue does not hold are left out.
 
     Raises:
-        DataError: a file cannot be read, lacks a column, or no item of the catalogue is linked.
+        DataError: a file cannot be read, lacks a column or an id, or no item of the catalogue is linked.
     """
-    item_of = dict(zip(*_texts(links, "entity_id", "item_id"), strict=True))
     known = set(catalog.item_ids)
-    row_of = {entity: nodes.rows["item", item] for entity, item in item_of.items() if item in known}
-    if not row_of:
+    rows_of: dict[str, list[int]] = {}
+    for entity, item in _pairs(links, "entity_id", "item_id"):
+        if item in known:
+            rows_of.setdefault(entity, []).append(nodes.rows["item", item])
+    if not rows_of:
         raise DataError("links no item of the catalogue", file=links)
 
-    def row(entity: str) -> int:
-        return row_of[entity] if entity in row_of else nodes.row(("entity", entity))
+    def rows(entity: str) -> list[int]:
+        return rows_of[entity] if entity in rows_of else [nodes.row(("entity", entity))]
 
-    return _edges([(row(head), row(tail)) for head, tail in zip(*_texts(triples, "head_id", "tail_id"), strict=True)])
+    pairs = _pairs(triples, "head_id", "tail_id")
+    return _edges([ends for head, tail in pairs for ends in product(rows(head), rows(tail))])
 
 
-def _texts(path: Path, *names: str) -> list[list[str]]:
-    """Columns of ids. One that is missing is refused: it would be an entity of its own that joins strangers."""
+def _pairs(path: Path, *names: str) -> Iterator[tuple[str, ...]]:
+    """The rows of two columns of ids, in order; a missing or blank id is refused."""
     raw = read_raw(path)
-    return [columns.ids(Column(raw.file, name, raw.column(name))).tolist() for name in names]
+    return zip(*(columns.ids(Column(raw.file, name, raw.column(name))).tolist() for name in names), strict=True)
 
 
 def _edges(pairs: list[tuple[int, int]]) -> np.ndarray:

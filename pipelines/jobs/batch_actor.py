@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from pipelines.common import storage
 from pipelines.data import parquet
 from serving.bundle.reader import Bundle
 from serving.engine.engine import Answer, Engine, Request
-from setrec.errors import SetRecError, UnknownItemError
+from serving.retrieval.filters import Filter
+from setrec.errors import ConfigError, SetRecError, UnknownItemError
 
 BATCH = 256
 """Users that an engine answers at a time."""
@@ -25,16 +27,44 @@ ANSWERS = pa.schema(
         ("item_ids", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float32())),
         ("model_version", pa.string()),
+        ("fallback", pa.string()),
     ]
 )
 REJECTED = pa.schema(
     [("user_id", pa.string()), ("history", pa.list_(pa.string())), ("reason", pa.string()), ("detail", pa.string())]
 )
+ANSWERS_FOLDER, REJECTED_FOLDER = "answers", "_rejected"
+"""Readers of Parquet data sets pass over names that begin with an underscore."""
 _REASONS = {
     "new_user": ("unknown_user", "the bundle knows no such user"),
     "empty_history": ("no_history", "the bundle holds no history of the user"),
     "unknown_items": ("no_history", "the bundle holds no item of the user's history"),
 }
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What every row asks for. ``unknown_items`` of a given history are refused or skipped; ``popular``: whether a user
+    of whom nothing is known gets what is popular, or is rejected; ``filter``: as the endpoint takes it, in JSON."""
+
+    k: int = 10
+    exclude_history: bool = True
+    unknown_items: Literal["refuse", "skip"] = "refuse"
+    popular: bool = True
+    filter: str | None = None
+
+    def parsed_filter(self) -> Filter | None:
+        """The filter.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        if self.filter is None:
+            return None
+        try:
+            return TypeAdapter[Filter](Filter).validate_json(self.filter)
+        except ValidationError as error:
+            raise ConfigError(f"--filter: {error.errors()[0]['msg']}") from error
 
 
 @dataclass(frozen=True)
@@ -51,25 +81,26 @@ class Piece:
 class BatchRecommender:
     """An engine, and what it makes of pieces of the table at ``users``; files go below ``folder``."""
 
-    def __init__(self, bundle: str, users: str, folder: str, k: int, exclude_history: bool) -> None:
+    def __init__(self, bundle: str, users: str, folder: str, wish: Wish) -> None:
         torch.set_num_threads(1)
-        self.engine = Engine(Bundle.open(bundle), max_k=k)
-        self.users, self.folder, self.exclude_history = users, folder, exclude_history
+        self.engine = Engine(Bundle.open(bundle), max_k=wish.k)
+        self.users, self.folder, self.wish, self.filter = users, folder, wish, wish.parsed_filter()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Work through pieces, a column for each of their fields; says how many rows each has, and, as JSON, how many
-        were rejected by reason.
+        were rejected by reason, and the first one's detail.
 
         A piece done again leaves the same files under the same names.
         """
-        told: dict[str, list[Any]] = {"rows": [], "rejected": []}
+        told: dict[str, list[Any]] = {"rows": [], "rejected": [], "example": []}
         for number, path, group, start, rows in zip(*(batch[field.name] for field in fields(Piece)), strict=True):
             piece = Piece(int(number), str(path), int(group), int(start), int(rows))
             answers, rejected = self.answer(self._read(piece))
-            self._write(answers, "answers", piece.number)
-            self._write(rejected, "rejected", piece.number)
+            self._write(answers, ANSWERS_FOLDER, piece.number)
+            self._write(rejected, REJECTED_FOLDER, piece.number)
             told["rows"].append(piece.rows)
             told["rejected"].append(json.dumps(Counter(rejected["reason"].to_pylist())))
+            told["example"].append(rejected["detail"][0].as_py() if len(rejected) else "")
         return told
 
     def answer(self, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -84,22 +115,33 @@ class BatchRecommender:
             for (user, history), found in zip(batch, self._found(batch), strict=True):
                 if isinstance(found, Answer):
                     items = [i.item_id for i in found.items], [i.score for i in found.items]
-                    _append(answers, user, *items, found.model_version)
+                    _append(answers, user, *items, found.model_version, found.fallback and found.fallback.reason)
                 else:
                     _append(rejected, user, history, *found)
         return pa.table(answers, schema=ANSWERS), pa.table(rejected, schema=REJECTED)
 
     def _found(self, batch: list[tuple[str | None, list[str | None] | None]]) -> list[Answer | tuple[str, str]]:
         """The answer to each row, or reason and detail why there is none."""
-        found: list[Any] = [_unusable(*row) for row in batch]
+        found: list[Any] = [_unusable(*row, popular=self.wish.popular) for row in batch]
         asked = [i for i, unusable in enumerate(found) if unusable is None]
         for i, answer in zip(asked, self.engine.recommend([self._request(*batch[i]) for i in asked]), strict=True):
-            found[i] = _judged(answer)
+            found[i] = self._judged(answer)
         return found
 
     def _request(self, user: Any, history: Any) -> Request:
-        known: dict[str, Any] = {"user_id": user} if history is None else {"history": tuple(history)}
-        return Request(**known, k=self.engine.max_k, exclude_history=self.exclude_history)
+        known: dict[str, Any] = {"user_id": user} if not history else {"history": tuple(history)}
+        return Request(
+            **known, k=self.engine.max_k, exclude_history=self.wish.exclude_history, filter=self.filter,
+            unknown_items=self.wish.unknown_items,
+        )  # fmt: skip
+
+    def _judged(self, answer: Answer | SetRecError) -> Answer | tuple[str, str]:
+        """The answer, or reason and detail where there is none."""
+        if isinstance(answer, UnknownItemError):
+            return "unknown_item", str(answer)
+        if isinstance(answer, SetRecError):
+            return "refused", str(answer)
+        return answer if answer.fallback is None or self.wish.popular else _REASONS[answer.fallback.reason]
 
     def _read(self, piece: Piece) -> pa.Table:
         system, _ = storage.filesystem(self.users)
@@ -118,21 +160,12 @@ def _append(columns: dict[str, list[Any]], *values: Any) -> None:
         column.append(value)
 
 
-def _unusable(user: str | None, history: list[str | None] | None) -> tuple[str, str] | None:
+def _unusable(user: str | None, history: list[str | None] | None, *, popular: bool) -> tuple[str, str] | None:
     """Reason and detail for a row that no request can be made of."""
     if user is None:
         return "no_user_id", "the row has no user_id"
     if history is not None and None in history:
         return "no_item_id", "the history holds a null"
-    if history is not None and not history:
+    if history is not None and not history and not popular:
         return "no_history", "the history is empty"
     return None
-
-
-def _judged(answer: Answer | SetRecError) -> Answer | tuple[str, str]:
-    """The answer, or reason and detail where it is none of the model's."""
-    if isinstance(answer, UnknownItemError):
-        return "unknown_item", str(answer)
-    if isinstance(answer, SetRecError):
-        return "refused", str(answer)
-    return answer if answer.fallback is None else _REASONS[answer.fallback.reason]

@@ -1,20 +1,21 @@
 """The best items for every user of a table, however large: a streaming Ray Data job over the engine of serving.
 
 The input is a Parquet file, or all of a folder, local or by URI, with a row per request: ``user_id`` and, where there
-is one, ``history``, a list of item ids, oldest first. Without a history it is the bundle's own that counts. The output
-is a folder:
+is one, ``history``, a list of item ids, oldest first. Without a history, or with an empty one, it is the bundle's own
+that counts. The output is a folder:
 
 - ``answers/part-*.parquet``: ``user_id``, ``item_ids`` and ``scores`` (lists, best first), ``model_version``; one row a
-  user, as a key-value store wants them, in the order of the input
-- ``rejected/part-*.parquet``: rows without an answer: ``user_id``, ``history``, ``reason`` and a ``detail``
-- ``batch.json``: what was asked, how many were answered, how many rejected by reason, and ``complete``
+  user, as a key-value store wants them, in the order of the input; ``fallback`` says why what is popular was answered
+- ``_rejected/part-*.parquet``: rows without an answer: ``user_id``, ``history``, ``reason`` and a ``detail``
+- ``_batch.json``: what was asked, how many were answered, how many rejected by reason, and ``complete``
 
-A local folder is there as a whole or not at all. An object store knows no renaming of folders: there ``batch.json`` is
-what says ``complete``, and is written last.
+To readers of Parquet the folder is a data set of the answers: they pass over names with an underscore.
 
-Answers are the engine's, the endpoint's that is, but for the popular items it gives to users nobody knows: these are
-rejected. Scores may differ from those of single requests in their sixth digit, because a model's float32 sums depend
-on the batch.
+A local folder is there as a whole or not at all. An object store knows no renaming of folders: there ``_batch.json``
+is what says ``complete``, and is written last.
+
+Answers are the engine's, the endpoint's that is. Scores may differ from those of single requests in their sixth digit,
+because a model's float32 sums depend on the batch.
 
 Actors share nothing, so the rate grows with the cores. Memory: an opened bundle for each actor, and 20,000 users at a
 time.
@@ -28,7 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,29 +41,32 @@ from pipelines.common.cluster import quiet_data, ray_session
 from pipelines.common.failures import told
 from pipelines.common.progress import Bar, bar
 from pipelines.data import parquet
-from pipelines.jobs.batch_actor import BatchRecommender, Piece
+from pipelines.jobs.batch_actor import ANSWERS_FOLDER, BATCH, REJECTED_FOLDER, BatchRecommender, Piece, Wish
 from serving.bundle.manifest import verify
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, DataError
 
-RECORD = "batch.json"
-FORMAT = 1
+RECORD = "_batch.json"
+FORMAT = 2
 ROWS_PER_FILE = 20_000
 """Most users that go to an actor, and into a file, together; they are done again together where an actor dies."""
+_PIECES = 4
+"""Least pieces an actor gets where there are users enough, so that all end at about the same time."""
 
 
 @dataclass(frozen=True)
 class BatchRequest:
     """``users``: the table's file, folder or URI; ``out``: the folder or URI to leave. ``actors``: one a core, or a
-    cluster's cores but one, where ``None``; each has one thread."""
+    cluster's cores but one, where ``None``; each has one thread. ``rejected_share``: of the rows, how many may be
+    without an answer."""
 
     bundle: Path
     users: str
     out: str
-    k: int = 10
-    exclude_history: bool = True
+    wish: Wish = field(default_factory=Wish)
     actors: int | None = None
     address: str | None = None
+    rejected_share: float = 0.01
 
 
 def recommend_batch(asked: BatchRequest) -> dict[str, Any]:
@@ -72,22 +76,30 @@ def recommend_batch(asked: BatchRequest) -> dict[str, Any]:
 
     Raises:
         BundleError: the bundle cannot be opened.
-        DataError: the input is missing or no such table, or something else lies at ``out``.
-        ConfigError: the cluster is too small for the actors, or the job failed.
+        DataError: the input is missing or no such table, something else lies at ``out``, or too many rows have no
+            answer; what was at ``out`` then stays.
+        ConfigError: the filter is none, the cluster is too small for the actors, or the job failed.
     """
+    asked.wish.parsed_filter()
     _refuse_foreign(asked.out)
     version = verify(asked.bundle).model_version
-    pieces = _pieces(asked.users)
+    pieces = _pieces(asked.users, asked.actors or os.cpu_count() or 1)
     rows = sum(piece.rows for piece in pieces)
     began = time.perf_counter()
     with bar("Recommend") as progress, _placed(asked.out) as folder:
         with ray_session(asked.address, None if asked.address else (asked.actors or os.cpu_count() or 1) + 1):
-            rejected = _stream(asked, pieces, folder, progress)
+            rejected, example = _stream(asked, pieces, folder, progress)
         seconds = time.perf_counter() - began
         answered = rows - rejected.total()
+        if rejected.total() > asked.rejected_share * rows:
+            raise DataError(
+                f"{rejected.total()} of {rows} rows have no answer ({_by_reason(rejected)}; one of them: {example}), a "
+                f"larger share than {asked.rejected_share:g}, which --rejected-share sets",
+                file=storage.shown(asked.users),
+            )
         record = {
             "format": FORMAT, "complete": True, "model_version": version, "bundle": str(asked.bundle),
-            "users": storage.shown(asked.users), "k": asked.k, "exclude_history": asked.exclude_history,
+            "users": storage.shown(asked.users), **asdict(asked.wish),
             "rows": rows, "answered": answered, "rejected": dict(sorted(rejected.items())),
             "seconds": round(seconds, 2),
         }  # fmt: skip
@@ -96,8 +108,12 @@ def recommend_batch(asked: BatchRequest) -> dict[str, Any]:
     return record
 
 
-def _pieces(users: str) -> list[Piece]:
-    """What there is to do, from every file's footer.
+def _by_reason(rejected: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in rejected.most_common())
+
+
+def _pieces(users: str, actors: int = 1) -> list[Piece]:
+    """What there is to do, from every file's footer, in pieces small enough for all ``actors`` to have some.
 
     Raises:
         DataError: no Parquet file is there, or one has no such columns; the message names it.
@@ -106,21 +122,20 @@ def _pieces(users: str) -> list[Piece]:
     paths = [info.path for info in storage.files(users) if info.path.endswith((".parquet", ".pq"))]
     if not paths:
         raise DataError("no Parquet file is there", file=storage.shown(users))
-    found: list[Piece] = []
+    groups: list[tuple[str, int, int]] = []
     for path in paths:
         try:
             with system.open_input_file(path) as stream, pq.ParquetFile(stream) as file:
                 _check_columns(file.schema_arrow, path)
-                groups = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
+                metadata = file.metadata
+                groups += [(path, g, metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)]
         except (pa.ArrowException, OSError) as error:
             raise DataError("not a readable Parquet file (truncated or damaged)", file=path) from error
-        for group, rows in enumerate(groups):
-            starts = range(0, rows, ROWS_PER_FILE)
-            found += [
-                Piece(len(found) + i, path, group, start, min(ROWS_PER_FILE, rows - start))
-                for i, start in enumerate(starts)
-            ]
-    return found
+    total = sum(rows for _, _, rows in groups)
+    size = min(ROWS_PER_FILE, max(BATCH, -(-total // (_PIECES * actors))))
+    every = [(path, group, start, min(size, rows - start)) for path, group, rows in groups
+             for start in range(0, rows, size)]  # fmt: skip
+    return [Piece(number, *piece) for number, piece in enumerate(every)]
 
 
 def _check_columns(schema: pa.Schema, path: str) -> None:
@@ -136,16 +151,16 @@ def _check_columns(schema: pa.Schema, path: str) -> None:
         raise DataError(f"expected a list of item ids, not {kind}", file=path, column="history")
 
 
-def _stream(asked: BatchRequest, pieces: list[Piece], folder: str, progress: Bar) -> Counter[str]:
-    """Have the actors write all files; returns how many rows were rejected, by reason."""
+def _stream(asked: BatchRequest, pieces: list[Piece], folder: str, progress: Bar) -> tuple[Counter[str], str]:
+    """Have the actors write all files; returns how many rows were rejected, by reason, and the detail of one."""
     import ray
 
-    actors, rejected = min(_actors(asked), len(pieces)), Counter[str]()
+    actors, rejected, example = min(_actors(asked), len(pieces)), Counter[str](), ""
     done, total = 0, sum(piece.rows for piece in pieces)
     if not pieces:
-        return rejected
+        return rejected, example
     quiet_data()
-    given = (str(asked.bundle.resolve()), asked.users, folder, asked.k, asked.exclude_history)
+    given = (str(asked.bundle.resolve()), asked.users, folder, asked.wish)
     table = ray.data.from_items([asdict(piece) for piece in pieces], override_num_blocks=len(pieces))
     try:
         work = table.map_batches(
@@ -154,10 +169,11 @@ def _stream(asked: BatchRequest, pieces: list[Piece], folder: str, progress: Bar
         for piece in work.iter_rows():
             done += piece["rows"]
             rejected.update(json.loads(piece["rejected"]))
+            example = example or piece["example"]
             progress.update(done, total, f"{actors} actors")
     except Exception as error:
         raise told(error, "the batch job") from error
-    return rejected
+    return rejected, example
 
 
 def _actors(asked: BatchRequest) -> int:
@@ -181,7 +197,8 @@ def _refuse_foreign(out: str) -> None:
     system, path = storage.filesystem(out)
     from pyarrow import fs
 
-    if system.get_file_info(fs.FileSelector(path)) and not storage.exists(storage.join(out, RECORD)):
+    ours = any(storage.exists(storage.join(out, name)) for name in (RECORD, "batch.json"))  # the latter: format 1
+    if system.get_file_info(fs.FileSelector(path)) and not ours:
         raise DataError("exists and is no folder of recommendations; it will not be replaced", file=where)
 
 
@@ -193,7 +210,7 @@ def _placed(out: str) -> Iterator[str]:
             yield str(folder)
         return
     _write_record(out, {"format": FORMAT, "complete": False})
-    for name in ("answers", "rejected"):
+    for name in (ANSWERS_FOLDER, REJECTED_FOLDER):
         system, path = storage.filesystem(storage.join(out, name))
         system.delete_dir_contents(path, missing_dir_ok=True)
     yield out

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipelines.common import signals
 from pipelines.common.progress import console
 from pipelines.jobs.serve_file import settings_of
 from serving.bundle.reader import Bundle
@@ -27,18 +27,17 @@ def load_graph(path: Path) -> GraphService:
 
 
 def serve_until_interrupted(bundle: Path, settings: ServingSettings) -> None:
-    """Serve the bundle; returns after SIGINT or SIGTERM, the service ended."""
-    done = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: done.set())
-    ray_app.start(bundle, settings, graph_loader=load_graph)
-    try:
-        console.print(
-            f"Serving {bundle} at http://{settings.host}:{settings.port} (documentation at /docs). Ctrl-C ends."
-        )
-        done.wait()
-    finally:
-        ray_app.stop()
+    """Serve the bundle until a signal ends the process; requests in flight are answered."""
+    with signals.kept(lambda: "the endpoint has ended; what was stored is kept, the same command serves again"):
+        with signals.unchanged():
+            ray_app.start(bundle, settings, graph_loader=load_graph)
+        try:
+            console.print(
+                f"Serving {bundle} at http://{settings.host}:{settings.port} (documentation at /docs). Ctrl-C ends."
+            )
+            threading.Event().wait()
+        finally:
+            ray_app.stop()
 
 
 def application(args: dict[str, Any]) -> Any:

@@ -17,10 +17,10 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.common import fingerprints
+from pipelines.common import cluster, fingerprints
 from pipelines.common.locks import exclusive
 from pipelines.common.run_directory import Run
-from pipelines.nightly import release_store
+from pipelines.nightly import events, release_store
 from pipelines.nightly.steps import HeldBackError, NightlyStep, Plain, Steps
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NAMES = ("ingest", "tokenise", "train", "evaluate", "gate", "export", "audit", "release")
 """The steps, in order."""
+LOCK = "lock.json"
 SHAPE = ("model", "encoder", "structural", "sasrec")
 """Sections that say whether the last release's weights fit."""
 
@@ -52,11 +53,19 @@ def run(
         HeldBackError: gate, audit or endpoint want no release; ``run/gate.json`` says why, the last one stays in use.
         ConfigError, DataError: as the steps raise them, or another run of ``root`` is under way.
     """
-    with exclusive(root / "lock.json"):
+    overrides = cluster.take_address(overrides)
+    with exclusive(root / LOCK):
         code = fingerprints.of_code()
         plain = _resolved(config, overrides, root, code)
         night = Night(root, config, tuple(overrides), plain, cold, say)
-        ran = Steps(root, night.steps(), plain, code, say).execute(first, force=force)
+        steps = Steps(root, night.steps(), _what_counts(plain), code, say)
+        try:
+            with night.run.job():
+                ran = steps.execute(first, force=force)
+        except HeldBackError as error:
+            events.hold_back(root, steps.at, str(error), error.what)
+            raise
+        events.clear(root)
         last = release_store.current(root)
         if not ran:
             say("Nothing has changed, nothing was done.")
@@ -113,8 +122,14 @@ class Night:
                 ("ingest", "train", "evaluate", "gate"),
             ),
             NightlyStep("audit", self._audit, ("run/audit.json",), (), (), ("export",)),
-            NightlyStep("release", self._release, (release_store.POINTER,), ("release",), (), ("audit", "export")),
+            NightlyStep("release", self._release, self._released, ("release",), (), ("audit", "export")),
         )  # fmt: skip
+
+    @property
+    def _released(self) -> tuple[str, ...]:
+        """What a release leaves: one that somebody removed is put back."""
+        folder = self.plain["release"]["folder"] or "releases"
+        return release_store.POINTER, release_store.RECORD, f"{folder}/current"
 
     def _ingest(self, again: bool) -> None:
         from pipelines.features import preparation
@@ -130,6 +145,7 @@ class Night:
         from pipelines.jobs import stages
         from pipelines.training.worker import store_of
 
+        self._require_volume()
         if not again:  # what lies there belongs to other inputs, and must not be taken for the beginning of this
             self.run.clear(keep=_KEPT_BY_TRAINING)
             (self.run.features / "collaborative.safetensors").unlink(missing_ok=True)
@@ -145,9 +161,10 @@ class Night:
         from pipelines.nightly import release_gate
 
         s, last = self.config.evaluation, release_store.current(self.root)
+        self.run.claim("gate.json", "audit.json")
         verdict = release_gate.judge(
             self.run.root / "per_user.parquet",
-            None if last is None else last[1] / "per_user.parquet",
+            None if last is None else self._last_ranked(*last),
             None if last is None else last[0],
             self.config.gate,
             resamples=s.resamples,
@@ -155,9 +172,35 @@ class Night:
         )
         self.run.write_json("gate.json", verdict.record())
         self.run.log("gate", **verdict.record())
-        if not verdict.passed:
-            raise HeldBackError(f"held back: {verdict.reason}")
-        self.say(f"gate: passed: {verdict.reason}")
+        model = self.run.hash_of(self.run.model)
+        if not verdict.passed and not events.approved(self.root, model):
+            raise HeldBackError(f"held back: {verdict.reason}", model)
+        self.say(f"gate: {'passed' if verdict.passed else 'approved'}: {verdict.reason}")
+
+    def _last_ranked(self, name: str, record: Path) -> Path:
+        """Metrics per user of the last release: on today's test items where its shape is today's, else of its night."""
+        from pipelines.nightly.last_release import rank_again
+
+        if (section := self._other_shape(record)) is None:
+            return rank_again(self.run, self.config, record)
+        self.say(f"gate: {name} is compared as it was released, for {section} is not what it was then")
+        return record / "per_user.parquet"
+
+    def _require_volume(self) -> None:
+        """Hold back where there is far less to learn from than there was for the last release."""
+        last, share = release_store.current(self.root), self.config.gate.volume
+        before = (None if last is None else Run(last[1]).read_json("data.json")) or {}
+        now = self.run.read_json("data.json") or {}
+        for name in ("users", "items", "interactions") if before and now else ():
+            if now[name] < share * before[name]:
+                data = fingerprints.of_value(now)
+                if events.approved(self.root, data):
+                    self.say(f"train: approved: {now[name]} {name}")
+                    return
+                raise HeldBackError(
+                    f"held back: {now[name]} {name}, {before[name]} for {last[0] if last else ''}: less than "
+                    f"gate.volume, {share:g} of it", data,
+                )  # fmt: skip
 
     def _export(self, again: bool) -> None:
         from pipelines.jobs.export import export
@@ -171,10 +214,13 @@ class Night:
 
     def _release(self, again: bool) -> None:
         s = self.config.release
+        before = release_store.current(self.root)
         found = release_store.release(
             self.run.bundle, self.run.root, self.root, s.folder or self.root / "releases", s.keep
         )
         self.run.log("released", **found)
+        if before is None or found["release"] != before[0]:
+            events.note(self.root, "released", release=found["release"])
         self.say(f"release: {found['release']} is current")
 
     def _beginning(self) -> Path | None:
@@ -182,18 +228,37 @@ class Night:
         last = release_store.current(self.root)
         if self.cold or self.plain["warm_start"] is not None or last is None:
             return None if self.cold else self.config.warm_start
-        from pipelines.config.job import load_config
-
-        before = load_config(last[1] / "config.yaml")
-        for section in SHAPE:
-            if getattr(before, section) != getattr(self.config, section):
-                self.say(f"train: from nothing, for {section} is not what it was for {last[0]}")
-                return None
+        if (section := self._other_shape(last[1])) is not None:
+            self.say(f"train: from nothing, for {section} is not what it was for {last[0]}")
+            return None
         self.say(f"train: begins with {last[0]}")
         return last[1].resolve()
 
+    def _other_shape(self, record: Path) -> str | None:
+        """The first section that makes the model of a record another one than today's."""
+        from pipelines.config.job import load_config
 
+        both = load_config(record / "config.yaml"), self.config
+        before, now = (_what_counts(config.model_dump(mode="json")) for config in both)
+        return next((section for section in SHAPE if before[section] != now[section]), None)
+
+
+_HOW = {
+    "data": ("memory_limit", "scratch", "scratch_limit"),
+    "encoder": ("actors", "batch_size"),
+    "structural": ("block",),
+    "training": ("checkpoint_steps", "checkpoint_minutes"),
+    "evaluation": ("actors", "batch_size"),
+}
 _KEPT_BY_TRAINING = ("data", "data.json", "features", "logs", "config.yaml", "environment.json")
+
+
+def _what_counts(plain: Plain) -> Plain:
+    """The configuration without what says how a step is done and not what it leaves."""
+    return {
+        name: {key: value for key, value in part.items() if key not in _HOW.get(name, ())} if name in _HOW else part
+        for name, part in plain.items()
+    }
 
 
 def _resolved(config: Path, overrides: Sequence[str], root: Path, code: str) -> Plain:

@@ -27,7 +27,7 @@ URL, TOKEN = "SETREC_RELEASE_URL", "SETREC_RELEASE_TOKEN"
 POINTER, RECORD = "released.json", "records"
 KEPT = (
     "model", "sasrec", "data/items.parquet", "features/lexical", "per_user.parquet", "metrics.json", "scorer.json",
-    "config.yaml",
+    "config.yaml", "data.json",
 )  # fmt: skip
 """What of a run goes into its record; it is a run's folder to a warm start."""
 _OURS = re.compile(r"\d{8}T\d{9}-[A-Za-z0-9._-]+")
@@ -37,12 +37,9 @@ _PAUSE_SECONDS = 1.0
 
 def current(root: Path) -> tuple[str, Path] | None:
     """Name and record of the last release; ``None`` before there is one."""
-    try:
-        name = str(json.loads((root / POINTER).read_text())["release"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    record = root / RECORD / name
-    return (name, record) if record.is_dir() else None
+    name = _pointer(root).get("release")
+    record = root / RECORD / str(name)
+    return (str(name), record) if name is not None and record.is_dir() else None
 
 
 def release(
@@ -57,7 +54,11 @@ def release(
         HeldBackError: the endpoint refused the bundle; pointers stay.
         ConfigError: the endpoint cannot be reached.
     """
-    name = name_of(bundle)
+    name, before = name_of(bundle), _pointer(root)
+    if name in before.get("withdrawn", ()):
+        return before
+    if (last := before.get("release")) and _version(last) == _version(name):
+        name = last  # the same model, exported again: the release there is stays, or is put back where it is missing
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / name).is_dir():
         with atomic_directory(folder / name) as target:
@@ -68,13 +69,55 @@ def release(
         with atomic_directory(record) as target:
             for part in KEPT:
                 _copy(run / part, target / part)
-    found = {"release": name, "bundle": str(folder / name), "endpoint": told}
-    with atomic_file(root / POINTER) as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n")
-    _point(folder, name)
+    found = {**before, "release": name, "bundle": str(folder / name), "endpoint": told}
+    _move(root, folder, found)
     for place in (folder, root / RECORD):
         _prune(place, keep, {name, *_served(folder)})
     return found
+
+
+def rollback(root: Path, name: str, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Make an earlier release current, the endpoint first; the ones after it are withdrawn: no night releases them
+    again. Returns what ``released.json`` holds.
+
+    Raises:
+        ConfigError: there is no such release, or the endpoint cannot be reached.
+        HeldBackError: the endpoint refused it.
+    """
+    before = _pointer(root)
+    folder = Path(before["bundle"]).parent if before else root / "releases"
+    known = [release for release in released(root) if (folder / release).is_dir()]
+    if name not in known:
+        raise ConfigError(f"{root} holds no release '{name}'; there are {', '.join(known) or 'none'}")
+    told = tell(environment[URL], environment.get(TOKEN, ""), name) if environment.get(URL) else None
+    withdrawn = sorted({*before.get("withdrawn", ()), *(release for release in known if release > name)} - {name})
+    found = {**before, "release": name, "bundle": str(folder / name), "endpoint": told, "withdrawn": withdrawn}
+    _move(root, folder, found)
+    return found
+
+
+def released(root: Path) -> list[str]:
+    """Names of the releases whose records are kept, oldest first."""
+    records = root / RECORD
+    return sorted(path.name for path in records.iterdir() if _OURS.fullmatch(path.name)) if records.is_dir() else []
+
+
+def _pointer(root: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((root / POINTER).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _move(root: Path, folder: Path, found: dict[str, Any]) -> None:
+    with atomic_file(root / POINTER) as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n")
+    _point(folder, found["release"])
+
+
+def _version(name: str) -> str:
+    """The model's version in the name of a release."""
+    return name.partition("-")[2]
 
 
 def name_of(bundle: Path) -> str:

@@ -25,7 +25,12 @@ Plain = Mapping[str, Any]
 
 
 class HeldBackError(SetRecError):
-    """A model that must not be released; the one before stays in use."""
+    """A model that must not be released; the one before stays in use. ``what``: the hash by which it can be approved,
+    ``None`` where it cannot."""
+
+    def __init__(self, reason: str, what: str | None = None) -> None:
+        super().__init__(reason)
+        self.what = what
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Steps:
     code: str
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
     ran: list[str] = field(default_factory=list)
+    at: str = ""
 
     def execute(self, first: str | None = None, *, force: bool = False) -> list[str]:
         """Run what has to run, in order; returns the names. ``first``: run this step and all after it whatever is
@@ -103,7 +109,7 @@ class Steps:
         again = begun.is_file() and begun.read_text() == json.dumps(inputs)
         with atomic_file(begun) as temporary:
             temporary.write_text(json.dumps(inputs))
-        began = time.perf_counter()
+        began, self.at = time.perf_counter(), step.name
         step.work(again)
         outputs = {name: hashes.of_path(self.root / name) for name in step.outputs}
         seconds, finished = round(time.perf_counter() - began, 2), datetime.now(UTC).isoformat(timespec="seconds")

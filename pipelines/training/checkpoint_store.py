@@ -11,6 +11,7 @@ fails when the store cannot be reached for a moment.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -32,6 +33,8 @@ from setrec.errors import SetRecError
 T = TypeVar("T")
 MANIFEST, STORE = "manifest.json", "store.json"
 PREFIX = "checkpoint-"
+_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+"""Errors of a local disk that no waiting mends."""
 CHUNK = 8 << 20
 log = logging.getLogger(__name__)
 
@@ -121,12 +124,17 @@ class CheckpointStore:
     def _put(self, folder: Path, name: str) -> None:
         target = f"{self.root}/{name}"
         self._required()
-        self.system.create_dir(target, recursive=True)
         files = {}
-        for path in sorted(folder.iterdir()):
-            with path.open("rb") as source, self.system.open_output_stream(f"{target}/{path.name}") as sink:
-                files[path.name] = _copy(source, sink)
-        self._write(f"{target}/{MANIFEST}", files)
+        try:
+            self.system.create_dir(target, recursive=True)
+            for path in sorted(folder.iterdir()):
+                with path.open("rb") as source, self.system.open_output_stream(f"{target}/{path.name}") as sink:
+                    files[path.name] = _copy(source, sink)
+            self._write(f"{target}/{MANIFEST}", files)
+        except BaseException:
+            with suppress(OSError, pa.ArrowException):  # parts of many attempts would fill a disk that is full
+                self.system.delete_dir(target)
+            raise
 
     def _prune(self, newest: str) -> None:
         """Delete what is older than the last to keep, and what failed attempts left."""
@@ -178,10 +186,12 @@ class CheckpointStore:
             try:
                 return action()
             except (OSError, pa.ArrowException) as error:
-                if time.monotonic() + pause > until:
+                lasting = getattr(error, "errno", None) in _LASTING and not storage.is_uri(self.where)
+                if lasting or time.monotonic() + pause > until:
                     reason = (str(error).splitlines() or [type(error).__name__])[0]
+                    within = "" if lasting else f" within {self.patience:.0f} s"
                     raise CheckpointStoreError(
-                        f"{storage.shown(self.where)}: could not {purpose} within {self.patience:.0f} s: {reason}"
+                        f"{storage.shown(self.where)}: could not {purpose}{within}: {reason}"
                     ) from error
                 time.sleep(pause)
                 pause = min(2 * pause, 15.0)

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +95,12 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    class Trained(TorchTrainer):
+        """Leaves Ctrl-C to the process: Ray's own handler exits with 1, and stays when training has ended."""
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            pass
+
     # On the driver's node: what the user sees must not be lost with another one.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     board: Any = ray.remote(num_cpus=0, label_selector=here)(TrainingBoard).remote()
@@ -104,7 +108,7 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(board, run, progress, follow, stop), daemon=True)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = TorchTrainer(
+        trainer = Trained(
             _worker,
             train_loop_config={
                 "run": str(run.root.resolve()),
@@ -122,8 +126,7 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
         )
         watcher.start()
         try:
-            with _own_interrupts():
-                trainer.fit()
+            trainer.fit()
         except Exception as error:
             failures = getattr(error, "worker_failures", None)
             raise told(next(iter(failures.values())) if failures else error, "training") from error
@@ -132,17 +135,6 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
             watcher.join(timeout=5)
         if refused := ray.get(board.refused.remote()):
             raise ConfigError(refused)
-
-
-@contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Ray has an interrupt end its training, and leaves that so; afterwards an interrupt means again what it meant."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
 
 
 def _watch(board: Any, run: Run, progress: Bar, follow: Trackers, stop: threading.Event) -> None:

@@ -4,17 +4,20 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data import directory
 from pipelines.jobs import batch_recommend
-from pipelines.jobs.batch_actor import BatchRecommender
+from pipelines.jobs.batch_actor import BatchRecommender, Wish
 from pipelines.jobs.batch_recommend import BatchRequest, recommend_batch
 from serving.bundle.reader import Bundle
 from serving.engine.engine import Engine, Request
 from setrec.errors import BundleError, ConfigError, DataError
+
+WISH = Wish(k=5, popular=False)
 
 
 def table(users, histories=None) -> pa.Table:
@@ -25,7 +28,8 @@ def table(users, histories=None) -> pa.Table:
 
 
 def asked(run, users, out, **changes) -> BatchRequest:
-    return BatchRequest(run.bundle, str(users), str(out), **{"k": 5, "actors": 1, **changes})
+    settings = {"wish": WISH, "actors": 1, "rejected_share": 0.5, **changes}
+    return BatchRequest(run.bundle, str(users), str(out), **settings)
 
 
 def rows(out, kind: str) -> list[dict]:
@@ -66,7 +70,7 @@ def test_answers_are_the_engines_in_the_order_of_the_input(qwen3_run, answered):
 
 def test_rows_without_an_answer_are_rejected_with_the_reason(answered):
     folder, _, _, record = answered
-    found = {row["user_id"]: row for row in rows(folder / "out", "rejected")}
+    found = {row["user_id"]: row for row in rows(folder / "out", "_rejected")}
     reasons = {
         "nobody": "unknown_user", None: "no_user_id", "other": "unknown_item", "third": "no_history",
         "fourth": "no_item_id",
@@ -79,26 +83,79 @@ def test_rows_without_an_answer_are_rejected_with_the_reason(answered):
 
 def test_the_record_says_what_was_done(qwen3_run, answered):
     folder, users, _, record = answered
-    assert json.loads((folder / "out" / "batch.json").read_text()) == record
+    assert json.loads((folder / "out" / "_batch.json").read_text()) == record
     assert record["complete"]
     assert record["rows"] == len(users) == record["answered"] + sum(record["rejected"].values())
     assert record["model_version"] == Bundle.open(qwen3_run.bundle).model_version
     assert sorted(path.name for path in folder.iterdir()) == ["out", "users"]
 
 
+def test_the_folder_is_a_plain_data_set_of_the_answers(answered):
+    folder, _, _, record = answered
+    users = [row["user_id"] for row in rows(folder / "out", "answers")]
+    assert pq.read_table(folder / "out")["user_id"].to_pylist() == users
+    assert len(pd.read_parquet(folder / "out")) == record["answered"]
+
+
+def answers_of(run, users, histories, **wish):
+    actor = BatchRecommender(str(run.bundle), "", "", Wish(k=3, **wish))
+    return [part.to_pylist() for part in actor.answer(table(users, histories))]
+
+
+def test_users_of_whom_nothing_is_known_get_what_is_popular_and_that_is_said(qwen3_run):
+    answers, rejected = answers_of(qwen3_run, ["nobody", "empty", "u1"], [None, [], None])
+    assert [row["fallback"] for row in answers] == ["new_user", "new_user", None]
+    popular = Engine(Bundle.open(qwen3_run.bundle)).recommend_one(Request(user_id="nobody", k=3))
+    assert answers[0]["item_ids"] == [item.item_id for item in popular.items]
+    assert not rejected
+    _, rejected = answers_of(qwen3_run, ["nobody", "empty"], [None, []], popular=False)
+    assert [row["reason"] for row in rejected] == ["unknown_user", "no_history"]
+
+
+def test_unknown_items_may_be_skipped(qwen3_run):
+    skipped, _ = answers_of(qwen3_run, ["a"], [["i1", "nothing", "i2"]], unknown_items="skip")
+    without, _ = answers_of(qwen3_run, ["a"], [["i1", "i2"]])
+    assert skipped == without
+
+
+def test_a_filter_holds_for_every_answer(qwen3_run):
+    wish = '{"attribute": "genre", "equals": "genre 2"}'
+    answers, _ = answers_of(qwen3_run, ["u1", "nobody"], [None, None], filter=wish)
+    for row in answers:
+        assert {int(item[1:]) % 5 for item in row["item_ids"] if item != "i_cold"} <= {2}
+    with pytest.raises(ConfigError, match="--filter"):
+        recommend_batch(asked(qwen3_run, "users", "out", wish=Wish(filter="{")))
+
+
+def test_pieces_are_small_enough_for_all_actors(tmp_path):
+    pq.write_table(table([f"u{n}" for n in range(4000)]), tmp_path / "users.parquet")
+    for actors, count in ((1, 4), (3, 12), (100, 16)):
+        pieces = batch_recommend._pieces(str(tmp_path), actors)
+        assert len(pieces) == count
+        assert sum(piece.rows for piece in pieces) == 4000
+
+
+def test_more_rejected_rows_than_allowed_fail_and_leave_the_earlier_answers(answered, qwen3_run, tmp_path):
+    shutil.copytree(answered[0] / "out", tmp_path / "out")
+    before = rows(tmp_path / "out", "answers")
+    with pytest.raises(DataError, match=r"5 of 67 rows have no answer \(.*1 unknown user.*--rejected-share"):
+        recommend_batch(asked(qwen3_run, answered[0] / "users", tmp_path / "out", rejected_share=0.01))
+    assert rows(tmp_path / "out", "answers") == before
+
+
 def test_the_same_request_again_leaves_the_same_in_place_of_what_was_there(answered, qwen3_run, tmp_path, capfd):
     shutil.copytree(answered[0] / "out", tmp_path / "out")
     (tmp_path / "out" / "answers" / "part-00099.parquet").write_bytes(b"of another time")
     recommend_batch(asked(qwen3_run, answered[0] / "users", tmp_path / "out"))
-    for kind in ("answers", "rejected"):
+    for kind in ("answers", "_rejected"):
         assert rows(tmp_path / "out", kind) == rows(answered[0] / "out", kind)
     said = capfd.readouterr()
     assert said.out == ""
-    assert len([line for line in said.err.splitlines() if line.strip()]) <= 2, said.err  # our own line, wrapped
+    assert [line[0] for line in said.err.splitlines() if line[0] != "…"] == ["✓"], said.err
 
 
 def test_all_items_may_be_asked_for_with_the_history_and_ids_may_be_numbers(qwen3_run, tmp_path):
-    actor = BatchRecommender(str(qwen3_run.bundle), "", str(tmp_path), 1000, False)
+    actor = BatchRecommender(str(qwen3_run.bundle), "", str(tmp_path), Wish(1000, False))
     histories = pa.array([["i1", "i2"]] * 3, pa.large_list(pa.large_string()))
     answers, rejected = actor.answer(pa.table({"user_id": pa.array([7, 8, 9]), "history": histories}))
     assert answers["user_id"].to_pylist() == ["7", "8", "9"]

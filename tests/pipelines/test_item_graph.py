@@ -163,6 +163,26 @@ def test_linked_entities_are_their_items_and_those_that_join_nothing_are_left_ou
     }
 
 
+def test_an_entity_of_two_items_and_an_item_of_two_entities_lose_nothing(knowledge, tmp_path):
+    (tmp_path / "x.link").write_text("item_id:token\tentity_id:token\ni0\tm.0\ni0\tm.0\ni1\tm.0\ni2\tm.2\ni2\tm.3\n")
+    (tmp_path / "x.kg").write_text(
+        "head_id:token\trelation_id:token\ttail_id:token\nm.0\tdirected_by\tm.d\nm.2\tin\tm.d\nm.0\tsequel\tm.3\n"
+    )
+    director = ("entity", "m.d")
+    assert arcs(item_graph.build(catalog(), histories(), knowledge)) == {
+        *(frozenset((("item", item), director)) for item in ("i0", "i1", "i2")),
+        *(frozenset((("item", item), ("item", "i2"))) for item in ("i0", "i1")),
+    }
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_triple_without_a_tail_is_refused_and_joins_nothing(knowledge, tmp_path, suffix):
+    rows = {"csv": "head_id,tail_id\nm.0,\nm.1,\n", "jsonl": '{"head_id": "m.0", "tail_id": null}\n'}
+    (tmp_path / f"x.{suffix}").write_text(rows[suffix])
+    with pytest.raises(DataError, match="column 'tail_id': the id is"):
+        item_graph.build(catalog(), histories(), knowledge.model_copy(update={"triples": tmp_path / f"x.{suffix}"}))
+
+
 def test_knowledge_that_links_no_item_is_refused_by_its_file(knowledge, tmp_path):
     (tmp_path / "x.link").write_text("item_id:token\tentity_id:token\ni99\tm.99\n")
     with pytest.raises(DataError, match=r"x\.link: links no item"):

@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.common import fingerprints
+from pipelines.common.run_directory import Run
+from pipelines.config.job import load_config
 from pipelines.nightly import bundle_checks, loop, release_store
+from pipelines.nightly.last_release import rank_again
 from pipelines.nightly.loop import NAMES
 from pipelines.nightly.steps import HeldBackError
 from pipelines.training import train
@@ -215,6 +218,86 @@ def test_a_worse_model_is_held_back_by_the_gate_and_the_last_release_stays(relea
     with pytest.raises(HeldBackError):
         loop.run(place / "config.yaml", place / "nightly", unlearned, say=lines.append)
     assert lines == ["gate: runs, because what evaluate made changed"], "all that came before it stands"
+
+
+def test_the_last_release_ranked_again_on_its_own_night_has_the_metrics_of_its_night(tmp_path_factory, released):
+    place, _ = released
+    again(place)
+    root = place / "nightly"
+    record = release_store.current(root)[1]
+    config = load_config(place / "config.yaml")
+    found = pd.read_parquet(rank_again(Run(root / "run"), config, record))
+    before = pd.read_parquet(record / "per_user.parquet")
+    keys = ["system", "history", "user_id"]
+    both = found.merge(before[before["group"] == "all"], on=keys, suffixes=("", "_before"))
+    assert len(both) == len(found) > 0
+    for metric in ("ndcg@10", "recall@10"):
+        np.testing.assert_allclose(both[metric], both[f"{metric}_before"], atol=1e-5)
+
+
+def test_far_less_data_is_held_back_before_training_told_and_may_be_approved(released):
+    place, _ = released
+    root = place / "nightly"
+    again(place)
+    shutil.copy(place / "interactions.csv", place / "all.csv")
+    try:
+        interactions(place, users=20)
+        with pytest.raises(HeldBackError, match=r"held back: 20 users, \d+ for .*: less than gate\.volume"):
+            again(place)
+        found = json.loads(CliRunner().invoke(app.app, ["pipeline", "status", "--root", str(root)]).stdout)["held_back"]
+        assert found["step"] == "train"
+        assert "gate.volume" in found["reason"]
+        assert CliRunner().invoke(app.app, ["pipeline", "approve", "--root", str(root)]).exit_code == 0
+        ran, lines = again(place, "gate.margin=1")
+        assert "train: approved: 20 users" in lines
+        assert "train" in ran
+    finally:
+        shutil.copy(place / "all.csv", place / "interactions.csv")
+
+
+def test_a_release_or_current_that_is_missing_is_put_back(released):
+    place, _ = released
+    root = place / "nightly"
+    again(place, "gate.margin=1")
+    name = release_store.current(root)[0]
+    shutil.rmtree(root / "releases" / name)
+    ran, _ = again(place, "gate.margin=1")
+    assert ran == ["release"]
+    assert release_store.current(root)[0] == name
+    Bundle.open(root / "releases" / "current")
+    (root / "releases" / "current").unlink()
+    assert again(place, "gate.margin=1")[0] == ["release"]
+    assert (root / "releases" / "current").resolve().name == name
+
+
+def test_an_unchanged_model_is_not_released_again_and_a_withdrawn_one_stays_out(released):
+    place, _ = released
+    root = place / "nightly"
+    again(place, "gate.margin=1")
+    name = release_store.current(root)[0]
+    assert "export" in again(place, "gate.margin=1", "release.keep=4", first="export")[0]
+    assert release_store.current(root)[0] == name
+    earlier = release_store.released(root)[0]
+    assert earlier < name
+    done = CliRunner().invoke(app.app, ["pipeline", "rollback", earlier, "--root", str(root)])
+    assert done.exit_code == 0, done.output
+    again(place, "gate.margin=1", "release.keep=4")
+    assert release_store.current(root)[0] == earlier
+    assert again(place, "gate.margin=1", "release.keep=4")[0] == []
+    shown = json.loads(CliRunner().invoke(app.app, ["pipeline", "history", "--root", str(root)]).stdout)
+    assert shown["current"] == earlier
+    assert shown["events"][-1]["event"] == "rolled back"
+    with pytest.raises(ConfigError, match=f"there are {earlier}"):
+        release_store.rollback(root, "20200101T000000000-none")
+
+
+def test_how_many_processes_work_changes_nothing_and_forces_no_cold_start(released):
+    place, _ = released
+    sets = ("gate.margin=1", "release.keep=4")
+    assert again(place, *sets, "encoder.actors=3", "encoder.batch_size=7", "cluster.workers=2")[0] == []
+    interactions(place, users=72)
+    _, lines = again(place, *sets, "encoder.actors=3", "encoder.batch_size=7", "training.epochs=1", "gate.volume=0")
+    assert any(line.startswith("train: begins with") for line in lines)
 
 
 def test_two_runs_of_one_root_exclude_each_other_and_a_killed_one_does_not(tmp_path):
