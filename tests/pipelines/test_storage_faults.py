@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from pipelines.common.failures import told
 from pipelines.common.run_directory import Run
-from pipelines.training.checkpoint_store import CheckpointStore, StoreError
+from pipelines.training.checkpoint_store import CheckpointStore, CheckpointStoreError
 from setrec.atomic import atomic_directory, atomic_file
 from setrec.errors import ConfigError
 
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_a_full_disk_refuses_leaves_no_part_and_is_not_waited_
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pipelines.training.checkpoint_store._copy", full)
-    with pytest.raises(StoreError, match=r"store: could not store a checkpoint: .*No space left"):
+    with pytest.raises(CheckpointStoreError, match=r"store: could not store a checkpoint: .*No space left"):
         store.put(tmp_path / "made", "1")
     assert sorted(tmp_path.rglob("*")) == before
 
