@@ -22,12 +22,14 @@ TaskName = Literal["structure", "classification", "completion", "connectivity", 
 
 
 class GraphEvaluationSettings(Settings):
-    """``seeds`` runs of each of ``ablations`` and, where there are any, ``opponents``; intervals by ``resamples``."""
+    """``seeds`` runs of each of ``ablations`` and, where there are any, ``opponents``; intervals by ``resamples``.
+    ``transfer``: the folder of another graph, whose test questions the trained models answer as well."""
 
     seeds: int = Field(5, ge=1)
     ablations: tuple[str, ...] = ABLATIONS
     opponents: bool = True
     resamples: int = Field(1000, ge=10)
+    transfer: Path | None = None
 
 
 class GraphConfig(Settings):
@@ -57,7 +59,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     # Exact distances want many anchors, and hubs, which lie on most shortest paths.
     "structure": {
         "tokenizer": {"anchors": {"strategy": "degree", "count": 256}},
-        "model": {"position_tokens": 1, "neighbours": 4, "dropout": 0.0, "backbone": {"dropout": 0.0}},
+        "model": {
+            "profile": "sorted", "position_tokens": 1, "neighbours": 4, "dropout": 0.0, "backbone": {"dropout": 0.0},
+        },
         "learning": {"epochs": 6, "patience": 3, "batch": 128, "learning_rate": 2e-3},
     },
     "classification": {

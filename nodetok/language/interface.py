@@ -34,8 +34,8 @@ Measure = Callable[[np.ndarray, Examples], dict[str, np.ndarray]]
 """Scores (B, C) and examples to values (B,) by metric, NaN where an example does not count."""
 
 
-Opponent = Callable[[int], dict[str, np.ndarray]]
-"""Trains with a seed and returns the metrics of every test example."""
+Opponent = Callable[[int, float], dict[str, np.ndarray]]
+"""Trains with a seed for at most so many CPU seconds and returns the metrics of every test example."""
 
 
 @dataclass(eq=False)

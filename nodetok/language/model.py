@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ WORDS_GAIN = 2.0
 class GraphModelSettings(Settings):
     """The shape of the graph language model.
 
+    ``profile``: with ``anchors`` every anchor has a place of its own in a position; ``sorted`` reads the distances of a
+    node in ascending order, whichever the anchors, so that a model can answer on a graph that it was not trained on.
+
     ``tuning``: ``full``; ``lora`` (adapters as ``backbone.lora`` says, a section that other tunings refuse, or its
     defaults); ``frozen`` trains projectors, soft prompt, queries and candidates alone. ``position_tokens`` a node, each
     of an equal share of the anchors; ``neighbours``: how many neighbours a node shows (0: none); ``feature_restart``
@@ -54,6 +57,7 @@ class GraphModelSettings(Settings):
 
     backbone: BackboneSettings = BackboneSettings()
     tuning: Tuning = "full"
+    profile: Literal["anchors", "sorted"] = "anchors"
     position_tokens: int = Field(4, ge=0, le=16)
     neighbours: int = Field(16, ge=0)
     feature_restart: float = Field(0.0, ge=0, lt=1)
@@ -176,7 +180,8 @@ class GraphLanguageModel(nn.Module):
             {kind: nn.Linear(d, width, bias=False) for kind, width in widths.items() if kind != "words"}
         )
         self.queries = nn.Parameter(torch.randn(len(widths), d) * start)
-        self.log_scale = nn.Parameter(torch.zeros(len(widths)))
+        # Scores start small beside a pretrained backbone, so that training starts at chance and not at confident error.
+        self.log_scale = nn.Parameter(torch.full((len(widths),), math.log(0.5) if start == 1.0 else 0.0))
 
     def start_from_words(self, answers: list[list[int]], last: int) -> None:
         """Start where the pretrained language model stands: candidates by the word ids of their names, queries that
@@ -237,6 +242,8 @@ class GraphLanguageModel(nn.Module):
     def _grouped(self, distances: Tensor, raw: bool) -> Tensor:
         """All position tokens (n, groups, d) of distances (n, columns)."""
         groups = self.settings.position_tokens
+        if self.settings.profile == "sorted" and not raw:
+            distances = distances.sort(dim=1).values
         near = distances.float()[:, None].expand(-1, len(SCALES), -1) if raw else self.decayed(distances)
         near = self.position_dropout(near)
         near = F.pad(near, (0, -near.shape[-1] % groups)).unflatten(-1, (groups, -1)).transpose(1, 2)

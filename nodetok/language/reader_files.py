@@ -72,8 +72,11 @@ def save_reader(reader: Reader, folder: Path) -> dict[str, Any]:
     }
 
 
-def load_reader(folder: Path, record: dict[str, Any], node_texts: Sequence[str] | None) -> Reader:
-    """Read what :func:`save_reader` wrote; ``node_texts``: the texts of the nodes, in row order.
+def load_reader(
+    folder: Path, record: dict[str, Any], node_texts: Sequence[str] | None, candidates: Sequence[str]
+) -> Reader:
+    """Read what :func:`save_reader` wrote; ``node_texts``: the texts of the nodes, in row order;
+    ``candidates``: what it chooses from.
 
     Raises:
         ConfigError: the checkpoint that the reader was trained on is not at hand, or has changed.
@@ -104,4 +107,4 @@ def load_reader(folder: Path, record: dict[str, Any], node_texts: Sequence[str] 
         tokenizer, settings.position_tokens, shape.feature_tokens, beside, plain=bool(record["plain"]), text=text
     )
     data = NodeData(tensors["table"], tensors.get("features"), bool(record["raw"]))
-    return Reader(model.eval(), encoder, data, tokenizer, record.get("precision", "auto"))
+    return Reader(model.eval(), encoder, data, tokenizer, candidates, record.get("precision", "auto"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from nodetok.distances import UNREACHABLE
 from nodetok.language.consistency import ConsistencySettings, consistency_loss, draw
 from nodetok.language.generation import answer_ids, text_loss, write
-from nodetok.language.input_ablation import InputAblation
+from nodetok.language.input_ablation import TOKENS, InputAblation, ablate
 from nodetok.language.interface import Examples, Task
 from nodetok.language.language_model import build_language_model, chat_template, load_tokenizer
 from nodetok.language.model import GraphLanguageModel, NodeData, Shape
@@ -66,6 +67,7 @@ class Reader:
     encoder: PromptEncoder
     data: NodeData
     tokenizer: PreTrainedTokenizerBase
+    candidates: Sequence[str]
     precision: Precision = "auto"
     curve: list[dict[str, Any]] = field(default_factory=list)
 
@@ -90,6 +92,29 @@ class Reader:
             name: np.concatenate([part.get(name, np.full(w, np.nan)) for part, w in zip(found, width, strict=True)])
             for name in names
         }
+
+    def on(self, task: Task, name: str = TOKENS, seed: int = 0) -> Reader:
+        """This reader for the nodes of another task, on another graph: the weights as they are, nothing is trained.
+        ``name``: the input ablation.
+
+        Raises:
+            ConfigError: the model is bound to its graph, by its anchors or by candidates or features that are its own.
+        """
+        s, shape = self.model.settings, self.model.shape
+        if shape.node_candidates or shape.features or list(task.candidates) != list(self.candidates):
+            raise ConfigError("a model whose candidates or features are those of its graph cannot read another one")
+        if s.position_tokens and s.profile != "sorted":
+            raise ConfigError("a model bound to its anchors cannot read another graph: train with model.profile=sorted")
+        missing = shape.columns - task.table.shape[1]
+        blank = UNREACHABLE if task.table.dtype == np.uint8 else np.inf
+        table = np.pad(task.table, ((0, 0), (0, max(0, missing))), constant_values=blank)[:, : shape.columns]
+        other = ablate(replace(task, table=table), name, s, seed)
+        old = self.encoder
+        encoder = PromptEncoder(
+            self.tokenizer, s.position_tokens, shape.feature_tokens, other.neighbourhoods, plain=old.plain,
+            text=replace(old.text, nodes=task.node_texts if old.text.nodes is not None else None),
+        )  # fmt: skip
+        return replace(self, encoder=encoder, data=other.read(None))
 
     def write(self, examples: Examples, longest: int = 32) -> list[str]:
         """Answers in words."""
@@ -131,7 +156,7 @@ def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) 
         )
         model.start_from_words([tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names], start)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Reader(model.to(device), encoder, ablation.read(None), tokenizer, learning.precision)
+    return Reader(model.to(device), encoder, ablation.read(None), tokenizer, task.candidates, learning.precision)
 
 
 def prompt_text(task: Task, ablation: InputAblation, tokenizer: PreTrainedTokenizerBase) -> PromptText:
