@@ -18,7 +18,9 @@ from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
 from setrec.settings import Settings
 
-TaskName = Literal["structure", "classification", "completion", "connectivity", "cycle", "shortest_path", "stance"]
+TaskName = Literal[
+    "structure", "classification", "links", "completion", "connectivity", "cycle", "shortest_path", "stance"
+]
 
 
 class GraphEvaluationSettings(Settings):
@@ -73,6 +75,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
             "epochs": 28, "patience": 12, "batch": 140, "learning_rate": 1e-3, "weight_decay": 0.05,
             "consistency": {"weight": 1.0, "nodes": 128, "ramp": 60},
         },
+    },
+    "links": {
+        "tokenizer": {"anchors": {"strategy": "degree", "count": 128}},
+        "model": {
+            "profile": "sorted", "position_tokens": 1, "neighbours": 8, "feature_dropout": 0.3, "identity": 64,
+            "backbone": {"dropout": 0.0},
+        },
+        "learning": {"epochs": 12, "patience": 4, "batch": 128, "learning_rate": 1e-3},
     },
     "completion": {
         "encoder": {"max_length": 64},

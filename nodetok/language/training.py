@@ -85,6 +85,9 @@ class Reader:
 
     def evaluate(self, task: Task, examples: Examples) -> dict[str, np.ndarray]:
         """The task's metrics of every example, (B,) each."""
+        if task.measured_whole:
+            parts = list(self.scores(examples))
+            return task.measure(np.concatenate([scores for scores, _ in parts]), examples)
         found = [task.measure(*part) for part in self.scores(examples)]
         names = dict.fromkeys(name for part in found for name in part)
         width = [len(next(iter(part.values()))) for part in found]

@@ -84,7 +84,12 @@ def test_every_task_is_evaluated_with_its_controls_and_opponents(
     name, graph_folder, triple_folder, question_folder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("nodetok.tasks.structure.structure.__defaults__", (256, 60, 0))
-    folder = {"structure": graph_folder, "classification": graph_folder, "completion": triple_folder}
+    folder = {
+        "structure": graph_folder,
+        "classification": graph_folder,
+        "links": graph_folder,
+        "completion": triple_folder,
+    }
     overrides = [*QUICK, "model.neighbours=2", "model.position_tokens=1"]
     config = graph_config(name, overrides=overrides)
     rows = graph_jobs.evaluate(folder.get(name, question_folder), tmp_path / "rows.json", config)
