@@ -78,7 +78,7 @@ class GraphAnswerer:
         if reader is None:
             raise SetRecError("this graph has node tokens but no trained model to ask")
         s = reader.model.settings
-        if written and not s.text_loss and s.backbone.pretrained is None:
+        if written and (s.frozen_layers or (not s.text_loss and s.backbone.pretrained is None)):
             raise SetRecError("this model was not trained to answer in words: train with --set model.text_loss=1")
         if not question.strip():
             raise SetRecError("the question is empty")

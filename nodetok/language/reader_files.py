@@ -87,7 +87,7 @@ def load_reader(
         model = GraphLanguageModel(settings, shape, tune(lm, settings.backbone, settings.tuning))
         load_model(model, str(folder / "model.safetensors"))
     else:
-        lm = build_language_model(settings.backbone, settings.tuning, shape.words)
+        lm = build_language_model(settings.backbone, settings.tuning, shape.words, settings.frozen_layers)
         if base_sha256(lm) != record["base"]["sha256"]:
             raise ConfigError(f"'{record['base']['name']}' holds other weights than those this model was trained on")
         model = GraphLanguageModel(settings, shape, lm)

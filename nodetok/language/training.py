@@ -21,7 +21,7 @@ from nodetok.language.input_ablation import TOKENS, InputAblation, ablate
 from nodetok.language.interface import Examples, Task
 from nodetok.language.language_model import build_language_model, chat_template, load_tokenizer
 from nodetok.language.model import GraphLanguageModel, NodeData, Shape
-from nodetok.language.prompts import PAD, PromptEncoder, PromptText
+from nodetok.language.prompts import PromptEncoder, PromptText
 from nodetok.language.vocabulary import train_tokenizer
 from setrec.errors import ConfigError
 from setrec.precision import Precision, autocast
@@ -141,7 +141,7 @@ def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) 
         node_candidates=task.node_candidates,
         words=len(tokenizer),
     )
-    lm = build_language_model(s.backbone, s.tuning, shape.words)
+    lm = build_language_model(s.backbone, s.tuning, shape.words, s.frozen_layers)
     model = GraphLanguageModel(s, shape, lm)
     # A vocabulary made on the spot has to be learned, one that came with the weights does not.
     lm.get_input_embeddings().requires_grad_(pretrained is None and s.tuning == "full")
@@ -151,13 +151,8 @@ def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) 
     )  # fmt: skip
     if pretrained:
         names = [] if task.node_candidates else task.candidates
-        last = encoder(task.valid.prompts.take(np.arange(1))) if model.causal else None
-        start = (
-            int(last.values[0, int((last.kinds != PAD).sum()) - 1])
-            if last is not None
-            else lm.config.decoder_start_token_id
-        )
-        model.start_from_words([tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names], start)
+        ids = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]
+        model.start_from_words(ids, encoder(task.valid.prompts.take(np.arange(1))))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Reader(model.to(device), encoder, ablation.read(None), tokenizer, task.candidates, learning.precision)
 
