@@ -99,7 +99,7 @@ class GraphAnswerer:
                 f"the best answer has a score of {chance:.2f}, below the {self.artifact.threshold:.2f} of validation"
             )
             return self._refusal(rows, chance, reason, ranked)
-        around, edges = retrieve(self._adjacency, rows)
+        around, edges = retrieve(self._adjacency, rows, extra=4 if len(rows) == 1 else 0)
         named = reader.write(examples)[0] if written else self._named(best, rows)
         return Answer(
             named, f"{self._spoken(prompt, rows)} {named}", [self.artifact.ids[row] for row in around],

@@ -96,6 +96,20 @@ class Reader:
             for name in names
         }
 
+    @torch.no_grad()
+    def text_loss(self, examples: Examples, batch: int = 256) -> float:
+        """Mean cross-entropy of the words of the right answers."""
+        self.model.eval()
+        data, device = self.data.to(self.model.device), self.model.device
+        total = 0.0
+        for rows in np.array_split(np.arange(len(examples)), max(1, -(-len(examples) // batch))):
+            part = examples.take(rows)
+            answers = answer_ids(self.tokenizer, [self.candidates[row] for row in part.targets]).to(device)
+            with autocast(device, self.precision):
+                encoded = self.encoder(part.prompts).to(device)
+                total += len(part) * float(text_loss(self.model, encoded, data, answers))
+        return total / len(examples)
+
     def on(self, task: Task, name: str = TOKENS, seed: int = 0) -> Reader:
         """This reader for the nodes of another task, on another graph: the weights as they are, nothing is trained.
         ``name``: the input ablation.
@@ -183,7 +197,7 @@ def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on
     model, began = reader.model, time.process_time()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = _optimizer(model, learning)
-    per_epoch, best, best_epoch, done = 0, -1.0, 0, 0
+    per_epoch, best, best_epoch, done = 0, -math.inf, 0, 0
     weights: dict[str, Tensor] = {}
     for epoch in range(learning.epochs):
         model.train()
@@ -204,8 +218,10 @@ def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on
         reader.curve.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "value": value, "seconds": seconds})
         if not math.isfinite(value + reader.curve[-1]["loss"]):
             raise ConfigError(f"training diverged in epoch {epoch + 1}: try a lower learning.learning_rate")
-        if value > best:
-            best, best_epoch = value, epoch
+        # A model that also writes is not done when it chooses well: of its epochs the choice alone takes the first.
+        chosen = value - model.settings.text_loss * reader.text_loss(task.valid) if model.settings.text_loss else value
+        if chosen > best:
+            best, best_epoch = chosen, epoch
             weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         over = learning.minutes is not None and seconds > 60 * learning.minutes
         if over or epoch - best_epoch >= learning.patience:
