@@ -122,8 +122,10 @@ class GraphArtifact:
             ids = nodes["node_id"].to_pylist()
             texts = nodes["text"].to_pylist() if "text" in nodes.column_names else None
             tokenizer = NodeTokenizer.load(folder / "tokenizer") if (folder / "tokenizer").exists() else None
-            reader = None if record["model"] is None else load_reader(folder / "model", record["model"], texts)
             candidates = record.get("candidates") or ids
+            reader = None
+            if record["model"] is not None:
+                reader = load_reader(folder / "model", record["model"], texts, candidates)
             edges, relations = None, None
             if (folder / "edges.parquet").exists():
                 given = pq.read_table(folder / "edges.parquet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -70,8 +71,11 @@ def completion(
     def measure(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
         return ranked(scores, examples, known)
 
-    def distmult(seed: int) -> dict[str, np.ndarray]:
-        model = kge.train_kge("distmult", train, len(graph), len(names), valid, seed)
+    def distmult(seed: int, seconds: float) -> dict[str, np.ndarray]:
+        until = time.process_time() + seconds
+        model = kge.train_kge(
+            "distmult", train, len(graph), len(names), valid, seed, on_epoch=lambda *_: time.process_time() > until
+        )
         directions = np.repeat([0, 1], len(test))
         relation = np.tile(test[:, 1], 2)
         queries = np.stack([everything.prompts.nodes[:, 0], relation, directions], axis=1)

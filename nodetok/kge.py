@@ -146,11 +146,12 @@ def train_kge(
     valid: np.ndarray,
     seed: int,
     settings: KgeSettings | None = None,
-    on_epoch: Callable[[int, int], None] | None = None,
+    on_epoch: Callable[[int, int], bool | None] | None = None,
 ) -> KgeRanker:
     """Train on ``triples`` int (T, 3) [head, relation, tail]; the epoch is chosen by filtered MRR on ``valid`` (N, 3).
 
-    ``on_epoch`` is told the epoch, from 1, and how many there can be. Without validation triples the last is taken.
+    ``on_epoch`` is called with the epoch, from 1, and how many there can be; training ends when it returns true.
+    Without validation triples the last epoch is taken.
 
     Raises:
         ConfigError: an unknown kind, or an odd width where numbers are complex.
@@ -177,9 +178,8 @@ def train_kge(
         value = filtered_mrr(ranker, *held) if len(valid) else epoch
         if value > best:
             best, best_epoch, kept = value, epoch, {k: v.clone() for k, v in ranker.model.state_dict().items()}
-        if on_epoch is not None:
-            on_epoch(epoch, s.epochs)
-        if epoch - best_epoch >= s.patience:
+        stop = on_epoch is not None and on_epoch(epoch, s.epochs)
+        if stop or epoch - best_epoch >= s.patience:
             break
     ranker.model.load_state_dict(kept)
     return ranker

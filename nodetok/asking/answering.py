@@ -78,7 +78,7 @@ class GraphAnswerer:
         if reader is None:
             raise SetRecError("this graph has node tokens but no trained model to ask")
         s = reader.model.settings
-        if written and not s.text_loss and s.backbone.pretrained is None:
+        if written and (s.frozen_layers or (not s.text_loss and s.backbone.pretrained is None)):
             raise SetRecError("this model was not trained to answer in words: train with --set model.text_loss=1")
         if not question.strip():
             raise SetRecError("the question is empty")
@@ -99,7 +99,7 @@ class GraphAnswerer:
                 f"the best answer has a score of {chance:.2f}, below the {self.artifact.threshold:.2f} of validation"
             )
             return self._refusal(rows, chance, reason, ranked)
-        around, edges = retrieve(self._adjacency, rows)
+        around, edges = retrieve(self._adjacency, rows, extra=4 if len(rows) == 1 else 0)
         named = reader.write(examples)[0] if written else self._named(best, rows)
         return Answer(
             named, f"{self._spoken(prompt, rows)} {named}", [self.artifact.ids[row] for row in around],

@@ -16,7 +16,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from nodetok.asking.wordings import OUTSIDE, Wordings
+from nodetok.asking.wordings import OUTSIDE, STRUCTURE, TEMPLATES, Wordings
 
 SLOT = re.compile(r"\[\[(\d+)\]\]")
 NODE = "nodeslot"
@@ -58,11 +58,13 @@ class QuestionMatcher:
         self.templates = tuple(wordings)
         self.slots = {template: len(set(SLOT.findall(template))) for template in wordings}
         learned = {template: (template.removesuffix("answer :"), *w.train) for template, w in wordings.items()}
-        outside = [text for row, text in enumerate(OUTSIDE) if row % 4]
-        self._fit(learned, outside)
-        self.threshold = self._calibrated(wordings, OUTSIDE[::4])
+        # A question of the kind that this model was not trained on is taken for its nearest relative otherwise.
+        others = [name for name, template in TEMPLATES.items() if template not in wordings]
+        outside = [*OUTSIDE, *(text for name in others for text in (TEMPLATES[name], *STRUCTURE[name]))]
+        self._fit(learned, [text for row, text in enumerate(outside) if row % 4])
+        self.threshold = self._calibrated(wordings, outside[::4])
         every = {template: (*texts, *wordings[template].valid) for template, texts in learned.items()}
-        self._fit(every, OUTSIDE)
+        self._fit(every, outside)
 
     def _fit(self, wordings: Mapping[str, Sequence[str]], outside: Sequence[str]) -> None:
         texts: list[str] = []
@@ -74,7 +76,8 @@ class QuestionMatcher:
                     classes += [template, template]
         self._known = {_stem(word) for text in texts for word in _content(text)}
         for text in outside:
-            texts += [text, FRAMES[len(texts) % len(FRAMES)].format(text)]
+            other = text.removesuffix("answer :")
+            texts += [other, FRAMES[len(texts) % len(FRAMES)].format(other)]
             classes += [OTHER, OTHER]
         self._words = TfidfVectorizer(ngram_range=(1, 3), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
         self._letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)

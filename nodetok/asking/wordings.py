@@ -32,6 +32,15 @@ class Wordings:
         return (*self.train, *self.valid, *self.test)
 
 
+TEMPLATES = {
+    "hops": "how many hops are between [[0]] and [[1]] ? answer :",
+    "nearer": "which is nearer to [[0]] , the first [[1]] or the second [[2]] ? answer :",
+    "connected": "is there a path between [[0]] and [[1]] ? answer :",
+    "common": "how many neighbours do [[0]] and [[1]] share ? answer :",
+    "adjacent": "is there an edge between [[0]] and [[1]] ? answer :",
+}
+"""The structural questions as models are trained on them."""
+
 STRUCTURE: dict[str, tuple[str, ...]] = {
     "hops": (
         "what is the length of the shortest path from [[0]] to [[1]] ?",

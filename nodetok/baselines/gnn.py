@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from typing import Any, Literal
 
@@ -76,11 +78,12 @@ def classify_nodes(
     valid: np.ndarray,
     seed: int,
     settings: GnnSettings | None = None,
+    seconds: float = math.inf,
 ) -> np.ndarray:
     """Predicted class of every node, int64 (V,), by the weights of the best validation epoch.
 
     ``features`` (V, F); ``edges`` int (2, E), each undirected edge once; ``labels`` int (V,), -1 where unknown;
-    ``train`` and ``valid`` bool (V,).
+    ``train`` and ``valid`` bool (V,). Training ends after ``seconds`` of CPU time at the latest.
 
     Raises:
         ConfigError: an unknown kind.
@@ -96,7 +99,7 @@ def classify_nodes(
     # The library builds sparse matrices at every step; saying so here keeps PyTorch from asking whether to check them.
     with torch.sparse.check_sparse_tensor_invariants(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CS[RC] tensor support is in beta")
-        return _predicted(kind, features, edges, labels, train, valid, seed, s)
+        return _predicted(kind, features, edges, labels, train, valid, seed, s, seconds)
 
 
 def _predicted(
@@ -108,7 +111,9 @@ def _predicted(
     valid: np.ndarray,
     seed: int,
     s: GnnSettings,
+    seconds: float,
 ) -> np.ndarray:
+    until = time.process_time() + seconds
     torch.manual_seed(seed)
     words, arcs = Words(features, s.dropout), _adjacency(edges, len(features))
     y, fitted = torch.from_numpy(labels).long(), torch.from_numpy(train)
@@ -127,7 +132,7 @@ def _predicted(
         right = float((said[valid] == labels[valid]).mean())
         if right > best:
             best, best_epoch, found = right, epoch, said
-        if epoch - best_epoch >= s.patience:
+        if epoch - best_epoch >= s.patience or time.process_time() > until:
             break
     return found
 

@@ -34,8 +34,8 @@ Measure = Callable[[np.ndarray, Examples], dict[str, np.ndarray]]
 """Scores (B, C) and examples to values (B,) by metric, NaN where an example does not count."""
 
 
-Opponent = Callable[[int], dict[str, np.ndarray]]
-"""Trains with a seed and returns the metrics of every test example."""
+Opponent = Callable[[int, float], dict[str, np.ndarray]]
+"""Trains with a seed for at most so many CPU seconds and returns the metrics of every test example."""
 
 
 @dataclass(eq=False)
@@ -49,7 +49,8 @@ class Task:
     edges have relations. ``unlabelled``: questions whose answers are not known or not to be learned from, for
     :mod:`nodetok.language.consistency`. ``node_texts``: the text of every node, shown in words beside its tokens.
     ``class_texts``: name and description of every candidate, shown in words with ``show_classes``. ``wordings``: for
-    each prompt that can be asked freely, other ways to put it.
+    each prompt that can be asked freely, other ways to put it. ``measured_whole``: ``measure`` compares examples with
+    each other and wants them all at once.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Task:
     node_texts: Sequence[str] | None = None
     class_texts: Sequence[str] | None = None
     show_classes: bool = False
+    measured_whole: bool = False
     wordings: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 

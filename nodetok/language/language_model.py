@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import Any, Literal, cast
 
@@ -34,16 +35,82 @@ _ADAPTER, _BASE = "lora_", ".base_layer"
 SYSTEM = "You answer questions about a graph."
 
 
-def build_language_model(settings: BackboneSettings, tuning: Tuning, words: int) -> PreTrainedModel:
+CACHED = 2 << 30
+"""Bytes of states of lower layers that are kept, by default."""
+
+
+class LowerLayers:
+    """The first layers of a decoder, taken out of it and frozen: they read the words of a prompt and nothing else, so
+    that their states are computed once for each prompt and kept (bf16, in memory, up to a bound).
+
+    Args:
+        model: keeps the other layers, which get the states in place of word vectors.
+    """
+
+    def __init__(self, model: PreTrainedModel, count: int, cached: int = CACHED) -> None:
+        base, config = cast(Any, model.base_model), model.config
+        if not config.model_type.startswith("qwen"):
+            raise ConfigError(f"model.frozen_layers needs a Qwen backbone, not {config.model_type}")
+        if count >= config.num_hidden_layers:
+            raise ConfigError(f"model.frozen_layers={count}: the backbone has only {config.num_hidden_layers} layers")
+        self._lower = copy.copy(base)
+        self._lower._modules = dict(base._modules)
+        self._lower.config = copy.copy(config)
+        self._lower.layers, self._lower.norm = base.layers[:count], torch.nn.Identity()
+        base.layers = base.layers[count:]
+        for number, layer in enumerate(base.layers):
+            layer.self_attn.layer_idx = number
+        for part, first, last in ((self._lower.config, 0, count), (config, count, config.num_hidden_layers)):
+            part.layer_types = config.layer_types[first:last]
+        self._lower.config.num_hidden_layers, config.num_hidden_layers = count, config.num_hidden_layers - count
+        self._lower.requires_grad_(False)
+        self._states: dict[tuple[int, ...], Tensor] = {}
+        self._room = cached
+
+    @torch.no_grad()
+    def __call__(self, ids: list[Tensor], places: list[Tensor]) -> list[Tensor]:
+        """States (W, d) of the words of each prompt, whose ids and places are int64 (W,)."""
+        keys = [(*i.tolist(), *p.tolist()) for i, p in zip(ids, places, strict=True)]
+        found = {key: self._states[key] for key in keys if key in self._states}
+        missing = [row for row, key in enumerate(keys) if key not in found]
+        if missing:
+            device = ids[0].device
+            self._lower.to(device).eval()
+            pad = torch.nn.utils.rnn.pad_sequence
+            inputs = pad([ids[row] for row in missing], batch_first=True)
+            at = pad([places[row] for row in missing], batch_first=True)
+            width = inputs.shape[1]
+            mask = torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(len(missing), 1, -1, -1)
+            states = self._lower(
+                inputs_embeds=self._lower.embed_tokens(inputs), attention_mask=mask, position_ids=at, use_cache=False
+            ).last_hidden_state
+            for row, own in zip(missing, states, strict=True):
+                kept = own[: len(ids[row])].to(torch.bfloat16)
+                found[keys[row]] = kept
+                if kept.numel() * 2 <= self._room:
+                    self._room -= kept.numel() * 2
+                    self._states[keys[row]] = kept.cpu()
+        return [found[key].to(ids[0].device).float() for key in keys]
+
+
+def build_language_model(
+    settings: BackboneSettings, tuning: Tuning, words: int, frozen_layers: int = 0
+) -> PreTrainedModel:
     """T5 or a decoder with its head, float32: pretrained by path or hub id, or new with a vocabulary of ``words``.
+
+    ``frozen_layers``: so many of the first layers are taken out as ``lower`` (:class:`LowerLayers`).
 
     Raises:
         ConfigError: nothing usable is at the path, or there are settings of adapters that ``tuning`` leaves out.
     """
     if settings.lora is not None and tuning != "lora":
         raise ConfigError(f"model.backbone.lora needs model.tuning=lora, not {tuning}: set that, or drop the section")
+    if frozen_layers and (settings.pretrained is None or tuning == "full"):
+        raise ConfigError("model.frozen_layers needs model.backbone.pretrained, and model.tuning=lora or frozen")
     if settings.pretrained:
         model = load_backbone(settings.pretrained, speaking=True, layers=settings.layers)
+        if frozen_layers:
+            cast(Any, model).lower = LowerLayers(model, frozen_layers)
     else:
         model = from_config(
             scratch_config(settings.family, settings.size, settings.dropout, words, layers=settings.layers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nodetok.language.language_model import Tuning, answer_vectors, word_scale, word_vectors
+from nodetok.language.language_model import LowerLayers, Tuning, answer_vectors, word_scale, word_vectors
 from nodetok.language.pair_distances import PairDistances
 from nodetok.language.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, PromptBatch
 from nodetok.positions import as_lengths
@@ -41,6 +41,9 @@ WORDS_GAIN = 2.0
 class GraphModelSettings(Settings):
     """The shape of the graph language model.
 
+    ``profile``: with ``anchors`` every anchor has a place of its own in a position; ``sorted`` reads the distances of a
+    node in ascending order, whichever the anchors, so that a model can answer on a graph that it was not trained on.
+
     ``tuning``: ``full``; ``lora`` (adapters as ``backbone.lora`` says, a section that other tunings refuse, or its
     defaults); ``frozen`` trains projectors, soft prompt, queries and candidates alone. ``position_tokens`` a node, each
     of an equal share of the anchors; ``neighbours``: how many neighbours a node shows (0: none); ``feature_restart``
@@ -51,10 +54,13 @@ class GraphModelSettings(Settings):
     ``text_loss`` weighs the loss of the written answer. ``node_words`` and ``class_words``: the most tokens of a node's
     text and of a class's name and description that a prompt shows (0: none; ``class_words`` of ``None``: 24 where the
     backbone is pretrained or classes have descriptions). ``chat_template``: whether a checkpoint's own is used.
+    ``frozen_layers``: so many of the first layers of a pretrained Qwen read words alone, once for every prompt; node
+    tokens enter behind them, and answers are not written in words.
     """
 
     backbone: BackboneSettings = BackboneSettings()
     tuning: Tuning = "full"
+    profile: Literal["anchors", "sorted"] = "anchors"
     position_tokens: int = Field(4, ge=0, le=16)
     neighbours: int = Field(16, ge=0)
     feature_restart: float = Field(0.0, ge=0, lt=1)
@@ -65,6 +71,7 @@ class GraphModelSettings(Settings):
     feature_dropout: float = Field(0.0, ge=0, lt=1)
     position_dropout: float = Field(0.0, ge=0, lt=1)
     text_loss: float = Field(0.0, ge=0)
+    frozen_layers: int = Field(0, ge=0)
     node_words: int = Field(32, ge=0)
     class_words: int | None = Field(None, ge=0)
     chat_template: bool = True
@@ -177,15 +184,25 @@ class GraphLanguageModel(nn.Module):
             {kind: nn.Linear(d, width, bias=False) for kind, width in widths.items() if kind != "words"}
         )
         self.queries = nn.Parameter(torch.randn(len(widths), d) * start)
-        self.log_scale = nn.Parameter(torch.zeros(len(widths)))
+        # Scores start small beside a pretrained backbone, so that training starts at chance and not at confident error.
+        self.log_scale = nn.Parameter(torch.full((len(widths),), math.log(0.5) if start == 1.0 else 0.0))
 
-    def start_from_words(self, answers: list[list[int]], last: int) -> None:
+    @torch.no_grad()
+    def start_from_words(self, answers: list[list[int]], prompts: PromptBatch) -> None:
         """Start where the pretrained language model stands: candidates by the word ids of their names, queries that
-        stand for the last word of the prompt, after which a decoder would write the answer."""
+        stand for the last word of ``prompts``, after which a decoder would write the answer; an encoder-decoder's
+        stand for the token that its decoder starts with."""
         if "words" in self.slots:
             self.answer_words.copy_(answer_vectors(self.lm, answers))
-        own = word_vectors(self.lm, torch.tensor(last)) / self.scale
-        self.queries.data.copy_(own + 0.1 * self.queries.data)
+        if self.causal:
+            words = self._words(prompts, prompts.kinds == WORD)
+            if getattr(self.lm, "lower", None) is not None:
+                # The first token of a prompt has states a hundred times those of others: the median passes it over.
+                self.scale.copy_(words.square().mean(dim=1).sqrt().median())
+            own = words[-1]
+        else:
+            own = word_vectors(self.lm, torch.tensor(self.lm.config.decoder_start_token_id))
+        self.queries.data.copy_(own / self.scale + 0.1 * self.queries.data)
 
     @property
     def reader(self) -> CausalBackbone | EncoderDecoderBackbone:
@@ -213,7 +230,7 @@ class GraphLanguageModel(nn.Module):
         out = torch.zeros(*batch.kinds.shape, self.width, device=self.device)
         words = batch.kinds == WORD
         if words.any():
-            out = out.index_put((words,), self.lm.get_input_embeddings()(batch.values[words]).to(out.dtype))
+            out = out.index_put((words,), self._words(batch, words).to(out.dtype))
         for kind, make in ((POSITION, self._positions), (FEATURE, self._features), (NEIGHBOUR, self._neighbours)):
             here = batch.kinds == kind
             if here.any():
@@ -224,6 +241,14 @@ class GraphLanguageModel(nn.Module):
                 made = self.dropout(made + self.kinds.weight[kind]) * self.scale
                 out = out.index_put((here,), made.to(out.dtype))
         return out
+
+    def _words(self, batch: PromptBatch, words: Tensor) -> Tensor:
+        """Vectors (n, d) of the words, row after row: of the embedding, or of the frozen lower layers."""
+        lower = cast(LowerLayers | None, getattr(self.lm, "lower", None))
+        if lower is None:
+            return self.lm.get_input_embeddings()(batch.values[words])
+        ids = [row[here] for row, here in zip(batch.values, words, strict=True)]
+        return torch.cat(lower(ids, [row[here] for row, here in zip(batch.places, words, strict=True)]))
 
     def _positions(self, values: Tensor, data: NodeData) -> Tensor:
         """Position tokens of values = row * groups + group: (n, d)."""
@@ -238,6 +263,8 @@ class GraphLanguageModel(nn.Module):
     def _grouped(self, distances: Tensor, raw: bool) -> Tensor:
         """All position tokens (n, groups, d) of distances (n, columns)."""
         groups = self.settings.position_tokens
+        if self.settings.profile == "sorted" and not raw:
+            distances = distances.sort(dim=1).values
         near = distances.float()[:, None].expand(-1, len(SCALES), -1) if raw else self.decayed(distances)
         near = self.position_dropout(near)
         near = F.pad(near, (0, -near.shape[-1] % groups)).unflatten(-1, (groups, -1)).transpose(1, 2)

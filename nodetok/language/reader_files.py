@@ -72,8 +72,11 @@ def save_reader(reader: Reader, folder: Path) -> dict[str, Any]:
     }
 
 
-def load_reader(folder: Path, record: dict[str, Any], node_texts: Sequence[str] | None) -> Reader:
-    """Read what :func:`save_reader` wrote; ``node_texts``: the texts of the nodes, in row order.
+def load_reader(
+    folder: Path, record: dict[str, Any], node_texts: Sequence[str] | None, candidates: Sequence[str]
+) -> Reader:
+    """Read what :func:`save_reader` wrote; ``node_texts``: the texts of the nodes, in row order;
+    ``candidates``: what it chooses from.
 
     Raises:
         ConfigError: the checkpoint that the reader was trained on is not at hand, or has changed.
@@ -84,7 +87,7 @@ def load_reader(folder: Path, record: dict[str, Any], node_texts: Sequence[str] 
         model = GraphLanguageModel(settings, shape, tune(lm, settings.backbone, settings.tuning))
         load_model(model, str(folder / "model.safetensors"))
     else:
-        lm = build_language_model(settings.backbone, settings.tuning, shape.words)
+        lm = build_language_model(settings.backbone, settings.tuning, shape.words, settings.frozen_layers)
         if base_sha256(lm) != record["base"]["sha256"]:
             raise ConfigError(f"'{record['base']['name']}' holds other weights than those this model was trained on")
         model = GraphLanguageModel(settings, shape, lm)
@@ -104,4 +107,4 @@ def load_reader(folder: Path, record: dict[str, Any], node_texts: Sequence[str] 
         tokenizer, settings.position_tokens, shape.feature_tokens, beside, plain=bool(record["plain"]), text=text
     )
     data = NodeData(tensors["table"], tensors.get("features"), bool(record["raw"]))
-    return Reader(model.eval(), encoder, data, tokenizer, record.get("precision", "auto"))
+    return Reader(model.eval(), encoder, data, tokenizer, candidates, record.get("precision", "auto"))

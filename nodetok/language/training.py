@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,14 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from nodetok.distances import UNREACHABLE
 from nodetok.language.consistency import ConsistencySettings, consistency_loss, draw
 from nodetok.language.generation import answer_ids, text_loss, write
-from nodetok.language.input_ablation import InputAblation
+from nodetok.language.input_ablation import TOKENS, InputAblation, ablate
 from nodetok.language.interface import Examples, Task
 from nodetok.language.language_model import build_language_model, chat_template, load_tokenizer
 from nodetok.language.model import GraphLanguageModel, NodeData, Shape
-from nodetok.language.prompts import PAD, PromptEncoder, PromptText
+from nodetok.language.prompts import PromptEncoder, PromptText
 from nodetok.language.vocabulary import train_tokenizer
 from setrec.errors import ConfigError
 from setrec.precision import Precision, autocast
@@ -66,6 +67,7 @@ class Reader:
     encoder: PromptEncoder
     data: NodeData
     tokenizer: PreTrainedTokenizerBase
+    candidates: Sequence[str]
     precision: Precision = "auto"
     curve: list[dict[str, Any]] = field(default_factory=list)
 
@@ -83,6 +85,9 @@ class Reader:
 
     def evaluate(self, task: Task, examples: Examples) -> dict[str, np.ndarray]:
         """The task's metrics of every example, (B,) each."""
+        if task.measured_whole:
+            parts = list(self.scores(examples))
+            return task.measure(np.concatenate([scores for scores, _ in parts]), examples)
         found = [task.measure(*part) for part in self.scores(examples)]
         names = dict.fromkeys(name for part in found for name in part)
         width = [len(next(iter(part.values()))) for part in found]
@@ -90,6 +95,43 @@ class Reader:
             name: np.concatenate([part.get(name, np.full(w, np.nan)) for part, w in zip(found, width, strict=True)])
             for name in names
         }
+
+    @torch.no_grad()
+    def text_loss(self, examples: Examples, batch: int = 256) -> float:
+        """Mean cross-entropy of the words of the right answers."""
+        self.model.eval()
+        data, device = self.data.to(self.model.device), self.model.device
+        total = 0.0
+        for rows in np.array_split(np.arange(len(examples)), max(1, -(-len(examples) // batch))):
+            part = examples.take(rows)
+            answers = answer_ids(self.tokenizer, [self.candidates[row] for row in part.targets]).to(device)
+            with autocast(device, self.precision):
+                encoded = self.encoder(part.prompts).to(device)
+                total += len(part) * float(text_loss(self.model, encoded, data, answers))
+        return total / len(examples)
+
+    def on(self, task: Task, name: str = TOKENS, seed: int = 0) -> Reader:
+        """This reader for the nodes of another task, on another graph: the weights as they are, nothing is trained.
+        ``name``: the input ablation.
+
+        Raises:
+            ConfigError: the model is bound to its graph, by its anchors or by candidates or features that are its own.
+        """
+        s, shape = self.model.settings, self.model.shape
+        if shape.node_candidates or shape.features or list(task.candidates) != list(self.candidates):
+            raise ConfigError("a model whose candidates or features are those of its graph cannot read another one")
+        if s.position_tokens and s.profile != "sorted":
+            raise ConfigError("a model bound to its anchors cannot read another graph: train with model.profile=sorted")
+        missing = shape.columns - task.table.shape[1]
+        blank = UNREACHABLE if task.table.dtype == np.uint8 else np.inf
+        table = np.pad(task.table, ((0, 0), (0, max(0, missing))), constant_values=blank)[:, : shape.columns]
+        other = ablate(replace(task, table=table), name, s, seed)
+        old = self.encoder
+        encoder = PromptEncoder(
+            self.tokenizer, s.position_tokens, shape.feature_tokens, other.neighbourhoods, plain=old.plain,
+            text=replace(old.text, nodes=task.node_texts if old.text.nodes is not None else None),
+        )  # fmt: skip
+        return replace(self, encoder=encoder, data=other.read(None))
 
     def write(self, examples: Examples, longest: int = 32) -> list[str]:
         """Answers in words."""
@@ -113,7 +155,7 @@ def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) 
         node_candidates=task.node_candidates,
         words=len(tokenizer),
     )
-    lm = build_language_model(s.backbone, s.tuning, shape.words)
+    lm = build_language_model(s.backbone, s.tuning, shape.words, s.frozen_layers)
     model = GraphLanguageModel(s, shape, lm)
     # A vocabulary made on the spot has to be learned, one that came with the weights does not.
     lm.get_input_embeddings().requires_grad_(pretrained is None and s.tuning == "full")
@@ -123,15 +165,10 @@ def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) 
     )  # fmt: skip
     if pretrained:
         names = [] if task.node_candidates else task.candidates
-        last = encoder(task.valid.prompts.take(np.arange(1))) if model.causal else None
-        start = (
-            int(last.values[0, int((last.kinds != PAD).sum()) - 1])
-            if last is not None
-            else lm.config.decoder_start_token_id
-        )
-        model.start_from_words([tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names], start)
+        ids = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]
+        model.start_from_words(ids, encoder(task.valid.prompts.take(np.arange(1))))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Reader(model.to(device), encoder, ablation.read(None), tokenizer, learning.precision)
+    return Reader(model.to(device), encoder, ablation.read(None), tokenizer, task.candidates, learning.precision)
 
 
 def prompt_text(task: Task, ablation: InputAblation, tokenizer: PreTrainedTokenizerBase) -> PromptText:
@@ -160,7 +197,7 @@ def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on
     model, began = reader.model, time.process_time()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = _optimizer(model, learning)
-    per_epoch, best, best_epoch, done = 0, -1.0, 0, 0
+    per_epoch, best, best_epoch, done = 0, -math.inf, 0, 0
     weights: dict[str, Tensor] = {}
     for epoch in range(learning.epochs):
         model.train()
@@ -181,8 +218,10 @@ def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on
         reader.curve.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "value": value, "seconds": seconds})
         if not math.isfinite(value + reader.curve[-1]["loss"]):
             raise ConfigError(f"training diverged in epoch {epoch + 1}: try a lower learning.learning_rate")
-        if value > best:
-            best, best_epoch = value, epoch
+        # A model that also writes is not done when it chooses well: of its epochs the choice alone takes the first.
+        chosen = value - model.settings.text_loss * reader.text_loss(task.valid) if model.settings.text_loss else value
+        if chosen > best:
+            best, best_epoch = chosen, epoch
             weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         over = learning.minutes is not None and seconds > 60 * learning.minutes
         if over or epoch - best_epoch >= learning.patience:

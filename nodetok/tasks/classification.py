@@ -57,13 +57,13 @@ def classification(
     others = np.setdiff1d(np.arange(len(graph)), train.prompts.nodes)
 
     def against(kind: gnn.Kind) -> Opponent:
-        def run(seed: int) -> dict[str, np.ndarray]:
+        def run(seed: int, seconds: float) -> dict[str, np.ndarray]:
             assert features is not None
             known = np.array([number.get(label, -1) for label in labels])
             source, target = graph.undirected.arcs()
             edges = np.stack([source, target])[:, source < target]
             fitted, held = (np.array([part == which for part in split]) for which in ("train", "valid"))
-            found = gnn.classify_nodes(kind, features, edges, known, fitted, held, seed)
+            found = gnn.classify_nodes(kind, features, edges, known, fitted, held, seed, seconds=seconds)
             return {"accuracy": (found[test.prompts.nodes[:, 0]] == test.targets).astype(np.float64)}
 
         return run

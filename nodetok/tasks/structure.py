@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from nodetok.asking.questions import QuestionMatcher
-from nodetok.asking.wordings import STRUCTURE, Wordings
+from nodetok.asking.wordings import STRUCTURE, TEMPLATES, Wordings
 from nodetok.distances import UNREACHABLE, hops
 from nodetok.graph import Graph
 from nodetok.language.interface import Chunk, Examples, Task
@@ -17,13 +17,6 @@ from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 from setrec.errors import DataError
 
 FARTHEST = 6
-QUESTIONS = {
-    "hops": "how many hops are between [[0]] and [[1]] ? answer :",
-    "nearer": "which is nearer to [[0]] , the first [[1]] or the second [[2]] ? answer :",
-    "connected": "is there a path between [[0]] and [[1]] ? answer :",
-    "common": "how many neighbours do [[0]] and [[1]] share ? answer :",
-    "adjacent": "is there an edge between [[0]] and [[1]] ? answer :",
-}
 ANSWERS = (*(str(n) for n in range(FARTHEST + 1)), "3 or more", "first", "second", "yes", "no")
 TRAIN, VALID, TEST = (0, 1, 2, 3, 4, 5, 6, 7), (8,), (9,)
 
@@ -53,15 +46,15 @@ def structure(
         kinds = asker.kinds
         made = [make(count // len(kinds), parts, rng) for make in kinds.values()]
         nodes, targets = np.concatenate([n for n, _ in made]), np.concatenate([t for _, t in made])
-        texts = [text for name, (n, _) in zip(kinds, made, strict=True) for text in [QUESTIONS[name]] * len(n)]
+        texts = [text for name, (n, _) in zip(kinds, made, strict=True) for text in [TEMPLATES[name]] * len(n)]
         order = rng.permutation(len(targets))
         return Examples(Prompts([texts[i] for i in order], nodes[order]), targets[order])
 
     def draw(rng: np.random.Generator) -> Iterator[Chunk]:
         yield ask(per_epoch, TRAIN, rng), None
 
-    wordings = {QUESTIONS[name]: STRUCTURE[name] for name in asker.kinds}
-    words = [*(QUESTIONS[name] for name in asker.kinds), *ANSWERS]
+    wordings = {TEMPLATES[name]: STRUCTURE[name] for name in asker.kinds}
+    words = [*(TEMPLATES[name] for name in asker.kinds), *ANSWERS]
     valid, test = (ask(held_out * len(asker.kinds), part, rng) for part in (VALID, TEST))
     some = ask(64 * len(asker.kinds), TRAIN, np.random.default_rng(seed))
     if not (len(valid) and len(test) and len(some)):
@@ -93,7 +86,7 @@ class _Measure:
     def __call__(self, scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
         right = (scores.argmax(axis=1) == examples.targets).astype(np.float64)
         found = {"mean accuracy": right}
-        for name, text in QUESTIONS.items():
+        for name, text in TEMPLATES.items():
             mine = np.array([t == text for t in examples.prompts.texts])
             if mine.any():
                 found[f"{name} accuracy"] = np.where(mine, right, np.nan)

@@ -24,7 +24,7 @@ TaskOption = Annotated[
     str,
     typer.Option(
         "--task",
-        help="structure, classification, completion, connectivity, cycle, shortest_path or stance.",
+        help="structure, classification, links, completion, connectivity, cycle, shortest_path or stance.",
     ),
 ]
 RunOption = Annotated[Path, typer.Option("--run", help="Folder to write to.")]

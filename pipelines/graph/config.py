@@ -19,16 +19,20 @@ from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
 from setrec.settings import Settings
 
-TaskName = Literal["structure", "classification", "completion", "connectivity", "cycle", "shortest_path", "stance"]
+TaskName = Literal[
+    "structure", "classification", "links", "completion", "connectivity", "cycle", "shortest_path", "stance"
+]
 
 
 class GraphEvaluationSettings(Settings):
-    """``seeds`` runs of each of ``ablations`` and, where there are any, ``opponents``; intervals by ``resamples``."""
+    """``seeds`` runs of each of ``ablations`` and, where there are any, ``opponents``; intervals by ``resamples``.
+    ``transfer``: the folder of another graph, whose test questions the trained models answer as well."""
 
     seeds: int = Field(5, ge=1)
     ablations: tuple[str, ...] = ABLATIONS
     opponents: bool = True
     resamples: int = Field(1000, ge=10)
+    transfer: Path | None = None
 
 
 class GraphConfig(Settings):
@@ -59,7 +63,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     # Exact distances want many anchors, and hubs, which lie on most shortest paths.
     "structure": {
         "tokenizer": {"anchors": {"strategy": "degree", "count": 256}},
-        "model": {"position_tokens": 1, "neighbours": 4, "dropout": 0.0, "backbone": {"dropout": 0.0}},
+        "model": {
+            "profile": "sorted", "position_tokens": 1, "neighbours": 4, "dropout": 0.0, "backbone": {"dropout": 0.0},
+        },
         "learning": {"epochs": 6, "patience": 3, "batch": 128, "learning_rate": 2e-3},
     },
     "classification": {
@@ -71,6 +77,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
             "epochs": 28, "patience": 12, "batch": 140, "learning_rate": 1e-3, "weight_decay": 0.05,
             "consistency": {"weight": 1.0, "nodes": 128, "ramp": 60},
         },
+    },
+    "links": {
+        "tokenizer": {"anchors": {"strategy": "degree", "count": 128}},
+        "model": {
+            "profile": "sorted", "position_tokens": 1, "neighbours": 8, "feature_dropout": 0.3, "identity": 64,
+            "backbone": {"dropout": 0.0},
+        },
+        "learning": {"epochs": 12, "patience": 4, "batch": 128, "learning_rate": 1e-3},
     },
     "completion": {
         "encoder": {"max_length": 64},

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,15 @@ from nodetok.artifact import GraphArtifact, artifact
 from nodetok.asking.answering import Answer, GraphAnswerer
 from nodetok.distances import reached
 from nodetok.graph import Graph
-from nodetok.language.input_ablation import TOKENS, ablate, ablations
+from nodetok.language.input_ablation import LAPLACIAN, TOKENS, ablate, ablations
 from nodetok.language.interface import Task
 from nodetok.language.training import fit
 from nodetok.tokenizer import NodeTokenizer
-from pipelines.common.progress import bar
+from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import environment
 from pipelines.graph import report
 from pipelines.graph.config import GraphConfig
+from pipelines.graph.results import Result, ResultStore
 from pipelines.graph.tasks import load_task
 from pipelines.reports import scatter
 from setrec.atomic import atomic_file
@@ -72,37 +76,96 @@ def train(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
 def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any]]:
     """Train every input ablation and opponent with every seed, test them, and write the rows to ``out`` (a JSON file).
 
-    Beside it stands ``NAME.html``, the report. Each row has ``task``, ``system``, ``metric``, ``value``, ``low`` and
-    ``high`` (95%, over examples and seeds), ``seeds`` and ``examples``; ``difference`` rows compare the node tokens
-    with each control, example by example.
+    ``out`` holds the rows earned so far after every run, and runs found in ``NAME.results`` beside it are not done
+    again. Opponents train for at most the CPU seconds that the model with node tokens took. Beside it stands
+    ``NAME.html``, the report. Each row has ``task``, ``system``, ``metric``, ``value``, ``low`` and ``high`` (95%, over
+    examples and seeds), ``seeds``, ``examples`` and ``cpu_seconds`` of training, the mean of the seeds; ``difference``
+    rows compare the node tokens with each control, example by example.
     """
     task = _load(folder, out.parent, config)
-    systems: dict[str, list[dict[str, np.ndarray]]] = {}
-    curves: list[dict[str, Any]] = []
+    other = None if config.evaluation.transfer is None else _load(config.evaluation.transfer, out.parent, config)
+    run = _Evaluation(task, other, out, config, ResultStore(out.parent / f"{out.stem}.results", folder, config))
     for name in ablations(task, config.evaluation.ablations):
-        systems[name] = []
-        with bar(name.capitalize()) as progress:
-            for number in range(config.evaluation.seeds):
-                seed = config.learning.seed + number
-                learning = config.learning.model_copy(update={"seed": seed})
-                reader = fit(task, ablate(task, name, config.model, seed), learning, _part(progress, number, config))
-                systems[name].append(reader.evaluate(task, task.test))
-                curves += [{"system": name, **record} for record in reader.curve] if number == 0 else []
-                progress.update(number + 1, config.evaluation.seeds, _said(task, systems[name]))
-                if name == TOKENS and number == 0:
-                    artifact(task, reader).save(out.parent / f"{out.stem}.graph")
-    for name, opponent in task.opponents.items() if config.evaluation.opponents else ():
-        with bar(name) as progress:
-            systems[name] = []
-            for number in range(config.evaluation.seeds):
-                systems[name].append(opponent(config.learning.seed + number))
-                progress.update(number + 1, config.evaluation.seeds, _said(task, systems[name]))
-    rows = summarise(task, systems, config.evaluation.resamples)
-    with atomic_file(out) as path:
-        path.write_text(json.dumps(rows, indent=2) + "\n")
+        run.model(name)
+    for name in task.opponents if config.evaluation.opponents else ():
+        run.opponent(name)
     with bar("Report"):
-        _report(out, config, task.graph, task.tokenizer, rows, curves, task.node_labels)
-    return rows
+        _report(out, config, task.graph, task.tokenizer, run.rows, run.curves, task.node_labels)
+    return run.rows
+
+
+@dataclass(eq=False)
+class _Evaluation:
+    """The runs of an evaluation; ``other``: a task on another graph, which the same models answer too."""
+
+    task: Task
+    other: Task | None
+    out: Path
+    config: GraphConfig
+    store: ResultStore
+    results: dict[str, list[Result]] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def curves(self) -> list[dict[str, Any]]:
+        """Curves of the first seeds."""
+        first = ((name, runs[0]) for name, runs in self.results.items())
+        return [{"system": name, **record} for name, result in first for record in result.curve]
+
+    def _runs(self, name: str, budget: float | None, train: Callable[[int, Bar], Result]) -> None:
+        """Train a system with every seed that is not stored, and write the rows after each."""
+        own = self.results.setdefault(name, [])
+        settings = self.config.evaluation
+        with bar(name.capitalize()) as progress:
+            for number in range(settings.seeds):
+                seed = self.config.learning.seed + number
+                result = self.store.get(name, seed, budget)
+                if result is None:
+                    result = train(number, progress)
+                    self.store.put(result, name, seed, budget)
+                own.append(result)
+                progress.update(number + 1, settings.seeds, _summary(self.task, own))
+                self._write()
+
+    def model(self, name: str) -> None:
+        """The language model under an input ablation."""
+
+        def train(number: int, progress: Bar) -> Result:
+            seed = self.config.learning.seed + number
+            learning = self.config.learning.model_copy(update={"seed": seed})
+            began = time.process_time()
+            shown = ablate(self.task, name, self.config.model, seed)
+            reader = fit(self.task, shown, learning, _part(progress, number, self.config))
+            seconds = time.process_time() - began
+            metrics = reader.evaluate(self.task, self.task.test)
+            if self.other is not None and name != LAPLACIAN:
+                elsewhere = reader.on(self.other, name, seed).evaluate(self.other, self.other.test)
+                metrics |= {f"{metric}, other graph": values for metric, values in elsewhere.items()}
+            if name == TOKENS and number == 0:
+                artifact(self.task, reader).save(self.out.parent / f"{self.out.stem}.graph")
+            return Result(metrics, seconds, reader.curve)
+
+        self._runs(name, None, train)
+
+    def opponent(self, name: str) -> None:
+        """An opponent, for as many CPU seconds as the model with node tokens took."""
+        budget = float(math.ceil(np.mean([run.seconds for run in self.results[TOKENS]])))
+
+        def train(number: int, _: Bar) -> Result:
+            began = time.process_time()
+            metrics = self.task.opponents[name](self.config.learning.seed + number, budget)
+            return Result(metrics, time.process_time() - began, [])
+
+        self._runs(name, budget, train)
+
+    def _write(self) -> None:
+        systems = {name: [run.metrics for run in runs] for name, runs in self.results.items()}
+        self.rows = summarise(self.task, systems, self.config.evaluation.resamples)
+        for row in self.rows:
+            if row["system"] in self.results:
+                row["cpu_seconds"] = round(float(np.mean([run.seconds for run in self.results[row["system"]]])), 1)
+        with atomic_file(self.out) as path:
+            path.write_text(json.dumps(self.rows, indent=2) + "\n")
 
 
 def summarise(task: Task, systems: dict[str, list[dict[str, np.ndarray]]], resamples: int) -> list[dict[str, Any]]:
@@ -112,8 +175,8 @@ def summarise(task: Task, systems: dict[str, list[dict[str, np.ndarray]]], resam
         for metric in runs[0]:
             values = np.stack([run[metric] for run in runs])
             rows.append({"task": task.name, "system": system, "metric": metric, **_interval(values, resamples)})
-    ours = systems[TOKENS]
-    for system, runs in systems.items():
+    ours = systems.get(TOKENS, [])
+    for system, runs in systems.items() if ours else ():
         shared = [m for m in ours[0] if m in runs[0]] if system != TOKENS else []
         for metric in shared:
             both = min(len(ours), len(runs))
@@ -153,8 +216,8 @@ def _part(progress: Any, number: int, config: GraphConfig) -> Any:
     return on_step
 
 
-def _said(task: Task, runs: list[dict[str, np.ndarray]]) -> str:
-    return f"{task.goal} {np.mean([np.nanmean(run[task.goal]) for run in runs]):.4f}"
+def _summary(task: Task, runs: Sequence[Result]) -> str:
+    return f"{task.goal} {np.mean([np.nanmean(run.metrics[task.goal]) for run in runs]):.4f}"
 
 
 def _describe(graph: Graph) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from nodetok import files
 from nodetok.completion import completion
 from nodetok.language.interface import Task
 from nodetok.tasks.classification import classification
+from nodetok.tasks.links import links
 from nodetok.tasks.nlgraph import nlgraph
 from nodetok.tasks.stance import stance
 from nodetok.tasks.structure import structure
@@ -29,7 +30,7 @@ FORMATS = (".parquet", ".csv", ".jsonl")
 def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
     """The task ``config.name`` on the data in ``folder``.
 
-    ``nodes`` and ``edges`` (structure, classification), ``entities`` and ``triples`` (completion), ``questions``
+    ``nodes`` and ``edges`` (structure, classification, links), ``entities`` and ``triples`` (completion), ``questions``
     (connectivity, cycle, shortest_path) or ``examples`` (stance), each Parquet, CSV or JSON lines. ``cache``: where
     text vectors are kept.
 
@@ -39,6 +40,9 @@ def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
     name = config.name
     if name == "structure":
         return structure(files.read_graph(folder, config.data, directed=config.directed).graph, config.tokenizer)
+    if name == "links":
+        given = files.read_graph(folder, config.data, directed=config.directed)
+        return links(given.graph, _features(given, config, cache), config.tokenizer)
     if name == "classification":
         return _classification(folder, config, cache)
     if name == "completion":
@@ -66,9 +70,7 @@ def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
     data = files.read_graph(folder, config.data, directed=config.directed)
     if data.labels is None or data.split is None:
         raise DataError("node classification needs the columns 'label' and 'split'", file=folder / "nodes")
-    features = data.features
-    if features is None and data.texts is not None:
-        features = _vectors(data.texts, config, cache)
+    features = _features(data, config, cache)
     return classification(
         data.graph, data.labels, data.split, features, config.tokenizer, _descriptions(folder, data.labels)
     )
@@ -85,6 +87,13 @@ def _descriptions(folder: Path, labels: Sequence[str]) -> dict[str, str] | None:
             if name not in set(labels):
                 raise DataError(f"no node has the class {name!r}", row=row + 1, column="label")
     return dict(zip(names, texts, strict=True))
+
+
+def _features(data: files.GraphData, config: GraphConfig, cache: Path) -> np.ndarray | None:
+    """The nodes' own features, or vectors of their texts where an encoder is configured."""
+    if data.features is not None or data.texts is None:
+        return data.features
+    return _vectors(data.texts, config, cache)
 
 
 def _vectors(texts: Sequence[str], config: GraphConfig, cache: Path) -> np.ndarray | None:

@@ -11,11 +11,10 @@ from nodetok.asking.answering import GraphAnswerer
 from nodetok.asking.nodes import AmbiguousNodeError, NodeFinder
 from nodetok.asking.questions import QuestionMatcher
 from nodetok.asking.subgraph import retrieve
-from nodetok.asking.wordings import CLASSIFICATION, OUTSIDE, STRUCTURE, Wordings
-from nodetok.tasks.structure import QUESTIONS
+from nodetok.asking.wordings import CLASSIFICATION, OUTSIDE, STRUCTURE, TEMPLATES, Wordings
 from setrec.errors import UnknownNodeError
 
-WORDINGS = {QUESTIONS[name]: Wordings.split(texts) for name, texts in STRUCTURE.items()}
+WORDINGS = {TEMPLATES[name]: Wordings.split(texts) for name, texts in STRUCTURE.items()}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def test_a_question_with_too_few_or_too_many_nodes_is_none(matcher, text):
 )
 def test_the_node_that_two_are_compared_to_is_found_by_what_joins_the_two(matcher, text, order):
     found = matcher.match(text)
-    assert (found.template, found.order) == (QUESTIONS["nearer"], order)
+    assert (found.template, found.order) == (TEMPLATES["nearer"], order)
 
 
 IDS = ["bob", "n-7", "35", "x1", "x2"]

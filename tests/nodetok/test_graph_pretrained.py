@@ -100,6 +100,46 @@ def test_the_first_layers_alone_are_kept_and_more_than_there_are_are_refused(fam
     assert build_language_model(BackboneSettings(layers=1), "full", 50).config.num_hidden_layers == 1
 
 
+def test_frozen_lower_layers_are_those_of_the_whole_model_and_read_each_prompt_once(planted_task, tmp_path):
+    path = stored_checkpoint(tmp_path, "qwen3")
+    ids, places = torch.tensor([4, 7, 9, 5]), torch.arange(4)
+    made = {}
+    for frozen in (0, 1):
+        settings = GraphModelSettings(
+            backbone=BackboneSettings(pretrained=path), tuning="frozen", frozen_layers=frozen, position_tokens=1
+        )
+        made[frozen] = build(planted_task, ablate(planted_task, TOKENS, settings), ONE_STEP)
+    whole, upper = (made[frozen].model.eval().lm.base_model for frozen in (0, 1))
+    lower = made[1].model.lm.lower
+    with torch.no_grad():
+        expected = whole(input_ids=ids[None]).last_hidden_state[0]
+        states = lower([ids, ids[:2]], [places, places[:2]])
+        found = upper(inputs_embeds=states[0][None], position_ids=places[None]).last_hidden_state[0]
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)  # states are kept in bf16
+    torch.testing.assert_close(states[1], states[0][:2], atol=1e-2, rtol=1e-2)
+    # Once read, a prompt's states come from the cache alone.
+    lower._lower = None
+    assert torch.equal(lower([ids], [places])[0], states[0])
+
+
+def test_frozen_lower_layers_learn_save_and_load_and_are_refused_where_they_would_train(planted_task, tmp_path):
+    path = stored_checkpoint(tmp_path / "hub", "qwen3")
+    settings = GraphModelSettings(
+        backbone=BackboneSettings(pretrained=path), tuning="lora", frozen_layers=1, position_tokens=2, neighbours=2
+    )
+    made = fit(planted_task, ablate(planted_task, TOKENS, settings), ONE_STEP)
+    artifact(planted_task, made).save(tmp_path / "saved")
+    again = GraphArtifact.load(tmp_path / "saved").reader
+    (before, _), (after, _) = (next(reader.scores(planted_task.test)) for reader in (made, again))
+    np.testing.assert_array_equal(after, before)
+    with pytest.raises(ConfigError, match=r"model\.tuning=lora or frozen"):
+        build_language_model(settings.backbone, "full", 0, 1)
+    with pytest.raises(ConfigError, match="only 2 layers"):
+        build_language_model(settings.backbone, "lora", 0, 2)
+    with pytest.raises(ConfigError, match="needs a Qwen backbone"):
+        build_language_model(BackboneSettings(pretrained=stored_checkpoint(tmp_path / "t5", "t5")), "lora", 0, 1)
+
+
 def test_a_checkpoints_chat_template_stands_around_the_prompt(planted_task, tmp_path):
     path = stored_checkpoint(tmp_path, "qwen3")
     tokenizer = AutoTokenizer.from_pretrained(path)

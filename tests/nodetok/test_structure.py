@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from nodetok.anchors import AnchorSettings
+from nodetok.asking.wordings import TEMPLATES
 from nodetok.graph import Graph
-from nodetok.tasks.structure import FARTHEST, QUESTIONS, structure
+from nodetok.tasks.structure import FARTHEST, structure
 from nodetok.tokenizer import TokenizerSettings
 from setrec.errors import DataError
 
 SETTINGS = TokenizerSettings(anchors=AnchorSettings(count=8))
-NAMES = {text: name for name, text in QUESTIONS.items()}
+NAMES = {text: name for name, text in TEMPLATES.items()}
 
 
 def two_parts(weighted=False):
@@ -73,7 +74,7 @@ def test_every_answer_is_networkxs(both, weighted):
         for name, nodes, answer in questions(task, examples):
             assert answer == by_networkx(given, name, nodes), (name, nodes)
             kinds[name] += 1
-    assert set(kinds) == set(QUESTIONS)
+    assert set(kinds) == set(TEMPLATES)
 
 
 def test_no_pair_that_is_held_out_is_asked_in_training_in_either_order(both):
@@ -95,7 +96,7 @@ def test_no_pair_that_is_held_out_is_asked_in_training_in_either_order(both):
 def test_answers_of_each_kind_are_about_equally_frequent(both):
     _, task = both
     drawn = next(task.draw(np.random.default_rng(0)))[0]
-    count = {name: Counter() for name in QUESTIONS}
+    count = {name: Counter() for name in TEMPLATES}
     for name, _, answer in questions(task, drawn):
         count[name][answer] += 1
     assert set(count["hops"]) == {str(n) for n in range(1, FARTHEST + 1)}
@@ -121,7 +122,7 @@ def test_accuracies_count_only_questions_of_their_kind(both):
     names = np.array([NAMES[text] for text in task.test.prompts.texts])
     right[names == "hops"] = np.roll(right[names == "hops"], 1, axis=1)
     found = task.measure(right, task.test)
-    for name in QUESTIONS:
+    for name in TEMPLATES:
         assert np.array_equal(np.isnan(found[f"{name} accuracy"]), names != name)
         assert np.nanmean(found[f"{name} accuracy"]) == (name != "hops")
     unseen = found["accuracy in unseen wording"]
@@ -132,7 +133,7 @@ def test_accuracies_count_only_questions_of_their_kind(both):
 def test_a_connected_graph_is_not_asked_whether_it_is():
     task = made(nx.connected_watts_strogatz_graph(60, 4, 0.1, seed=0), per_epoch=300, held_out=40)
     assert {name for name, _, _ in questions(task, task.test)} == {"hops", "nearer", "common", "adjacent"}
-    assert QUESTIONS["connected"] not in task.words
+    assert TEMPLATES["connected"] not in task.words
 
 
 @pytest.mark.parametrize("given", [nx.empty_graph(4), nx.path_graph(2), nx.complete_graph(6), nx.path_graph(3)])

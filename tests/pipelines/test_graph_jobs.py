@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from nodetok.artifact import GraphArtifact
 from nodetok.asking.answering import GraphAnswerer
 from nodetok.graph import Graph
+from nodetok.language.training import fit
 from pipelines.graph import jobs, service
 from pipelines.graph.config import DEFAULTS, graph_config
 from serving.api.access.authentication import protect
@@ -83,7 +84,12 @@ def test_every_task_is_evaluated_with_its_controls_and_opponents(
     name, graph_folder, triple_folder, question_folder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("nodetok.tasks.structure.structure.__defaults__", (256, 60, 0))
-    folder = {"structure": graph_folder, "classification": graph_folder, "completion": triple_folder}
+    folder = {
+        "structure": graph_folder,
+        "classification": graph_folder,
+        "links": graph_folder,
+        "completion": triple_folder,
+    }
     overrides = [*QUICK, "model.neighbours=2", "model.position_tokens=1"]
     config = graph_config(name, overrides=overrides)
     rows = jobs.evaluate(folder.get(name, question_folder), tmp_path / "rows.json", config)
@@ -99,6 +105,52 @@ def test_every_task_is_evaluated_with_its_controls_and_opponents(
     page = (tmp_path / "rows.html").read_text()
     assert "<script" not in page
     assert "shuffled tokens" in page
+
+
+def test_an_evaluation_writes_rows_as_they_are_earned_and_goes_on_where_it_was_cut_off(
+    graph_folder, tmp_path, monkeypatch
+):
+    overrides = [*QUICK, "evaluation.seeds=2", "evaluation.ablations=['node tokens', 'text only']"]
+    config, out = graph_config("classification", overrides=overrides), tmp_path / "rows.json"
+    whole = jobs.evaluate(graph_folder, tmp_path / "whole" / "rows.json", config)
+    calls = []
+
+    def cut_off(task, shown, *more):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(shown.name)
+        return fit(task, shown, *more)
+
+    monkeypatch.setattr(jobs, "fit", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.evaluate(graph_folder, out, config)
+    early = json.loads(out.read_text())
+    assert {row["system"]: row["seeds"] for row in early if " minus " not in row["system"]} == {
+        "node tokens": 2, "text only": 1,
+    }  # fmt: skip
+    calls.clear()
+    rows = jobs.evaluate(graph_folder, out, config)
+    assert calls == ["text only"]
+
+    def plain(rows):
+        return [{key: value for key, value in row.items() if key != "cpu_seconds"} for row in rows]
+
+    assert plain(rows) == plain(whole)
+    assert all(row["cpu_seconds"] > 0 for row in rows if row["system"] == "node tokens")
+
+
+def test_a_model_trained_on_one_graph_answers_structural_questions_on_another(graph_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("nodetok.tasks.structure.structure.__defaults__", (256, 60, 0))
+    ring = np.array([(i, (i + 1) % 50) for i in range(50)] + [(60, 61), (61, 62), (62, 60)])
+    other = tmp_path / "other"
+    other.mkdir()
+    pd.DataFrame({"source": ring[:, 0], "target": ring[:, 1]}).to_parquet(other / "edges.parquet")
+    shown = ["evaluation.ablations=['node tokens']", f"evaluation.transfer={other}"]
+    rows = jobs.evaluate(graph_folder, tmp_path / "rows.json", graph_config("structure", overrides=[*QUICK, *shown]))
+    assert {"mean accuracy", "mean accuracy, other graph"} <= {row["metric"] for row in rows}
+    bound = graph_config("structure", overrides=[*QUICK, *shown, "model.profile=anchors"])
+    with pytest.raises(ConfigError, match=r"model\.profile=sorted"):
+        jobs.evaluate(graph_folder, tmp_path / "bound.json", bound)
 
 
 @pytest.fixture(scope="module")
