@@ -99,8 +99,7 @@ class Engine:
                     results[b] = error
             results |= self._from_model({b: a for b, a in asked.items() if len(a.known.rows)}, auditor)
             results |= {b: self._from_popularity(a) for b, a in asked.items() if not len(a.known.rows)}
-            self._shown.count(self.state, np.concatenate([*self._answered, np.empty(0, np.int64)]))
-            self._answered.clear()
+            self._count_shown()
         for a in asked.values():
             if a.known.fallback is not None:
                 metrics.FALLBACKS.labels(a.known.fallback.reason).inc()
@@ -138,7 +137,9 @@ class Engine:
             asked = self._work_out(request, {})
             by_one = self._by_component if by in self.bundle.components else self._by_slots
             rows, scores = by_one(asked, by)
-            return self._described(asked, rows, scores, [{by: score} for score in scores.tolist()])
+            answer = self._described(asked, rows, scores, [{by: score} for score in scores.tolist()])
+            self._count_shown()
+        return answer
 
     def _by_component(self, asked: Asked, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows and values of the best entries of one component."""
@@ -380,6 +381,10 @@ class Engine:
             pinned = Ranked(asked.pinned, self.state.popularity.of(asked.pinned), {})
             ranked = ranked.with_pinned(pinned, asked.positions, asked.request.k)
         return self._described(asked, ranked.rows, ranked.scores, [{} for _ in ranked.rows])
+
+    def _count_shown(self) -> None:
+        self._shown.count(self.state, np.concatenate([*self._answered, np.empty(0, np.int64)]))
+        self._answered.clear()
 
     def _described(
         self, asked: Asked, rows: np.ndarray, scores: np.ndarray, shares: Sequence[dict[str, float]]
