@@ -54,7 +54,9 @@ def refused(response, status, code):
 def recommend(client, **body):
     response = client.post("/v1/recommend", json=body)
     assert response.status_code == 200, response.text
-    return response.json()
+    answer = response.json()
+    assert re.fullmatch("[0-9a-f]{32}", answer.pop("answer_id"))  # another one every time
+    return answer
 
 
 def ids(answer):
