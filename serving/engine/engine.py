@@ -99,8 +99,7 @@ class Engine:
                     results[b] = error
             results |= self._from_model({b: a for b, a in asked.items() if len(a.known.rows)}, auditor)
             results |= {b: self._from_popularity(a) for b, a in asked.items() if not len(a.known.rows)}
-            self._shown.count(self.state, np.concatenate([*self._answered, np.empty(0, np.int64)]))
-            self._answered.clear()
+            self._count_shown()
         for a in asked.values():
             if a.known.fallback is not None:
                 metrics.FALLBACKS.labels(a.known.fallback.reason).inc()
@@ -136,21 +135,29 @@ class Engine:
             return self.recommend_one(request)
         with self.lock:
             asked = self._work_out(request, {})
-            if by in self.bundle.components:
-                entries = self.state.batch(np.zeros((1, self.bundle.codes.shape[1]), np.float32), [asked.known.rows])
-                (rows, values) = entries.entries[by]
-                may = asked.may(self.state, rows.values)
-                found, values = rows.values[may], values[may]
-                best = np.lexsort((found, -values))[:k]
-                found, scores = found[best], values[best].astype(np.float64)
-            else:
-                users = self._users([asked.known.rows])[0]
-                queries = slot_queries(users, self.bundle.manifest.code_columns) | {"model": users}
-                if by not in queries:
-                    raise RequestError(f"similar by '{by}'; there are all, model, {', '.join(self.terms)}")
-                (hits,) = self.state.index.search(self.state.queries(queries[by][None]), k, [asked.excluded])
-                found, scores = hits.rows, hits.scores
-            return self._described(asked, found, scores, [{by: score} for score in scores.tolist()])
+            by_one = self._by_component if by in self.bundle.components else self._by_slots
+            rows, scores = by_one(asked, by)
+            answer = self._described(asked, rows, scores, [{by: score} for score in scores.tolist()])
+            self._count_shown()
+        return answer
+
+    def _by_component(self, asked: Asked, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and values of the best entries of one component."""
+        nobody = np.zeros((1, self.bundle.codes.shape[1]), np.float32)
+        places, values = self.state.batch(nobody, [asked.known.rows]).entries[name]
+        may = asked.may(self.state, places.values)
+        rows, values = places.values[may], values[may].astype(np.float64)
+        best = np.lexsort((rows, -values))[: asked.request.k]
+        return rows[best], values[best]
+
+    def _by_slots(self, asked: Asked, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and scores of the items nearest to what the model answers: in all slots, or in those of one kind."""
+        user = self._users([asked.known.rows])[0]
+        queries = slot_queries(user, self.bundle.manifest.code_columns) | {"model": user}
+        if name not in queries:
+            raise RequestError(f"similar by '{name}'; there are all, model, {', '.join(self.terms)}")
+        (hits,) = self.state.index.search(self.state.queries(queries[name][None]), asked.request.k, [asked.excluded])
+        return hits.rows, hits.scores
 
     def search(self, text: str, limit: int) -> list[tuple[str, str, dict[str, list[str]]]]:
         """Id, title and attributes of up to ``limit`` items whose titles hold ``text``."""
@@ -374,6 +381,10 @@ class Engine:
             pinned = Ranked(asked.pinned, self.state.popularity.of(asked.pinned), {})
             ranked = ranked.with_pinned(pinned, asked.positions, asked.request.k)
         return self._described(asked, ranked.rows, ranked.scores, [{} for _ in ranked.rows])
+
+    def _count_shown(self) -> None:
+        self._shown.count(self.state, np.concatenate([*self._answered, np.empty(0, np.int64)]))
+        self._answered.clear()
 
     def _described(
         self, asked: Asked, rows: np.ndarray, scores: np.ndarray, shares: Sequence[dict[str, float]]

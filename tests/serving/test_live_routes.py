@@ -54,7 +54,9 @@ def refused(response, status, code):
 def recommend(client, **body):
     response = client.post("/v1/recommend", json=body)
     assert response.status_code == 200, response.text
-    return response.json()
+    answer = response.json()
+    assert re.fullmatch("[0-9a-f]{32}", answer.pop("answer_id"))  # another one every time
+    return answer
 
 
 def ids(answer):
@@ -98,8 +100,8 @@ def test_a_history_comes_in_pages_that_make_up_the_whole_events_first_then_the_b
         if before is None:
             break
     trained = [f"item-{row}" for row in histories().items[2]][::-1]
-    live = [{"item_id": f"item-{n}", "time": 100.0 + n // 2, "source": "live"} for n in (4, 3, 2, 1, 0)]
-    assert whole == live + [{"item_id": item, "time": None, "source": "bundle"} for item in trained]
+    live = [{"item_id": f"item-{n}", "time": 100.0 + n // 2, "source": "live", "type": None} for n in (4, 3, 2, 1, 0)]
+    assert whole == live + [{"item_id": item, "time": None, "source": "bundle", "type": None} for item in trained]
     assert shared.get("/v1/users/nobody/history").json()["items"] == []
 
 
