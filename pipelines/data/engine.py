@@ -38,10 +38,8 @@ class Engine:
         self.connection.execute(query, values or None)
 
     def one(self, query: str, *values: Any) -> tuple[Any, ...]:
-        """The first row of a query."""
-        row = self.connection.execute(query, values or None).fetchone()
-        assert row is not None
-        return row
+        """The first row of a query that has one or few."""
+        return self.all(query, *values)[0]
 
     def all(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """The rows of a query, all of them held."""
@@ -49,7 +47,7 @@ class Engine:
 
     def table(self, query: str) -> pa.Table:
         """The rows of a query in its order, all of them held."""
-        return self.connection.execute(query).to_arrow_table()
+        return self.connection.sql(query).to_arrow_table()
 
     def batches(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         """The rows of a query in its order, about ``rows`` at a time. A cursor of its own: others go on meanwhile."""

@@ -66,7 +66,7 @@ class OnRay:
         """Make the table ``items`` of those that interactions hold, in the order in which they are met."""
         parts = self._mapped("SELECT item, min(row) AS row FROM raw WHERE fault IS NULL GROUP BY item")
         self.engine.run("CREATE TABLE met (item VARCHAR, row BIGINT)")
-        self._insert("met", _parts(parts.groupby("item").min("row")), {"item": pa.string(), "min(row)": pa.int64()})
+        self._insert("met", _parts(parts.groupby("item", num_partitions=self._partitions).min("row")), {"item": pa.string(), "min(row)": pa.int64()})
         self.engine.run("CREATE TABLE items AS SELECT item AS id, row FROM met ORDER BY row")
 
     def order(self, found: Loaded, rejects: Rejects) -> dict[str, int]:
@@ -85,10 +85,9 @@ class OnRay:
             f"SELECT raw.user, items.code AS item, {interactions.facts(config, found)}, row FROM raw "
             f"LEFT JOIN items ON raw.item = items.id WHERE {passed}"
         )
-        parts = int(found.rows.sum()) // SHARD_ROWS + 1
         self.users = (
             self._mapped(query, items)
-            .repartition(parts, keys=["user"])
+            .repartition(self._partitions, keys=["user"])
             .map_batches(_histories, batch_size=None, batch_format="pyarrow", fn_kwargs={"config": config})
             .materialize()
         )
@@ -143,6 +142,10 @@ class OnRay:
                 met = part["met"].to_numpy()
                 users = met[item.row_of_value]
                 yield Block(users, item.values, time.values, split.values, partial(_names, met, part["user"]))
+
+    @property
+    def _partitions(self) -> int:
+        return int(self.found.rows.sum()) // SHARD_ROWS + 1
 
     def _mapped(self, query: str, items: Any = None) -> Any:
         """The rows of a query over each part of ``raw``, settled once all files are known."""
