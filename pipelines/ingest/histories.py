@@ -53,12 +53,7 @@ class Split:
 
     @classmethod
     def of(cls, interactions: Interactions, config: DataSettings, counts: np.ndarray) -> Split:
-        """Find the cuts, and choose the items to hold out; ``counts`` int64 (I,) of interactions of each item.
-
-        The cuts of a split by global time are instants, so interactions at one instant are never parted: every
-        training time is strictly before every validation time, and that before every test time. Shares grow by the
-        ties at a cut.
-        """
+        """Find the cuts, and choose the items to hold out; ``counts`` int64 (I,) of interactions of each item."""
         cuts = None
         if isinstance(split := config.split, GlobalTime):
             total = int(counts.sum())

@@ -124,7 +124,10 @@ def _values(
         words = {name: str(value) for name, value in NAMES.items()}
         split, more = words_of(cells[schema.split], text[schema.split], words, "split")
         faults += more
-    return f"{user}, {item}, {time.whole}, {time.real}, {time.instant}, {literal(unit)}, {rating}, {weight}, {split}", faults
+    return (
+        f"{user}, {item}, {time.whole}, {time.real}, {time.instant}, {literal(unit)}, {rating}, {weight}, {split}",
+        faults,
+    )
 
 
 COUNTS = (

@@ -50,9 +50,9 @@ class OnDuckDB:
         )
 
     def order(self, found: Loaded, rejects: Rejects) -> dict[str, int]:
-        """Make the table ``users`` (``id``, in the order in which they are met; the code of a user is its ``rowid``) and
-        the table ``ordered``: what counts of ``raw``, by user and time, without repeats. Returns how many interactions
-        were dropped for which reason; those of unknown items go to ``rejects`` where they are refused."""
+        """Make the tables ``users`` (``id``, in the order in which they are met; the code of a user is its ``rowid``)
+        and ``ordered``: what counts of ``raw``, by user and time, without repeats. Returns how many interactions were
+        dropped for which reason; those of unknown items go to ``rejects`` where they are refused."""
         config, engine = self.config, self.engine
         passed = interactions.passed(config, found)
         dropped = engine.table(interactions.cuts(config, found)).to_pylist()[0]

@@ -2,8 +2,8 @@
 of machines.
 
 A task reads a file; what follows is done part by part in the same SQL, and user by user after a shuffle by the hash of
-the user. From then on a row is a user with lists, so that nothing can part a user's interactions. Sums over parts come to
-this process, where arrays of the length of the catalogue are held anyway.
+the user. From then on a row is a user with lists, so that nothing can part a user's interactions. Sums over parts come
+to this process, where arrays of the length of the catalogue are held anyway.
 """
 
 from __future__ import annotations
@@ -52,12 +52,16 @@ class OnRay:
         """
         import ray.data
 
-        numbers = ray.data.from_arrow([pa.table({"file": [file.number]}) for file in files])
+        numbers: Any = ray.data.from_arrow([pa.table({"file": [file.number]}) for file in files])
         given = {"config": self.config, "files": files}
         self.raw = numbers.map_batches(_read, batch_size=1, batch_format="pyarrow", fn_kwargs=given).materialize()
-        counts = pd.concat([part.to_pandas() for part in self._query(interactions.COUNTS)], ignore_index=True)
-        self.found = found = interactions.settled(self.config, counts, len(files))
-        self.engine.run("CREATE TABLE faulty (file INTEGER, place BIGINT, number BIGINT, fault STRUCT(c VARCHAR, r VARCHAR))")
+        counts = [part.to_pandas() for part in self._query(interactions.COUNTS)]
+        if not counts:
+            return Loaded(np.zeros(len(files), dtype=np.int64))
+        self.found = found = interactions.settled(self.config, pd.concat(counts, ignore_index=True), len(files))
+        self.engine.run(
+            "CREATE TABLE faulty (file INTEGER, place BIGINT, number BIGINT, fault STRUCT(c VARCHAR, r VARCHAR))"
+        )
         if found.rejected:
             self._reject("SELECT file, row AS place, fault FROM raw WHERE fault IS NOT NULL", rejects)
         return found
@@ -66,7 +70,8 @@ class OnRay:
         """Make the table ``items`` of those that interactions hold, in the order in which they are met."""
         parts = self._mapped("SELECT item, min(row) AS row FROM raw WHERE fault IS NULL GROUP BY item")
         self.engine.run("CREATE TABLE met (item VARCHAR, row BIGINT)")
-        self._insert("met", _parts(parts.groupby("item", num_partitions=self._partitions).min("row")), {"item": pa.string(), "min(row)": pa.int64()})
+        first = _parts(parts.groupby("item", num_partitions=self._partitions).min("row"))
+        self._insert("met", first, {"item": pa.string(), "min(row)": pa.int64()})
         self.engine.run("CREATE TABLE items AS SELECT item AS id, row FROM met ORDER BY row")
 
     def order(self, found: Loaded, rejects: Rejects) -> dict[str, int]:
@@ -96,7 +101,8 @@ class OnRay:
         if dropped["unknown_item"] and config.unknown_items == "refuse":
             dropped["unknown_item"] = 0
             fault = interactions.unknown_item(config, rejects.items)
-            query = f"SELECT file, row AS place, {fault} AS fault FROM raw ANTI JOIN items ON raw.item = items.id WHERE {passed}"
+            unheld = f"raw ANTI JOIN items ON raw.item = items.id WHERE {passed}"
+            query = f"SELECT file, row AS place, {fault} AS fault FROM {unheld}"
             self._reject(query, rejects, items)
         self.raw = None
         return {**dropped, "repeated": repeated}

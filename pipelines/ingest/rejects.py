@@ -37,8 +37,8 @@ class Rejects:
             engine.run(f"INSERT INTO {self.name}_files VALUES (?, ?)", number, file)
 
     def collect(self, faulty: str, rows: int) -> None:
-        """Note the rows of a query with the columns ``file``, ``place`` (their order), ``number`` (in the file, from 1) and
-        ``fault``; the table has ``rows``."""
+        """Note the rows of a query: ``file``, ``place`` (their order), ``number`` (in the file, from 1), ``fault``; the
+        table has ``rows``."""
         self.rows = rows
         self.engine.run(
             f"INSERT INTO {self.name} SELECT f.name, faulty.number, faulty.fault.c, faulty.fault.r "

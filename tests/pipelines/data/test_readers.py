@@ -313,6 +313,15 @@ def test_the_unit_of_epochs_is_told_by_their_size(tmp_path, unit, scale):
         assert histories(tmp_path / "out") == {"u": ["i18262", "i18263"]}
 
 
+def test_words_of_a_split_have_aliases_in_any_case_and_others_are_rejected(tmp_path):
+    words = ["train", "VAL", "Validation", " valid ", "Test", "dev"]
+    text = "user_id,item_id,timestamp,part\n" + "".join(f"u,i{row},{row},{word}\n" for row, word in enumerate(words))
+    fields = {"interactions": put(tmp_path / "x.csv", text), "split": {"kind": "column"}, "columns": {"split": "part"}}
+    ingest(DataSettings.model_validate({**fields, "rejected_share": 0.5}), tmp_path / "out")
+    assert load(tmp_path / "out")[1].splits.tolist() == [0, 1, 1, 1, 2]
+    assert rejected(tmp_path / "out") == [(6, "part", "'dev' is no split (train, valid, test)")]
+
+
 def test_ratings_sessions_and_float_ids(tmp_path):
     text = "user_id,session,item_id,timestamp,rating\n1.0,s1,7.0,1,5\n1.0,s2,8.0,2,1\n1.0,s2,9,3,3\n"
     path = put(tmp_path / "x.csv", text)
