@@ -132,8 +132,8 @@ def test_a_store_that_fails_in_between_is_asked_again(tmp_path, monkeypatch):
     copied = shutil.copyfileobj
 
     def failing(source, target, size):
-        target.write(b"half of a")
         if failures:
+            target.write(b"half of a")
             raise failures.pop()
         copied(source, target, size)
 
