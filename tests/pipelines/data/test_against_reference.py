@@ -6,10 +6,11 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from data_reference import ingest as plain_ingest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.directory import load
@@ -139,8 +140,47 @@ def test_the_engine_leaves_what_plain_python_leaves(rows, items, fields, shard_r
     compared(["duckdb"], rows, items, fields, shard_rows, files)
 
 
+def drawn(seed, count):
+    """Rows as :data:`ROW` has them, without a search for small ones."""
+    rng = np.random.default_rng(seed)
+    columns = {
+        "user_id": "abcdé",
+        "item_id": "pqrstu",
+        "timestamp": [*NUMBERS, "1.5", "noon"],
+        "rating": ["1", "2", "4"],
+    }
+    values = {**columns, "part": ["train", "valid", "test"]}
+    return [{name: str(rng.choice(list(among))) for name, among in values.items()} for _ in range(count)]
+
+
+def test_a_cluster_leaves_the_files_that_one_process_leaves(ray_here):
+    fields = {
+        "split": GlobalTime(valid=0.2, test=0.2), "unknown_items": "refuse", "ties": "shuffle", "cold_share": 0.3,
+        "deduplicate": "strongest", "user_min_count": 3, "item_min_count": 3, "seed": 1,
+    }  # fmt: skip
+    compared(["duckdb", "ray"], drawn(0, 60), "pqrst", fields, 20, 3)
+
+
+def test_a_cluster_refuses_what_one_process_refuses_in_the_same_words(ray_here, tmp_path):
+    good = "user_id,item_id,timestamp\n" + "".join(f"u,i{row},{row}\n" for row in range(5))
+    for name, text in (("row", good + "u,,7\n"), ("column", good.replace("timestamp", "when")), ("unknown", good)):
+        (tmp_path / f"{name}.csv").write_text(text)
+        (tmp_path / "items.csv").write_text("item_id,title\ni0,Zero\n")
+        said = []
+        for engine in ("duckdb", "ray"):
+            items = tmp_path / "items.csv" if name == "unknown" else None
+            with pytest.raises(DataError) as refused:
+                ingest(
+                    DataSettings(interactions=tmp_path / f"{name}.csv", items=items, engine=engine), tmp_path / "out"
+                )
+            said.append(str(refused.value))
+        assert said[0] == said[1]
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.timeout(3600)
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.reuse, Phase.generate])
 @given(*CASES)
 def test_both_engines_leave_what_plain_python_leaves(ray_here, rows, items, fields, shard_rows, files):
     compared(["duckdb", "ray"], rows, items, fields, max(shard_rows, 20), files)
