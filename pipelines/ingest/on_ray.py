@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class OnRay:
         self.config, self.engine = config, engine
         self.raw: Any = None
         self.users: Any = None
+        self.sorted = False
         self.found = Loaded(np.zeros(0, dtype=np.int64))
 
     def load(self, files: list[File], rejects: Rejects) -> Loaded:
@@ -53,18 +55,20 @@ class OnRay:
         import ray.data
 
         numbers: Any = ray.data.from_arrow([pa.table({"file": [file.number]}) for file in files])
-        given = {"config": self.config, "files": files}
+        # Workers may have another working directory.
+        found = [replace(file, path=file.path and file.path.absolute()) for file in files]
+        given = {"config": self.config, "files": found}
         self.raw = numbers.map_batches(_read, batch_size=1, batch_format="pyarrow", fn_kwargs=given).materialize()
         counts = [part.to_pandas() for part in self._query(interactions.COUNTS)]
         if not counts:
             return Loaded(np.zeros(len(files), dtype=np.int64))
-        self.found = found = interactions.settled(self.config, pd.concat(counts, ignore_index=True), len(files))
+        self.found = interactions.settled(self.config, pd.concat(counts, ignore_index=True), len(files))
         self.engine.run(
             "CREATE TABLE faulty (file INTEGER, place BIGINT, number BIGINT, fault STRUCT(c VARCHAR, r VARCHAR))"
         )
-        if found.rejected:
+        if self.found.rejected:
             self._reject("SELECT file, row AS place, fault FROM raw WHERE fault IS NOT NULL", rejects)
-        return found
+        return self.found
 
     def items(self) -> None:
         """Make the table ``items`` of those that interactions hold, in the order in which they are met."""
@@ -80,10 +84,12 @@ class OnRay:
         import ray
 
         config = self.config
-        counts = pd.concat([part.to_pandas() for part in self._query(interactions.cuts(config, found))])
-        dropped = counts.sum().astype(int).to_dict()
-        if not dropped.pop("kept"):
-            return {**dropped, "unknown_item": 0, "repeated": 0}
+        dropped: dict[str, int] = {}
+        if interactions.filters(config, found):
+            parts = [part.to_pandas() for part in self._query(interactions.cuts(config, found))]
+            dropped = pd.concat(parts).sum().astype(int).to_dict()
+            if not dropped.pop("kept"):
+                return {**dropped, "unknown_item": 0, "repeated": 0}
         items = ray.put(self.engine.table("SELECT id, rowid::INTEGER AS code FROM items"))
         passed = interactions.passed(config, found)
         query = (
@@ -96,8 +102,8 @@ class OnRay:
             .map_batches(_histories, batch_size=None, batch_format="pyarrow", fn_kwargs={"config": config})
             .materialize()
         )
-        sums = sum(np.array(part["dropped"].to_pylist()).sum(axis=0) for part in self._folded(_dropped))
-        dropped["unknown_item"], repeated = (int(count) for count in sums)
+        sums = pd.concat([part.to_pandas() for part in self._folded(_dropped)]).sum().astype(int)
+        dropped["unknown_item"], repeated = int(sums["unknown"]), int(sums["repeated"])
         if dropped["unknown_item"] and config.unknown_items == "refuse":
             dropped["unknown_item"] = 0
             fault = interactions.unknown_item(config, rejects.items)
@@ -112,21 +118,19 @@ class OnRay:
 
         Removing one may push another below its minimum, so the rule is applied until nothing changes.
         """
-        if self.users is None:
-            return 0
-        config, items = self.config, self.engine.one("SELECT count(*) FROM items")[0]
-        counts = self.counts(items)
-        first = before = int(counts.sum())
-        while config.user_min_count > 1 or config.item_min_count > 1:
-            given = {"keep": _put(counts >= config.item_min_count), "least": config.user_min_count}
-            kept = self.users.map_batches(_drop_rare, batch_size=None, batch_format="pyarrow", fn_kwargs=given)
-            self.users = kept.materialize()
+        config, dropped = self.config, 0
+        if max(config.user_min_count, config.item_min_count) > 1:  # whoever occurs at all occurs once
+            items = self.engine.one("SELECT count(*) FROM items")[0]
             counts = self.counts(items)
-            if (left := int(counts.sum())) in (before, 0):
-                break
-            before = left
-        self.users = self.users.sort("met").materialize()
-        return first - int(counts.sum())
+            round_ = int(counts.sum())
+            while round_:
+                given = {"keep": _put(counts >= config.item_min_count), "least": config.user_min_count}
+                kept = self.users.map_batches(_drop_rare, batch_size=None, batch_format="pyarrow", fn_kwargs=given)
+                self.users, before = kept.materialize(), int(counts.sum())
+                counts = self.counts(items)
+                round_ = before - int(counts.sum())
+                dropped += round_
+        return dropped
 
     def counts(self, items: int) -> np.ndarray:
         """Interactions of each item code, int64 (I,)."""
@@ -137,11 +141,13 @@ class OnRay:
 
     def times_at(self, ranks: list[int]) -> list[float]:
         """The times at the given places of all times, sorted."""
-        times = self.users.map_batches(_times, batch_size=None, batch_format="pyarrow").sort("time").materialize()
+        times: Any = self.users.map_batches(_times, batch_size=None, batch_format="pyarrow").sort("time").materialize()
         return [times.split_at_indices([rank])[1].take(1)[0]["time"] for rank in ranks]
 
     def blocks(self) -> Iterator[Block]:
         """All that is left, in blocks as Ray Data has them."""
+        if not self.sorted:
+            self.users, self.sorted = self.users.sort("met").materialize(), True
         for part in _parts(self.users):
             item, time, split = (_ragged(part, name) for name in _LISTS)
             if len(item.values):
@@ -215,7 +221,8 @@ def _read(batch: pa.Table, config: DataSettings, files: list[File]) -> Iterator[
     for number in batch["file"].to_pylist():
         with _small_engine(config) as running:
             interactions.read(running, config, files[number])
-            for rows in running.batches("SELECT *, rowid AS row FROM raw", SHARD_ROWS // 2):
+            unread = "" if config.events or config.columns.rating else "EXCLUDE (rating, weight)"
+            for rows in running.batches(f"SELECT * {unread}, rowid AS row FROM raw", SHARD_ROWS // 2):
                 yield pa.Table.from_batches([rows])
 
 
@@ -234,8 +241,8 @@ def _queried(part: pa.Table, config: DataSettings, found: Loaded, query: str, it
 
 
 def _histories(part: pa.Table, config: DataSettings) -> pa.Table:
-    """A row for each user of a part that holds all of each: ``user``, ``met`` (the first row of the user), ``dropped``
-    (interactions of unknown items, and repeats), and the lists."""
+    """A row for each user of a part that holds all of each: ``user``, ``met`` (the first row of the user), ``unknown``
+    and ``repeated`` (interactions dropped for that), and the lists."""
     part = part.sort_by("row")
     names = part["user"].combine_chunks().dictionary_encode()
     user, row = names.indices.to_numpy(), part["row"].to_numpy()
@@ -247,14 +254,15 @@ def _histories(part: pa.Table, config: DataSettings) -> pa.Table:
     item = part["item"].fill_null(0).to_numpy()[known]
     strength = part["strength"].to_numpy()[known]
     kept = distinct(user[known], item, config.deduplicate, strength)
-    dropped = np.stack([np.bincount(user[unknown], minlength=count), np.bincount(user[known[~kept]], minlength=count)])
+    repeated = np.bincount(user[known[~kept]], minlength=count)
     known = known[kept]
     offsets = np.r_[0, np.cumsum(np.bincount(user[known], minlength=count))]
     return pa.table(
         {
             "user": names.dictionary.take(pa.array(user[met])),
             "met": pa.array(row[met], pa.int64()),
-            "dropped": pa.FixedSizeListArray.from_arrays(pa.array(dropped.T.ravel(), pa.int64()), 2),
+            "unknown": pa.array(np.bincount(user[unknown], minlength=count), pa.int32()),
+            "repeated": pa.array(repeated, pa.int32()),
             **{name: _list_of(part[name].take(pa.array(known)), offsets) for name in _LISTS},
         }
     )
@@ -296,7 +304,7 @@ def _times(part: pa.Table) -> pa.Table:
 
 
 def _dropped(part: pa.Table) -> pa.Table:
-    return part.select(["dropped"])
+    return pa.table({name: [part[name].to_numpy().sum()] for name in ("unknown", "repeated")})
 
 
 def _names(met: np.ndarray, ids: pa.ChunkedArray, users: np.ndarray) -> list[str]:

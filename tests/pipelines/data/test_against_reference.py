@@ -155,10 +155,10 @@ def drawn(seed, count):
 
 def test_a_cluster_leaves_the_files_that_one_process_leaves(ray_here):
     fields = {
-        "split": GlobalTime(valid=0.2, test=0.2), "unknown_items": "refuse", "ties": "shuffle", "cold_share": 0.3,
-        "deduplicate": "strongest", "user_min_count": 3, "item_min_count": 3, "seed": 1,
+        "split": GlobalTime(valid=0.2, test=0.2), "unknown_items": "drop", "ties": "shuffle",
+        "deduplicate": "strongest", "item_min_count": 2, "seed": 1,
     }  # fmt: skip
-    compared(["duckdb", "ray"], drawn(0, 60), "pqrst", fields, 20, 3)
+    compared(["duckdb", "ray"], drawn(0, 60), "pqrst", fields, 40, 2)
 
 
 def test_a_cluster_refuses_what_one_process_refuses_in_the_same_words(ray_here, tmp_path):
