@@ -1,14 +1,15 @@
-"""Ingest of one to a hundred million generated interactions: seconds, peak memory, spilled bytes.
+"""Ingest of one to a hundred million generated interactions by both engines: seconds, peak memory, spilled bytes.
 
 For each size a world of ``benchmarks/interactions.py`` (about ten interactions a user, an item for ten users, at most a
 million) is written and ingested with the defaults, in a process of its own. ``seconds`` are those of the ingest without
-the start of Python; ``peak_gb`` is the most that the process held (``ru_maxrss``, 1e9 bytes); ``spilled_gb`` the most
-that lay in the engine's folder on disk. A CSV of two million rows is timed too, and the engine is held against the
-plain reference of the tests on random small tables (``engines_agree``: 1 where all are the same).
+the start of Python, on Ray with the start of a cluster of this machine; ``peak_gb`` is the most that the process and
+all below it held (1e9 bytes, ``benchmarks/memory.py``), ``process_gb`` the most that one of them had to itself;
+``spilled_gb`` the most that lay on disk, in DuckDB's folder or in Ray's. A CSV of two million rows is timed too, and
+``engines_agree`` is 1 where both engines and the plain reference of the tests leave the same of random small tables.
 
 ``--before CHECKOUT`` times the ingest of another checkout of this project on the same input of ten million, for the
-ratio ``over_before_10m``. Figures go to results/ingest.json. With all sizes and worlds still
-to be written about a quarter of an hour on two cores, and 10 GB of disk.
+ratio ``over_before_10m``. ``--engines duckdb`` leaves Ray out. Figures go to results/ingest.json. With all sizes and
+worlds still to be written about half an hour on two cores, and 30 GB of disk.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from interactions import World, write
+from memory import Sampler
 
 HOME = Path(__file__).resolve().parents[1]
 MILLION = 1_000_000
@@ -41,8 +42,8 @@ def child(settings: dict[str, Any], out: Path) -> dict[str, float]:
 
     def watch() -> None:
         while not done.wait(0.1):
-            sizes = [_size(file) for file in out.parent.glob(".*.spill/*")]
-            spilled[0] = max(spilled[0], sum(sizes))
+            files = [*out.parent.glob(".*.spill/*"), *_spilled_by_ray()]
+            spilled[0] = max(spilled[0], sum(map(_size, files)))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -51,16 +52,22 @@ def child(settings: dict[str, Any], out: Path) -> dict[str, float]:
     seconds = time.perf_counter() - began
     done.set()
     watcher.join()
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + children
     return {
         "interactions": summary["interactions"],
         "users": summary["users"],
         "items": summary["items"],
         "seconds": round(seconds, 2),
-        "peak_gb": round(peak * 1024 / 1e9, 3),
         "spilled_gb": round(spilled[0] / 1e9, 3),
     }
+
+
+def _spilled_by_ray() -> list[Path]:
+    """The objects that the cluster of this process has on disk."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return []
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    return [file for folder in session.glob("*spill*") for file in folder.rglob("*")]
 
 
 def _size(file: Path) -> int:
@@ -77,11 +84,17 @@ def measured(settings: dict[str, Any], folder: Path, checkout: Path = HOME) -> d
     out.parent.mkdir(parents=True)
     path = os.pathsep.join([str(checkout), str(Path(__file__).parent)])
     command = [sys.executable, __file__, "--child", json.dumps(settings), str(out)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, cwd=checkout, check=True, stdout=subprocess.PIPE, text=True
-    )
+    environment = {**os.environ, "PYTHONPATH": path}
+    with (
+        subprocess.Popen(command, env=environment, cwd=checkout, stdout=subprocess.PIPE, text=True) as process,
+        Sampler(process.pid, pause=0.1) as sampler,
+    ):
+        said, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"ingest failed: {settings}")
     shutil.rmtree(out.parent)
-    return json.loads(done.stdout.splitlines()[-1])
+    peaks = {"peak_gb": round(sampler.peak.total, 3), "process_gb": round(sampler.peak.largest, 3)}
+    return {**json.loads(said.splitlines()[-1]), **peaks}
 
 
 def world_of(folder: Path, millions: int) -> dict[str, Any]:
@@ -108,28 +121,29 @@ def csv_of(folder: Path) -> dict[str, Any]:
 
 
 def agree() -> int:
-    """1 where the engine leaves on random tables what the reference of the tests leaves."""
+    """1 where both engines leave on random tables what the reference of the tests leaves."""
     test = HOME / "tests" / "pipelines" / "data" / "test_against_reference.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", "-p", "no:cacheprovider", str(test)]
     return int(subprocess.run(command, cwd=HOME, stdout=subprocess.DEVNULL, check=False).returncode == 0)
 
 
-def run(folder: Path, sizes: list[int], before: Path | None) -> dict[str, Any]:
+def run(folder: Path, sizes: list[int], engines: list[str], before: Path | None) -> dict[str, Any]:
     """All figures."""
     found: dict[str, Any] = {"csv_2m_seconds": measured(csv_of(folder), folder)["seconds"], "sizes": {}}
     for millions in sizes:
         settings = world_of(folder, millions)
-        now = measured(settings, folder)
-        found["sizes"][str(millions)] = now
-        print(f"{millions} million: {now}", flush=True)
+        now = found["sizes"][str(millions)] = {}
+        for engine in engines:
+            now[engine] = measured({**settings, "engine": engine}, folder)
+            print(f"{millions} million, {engine}: {now[engine]}", flush=True)
         if millions == 10 and before is not None:
             old = measured(settings, folder, before)
             found["before_10m"] = old
-            found["over_before_10m"] = round(old["seconds"] / now["seconds"], 2)
+            found["over_before_10m"] = round(old["seconds"] / now["duckdb"]["seconds"], 2)
             print(f"before: {old}", flush=True)
     if "100" in found["sizes"]:
-        found["seconds_100m"] = found["sizes"]["100"]["seconds"]
-        found["peak_gb_100m"] = found["sizes"]["100"]["peak_gb"]
+        found["seconds_100m"] = found["sizes"]["100"]["duckdb"]["seconds"]
+        found["peak_gb_100m"] = found["sizes"]["100"]["duckdb"]["peak_gb"]
     found["engines_agree"] = agree()
     return found
 
@@ -141,6 +155,7 @@ def main() -> None:
         return
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 100], help="millions of interactions")
+    options.add_argument("--engines", nargs="+", default=["duckdb", "ray"], help="duckdb, ray or both")
     options.add_argument("--before", type=Path, help="another checkout of this project")
     options.add_argument("--folder", type=Path, help="where worlds are kept; a temporary one by default")
     asked = options.parse_args()
@@ -149,7 +164,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        write_results("ingest", run(folder.resolve(), asked.sizes, asked.before and asked.before.resolve()))
+        before = asked.before and asked.before.resolve()
+        write_results("ingest", run(folder.resolve(), asked.sizes, asked.engines, before))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def prepare(run: Run, config: JobConfig) -> ColdFilms:
     catalog, histories = films.warm()
     run.data.mkdir(exist_ok=True)
     catalog.save(run.data / "items.parquet")
-    write_histories(run.data / "histories", histories)
+    write_histories(run.data / "histories", [histories])
     return films
 
 

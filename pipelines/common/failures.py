@@ -18,7 +18,7 @@ def told(error: BaseException, what: str) -> SetRecError:
         if inner is None:
             break
         if isinstance(inner, SetRecError) and not hasattr(inner, "cause"):
-            return inner
+            return type(inner)(str(inner).splitlines()[0])  # Ray Data puts advice of its own behind the line
         last = inner
         inner = getattr(inner, "cause", None) or inner.__cause__
     # Of what was raised in Ray Data's workers only the text comes back.

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def load(out: str | Path) -> tuple[Catalog, Histories]:
     for shard, part in zip(shards, parts, strict=True):
         if part.items.values.max(initial=-1) >= len(catalog):
             raise DataError("holds item rows that the catalogue does not have", file=shard)
-    return catalog, parts[0] if len(parts) == 1 else _joined(parts)
+    return catalog, _joined(parts)
 
 
 def history_shards(out: str | Path) -> list[str]:
@@ -59,16 +59,29 @@ def shard_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def write_histories(folder: Path, histories: Histories, rows: int = SHARD_ROWS) -> None:
-    """Write ``folder/part-*.parquet``, each of whole users and about ``rows`` interactions."""
+def write_histories(folder: Path, parts: Iterable[Histories], rows: int = SHARD_ROWS) -> None:
+    """Write the users of all ``parts`` as ``folder/part-*.parquet``; a shard ends with the user whose interactions make
+    ``rows`` of it, wherever a part ends."""
     folder.mkdir(exist_ok=True)
-    offsets, count = histories.items.offsets, len(histories)
-    users = max(count, 1)
-    # The shard of a user is told by where the user's last interaction stands.
-    shard_of = (np.maximum(offsets[1:], 1) - 1) // rows
-    starts = [0, *(np.flatnonzero(np.diff(shard_of)) + 1).tolist(), users]
-    for number, (start, end) in enumerate(pairwise(starts)):
-        slice_of(histories, start, min(end, count)).save(folder / shard_name(number))
+    number, held, size = 0, list[Histories](), 0
+
+    def save() -> None:
+        nonlocal number, held, size
+        _joined(held).save(folder / shard_name(number))
+        number, held, size = number + 1, [], 0
+
+    for part in parts:
+        start, offsets = 0, part.items.offsets
+        while start < len(part):
+            # The first user with whom the shard is full; the last one of the part where none is.
+            end = min(int(np.searchsorted(offsets, offsets[start] + rows - size)), len(part))
+            held.append(slice_of(part, start, end))
+            size += int(offsets[end] - offsets[start])
+            start = end
+            if size >= rows:
+                save()
+    if held or not number:
+        save()
 
 
 def slice_of(histories: Histories, start: int, end: int) -> Histories:
@@ -96,8 +109,10 @@ def refuse_foreign(out: Path) -> None:
 
 
 def _joined(parts: list[Histories]) -> Histories:
-    lengths = np.concatenate([part.items.lengths for part in parts])
-    values = np.concatenate([part.items.values for part in parts])
-    items = Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return Histories([], Ragged.of([]), np.empty(0, dtype=np.int8))
     users = [user for part in parts for user in part.user_ids]
+    items = Ragged.joined([part.items for part in parts])
     return Histories(users, items, np.concatenate([part.splits for part in parts]))

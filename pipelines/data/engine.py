@@ -38,14 +38,16 @@ class Engine:
         self.connection.execute(query, values or None)
 
     def one(self, query: str, *values: Any) -> tuple[Any, ...]:
-        """The first row of a query."""
-        row = self.connection.execute(query, values or None).fetchone()
-        assert row is not None
-        return row
+        """The first row of a query that has one or few."""
+        return self.all(query, *values)[0]
 
     def all(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """The rows of a query, all of them held."""
         return self.connection.execute(query, values or None).fetchall()
+
+    def table(self, query: str) -> pa.Table:
+        """The rows of a query in its order, all of them held."""
+        return self.connection.sql(query).to_arrow_table()
 
     def batches(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         """The rows of a query in its order, about ``rows`` at a time. A cursor of its own: others go on meanwhile."""
@@ -89,8 +91,9 @@ class Engine:
 
 
 @contextmanager
-def engine(config: DataSettings, out: Path) -> Iterator[Engine]:
-    """An engine that holds at most ``config.memory_limit`` and spills at most ``config.scratch_limit``.
+def engine(config: DataSettings, out: Path, threads: int | None = None) -> Iterator[Engine]:
+    """An engine that holds at most ``config.memory_limit`` and spills at most ``config.scratch_limit``, on all cores
+    unless ``threads`` says how many.
 
     Raises:
         ConfigError: memory or room on disk does not suffice, or the folder cannot be made.
@@ -103,7 +106,7 @@ def engine(config: DataSettings, out: Path) -> Iterator[Engine]:
         "temp_directory": str(scratch),
         "max_temp_directory_size": config.scratch_limit,
         "autoinstall_known_extensions": "false",
-        "threads": str(len(os.sched_getaffinity(0))),
+        "threads": str(threads or len(os.sched_getaffinity(0))),
     }
     try:
         connection = duckdb.connect(config=settings)

@@ -7,6 +7,7 @@ import glob
 import gzip
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ _FORMATS = {
     ".inter": ("atomic", "\t"), ".item": ("atomic", "\t"), ".user": ("atomic", "\t"), ".kg": ("atomic", "\t"),
     ".link": ("atomic", "\t"),
 }  # fmt: skip
+_TRIES = 3
+"""Times a file is fetched from its store before it counts as one that cannot be read."""
 _PACKED = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 
 
@@ -147,9 +150,7 @@ def on_this_machine(file: File, scratch: Path) -> Iterator[File]:
         if file.path is None:
             local = replace(file, path=scratch / f"fetched-{file.number}{Path(file.shown).suffix}")
             kept.append(local.path)  # type: ignore[arg-type]
-            system = storage.filesystem(file.source)[0]
-            with system.open_input_stream(file.shown, compression=None) as source, open(kept[-1], "wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
+            _fetch(file, kept[-1])
         assert local.path is not None
         if local.path.stat().st_size == 0:
             raise DataError("the file is empty", file=file.shown)
@@ -163,6 +164,21 @@ def on_this_machine(file: File, scratch: Path) -> Iterator[File]:
     finally:
         for path in kept:
             path.unlink(missing_ok=True)
+
+
+def _fetch(file: File, target: Path) -> None:
+    system = storage.filesystem(file.source)[0]
+    for attempt in range(1, _TRIES + 1):
+        try:
+            with system.open_input_stream(file.shown, compression=None) as source, open(target, "wb") as out:
+                shutil.copyfileobj(source, out, 1 << 20)
+            return
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            if attempt == _TRIES:
+                raise
+            time.sleep(attempt)
 
 
 def _codec(name: str) -> str:

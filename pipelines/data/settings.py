@@ -130,8 +130,11 @@ class DataSettings(Settings):
     share of a table than this; ``null`` is 0.01 for tables of several files, while one file is refused at the first
     such row.
 
-    ``memory_limit``: what the engine (DuckDB) may hold before it spills to disk; the process needs about 0.5 GB more.
-    It spills to a folder in ``scratch`` (``null``: beside the data directory), at most ``scratch_limit``.
+    ``engine``: ``duckdb`` works in this process, ``ray`` with Ray Data on the cluster at ``cluster.address``, a file a
+    task; both leave the same.
+
+    ``memory_limit``: what DuckDB may hold before it spills to disk, in each task on Ray; the process needs about 0.5 GB
+    more. It spills to a folder in ``scratch`` (``null``: beside the data directory), at most ``scratch_limit``.
     """
 
     interactions: Tables
@@ -153,6 +156,7 @@ class DataSettings(Settings):
     cold_share: float = Field(default=0.0, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
     rejected_share: float | None = Field(default=None, ge=0, lt=1)
+    engine: Literal["duckdb", "ray"] = "duckdb"
     memory_limit: str = Field(default="2GB", pattern=_SIZE)
     scratch: Annotated[Path, BeforeValidator(_located)] | None = None
     scratch_limit: str = Field(default="200GB", pattern=_SIZE)

@@ -58,7 +58,7 @@ def ingest_data(run: Run, config: JobConfig) -> dict[str, Any]:
     """Ingest and split; starts the run's folder anew once the data has been accepted."""
     run.claim(*PREPARED)
     with run.timed("ingest"), bar("Ingest and split") as progress:
-        summary = ingest.ingest(config.data, run.data, progress=progress)
+        summary = ingest.ingest(config.data, run.data, progress=progress, address=config.cluster.address)
         # A model of other data must not be taken for one of this.
         run.clear(keep=("data", "logs", "environment.json"))
         run.set_unfinished(False)

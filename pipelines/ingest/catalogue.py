@@ -18,7 +18,7 @@ from pipelines.data import scans
 from pipelines.data.cells import Cell, first_fault, identifier
 from pipelines.data.engine import Engine
 from pipelines.data.files import File, on_this_machine
-from pipelines.ingest.rejects import Rejects
+from pipelines.ingest.rejects import Rejects, faulty
 from setrec.data.catalog import Catalog
 from setrec.data.item_texts import attribute_columns, compose, separator, text_columns
 from setrec.data.schema import Schema
@@ -75,7 +75,7 @@ def load(engine: Engine, schema: Schema, files: list[File], rejects: Rejects) ->
         "WHERE raw_items.fault IS NULL AND firsts.id = raw_items.id AND raw_items.rowid > firsts.met",
         schema.item_id,
     )
-    rejects.collect("raw_items", rows)
+    rejects.collect(faulty("raw_items"), rows)
     rejects.check()
     engine.run("CREATE TABLE items AS SELECT id, rowid AS row FROM raw_items WHERE fault IS NULL ORDER BY rowid")
     return words
@@ -109,15 +109,6 @@ def _as_json(cell: Cell) -> str:
     if cell.kind == "instant":
         return f"to_json(TRY(({_INSTANTS[cell.unit].format(cell.sql)})::VARCHAR))::VARCHAR"
     return f"to_json({cell.sql if cell.kind in ('whole', 'real', 'text') else cell.text})::VARCHAR"
-
-
-def met(engine: Engine) -> Words:
-    """Without a table of items: those that interactions hold, in the order in which they are met."""
-    engine.run(
-        "CREATE TABLE items AS SELECT item AS id, min(rowid) AS row FROM raw WHERE fault IS NULL "
-        "GROUP BY item ORDER BY row"
-    )
-    return Words()
 
 
 def write(engine: Engine, words: Words, kept: np.ndarray, out: Path, bare: bool) -> int:

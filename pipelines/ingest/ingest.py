@@ -1,16 +1,22 @@
-"""Raw tables to a data directory (``pipelines.data.directory``), all of it or nothing, on DuckDB in this process."""
+"""Raw tables to a data directory (``pipelines.data.directory``), all of it or nothing.
+
+Items and what is rejected are always in DuckDB in this process; interactions are there too, or on a Ray cluster.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipelines.common import storage
+from pipelines.common.cluster import quiet_data, ray_session
+from pipelines.common.failures import told
 from pipelines.common.fingerprints import of_file
 from pipelines.common.progress import Bar, bar
 from pipelines.data import scans
@@ -19,6 +25,8 @@ from pipelines.data.engine import Engine, engine
 from pipelines.data.files import File, files_of
 from pipelines.data.settings import DataSettings, ReaderSettings, places
 from pipelines.ingest import catalogue, histories, interactions
+from pipelines.ingest.on_duckdb import OnDuckDB
+from pipelines.ingest.on_ray import OnRay
 from pipelines.ingest.rejects import DEFAULT_SHARE, Rejects, save
 from setrec.atomic import atomic_directory
 from setrec.errors import DataError
@@ -26,11 +34,14 @@ from setrec.errors import DataError
 _STEPS = ("reading items", "reading interactions", "ordering histories", "minimum counts", "split", "writing")
 
 
-def ingest(config: DataSettings, out: str | Path, *, progress: Bar | None = None) -> dict[str, Any]:
+def ingest(
+    config: DataSettings, out: str | Path, *, progress: Bar | None = None, address: str | None = None
+) -> dict[str, Any]:
     """Read, check, filter, order and split; write the data directory ``out`` and return what ``data.json`` holds.
 
     An earlier data directory at ``out`` is replaced, anything else there is refused; after an error it is as it was.
-    Memory stays within ``config.memory_limit`` and about 0.5 GB, whatever the size of the input.
+    Memory stays within ``config.memory_limit`` and about 0.5 GB, whatever the size of the input. With ``engine: ray``
+    the interactions are on the cluster at ``address`` (see :func:`pipelines.common.cluster.ray_session`).
 
     Raises:
         DataError: input that cannot be used, or nothing left to train on; one line naming file, row and column.
@@ -41,8 +52,23 @@ def ingest(config: DataSettings, out: str | Path, *, progress: Bar | None = None
     tables = files_of(places(config.interactions), config.reader), files_of(places(config.items), config.item_reader)
     with nullcontext(progress) if progress else bar("Ingest and split") as shown, engine(config, out) as running:
         scans.check_pattern(running, config.columns.time_format)
-        with atomic_directory(out) as new:
-            return _Ingest(config, running, *tables, shown).run(new)
+        with atomic_directory(out) as new, _interactions(config, running, address) as on:
+            return _Ingest(config, running, *tables, shown).run(new, on)
+
+
+@contextmanager
+def _interactions(config: DataSettings, running: Engine, address: str | None) -> Iterator[OnDuckDB | OnRay]:
+    if config.engine == "duckdb":
+        yield OnDuckDB(config, running)
+        return
+    with ray_session(address):
+        quiet_data()
+        from ray.exceptions import RayError
+
+        try:
+            yield OnRay(config, running)
+        except RayError as error:
+            raise told(error, "ingest") from error
 
 
 class _Ingest:
@@ -62,33 +88,37 @@ class _Ingest:
             share = DEFAULT_SHARE
         return Rejects(self.engine, name, table, [file.shown for file in files], share, self.items)
 
-    def run(self, new: Path) -> dict[str, Any]:
+    def run(self, new: Path, on: OnDuckDB | OnRay) -> dict[str, Any]:
+        """The steps, one after another; ``on`` holds the interactions."""
         config, running = self.config, self.engine
         bare, words = config.items is None, catalogue.Words()
         self._step(0)
         if not bare:
             words = catalogue.load(running, config.columns, self.item_files, self.item_rejects)
         self._step(1)
-        loaded = interactions.load(running, config, self.files, self.rejects)
+        loaded = on.load(self.files, self.rejects)
+        if not loaded.rows.sum():
+            raise DataError("holds no rows", file=self.name)
+        self.rejects.check()
         if bare:
-            words = catalogue.met(running)
+            on.items()
         items = running.one("SELECT count(*) FROM items")[0]
         self._step(2)
-        dropped = interactions.order(running, config, loaded, self.rejects)
-        dropped["repeated"] = histories.drop_repeats(running, config)
+        dropped = on.order(loaded, self.rejects)
+        self.rejects.check()
         self._step(3)
-        dropped["below_minimum_count"] = histories.drop_rare(running, config)
-        counts = histories.item_counts(running, items)
+        dropped["below_minimum_count"] = on.drop_rare()
+        counts = on.counts(items)
         if not counts.any():
             raise DataError(f"no interactions are left after filtering ({dropped})", file=self.name)
         self._step(4)
-        split = histories.Split.of(running, config, items)
+        split = histories.Split.of(on, config, counts)
         kept = np.flatnonzero(counts >= config.item_min_count)
         kept = np.random.default_rng(config.seed).permutation(kept)
         row_of = np.full(items, -1, dtype=np.int32)
         row_of[kept] = np.arange(len(kept), dtype=np.int32)
         self._step(5)
-        written = histories.write(running, config, split, row_of, new / "histories")
+        written = histories.write(on, split, row_of, new / "histories")
         if not written.splits[0]:
             raise DataError("the split leaves no interaction to train on", file=self.name)
         if config.cold_share:
@@ -121,7 +151,7 @@ class _Ingest:
             "items_without_text": blank,
             "text": list(words.text),
             "attributes": list(words.attributes),
-            "rows": {"interactions": loaded.rows, "items": self.item_rejects.rows},
+            "rows": {"interactions": int(loaded.rows.sum()), "items": self.item_rejects.rows},
             "dropped": dropped,
             "rejected": {name: part.count for name, part in parts.items()},
             "rejected_reasons": {name: part.reasons() for name, part in parts.items()},

@@ -1,4 +1,7 @@
-"""Interactions of any size into one table: read, checked, filtered, numbered and in chronological order."""
+"""Files of interactions to rows of the table ``raw``, checked; and which of them count. All of it in SQL.
+
+Both engines execute this, one over whole tables, the other over parts.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,45 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
 
+import numpy as np
+import pandas as pd
+
 from pipelines.data import scans
 from pipelines.data.cells import Cell, Fault, Time, first_fault, identifier, moment, number, words_of
 from pipelines.data.engine import Engine, literal
 from pipelines.data.files import File, on_this_machine
 from pipelines.data.settings import DataSettings
-from pipelines.ingest.rejects import Rejects
 from setrec.data.schema import Schema
 from setrec.data.splits import NAMES
-from setrec.errors import DataError
 
 UNITS = {"d": 86_400_000_000_000, "s": 1_000_000_000, "ms": 1_000_000, "us": 1000, "ns": 1}
 """Nanoseconds of each unit of time, the finest last."""
 
 
+_EPOCHS = (("s", 1e11), ("ms", 1e14), ("us", 1e17))
+"""Numbers of which size are taken for which unit: until the year 5138 seconds have no more than 11 digits, and 10 of
+them are the year 2001 in any unit; larger ones are nanoseconds."""
+
+
 @dataclass
 class Loaded:
-    """Interactions as they were read. ``time``: the expression of a time over the table ``raw``; ``unit`` of it;
-    ``rows``: how many there are, faulty ones among them; ``column``: which holds the times."""
+    """What all rows together say. ``rows`` of each file, int64; ``rejected``: whether any cannot be used; ``time``: the
+    expression of a time; ``unit`` of it; ``instants``: whether times are dates; ``mixed``: whether some are not what
+    ``instants`` says; ``finer``: units of dates and what brings them to ``unit``; ``column``: which holds the times."""
 
-    rows: int = 0
+    rows: np.ndarray
+    rejected: bool = False
     time: str = "time"
     unit: str | None = None
+    instants: bool = False
+    mixed: bool = False
+    finer: dict[str, int] = field(default_factory=dict)
     column: str = ""
-    position: bool = False
-    units: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def bases(self) -> np.ndarray:
+        """How many rows come before each file, int64."""
+        return np.cumsum(self.rows) - self.rows
 
 
 def time_column(schema: Schema, names: list[str]) -> tuple[str, bool]:
@@ -42,58 +59,53 @@ def time_column(schema: Schema, names: list[str]) -> tuple[str, bool]:
     return schema.timestamp or "timestamp", False
 
 
-def load(engine: Engine, config: DataSettings, files: list[File], rejects: Rejects) -> Loaded:
-    """Read all files into the table ``raw``, a row for every row of them.
+def create(engine: Engine) -> None:
+    """Make the table ``raw``, empty: a row will be there for every row read, with its ``fault`` where it has one.
 
-    Raises:
-        DataError: a file cannot be read, a column is missing or of a wrong type, there is no row, or too many cannot
-            be used.
+    ``real`` holds times that ``time`` cannot; ``instant``: whether a time is a date, then of ``unit``, which is
+    ``position`` where the column holds positions.
     """
     engine.run(
         "CREATE TABLE raw (file INTEGER, user VARCHAR, item VARCHAR, time BIGINT, real DOUBLE, instant BOOLEAN, "
-        "rating DOUBLE, weight DOUBLE, split TINYINT, fault STRUCT(c VARCHAR, r VARCHAR))"
+        "unit VARCHAR, rating DOUBLE, weight DOUBLE, split TINYINT, fault STRUCT(c VARCHAR, r VARCHAR))"
     )
-    found = Loaded()
-    for file in files:
-        with on_this_machine(file, engine.scratch) as local:
-            _load_file(engine, config, scans.layout(local), found)
-    found.rows = engine.one("SELECT count(*) FROM raw")[0]
-    if not found.rows:
-        raise DataError("holds no rows", file=rejects.table)
-    _one_sort_of_times(engine, found, config.columns.time_unit)
-    rejects.collect("raw", found.rows)
-    rejects.check()
-    return found
 
 
-def _load_file(engine: Engine, config: DataSettings, layout: scans.Layout, found: Loaded) -> None:
+def read(engine: Engine, config: DataSettings, file: File) -> None:
+    """Append a row to ``raw`` for every row of a file.
+
+    Raises:
+        DataError: the file cannot be read, or a column is missing or of a wrong type.
+    """
+    with on_this_machine(file, engine.scratch) as local:
+        _read(engine, config, scans.layout(local))
+
+
+def _read(engine: Engine, config: DataSettings, layout: scans.Layout) -> None:
     schema = config.schema_in_use
-    time, found.position = time_column(schema, layout.names)
-    found.column = time
+    time, position = time_column(schema, layout.names)
     optional = [schema.rating, schema.event, schema.split if config.split.kind == "column" else None]
     wanted = [schema.user, schema.item, time, *(name for name in optional if name is not None)]
     for name in wanted:
         if layout.path(name) is None and layout.names:
             raise layout.missing(name)
-    file = layout.file.number
 
     def use(relation: str, cells: dict[str, Cell]) -> None:
         text = {column: f"t{at}" for at, column in enumerate(cells)}
-        moments = moment(cells[time], text[time], schema.time_format, found.position)
-        if moments.instant == "true":
-            found.units[file] = cells[time].unit or "us"
-        values, faults = _values(config, schema, cells, text, moments, time)
+        moments = moment(cells[time], text[time], schema.time_format, position)
+        unit = "position" if position else cells[time].unit or "us"
+        values, faults = _values(config, schema, cells, text, moments, unit)
         texts = ", ".join(f"{cell.text} AS {text[column]}" for column, cell in cells.items())
         query = f"(SELECT *, {texts} FROM {relation})"
         for alias, step in moments.steps:
             query = f"(SELECT *, {step} AS {alias} FROM {query})"
-        engine.run(f"INSERT INTO raw SELECT {file}, {values}, {first_fault(faults)} FROM {query}")
+        engine.run(f"INSERT INTO raw SELECT {layout.file.number}, {values}, {first_fault(faults)} FROM {query}")
 
     scans.scan(engine, layout, list(dict.fromkeys(wanted)), use)
 
 
 def _values(
-    config: DataSettings, schema: Schema, cells: dict[str, Cell], text: dict[str, str], time: Time, time_name: str
+    config: DataSettings, schema: Schema, cells: dict[str, Cell], text: dict[str, str], time: Time, unit: str
 ) -> tuple[str, list[Fault]]:
     """The expressions of a row of ``raw`` between file and fault; and all faults, the first to be told first."""
     user, faults = identifier(cells[schema.user], text[schema.user])
@@ -112,36 +124,59 @@ def _values(
         words = {name: str(value) for name, value in NAMES.items()}
         split, more = words_of(cells[schema.split], text[schema.split], words, "split")
         faults += more
-    return f"{user}, {item}, {time.whole}, {time.real}, {time.instant}, {rating}, {weight}, {split}", faults
-
-
-def _one_sort_of_times(engine: Engine, found: Loaded, stated: str | None) -> None:
-    """Times are all numbers or all dates, as most are; the others cannot be used. Dates of all files get one unit."""
-    dates, numbers, first, reals, size = engine.one(
-        "SELECT count(*) FILTER (instant), count(*) FILTER (NOT instant), arg_min(instant, rowid), count(real), "
-        "median(abs(COALESCE(real, time::DOUBLE))) FROM raw WHERE fault IS NULL"
+    return (
+        f"{user}, {item}, {time.whole}, {time.real}, {time.instant}, {literal(unit)}, {rating}, {weight}, {split}",
+        faults,
     )
-    instants = dates > numbers or (dates == numbers and bool(first))
-    if dates and numbers:
-        shown = "make_timestamp(time)::VARCHAR" if not instants else "COALESCE(real::VARCHAR, time::VARCHAR)"
-        hint = f" is no timestamp (most are {'dates' if instants else 'numbers'})"
-        _refuse(engine, found, f"instant <> {str(instants).lower()}", f"'''' || {shown} || '''' || {literal(hint)}")
-        reals = 0 if instants else reals
-    if instants:
-        read = engine.all("SELECT DISTINCT file FROM raw WHERE fault IS NULL")
-        found.unit = max({found.units.get(file, "us") for (file,) in read}, key=list(UNITS).index)
-        for file, unit in found.units.items():
-            if (factor := UNITS[unit] // UNITS[found.unit]) > 1:
-                where = f"file = {file} AND abs(time::HUGEINT) > {(2**63 - 1) // factor}"
-                _refuse(
-                    engine, found, where, f"'a date is out of range for the unit {found.unit}: ' || time || ' {unit}'"
-                )
-                engine.run(f"UPDATE raw SET time = time * {factor} WHERE file = {file} AND fault IS NULL")
-    elif not found.position and size is not None:
-        # Until the year 5138 seconds have no more than 11 digits, and 10 of them are the year 2001 in any unit.
-        found.unit = stated or ("s" if size < 1e11 else "ms" if size < 1e14 else "us" if size < 1e17 else "ns")
-    if reals:
+
+
+COUNTS = (
+    "SELECT file, unit, count(*) AS rows, count(*) FILTER (fault IS NULL) AS usable, "
+    "count(*) FILTER (fault IS NULL AND instant) AS dates, count(real) FILTER (fault IS NULL) AS reals"
+    + "".join(
+        f", count(*) FILTER (fault IS NULL AND NOT instant AND abs(COALESCE(real, time::DOUBLE)) < {size}) AS {unit}"
+        for unit, size in _EPOCHS
+    )
+    + " FROM raw GROUP BY file, unit"
+)
+"""What a part of ``raw`` tells :func:`settled`."""
+
+
+def settled(config: DataSettings, counts: pd.DataFrame, files: int) -> Loaded:
+    """What the ``counts`` of all parts of ``raw`` (see :data:`COUNTS`) say together.
+
+    Times are all numbers or all dates, as most are; dates of all files get the finest of their units.
+    """
+    total = counts.drop(columns=["file", "unit"]).sum()
+    found = Loaded(counts.groupby("file")["rows"].sum().reindex(range(files), fill_value=0).to_numpy(np.int64))
+    dates, numbers = int(total["dates"]), int(total["usable"] - total["dates"])
+    position = "position" in set(counts["unit"])
+    found.column = time_column(config.schema_in_use, ["position" if position else "timestamp"])[0]
+    found.instants, found.mixed = dates >= numbers and dates > 0, bool(dates and numbers)
+    if found.instants:
+        units = sorted(set(counts["unit"][counts["dates"] > 0]), key=list(UNITS).index)
+        found.unit = units[-1]
+        found.finer = {unit: UNITS[unit] // UNITS[found.unit] for unit in units[:-1]}
+    elif not position and numbers:
+        most = (unit for unit, _ in _EPOCHS if 2 * total[unit] > numbers)
+        found.unit = config.columns.time_unit or next(most, "ns")
+    if total["reals"] and not found.instants:
         found.time = "COALESCE(real, time::DOUBLE)"
+    found.rejected = bool(total["usable"] < total["rows"]) or found.mixed or bool(found.finer)
+    return found
+
+
+def settle(engine: Engine, found: Loaded) -> None:
+    """Bring the times of ``raw``, a part or all of it, to what was found; those that cannot be are faults."""
+    if found.mixed:
+        shown = "make_timestamp(time)::VARCHAR" if not found.instants else "COALESCE(real::VARCHAR, time::VARCHAR)"
+        hint = f" is no timestamp (most are {'dates' if found.instants else 'numbers'})"
+        wrong = f"instant <> {str(found.instants).lower()}"
+        _refuse(engine, found, wrong, f"'''' || {shown} || '''' || {literal(hint)}")
+    for unit, factor in found.finer.items():
+        where = f"unit = {literal(unit)} AND abs(time::HUGEINT) > {(2**63 - 1) // factor}"
+        _refuse(engine, found, where, f"'a date is out of range for the unit {found.unit}: ' || time || ' {unit}'")
+        engine.run(f"UPDATE raw SET time = time * {factor} WHERE unit = {literal(unit)} AND fault IS NULL")
 
 
 def _refuse(engine: Engine, found: Loaded, where: str, reason: str) -> None:
@@ -149,48 +184,36 @@ def _refuse(engine: Engine, found: Loaded, where: str, reason: str) -> None:
     engine.run(f"UPDATE raw SET fault = {fault} WHERE fault IS NULL AND {where}")
 
 
-def order(engine: Engine, config: DataSettings, found: Loaded, rejects: Rejects) -> dict[str, int]:
-    """Make the table ``users`` (``id``, in the order in which they are met; the code of a user is its ``rowid``) and
-    the table ``ordered`` (``user`` and ``item`` codes, ``time``, ``split``, ``strength``, ``row``): what is left of
-    ``raw``, by user and time. Returns how many interactions were dropped for which reason.
+def passed(config: DataSettings, found: Loaded) -> str:
+    """The condition under which a row of ``raw`` counts, whatever its item."""
+    return " AND ".join(["fault IS NULL", *(f"({condition})" for condition in filters(config, found).values())])
 
-    Raises:
-        DataError: items are unknown and to be refused.
-    """
-    engine.run(
-        "CREATE TABLE users AS SELECT user AS id, min(rowid) AS met FROM raw WHERE fault IS NULL "
-        "GROUP BY user ORDER BY met"
+
+def cuts(config: DataSettings, found: Loaded) -> str:
+    """The query of how many rows of ``raw`` are dropped by each filter, those before it left out, and are left."""
+    counts, before = [], "fault IS NULL"
+    for reason, condition in filters(config, found).items():
+        counts.append(f"count(*) FILTER ({before} AND NOT ({condition})) AS {reason}")
+        before = f"{before} AND ({condition})"
+    return f"SELECT {', '.join([*counts, f'count(*) FILTER ({before}) AS kept'])} FROM raw"
+
+
+def unknown_item(config: DataSettings, items: str) -> str:
+    """The expression of the fault of a row whose item the table ``items`` does not hold."""
+    reason = (
+        f"'unknown item ''' || raw.item || ''': ' || {literal(items)} || ' does not hold it "
+        "(data.unknown_items: refuse; drop leaves such rows out)'"
     )
-    filters = _filters(config, found)
-    counts, passed = [], "fault IS NULL"
-    for condition in filters.values():
-        counts.append(f"count(*) FILTER ({passed} AND NOT ({condition}))")
-        passed = f"{passed} AND ({condition})"
-    *cut, kept = engine.one(f"SELECT {''.join(f'{count}, ' for count in counts)}count(*) FILTER ({passed}) FROM raw")
-    dropped = dict(zip(filters, cut, strict=True))
+    return f"struct_pack(c := {literal(config.columns.item)}, r := {reason})"
+
+
+def facts(config: DataSettings, found: Loaded) -> str:
+    """The columns of an interaction beside its user, item and row: expressions over ``raw``."""
     strength = "raw.rating" if config.deduplicate == "strongest" else "NULL::DOUBLE"
-    engine.run(
-        "CREATE TABLE ordered AS SELECT users.rowid::INTEGER AS user, items.rowid::INTEGER AS item, "
-        f"{found.time} AS time, raw.split AS split, {strength} AS strength, raw.rowid AS row "
-        f"FROM raw JOIN users ON raw.user = users.id JOIN items ON raw.item = items.id WHERE {passed} "
-        "ORDER BY 1, 3, raw.rowid"
-    )
-    dropped["unknown_item"] = unknown = kept - engine.one("SELECT count(*) FROM ordered")[0]
-    if unknown and config.unknown_items == "refuse":
-        dropped["unknown_item"] = 0
-        reason = (
-            f"'unknown item ''' || raw.item || ''': ' || {literal(rejects.items)} || ' does not hold it "
-            "(data.unknown_items: refuse; drop leaves such rows out)'"
-        )
-        fault = f"struct_pack(c := {literal(config.columns.item)}, r := {reason})"
-        unheld = f"{passed} AND NOT EXISTS (SELECT 1 FROM items WHERE items.id = raw.item)"
-        rejects.collect("raw", found.rows, fault, unheld)
-        rejects.check()
-    engine.run("DROP TABLE raw")
-    return dropped
+    return f"{found.time} AS time, raw.split AS split, {strength} AS strength"
 
 
-def _filters(config: DataSettings, found: Loaded) -> dict[str, str]:
+def filters(config: DataSettings, found: Loaded) -> dict[str, str]:
     """The conditions under which an interaction counts, by the reason why others are dropped."""
     filters = {}
     if config.min_rating is not None:

@@ -32,18 +32,17 @@ class Rejects:
         self.engine, self.name, self.table, self.items, self.share = engine, f"rejected_{name}", table, items, share
         self.rows = 0
         engine.run(f'CREATE TABLE {self.name} (file VARCHAR, row BIGINT, "column" VARCHAR, reason VARCHAR)')
-        engine.run(f"CREATE TABLE {self.name}_files (file INTEGER, name VARCHAR, base BIGINT)")
+        engine.run(f"CREATE TABLE {self.name}_files (file INTEGER, name VARCHAR)")
         for number, file in enumerate(files):
-            engine.run(f"INSERT INTO {self.name}_files VALUES (?, ?, NULL)", number, file)
+            engine.run(f"INSERT INTO {self.name}_files VALUES (?, ?)", number, file)
 
-    def collect(self, raw: str, rows: int, fault: str = "fault", where: str = "fault IS NOT NULL") -> None:
-        """Note rows of the table ``raw`` (``file``; in the order of the files), each for its ``fault``."""
+    def collect(self, faulty: str, rows: int) -> None:
+        """Note the rows of a query: ``file``, ``place`` (their order), ``number`` (in the file, from 1), ``fault``; the
+        table has ``rows``."""
         self.rows = rows
-        first = f"(SELECT file, min(rowid) AS base FROM {raw} GROUP BY file)"
         self.engine.run(
-            f"INSERT INTO {self.name} SELECT f.name, raw.at - first.base + 1, raw.fault.c, raw.fault.r FROM "
-            f"(SELECT file, rowid AS at, {fault} AS fault FROM {raw} AS raw WHERE {where}) AS raw "
-            f"JOIN {first} AS first USING (file) JOIN {self.name}_files AS f USING (file) ORDER BY raw.at"
+            f"INSERT INTO {self.name} SELECT f.name, faulty.number, faulty.fault.c, faulty.fault.r "
+            f"FROM ({faulty}) AS faulty JOIN {self.name}_files AS f USING (file) ORDER BY faulty.place"
         )
 
     @property
@@ -75,6 +74,13 @@ class Rejects:
         general = "regexp_replace(regexp_replace(reason, '''.*''', '…'), ': .*', '')"
         found = self.engine.all(f"SELECT {general}, count(*) FROM {self.name} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 100")
         return dict(found)
+
+
+def faulty(raw: str, fault: str = "fault", where: str = "fault IS NOT NULL") -> str:
+    """The query for :meth:`Rejects.collect` of a table that holds all rows in the order of their files."""
+    first = f"(SELECT file, min(rowid) AS base FROM {raw} GROUP BY file)"
+    rows = f"(SELECT file, rowid AS place, {fault} AS fault FROM {raw} AS raw WHERE {where})"
+    return f"SELECT file, place, place - base + 1 AS number, fault FROM {rows} JOIN {first} USING (file)"
 
 
 def save(parts: list[Rejects], folder: Path) -> None:

@@ -1,7 +1,4 @@
-"""Raw Arrow columns to checked values; a value that cannot be used is refused with its file, row and column.
-
-Where a column has ``faults``, such values are noted there instead, and what is returned for them means nothing.
-"""
+"""Raw Arrow columns to checked values; a value that cannot be used is refused with its file, row and column."""
 
 from __future__ import annotations
 
@@ -15,9 +12,6 @@ import pyarrow.compute as pc
 
 from setrec.errors import DataError
 
-Faults = dict[int, tuple[str, str]]
-"""Rows that cannot be used, counted from 0: the column that says so first, and the reason."""
-
 
 @dataclass(frozen=True)
 class Column:
@@ -26,29 +20,15 @@ class Column:
     file: Path | str
     name: str
     values: pa.ChunkedArray
-    faults: Faults | None = None
 
     def refuse(self, reason: str, row: int | None = None) -> DataError:
         """The error to raise; ``row`` counts from 0 and is shown counted from 1."""
         return DataError(reason, file=self.file, row=None if row is None else row + 1, column=self.name)
 
     def refuse_first(self, bad: np.ndarray, reason: str) -> None:
-        """Raise for the first row where ``bad`` is true; ``{}`` in ``reason`` becomes the value found there.
-
-        With ``faults`` every such row is noted there and nothing is raised.
-        """
-        for row in np.flatnonzero(bad).tolist():
-            said = reason.format(repr(self.values[row].as_py()))
-            if self.faults is None:
-                raise self.refuse(said, row)
-            self.faults.setdefault(row, (self.name, said))
-
-    def usable(self, bad: np.ndarray) -> Column:
-        """The column with a zero in every ``bad`` row, all of which are noted: what follows needs some value there."""
-        if not bad.any():
-            return self
-        zero = pa.scalar("0" if _is_text(self.values.type) else 0).cast(self.values.type)
-        return replace(self, values=pc.if_else(pa.array(bad), zero, self.values))
+        """Raise for the first row where ``bad`` is true; ``{}`` in ``reason`` becomes the value found there."""
+        for row in np.flatnonzero(bad)[:1].tolist():
+            raise self.refuse(reason.format(repr(self.values[row].as_py())), row)
 
     @property
     def nulls(self) -> np.ndarray:
@@ -74,45 +54,34 @@ def numbers(column: Column) -> np.ndarray:
     column = _decoded(column)
     kind = column.values.type
     column.refuse_first(column.nulls, "the number is missing")
-    column = column.usable(column.nulls)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         values = _numpy(column)
     elif _is_text(kind):
         parsed = pd.to_numeric(column.values.to_pandas(), errors="coerce")
-        column.refuse_first(bad := parsed.isna().to_numpy(), "{} is no number")
-        values = _parsed(column, parsed, bad)
+        column.refuse_first(parsed.isna().to_numpy(), "{} is no number")
+        values = parsed.to_numpy()
     else:
         raise column.refuse(f"wrong type: {kind} where numbers are expected")
     column.refuse_first(~np.isfinite(values), "{} is no finite number")
     return values
 
 
-def _parsed(column: Column, parsed: pd.Series, bad: np.ndarray) -> np.ndarray:
-    """Numbers of text; whole ones stay whole beside bad ones."""
-    return (pd.to_numeric(column.usable(bad).values.to_pandas()) if bad.any() else parsed).to_numpy()
-
-
 def words(column: Column) -> list[str]:
-    """One line of text per row, blanks collapsed; nothing where a value is missing; lists joined by commas."""
+    """One line of text per row, blanks collapsed; nothing where a value is missing; distinct values of lists joined by
+    commas."""
     column = _decoded(column)
-    if _is_list(column.values.type):
-        return [", ".join(values) for values in tags(column)]
-    return [" ".join((value or "").split()) for value in _as_text(column)]
-
-
-def tags(column: Column, separator: str | None = None) -> list[list[str]]:
-    """The distinct non-blank values of each row: of a list, of one string split at ``separator``, or one value."""
-    column = _decoded(column)
-    if _is_list(column.values.type):
-        rows = _as_text(Column(column.file, column.name, pc.list_flatten(column.values)))
-        lengths = pc.fill_null(pc.list_value_length(column.values), 0).to_numpy()
-        ends = np.cumsum(lengths)
-        parts = [rows[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-    else:
-        single = [value or "" for value in _as_text(column)]
-        parts = [value.split(separator) if separator else [value] for value in single]  # type: ignore[misc]
-    tidy = ([" ".join((value or "").split()) for value in values] for values in parts)
-    return [list(dict.fromkeys(value for value in values if value)) for values in tidy]
+    if not _is_list(column.values.type):
+        return [" ".join((value or "").split()) for value in _as_text(column)]
+    rows = [
+        " ".join((value or "").split())
+        for value in _as_text(Column(column.file, column.name, pc.list_flatten(column.values)))
+    ]
+    lengths = pc.fill_null(pc.list_value_length(column.values), 0).to_numpy()
+    ends = np.cumsum(lengths)
+    return [
+        ", ".join(dict.fromkeys(value for value in rows[end - length : end] if value))
+        for end, length in zip(ends, lengths, strict=True)
+    ]
 
 
 def _as_text(column: Column) -> list[str | None]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
-from setrec.errors import DataError
 from setrec.settings import Settings
 
 TRAIN, VALID, TEST = 0, 1, 2
@@ -27,7 +25,11 @@ class LeaveOneOut(Settings):
 
 
 class GlobalTime(Settings):
-    """The latest ``test`` share of all interactions tests, the ``valid`` share before it validates."""
+    """The latest ``test`` share of all interactions tests, the ``valid`` share before it validates.
+
+    The cuts are instants: interactions at one instant are never parted, so every training time is strictly before every
+    validation time, and that before every test time. Shares grow by the ties at a cut.
+    """
 
     kind: Literal["global_time"] = "global_time"
     valid: float = Field(default=0.1, gt=0, lt=1)
@@ -62,23 +64,6 @@ def leave_one_out(offsets: np.ndarray, min_history: int = 1) -> np.ndarray:
     return labels
 
 
-def global_time(times: np.ndarray, valid: float, test: float) -> np.ndarray:
-    """Labels, int8, of interactions at ``times``: the latest share ``test`` tests, the ``valid`` before it validates.
-
-    The cuts are instants: interactions at one instant are never parted, so every training time is strictly before
-    every validation time, and that before every test time. Shares grow by the ties at a cut.
-    """
-    labels = np.full(len(times), TRAIN, dtype=np.int8)
-    if len(times) == 0:
-        return labels
-    ordered = np.sort(times)
-    # The small step down keeps 0.1 + 0.2 of 100 at 30 in spite of rounding.
-    held_test, held_both = (int(np.ceil(len(times) * share - 1e-9)) for share in (test, valid + test))
-    labels[times >= ordered[len(times) - held_both]] = VALID
-    labels[times >= ordered[len(times) - held_test]] = TEST
-    return labels
-
-
 def held_out_items(trained: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Which items to keep out of training altogether, bool (I,): ``share`` of the ``trained`` ones, drawn by ``seed``.
 
@@ -87,19 +72,3 @@ def held_out_items(trained: np.ndarray, share: float, seed: int) -> np.ndarray:
     candidates = np.flatnonzero(trained)
     chosen = np.random.default_rng([seed, 1]).permutation(candidates)[: round(share * len(candidates))]
     return np.isin(np.arange(len(trained)), chosen)
-
-
-def by_column(values: pd.Series, *, file: object = None, column: str | None = None) -> np.ndarray:
-    """Labels, int8, from words such as ``train``, ``val``, ``test`` (any case).
-
-    Raises:
-        DataError: a value is none of these; names its row (1-based).
-    """
-    words = values.astype("str").str.strip().str.lower()
-    labels = words.map(NAMES)
-    unknown = labels.isna().to_numpy()
-    if unknown.any():
-        row = int(unknown.argmax())
-        shown = "nothing" if pd.isna(values.iloc[row]) else repr(str(values.iloc[row]))
-        raise DataError(f"{shown} is no split (train, valid, test)", file=file, row=row + 1, column=column)
-    return labels.to_numpy(dtype=np.int8)

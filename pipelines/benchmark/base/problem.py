@@ -206,4 +206,4 @@ def _without_beginners(catalog: Catalog, histories: Histories) -> tuple[Catalog,
 def _replace(folder: Path, catalog: Catalog, histories: Histories) -> None:
     with atomic_directory(folder) as new:
         catalog.save(new / "items.parquet")
-        write_histories(new / "histories", histories)
+        write_histories(new / "histories", [histories])

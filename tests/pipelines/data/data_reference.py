@@ -43,13 +43,13 @@ def ingest(rows, items, config):
     if config.min_rating is not None:
         kept = [row for row in good if row[4] >= config.min_rating]
         dropped["rating_below_minimum"], good = len(good) - len(kept), kept
+    users = list(dict.fromkeys(row[1] for row in good))
     unknown = [row for row in good if row[2] not in catalogue]
     if config.unknown_items == "refuse":
         bad += [(row[0], "item_id") for row in unknown]
     else:
         dropped["unknown_item"] = len(unknown)
     good = [row for row in good if row[2] in catalogue]
-    users = list(dict.fromkeys(row[1] for row in good))
     codes = np.array([users.index(row[1]) for row in good], dtype=np.int64)
     times, numbers = np.array([row[3] for row in good]), np.array([row[0] for row in good], dtype=np.int64)
     good = [good[at] for at in chronological(codes, times, config.ties, config.seed, numbers)]

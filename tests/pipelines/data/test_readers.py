@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from s3_server import s3_server
 
 from pipelines.common import storage
-from pipelines.data import scans
+from pipelines.data import files, scans
 from pipelines.data.directory import load
 from pipelines.data.settings import DataSettings
 from pipelines.ingest.ingest import ingest
@@ -124,6 +125,27 @@ def test_a_store_is_read_like_a_folder_and_one_out_of_reach_is_told(tmp_path):
     nowhere = "s3://bucket/in?endpoint_override=127.0.0.1%3A1&scheme=http&region=us-east-1"
     with pytest.raises(DataError, match="s3://bucket/in: cannot be read"):
         ingest(DataSettings(interactions=nowhere), tmp_path / "out")
+
+
+def test_a_store_that_fails_in_between_is_asked_again(tmp_path, monkeypatch):
+    failures = [OSError("connection reset"), OSError("connection reset")]
+    copied = shutil.copyfileobj
+
+    def failing(source, target, size):
+        if failures:
+            target.write(b"half of a")
+            raise failures.pop()
+        copied(source, target, size)
+
+    monkeypatch.setattr(files.shutil, "copyfileobj", failing)
+    monkeypatch.setattr(files.time, "sleep", lambda _: None)
+    put(tmp_path / "x.csv", HEAD + lines())
+    ingest(DataSettings(interactions=f"file://{tmp_path}/x.csv"), tmp_path / "out")
+    assert histories(tmp_path / "out") == {"u1": ["b", "c", "a"], "u2": ["a"]}
+    failures[:] = [OSError("connection reset")] * 3
+    assert "x.csv: cannot be read (connection reset)" in refusal(
+        tmp_path / "again", interactions=f"file://{tmp_path}/x.csv"
+    )
 
 
 BAD = {
@@ -311,6 +333,15 @@ def test_the_unit_of_epochs_is_told_by_their_size(tmp_path, unit, scale):
         config = DataSettings(interactions=path, columns={"time_unit": stated}, time_window={"start": "2020-01-01"})
         ingest(config, tmp_path / "out")
         assert histories(tmp_path / "out") == {"u": ["i18262", "i18263"]}
+
+
+def test_words_of_a_split_have_aliases_in_any_case_and_others_are_rejected(tmp_path):
+    words = ["train", "VAL", "Validation", " valid ", "Test", "dev"]
+    text = "user_id,item_id,timestamp,part\n" + "".join(f"u,i{row},{row},{word}\n" for row, word in enumerate(words))
+    fields = {"interactions": put(tmp_path / "x.csv", text), "split": {"kind": "column"}, "columns": {"split": "part"}}
+    ingest(DataSettings.model_validate({**fields, "rejected_share": 0.5}), tmp_path / "out")
+    assert load(tmp_path / "out")[1].splits.tolist() == [0, 1, 1, 1, 2]
+    assert rejected(tmp_path / "out") == [(6, "part", "'dev' is no split (train, valid, test)")]
 
 
 def test_ratings_sessions_and_float_ids(tmp_path):

@@ -1,0 +1,157 @@
+"""Interactions on DuckDB, in this process: one table ``raw``, then one table ``ordered`` from which rows go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.data.directory import SHARD_ROWS
+from pipelines.data.engine import Engine
+from pipelines.data.files import File
+from pipelines.data.settings import DataSettings
+from pipelines.ingest import interactions
+from pipelines.ingest.histories import Block
+from pipelines.ingest.interactions import Loaded
+from pipelines.ingest.rejects import Rejects, faulty
+from setrec.data.interactions import chronological, distinct
+
+_COLUMNS = ("user", "item", "time", "split", "strength", "row")
+
+
+class OnDuckDB:
+    """The steps of an ingest, each called once, in the order of the methods; see
+    :class:`pipelines.ingest.histories.Interactions`."""
+
+    def __init__(self, config: DataSettings, engine: Engine) -> None:
+        self.config, self.engine = config, engine
+
+    def load(self, files: list[File], rejects: Rejects) -> Loaded:
+        """Read all files into ``raw``.
+
+        Raises:
+            DataError: a file cannot be read, or a column is missing or of a wrong type.
+        """
+        interactions.create(self.engine)
+        for file in files:
+            interactions.read(self.engine, self.config, file)
+        counts = self.engine.table(interactions.COUNTS).to_pandas()
+        found = interactions.settled(self.config, counts, len(files))
+        interactions.settle(self.engine, found)
+        rejects.collect(faulty("raw"), int(found.rows.sum()))
+        return found
+
+    def items(self) -> None:
+        """Make the table ``items`` of those that interactions hold, in the order in which they are met."""
+        self.engine.run(
+            "CREATE TABLE items AS SELECT item AS id, min(rowid) AS row FROM raw WHERE fault IS NULL "
+            "GROUP BY item ORDER BY row"
+        )
+
+    def order(self, found: Loaded, rejects: Rejects) -> dict[str, int]:
+        """Make the tables ``users`` (``id``, in the order in which they are met; the code of a user is its ``rowid``)
+        and ``ordered``: what counts of ``raw``, by user and time, without repeats. Returns how many interactions were
+        dropped for which reason; those of unknown items go to ``rejects`` where they are refused."""
+        config, engine = self.config, self.engine
+        passed = interactions.passed(config, found)
+        dropped = engine.table(interactions.cuts(config, found)).to_pylist()[0]
+        engine.run(
+            f"CREATE TABLE users AS SELECT user AS id, min(rowid) AS met FROM raw WHERE {passed} "
+            "GROUP BY user ORDER BY met"
+        )
+        engine.run(
+            "CREATE TABLE ordered AS SELECT users.rowid::INTEGER AS user, items.rowid::INTEGER AS item, "
+            f"{interactions.facts(config, found)}, raw.rowid AS row "
+            f"FROM raw JOIN users ON raw.user = users.id JOIN items ON raw.item = items.id WHERE {passed} "
+            "ORDER BY 1, 3, raw.rowid"
+        )
+        dropped["unknown_item"] = dropped.pop("kept") - engine.one("SELECT count(*) FROM ordered")[0]
+        if dropped["unknown_item"] and config.unknown_items == "refuse":
+            dropped["unknown_item"] = 0
+            fault = interactions.unknown_item(config, rejects.items)
+            unheld = f"{passed} AND NOT EXISTS (SELECT 1 FROM items WHERE items.id = raw.item)"
+            rejects.collect(faulty("raw", fault, unheld), int(found.rows.sum()))
+        engine.run("DROP TABLE raw")
+        dropped["repeated"] = self._drop_repeats()
+        return dropped
+
+    def _drop_repeats(self) -> int:
+        config = self.config
+        if config.deduplicate == "all":
+            return 0
+        schema = pa.schema([("row", pa.int64())])
+        self.engine.run("CREATE TABLE repeated (row BIGINT)")
+
+        def repeats() -> Iterator[pa.RecordBatch]:
+            for user, item, _, _, strength, row in self._arrays():
+                kept = distinct(user, item, config.deduplicate, strength)
+                yield pa.record_batch([pa.array(row[~kept])], schema=schema)
+
+        self.engine.insert("repeated", repeats(), schema)
+        return self._delete("row IN (SELECT row FROM repeated)")
+
+    def drop_rare(self) -> int:
+        """Leave the largest part in which users and items have their minimum counts; returns how many went.
+
+        Removing one may push another below its minimum, so the rule is applied until nothing changes.
+        """
+        dropped, round_ = 0, 1
+        while round_:
+            round_ = 0
+            for column, least in (("item", self.config.item_min_count), ("user", self.config.user_min_count)):
+                if least > 1:  # whoever occurs at all occurs once
+                    few = f"SELECT {column} FROM ordered GROUP BY {column} HAVING count(*) < {least}"
+                    round_ += self._delete(f"{column} IN ({few})")
+            dropped += round_
+        return dropped
+
+    def _delete(self, where: str) -> int:
+        return int(self.engine.one(f"DELETE FROM ordered WHERE {where}")[0])
+
+    def counts(self, items: int) -> np.ndarray:
+        """Interactions of each item code, int64 (I,)."""
+        counts = np.zeros(items, dtype=np.int64)
+        for batch in self.engine.batches("SELECT item, count(*) FROM ordered GROUP BY item", SHARD_ROWS):
+            counts[batch.column(0).to_numpy()] = batch.column(1).to_numpy()
+        return counts
+
+    def times_at(self, ranks: list[int]) -> list[float]:
+        """The times at the given places of all times, sorted."""
+        return [self.engine.one(f"SELECT time FROM ordered ORDER BY time LIMIT 1 OFFSET {rank}")[0] for rank in ranks]
+
+    def blocks(self) -> Iterator[Block]:
+        """All that is left, in blocks of about ``SHARD_ROWS`` interactions."""
+        for user, item, time, split, _, _ in self._arrays():
+            yield Block(user, item, time, split, self._names)
+
+    def _arrays(self) -> Iterator[list[np.ndarray]]:
+        """The columns of ``ordered``, whole users at a time."""
+        held: list[pa.RecordBatch] = []
+        for batch in self.engine.batches(f"SELECT {', '.join(_COLUMNS)} FROM ordered", SHARD_ROWS):
+            users = batch.column(0).to_numpy()
+            # The last user may go on in the next batch.
+            cut = int(np.searchsorted(users, users[-1])) if len(users) else 0
+            if cut:
+                yield self._sorted([*held, batch.slice(0, cut)])
+                held = []
+            elif held and len(users) and users[-1] != held[-1].column(0)[-1].as_py():
+                yield self._sorted(held)
+                held = []
+            held.append(batch.slice(cut))
+        if held:
+            yield self._sorted(held)
+
+    def _sorted(self, batches: list[pa.RecordBatch]) -> list[np.ndarray]:
+        table = pa.Table.from_batches(batches)
+        columns = [table[name].to_numpy() for name in _COLUMNS]
+        if self.config.ties == "file":  # the engine has put them in this order
+            return columns
+        user, _, time, _, _, row = columns
+        order = chronological(user, time, self.config.ties, self.config.seed, row + 1)
+        return [column[order] for column in columns]
+
+    def _names(self, codes: np.ndarray) -> list[str]:
+        query = f"SELECT id FROM users WHERE rowid BETWEEN {codes[0]} AND {codes[-1]} ORDER BY rowid"
+        ids = pa.chunked_array([batch.column(0) for batch in self.engine.batches(query, SHARD_ROWS)])
+        return ids.take(pa.array(codes - codes[0])).to_pylist()
