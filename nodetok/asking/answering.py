@@ -20,7 +20,7 @@ from setrec.errors import SetRecError
 
 
 @dataclass(frozen=True)
-class Answer:
+class GroundedAnswer:
     """``answer``: the best candidate, ``None`` where the question is refused; ``sentence``: question and answer in
     words. ``nodes`` and ``edges`` ([source, target] or [source, relation, target]) by id, those of the question first.
     ``confidence``: probability of the answer, or, where none was computed, that the question is one of those known.
@@ -66,7 +66,7 @@ class GraphAnswerer:
         half = sparse.coo_matrix((np.ones(len(edges), dtype=np.float32), edges.T), shape=(nodes, nodes)).tocsr()
         return ((half + half.T) > 0).astype(np.float32)
 
-    def ask(self, question: str, k: int = 5, *, written: bool = False) -> Answer:
+    def ask(self, question: str, k: int = 5, *, written: bool = False) -> GroundedAnswer:
         """The answer to a question whose nodes are named by id, title or ``[[id]]``, chosen among the candidates or
         ``written`` word by word.
 
@@ -101,7 +101,7 @@ class GraphAnswerer:
             return self._refusal(rows, chance, reason, ranked)
         around, edges = retrieve(self._adjacency, rows, extra=4 if len(rows) == 1 else 0)
         named = reader.write(examples)[0] if written else self._named(best, rows)
-        return Answer(
+        return GroundedAnswer(
             named, f"{self._spoken(prompt, rows)} {named}", [self.artifact.ids[row] for row in around],
             [self._edge(edge) for edge in edges], chance, False, "", ranked,
         )  # fmt: skip
@@ -130,9 +130,11 @@ class GraphAnswerer:
             f" trained on: {'; '.join(known)}"
         )
 
-    def _refusal(self, rows: list[int], certain: float, reason: str, ranked: list[tuple[str, float]] = []) -> Answer:  # noqa: B006
+    def _refusal(
+        self, rows: list[int], certain: float, reason: str, ranked: Sequence[tuple[str, float]] = ()
+    ) -> GroundedAnswer:
         nodes = [self.artifact.ids[row] for row in rows]
-        return Answer(None, f"No answer: {reason}.", nodes, [], certain, True, reason, list(ranked))
+        return GroundedAnswer(None, f"No answer: {reason}.", nodes, [], certain, True, reason, list(ranked))
 
     def _named(self, best: str, rows: list[int]) -> str:
         """``first`` and ``second`` with the node meant."""

@@ -14,10 +14,10 @@ from pydantic import Field
 
 from pipelines.benchmark import fits, registry, tabulate
 from pipelines.benchmark.base import problem
+from pipelines.benchmark.fan_out import fan_out
 from pipelines.benchmark.fits import FitTask, Record
 from pipelines.common.board import FitsBoard
 from pipelines.common.cluster import ray_session
-from pipelines.common.fan_out import fan_out
 from pipelines.common.fingerprints import of_statements
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run

@@ -91,7 +91,7 @@ def require_agreement(config: JobConfig, source: str) -> None:
     Raises:
         SettingsError: some do not.
     """
-    if found := list(conflicts(config)):
+    if found := list(conflicts(config.gate.metric, config.evaluation.ks)):
         raise SettingsError(source, found)
 
 

@@ -6,22 +6,19 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from setrec.errors import ConfigError
 
-if TYPE_CHECKING:
-    from pipelines.config.job import JobConfig
-
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 _METRIC = re.compile(r"(ndcg|recall|mrr)@([1-9]\d*)")
 
 
 @dataclass(frozen=True)
-class Problem:
+class SettingsProblem:
     """A key of the configuration, such as ``training.epochs``, and what is wrong with it."""
 
     key: str
@@ -34,16 +31,16 @@ class Problem:
 class SettingsError(ConfigError):
     """A configuration with ``problems``; the message tells all of them, one a line."""
 
-    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+    def __init__(self, source: str, problems: Sequence[SettingsProblem]) -> None:
         self.problems = tuple(problems)
         told = [str(problem) for problem in problems]
         head = f"{source}: " if len(told) == 1 else f"{source}: {len(told)} settings cannot be used:\n  "
         super().__init__(head + "\n  ".join(told))
 
 
-def problems_of(error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any]) -> list[Problem]:
+def problems_of(error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any]) -> list[SettingsProblem]:
     """The problems that pydantic found in ``raw``, one per key, in its order."""
-    found: dict[str, Problem] = {}
+    found: dict[str, SettingsProblem] = {}
     for one in error.errors():
         path = _path(raw, one["loc"], missing=one["type"] == "missing")
         field = path[:-1] if path and isinstance(path[-1], int) else path
@@ -53,18 +50,18 @@ def problems_of(error: ValidationError, model: type[BaseModel], raw: Mapping[str
             message = f"{found[key].message}; or {message.partition(': ')[2] or message}"
         elif key in found:
             continue
-        found[key] = Problem(key, message)
+        found[key] = SettingsProblem(key, message)
     # A list is also too short once its bad elements are left out, which is no news.
     return [found[key] for key in found if not any(other.startswith(f"{key}.") for other in found)]
 
 
-def conflicts(config: JobConfig) -> Iterator[Problem]:
+def conflicts(gate_metric: str, ks: Sequence[int]) -> Iterator[SettingsProblem]:
     """Settings that are allowed each for itself and not together."""
-    metric, ks = _METRIC.fullmatch(config.gate.metric), config.evaluation.ks
+    metric = _METRIC.fullmatch(gate_metric)
     if metric is None:
-        yield Problem("gate.metric", f"'{config.gate.metric}': a metric and its cut-off are expected, as ndcg@10")
+        yield SettingsProblem("gate.metric", f"'{gate_metric}': a metric and its cut-off are expected, as ndcg@10")
     elif int(metric[2]) not in ks:
-        yield Problem("gate.metric", f"'{config.gate.metric}': its cut-off must be in evaluation.ks, {list(ks)}")
+        yield SettingsProblem("gate.metric", f"'{gate_metric}': its cut-off must be in evaluation.ks, {list(ks)}")
 
 
 def _path(raw: Any, loc: Sequence[Any], *, missing: bool) -> list[Any]:

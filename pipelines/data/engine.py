@@ -27,7 +27,7 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-class Engine:
+class DuckDbEngine:
     """A connection, and the folder where it spills."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, scratch: Path) -> None:
@@ -91,7 +91,7 @@ class Engine:
 
 
 @contextmanager
-def engine(config: DataSettings, out: Path, threads: int | None = None) -> Iterator[Engine]:
+def engine(config: DataSettings, out: Path, threads: int | None = None) -> Iterator[DuckDbEngine]:
     """An engine that holds at most ``config.memory_limit`` and spills at most ``config.scratch_limit``, on all cores
     unless ``threads`` says how many.
 
@@ -114,7 +114,7 @@ def engine(config: DataSettings, out: Path, threads: int | None = None) -> Itera
         # Compressed, tables take a third of the room, in memory and where they spill.
         connection.execute("ATTACH ':memory:' AS work (COMPRESS true); USE work")
         with connection:
-            yield Engine(connection, scratch)
+            yield DuckDbEngine(connection, scratch)
     except duckdb.OutOfMemoryException as error:
         limits = f"data.memory_limit = {config.memory_limit}, data.scratch_limit = {config.scratch_limit}"
         raise ConfigError(f"ingest needs more room than it has ({limits}): {str(error).splitlines()[0]}") from error

@@ -15,7 +15,7 @@ _ROWS = 100_000
 
 
 @dataclass(frozen=True)
-class Plan:
+class ColumnPlan:
     """What becomes of a column: its Arrow ``type``, the ``kind`` of its cells (``pipelines.data.cells``), and
     the ``unit`` of instants."""
 
@@ -33,29 +33,29 @@ def schema(file: File) -> pa.Schema:
     return _opened(file).schema_arrow
 
 
-def plan(kind: pa.DataType) -> Plan:
+def plan(kind: pa.DataType) -> ColumnPlan:
     """What becomes of a column of a type."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if _is_text(kind) or pa.types.is_null(kind):
-        return Plan(pa.large_string(), "text")
+        return ColumnPlan(pa.large_string(), "text")
     if pa.types.is_integer(kind):
-        return Plan(kind, "whole")
+        return ColumnPlan(kind, "whole")
     if pa.types.is_floating(kind):
-        return Plan(pa.float64(), "real")
+        return ColumnPlan(pa.float64(), "real")
     if pa.types.is_decimal(kind):
-        return Plan(pa.large_string(), "text")
+        return ColumnPlan(pa.large_string(), "text")
     if pa.types.is_timestamp(kind):
-        return Plan(pa.int64(), "instant", kind.unit)
+        return ColumnPlan(pa.int64(), "instant", kind.unit)
     if pa.types.is_date32(kind):
-        return Plan(pa.int64(), "instant", "d")
+        return ColumnPlan(pa.int64(), "instant", "d")
     if pa.types.is_date64(kind):
-        return Plan(pa.int64(), "instant", "ms")
+        return ColumnPlan(pa.int64(), "instant", "ms")
     if pa.types.is_nested(kind):
-        return Plan(_plain(kind), "json")
-    return Plan(kind, "other")
+        return ColumnPlan(_plain(kind), "json")
+    return ColumnPlan(kind, "other")
 
 
-def batches(file: File, names: list[str], plans: list[Plan], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def batches(file: File, names: list[str], plans: list[ColumnPlan], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The columns ``names`` as planned, with a column that says of rows whose text is no UTF-8 that they are faulty.
 
     Raises:
@@ -83,7 +83,7 @@ def _damaged(file: File) -> DataError:
     return DataError("not a readable Parquet file (truncated or damaged)", file=file.shown)
 
 
-def _planned(column: pa.Array, planned: Plan, faults: list[str | None]) -> pa.Array:
+def _planned(column: pa.Array, planned: ColumnPlan, faults: list[str | None]) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if planned.kind == "text" and _is_text(column.type):

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipelines.data import lines, parquet
 from pipelines.data.cells import Cell
-from pipelines.data.engine import Engine, literal, quoted
+from pipelines.data.engine import DuckDbEngine, literal, quoted
 from pipelines.data.files import UNREADABLE, File, unreadable
 from setrec.data.schema import ATOMIC_TYPES
 from setrec.errors import ConfigError, DataError
@@ -112,7 +112,7 @@ Use = Callable[[str, dict[str, Cell]], None]
 """Gets the name of a relation with a column ``fault`` (text), and the cells of the columns asked for."""
 
 
-def scan(engine: Engine, found: Layout, wanted: list[str], use: Use) -> None:
+def scan(engine: DuckDbEngine, found: Layout, wanted: list[str], use: Use) -> None:
     """Call ``use`` with the file's rows: once, or a second time where the first ended in an error of DuckDB's.
 
     Raises:
@@ -162,7 +162,7 @@ def pointer(path: list[str]) -> str:
 
 
 def _arriving(
-    engine: Engine, file: File, batches: Iterator[pa.RecordBatch], schema: pa.Schema, use: Callable[[str], None]
+    engine: DuckDbEngine, file: File, batches: Iterator[pa.RecordBatch], schema: pa.Schema, use: Callable[[str], None]
 ) -> None:
     raised: list[BaseException] = []
 
@@ -220,7 +220,7 @@ def _batches(rows: Iterator[lines.Row], schema: pa.Schema) -> Iterator[pa.Record
 
 
 def _scan_parquet(
-    engine: Engine, found: Layout, tops: list[str], paths: dict[str, tuple[str, list[str]] | None], use: Use
+    engine: DuckDbEngine, found: Layout, tops: list[str], paths: dict[str, tuple[str, list[str]] | None], use: Use
 ) -> None:
     assert found.schema is not None
     plans = [parquet.plan(found.schema.field(top).type) for top in tops]
@@ -240,7 +240,7 @@ def _scan_parquet(
     _arriving(engine, found.file, batches, schema, lambda name: use(f"(SELECT {as_json}, fault FROM {name})", cells))
 
 
-def check_pattern(engine: Engine, pattern: str | None) -> None:
+def check_pattern(engine: DuckDbEngine, pattern: str | None) -> None:
     """Refuse a pattern of times that DuckDB does not know.
 
     Raises:

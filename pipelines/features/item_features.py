@@ -18,11 +18,11 @@ from nodetok.graph import Graph
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run
 from pipelines.common.trackers import TrackingSettings, tracking
-from pipelines.common.warm import begin_sasrec
 from pipelines.config.job import JobConfig
 from pipelines.data import directory
 from pipelines.features import item_graph, lineage
 from pipelines.features.distances import distances_on_cluster
+from pipelines.features.warm import begin_sasrec
 from setrec.atomic import atomic_file
 from setrec.data.catalog import Catalog
 from setrec.errors import DataError

@@ -14,7 +14,7 @@ import numpy as np
 
 from nodetok import files, order
 from nodetok.artifact import GraphArtifact, artifact
-from nodetok.asking.answering import Answer, GraphAnswerer
+from nodetok.asking.answering import GraphAnswerer, GroundedAnswer
 from nodetok.distances import reached
 from nodetok.graph import Graph
 from nodetok.language.input_ablation import LAPLACIAN, TOKENS, ablate, ablations
@@ -287,7 +287,7 @@ def answer(run: Path, question: str, k: int, mode: str) -> dict[str, Any]:
     try:
         found = GraphAnswerer(made).ask(question, k, written=mode == "text")
     except UnknownNodeError as error:
-        found = Answer(None, f"No answer: {error}.", [], [], 0.0, True, str(error))
+        found = GroundedAnswer(None, f"No answer: {error}.", [], [], 0.0, True, str(error))
     return {
         "answer": found.answer,
         "nodes": found.nodes,
@@ -300,7 +300,7 @@ def answer(run: Path, question: str, k: int, mode: str) -> dict[str, Any]:
     }
 
 
-def _answers(found: Answer, mode: str) -> list[dict[str, Any]]:
+def _answers(found: GroundedAnswer, mode: str) -> list[dict[str, Any]]:
     if mode == "text" and not found.refused:
         return [{"answer": found.answer, "score": None}]
     return [{"answer": text, "score": round(score, 4)} for text, score in found.ranked]

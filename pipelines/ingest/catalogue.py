@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.data import scans
 from pipelines.data.cells import Cell, first_fault, identifier
-from pipelines.data.engine import Engine
+from pipelines.data.engine import DuckDbEngine
 from pipelines.data.files import File, on_this_machine
 from pipelines.ingest.rejects import Rejects, faulty
 from setrec.data.catalog import Catalog
@@ -34,7 +34,7 @@ _INSTANTS = {
 
 
 @dataclass(frozen=True)
-class Words:
+class TextColumns:
     """The columns of a table of items that become words and attributes, with what parts values in one string."""
 
     text: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Words:
     strip_html: bool = False
 
 
-def load(engine: Engine, schema: Schema, files: list[File], rejects: Rejects) -> Words:
+def load(engine: DuckDbEngine, schema: Schema, files: list[File], rejects: Rejects) -> TextColumns:
     """Read all files into the table ``raw_items``; makes ``items`` (``id``, ``row`` of that table; an item's code is
     its ``rowid``).
 
@@ -51,14 +51,14 @@ def load(engine: Engine, schema: Schema, files: list[File], rejects: Rejects) ->
         DataError: a file cannot be read, a column is missing or of a wrong type, there is no row, or too many cannot
             be used.
     """
-    words: Words | None = None
+    words: TextColumns | None = None
     for file in files:
         with on_this_machine(file, engine.scratch) as local:
             layout = scans.layout(local)
             if words is None:
                 attributes = attribute_columns(layout.types, schema)
                 parted = tuple(separator(layout.types, schema, name) for name in attributes)
-                words = Words(text_columns(layout.types, schema), attributes, parted, schema.strip_html)
+                words = TextColumns(text_columns(layout.types, schema), attributes, parted, schema.strip_html)
                 cells = "".join(f", c{at} VARCHAR" for at in range(len(_wanted(words))))
                 engine.run(
                     f"CREATE TABLE raw_items (file INTEGER, id VARCHAR, fault STRUCT(c VARCHAR, r VARCHAR){cells})"
@@ -81,11 +81,11 @@ def load(engine: Engine, schema: Schema, files: list[File], rejects: Rejects) ->
     return words
 
 
-def _wanted(words: Words) -> list[str]:
+def _wanted(words: TextColumns) -> list[str]:
     return list(dict.fromkeys([*words.text, *words.attributes]))
 
 
-def _load_file(engine: Engine, schema: Schema, layout: scans.Layout, words: Words) -> None:
+def _load_file(engine: DuckDbEngine, schema: Schema, layout: scans.Layout, words: TextColumns) -> None:
     columns = _wanted(words)
     for name in (schema.item_id, *columns):
         if layout.path(name) is None and (layout.names or layout.file.format != "jsonl"):
@@ -111,7 +111,7 @@ def _as_json(cell: Cell) -> str:
     return f"to_json({cell.sql if cell.kind in ('whole', 'real', 'text') else cell.text})::VARCHAR"
 
 
-def write(engine: Engine, words: Words, kept: np.ndarray, out: Path, bare: bool) -> int:
+def write(engine: DuckDbEngine, words: TextColumns, kept: np.ndarray, out: Path, bare: bool) -> int:
     """Write ``items.parquet`` of the item codes ``kept``, in their order; returns how many have no text.
 
     A blank title is shown as the item's id. The text for an encoder is made of the text columns and the attributes,
@@ -141,7 +141,7 @@ def write(engine: Engine, words: Words, kept: np.ndarray, out: Path, bare: bool)
 
 
 def _catalogs(
-    batches: Iterator[pa.RecordBatch], words: Words, columns: list[str], bare: bool
+    batches: Iterator[pa.RecordBatch], words: TextColumns, columns: list[str], bare: bool
 ) -> Iterator[tuple[pa.Table, list[str]]]:
     some = False
     for batch in batches:

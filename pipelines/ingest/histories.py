@@ -19,7 +19,7 @@ from setrec.ragged import Ragged
 
 
 @dataclass(frozen=True)
-class Block:
+class HistoryBlock:
     """Interactions of whole users, chronological. ``user`` (numbers that rise), ``item`` codes, ``time``, ``split``:
     arrays of one length; ``names``: the ids of such numbers of users."""
 
@@ -33,7 +33,7 @@ class Block:
 class Interactions(Protocol):
     """What an engine holds of the interactions that are left, in the order of their users and times."""
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[HistoryBlock]:
         """All of them; users in the order in which they are met."""
         ...
 
@@ -69,7 +69,7 @@ class Split:
             found.cold = held_out_items(trained, config.cold_share, config.seed)
         return found
 
-    def labels(self, block: Block) -> np.ndarray:
+    def labels(self, block: HistoryBlock) -> np.ndarray:
         """The label of each interaction, int8."""
         if self.cuts is not None:
             valid, test = self.cuts

@@ -21,7 +21,7 @@ from pipelines.common.fingerprints import of_file
 from pipelines.common.progress import Bar, bar
 from pipelines.data import scans
 from pipelines.data.directory import FORMAT, refuse_foreign, write_summary
-from pipelines.data.engine import Engine, engine
+from pipelines.data.engine import DuckDbEngine, engine
 from pipelines.data.files import File, files_of
 from pipelines.data.settings import DataSettings, ReaderSettings, places
 from pipelines.ingest import catalogue, histories, interactions
@@ -57,7 +57,7 @@ def ingest(
 
 
 @contextmanager
-def _interactions(config: DataSettings, running: Engine, address: str | None) -> Iterator[OnDuckDB | OnRay]:
+def _interactions(config: DataSettings, running: DuckDbEngine, address: str | None) -> Iterator[OnDuckDB | OnRay]:
     if config.engine == "duckdb":
         yield OnDuckDB(config, running)
         return
@@ -75,7 +75,7 @@ class _Ingest:
     """One ingest on its way."""
 
     def __init__(
-        self, config: DataSettings, running: Engine, files: list[File], item_files: list[File], shown: Bar
+        self, config: DataSettings, running: DuckDbEngine, files: list[File], item_files: list[File], shown: Bar
     ) -> None:
         self.config, self.engine, self.files, self.item_files, self.shown = config, running, files, item_files, shown
         self.name, self.items = _shown(config.interactions), _shown(config.items)
@@ -91,7 +91,7 @@ class _Ingest:
     def run(self, new: Path, on: OnDuckDB | OnRay) -> dict[str, Any]:
         """The steps, one after another; ``on`` holds the interactions."""
         config, running = self.config, self.engine
-        bare, words = config.items is None, catalogue.Words()
+        bare, words = config.items is None, catalogue.TextColumns()
         self._step(0)
         if not bare:
             words = catalogue.load(running, config.columns, self.item_files, self.item_rejects)
@@ -134,7 +134,7 @@ class _Ingest:
 
     def _summary(
         self, written: histories.Written, items: int, blank: int, dropped: dict[str, int],
-        loaded: interactions.Loaded, words: catalogue.Words,
+        loaded: interactions.Loaded, words: catalogue.TextColumns,
     ) -> dict[str, Any]:  # fmt: skip
         warm, total = int(written.trained.sum()), int(written.splits.sum())
         given = [*places(self.config.interactions), *places(self.config.items)]

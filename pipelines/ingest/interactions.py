@@ -14,7 +14,7 @@ import pandas as pd
 
 from pipelines.data import scans
 from pipelines.data.cells import Cell, Fault, Time, first_fault, identifier, moment, number, words_of
-from pipelines.data.engine import Engine, literal
+from pipelines.data.engine import DuckDbEngine, literal
 from pipelines.data.files import File, on_this_machine
 from pipelines.data.settings import DataSettings
 from setrec.data.schema import Schema
@@ -59,7 +59,7 @@ def time_column(schema: Schema, names: list[str]) -> tuple[str, bool]:
     return schema.timestamp or "timestamp", False
 
 
-def create(engine: Engine) -> None:
+def create(engine: DuckDbEngine) -> None:
     """Make the table ``raw``, empty: a row will be there for every row read, with its ``fault`` where it has one.
 
     ``real`` holds times that ``time`` cannot; ``instant``: whether a time is a date, then of ``unit``, which is
@@ -71,7 +71,7 @@ def create(engine: Engine) -> None:
     )
 
 
-def read(engine: Engine, config: DataSettings, file: File) -> None:
+def read(engine: DuckDbEngine, config: DataSettings, file: File) -> None:
     """Append a row to ``raw`` for every row of a file.
 
     Raises:
@@ -81,7 +81,7 @@ def read(engine: Engine, config: DataSettings, file: File) -> None:
         _read(engine, config, scans.layout(local))
 
 
-def _read(engine: Engine, config: DataSettings, layout: scans.Layout) -> None:
+def _read(engine: DuckDbEngine, config: DataSettings, layout: scans.Layout) -> None:
     schema = config.schema_in_use
     time, position = time_column(schema, layout.names)
     optional = [schema.rating, schema.event, schema.split if config.split.kind == "column" else None]
@@ -166,7 +166,7 @@ def settled(config: DataSettings, counts: pd.DataFrame, files: int) -> Loaded:
     return found
 
 
-def settle(engine: Engine, found: Loaded) -> None:
+def settle(engine: DuckDbEngine, found: Loaded) -> None:
     """Bring the times of ``raw``, a part or all of it, to what was found; those that cannot be are faults."""
     if found.mixed:
         shown = "make_timestamp(time)::VARCHAR" if not found.instants else "COALESCE(real::VARCHAR, time::VARCHAR)"
@@ -179,7 +179,7 @@ def settle(engine: Engine, found: Loaded) -> None:
         engine.run(f"UPDATE raw SET time = time * {factor} WHERE unit = {literal(unit)} AND fault IS NULL")
 
 
-def _refuse(engine: Engine, found: Loaded, where: str, reason: str) -> None:
+def _refuse(engine: DuckDbEngine, found: Loaded, where: str, reason: str) -> None:
     fault = f"struct_pack(c := {literal(found.column)}, r := {reason})"
     engine.run(f"UPDATE raw SET fault = {fault} WHERE fault IS NULL AND {where}")
 

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.data.directory import SHARD_ROWS
-from pipelines.data.engine import Engine
+from pipelines.data.engine import DuckDbEngine
 from pipelines.data.files import File
 from pipelines.data.settings import DataSettings
 from pipelines.ingest import interactions
-from pipelines.ingest.histories import Block
+from pipelines.ingest.histories import HistoryBlock
 from pipelines.ingest.interactions import Loaded
 from pipelines.ingest.rejects import Rejects, faulty
 from setrec.data.interactions import chronological, distinct
@@ -24,7 +24,7 @@ class OnDuckDB:
     """The steps of an ingest, each called once, in the order of the methods; see
     :class:`pipelines.ingest.histories.Interactions`."""
 
-    def __init__(self, config: DataSettings, engine: Engine) -> None:
+    def __init__(self, config: DataSettings, engine: DuckDbEngine) -> None:
         self.config, self.engine = config, engine
 
     def load(self, files: list[File], rejects: Rejects) -> Loaded:
@@ -120,10 +120,10 @@ class OnDuckDB:
         """The times at the given places of all times, sorted."""
         return [self.engine.one(f"SELECT time FROM ordered ORDER BY time LIMIT 1 OFFSET {rank}")[0] for rank in ranks]
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[HistoryBlock]:
         """All that is left, in blocks of about ``SHARD_ROWS`` interactions."""
         for user, item, time, split, _, _ in self._arrays():
-            yield Block(user, item, time, split, self._names)
+            yield HistoryBlock(user, item, time, split, self._names)
 
     def _arrays(self) -> Iterator[list[np.ndarray]]:
         """The columns of ``ordered``, whole users at a time."""

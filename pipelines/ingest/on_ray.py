@@ -21,11 +21,11 @@ import pandas as pd
 import pyarrow as pa
 
 from pipelines.data.directory import SHARD_ROWS
-from pipelines.data.engine import Engine, engine
+from pipelines.data.engine import DuckDbEngine, engine
 from pipelines.data.files import File
 from pipelines.data.settings import DataSettings
 from pipelines.ingest import interactions
-from pipelines.ingest.histories import Block
+from pipelines.ingest.histories import HistoryBlock
 from pipelines.ingest.interactions import Loaded
 from pipelines.ingest.rejects import Rejects
 from setrec.data.interactions import chronological, distinct
@@ -39,7 +39,7 @@ class OnRay:
     """The steps of an ingest as :class:`pipelines.ingest.on_duckdb.OnDuckDB` has them; ``engine``: of this process, for
     the items and what is rejected."""
 
-    def __init__(self, config: DataSettings, engine: Engine) -> None:
+    def __init__(self, config: DataSettings, engine: DuckDbEngine) -> None:
         self.config, self.engine = config, engine
         self.raw: Any = None
         self.users: Any = None
@@ -144,7 +144,7 @@ class OnRay:
         times: Any = self.users.map_batches(_times, batch_size=None, batch_format="pyarrow").sort("time").materialize()
         return [times.split_at_indices([rank])[1].take(1)[0]["time"] for rank in ranks]
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[HistoryBlock]:
         """All that is left, in blocks as Ray Data has them."""
         if not self.sorted:
             self.users, self.sorted = self.users.sort("met").materialize(), True
@@ -153,7 +153,7 @@ class OnRay:
             if len(item.values):
                 met = part["met"].to_numpy()
                 users = met[item.row_of_value]
-                yield Block(users, item.values, time.values, split.values, partial(_names, met, part["user"]))
+                yield HistoryBlock(users, item.values, time.values, split.values, partial(_names, met, part["user"]))
 
     @property
     def _partitions(self) -> int:
@@ -210,7 +210,7 @@ def _got(reference: Any) -> Any:
 
 
 @contextmanager
-def _small_engine(config: DataSettings) -> Iterator[Engine]:
+def _small_engine(config: DataSettings) -> Iterator[DuckDbEngine]:
     """An engine of one task."""
     with engine(config, Path(tempfile.gettempdir()) / "setrec-ingest", threads=1) as running:
         interactions.create(running)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipelines.data.directory import shard_name
-from pipelines.data.engine import Engine
+from pipelines.data.engine import DuckDbEngine
 from setrec.errors import DataError
 
 DEFAULT_SHARE = 0.01
@@ -27,7 +27,7 @@ class Rejects:
     """
 
     def __init__(
-        self, engine: Engine, name: str, table: str, files: list[str], share: float | None, items: str = ""
+        self, engine: DuckDbEngine, name: str, table: str, files: list[str], share: float | None, items: str = ""
     ) -> None:
         self.engine, self.name, self.table, self.items, self.share = engine, f"rejected_{name}", table, items, share
         self.rows = 0

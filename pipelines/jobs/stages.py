@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.common import trackers, warm
+from pipelines.common import trackers
 from pipelines.common.run_directory import TRAINED, Run
 from pipelines.config.job import JobConfig, load_config, validate
 from pipelines.config.search_space import SECTIONS
 from pipelines.evaluation import evaluate
-from pipelines.features import item_features, lineage, preparation
+from pipelines.features import item_features, lineage, preparation, warm
 from pipelines.features.preparation import keep_configuration
 from pipelines.jobs import ablation, export, run_report
 from pipelines.training import train, tune

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from pipelines.common.run_directory import Run
-from pipelines.common.warm import Source, lexical_encoder
 from pipelines.config.job import JobConfig
 from pipelines.data import directory
 from pipelines.evaluation.evaluate import per_user_table
 from pipelines.evaluation.scorer import SCORER, hybrid_scorer, known_at_test
 from pipelines.evaluation.system_names import ALONE, OURS
 from pipelines.features import item_features
+from pipelines.features.warm import Source, lexical_encoder
 from setrec.atomic import atomic_file
 from setrec.data.catalog import TEST, Catalog
 from setrec.evaluation import ranking

@@ -16,11 +16,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.common import storage, warm
+from pipelines.common import storage
 from pipelines.common.run_directory import Run
 from pipelines.common.scratch import scratch
 from pipelines.config.job import JobConfig
 from pipelines.data import directory
+from pipelines.features import warm
 from pipelines.features.item_features import load_features
 from pipelines.training.checkpoint_store import CheckpointStore
 from pipelines.training.checkpoint_writer import CheckpointWriter

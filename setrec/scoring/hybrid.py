@@ -22,8 +22,8 @@ from pydantic import Field, FiniteFloat
 
 from setrec.ragged import Ragged
 from setrec.scoring import registry
-from setrec.scoring.history_kernels import add_entries
 from setrec.scoring.item_graph import lookup
+from setrec.scoring.kernels.histories import add_entries
 from setrec.scoring.model_scores import ModelTerm
 from setrec.scoring.registry import Component, Sources
 from setrec.settings import Settings

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from setrec.mapped import mapped
 from setrec.ragged import Ragged
-from setrec.scoring.history_kernels import read_arcs
+from setrec.scoring.kernels.histories import read_arcs
 from setrec.settings import Settings
 
 

@@ -56,7 +56,7 @@ def transition_probabilities(rows: Ragged, items: int, s: TransitionSettings) ->
 
 def transition_component(rows: Ragged, items: int, s: TransitionSettings, reading: Reading) -> GraphComponent:
     """The component that the histories ``rows`` give."""
-    from setrec.scoring.two_step_kernels import two_steps
+    from setrec.scoring.kernels.two_steps import two_steps
 
     whole = transition_probabilities(rows, items, s)
     # Sorting takes a multiple of the memory of what it sorts.

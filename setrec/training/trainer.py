@@ -22,10 +22,10 @@ from setrec.data.source import HistorySource, MemorySource, item_counts
 from setrec.errors import ConfigError
 from setrec.models.setrec_model import SetRecModel
 from setrec.precision import autocast
+from setrec.prefetch import Prefetched
 from setrec.ragged import Ragged
 from setrec.training import checkpoints, distributed, losses
 from setrec.training.batches import Batch
-from setrec.training.prefetch import Prefetched
 from setrec.training.progress import Progress
 from setrec.training.sampled_softmax import Candidates, LogUniformSampler
 from setrec.training.settings import ObjectiveSettings, TrainingSettings

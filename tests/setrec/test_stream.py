@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from setrec.data.source import MemorySource, item_counts
+from setrec.prefetch import Prefetched
 from setrec.ragged import Ragged
-from setrec.training.prefetch import Prefetched
 from setrec.training.stream import Position, Stream
 
 

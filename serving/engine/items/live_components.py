@@ -14,8 +14,8 @@ import scipy.sparse as sp
 
 from serving.engine.items.table import LiveItems
 from setrec.ragged import Ragged
-from setrec.scoring.history_kernels import read_arcs
 from setrec.scoring.item_graph import GraphComponent, ItemGraph, root, start_weights
+from setrec.scoring.kernels.histories import read_arcs
 from setrec.scoring.text_similarity import TextFeatures, greatest, kept_arcs
 
 _CELLS = 1 << 22
