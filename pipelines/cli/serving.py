@@ -13,6 +13,7 @@ from setrec.errors import ConfigError
 
 commands = typer.Typer()
 
+DEFAULT_K = 10
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle directory, as `setrec export` writes it.")]
 
 
@@ -78,7 +79,7 @@ def recommend(
     user: Annotated[str | None, typer.Option("--user", help="A user the bundle knows.")] = None,
     batch: Annotated[str | None, typer.Option("--batch", help="Parquet table of users: file, folder or URI.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="Folder or URI for the answers to --batch.")] = None,
-    k: Annotated[int, typer.Option("-k", help="How many items.", min=1)] = 10,
+    k: Annotated[int | None, typer.Option("-k", help="How many items; default: 10, or all of fewer.", min=1)] = None,
     keep_history: Annotated[
         bool, typer.Option("--keep-history", help="Items of the history may be recommended.")
     ] = False,
@@ -108,7 +109,7 @@ def recommend(
     if batch is not None and out is not None:
         from pipelines.jobs.batch_recommend import BatchRequest, recommend_batch
 
-        wish = Wish(k, not keep_history, unknown_items, unknown_users == "popular", filter_)
+        wish = Wish(k or DEFAULT_K, not keep_history, unknown_items, unknown_users == "popular", filter_)
         print_json(recommend_batch(BatchRequest(bundle, batch, out, wish, actors, address, rejected_share)))
         return
     from pipelines.jobs.serve import recommend_once
@@ -117,7 +118,8 @@ def recommend(
 
     ids = None if history is None else tuple(part.strip() for part in history.split(",") if part.strip())
     chosen = Wish(filter=filter_).parsed_filter()
-    answer = recommend_once(bundle, Request(ids, user, k, not keep_history, filter=chosen, unknown_items=unknown_items))
+    request = Request(ids, user, k or DEFAULT_K, not keep_history, filter=chosen, unknown_items=unknown_items)
+    answer = recommend_once(bundle, request, clip=k is None)
     if as_json:
         print_json(answer)
     else:

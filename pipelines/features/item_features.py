@@ -98,6 +98,7 @@ def encode_words(run: Run, config: JobConfig, lexical: LexicalEncoder | None = N
 def train_sasrec_opponent(run: Run, config: JobConfig) -> None:
     """Train SASRec into ``run.sasrec``: an opponent in the table and, with ``model.table: sasrec``, the source of the
     collaborative vectors."""
+    run.claim("sasrec", "curves.jsonl")
     catalog, histories = directory.load(run.data)
     records: list[dict] = []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,17 @@ def application(args: dict[str, Any]) -> Any:
     return ray_app.application(bundle, settings, graph_loader=load_graph)
 
 
-def recommend_once(bundle: Path, request: Request) -> dict[str, Any]:
-    """One answer from a bundle, as the endpoint would give it.
+def recommend_once(bundle: Path, request: Request, *, clip: bool = False) -> dict[str, Any]:
+    """One answer from a bundle, as the endpoint would give it; ``clip``: where the catalogue is smaller than what is
+    asked for, all of it will do.
 
     Raises:
         UnknownUserError: the bundle does not hold the user. The endpoint answers with what is popular; here, where
             nobody can be new, it is a slip of the pen.
     """
     opened = Bundle.open(bundle)
+    if clip:
+        request = replace(request, k=min(request.k, len(opened.catalog)))
     if request.user_id is not None:
         opened.histories.row(request.user_id)
     return asdict(Engine(opened).recommend_one(request))

@@ -55,7 +55,7 @@ def release(
         ConfigError: the endpoint cannot be reached.
     """
     name, before = name_of(bundle), _pointer(root)
-    if name in before.get("withdrawn", ()):
+    if _version(name) in map(_version, before.get("withdrawn", ())):
         return before
     if (last := before.get("release")) and _version(last) == _version(name):
         name = last  # the same model, exported again: the release there is stays, or is put back where it is missing

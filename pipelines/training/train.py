@@ -65,6 +65,7 @@ def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any
     store = store_of(run, config)
     if resume and not store.names():
         raise ConfigError(f"{run.checkpoints} holds no checkpoint to resume from")
+    run.claim("checkpoints", "model", "curves.jsonl")
     store.create()
     if not resume:
         store.clear()

@@ -90,3 +90,22 @@ def test_the_runtime_environment_is_one_that_ray_takes_with_every_version_pinned
     packages = found.pip_config()["packages"]
     assert f"ray=={version('ray')}" in packages
     assert all("==" in package for package in packages if not package.startswith("#"))
+
+
+def test_the_cron_job_creates_the_rayjob_and_is_what_kubernetes_takes():
+    documents = list(yaml.safe_load_all((ROOT / "deploy" / "cronjob.yaml").read_text()))
+    newest = kubernetes_validate.latest_version()
+    for document in documents:
+        assert kubernetes_validate.validate(document, newest, strict=True)
+    assert [d["kind"] for d in documents] == ["ServiceAccount", "Role", "RoleBinding", "CronJob"]
+
+
+def test_a_model_that_is_held_back_is_no_failure_of_the_rayjob(manifest):
+    assert "--held-back-code 0" in manifest["spec"]["entrypoint"]
+
+
+def test_the_image_holds_every_package_and_no_development_tool():
+    lines = (ROOT / "deploy" / "Dockerfile").read_text().splitlines()
+    copied = {line.split()[1] for line in lines if line.startswith("COPY") and len(line.split()) == 3}
+    assert copied == {"setrec", "nodetok", "serving", "pipelines"}
+    assert not any("[dev]" in line for line in lines)

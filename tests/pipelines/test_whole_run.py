@@ -169,6 +169,15 @@ def test_the_command_line_recommends_without_a_server(run):
     assert not {"i1", "i2"} & set(found)
 
 
+def test_all_of_a_small_catalogue_will_do_where_no_number_is_asked_for(t5_run, monkeypatch, capfd):
+    from pipelines.cli import app, serving
+
+    monkeypatch.setattr(serving, "DEFAULT_K", 1000)
+    monkeypatch.setattr(sys, "argv", ["setrec", "recommend", "--bundle", str(t5_run.bundle), "--user", "u1", "--json"])
+    app.main()
+    assert len(json.loads(capfd.readouterr().out)["items"]) <= 31
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
