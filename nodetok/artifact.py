@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers import AutoTokenizer
 
+from nodetok.knowledge.reader import CompletionReader
 from nodetok.learning import Reader
 from nodetok.model import GraphLanguageModel, GraphModelSettings, NodeData, Shape, from_config, tune
 from nodetok.prompts import Neighbourhoods, PromptEncoder, Prompts
@@ -49,7 +50,7 @@ class GraphArtifact:
     texts: Sequence[str] | None
     candidates: Sequence[str]
     tokenizer: NodeTokenizer | None = None
-    reader: Reader | None = None
+    reader: Reader | CompletionReader | None = None
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -85,11 +86,13 @@ class GraphArtifact:
             SetRecError: as :meth:`ask`, or the model was not trained to write.
         """
         reader, examples, nodes = self._prepared(question)
+        if isinstance(reader, CompletionReader):
+            return reader.write(examples, longest)[0], nodes
         if not reader.model.settings.text_loss and reader.model.settings.backbone.pretrained is None:
             raise SetRecError("this model was not trained to answer in words: train with --set model.text_loss=1")
         return reader.write(examples, longest)[0], nodes
 
-    def _prepared(self, question: str) -> tuple[Reader, Examples, list[str]]:
+    def _prepared(self, question: str) -> tuple[Reader | CompletionReader, Examples, list[str]]:
         if self.reader is None:
             raise SetRecError("this graph has node tokens but no trained model to ask")
         nodes: list[str] = []
@@ -116,7 +119,9 @@ class GraphArtifact:
             if self.tokenizer is not None:
                 self.tokenizer.save(target / "tokenizer")
             record = {"format": FORMAT, "version": self.version, "task": self.task, "model": None}
-            if self.reader is not None:
+            if isinstance(self.reader, CompletionReader):
+                record |= {"model": self.reader.save(target / "model"), "candidates": None}
+            elif self.reader is not None:
                 nodes = self.reader.model.shape.node_candidates
                 record["model"] = self._save_reader(self.reader, target / "model")
                 record["candidates"] = None if nodes else list(self.candidates)
@@ -159,7 +164,10 @@ class GraphArtifact:
             ids = nodes["node_id"].to_pylist()
             texts = nodes["text"].to_pylist() if "text" in nodes.column_names else None
             tokenizer = NodeTokenizer.load(folder / "tokenizer") if (folder / "tokenizer").exists() else None
-            reader = None if record["model"] is None else _load_reader(folder / "model", record["model"])
+            reader: Reader | CompletionReader | None = None
+            if record["model"] is not None:
+                of_paths = record["model"].get("kind") == "completion"
+                reader = (CompletionReader.load if of_paths else _load_reader)(folder / "model", record["model"])
             candidates = record.get("candidates") or ids
             return cls(record["task"], record["version"], ids, texts, candidates, tokenizer, reader)
         except SetRecError:
@@ -188,11 +196,12 @@ def _load_reader(folder: Path, record: dict[str, Any]) -> Reader:
     return Reader(model.eval(), encoder, data, tokenizer, record.get("precision", "auto"))
 
 
-def artifact(task: Task, reader: Reader | None, texts: Sequence[str] | None = None) -> GraphArtifact:
+def artifact(task: Task, reader: Reader | CompletionReader | None, texts: Sequence[str] | None = None) -> GraphArtifact:
     """The artefact of a task; its version is a hash of the anchors' distances and the model's weights."""
     digest = hashlib.sha256(np.ascontiguousarray(task.table).tobytes())
     if reader is not None:
-        for name, value in sorted(reader.model.state_dict().items()):
+        own = reader.tensors() if isinstance(reader, CompletionReader) else reader.model.state_dict()
+        for name, value in sorted(own.items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     ids = [str(task.graph.id(row)) for row in range(len(task.graph))]

@@ -8,6 +8,7 @@ RotatE keeps the library's loss.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -147,10 +148,12 @@ def train_kge(
     seed: int,
     settings: KgeSettings | None = None,
     on_epoch: Callable[[int, int], None] | None = None,
+    seconds: float = math.inf,
 ) -> KgeRanker:
     """Train on ``triples`` int (T, 3) [head, relation, tail]; the epoch is chosen by filtered MRR on ``valid`` (N, 3).
 
     ``on_epoch`` is told the epoch, from 1, and how many there can be. Without validation triples the last is taken.
+    ``seconds`` of CPU time end the training within an epoch, which counts like a whole one.
 
     Raises:
         ConfigError: an unknown kind, or an odd width where numbers are complex.
@@ -162,24 +165,24 @@ def train_kge(
     if len(triples) == 0:
         raise DataError("no triples to train on")
     torch.manual_seed(seed)
-    ranker = _untrained(kind, entities, relations, s)
+    ranker = untrained(kind, entities, relations, s)
     weights = ranker.model.parameters()
     rotates = kind == "rotate"
     optimizer: torch.optim.Optimizer = (torch.optim.Adam if rotates else torch.optim.Adagrad)(weights, s.learning_rate)
     questions = Questions.of(triples, directed=ranker.reciprocal)
-    held = _held_out(triples, valid, s.valid_sample, seed)
-    best, best_epoch, kept = -math.inf, 0, {}
+    held = held_out(triples, valid, s.valid_sample, seed)
+    best, best_epoch, kept, until = -math.inf, 0, {}, time.process_time() + seconds
     for epoch in range(1, s.epochs + 1):
         if rotates:
             _sampled_epoch(ranker, torch.from_numpy(np.ascontiguousarray(triples)).long(), optimizer, s)
         else:
-            _softmax_epoch(ranker, questions, optimizer, s)
+            _softmax_epoch(ranker, questions, optimizer, s, until)
         value = filtered_mrr(ranker, *held) if len(valid) else epoch
         if value > best:
             best, best_epoch, kept = value, epoch, {k: v.clone() for k, v in ranker.model.state_dict().items()}
         if on_epoch is not None:
             on_epoch(epoch, s.epochs)
-        if epoch - best_epoch >= s.patience:
+        if epoch - best_epoch >= s.patience or time.process_time() > until:
             break
     ranker.model.load_state_dict(kept)
     return ranker
@@ -192,13 +195,16 @@ def filtered_mrr(ranker: KgeRanker, asked: np.ndarray, answers: np.ndarray, know
     """
     ranks = []
     for rows in np.array_split(np.arange(len(asked)), math.ceil(len(asked) / 256)):
-        scores = ranker.scores(asked[rows])
-        own = scores[np.arange(len(rows)), answers[rows]][:, None]
-        others = known.take(rows)
-        scores[others.row_of_value, others.values] = -np.inf
-        # Not "scores > own": what is not a number would rank first.
-        ranks.append(1 + (~(scores <= own)).sum(axis=1) + (scores == own).sum(axis=1) / 2)
+        ranks.append(filtered_ranks(ranker.scores(asked[rows]), answers[rows], known.take(rows)))
     return float((1 / np.concatenate(ranks)).mean())
+
+
+def filtered_ranks(scores: np.ndarray, answers: np.ndarray, known: Ragged) -> np.ndarray:
+    """Ranks of ``answers`` (B,) by ``scores`` (B, V), which are written to, without the other ``known`` answers."""
+    own = scores[np.arange(len(scores)), answers][:, None].copy()
+    scores[known.row_of_value, known.values] = -np.inf
+    # Not "scores > own": what is not a number would rank first.
+    return 1 + (~(scores <= own)).sum(axis=1) + (scores == own).sum(axis=1) / 2
 
 
 class _AnswersCrossEntropy(torch.autograd.Function):
@@ -237,10 +243,14 @@ class _AnswersCrossEntropy(torch.autograd.Function):
         return grads[0] * by_queries, grads[0] * by_entities, None, None, None
 
 
-def _softmax_epoch(ranker: KgeRanker, questions: Questions, optimizer: torch.optim.Optimizer, s: KgeSettings) -> None:
-    """One pass over all questions."""
+def _softmax_epoch(
+    ranker: KgeRanker, questions: Questions, optimizer: torch.optim.Optimizer, s: KgeSettings, until: float
+) -> None:
+    """One pass over all questions, or what of it CPU time allows."""
     product = torch.bfloat16 if resolve(s.precision, torch.device("cpu")) == "bf16" else torch.float32
     for rows in torch.randperm(len(questions.asked)).split(s.batch):
+        if time.process_time() > until:
+            break
         batch = questions.take(rows.numpy())
         known, relation, direction = torch.from_numpy(batch.asked).T
         owner, answer = torch.from_numpy(batch.answers.row_of_value), torch.from_numpy(batch.answers.values)
@@ -263,7 +273,7 @@ def _sampled_epoch(ranker: KgeRanker, triples: Tensor, optimizer: torch.optim.Op
         optimizer.step()
 
 
-def _untrained(kind: Kind, entities: int, relations: int, s: KgeSettings) -> KgeRanker:
+def untrained(kind: Kind, entities: int, relations: int, s: KgeSettings) -> KgeRanker:
     """The library's model; for the softmax with small weights, as Adagrad's first steps are long."""
     if kind not in MODELS:
         raise ConfigError(f"unknown kind '{kind}' (known: {', '.join(MODELS)})")
@@ -278,7 +288,7 @@ def _untrained(kind: Kind, entities: int, relations: int, s: KgeSettings) -> Kge
     return KgeRanker(kind, model, relations, reciprocal)
 
 
-def _held_out(triples: np.ndarray, valid: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, Ragged]:
+def held_out(triples: np.ndarray, valid: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, Ragged]:
     """Questions (B, 3) of ``count`` validation triples, their answers (B,), and all known answers to each."""
     known = Questions.of(np.concatenate([triples, valid]))
     drawn = Questions.of(valid[np.random.default_rng(seed).permutation(len(valid))[:count]])

@@ -136,6 +136,8 @@ def fit(task: Task, view: View, learning: LearningSettings, on_step: OnStep | No
     Raises:
         ConfigError: the loss or the validation is no longer a number.
     """
+    if task.train is not None:
+        return task.train(view.name, learning, on_step)
     reader = build(task, view, learning)
     model, began = reader.model, time.perf_counter()
     parameters = [p for p in model.parameters() if p.requires_grad]

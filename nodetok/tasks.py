@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,8 @@ class Task:
     without a tokenizer learns its vocabulary. ``goal`` is the metric that validation goes by. ``starts``: where
     each graph begins, if there are many side by side. ``facts`` int64 (A, 3): node, relation from 1, neighbour, where
     edges have relations. ``unlabelled``: questions whose answers are not known or not to be learned from, for
-    :mod:`nodetok.consistency`.
+    :mod:`nodetok.consistency`. ``train``: what trains on the task by the name of a view, the learning settings and
+    a progress callback, and returns a reader, where it is not the language model.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Task:
     starts: np.ndarray | None = None
     opponents: dict[str, Opponent] = field(default_factory=dict)
     unlabelled: Prompts | None = None
+    train: Callable[[str, Any, Any], Any] | None = None
 
 
 def accuracy(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:

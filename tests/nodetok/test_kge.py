@@ -22,7 +22,7 @@ def ring():
 
 def untrained(kind, seed=0):
     torch.manual_seed(seed)
-    ranker = kge._untrained(kind, ENTITIES, RELATIONS, KgeSettings(width=8))
+    ranker = kge.untrained(kind, ENTITIES, RELATIONS, KgeSettings(width=8))
     with torch.no_grad():
         for weight in ranker.model.parameters():
             weight.normal_()
