@@ -60,7 +60,7 @@ def main() -> None:
                 print(f"  without {name}", metrics(less.scores, data, read.test, asked.test), flush=True)
         if not asked.no_distmult:
             alone = kge.train_kge(
-                "distmult", data.train, data.entities, data.relations, data.valid, asked.seed, seconds=60 * minutes
+                data.train, data.entities, data.relations, data.valid, asked.seed, seconds=60 * minutes
             )
             print("  DistMult alone", metrics(alone.scores, data, read.test, asked.test), flush=True)
 

@@ -85,7 +85,7 @@ def completion(
 
     def distmult(seed: int) -> dict[str, np.ndarray]:
         settings, seconds = (None, np.inf) if minutes is None else (CompletionSettings().embedding, 60 * minutes)
-        model = kge.train_kge("distmult", train, len(graph), len(names), valid, seed, settings, seconds=seconds)
+        model = kge.train_kge(train, len(graph), len(names), valid, seed, settings, seconds=seconds)
         directions = np.repeat([0, 1], len(test))
         relation = np.tile(test[:, 1], 2)
         queries = np.stack([everything.prompts.nodes[:, 0], relation, directions], axis=1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from nodetok import files, order
 from nodetok.artifact import GraphArtifact, artifact
-from nodetok.distances import UNREACHABLE
+from nodetok.distances import reached
 from nodetok.graph import Graph
 from nodetok.learning import fit
 from nodetok.tasks import Task
@@ -191,20 +191,18 @@ def _report(
 
 def order_table(graph: Graph, tokenizer: NodeTokenizer, triplets: int = 50_000) -> list[dict[str, Any]]:
     """How well the tokenizer's positions, and what they are made of, keep the order of hops on held-out pivots."""
-    if tokenizer.table.dtype != np.uint8 or len(graph) > 2_000_000 or tokenizer.table.shape[1] > len(graph):
+    if tokenizer.table.dtype.kind == "f" or len(graph) > 2_000_000 or tokenizer.table.shape[1] > len(graph):
         return []
     rng = np.random.default_rng(5)
     pivots = order.sample_pivots(graph.undirected, 200, rng, without=tokenizer.anchors.rows)
     if len(pivots) < 2:
         return []
     drawn = order.sample_triplets(graph.undirected, pivots, triplets, rng)
-    raw = np.minimum(tokenizer.table, 64)
-    raw[tokenizer.table == UNREACHABLE] = 64
-    own = order.inner_product if tokenizer.settings.positions.kind == "decay" else order.euclidean
+    raw = np.where(reached(tokenizer.table), np.minimum(tokenizer.table, 64), 64)
     shown = {
         "raw distances, Euclidean": (order.euclidean, raw),
         "shortest way over an anchor": (order.min_sum, raw),
-        "positions": (own, tokenizer.transform()),
+        "positions": (order.inner_product, tokenizer.transform()),
     }
     return [
         {

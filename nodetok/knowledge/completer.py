@@ -134,9 +134,7 @@ def train(
     model.train_weights(own, SHARES["paths"] * seconds)
     say("embedding")
     left = max(1.0, 0.92 * seconds - spent())
-    ranker = kge.train_kge(
-        "distmult", data.train, data.entities, data.relations, data.valid, seed, s.embedding, seconds=left
-    )
+    ranker = kge.train_kge(data.train, data.entities, data.relations, data.valid, seed, s.embedding, seconds=left)
     made = Completer(
         model, ranker, None if data.tokens is None else torch.from_numpy(data.tokens),
         None if vectors is None else torch.from_numpy(vectors),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from nodetok.kge import KgeSettings, untrained
+from nodetok.kge import KgeRanker
 from nodetok.knowledge.completer import Completer
 from nodetok.knowledge.paths import PathModel, Paths, PathSettings, Rules
 from setrec.errors import SetRecError
@@ -108,7 +108,7 @@ class CompletionReader:
             paths = PathModel(walks, rules, None if vectors is None else vectors.numpy())
             paths.load_state_dict(under("paths."))
         if record["width"]:
-            embedding = untrained("distmult", record["entities"], relations, KgeSettings(width=record["width"]))
+            embedding = KgeRanker(record["entities"], relations, record["width"])
             embedding.model.load_state_dict(under("embedding."))
         weights = {str(name): float(value) for name, value in record["weights"].items()}
         made = Completer(paths, embedding, tensors.get("tokens"), vectors, weights, record["curve"])
