@@ -175,7 +175,7 @@ def read_triples(folder: Path, settings: GraphDataSettings | None = None) -> Tri
     triples, entities = _table(folder, "triples", s), _find(folder, "entities", s)
     head, relation, tail = (_ids(triples, name) for name in ("head", "relation", "tail"))
     known = None if entities is None else _unique(entities, "entity_id")
-    names, (begin, end), kept = _resolve(triples, ("head", "tail"), [head, tail], known, s.dangling)
+    names, (begin, end), kept = _resolve(triples, ("head", "tail"), [head.tolist(), tail.tolist()], known, s.dangling)
     texts = _padded(None if entities is None else _optional(entities, "text"), len(names) - len(known or names))
     relations = sorted(set(relation[kept]))
     rows = np.stack([begin, pd.Index(relations).get_indexer(relation[kept]), end], axis=1).astype(np.int64)

@@ -127,7 +127,7 @@ class Graph:
         """A 64-bit hash of each of the given arcs (places in ``indices``): ends and length."""
         source = np.searchsorted(self.indptr, arcs, side="right") - 1
         length = np.zeros(len(arcs), np.uint64) if self.weights is None else self.weights[arcs].view(np.uint32)
-        mixed = np.uint64(0)
+        mixed = np.zeros(len(arcs), dtype=np.uint64)
         for part in (source, self.indices[arcs], length):
             mixed = (mixed ^ part.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
             mixed ^= mixed >> np.uint64(29)

@@ -123,8 +123,10 @@ def train(
 
     say("neighbours by text")
     vectors = None if data.vectors is None else centred(data.vectors)
-    beside = [] if vectors is None else [neighbours(vectors, own.neighbours)]
-    if data.texts is not None and own.neighbours:
+    beside = []
+    if own.neighbours and vectors is not None:
+        beside.append(neighbours(vectors, own.neighbours))
+    elif own.neighbours and data.texts is not None:
         beside.append(lexical_neighbours(data.texts, own.neighbours))
     say("rules")
     walks = Paths(data.train, data.entities, data.relations, beside, own)

@@ -132,13 +132,13 @@ class Paths:
         pair, body = every // self.bodies, every % self.bodies
         return pair // self.entities, body, pair % self.entities
 
-    def chunks(self, nodes: np.ndarray) -> list[np.ndarray]:
-        """``nodes`` in parts from which about :data:`WALKS_AT_ONCE` paths lead."""
-        count = np.ones(self.entities)
+    def chunks(self, nodes: np.ndarray, times: np.ndarray | int = 1) -> list[np.ndarray]:
+        """``nodes`` in parts from which about :data:`WALKS_AT_ONCE` paths lead; those of a node count ``times``."""
+        count: np.ndarray = np.ones(self.entities)
         for step in range(self.length):
             arcs = self.arcs if step == self.length - 1 else self.within
             count = np.bincount(arcs.source(), count[arcs.end], minlength=self.entities)
-        part = (np.cumsum(count[nodes]) // WALKS_AT_ONCE).astype(np.int64)
+        part = (np.cumsum(count[nodes] * times) // WALKS_AT_ONCE).astype(np.int64)
         return np.split(nodes, np.flatnonzero(np.diff(part)) + 1)
 
 
@@ -242,7 +242,7 @@ class PathModel(nn.Module):
         by_node = np.argsort(where, kind="stable")
         begin = np.searchsorted(where[by_node], np.arange(len(nodes) + 1))
         done = 0
-        for part in self.paths.chunks(nodes):
+        for part in self.paths.chunks(nodes, np.diff(begin)):
             place, body, end = self.paths.walk(part)
             asked = by_node[begin[done] : begin[done + len(part)]]
             first = np.searchsorted(place, np.arange(len(part) + 1))
@@ -293,6 +293,8 @@ class PathModel(nn.Module):
         at, owner = ranges(arcs.begin[starts], np.diff(arcs.begin)[starts])
         known = ~self.paths.of_text[arcs.label[at]]
         at, owner = at[known], owner[known]
+        if not len(at):
+            return
         asked, question = np.unique(owner * labels + arcs.label[at], return_inverse=True)
         known_end, label = starts[asked // labels], asked % labels
         answers = np.unique(question.ravel() * self.paths.entities + arcs.end[at])

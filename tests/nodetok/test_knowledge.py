@@ -141,9 +141,18 @@ def test_scores_of_paths_are_logarithms_of_probabilities(made):
     assert found.shape == (3, data.entities)
 
 
+def test_triples_that_no_path_explains_leave_frequencies():
+    triples = np.array([[0, 0, 1], [2, 0, 1], [3, 1, 4]])
+    paths = Paths(triples, 6, 2, [], PathSettings(support=99))
+    model = PathModel(paths, Rules.mine(paths, PathSettings(support=99)), None)
+    model.train_weights(PathSettings(), 60.0)
+    found = model.scores(np.array([5, 0]), np.array([0, 1]))
+    np.testing.assert_allclose(np.exp(found).sum(axis=1), 1.0, rtol=1e-4)
+
+
 def test_training_raises_the_probability_of_answers():
     known, _, _, entities = composed()
-    paths = Paths(known, entities, 3, [], PathSettings())
+    paths = Paths(known, entities + 1200, 3, [], PathSettings())  # most without any triple
     model = PathModel(paths, Rules.mine(paths, PathSettings()), None)
     own = known[known[:, 1] == 2]
     before = model.scores(own[:, 0], own[:, 1])[np.arange(len(own)), own[:, 2]].mean()
