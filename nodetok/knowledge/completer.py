@@ -10,7 +10,7 @@ what brings nothing there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,7 @@ class Knowledge:
     entities: int
     relations: int
     vectors: np.ndarray | None = None
-    texts: list[str] | None = None
+    texts: Sequence[str] | None = None
     tokens: np.ndarray | None = None
 
 
