@@ -5,7 +5,7 @@
 - ``edges.parquet``: rows of both ends of every edge, and its relation where edges have one
 - ``tokenizer/``: the node tokenizer
 - ``model/``: weights (those beside a pretrained backbone's, where these stay as they are), tokenizer, and
-  ``data.safetensors``: what the model reads of the nodes
+  ``data.safetensors``: what the model reads of the nodes; or ``completion.safetensors``, all of a completer
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from nodetok.knowledge.reader import CompletionReader
 from nodetok.language.interface import Task
 from nodetok.language.language_model import base_sha256
 from nodetok.language.reader_files import has_base, load_reader, own_weights, save_reader
@@ -49,7 +50,7 @@ class GraphArtifact:
     texts: Sequence[str] | None
     candidates: Sequence[str]
     tokenizer: NodeTokenizer | None = None
-    reader: Reader | None = None
+    reader: Reader | CompletionReader | None = None
     edges: np.ndarray | None = None
     relations: Sequence[str] | None = None
     wordings: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -92,7 +93,7 @@ class GraphArtifact:
                 pq.write_table(pa.table({**ends, **named}), target / "edges.parquet")
             if self.tokenizer is not None:
                 self.tokenizer.save(target / "tokenizer")
-            record = {
+            record: dict[str, Any] = {
                 "format": FORMAT,
                 "version": self.version,
                 "task": self.task,
@@ -100,7 +101,9 @@ class GraphArtifact:
                 "wordings": {k: list(v) for k, v in self.wordings.items()},
                 "threshold": self.threshold,
             }
-            if self.reader is not None:
+            if isinstance(self.reader, CompletionReader):
+                record |= {"model": self.reader.save(target / "model"), "candidates": None}
+            elif self.reader is not None:
                 nodes = self.reader.model.shape.node_candidates
                 record["model"] = save_reader(self.reader, target / "model")
                 record["candidates"] = None if nodes else list(self.candidates)
@@ -123,8 +126,10 @@ class GraphArtifact:
             texts = nodes["text"].to_pylist() if "text" in nodes.column_names else None
             tokenizer = NodeTokenizer.load(folder / "tokenizer") if (folder / "tokenizer").exists() else None
             candidates = record.get("candidates") or ids
-            reader = None
-            if record["model"] is not None:
+            reader: Reader | CompletionReader | None = None
+            if record["model"] is not None and record["model"].get("kind") == "completion":
+                reader = CompletionReader.load(folder / "model", record["model"])
+            elif record["model"] is not None:
                 reader = load_reader(folder / "model", record["model"], texts, candidates)
             edges, relations = None, None
             if (folder / "edges.parquet").exists():
@@ -144,14 +149,15 @@ class GraphArtifact:
             raise ConfigError(f"{folder}: graph cannot be loaded: {reason}") from error
 
 
-def artifact(task: Task, reader: Reader | None, texts: Sequence[str] | None = None) -> GraphArtifact:
+def artifact(task: Task, reader: Reader | CompletionReader | None, texts: Sequence[str] | None = None) -> GraphArtifact:
     """The artefact of a task; its version is a hash of the anchors' distances and the model's weights."""
     digest = hashlib.sha256(np.ascontiguousarray(task.table).tobytes())
     if reader is not None:
-        for name, value in sorted(own_weights(reader.model).items()):
+        own = reader.tensors() if isinstance(reader, CompletionReader) else own_weights(reader.model)
+        for name, value in sorted(own.items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        if has_base(reader.model.settings):
+        if isinstance(reader, Reader) and has_base(reader.model.settings):
             digest.update(base_sha256(reader.model.lm).encode())
     ids = [str(task.graph.id(row)) for row in range(len(task.graph))]
     known = texts or task.node_texts or task.graph.texts
@@ -164,7 +170,7 @@ def artifact(task: Task, reader: Reader | None, texts: Sequence[str] | None = No
     )  # fmt: skip
 
 
-def confidence_threshold(reader: Reader, task: Task, refused: float = 0.03) -> float:
+def confidence_threshold(reader: Reader | CompletionReader, task: Task, refused: float = 0.03) -> float:
     """The probability below which a share ``refused`` of the answers to validation questions lie."""
     best = [torch.from_numpy(scores).softmax(dim=1).amax(dim=1).numpy() for scores, _ in reader.scores(task.valid)]
     return float(np.quantile(np.concatenate(best), refused))

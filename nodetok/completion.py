@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
 
 from nodetok import kge
 from nodetok.distances import distances
 from nodetok.graph import Graph
+from nodetok.knowledge.completer import Completer, CompletionSettings, Knowledge, choose_weights
+from nodetok.knowledge.completer import train as train_completer
+from nodetok.knowledge.neighbours import centred, lexical_vectors
+from nodetok.knowledge.reader import CompletionReader
+from nodetok.language.input_ablation import LAPLACIAN, SHUFFLED, TEXT, eigenvectors
 from nodetok.language.interface import Chunk, Examples, Task
 from nodetok.language.prompts import Prompts
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
@@ -28,6 +35,8 @@ def completion(
     settings: TokenizerSettings,
     valid_sample: int = 1_000,
     seed: int = 0,
+    texts_of: Sequence[str] | None = None,
+    minutes: float | None = None,
 ) -> Task:
     """Both directions of every triple [head, relation, tail], ranked among all entities.
 
@@ -36,6 +45,9 @@ def completion(
     the known entity does not show the triple's own fact among its neighbours. What other triples say of the same two
     entities stays, as it will for a test triple. Metrics are filtered: other known answers do not count as wrong;
     of equal scores half count before the right one.
+
+    With ``minutes`` of CPU time the task trains its own model (:mod:`nodetok.knowledge.completer`) on the triples, the
+    ``features`` and ``texts_of`` the entities; without, the language model is trained.
 
     Raises:
         DataError: a part without triples.
@@ -72,10 +84,8 @@ def completion(
         return ranked(scores, examples, known)
 
     def distmult(seed: int, seconds: float) -> dict[str, np.ndarray]:
-        until = time.process_time() + seconds
-        model = kge.train_kge(
-            "distmult", train, len(graph), len(names), valid, seed, on_epoch=lambda *_: time.process_time() > until
-        )
+        settings = None if minutes is None else CompletionSettings().embedding
+        model = kge.train_kge(train, len(graph), len(names), valid, seed, settings, seconds=seconds)
         directions = np.repeat([0, 1], len(test))
         relation = np.tile(test[:, 1], 2)
         queries = np.stack([everything.prompts.nodes[:, 0], relation, directions], axis=1)
@@ -92,7 +102,45 @@ def completion(
         "MRR", [text for way in texts for text in way],
         features, facts(train, len(names)), names, node_candidates=True, tokenizer=tokenizer,
         opponents={"DistMult": distmult},
+        train=None if minutes is None else trainer(
+            Knowledge(train, valid, len(graph), len(names), features, texts_of, tokenizer.transform()), texts, graph,
+            60 * minutes,
+        ),
     )  # fmt: skip
+
+
+def trainer(
+    data: Knowledge, texts: Sequence[Sequence[str]], graph: Graph, seconds: float
+) -> Callable[[str, Any, Any], CompletionReader]:
+    """What trains the task's own model, by the name of an input ablation. Those of one seed differ in their tokens
+    alone and share all else that is trained; ``text only`` has the similarity of texts and nothing of the graph."""
+    trained: dict[int, Completer] = {}
+
+    def run(ablation: str, learning: Any, on_step: Any) -> CompletionReader:
+        def say(share: float, what: str) -> None:
+            if on_step is not None:
+                on_step(int(1000 * share), 1000, what)
+
+        seed = learning.seed
+        if ablation == TEXT:
+            vectors = data.vectors if data.vectors is not None else lexical_vectors(data.texts or [""] * data.entities)
+            made = Completer(None, None, None, torch.from_numpy(centred(vectors)))
+        else:
+            if seed not in trained:
+                trained[seed] = train_completer(data, seconds, seed, on_step=say)
+            tokens = data.tokens
+            if ablation == SHUFFLED and tokens is not None:
+                tokens = tokens[np.random.default_rng([seed, 17]).permutation(len(tokens))]
+            elif ablation == LAPLACIAN and tokens is not None:
+                tokens = eigenvectors(graph, tokens.shape[1], seed)
+            made = replace(trained[seed], tokens=None if tokens is None else torch.from_numpy(tokens))
+        value = choose_weights(made, data, 1_000, seed)
+        made.curve = [{**record, "value": value} for record in made.curve] or [
+            {"epoch": 1, "loss": 0.0, "value": value, "seconds": 0.0}
+        ]
+        return CompletionReader(made, texts)
+
+    return run
 
 
 def ranked(scores: np.ndarray, examples: Examples, known: dict[tuple[str, int], np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,30 +1,27 @@
-"""What a graph language model has to beat at knowledge-graph completion: PyTorch Geometric's embeddings, well trained.
+"""DistMult, well trained: what a model of knowledge-graph completion has to beat, and a part of ours.
 
-The models are the library's: their parameters, their scores. DistMult and ComplEx are trained in a softmax over all
-entities, because the library's one sampled negative per triple would make a weak opponent (Ruffinelli et al. 2020);
-RotatE keeps the library's loss.
+The model is PyTorch Geometric's: its parameters, its scores. It is trained in a softmax over all entities, because the
+library's one sampled negative per triple would make a weak opponent (Ruffinelli et al. 2020).
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch_geometric.nn import ComplEx, DistMult, RotatE
+from torch_geometric.nn import DistMult
 
-from setrec.errors import ConfigError, DataError
+from setrec.errors import DataError
 from setrec.precision import Precision, resolve
 from setrec.ragged import Ragged
 from setrec.settings import Settings
-
-Kind = Literal["distmult", "complex", "rotate"]
-MODELS: dict[str, Any] = {"distmult": DistMult, "complex": ComplEx, "rotate": RotatE}
 
 LOGITS_AT_ONCE = 1 << 23
 """Logits held at a time: 32 MiB in float32. Fewer rows at a time would read the table of entities too often: with
@@ -32,12 +29,8 @@ LOGITS_AT_ONCE = 1 << 23
 
 
 class KgeSettings(Settings):
-    """Width in numbers (a complex number counts twice); ``batch``: questions, each with all its answers.
-
-    ``decay`` weighs the cubed norm of the embeddings used (N3, Lacroix et al. 2018). ``patience``: epochs without a
-    better filtered MRR on ``valid_sample`` validation triples. RotatE alone has a ``margin``, and counts triples
-    in ``batch``.
-    """
+    """``batch``: questions, each with all its answers. ``decay`` weighs the cubed norm of the embeddings used (N3,
+    Lacroix et al. 2018). ``patience``: epochs without a better filtered MRR on ``valid_sample`` validation triples."""
 
     width: int = Field(128, ge=2)
     epochs: int = Field(15, ge=1)
@@ -47,59 +40,30 @@ class KgeSettings(Settings):
     decay: float = Field(0.05, ge=0)
     valid_sample: int = Field(500, ge=1)
     precision: Precision = "auto"
-    margin: float = Field(6.0, gt=0)
-
-
-DEFAULTS: dict[str, KgeSettings] = {
-    "distmult": KgeSettings(),
-    "complex": KgeSettings(),
-    "rotate": KgeSettings(epochs=100, patience=20, batch=1000, learning_rate=2e-3),
-}
-
-RECIPROCAL = ("complex",)
-"""Kinds with a relation of its own for each direction. DistMult's score is the same in both, so that both directions'
-questions about an entity are one, in a third of the time less."""
 
 
 class KgeRanker:
-    """A trained embedding model. ``reciprocal``: relation r + R is relation r against its direction."""
+    """An embedding model, untrained at first; its score is the same in both directions of a relation."""
 
-    def __init__(self, kind: Kind, model: Any, relations: int, reciprocal: bool) -> None:
-        self.kind, self.model, self.relations, self.reciprocal = kind, model, relations, reciprocal
+    def __init__(self, entities: int, relations: int, width: int) -> None:
+        self.relations = relations
+        self.model: Any = DistMult(entities, relations, width)
+        for weight in self.model.parameters():  # small, as Adagrad's first steps are long
+            torch.nn.init.normal_(weight, std=1e-2)
 
-    def queries(self, known: Tensor, relation: Tensor, direction: Tensor) -> Tensor:
-        """What :meth:`entities` are compared with, (B, width): the known entities (B,), multiplied by (B,) relations.
+    def queries(self, known: Tensor, relation: Tensor) -> Tensor:
+        """What entities are compared with, (B, width): the known ones (B,) times the relations (B,)."""
+        return self.model.node_emb(known) * self.model.rel_emb(relation)
 
-        Towards heads (``direction`` 1) by the relation's own reciprocal or, without, by its conjugate.
-        """
-        relation = relation + direction * self.relations if self.reciprocal else relation
-        h, r = self.model.node_emb(known), self.model.rel_emb(relation)
-        if self.kind == "distmult":
-            return h * r
-        sign = 1.0 if self.reciprocal else (1.0 - 2.0 * direction)[:, None]
-        if self.kind == "rotate":
-            r, b = torch.cos(r), torch.sin(r) * sign
-        else:
-            b = self.model.rel_emb_im(relation) * sign
-        a = self.model.node_emb_im(known)
-        return torch.cat([h * r - a * b, h * b + a * r], dim=1)
-
+    @property
     def entities(self) -> Tensor:
         """Embeddings of all entities, (V, width)."""
-        if self.kind == "distmult":
-            return self.model.node_emb.weight
-        return torch.cat([self.model.node_emb.weight, self.model.node_emb_im.weight], dim=1)
+        return self.model.node_emb.weight
 
-    def cubed_norms(self, known: Tensor, relation: Tensor, direction: Tensor, answer: Tensor) -> Tensor:
-        """Sum over triples (T,) of |h|^3 + |r|^3 + |t|^3, the moduli being those of complex numbers where they are."""
-        relation = relation + direction * self.relations if self.reciprocal else relation
-        ends, m = torch.stack([known, answer]), self.model
-        if self.kind == "distmult":
-            return m.node_emb(ends).abs().pow(3).sum() + m.rel_emb(relation).abs().pow(3).sum()
-        squares = m.node_emb(ends).square() + m.node_emb_im(ends).square()
-        by_relation = m.rel_emb(relation).square() + m.rel_emb_im(relation).square()
-        # A little above zero, where the gradient of the root is not finite.
-        return (squares + 1e-12).pow(1.5).sum() + (by_relation + 1e-12).pow(1.5).sum()
+    def cubed_norms(self, known: Tensor, relation: Tensor, answer: Tensor) -> Tensor:
+        """Sum over triples (T,) of |h|^3 + |r|^3 + |t|^3."""
+        ends = self.model.node_emb(torch.stack([known, answer]))
+        return ends.abs().pow(3).sum() + self.model.rel_emb(relation).abs().pow(3).sum()
 
     @torch.no_grad()
     def scores(self, queries: np.ndarray) -> np.ndarray:
@@ -109,10 +73,8 @@ class KgeRanker:
             DataError: queries of another shape, or with rows outside the entities or relations.
         """
         _refuse_outside(queries, (self.model.num_nodes, self.relations, 2), "queries")
-        asked = self.queries(*torch.from_numpy(np.ascontiguousarray(queries.T)).long())
-        if self.kind == "rotate":
-            return (self.model.margin - torch.cdist(asked, self.entities())).numpy()
-        return (asked @ self.entities().T).numpy()
+        known, relation, _ = torch.from_numpy(np.ascontiguousarray(queries.T)).long()
+        return (self.queries(known, relation) @ self.entities.T).numpy()
 
 
 @dataclass(frozen=True)
@@ -139,47 +101,42 @@ class Questions:
 
 
 def train_kge(
-    kind: Kind,
     triples: np.ndarray,
     entities: int,
     relations: int,
     valid: np.ndarray,
     seed: int,
     settings: KgeSettings | None = None,
-    on_epoch: Callable[[int, int], bool | None] | None = None,
+    on_epoch: Callable[[int, int], None] | None = None,
+    seconds: float = math.inf,
 ) -> KgeRanker:
     """Train on ``triples`` int (T, 3) [head, relation, tail]; the epoch is chosen by filtered MRR on ``valid`` (N, 3).
 
-    ``on_epoch`` is called with the epoch, from 1, and how many there can be; training ends when it returns true.
-    Without validation triples the last epoch is taken.
+    ``on_epoch`` is told the epoch, from 1, and how many there can be. Without validation triples the last is taken.
+    ``seconds`` of CPU time end the training within an epoch, which counts like a whole one.
 
     Raises:
-        ConfigError: an unknown kind, or an odd width where numbers are complex.
         DataError: no triples, triples of another shape, or with rows outside the entities or relations.
     """
-    s = settings or DEFAULTS.get(kind, KgeSettings())
+    s = settings or KgeSettings()
     _refuse_outside(triples, (entities, relations, entities), "triples")
     _refuse_outside(valid, (entities, relations, entities), "validation triples")
     if len(triples) == 0:
         raise DataError("no triples to train on")
     torch.manual_seed(seed)
-    ranker = _untrained(kind, entities, relations, s)
-    weights = ranker.model.parameters()
-    rotates = kind == "rotate"
-    optimizer: torch.optim.Optimizer = (torch.optim.Adam if rotates else torch.optim.Adagrad)(weights, s.learning_rate)
-    questions = Questions.of(triples, directed=ranker.reciprocal)
-    held = _held_out(triples, valid, s.valid_sample, seed)
-    best, best_epoch, kept = -math.inf, 0, {}
+    ranker = KgeRanker(entities, relations, s.width)
+    optimizer = torch.optim.Adagrad(ranker.model.parameters(), s.learning_rate)
+    questions = Questions.of(triples, directed=False)
+    held = held_out(triples, valid, s.valid_sample, seed)
+    best, best_epoch, kept, until = -math.inf, 0, {}, time.process_time() + seconds
     for epoch in range(1, s.epochs + 1):
-        if rotates:
-            _sampled_epoch(ranker, torch.from_numpy(np.ascontiguousarray(triples)).long(), optimizer, s)
-        else:
-            _softmax_epoch(ranker, questions, optimizer, s)
+        _epoch(ranker, questions, optimizer, s, until)
         value = filtered_mrr(ranker, *held) if len(valid) else epoch
         if value > best:
             best, best_epoch, kept = value, epoch, {k: v.clone() for k, v in ranker.model.state_dict().items()}
-        stop = on_epoch is not None and on_epoch(epoch, s.epochs)
-        if stop or epoch - best_epoch >= s.patience:
+        if on_epoch is not None:
+            on_epoch(epoch, s.epochs)
+        if epoch - best_epoch >= s.patience or time.process_time() > until:
             break
     ranker.model.load_state_dict(kept)
     return ranker
@@ -192,20 +149,24 @@ def filtered_mrr(ranker: KgeRanker, asked: np.ndarray, answers: np.ndarray, know
     """
     ranks = []
     for rows in np.array_split(np.arange(len(asked)), math.ceil(len(asked) / 256)):
-        scores = ranker.scores(asked[rows])
-        own = scores[np.arange(len(rows)), answers[rows]][:, None]
-        others = known.take(rows)
-        scores[others.row_of_value, others.values] = -np.inf
-        # Not "scores > own": what is not a number would rank first.
-        ranks.append(1 + (~(scores <= own)).sum(axis=1) + (scores == own).sum(axis=1) / 2)
+        ranks.append(filtered_ranks(ranker.scores(asked[rows]), answers[rows], known.take(rows)))
     return float((1 / np.concatenate(ranks)).mean())
+
+
+def filtered_ranks(scores: np.ndarray, answers: np.ndarray, known: Ragged) -> np.ndarray:
+    """Ranks of ``answers`` (B,) by ``scores`` (B, V), which are written to, without the other ``known`` answers."""
+    own = scores[np.arange(len(scores)), answers][:, None].copy()
+    scores[known.row_of_value, known.values] = -np.inf
+    # Not "scores > own": what is not a number would rank first.
+    return 1 + (~(scores <= own)).sum(axis=1) + (scores == own).sum(axis=1) / 2
 
 
 class _AnswersCrossEntropy(torch.autograd.Function):
     """Sum over answers of -log softmax(queries @ entities.T)[owner, answer], loss and gradients taken together.
 
     :func:`setrec.training.softmax.catalogue_cross_entropy` for rows with several right answers: one row of logits for
-    all. Shapes: queries (B, w), entities (V, w), owner and answer int64 (A,).
+    all.
+    Shapes: queries (B, w), entities (V, w), owner and answer int64 (A,).
     """
 
     @staticmethod
@@ -237,48 +198,26 @@ class _AnswersCrossEntropy(torch.autograd.Function):
         return grads[0] * by_queries, grads[0] * by_entities, None, None, None
 
 
-def _softmax_epoch(ranker: KgeRanker, questions: Questions, optimizer: torch.optim.Optimizer, s: KgeSettings) -> None:
-    """One pass over all questions."""
+def _epoch(
+    ranker: KgeRanker, questions: Questions, optimizer: torch.optim.Optimizer, s: KgeSettings, until: float
+) -> None:
+    """One pass over all questions, or what of it CPU time allows."""
     product = torch.bfloat16 if resolve(s.precision, torch.device("cpu")) == "bf16" else torch.float32
     for rows in torch.randperm(len(questions.asked)).split(s.batch):
+        if time.process_time() > until:
+            break
         batch = questions.take(rows.numpy())
-        known, relation, direction = torch.from_numpy(batch.asked).T
+        known, relation, _ = torch.from_numpy(batch.asked).T
         owner, answer = torch.from_numpy(batch.answers.row_of_value), torch.from_numpy(batch.answers.values)
-        queries, entities = ranker.queries(known, relation, direction), ranker.entities()
-        loss = _AnswersCrossEntropy.apply(queries, entities, owner, answer, product)
-        loss = (loss + s.decay * ranker.cubed_norms(known[owner], relation[owner], direction[owner], answer)) / len(
-            answer
-        )
+        queries = ranker.queries(known, relation)
+        loss = _AnswersCrossEntropy.apply(queries, ranker.entities, owner, answer, product)
+        loss = (loss + s.decay * ranker.cubed_norms(known[owner], relation[owner], answer)) / len(answer)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
 
-def _sampled_epoch(ranker: KgeRanker, triples: Tensor, optimizer: torch.optim.Optimizer, s: KgeSettings) -> None:
-    """One pass over all triples under the library's own loss: one sampled negative each."""
-    for rows in torch.randperm(len(triples)).split(s.batch):
-        loss = ranker.model.loss(*triples[rows].T)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-
-def _untrained(kind: Kind, entities: int, relations: int, s: KgeSettings) -> KgeRanker:
-    """The library's model; for the softmax with small weights, as Adagrad's first steps are long."""
-    if kind not in MODELS:
-        raise ConfigError(f"unknown kind '{kind}' (known: {', '.join(MODELS)})")
-    if kind != "distmult" and s.width % 2:
-        raise ConfigError(f"the width of '{kind}' must be even, not {s.width}: its numbers are complex")
-    width, reciprocal = s.width if kind == "distmult" else s.width // 2, kind in RECIPROCAL
-    more = {"margin": s.margin} if kind == "rotate" else {}
-    model = MODELS[kind](entities, relations * (1 + reciprocal), width, **more)
-    if kind != "rotate":
-        for weight in model.parameters():
-            torch.nn.init.normal_(weight, std=1e-2)
-    return KgeRanker(kind, model, relations, reciprocal)
-
-
-def _held_out(triples: np.ndarray, valid: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, Ragged]:
+def held_out(triples: np.ndarray, valid: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, Ragged]:
     """Questions (B, 3) of ``count`` validation triples, their answers (B,), and all known answers to each."""
     known = Questions.of(np.concatenate([triples, valid]))
     drawn = Questions.of(valid[np.random.default_rng(seed).permutation(len(valid))[:count]])

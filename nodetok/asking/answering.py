@@ -15,8 +15,10 @@ from nodetok.asking.nodes import AmbiguousNodeError, NodeFinder
 from nodetok.asking.questions import SLOT, QuestionMatcher
 from nodetok.asking.subgraph import retrieve
 from nodetok.asking.wordings import STRUCTURE, Wordings
+from nodetok.knowledge.reader import CompletionReader
 from nodetok.language.interface import Examples
 from nodetok.language.prompts import Prompts
+from nodetok.language.training import Reader
 from setrec.errors import SetRecError
 
 
@@ -78,9 +80,8 @@ class GraphAnswerer:
         reader = self.artifact.reader
         if reader is None:
             raise SetRecError("this graph has node tokens but no trained model to ask")
-        s = reader.model.settings
-        if written and (s.frozen_layers or (not s.text_loss and s.backbone.pretrained is None)):
-            raise SetRecError("this model was not trained to answer in words: train with --set model.text_loss=1")
+        if written:
+            _refuse_unless_written(reader)
         if not question.strip():
             raise SetRecError("the question is empty")
         try:
@@ -150,3 +151,12 @@ class GraphAnswerer:
         source, target = (self.artifact.ids[row] for row in edge)
         name = self.artifact.relation_of(*edge)
         return [source, target] if name is None else [source, name, target]
+
+
+def _refuse_unless_written(reader: Reader | CompletionReader) -> None:
+    """Raise a SetRecError where a model cannot answer in words."""
+    if isinstance(reader, CompletionReader):
+        raise SetRecError("this model ranks entities and does not answer in words")
+    s = reader.model.settings
+    if s.frozen_layers or (not s.text_loss and s.backbone.pretrained is None):
+        raise SetRecError("this model was not trained to answer in words: train with --set model.text_loss=1")

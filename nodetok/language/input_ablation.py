@@ -73,8 +73,10 @@ def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -
 
 
 def ablations(task: Task, names: Sequence[str]) -> list[str]:
-    """Those of ``names`` that differ for this task: without node texts, ``tokens only`` is ``node tokens``."""
-    return [name for name in names if name != TOKENS_ONLY or task.node_texts is not None]
+    """Those of ``names`` that differ for this task: without node texts, ``tokens only`` is ``node tokens``. That one
+    comes first: what it shares with the others counts as its own training time."""
+    shown = [name for name in names if name != TOKENS_ONLY or task.node_texts is not None]
+    return sorted(shown, key=lambda name: name != TOKENS)
 
 
 def facts(task: Task) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,8 @@ class Task:
     :mod:`nodetok.language.consistency`. ``node_texts``: the text of every node, shown in words beside its tokens.
     ``class_texts``: name and description of every candidate, shown in words with ``show_classes``. ``wordings``: for
     each prompt that can be asked freely, other ways to put it. ``measured_whole``: ``measure`` compares examples with
-    each other and wants them all at once.
+    each other and wants them all at once. ``train``: where it is not the language model that is trained, what trains
+    on the task by the name of an input ablation, the training settings and a progress callback, and returns a reader.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Task:
     show_classes: bool = False
     measured_whole: bool = False
     wordings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    train: Callable[[str, Any, Any], Any] | None = None
 
 
 def accuracy(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:

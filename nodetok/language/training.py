@@ -193,6 +193,8 @@ def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on
     Raises:
         ConfigError: the loss or the validation is no longer a number.
     """
+    if task.train is not None:
+        return task.train(ablation.name, learning, on_step)
     reader = build(task, ablation, learning)
     model, began = reader.model, time.process_time()
     parameters = [p for p in model.parameters() if p.requires_grad]

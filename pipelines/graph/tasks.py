@@ -49,7 +49,8 @@ def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
         data = files.read_triples(folder, config.data)
         features = None if data.texts is None else _vectors(data.texts, config, cache)
         return completion(
-            data.graph, data.train, data.valid, data.test, data.relations, features, config.tokenizer
+            data.graph, data.train, data.valid, data.test, data.relations, features, config.tokenizer,
+            texts_of=data.texts, minutes=config.learning.minutes,
         )  # fmt: skip
     if name == "stance":
         names = ("belief", "argument", "stance", "graph", "split")

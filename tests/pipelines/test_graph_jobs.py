@@ -174,6 +174,34 @@ def test_a_trained_graph_answers_the_same_after_saving_and_loading(trained, tmp_
     assert made.ask("to which category does 7 belong ?", 2) == found
 
 
+def test_a_trained_completer_answers_the_same_after_loading_and_refuses_what_it_cannot_answer(triple_folder, tmp_path):
+    found = jobs.train(triple_folder, tmp_path, graph_config("completion", overrides=QUICK))
+    made = GraphArtifact.load(tmp_path / "graph")
+    made.threshold = 0.0
+    made.save(tmp_path / "again")
+    again = GraphArtifact.load(tmp_path / "again")
+    assert (made.version, again.version) == (found["version"], found["version"])
+    first, second = (GraphAnswerer(one).ask("r0 of [[e4]] is ?", 30) for one in (made, again))
+    assert first == second
+    assert {entity for entity, _ in first.ranked} == {f"e{i}" for i in range(30)}
+    assert first.nodes[0] == "e4"
+    for question in ("who is [[e4]] ?", "who is it ?", "r0 of [[e4]] is [[e5]] ?"):
+        with pytest.raises(SetRecError, match="answers questions such as"):
+            GraphAnswerer(made).ask(question)
+    with pytest.raises(SetRecError, match="does not answer in words"):
+        GraphAnswerer(made).ask("r0 of [[e4]] is ?", written=True)
+    (tmp_path / "again" / "model" / "completion.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        GraphArtifact.load(tmp_path / "again")
+
+
+def test_the_language_model_completes_where_no_minutes_are_given(triple_folder, tmp_path):
+    overrides = [*QUICK, "learning.minutes=null", "evaluation.ablations=['node tokens']", "learning.sampled=0"]
+    rows = jobs.evaluate(triple_folder, tmp_path / "rows.json", graph_config("completion", overrides=overrides))
+    assert {"node tokens", "DistMult"} <= {row["system"] for row in rows}
+    assert (tmp_path / "rows.graph" / "model" / "model.safetensors").is_file()
+
+
 def test_unknown_nodes_empty_questions_and_damage_are_one_clear_line(trained, tmp_path, graph_folder):
     made = GraphArtifact.load(trained / "graph")
     with pytest.raises(UnknownNodeError, match="'nowhere'"):

@@ -1,0 +1,171 @@
+"""One model for knowledge-graph completion: relation paths, an embedding, node tokens and texts, weighed on validation.
+
+    score(question, entity) = log p_paths + w_embedding * DistMult + w_tokens * log <z, z'> + w_text * <x, x'>
+
+The paths are trained first (:mod:`nodetok.knowledge.paths`), the embedding in what is left of the time; the three
+weights are chosen by coordinate search for the filtered mean reciprocal rank of validation questions, and are 0 for
+what brings nothing there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from nodetok import kge
+from nodetok.kge import KgeSettings
+from nodetok.knowledge.neighbours import centred, lexical_neighbours, neighbours
+from nodetok.knowledge.paths import PathModel, Paths, PathSettings, Rules
+from setrec.settings import Settings
+
+SHARES = {"mine": 0.25, "paths": 0.25}
+"""Of the time, at most; the embedding has the rest, less what the weights take."""
+GRID = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+COMPONENTS = ("embedding", "tokens", "text")
+SCALE = {"embedding": 1.0, "tokens": 1.0, "text": 10.0}
+"""So that a weight of 1 is about right for each."""
+
+
+class CompletionSettings(Settings):
+    """``paths`` and ``embedding``: of the parts; ``sample``: validation questions that the weights are chosen on."""
+
+    paths: PathSettings = PathSettings()
+    embedding: KgeSettings = KgeSettings(epochs=100, patience=5)
+    sample: int = 1_000
+
+
+@dataclass(frozen=True, eq=False)
+class Knowledge:
+    """What a model learns from: triples int64 (T, 3); ``vectors`` (V, w) of texts, ``texts`` themselves and node
+    ``tokens`` (V, K), each where there are any."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    entities: int
+    relations: int
+    vectors: np.ndarray | None = None
+    texts: Sequence[str] | None = None
+    tokens: np.ndarray | None = None
+
+
+@dataclass(eq=False)
+class Completer:
+    """A trained model: the parts that it has, and their weights."""
+
+    paths: PathModel | None
+    embedding: kge.KgeRanker | None
+    tokens: torch.Tensor | None
+    vectors: torch.Tensor | None
+    weights: dict[str, float] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+    @torch.no_grad()
+    def parts(self, asked: np.ndarray) -> dict[str, np.ndarray]:
+        """Scores float32 (Q, V) of each part for questions (Q, 3)."""
+        known, relation, direction = asked.T
+        found: dict[str, np.ndarray] = {}
+        if self.paths is not None:
+            found["paths"] = self.paths.scores(known, self.paths.paths.label(relation, direction))
+        if self.embedding is not None:
+            found["embedding"] = self.embedding.scores(asked)
+        if self.tokens is not None:
+            found["tokens"] = _log_similarity(self.tokens[torch.from_numpy(known)], self.tokens)
+        if self.vectors is not None:
+            found["text"] = (self.vectors[torch.from_numpy(known)] @ self.vectors.T).numpy()
+        return found
+
+    def scores(self, asked: np.ndarray) -> np.ndarray:
+        """Scores float32 (Q, V) of all entities."""
+        return self.mix(self.parts(asked), self.weights)
+
+    @staticmethod
+    def mix(parts: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
+        """The weighted sum; paths count as they are."""
+        total = parts["paths"].copy() if "paths" in parts else np.zeros_like(next(iter(parts.values())))
+        for name, weight in weights.items():
+            if weight and name in parts:
+                total += np.float32(weight * SCALE[name]) * parts[name]
+        return total
+
+
+def _log_similarity(own: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
+    """Of positions this is minus a soft minimum of path lengths; what shares no anchor is farther than anything."""
+    return torch.log((own @ tokens.T).clamp(min=1e-12)).numpy()
+
+
+def train(
+    data: Knowledge,
+    seconds: float,
+    seed: int,
+    settings: CompletionSettings | None = None,
+    on_step: Callable[[float, str], None] | None = None,
+) -> Completer:
+    """Train for ``seconds`` of CPU time of this process, and choose the weights.
+
+    Raises:
+        DataError: no triples, or triples outside the entities or relations.
+    """
+    s = settings or CompletionSettings()
+    own = s.paths.model_copy(update={"seed": seed})
+    began = time.process_time()
+
+    def spent() -> float:
+        return time.process_time() - began
+
+    def say(what: str) -> None:
+        if on_step is not None:
+            on_step(min(1.0, spent() / seconds), what)
+
+    say("neighbours by text")
+    vectors = None if data.vectors is None else centred(data.vectors)
+    beside = []
+    if own.neighbours and vectors is not None:
+        beside.append(neighbours(vectors, own.neighbours))
+    elif own.neighbours and data.texts is not None:
+        beside.append(lexical_neighbours(data.texts, own.neighbours))
+    say("rules")
+    walks = Paths(data.train, data.entities, data.relations, beside, own)
+    rules = Rules.mine(walks, own, SHARES["mine"] * seconds)
+    model = PathModel(walks, rules, vectors)
+    say(f"weights of {len(rules.keys)} rules")
+    model.train_weights(own, SHARES["paths"] * seconds)
+    say("embedding")
+    left = max(1.0, 0.92 * seconds - spent())
+    ranker = kge.train_kge(data.train, data.entities, data.relations, data.valid, seed, s.embedding, seconds=left)
+    made = Completer(
+        model, ranker, None if data.tokens is None else torch.from_numpy(data.tokens),
+        None if vectors is None else torch.from_numpy(vectors),
+    )  # fmt: skip
+    say("weights of the parts")
+    value = choose_weights(made, data, s.sample, seed)
+    made.curve.append({"epoch": 1, "loss": 0.0, "value": value, "seconds": round(spent(), 2)})
+    return made
+
+
+def choose_weights(made: Completer, data: Knowledge, sample: int, seed: int) -> float:
+    """Set the weights that give validation questions the best filtered mean reciprocal rank, and return that."""
+    asked, answers, known = kge.held_out(data.train, data.valid, max(1, sample // 2), seed)
+    chunks = np.array_split(np.arange(len(asked)), max(1, len(asked) // 100))
+    parts = [made.parts(asked[rows]) for rows in chunks]
+
+    def value(weights: dict[str, float]) -> float:
+        ranks = []
+        for rows, own in zip(chunks, parts, strict=True):
+            ranks.append(kge.filtered_ranks(made.mix(own, weights), answers[rows], known.take(rows)))
+        return float((1 / np.concatenate(ranks)).mean())
+
+    weights = dict.fromkeys((name for name in COMPONENTS if name in parts[0]), 0.0)
+    best = value(weights)
+    for _ in range(2):
+        for name in weights:
+            for weight in GRID:
+                found = value({**weights, name: weight})
+                if found > best:
+                    best, weights = found, {**weights, name: weight}
+    made.weights = weights
+    return best

@@ -1,0 +1,122 @@
+"""A trained completer behind the interface of a task's readers: prompts in, scores of all entities out; and on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from nodetok.kge import KgeRanker
+from nodetok.knowledge.completer import Completer
+from nodetok.knowledge.paths import PathModel, Paths, PathSettings, Rules
+from setrec.errors import ConfigError, SetRecError
+
+if TYPE_CHECKING:
+    from nodetok.language.interface import Examples, Task
+
+
+@dataclass(eq=False)
+class CompletionReader:
+    """``texts``: the questions for tails and for heads, by relation; they are all that can be asked."""
+
+    made: Completer
+    texts: Sequence[Sequence[str]]
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """Validation after training."""
+        return self.made.curve
+
+    @cached_property
+    def _question_of(self) -> dict[str, tuple[int, int]]:
+        return {_plain(text): (r, way) for way, texts in enumerate(self.texts) for r, text in enumerate(texts)}
+
+    def asked(self, examples: Examples) -> np.ndarray:
+        """Questions int64 (B, 3) of prompts.
+
+        Raises:
+            SetRecError: a prompt is none of the task's questions.
+        """
+        for text in examples.prompts.texts:
+            if _plain(text) not in self._question_of:
+                raise SetRecError(f"this model answers questions such as '{self.texts[0][0]}', not '{text}'")
+        questions = np.array([self._question_of[_plain(text)] for text in examples.prompts.texts], dtype=np.int64)
+        return np.concatenate([examples.prompts.nodes[:, :1], questions.reshape(-1, 2)], axis=1)
+
+    def scores(self, examples: Examples, batch: int = 128) -> Iterator[tuple[np.ndarray, Examples]]:
+        """Scores (b, V) of all entities, part by part, with the examples they belong to."""
+        asked = self.asked(examples)
+        for rows in np.array_split(np.arange(len(examples)), max(1, -(-len(examples) // batch))):
+            yield self.made.scores(asked[rows]), examples.take(rows)
+
+    def evaluate(self, task: Task, examples: Examples) -> dict[str, np.ndarray]:
+        """The task's metrics of every example, (B,) each."""
+        found = [task.measure(*part) for part in self.scores(examples)]
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+    def write(self, examples: Examples, longest: int = 32) -> list[str]:
+        """Refuse: it ranks entities and writes no words."""
+        raise SetRecError("this model ranks entities and does not answer in words")
+
+    def on(self, task: Task, name: str = "", seed: int = 0) -> CompletionReader:
+        """Refuse: its candidates are the entities of its graph."""
+        raise ConfigError("a model whose candidates are the entities of its graph cannot read another one")
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that was learned or measured."""
+        made, found = self.made, {}
+        if made.paths is not None:
+            walks = made.paths.paths
+            found = {"triples": torch.from_numpy(walks.triples), "rules": torch.from_numpy(made.paths.rules.keys)}
+            found["confidence"] = torch.from_numpy(made.paths.rules.confidence)
+            found |= {f"texts.{i}": torch.from_numpy(table) for i, table in enumerate(walks.texts)}
+            found |= {f"paths.{name}": value for name, value in made.paths.state_dict().items()}
+        if made.embedding is not None:
+            found |= {f"embedding.{name}": value for name, value in made.embedding.model.state_dict().items()}
+        found |= {} if made.tokens is None else {"tokens": made.tokens}
+        return found | ({} if made.vectors is None else {"vectors": made.vectors})
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write ``completion.safetensors``; return the record that :meth:`load` wants."""
+        folder.mkdir()
+        save_file({n: value.contiguous() for n, value in self.tensors().items()}, folder / "completion.safetensors")
+        made, walks = self.made, None if self.made.paths is None else self.made.paths.paths
+        return {
+            "kind": "completion", "texts": [list(texts) for texts in self.texts], "weights": made.weights,
+            "paths": None if walks is None else walks.settings.model_dump(mode="json"),
+            "entities": 0 if walks is None else walks.entities, "curve": made.curve,
+            "width": 0 if made.embedding is None else made.embedding.model.hidden_channels,
+        }  # fmt: skip
+
+    @classmethod
+    def load(cls, folder: Path, record: dict[str, Any]) -> CompletionReader:
+        """Read what :meth:`save` wrote; errors are those of JSON, safetensors and shapes."""
+        tensors = load_file(folder / "completion.safetensors")
+        relations, vectors, paths, embedding = len(record["texts"][0]), tensors.get("vectors"), None, None
+
+        def under(prefix: str) -> dict[str, torch.Tensor]:
+            return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
+
+        if record["paths"] is not None:
+            settings = PathSettings.model_validate(record["paths"])
+            tables = [value.numpy() for _, value in sorted(under("texts.").items())]
+            walks = Paths(tensors["triples"].numpy(), record["entities"], relations, tables, settings)
+            rules = Rules(tensors["rules"].numpy(), tensors["confidence"].numpy())
+            paths = PathModel(walks, rules, None if vectors is None else vectors.numpy())
+            paths.load_state_dict(under("paths."))
+        if record["width"]:
+            embedding = KgeRanker(record["entities"], relations, record["width"])
+            embedding.model.load_state_dict(under("embedding."))
+        weights = {str(name): float(value) for name, value in record["weights"].items()}
+        made = Completer(paths, embedding, tensors.get("tokens"), vectors, weights, record["curve"])
+        return cls(made, record["texts"])
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
