@@ -64,7 +64,7 @@ def child(settings: dict[str, Any], out: Path) -> dict[str, float]:
 def _spilled_by_ray() -> list[Path]:
     """The objects that the cluster of this process has on disk."""
     ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    if not hasattr(ray, "is_initialized") or not ray.is_initialized():  # beside its import, a part of it may be there
         return []
     session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
     return [file for folder in session.glob("*spill*") for file in folder.rglob("*")]
