@@ -24,7 +24,8 @@ from transformers import AutoConfig
 
 from setrec.models.setrec_model import SetRecConfig, SetRecModel
 from setrec.ragged import Ragged
-from setrec.training.losses import ObjectiveSettings, batch_terms, total
+from setrec.training.losses import batch_terms, total
+from setrec.training.settings import ObjectiveSettings
 
 ITEMS, K = 12_101, 10
 T5_BASE: dict[str, Any] = {

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from harness import measure, median, print_table, write_results
 
-from setrec.models.backbones import BackboneSettings
 from setrec.models.item_tokens import ItemFeatures
-from setrec.models.setrec_model import ModelSettings, SetRecModel
+from setrec.models.setrec_model import SetRecModel
+from setrec.models.settings import BackboneSettings, ModelSettings
 from setrec.ragged import Ragged
 from setrec.training import batches
 from setrec.training.batches import Batch
-from setrec.training.losses import ObjectiveSettings
+from setrec.training.settings import ObjectiveSettings, TrainingSettings
 from setrec.training.stream import Position, Step
-from setrec.training.trainer import Trainer, TrainingSettings
+from setrec.training.trainer import Trainer
 
 ITEMS, MAX_ITEMS = 2_000, 100
 

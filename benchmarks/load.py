@@ -151,7 +151,7 @@ async def _closed(requests: Sequence[bytes], url: str, concurrency: int, seconds
 async def _open(requests: Sequence[bytes], url: str, rate: float, seconds: float, connections: int) -> Load:
     at, load, began = urlsplit(url), Load(), time.perf_counter()
     free = [Connection(at.hostname or "", at.port or 80) for _ in range(connections)]
-    running: set[asyncio.Task[None]] = set()
+    running: set[asyncio.FitTask[None]] = set()
     source = cycle(requests)
 
     async def send(connection: Connection, request: bytes) -> None:

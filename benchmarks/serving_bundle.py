@@ -11,7 +11,8 @@ from serving.bundle.writer import write_bundle
 from serving.engine.acceptance import examine
 from setrec.data.catalog import TRAIN, Catalog, Histories
 from setrec.models.item_tokens import ItemFeatures, unit_rows
-from setrec.models.setrec_model import ModelSettings, SetRecModel
+from setrec.models.setrec_model import SetRecModel
+from setrec.models.settings import ModelSettings
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import HybridWeights, build_components
 from setrec.scoring.registry import Sources

@@ -3,6 +3,9 @@
 Coverage is monotone and submodular, so the greedy choice of K anchors covers at least 1 - 1/e of what the best K cover.
 Gains only shrink as more is covered; an old gain is therefore an upper bound, and a priority queue of bounds needs few
 exact ones. Balls are searched when a candidate comes to the top and never kept.
+
+On grids, paths and trees most candidates cover equally much. Of :data:`TIES` such candidates, drawn by the seed, the
+one that brings all nodes nearest to an anchor is chosen (greedy k-median), which spreads anchors over the whole graph.
 """
 
 from __future__ import annotations
@@ -14,10 +17,13 @@ import numpy as np
 from numba import njit, prange
 from pydantic import Field
 
-from nodetok.distances import UNREACHABLE, hops
+from nodetok.distances import PARALLEL, hops, reached
 from nodetok.graph import Graph
 from setrec.errors import ConfigError
 from setrec.settings import Settings
+
+TIES = 16
+"""Candidates of equal coverage that are compared; 64 would give a binary tree a point of order accuracy more."""
 
 Strategy = Literal["coverage", "paper", "degree", "random", "k_centre"]
 
@@ -72,9 +78,7 @@ def choose(graph: Graph, settings: AnchorSettings | None = None) -> Anchors:
     view = graph.undirected
     count = min(len(view), s.count or len(view))
     if s.strategy in ("coverage", "paper"):
-        rows, gains = _greedy(view, count, s.coverage or 1.0, s.radius, exclude=s.strategy == "paper")
-        if s.coverage is None and s.strategy == "coverage" and len(rows) < count:
-            rows, gains = _again(view, rows, gains, count, s.radius)
+        rows, gains = _greedy(view, s, count)
         return Anchors(rows, gains, len(view))
     rows = _ordered(view, s, count)
     gains = _gains(view, rows, s.radius)
@@ -85,20 +89,19 @@ def choose(graph: Graph, settings: AnchorSettings | None = None) -> Anchors:
     return Anchors(rows, gains, len(view))
 
 
-def _greedy(view: Graph, count: int, ratio: float, radius: int, *, exclude: bool) -> tuple[np.ndarray, np.ndarray]:
-    goal = int(np.ceil(ratio * len(view) - 1e-9))
-    return _lazy_greedy(view.indptr, view.indices, count, goal, radius, exclude, np.zeros(len(view), dtype=np.bool_))
-
-
-def _again(view: Graph, rows: np.ndarray, gains: np.ndarray, count: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """All is covered and anchors are left: they cover everything once more, and once more, without repeating."""
-    taken = np.zeros(len(view), dtype=np.bool_)
-    while len(rows) < count:
+def _greedy(view: Graph, s: AnchorSettings, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Anchors left over where everything is covered and no coverage was asked cover everything once more, and again."""
+    goal = len(view) if s.coverage is None else int(np.ceil(s.coverage * len(view) - 1e-9))
+    exclude = s.strategy == "paper"
+    taken, nearest = np.zeros(len(view), dtype=np.bool_), np.full(len(view), len(view), dtype=np.int64)
+    rank = np.random.default_rng(s.seed).permutation(len(view))
+    arrays = view.indptr, view.indices
+    with PARALLEL:
+        rows, gains = _lazy_greedy(*arrays, count, goal, s.radius, exclude, taken, nearest, rank)
+    while s.coverage is None and not exclude and len(rows) < count:
         taken[rows] = True
-        left = count - len(rows)
-        more, _ = _lazy_greedy(view.indptr, view.indices, left, len(view), radius, False, taken)
-        if not len(more):
-            more = np.flatnonzero(~taken)[:left]
+        with PARALLEL:
+            more, _ = _lazy_greedy(*arrays, count - len(rows), goal, s.radius, False, taken, nearest, rank)
         rows, gains = np.concatenate([rows, more]), np.concatenate([gains, np.zeros(len(more), dtype=np.int64)])
     return rows, gains
 
@@ -110,9 +113,10 @@ def _ordered(view: Graph, settings: AnchorSettings, count: int) -> np.ndarray:
     if settings.strategy == "degree":
         return by_degree[:count]
     # k-centre: each next anchor is the node farthest from all so far; unreachable is farthest, degree breaks ties.
-    rows, nearest = [by_degree[0]], np.full(len(view), UNREACHABLE, dtype=np.uint8)
+    rows, nearest = [by_degree[0]], np.full(len(view), len(view), dtype=np.int64)
     while True:
-        nearest = np.minimum(nearest, hops(view, np.array(rows[-1:]))[:, 0])
+        column = hops(view, np.array(rows[-1:]))[:, 0]
+        nearest = np.where(reached(column), np.minimum(nearest, column), nearest)
         if len(rows) == count or not nearest.any():
             return np.array(rows)
         rows.append(by_degree[np.argmax(nearest[by_degree])])
@@ -181,37 +185,71 @@ def _walk_bounds(indptr, indices, covered, radius, bound):  # type: ignore[no-un
 
 
 @njit(cache=True, nogil=True)
-def _sift_down(heap, bound, at, size):  # type: ignore[no-untyped-def]
-    """Highest bound on top; of equal bounds the lowest row."""
+def _approach(indptr, indices, start, nearest, mark, stamp, queue, keep):  # type: ignore[no-untyped-def]
+    """How many hops nearer to an anchor all nodes together come if ``start`` becomes one; ``keep`` lowers ``nearest``,
+    hops to the nearest anchor, accordingly. Only nodes that come nearer are visited."""
+    mark[start] = stamp
+    queue[0] = start
+    begin, end, depth, saved = 0, 1, 0, 0
+    while begin < end:
+        stop = end
+        for i in range(begin, stop):
+            v = queue[i]
+            saved += nearest[v] - depth
+            if keep:
+                nearest[v] = depth
+            for e in range(indptr[v], indptr[v + 1]):
+                u = indices[e]
+                if mark[u] != stamp and nearest[u] > depth + 1:
+                    mark[u] = stamp
+                    queue[end] = u
+                    end += 1
+        begin = stop
+        depth += 1
+    return saved
+
+
+@njit(cache=True, nogil=True)
+def _before(a, b, bound, rank):  # type: ignore[no-untyped-def]
+    """Whether ``a`` is looked at before ``b``: a higher bound, or the lower rank."""
+    return bound[a] > bound[b] or (bound[a] == bound[b] and rank[a] < rank[b])
+
+
+@njit(cache=True, nogil=True)
+def _sift_down(heap, bound, rank, at, size):  # type: ignore[no-untyped-def]
     v = heap[at]
     while True:
         child = 2 * at + 1
         if child >= size:
             break
-        right = child + 1
-        if right < size and (
-            bound[heap[right]] > bound[heap[child]]
-            or (bound[heap[right]] == bound[heap[child]] and heap[right] < heap[child])
-        ):
-            child = right
-        c = heap[child]
-        if bound[c] > bound[v] or (bound[c] == bound[v] and c < v):
-            heap[at] = c
-            at = child
-        else:
+        if child + 1 < size and _before(heap[child + 1], heap[child], bound, rank):
+            child += 1
+        if not _before(heap[child], v, bound, rank):
             break
+        heap[at] = heap[child]
+        at = child
     heap[at] = v
 
 
 @njit(cache=True, nogil=True)
-def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken):  # type: ignore[no-untyped-def]
+def _sift_up(heap, bound, rank, at):  # type: ignore[no-untyped-def]
+    v = heap[at]
+    while at and _before(v, heap[(at - 1) // 2], bound, rank):
+        heap[at] = heap[(at - 1) // 2]
+        at = (at - 1) // 2
+    heap[at] = v
+
+
+@njit(cache=True, nogil=True)
+def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken, nearest, rank):  # type: ignore[no-untyped-def]
     n = len(indptr) - 1
     covered = np.zeros(n, dtype=np.bool_)
     bound = np.full(n, n, dtype=np.int64)
     exact = np.full(n, -1, dtype=np.int64)  # after how many anchors the bound was last known to be the gain
     mark, stamp = np.zeros(n, dtype=np.int64), 0
     queue = np.empty(n, dtype=np.int32)
-    heap = np.arange(n)
+    heap, size = np.arange(n), n
+    ties = np.empty(TIES, dtype=np.int64)
     rows, gains = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
     chosen, total, searched, rebound_at = 0, 0, n, 0
     while chosen < count and total < goal:
@@ -219,31 +257,50 @@ def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken):  # type:
         if searched >= n or chosen == rebound_at:
             _walk_bounds(indptr, indices, covered, radius, bound)
             for v in range(n):
+                heap[v] = v
                 if taken[v] or (exclude and covered[v]):
                     bound[v] = 0
+            size = n
             for at in range(n // 2 - 1, -1, -1):
-                _sift_down(heap, bound, at, n)
+                _sift_down(heap, bound, rank, at, n)
             searched, rebound_at = 0, 2 * chosen + 1
-        while True:
+        found = 0
+        while size and found < TIES:
             v = heap[0]
-            if bound[v] == 0 or exact[v] == chosen:
+            if bound[v] == 0 or (found and bound[v] < bound[ties[0]]):
                 break
-            if exclude and covered[v]:
+            if exact[v] == chosen:
+                ties[found] = v
+                found += 1
+                size -= 1
+                heap[0] = heap[size]
+            elif exclude and covered[v]:
                 bound[v] = 0
             else:
                 stamp += 1
                 bound[v] = _ball(indptr, indices, v, radius, covered, mark, stamp, queue, False)
                 searched += 1
-            exact[v] = chosen
-            _sift_down(heap, bound, 0, n)
-        v = heap[0]
-        if bound[v] == 0:
+                exact[v] = chosen
+            _sift_down(heap, bound, rank, 0, size)
+        if not found:
             break
-        stamp += 1
-        gain = _ball(indptr, indices, v, radius, covered, mark, stamp, queue, True)
-        rows[chosen], gains[chosen] = v, gain
-        total += gain
+        best, most = ties[0], -1
+        for i in range(found if found > 1 else 0):
+            stamp += 1
+            saved = _approach(indptr, indices, ties[i], nearest, mark, stamp, queue, False)
+            if saved > most:
+                best, most = ties[i], saved
+        for i in range(found):
+            if ties[i] != best:
+                rank[ties[i]] += n  # others first, the next time
+                heap[size] = ties[i]
+                _sift_up(heap, bound, rank, size)
+                size += 1
+        rows[chosen], gains[chosen] = best, bound[best]
+        total += bound[best]
+        bound[best] = 0
         chosen += 1
-        bound[v] = 0
-        _sift_down(heap, bound, 0, n)
+        stamp += 2
+        _ball(indptr, indices, best, radius, covered, mark, stamp - 1, queue, True)
+        _approach(indptr, indices, best, nearest, mark, stamp, queue, True)
     return rows[:chosen], gains[:chosen]

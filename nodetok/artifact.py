@@ -2,17 +2,18 @@
 
 - ``graph.json``: format, version, task, settings, sizes, candidates that are no nodes
 - ``nodes.parquet``: ids and texts of the nodes, in row order
+- ``edges.parquet``: rows of both ends of every edge, and its relation where edges have one
 - ``tokenizer/``: the node tokenizer
-- ``model/``: weights, the language model's configuration, its words; ``data.safetensors``: what it reads of the nodes
+- ``model/``: weights (those beside a pretrained backbone's, where these stay as they are), tokenizer, and
+  ``data.safetensors``: what the model reads of the nodes
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -23,25 +24,24 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
-from transformers import AutoTokenizer
 
-from nodetok.learning import Reader
-from nodetok.model import GraphLanguageModel, GraphModelSettings, NodeData, Shape, from_config, tune
-from nodetok.prompts import Neighbourhoods, PromptEncoder, Prompts
-from nodetok.tasks import Examples, Task
+from nodetok.language.interface import Task
+from nodetok.language.language_model import base_sha256
+from nodetok.language.reader_files import has_base, load_reader, own_weights, save_reader
+from nodetok.language.training import Reader
 from nodetok.tokenizer import NodeTokenizer
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, SetRecError, UnknownNodeError
 
-FORMAT = 1
-MENTION = re.compile(r"\[\[(.+?)\]\]")
+FORMAT = 2
 
 
 @dataclass(eq=False)
 class GraphArtifact:
     """An opened artefact; ``tokenizer`` is absent where every example has a graph of its own, ``reader`` where nothing
-    was trained."""
+    was trained. ``edges`` int (E, 2) or None, with a name each in ``relations`` where edges have relations;
+    ``wordings``: the prompts that can be asked freely, with other ways to put them; answers of a probability below
+    ``threshold`` are refused."""
 
     task: str
     version: str
@@ -50,6 +50,20 @@ class GraphArtifact:
     candidates: Sequence[str]
     tokenizer: NodeTokenizer | None = None
     reader: Reader | None = None
+    edges: np.ndarray | None = None
+    relations: Sequence[str] | None = None
+    wordings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    threshold: float = 0.0
+
+    @cached_property
+    def _relation_of(self) -> dict[tuple[int, int], str]:
+        if self.edges is None or self.relations is None:
+            return {}
+        return dict(zip(map(tuple, self.edges.tolist()), self.relations, strict=True))
+
+    def relation_of(self, source: int, target: int) -> str | None:
+        """The name of the relation between two rows, in either direction, where edges have names."""
+        return self._relation_of.get((source, target), self._relation_of.get((target, source)))
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -65,47 +79,6 @@ class GraphArtifact:
             raise UnknownNodeError(f"unknown node {node!r}")
         return self._row_of[node]
 
-    def ask(self, question: str, k: int = 5) -> tuple[list[tuple[str, float]], list[str]]:
-        """The ``k`` best candidates with their probabilities, and the nodes the question mentions as ``[[id]]``.
-
-        Raises:
-            UnknownNodeError: a node is not in the graph.
-            SetRecError: nothing was trained, or the question is empty.
-        """
-        reader, examples, nodes = self._prepared(question)
-        scores, _ = next(reader.scores(examples))
-        chances = torch.softmax(torch.from_numpy(scores[0]), dim=0).numpy()
-        best = np.argsort(-chances, kind="stable")[:k]
-        return [(self.candidates[row], float(chances[row])) for row in best], nodes
-
-    def write(self, question: str, longest: int = 32) -> tuple[str, list[str]]:
-        """The answer in words, and the nodes mentioned.
-
-        Raises:
-            SetRecError: as :meth:`ask`, or the model was not trained to write.
-        """
-        reader, examples, nodes = self._prepared(question)
-        if not reader.model.settings.text_loss and reader.model.settings.backbone.pretrained is None:
-            raise SetRecError("this model was not trained to answer in words: train with --set model.text_loss=1")
-        return reader.write(examples, longest)[0], nodes
-
-    def _prepared(self, question: str) -> tuple[Reader, Examples, list[str]]:
-        if self.reader is None:
-            raise SetRecError("this graph has node tokens but no trained model to ask")
-        nodes: list[str] = []
-
-        def slot(match: re.Match[str]) -> str:
-            if match[1] not in nodes:
-                nodes.append(match[1])
-            return f" [[{nodes.index(match[1])}]] "
-
-        text = " ".join(MENTION.sub(slot, question).split())
-        if not text:
-            raise SetRecError("the question is empty")
-        text = text if text.lower().endswith("answer :") else f"{text} answer :"
-        rows = np.array([[self.row(node) for node in nodes]], dtype=np.int64).reshape(1, -1)
-        return self.reader, Examples(Prompts([text], rows), np.zeros(1, dtype=np.int64)), nodes
-
     def save(self, folder: str | Path) -> None:
         """Write everything, as a whole or not at all."""
         with atomic_directory(folder) as target:
@@ -113,35 +86,25 @@ class GraphArtifact:
             if self.texts is not None:
                 columns["text"] = list(self.texts)
             pq.write_table(pa.table(columns), target / "nodes.parquet")
+            if self.edges is not None:
+                ends = {"source": self.edges[:, 0], "target": self.edges[:, 1]}
+                named = {} if self.relations is None else {"relation": list(self.relations)}
+                pq.write_table(pa.table({**ends, **named}), target / "edges.parquet")
             if self.tokenizer is not None:
                 self.tokenizer.save(target / "tokenizer")
-            record = {"format": FORMAT, "version": self.version, "task": self.task, "model": None}
+            record = {
+                "format": FORMAT,
+                "version": self.version,
+                "task": self.task,
+                "model": None,
+                "wordings": {k: list(v) for k, v in self.wordings.items()},
+                "threshold": self.threshold,
+            }
             if self.reader is not None:
                 nodes = self.reader.model.shape.node_candidates
-                record["model"] = self._save_reader(self.reader, target / "model")
+                record["model"] = save_reader(self.reader, target / "model")
                 record["candidates"] = None if nodes else list(self.candidates)
             (target / "graph.json").write_text(json.dumps(record, indent=2, ensure_ascii=False))
-
-    def _save_reader(self, reader: Reader, folder: Path) -> dict[str, Any]:
-        folder.mkdir()
-        model, encoder = reader.model, reader.encoder
-        save_model(model, str(folder / "model.safetensors"))
-        reader.tokenizer.save_pretrained(folder / "words")
-        (folder / "config.json").write_text(model.lm.config.to_json_string(use_diff=False))
-        tensors = {"table": reader.data.table}
-        if reader.data.features is not None:
-            tensors["features"] = reader.data.features
-        if encoder.neighbourhoods is not None:
-            tensors["neighbours"] = torch.from_numpy(encoder.neighbourhoods.rows)
-            tensors["relations"] = torch.from_numpy(encoder.neighbourhoods.relations)
-        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "data.safetensors")
-        return {
-            "settings": model.settings.model_dump(mode="json"),
-            "shape": asdict(model.shape),
-            "raw": reader.data.raw,
-            "plain": encoder.plain,
-            "precision": reader.precision,
-        }
 
     @classmethod
     def load(cls, folder: str | Path) -> GraphArtifact:
@@ -159,9 +122,17 @@ class GraphArtifact:
             ids = nodes["node_id"].to_pylist()
             texts = nodes["text"].to_pylist() if "text" in nodes.column_names else None
             tokenizer = NodeTokenizer.load(folder / "tokenizer") if (folder / "tokenizer").exists() else None
-            reader = None if record["model"] is None else _load_reader(folder / "model", record["model"])
+            reader = None if record["model"] is None else load_reader(folder / "model", record["model"], texts)
             candidates = record.get("candidates") or ids
-            return cls(record["task"], record["version"], ids, texts, candidates, tokenizer, reader)
+            edges, relations = None, None
+            if (folder / "edges.parquet").exists():
+                given = pq.read_table(folder / "edges.parquet")
+                edges = np.stack([given["source"].to_numpy(), given["target"].to_numpy()], axis=1)
+                relations = given["relation"].to_pylist() if "relation" in given.column_names else None
+            return cls(
+                record["task"], record["version"], ids, texts, candidates, tokenizer, reader, edges, relations,
+                record["wordings"], float(record["threshold"]),
+            )  # fmt: skip
         except SetRecError:
             raise
         except (
@@ -171,31 +142,37 @@ class GraphArtifact:
             raise ConfigError(f"{folder}: graph cannot be loaded: {reason}") from error
 
 
-def _load_reader(folder: Path, record: dict[str, Any]) -> Reader:
-    settings, shape = GraphModelSettings.model_validate(record["settings"]), Shape(**record["shape"])
-    lm = from_config(json.loads((folder / "config.json").read_text()))
-    model = GraphLanguageModel(settings, shape, tune(lm, settings.backbone, settings.tuning))
-    load_model(model, str(folder / "model.safetensors"))
-    tokenizer = AutoTokenizer.from_pretrained(folder / "words", local_files_only=True)
-    tensors = load_file(folder / "data.safetensors")
-    beside = None
-    if "neighbours" in tensors:
-        beside = Neighbourhoods(tensors["neighbours"].numpy(), tensors["relations"].numpy())
-    encoder = PromptEncoder(
-        tokenizer, settings.position_tokens, shape.feature_tokens, beside, plain=bool(record["plain"])
-    )  # fmt: skip
-    data = NodeData(tensors["table"], tensors.get("features"), bool(record["raw"]))
-    return Reader(model.eval(), encoder, data, tokenizer, record.get("precision", "auto"))
-
-
 def artifact(task: Task, reader: Reader | None, texts: Sequence[str] | None = None) -> GraphArtifact:
     """The artefact of a task; its version is a hash of the anchors' distances and the model's weights."""
     digest = hashlib.sha256(np.ascontiguousarray(task.table).tobytes())
     if reader is not None:
-        for name, value in sorted(reader.model.state_dict().items()):
+        for name, value in sorted(own_weights(reader.model).items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        if has_base(reader.model.settings):
+            digest.update(base_sha256(reader.model.lm).encode())
     ids = [str(task.graph.id(row)) for row in range(len(task.graph))]
-    known = texts if texts is not None else task.graph.texts
+    known = texts or task.node_texts or task.graph.texts
     names = cast(Sequence[str], ids if task.node_candidates else task.candidates)
-    return GraphArtifact(task.name, digest.hexdigest()[:16], ids, known, names, task.tokenizer, reader)
+    edges, relations = _edges(task)
+    threshold = 0.0 if reader is None else confidence_threshold(reader, task)
+    return GraphArtifact(
+        task.name, digest.hexdigest()[:16], ids, known, names, task.tokenizer, reader, edges, relations, task.wordings,
+        threshold,
+    )  # fmt: skip
+
+
+def confidence_threshold(reader: Reader, task: Task, refused: float = 0.03) -> float:
+    """The probability below which a share ``refused`` of the answers to validation questions lie."""
+    best = [torch.from_numpy(scores).softmax(dim=1).amax(dim=1).numpy() for scores, _ in reader.scores(task.valid)]
+    return float(np.quantile(np.concatenate(best), refused))
+
+
+def _edges(task: Task) -> tuple[np.ndarray, list[str] | None]:
+    """The task's edges, int64 (E, 2), each once, and the names of their relations, where they have any."""
+    if task.facts is not None and task.relation_names:
+        node, kind, neighbour = task.facts.T
+        own = (kind >= 1) & (kind <= len(task.relation_names))
+        return np.stack([node[own], neighbour[own]], axis=1), [task.relation_names[r - 1] for r in kind[own]]
+    source, target = task.graph.undirected.arcs()
+    return np.stack([source, target], axis=1)[source < target].astype(np.int64), None

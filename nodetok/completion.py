@@ -9,8 +9,8 @@ import numpy as np
 from nodetok import kge
 from nodetok.distances import distances
 from nodetok.graph import Graph
-from nodetok.prompts import Prompts
-from nodetok.tasks import Chunk, Examples, Task
+from nodetok.language.interface import Chunk, Examples, Task
+from nodetok.language.prompts import Prompts
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 from setrec.errors import DataError
 

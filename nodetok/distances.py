@@ -6,9 +6,10 @@ anchors in the word, and a node that all anchors have reached is not looked at a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numba import njit, prange
@@ -21,9 +22,15 @@ from setrec.errors import ConfigError
 from setrec.settings import Settings
 
 UNREACHABLE = 255
-"""Stands in a matrix of hops for "no path"; longer paths than 254 hops count as 254."""
+"""Stands for "no path" in a matrix of hops of one byte; see :func:`unreachable` for the others."""
 FARTHEST = 254
+"""Longest path that one byte holds."""
 WORD = 64
+NARROW = 32
+"""Where the frontier is less than this part of the nodes, only its neighbours are looked at."""
+
+PARALLEL = threading.Lock()
+"""Held while a parallel loop runs: numba's own thread pool ends the process when two threads enter it."""
 
 Kind = Literal["hops", "weighted", "walks"]
 
@@ -44,10 +51,49 @@ class DistanceSettings(Settings):
     steps: int = Field(8, ge=1)
 
 
+def unreachable(dtype: np.dtype[Any] | type) -> float:
+    """What stands for "no path" in a matrix of this type: 255 in bytes, the largest number of wider integers (hops
+    where a path is longer than 254), infinity in floats."""
+    kind = np.dtype(dtype)
+    return float("inf") if kind.kind == "f" else int(np.iinfo(kind).max)
+
+
+def reached(table: np.ndarray) -> np.ndarray:
+    """Whether there is a path, bool, for each distance of ``table``."""
+    return table != unreachable(table.dtype)
+
+
+def as_type(table: np.ndarray, kind: np.dtype[Any] | type) -> np.ndarray:
+    """Hops as another type of integers that holds them; "no path" stays that."""
+    if table.dtype == kind:
+        return table
+    out = table.astype(kind)
+    out[~reached(table)] = unreachable(kind)
+    return out
+
+
+def fitting(table: np.ndarray) -> np.ndarray:
+    """Hops of any integer type in the type that :func:`hops` gives them: bytes, or int32 where one is above 254."""
+    longest = table.max(where=reached(table), initial=0)
+    return as_type(table, np.uint8 if longest <= FARTHEST else np.int32)
+
+
+def refuse_outside(rows: np.ndarray, nodes: int) -> None:
+    """Refuse rows that a graph of so many nodes does not have; NumPy would count negative ones from the end.
+
+    Raises:
+        ConfigError: there is such a row.
+    """
+    bad = (rows < 0) | (rows >= nodes)
+    if bad.any():
+        raise ConfigError(f"node {rows[bad][0]} lies outside the graph, 0 .. {nodes - 1}")
+
+
 def distances(graph: Graph, anchors: np.ndarray, settings: DistanceSettings | None = None) -> np.ndarray:
     """Distances (V, K) of every node to the anchors (rows of ``graph``), or (V, 2 K) for ``both`` directions.
 
-    uint8 with :data:`UNREACHABLE`, or float32 with infinity.
+    Hops are uint8, or int32 where a path is longer than 254; lengths and walks float32. :func:`unreachable` says what
+    stands where there is no path.
 
     Raises:
         ConfigError: no anchors, or one outside the graph.
@@ -69,8 +115,7 @@ def measure(view: Graph, anchors: np.ndarray, settings: DistanceSettings) -> np.
     anchors = np.ascontiguousarray(anchors, dtype=np.int64)
     if not len(anchors):
         raise ConfigError("distances need at least one anchor")
-    if anchors.min() < 0 or anchors.max() >= len(view):
-        raise ConfigError(f"an anchor lies outside the graph's {len(view)} nodes")
+    refuse_outside(anchors, len(view))
     measures: dict[Kind, Callable[[], np.ndarray]] = {
         "hops": lambda: hops(view, anchors),
         "weighted": lambda: lengths(view, anchors),
@@ -79,15 +124,20 @@ def measure(view: Graph, anchors: np.ndarray, settings: DistanceSettings) -> np.
     return measures[settings.kind]()
 
 
-def hops(graph: Graph, anchors: np.ndarray, limit: int = FARTHEST, out: np.ndarray | None = None) -> np.ndarray:
-    """Number of arcs on the shortest path from each node to each anchor, uint8 (V, K).
+def hops(graph: Graph, anchors: np.ndarray, limit: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
+    """Number of arcs on the shortest path from each node to each anchor, uint8 (V, K), or int32 where one is longer
+    than 254; :func:`unreachable` of that type where there is none.
 
-    ``limit``: paths longer than this count as unreachable, :data:`FARTHEST` as that or longer. ``out``: a matrix
-    to fill, memory-mapped perhaps.
+    ``limit``: paths longer than this count as none. ``out``: a matrix to fill, memory-mapped perhaps.
+
+    Raises:
+        ConfigError: an anchor outside the graph, or a path longer than the type of ``out`` can hold.
     """
     anchors = np.ascontiguousarray(anchors, dtype=np.int64)
+    refuse_outside(anchors, len(graph))
+    fixed = out is not None
     out = np.empty((len(graph), len(anchors)), dtype=np.uint8) if out is None else out
-    out[:] = UNREACHABLE
+    out[:] = unreachable(out.dtype)
     seen, frontier, following = (np.zeros(len(graph), dtype=np.uint64) for _ in range(3))
     for start in range(0, len(anchors), WORD):
         block = anchors[start : start + WORD]
@@ -96,39 +146,73 @@ def hops(graph: Graph, anchors: np.ndarray, limit: int = FARTHEST, out: np.ndarr
         np.bitwise_or.at(seen, block, np.uint64(1) << np.arange(len(block), dtype=np.uint64))
         frontier[:] = seen
         out[block, start + np.arange(len(block))] = 0
-        level, found = 0, 1
-        while found and (level < limit or limit == FARTHEST):
+        level, active = 0, np.unique(block)
+        while len(active) and level != limit:
             level += 1
-            value = np.uint8(min(level, FARTHEST))
-            found = _level(graph.indptr, graph.indices, seen, frontier, following, full, out, start, value)
-            frontier, following = following, frontier
-    return out
+            if level == unreachable(out.dtype):
+                if fixed:
+                    raise ConfigError(f"a path may be longer than the {level - 1} hops that {out.dtype} can hold")
+                out = as_type(out, np.int32)
+            if len(active) * NARROW < len(graph):
+                back = graph.reverse
+                active = _step(back.indptr, back.indices, seen, frontier, following, active, out, start, level)
+            else:
+                with PARALLEL:
+                    _level(graph.indptr, graph.indices, seen, frontier, following, full, out, start, level)
+                frontier, following = following, frontier
+                following[:] = 0
+                active = np.flatnonzero(frontier)
+    return fitting(out) if not fixed and out.dtype != np.uint8 else out
+
+
+@njit(cache=True, nogil=True)
+def _reach(v, new, seen, following, out, start, level):  # type: ignore[no-untyped-def]
+    """Node ``v`` is ``level`` hops from the anchors whose bits are in ``new``."""
+    following[v] = new
+    seen[v] |= new
+    column = start
+    while new != 0:
+        if new & np.uint64(1):
+            out[v, column] = level
+        new >>= np.uint64(1)
+        column += 1
 
 
 @njit(parallel=True, cache=True, nogil=True)
 def _level(indptr, indices, seen, frontier, following, full, out, start, level):  # type: ignore[no-untyped-def]
-    found = 0
+    """One level by looking at every node."""
     for v in prange(len(seen)):
-        before = seen[v]
-        following[v] = 0
-        if before == full:
+        if seen[v] == full:
             continue
-        reached = np.uint64(0)
+        reaching = np.uint64(0)
         for e in range(indptr[v], indptr[v + 1]):
-            reached |= frontier[indices[e]]
-        new = reached & ~before
-        if new == 0:
-            continue
-        following[v] = new
-        seen[v] = before | new
-        found += 1
-        column = start
-        while new != 0:
-            if new & np.uint64(1):
-                out[v, column] = level
-            new >>= np.uint64(1)
-            column += 1
-    return found
+            reaching |= frontier[indices[e]]
+        new = reaching & ~seen[v]
+        if new != 0:
+            _reach(v, new, seen, following, out, start, level)
+
+
+@njit(cache=True, nogil=True)
+def _step(back_ptr, back, seen, frontier, following, active, out, start, level):  # type: ignore[no-untyped-def]
+    """One level by looking at the frontier's neighbours alone: on long graphs it is small and levels are many."""
+    found = [active[0] for _ in range(0)]
+    for u in active:
+        for e in range(back_ptr[u], back_ptr[u + 1]):
+            v = back[e]
+            new = frontier[u] & ~seen[v]
+            if new != 0:
+                if following[v] == 0:
+                    found.append(np.int64(v))
+                following[v] |= new
+    for u in active:
+        frontier[u] = 0
+    reached_now = np.empty(len(found), dtype=np.int64)
+    for i, v in enumerate(found):
+        reached_now[i] = v
+        frontier[v] = following[v]
+        following[v] = 0
+        _reach(v, frontier[v], seen, frontier, out, start, level)
+    return reached_now
 
 
 def lengths(graph: Graph, anchors: np.ndarray) -> np.ndarray:
@@ -166,14 +250,22 @@ def relax(graph: Graph, table: np.ndarray, touched: np.ndarray, *, weighted: boo
 
     Only nodes whose distances change, and their neighbours, are visited: ``touched`` are the rows from which the new
     arcs leave. Exact because added arcs can only shorten paths, and a path that got shorter runs through a new arc.
+    Hops must fit the table's type: a node cut off so far may lie farther away than any other.
+
+    Raises:
+        ConfigError: a row outside the graph, or a table of another number of rows.
     """
     back = graph.reverse
-    starts = np.unique(touched).astype(np.int64)
+    starts = np.unique(np.asarray(touched, dtype=np.int64))
+    if len(table) != len(graph):
+        raise ConfigError(f"{len(table)} rows of distances for a graph of {len(graph)} nodes")
+    refuse_outside(starts, len(graph))
     own = np.ones(len(graph.indices), np.float32) if graph.weights is None else graph.weights
     if weighted:
         none = cap = table.dtype.type(np.inf)
     else:
-        own, none, cap = np.ones(len(graph.indices), np.uint8), table.dtype.type(UNREACHABLE), FARTHEST
+        none = table.dtype.type(unreachable(table.dtype))
+        own, cap = np.ones(len(graph.indices), np.uint8), none - 1
     _relax(graph.indptr, graph.indices, own, back.indptr, back.indices, table, starts, none, cap)
     return table
 

@@ -5,33 +5,109 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field, model_validator
 
 from nodetok.graph import Graph
 from setrec.data import columns
 from setrec.data.columns import Column
 from setrec.data.formats import RawTable, read_raw
+from setrec.data.splits import NAMES
 from setrec.errors import DataError
+from setrec.settings import Settings
 
 FORMATS = (".parquet", ".csv", ".jsonl")
-PARTS = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
+PART_NAMES = ("train", "valid", "test")
+PARTS = {**{name: PART_NAMES[part] for name, part in NAMES.items()}, "dev": "valid"}
 MOST_WORDS = 1_000_000
+
+
+class RandomSplit(Settings):
+    """Shares drawn by ``seed`` where the data has no column ``split``: nodes within each class, whole graphs with
+    ``by`` ``graph``; of triples only such whose entities and relation others keep in training."""
+
+    valid: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.2, gt=0, lt=1)
+    by: Literal["node", "graph"] = "node"
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _leaves_training(self) -> RandomSplit:
+        if self.valid + self.test >= 1:
+            raise ValueError("valid + test must stay below 1: nothing would be left to train on")
+        return self
+
+
+class GraphDataSettings(Settings):
+    """How tables become a graph.
+
+    ``columns`` renames: ``{source: from, target: to}`` reads the column ``from`` as ``source``. ``dangling`` says what
+    becomes of edges and triples that end at a node which the table of nodes does not hold: an error, dropped, or the
+    node is added (without label, split or text). ``split`` is for data that states none.
+    """
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    dangling: Literal["error", "drop", "add"] = "error"
+    split: RandomSplit | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class GraphData:
-    """A graph and what is known of its nodes, in row order: class, part of the split ("" for none), texts, and
-    features float32 (V, F)."""
+    """A graph and what is known of its nodes, in row order: class ("" for none), part of the split ("" for none),
+    texts, and features float32 (V, F).
+
+    Several graphs of one data set stand side by side in one: ``graph_ids`` are their names, ``member`` int64 (V,) says
+    which a node belongs to, and node ids are pairs (graph, node).
+    """
 
     graph: Graph
     labels: list[str] | None = None
     split: list[str] | None = None
     texts: list[str] | None = None
     features: np.ndarray | None = None
+    graph_ids: list[str] | None = None
+    member: np.ndarray | None = None
+    dropped: int = 0
+
+    @classmethod
+    def from_pyg(cls, data: Any, **options: Any) -> GraphData:
+        """From a PyTorch Geometric ``Data``: ``y`` as labels, ``train_mask``, ``val_mask`` and ``test_mask`` as split,
+        ``x`` as features, ``text`` as texts; ``options`` are :meth:`Graph.from_pyg`'s.
+
+        Raises:
+            DataError: as :meth:`Graph.from_pyg`, or ``y``, ``x`` or a mask of another length than nodes.
+        """
+        graph = Graph.from_pyg(data, **options)
+        labels, split = _attribute(data, "y", len(graph)), None
+        masks = {part: _attribute(data, name, len(graph)) for part, name in MASKS.items()}
+        if any(mask is not None for mask in masks.values()):
+            split = [""] * len(graph)
+            for part, mask in masks.items():
+                for row in np.flatnonzero(np.zeros(0) if mask is None else mask):
+                    split[row] = part
+        x = _attribute(data, "x", len(graph), columns=True)
+        features = None if x is None else x.astype(np.float32)
+        names = None if labels is None else [str(label) for label in labels.tolist()]
+        return cls(graph, names, split, None if graph.texts is None else list(graph.texts), features)
+
+
+MASKS = {"train": "train_mask", "valid": "val_mask", "test": "test_mask"}
+
+
+def _attribute(data: Any, name: str, nodes: int, *, columns: bool = False) -> np.ndarray | None:
+    given = getattr(data, name, None)
+    if given is None:
+        return None
+    values = np.asarray(given.detach().cpu()) if hasattr(given, "detach") else np.asarray(given)
+    values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 and not columns else values
+    if values.ndim != 1 + columns or len(values) != nodes:
+        raise DataError(f"{name} has the shape {values.shape}, where {nodes} nodes want one row each")
+    return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,71 +122,170 @@ class TripleData:
     valid: np.ndarray
     test: np.ndarray
     graph: Graph
+    dropped: int = 0
 
 
-def read_graph(folder: Path, *, directed: bool = False) -> GraphData:
+def read_graph(folder: Path, settings: GraphDataSettings | None = None, *, directed: bool = False) -> GraphData:
     """``edges`` (``source``, ``target``, optional ``weight``) and optional ``nodes`` (``node_id``, optional ``text``,
-    ``label``, ``split``, and ``words``: lists of word indices).
+    ``label``, ``split``, and ``words``: lists of word indices). With a column ``graph_id`` in both, ids count within
+    their graph.
 
     Raises:
         DataError: a file is missing or cannot be used, or an edge ends at no node.
     """
-    edges = _table(folder, "edges")
-    source, target = (_ids(edges, name) for name in ("source", "target"))
-    nodes = _find(folder, "nodes")
-    if nodes is None:
-        names = pd.unique(pd.concat([source, target], ignore_index=True)).tolist()
-    else:
-        names = _unique(nodes, "node_id")
-    begin, end = _rows(edges, "source", source, names), _rows(edges, "target", target, names)
+    s = settings or GraphDataSettings()
+    edges, nodes = _table(folder, "edges", s), _find(folder, "nodes", s)
+    of_edge = _optional_ids(edges, "graph_id")
+    of_node = None if nodes is None else _optional_ids(nodes, "graph_id")
+    if nodes is not None and (of_edge is None) != (of_node is None):
+        lacking = edges if of_edge is None else nodes
+        lacking.column("graph_id")  # says that it is missing
+    ends = [_keys(_ids(edges, name), of_edge) for name in ("source", "target")]
+    known = None if nodes is None else _unique(nodes, "node_id", of_node)
+    names, rows, kept = _resolve(edges, ("source", "target"), ends, known, s.dangling)
     weights = None
     if "weight" in edges.table.column_names:
         column = Column(edges.file, "weight", edges.column("weight"))
         weights = columns.numbers(column)
         column.refuse_first(weights < 0, "{} is negative; a length is not")
         column.refuse_first(weights > np.finfo(np.float32).max, "{} is too large for a length")
-    texts = None if nodes is None else _optional(nodes, "text")
-    graph = Graph.from_arrays(begin, end, len(names), weights=weights, directed=directed, ids=names, texts=texts)
-    if nodes is None:
-        return GraphData(graph)
-    labels = _optional(nodes, "label")
-    return GraphData(graph, labels, _parts(nodes), texts, _bag_of_words(nodes))
+        weights = weights[kept]
+    added = 0 if known is None else len(names) - len(known)
+    texts = _padded(None if nodes is None else _optional(nodes, "text"), added)
+    graph = Graph.from_arrays(*rows, len(names), weights=weights, directed=directed, ids=names, texts=texts)
+    graph_ids, member = _graphs(names) if of_edge is not None else (None, None)
+    labels = _padded(None if nodes is None else _optional(nodes, "label"), added)
+    split = _padded(None if nodes is None else _parts(nodes), added)
+    if split is None and s.split is not None:
+        split = split_nodes(len(names), labels, member, s.split)
+    features = None if nodes is None else _bag_of_words(nodes)
+    if features is not None and added:
+        features = np.concatenate([features, np.zeros((added, features.shape[1]), dtype=np.float32)])
+    return GraphData(graph, labels, split, texts, features, graph_ids, member, int((~kept).sum()))
 
 
-def read_triples(folder: Path) -> TripleData:
+def read_triples(folder: Path, settings: GraphDataSettings | None = None) -> TripleData:
     """``triples`` (``head``, ``relation``, ``tail``, optional ``split``) and optional ``entities`` (``entity_id``,
-    optional ``text``).
+    optional ``text``). Without a split, and none asked for, all are for training.
 
     Raises:
         DataError: a file is missing or cannot be used, or a triple ends at no entity.
     """
-    triples = _table(folder, "triples")
+    s = settings or GraphDataSettings()
+    triples, entities = _table(folder, "triples", s), _find(folder, "entities", s)
     head, relation, tail = (_ids(triples, name) for name in ("head", "relation", "tail"))
-    entities = _find(folder, "entities")
-    texts = None
-    if entities is None:
-        names = pd.unique(pd.concat([head, tail], ignore_index=True)).tolist()
+    known = None if entities is None else _unique(entities, "entity_id")
+    names, (begin, end), kept = _resolve(triples, ("head", "tail"), [list(head), list(tail)], known, s.dangling)
+    texts = _padded(None if entities is None else _optional(entities, "text"), len(names) - len(known or names))
+    relations = sorted(set(relation[kept]))
+    rows = np.stack([begin, pd.Index(relations).get_indexer(relation[kept]), end], axis=1).astype(np.int64)
+    given = _parts(triples, everywhere=True)
+    if given is not None:
+        part = np.array(given)[kept]
+    elif s.split is not None:
+        part = split_triples(rows, s.split)
     else:
-        names, texts = _unique(entities, "entity_id"), _optional(entities, "text")
-    relations = sorted(set(relation))
-    kinds = pd.Index(relations).get_indexer(relation)
-    ends = (_rows(triples, name, given, names) for name, given in (("head", head), ("tail", tail)))
-    rows = np.stack([next(ends), kinds, next(ends)], axis=1).astype(np.int64)
-    split = _parts(triples, everywhere=True)
-    part = np.full(len(rows), "train") if split is None else np.array(split)
-    train, valid, test = (rows[part == name] for name in ("train", "valid", "test"))
+        part = np.full(len(rows), "train")
+    train, valid, test = (rows[part == name] for name in PART_NAMES)
     graph = Graph.from_arrays(train[:, 0], train[:, 2], len(names), ids=names, texts=texts)
-    return TripleData(names, texts, relations, train, valid, test, graph)
+    return TripleData(names, texts, relations, train, valid, test, graph, int((~kept).sum()))
 
 
-def _find(folder: Path, table: str) -> RawTable | None:
+def split_nodes(
+    nodes: int, labels: Sequence[str] | None, member: np.ndarray | None, settings: RandomSplit
+) -> list[str]:
+    """A part for every node, by the seed: each class in the same shares, or whole graphs."""
+    rng = np.random.default_rng(settings.seed)
+    if settings.by == "graph":
+        if member is None:
+            raise DataError("a split by graph needs the column graph_id")
+        return [PART_NAMES[part] for part in _dealt(int(member.max()) + 1, settings, rng)[member]]
+    classes = np.zeros(nodes, dtype=np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
+    parts = np.zeros(nodes, dtype=np.int64)
+    for name in range(classes.max() + 1):
+        rows = np.flatnonzero(classes == name)
+        parts[rows] = _dealt(len(rows), settings, rng)
+    return ["" if labels is not None and not labels[row] else PART_NAMES[part] for row, part in enumerate(parts)]
+
+
+def _dealt(count: int, settings: RandomSplit, rng: np.random.Generator) -> np.ndarray:
+    """Parts 0, 1, 2 of ``count`` things; at least one is left to train on."""
+    test = min(round(settings.test * count), max(count - 1, 0))
+    valid = min(round(settings.valid * count), max(count - 1 - test, 0))
+    return rng.permutation(np.repeat([0, 1, 2], [count - valid - test, valid, test]))
+
+
+def split_triples(triples: np.ndarray, settings: RandomSplit) -> np.ndarray:
+    """A part for every triple, by the seed. One whose head, tail or relation no training triple would show otherwise
+    stays in training."""
+    order = np.random.default_rng(settings.seed).permutation(len(triples))
+    left = [np.bincount(triples[:, 0], minlength=triples.max() + 1) + np.bincount(
+        triples[:, 2], minlength=triples.max() + 1), np.bincount(triples[:, 1])]  # fmt: skip
+    part = np.full(len(triples), "train")
+    wanted = [("test", round(settings.test * len(triples))), ("valid", round(settings.valid * len(triples)))]
+    for row in order:
+        if not wanted:
+            break
+        head, relation, tail = triples[row]
+        own = 2 if head == tail else 1
+        if left[0][head] <= own or left[0][tail] <= own or left[1][relation] <= 1:
+            continue
+        left[0][head] -= 1
+        left[0][tail] -= 1
+        left[1][relation] -= 1
+        name, count = wanted[0]
+        part[row] = name
+        wanted[0] = (name, count - 1)
+        if count <= 1:
+            wanted.pop(0)
+    return part
+
+
+def _keys(ids: pd.Series, graphs: pd.Series | None) -> list[Any]:
+    return ids.tolist() if graphs is None else list(zip(graphs, ids, strict=True))
+
+
+def _graphs(names: Sequence[Any]) -> tuple[list[str], np.ndarray]:
+    graphs = list(dict.fromkeys(graph for graph, _ in names))
+    place = {graph: row for row, graph in enumerate(graphs)}
+    return graphs, np.array([place[graph] for graph, _ in names], dtype=np.int64)
+
+
+def _padded(values: list[str] | None, added: int) -> list[str] | None:
+    return None if values is None else values + [""] * added
+
+
+def _resolve(
+    raw: RawTable, columns: tuple[str, str], ends: list[list[Any]], known: list[Any] | None, dangling: str
+) -> tuple[list[Any], tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Names of nodes, the rows of both ends of the edges that stay, int64, and which do, bool."""
+    names = list(known) if known is not None else []
+    if known is None or dangling == "add":
+        names = list(dict.fromkeys([*names, *(end for pair in zip(*ends, strict=True) for end in pair)]))
+    row_of = {name: row for row, name in enumerate(names)}
+    rows = [np.array([row_of.get(end, -1) for end in own], dtype=np.int64) for own in ends]
+    for name, own, given in zip(columns, rows, ends, strict=True):
+        if dangling == "error" and (own < 0).any():
+            row = int((own < 0).argmax())
+            raise DataError(f"no such node {given[row]!r}", file=raw.file, row=row + 1, column=name)
+    kept = (rows[0] >= 0) & (rows[1] >= 0)
+    return names, (rows[0][kept], rows[1][kept]), kept
+
+
+def _find(folder: Path, table: str, settings: GraphDataSettings) -> RawTable | None:
     paths = (folder / f"{table}{suffix}" for suffix in FORMATS)
     path = next((path for path in paths if path.is_file()), None)
-    return None if path is None else read_raw(path)
+    if path is None:
+        return None
+    raw = read_raw(path)
+    given = {theirs: ours for ours, theirs in settings.columns.items()}
+    # A column of the name that another is read as steps aside.
+    names = [given.get(name, f"({name})" if name in settings.columns else name) for name in raw.table.column_names]
+    return RawTable(raw.file, raw.table.rename_columns(names), raw.types)
 
 
-def _table(folder: Path, table: str) -> RawTable:
-    found = _find(folder, table)
+def _table(folder: Path, table: str, settings: GraphDataSettings) -> RawTable:
+    found = _find(folder, table, settings)
     if found is None:
         raise DataError(f"no {table}{FORMATS[0]} (or {', '.join(FORMATS[1:])}) there", file=folder)
     return found
@@ -120,21 +295,17 @@ def _ids(raw: RawTable, name: str) -> pd.Series:
     return columns.ids(Column(raw.file, name, raw.column(name)))
 
 
-def _unique(raw: RawTable, name: str) -> list[str]:
-    given = _ids(raw, name)
-    again = given.duplicated().to_numpy()
+def _optional_ids(raw: RawTable, name: str) -> pd.Series | None:
+    return _ids(raw, name) if name in raw.table.column_names else None
+
+
+def _unique(raw: RawTable, name: str, graphs: pd.Series | None = None) -> list[Any]:
+    given = _keys(_ids(raw, name), graphs)
+    again = pd.Series(given).duplicated().to_numpy()
     if again.any():
         row = int(again.argmax())
-        raise DataError(f"duplicate id {given.iloc[row]!r}", file=raw.file, row=row + 1, column=name)
-    return given.tolist()
-
-
-def _rows(raw: RawTable, name: str, given: pd.Series, names: Sequence[str]) -> np.ndarray:
-    rows = pd.Index(names).get_indexer(pd.Index(given))
-    if (rows < 0).any():
-        row = int((rows < 0).argmax())
-        raise DataError(f"no such node {given.iloc[row]!r}", file=raw.file, row=row + 1, column=name)
-    return rows
+        raise DataError(f"duplicate id {given[row]!r}", file=raw.file, row=row + 1, column=name)
+    return given
 
 
 def _optional(raw: RawTable, name: str) -> list[str] | None:
@@ -149,10 +320,10 @@ def _parts(raw: RawTable, *, everywhere: bool = False) -> list[str] | None:
         return None
     known = PARTS if everywhere else {**PARTS, "": ""}
     for row, name in enumerate(given):
-        if name not in known:
+        if name.lower() not in known:
             reason = f"'{name}' is no part of a split ({', '.join(PARTS)})"
             raise DataError(reason, file=raw.file, row=row + 1, column="split")
-    return [known[name] for name in given]
+    return [known[name.lower()] for name in given]
 
 
 def _bag_of_words(raw: RawTable) -> np.ndarray | None:

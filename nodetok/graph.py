@@ -113,13 +113,45 @@ class Graph:
         """Source and target row of every arc, int64."""
         return np.repeat(np.arange(len(self)), self.degrees), self.indices.astype(np.int64)
 
+    def find(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Where the arcs from ``source`` to ``target`` (rows, int (n,)) stand in ``indices``, int64; -1 for none."""
+        begin, end = self.arcs()
+        every = begin * len(self) + end
+        asked = np.asarray(source, dtype=np.int64) * len(self) + target
+        at = np.searchsorted(every, asked)
+        there = at < len(every)
+        there[there] = every[at[there]] == asked[there]
+        return np.where(there, at, -1)
+
+    def digests(self, arcs: np.ndarray) -> np.ndarray:
+        """A 64-bit hash of each of the given arcs (places in ``indices``): ends and length."""
+        source = np.searchsorted(self.indptr, arcs, side="right") - 1
+        length = np.zeros(len(arcs), np.uint64) if self.weights is None else self.weights[arcs].view(np.uint32)
+        mixed = np.zeros(len(arcs), np.uint64)
+        for part in (source, self.indices[arcs], length):
+            mixed = (mixed ^ part.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(29)
+        return mixed
+
+    @cached_property
+    def digest(self) -> int:
+        """Sum of the hashes of all arcs: adding arcs adds theirs, whatever the order."""
+        with np.errstate(over="ignore"):
+            return int(self.digests(np.arange(len(self.indices))).sum(dtype=np.uint64))
+
     @cached_property
     def components(self) -> np.ndarray:
         """Number of each node's (weakly) connected component, int32 (V,)."""
         return sparse.csgraph.connected_components(self.matrix, directed=False)[1]
 
     def without(self, pairs: np.ndarray) -> Graph:
-        """The graph without the edges between the given pairs of rows, int (n, 2)."""
+        """The graph without the edges between the given pairs of rows, int (n, 2).
+
+        Raises:
+            DataError: a row outside the graph.
+        """
+        pairs = np.asarray(pairs).reshape(-1, 2)
+        _check_edges(pairs[:, 0], pairs[:, 1], None, len(self))
         source, target = self.arcs()
         n = len(self)
         gone = pairs[:, 0].astype(np.int64) * n + pairs[:, 1]
@@ -183,7 +215,7 @@ class Graph:
                 repeat or are of different types, texts of another number than nodes.
         """
         source, target = np.asarray(source), np.asarray(target)
-        ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        ids = None if ids is None else [_plain(node) for node in ids]
         _check_ids(ids, texts, nodes)
         _check_edges(source, target, weights, nodes)
         proper = source != target
@@ -217,7 +249,8 @@ class Graph:
         for number, pair in enumerate(pairs):
             if len(pair) != 2:
                 raise DataError(f"edge {number + 1} has {len(pair)} ends: {pair!r}")
-        ids = list(nodes) if nodes is not None else list(dict.fromkeys(end for pair in pairs for end in pair))
+        every = nodes if nodes is not None else dict.fromkeys(end for pair in pairs for end in pair)
+        ids = [_plain(node) for node in every]
         row_of = {node: row for row, node in enumerate(ids)}
         for number, pair in enumerate(pairs):
             for end in pair:
@@ -252,32 +285,53 @@ class Graph:
         )  # fmt: skip
 
     @classmethod
-    def from_pyg(cls, data: Any, *, directed: bool | None = None) -> Graph:
+    def from_pyg(cls, data: Any, *, directed: bool | None = None, weight: str | None = "infer") -> Graph:
         """From a PyTorch Geometric ``Data`` or ``HeteroData``; of the latter nodes are named (type, row).
 
-        ``edge_weight`` is taken as length where it is there (1 for edge types without). ``directed``: ``None`` asks
-        the data; ``HeteroData``, whose types of edges often have one direction on paper only, counts as undirected.
+        ``weight`` names the attribute of edges that is their length; ``infer`` takes the first there is of
+        ``edge_weight``, ``weight`` and ``edge_attr``; with ``None`` every edge has length 1. Edge types without it
+        have length 1. ``directed``: ``None`` asks the data; ``HeteroData``, whose types of edges often have one
+        direction on paper only, counts as undirected. A list ``text`` of nodes becomes the graph's texts.
 
         Raises:
-            DataError: as :meth:`from_arrays`.
+            DataError: as :meth:`from_arrays`; an attribute of edges with several columns, which is no length.
         """
         if hasattr(data, "node_types"):
-            return _from_hetero(data, directed)
-        ends, weight = _edge_tensors(data, "the data")
+            return _from_hetero(data, directed, weight)
+        ends, lengths = _edge_tensors(data, "the data", weight)
         way = data.is_directed() if directed is None else directed
-        return cls.from_arrays(ends[0], ends[1], int(data.num_nodes or 0), weights=weight, directed=way)
+        texts = data.get("text") if hasattr(data, "get") else None
+        texts = [str(text) for text in texts] if isinstance(texts, list | tuple) else None
+        return cls.from_arrays(
+            ends[0], ends[1], int(data.num_nodes or 0), weights=lengths, directed=way, texts=texts
+        )  # fmt: skip
 
 
-def _edge_tensors(data: Any, what: str) -> tuple[np.ndarray, np.ndarray | None]:
-    ends, weight = getattr(data, "edge_index", None), getattr(data, "edge_weight", None)
+LENGTHS = ("edge_weight", "weight", "edge_attr")
+"""Names under which PyTorch Geometric keeps lengths of edges."""
+
+
+def _edge_tensors(data: Any, what: str, weight: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+    ends = getattr(data, "edge_index", None)
     if ends is None:
         raise DataError(f"{what} has no edge_index")
     if ends.dim() != 2 or len(ends) != 2:
         raise DataError(f"edge_index of {what} must have the shape (2, edges), not {tuple(ends.shape)}")
-    return ends.cpu().numpy(), None if weight is None else weight.detach().cpu().numpy()
+    names = LENGTHS if weight == "infer" else () if weight is None else (weight,)
+    name = next((name for name in names if getattr(data, name, None) is not None), None)
+    if name is None:
+        return ends.cpu().numpy(), None
+    given = np.asarray(getattr(data, name).detach().cpu().numpy() if hasattr(getattr(data, name), "detach") else
+                       getattr(data, name))  # fmt: skip
+    if given.shape not in ((ends.shape[1],), (ends.shape[1], 1)) or given.dtype.kind not in "fiu":
+        raise DataError(
+            f"{name} of {what} is {given.dtype} {given.shape}: no length for each of {ends.shape[1]} edges; "
+            "weight=None leaves it out"
+        )
+    return ends.cpu().numpy(), given.reshape(-1)
 
 
-def _from_hetero(data: Any, directed: bool | None) -> Graph:
+def _from_hetero(data: Any, directed: bool | None, weight: str | None) -> Graph:
     ids: list[Hashable] = []
     start, size = {}, {}
     for kind in data.node_types:
@@ -285,18 +339,25 @@ def _from_hetero(data: Any, directed: bool | None) -> Graph:
         ids += [(kind, row) for row in range(size[kind])]
     both, lengths = [np.empty((2, 0), dtype=np.int64)], []
     for kind in data.edge_types:
-        ends, weight = _edge_tensors(data[kind], f"edge type {kind}")
+        ends, own = _edge_tensors(data[kind], f"edge type {kind}", weight)
         for end, side in zip(ends, (kind[0], kind[2]), strict=True):
             if len(end) and (end.min() < 0 or end.max() >= size.get(side, 0)):
                 raise DataError(f"edge type {kind} ends outside the {size.get(side, 0)} nodes of type '{side}'")
         both.append(ends + np.array([[start.get(kind[0], 0)], [start.get(kind[2], 0)]]))
-        lengths.append(weight)
+        lengths.append(own)
     weights = None
-    if any(weight is not None for weight in lengths):
+    if any(own is not None for own in lengths):
         pairs = zip(both[1:], lengths, strict=True)
         weights = np.concatenate([np.ones(ends.shape[1]) if own is None else own for ends, own in pairs])
     every = np.concatenate(both, axis=1)
     return Graph.from_arrays(every[0], every[1], len(ids), weights=weights, directed=bool(directed), ids=ids)
+
+
+def _plain(node: Hashable) -> Hashable:
+    """An id as Python has it: ``numpy.int64(3)`` is 3, in tuples too."""
+    if isinstance(node, tuple):
+        return tuple(_plain(part) for part in node)
+    return node.item() if isinstance(node, np.generic) else node
 
 
 def _check_ids(ids: Sequence[Hashable] | None, texts: Sequence[str] | None, nodes: int) -> None:

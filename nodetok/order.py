@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import kendalltau
 
-from nodetok.distances import UNREACHABLE, hops
+from nodetok.distances import hops, reached
 from nodetok.graph import Graph
 from setrec.errors import ConfigError
 
@@ -52,11 +52,12 @@ def sample_triplets(graph: Graph, pivots: np.ndarray, count: int, rng: np.random
         ConfigError: the graph has no pivot from which two nodes lie at different distances.
     """
     table = hops(graph.undirected, pivots)
-    members = np.flatnonzero((table != UNREACHABLE).any(axis=1))
+    there = reached(table)
+    members = np.flatnonzero(there.any(axis=1))
     i = rng.integers(len(pivots), size=3 * count)
     j, k = members[rng.integers(len(members), size=(2, 3 * count))]
     a, b = table[j, i], table[k, i]
-    good = np.flatnonzero((a != b) & (a != UNREACHABLE) & (b != UNREACHABLE))[:count]
+    good = np.flatnonzero((a != b) & there[j, i] & there[k, i])[:count]
     if not len(good):
         raise ConfigError("no two nodes lie at different distances from a pivot: nothing to order")
     i, j, k, nearer = i[good], j[good], k[good], (a < b)[good]
@@ -72,8 +73,8 @@ def kendall(
     table = hops(graph.undirected, pivots)
     found = []
     for column, pivot in enumerate(pivots):
-        reached = np.flatnonzero((table[:, column] != UNREACHABLE) & (np.arange(len(graph)) != pivot))
-        some = rng.permutation(reached)[:nodes]
+        others = np.flatnonzero(reached(table[:, column]) & (np.arange(len(graph)) != pivot))
+        some = rng.permutation(others)[:nodes]
         if len(np.unique(table[some, column])) > 1:
             own = np.broadcast_to(positions[pivot], (len(some), positions.shape[1]))
             found.append(kendalltau(table[some, column], -similarity(own, positions[some])).statistic)

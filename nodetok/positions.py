@@ -1,13 +1,12 @@
-"""Distances to positions: exp(-tau d), or a map learned with NT-LLM's rank-preserving objective.
+"""Distances to positions: exp(-tau d), an inner product apart from similarity.
 
-With z = exp(-tau d) the inner product of two nodes is sum_k exp(-tau (d_ik + d_jk)), a soft minimum over the ways
-through an anchor; it is what attention computes, unreachable is 0, and nothing has to be trained. The learned map
-follows the paper: Euclidean distances of positions shall order nodes as hops do.
+The inner product of two nodes is sum_k exp(-tau (d_ik + d_jk)), a soft minimum over the ways through an anchor; it is
+what attention computes, unreachable is 0, and nothing has to be trained. NT-LLM trains a map under the objective that
+Euclidean distances of positions order nodes as hops do. On Cora and WN18RR such a map ordered 8 points worse than
+exp(-2 d); what is left of the objective here fits one tau an anchor.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,24 +15,24 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nodetok import order
-from nodetok.distances import UNREACHABLE, hops
+from nodetok.distances import hops, reached
 from nodetok.graph import Graph
 from setrec.settings import Settings
+
+LARGEST = 40.0
+"""Largest exponent: the product of two such positions, exp(-80), is still a number in float32."""
 
 
 class PositionSettings(Settings):
     """How distances become positions.
 
-    ``decay``: exp(-tau d), ``tau`` its start; with ``steps`` > 0 a tau per anchor is fitted to the order of hops first.
-    ``ranked``: a map to ``width`` numbers, trained for ``steps`` steps of ``batch`` triplets over the anchors and
-    ``pivots`` further nodes. On Cora and WN18RR a fitted tau orders 0.2 to 0.4 points better than the start, the map 8
-    points worse; see docs/benchmarks.md.
+    ``tau`` is the rate of decay per hop, or per median length of an edge where edges have lengths; it is lowered where
+    the farthest node would else vanish (see :func:`rate`). With ``steps`` > 0 a tau per anchor is fitted to the order
+    of hops, in steps of ``batch`` triplets over the anchors and ``pivots`` further nodes: 0.2 to 0.4 points on Cora
+    and WN18RR, see docs/benchmarks.md.
     """
 
-    kind: Literal["decay", "ranked"] = "decay"
     tau: float = Field(2.0, gt=0)
-    width: int = Field(128, ge=2)
-    hidden: int = Field(512, ge=2)
     pivots: int = Field(256, ge=0)
     steps: int = Field(0, ge=0)
     batch: int = Field(4096, ge=16)
@@ -42,16 +41,16 @@ class PositionSettings(Settings):
 
 
 def as_lengths(distances: Tensor) -> Tensor:
-    """Distances as float, infinite where there is no path."""
-    if distances.dtype == torch.uint8:
-        return distances.float().masked_fill(distances == UNREACHABLE, float("inf"))
-    return distances.float()
+    """Distances of any type as float, infinite where there is no path."""
+    if distances.is_floating_point():
+        return distances.float()
+    return distances.float().masked_fill(distances == torch.iinfo(distances.dtype).max, float("inf"))
 
 
-class DecayPositions(nn.Module):
+class Positions(nn.Module):
     """exp(-tau_k d_k): K numbers in (0, 1], 0 for unreachable anchors. Similarity: inner product."""
 
-    def __init__(self, anchors: int, tau: float) -> None:
+    def __init__(self, anchors: int, tau: float = 2.0) -> None:
         super().__init__()
         self.width = anchors
         self.log_tau = nn.Parameter(torch.full((anchors,), float(np.log(tau))))
@@ -60,8 +59,8 @@ class DecayPositions(nn.Module):
         """Positions (..., K) from distances (..., K)."""
         lengths = as_lengths(distances)
         # Not exp(-inf), whose gradient with respect to tau is not a number.
-        reached = torch.isfinite(lengths)
-        return torch.exp(-self.log_tau.exp() * lengths.masked_fill(~reached, 0.0)) * reached
+        there = torch.isfinite(lengths)
+        return torch.exp(-self.log_tau.exp() * lengths.masked_fill(~there, 0.0)) * there
 
     def similarity(self, a: Tensor, b: Tensor) -> Tensor:
         """Inner product over the last axis."""
@@ -70,50 +69,26 @@ class DecayPositions(nn.Module):
     def margin(self, pivot: Tensor, near: Tensor, far: Tensor) -> Tensor:
         """How much more similar ``near`` is, in hops: the difference of the logarithms of the soft minima."""
         tau = self.log_tau.exp()
-        a, b, c = (-tau * as_lengths(x).clamp(max=64.0) for x in (pivot, near, far))
+        beyond = 3 * LARGEST / float(tau.detach().min())
+        a, b, c = (-tau * as_lengths(x).clamp(max=beyond) for x in (pivot, near, far))
         return (torch.logsumexp(a + b, dim=-1) - torch.logsumexp(a + c, dim=-1)) / tau.mean()
 
 
-class RankedPositions(nn.Module):
-    """A two-layer map of exp(-tau d) to ``width`` numbers. Similarity: minus the Euclidean distance (NT-LLM)."""
+def rate(table: np.ndarray, unit: float, tau: float) -> float:
+    """The rate of decay for path lengths (V, K) measured in edges of length ``unit``, whatever their scale.
 
-    def __init__(self, anchors: int, tau: float, width: int, hidden: int) -> None:
-        super().__init__()
-        self.width = width
-        self.decay = DecayPositions(anchors, tau)
-        self.map = nn.Sequential(nn.Linear(anchors, hidden), nn.GELU(), nn.Linear(hidden, width))
-
-    def forward(self, distances: Tensor) -> Tensor:
-        """Positions (..., width) from distances (..., K)."""
-        return self.map(self.decay(distances))
-
-    def similarity(self, a: Tensor, b: Tensor) -> Tensor:
-        """Minus the Euclidean distance over the last axis."""
-        return -torch.linalg.vector_norm(a - b, dim=-1)
-
-    def margin(self, pivot: Tensor, near: Tensor, far: Tensor) -> Tensor:
-        """How much farther ``far`` is."""
-        a, b, c = self(pivot), self(near), self(far)
-        return self.similarity(a, b) - self.similarity(a, c)
-
-
-Positions = DecayPositions | RankedPositions
-
-
-def build(anchors: int, settings: PositionSettings) -> Positions:
-    """An untrained encoder for K = ``anchors`` columns of distances."""
-    if settings.kind == "decay":
-        return DecayPositions(anchors, settings.tau)
-    with torch.random.fork_rng(devices=[]):  # loading a tokenizer must not reseed what the caller draws next
-        torch.manual_seed(settings.seed)
-        return RankedPositions(anchors, settings.tau / 4, settings.width, settings.hidden)
+    ``tau`` over the unit, but at most :data:`LARGEST` over the longest distance: the default of 2 stays as it is where
+    no path has more than 20 hops.
+    """
+    longest = float(table.max(where=reached(table), initial=0))
+    return min(tau / unit, LARGEST / longest if longest else np.inf)
 
 
 def fit(positions: Positions, graph: Graph, anchors: np.ndarray, table: np.ndarray, settings: PositionSettings) -> None:
-    """Train on the order of hops: mean softplus(-margin) over triplets of a pivot, a nearer and a farther node.
+    """Fit tau to the order of hops: mean softplus(-margin) over triplets of a pivot, a nearer and a farther node.
 
-    ``table`` (V, K) are the distances of all nodes. Pivots are the anchors and ``settings.pivots`` random nodes, so
-    that the map does not learn the anchors by heart. The form of the loss is ours; the paper's is not public.
+    ``table`` (V, K) are the distances of all nodes. Pivots are the anchors and ``settings.pivots`` random nodes. The
+    form of the loss is ours; the paper's is not public.
     """
     rng = np.random.default_rng([settings.seed, 1])
     extra = order.sample_pivots(graph.undirected, settings.pivots, rng, without=anchors)
@@ -140,6 +115,6 @@ def _draw(exact: np.ndarray, batch: int, rng: np.random.Generator) -> tuple[np.n
     i = rng.integers(exact.shape[1], size=batch)
     j, k = rng.integers(len(exact), size=(2, batch))
     a, b = exact[j, i], exact[k, i]
-    keep = (a != b) & (a != UNREACHABLE) & (b != UNREACHABLE)
+    keep = (a != b) & reached(a) & reached(b)
     swap = a > b
     return i[keep], np.where(swap, k, j)[keep], np.where(swap, j, k)[keep]

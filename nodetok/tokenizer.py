@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from nodetok import anchors, distances, positions
 from nodetok.anchors import Anchors, AnchorSettings
-from nodetok.distances import FARTHEST, UNREACHABLE, DistanceSettings
+from nodetok.distances import DistanceSettings, as_type, fitting, reached, refuse_outside, unreachable
 from nodetok.graph import Graph
 from nodetok.positions import Positions, PositionSettings
 from setrec.atomic import atomic_directory
@@ -38,7 +39,7 @@ class TokenizerSettings(Settings):
 class NodeTokenizer:
     """Fitted to a graph: the anchors' ids, the distance table (V, columns) and the position encoder.
 
-    Columns are K, or 2 K where both directions of a directed graph count.
+    Columns are K, or 2 K where both directions of a directed graph count. ``digest`` is the graph's.
     """
 
     settings: TokenizerSettings
@@ -46,6 +47,7 @@ class NodeTokenizer:
     anchor_ids: tuple[Hashable, ...]
     table: np.ndarray
     positions: Positions
+    digest: int | None = None
 
     @classmethod
     def fit(cls, graph: Graph, settings: TokenizerSettings | None = None) -> NodeTokenizer:
@@ -58,22 +60,33 @@ class NodeTokenizer:
     @classmethod
     def of(cls, graph: Graph, settings: TokenizerSettings, chosen: Anchors, table: np.ndarray) -> NodeTokenizer:
         """From anchors and distances measured elsewhere, by blocks on a cluster for instance."""
-        encoder = positions.build(table.shape[1], settings.positions)
+        encoder = Positions(table.shape[1], _rate(graph, table, settings))
         if settings.positions.steps:
             positions.fit(encoder, graph, chosen.rows, table, settings.positions)
-        return cls(settings, chosen, tuple(graph.id(row) for row in chosen.rows), table, encoder.eval())
+        return cls(settings, chosen, tuple(graph.id(row) for row in chosen.rows), table, encoder.eval(), graph.digest)
 
     @property
     def width(self) -> int:
         """Numbers in a node's position."""
         return self.positions.width
 
+    @cached_property
+    def every(self) -> np.ndarray:
+        """Positions of all nodes, float32 (V, width), computed once."""
+        return self.transform()
+
     def __len__(self) -> int:
         return len(self.table)
 
     @torch.no_grad()
     def transform(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """Positions, float32 (V, width), or of the given rows only."""
+        """Positions, float32 (V, width), or of the given rows only.
+
+        Raises:
+            ConfigError: a row lies outside the graph.
+        """
+        if rows is not None:
+            refuse_outside(np.asarray(rows), len(self))
         table = self.table if rows is None else self.table[rows]
         parts = np.array_split(table, max(1, len(table) // 65_536))
         return np.concatenate([self.positions(torch.from_numpy(np.ascontiguousarray(p))).numpy() for p in parts])
@@ -91,48 +104,86 @@ class NodeTokenizer:
         """Positions, float32 (n, width), of nodes the graph does not hold, from the rows of their neighbours.
 
         Exact for hops of a node that shortens no path between others; its arcs have length 1. Walks are averaged.
+
+        Raises:
+            ConfigError: a neighbour lies outside the graph.
         """
-        empty = np.full(self.table.shape[1], UNREACHABLE if self.table.dtype == np.uint8 else np.inf)
-        found = [self._beside(self.table[rows]) if len(rows) else empty for rows in neighbours]
-        table = np.asarray(found, dtype=self.table.dtype).reshape(len(neighbours), -1)
+        for rows in neighbours:
+            refuse_outside(np.asarray(rows), len(self))
+        kind = np.dtype(np.float32 if self.table.dtype.kind == "f" else np.int64)
+        table = np.full((len(neighbours), self.table.shape[1]), unreachable(kind), dtype=kind)
+        for row, beside in enumerate(neighbours):
+            if len(beside):
+                own = self.table[beside]
+                table[row] = self._beside(own if kind.kind == "f" else as_type(own, kind))
         return self.positions(torch.from_numpy(table)).numpy()
 
     def _beside(self, table: np.ndarray) -> np.ndarray:
         if self.settings.distances.kind == "walks":
             with np.errstate(divide="ignore"):
                 return -np.log((1 - self.settings.distances.restart) * np.exp(-table).mean(axis=0))
-        nearest = table.min(axis=0).astype(np.float32)
-        if table.dtype != np.uint8:
-            return nearest + 1
-        return np.where(nearest == UNREACHABLE, UNREACHABLE, np.minimum(nearest + 1, FARTHEST))
+        nearest = table.min(axis=0)
+        return nearest + reached(nearest).astype(table.dtype)
 
     def update(self, grown: Graph, source: np.ndarray, target: np.ndarray) -> NodeTokenizer:
         """The tokenizer for a graph to which the edges ``source`` to ``target`` (rows) and perhaps nodes at the end
-        were added (:meth:`Graph.with_edges`); hops and lengths are exact, only what changed is visited. Walks are
-        measured anew."""
+        were added (:meth:`Graph.with_edges`); only what changed is visited. Walks are measured anew, and so is
+        everything where more has changed than that, an edge removed or a length: the result is always exact.
+
+        Raises:
+            ConfigError: an end of an edge outside the graph, an edge that the graph does not hold, a graph with fewer
+                nodes or with other nodes in the anchors' rows.
+        """
         s = self.settings.distances
+        source, target = (np.asarray(ends, dtype=np.int64).reshape(-1) for ends in (source, target))
+        added = self._added(grown, source, target)
         chosen = Anchors(self.anchors.rows, self.anchors.gains, len(grown))
-        if s.kind == "walks":
-            return NodeTokenizer(self.settings, chosen, self.anchor_ids, self.measure(grown), self.positions)
-        fresh = np.full(
-            (len(grown) - len(self.table), self.table.shape[1]), UNREACHABLE if s.kind == "hops" else np.inf
-        )
-        table = np.concatenate([self.table, fresh.astype(self.table.dtype)])
+        if s.kind == "walks" or added != grown.digest:
+            return replace(self, anchors=chosen, table=self.measure(grown), digest=grown.digest)
+        # As int64, new paths may be of any length; hops are given the type that fits them in the end.
+        table = self.table if s.kind == "weighted" else as_type(self.table, np.int64)
+        fresh = np.full((len(grown) - len(table), table.shape[1]), unreachable(table.dtype), dtype=table.dtype)
+        table = np.concatenate([table, fresh])
         touched = np.concatenate([source, target, np.arange(len(self.table), len(grown))])
         seen = distances.views(grown, s)
         for view, block in zip(seen, np.split(table, len(seen), axis=1), strict=True):
             own = np.ascontiguousarray(block)
             block[:] = distances.relax(view, own, touched, weighted=s.kind == "weighted")
-        return NodeTokenizer(self.settings, chosen, self.anchor_ids, table, self.positions)
+        table = table if s.kind == "weighted" else fitting(table)
+        return replace(self, anchors=chosen, table=table, digest=grown.digest)
 
     def nearest(self, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``k`` most similar other nodes by position, rows and similarities, best first; ties by row."""
-        with torch.no_grad():
-            every = torch.from_numpy(self.transform())
-            scores = self.positions.similarity(every[row][None], every).numpy()
+        """The ``k`` most similar other nodes by position, rows and similarities, best first; ties by row.
+
+        Raises:
+            ConfigError: ``row`` lies outside the graph.
+        """
+        refuse_outside(np.array([row]), len(self))
+        scores = self.every @ self.every[row]
         scores[row] = -np.inf
-        best = np.argsort(-scores, kind="stable")[: min(k, len(self) - 1)]
+        k = min(k, len(self) - 1)
+        # All that may be among the best, those equal to the last of them included, then in order.
+        some = np.flatnonzero(scores >= np.partition(scores, -k)[-k]) if k else np.empty(0, dtype=np.int64)
+        best = some[np.lexsort((some, -scores[some]))][:k]
         return best, scores[best]
+
+    def _added(self, grown: Graph, source: np.ndarray, target: np.ndarray) -> int | None:
+        """The digest of the graph known so far with the given edges added; ``None`` where that one has no digest."""
+        if len(grown) < len(self):
+            raise ConfigError(f"a graph of {len(grown)} nodes cannot have grown from one of {len(self)}")
+        refuse_outside(np.concatenate([source, target]), len(grown))
+        if not np.array_equal(grown.rows(self.anchor_ids), self.anchors.rows):
+            raise ConfigError("the anchors of the grown graph lie in other rows")
+        proper = source != target
+        source, target = source[proper], target[proper]
+        arcs = grown.find(source, target)
+        if (arcs < 0).any():
+            a, b = source[arcs < 0][0], target[arcs < 0][0]
+            raise ConfigError(f"the graph has no edge from {a} to {b}: add it first (Graph.with_edges)")
+        if not grown.directed:
+            arcs = np.concatenate([arcs, grown.find(target, source)])
+        more = int(grown.digests(np.unique(arcs)).sum(dtype=np.uint64))
+        return None if self.digest is None else (self.digest + more) % 2**64
 
     def describe(self) -> dict[str, Any]:
         """What a report says of it."""
@@ -140,7 +191,8 @@ class NodeTokenizer:
         return {
             "strategy": s.anchors.strategy, "anchors": len(self.anchors.rows), "radius": s.anchors.radius,
             "coverage": self.anchors.coverage, "knee": self.anchors.knee, "distances": s.distances.kind,
-            "positions": s.positions.kind, "columns": self.table.shape[1], "width": self.width,
+            "tau": float(self.positions.log_tau.detach().exp().mean()), "columns": self.table.shape[1],
+            "width": self.width,
         }  # fmt: skip
 
     def save(self, folder: str | Path) -> None:
@@ -164,6 +216,7 @@ class NodeTokenizer:
                 "format": FORMAT,
                 "settings": self.settings.model_dump(mode="json"),
                 "nodes": len(self.table),
+                "digest": self.digest,
                 "anchor_ids": [_plain(node) for node in self.anchor_ids],
             }
             (target / "tokenizer.json").write_text(json.dumps(record, indent=2))
@@ -186,32 +239,42 @@ class NodeTokenizer:
             rows, gains = tensors.pop("anchors").numpy(), tensors.pop("gains").numpy()
             ids = tuple(_hashable(node) for node in record["anchor_ids"])
             _agree(settings, record["nodes"], len(set(ids)), table, rows, gains)
-            encoder = positions.build(table.shape[1], settings.positions)
+            encoder = Positions(table.shape[1])
             encoder.load_state_dict({name.removeprefix("positions."): value for name, value in tensors.items()})
         except (OSError, KeyError, ValueError, RuntimeError, TypeError, ValidationError, SafetensorError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(f"{folder}: node tokenizer cannot be loaded: {reason}") from error
-        return cls(settings, Anchors(rows, gains, len(table)), ids, table, encoder.eval())
+        return cls(settings, Anchors(rows, gains, len(table)), ids, table, encoder.eval(), record.get("digest"))
 
     def check(self, graph: Graph) -> None:
-        """Whether ``graph`` is the one this tokenizer was fitted to, by size and anchors.
+        """Whether ``graph`` is the one this tokenizer was fitted to, by size, anchors and, where it is known, digest.
 
         Raises:
             ConfigError: it is not.
         """
         try:
             same = len(graph) == len(self) and np.array_equal(graph.rows(self.anchor_ids), self.anchors.rows)
+            same = same and self.digest in (None, graph.digest)
         except UnknownNodeError:
             same = False
         if not same:
             raise ConfigError("the node tokenizer was fitted to another graph")
 
 
+def _rate(graph: Graph, table: np.ndarray, settings: TokenizerSettings) -> float:
+    """Tau of untrained positions; walks are logarithms of probabilities and have no scale to adapt to."""
+    tau, kind = settings.positions.tau, settings.distances.kind
+    if kind == "walks":
+        return tau
+    positive = graph.weights[graph.weights > 0] if kind == "weighted" and graph.weights is not None else np.ones(1)
+    return positions.rate(table, float(np.median(positive)) if len(positive) else 1.0, tau)
+
+
 def _agree(
     settings: TokenizerSettings, nodes: int, count: int, table: np.ndarray, rows: np.ndarray, gains: np.ndarray
 ) -> None:
-    kind = np.uint8 if settings.distances.kind == "hops" else np.float32
-    whole = table.ndim == 2 and len(table) == nodes and table.shape[1] in (count, 2 * count) and table.dtype == kind
+    kinds = (np.uint8, np.int32) if settings.distances.kind == "hops" else (np.float32,)
+    whole = table.ndim == 2 and len(table) == nodes and table.shape[1] in (count, 2 * count) and table.dtype in kinds
     if not whole or not rows.shape == gains.shape == (count,) or not 0 <= rows.min() <= rows.max() < nodes:
         raise ConfigError(f"{nodes} nodes and {count} anchors are not what the tensors hold")
 

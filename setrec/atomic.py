@@ -1,57 +1,146 @@
-"""Files and directories that are either there as a whole or not at all."""
+"""Files and directories that are there as a whole or not at all, and folders that do not outlive their process."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_HELD = ".held"
+"""The lock file in a working folder. The operating system holds the lock for the process, so a folder whose lock is
+free belongs to a process that was killed."""
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """A temporary sibling of ``path`` to write to; it takes the name ``path`` when the block ends without an error.
 
-    Readers see the old file or the new one, never a part. The parent directory is made where it is missing.
+    Readers see the old file or the new one, never a part. The parent directory is made where it is missing. An error
+    of the file system names ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())
-    try:
-        yield Path(name)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with _naming(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        os.chmod(name, 0o666 & ~_umask())
+        try:
+            yield Path(name)
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """A temporary sibling directory to fill; it takes the place of ``path`` when the block ends without an error.
 
-    After an error what was at ``path`` is untouched. A directory cannot be replaced in one system call everywhere,
-    so an earlier one is moved aside for an instant and moved back should the second move fail.
+    After an error, or a kill at any moment, the old directory or the new one is at ``path``: the two change places in
+    one system call. Where the file system has no such call, the old one is moved aside for an instant, and
+    :func:`recover` moves it back after a kill in that instant. What killed processes left is removed first.
+
+    Raises:
+        NotADirectoryError: a file is at ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
+    recover(path)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    with _naming(path), held_folder(path.parent, f".{path.name}.", ".tmp") as work:
         new = work / "new"
         new.mkdir()
         yield new
-        if path.exists():
-            path.rename(work / "old")
+        _put_in_place(new, path, work / "old")
+
+
+def recover(path: str | Path) -> None:
+    """Finish what a killed :func:`atomic_directory` began at ``path``: put the old directory back where none is there,
+    and remove its working folders."""
+    path = Path(path)
+    for work in abandoned(path.parent, f".{path.name}.", ".tmp"):
+        if not path.exists() and (work / "old").exists():
+            (work / "old").rename(path)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def held_folder(parent: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
+    """A new folder in ``parent``, removed with the block and locked for this process until then."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=parent))
+        lock = FileLock(folder / _HELD)
+        with suppress(Timeout, FileNotFoundError):  # somebody who clears up took it before it was locked
+            lock.acquire(timeout=0)
+            break
+    try:
+        yield folder
+    finally:
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def abandoned(parent: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
+    """Folders that :func:`held_folder` made in ``parent`` for processes that were killed; each is locked while the
+    caller has it. Folders of other origin have no lock file and are left alone."""
+    for folder in map(Path, glob.glob(f"{glob.escape(str(parent / prefix))}*{suffix}")):
+        if folder.is_symlink() or not (folder / _HELD).is_file():
+            continue
+        lock = FileLock(folder / _HELD)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):  # a living process has it, or another user
+            continue
+        try:
+            yield folder
+        finally:
+            lock.release()
+
+
+def _put_in_place(new: Path, path: Path, aside: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+    elif not _exchange(new, path):
+        path.rename(aside)
         try:
             new.rename(path)
         except OSError:
-            if (work / "old").exists():
-                (work / "old").rename(path)
+            aside.rename(path)
             raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; false where the system cannot."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    names = os.fsencode(one), os.fsencode(other)
+    return call is not None and call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let errors of the file system name ``path``, also those that a library raises as its own."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if found := _OS_ERROR.search(str(error)):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 def _umask() -> int:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "bf16", "float32"]
+from setrec.settings import Precision
 
 
 def resolve(asked: Precision, device: torch.device) -> Literal["bf16", "float32"]:

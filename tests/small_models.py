@@ -2,9 +2,9 @@
 
 import torch
 
-from setrec.models.backbones import BackboneSettings
 from setrec.models.item_tokens import ItemFeatures
-from setrec.models.setrec_model import ModelSettings, SetRecModel
+from setrec.models.setrec_model import SetRecModel
+from setrec.models.settings import BackboneSettings, ModelSettings
 
 ITEMS = 40
 

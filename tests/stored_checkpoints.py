@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from nodetok.words import train_tokenizer
+from nodetok.language.vocabulary import train_tokenizer
 from setrec.models.backbones import scratch_config
 
-WORDS = "a user chose these items in order name the item that is chosen next which class has this answer"
+WORDS = "a user chose these items in order name the item that is chosen next which class has this answer b c d : ? ; ."
 
 
 def stored_checkpoint(folder: Path, family: str, dtype: torch.dtype = torch.bfloat16) -> str:

@@ -18,8 +18,8 @@ import pandas as pd
 
 from pipelines.benchmark.analysis import analysis
 from pipelines.benchmark.base import problem
-from pipelines.benchmark.base.entrant import Clock, Entrant, Fitted
 from pipelines.benchmark.base.problem import Problem
+from pipelines.benchmark.base.system import Clock, Fitted, System
 from pipelines.common.fingerprints import of_value
 from pipelines.common.run_directory import environment
 from setrec.atomic import atomic_directory
@@ -31,7 +31,7 @@ PER_USER = "per_user.parquet"
 
 
 @dataclass(frozen=True)
-class Task:
+class FitTask:
     """A fit to be done: a system under the setting of that number in its grid, with a seed, within CPU minutes; either
     a try, for validation alone, or ``final``. ``key``: a hash of all that the result depends on (:func:`task`)."""
 
@@ -48,11 +48,13 @@ class Task:
         return root / kind / _slug(self.system) / f"seed-{self.seed}-{self.key[:16]}"
 
 
-def task(entrant: Entrant, number: int, seed: int, minutes: float, data: str, code: str, *, final: bool = True) -> Task:
+def task(
+    system: System, number: int, seed: int, minutes: float, data: str, code: str, *, final: bool = True
+) -> FitTask:
     """The task of a system under a setting of its grid, found again by its settings, the hash of the ``data`` and the
     version of the ``code``: where any of them changed it is another task."""
-    key = of_value([entrant.name, entrant.grid[number], seed, minutes, final, data, code])
-    return Task(entrant.name, number, seed, minutes, key, final)
+    key = of_value([system.name, system.grid[number], seed, minutes, final, data, code])
+    return FitTask(system.name, number, seed, minutes, key, final)
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,16 @@ class Record:
     environment: dict[str, Any] = field(default_factory=dict)
 
 
-def fit(root: Path, entrant: Entrant, task: Task, told: Callable[[float, str], None]) -> Record:
-    """Fit, rank, and keep it. What is chosen is chosen inside ``entrant.fit`` and by the records' ``valid``; the test
+def fit(root: Path, system: System, task: FitTask, told: Callable[[float, str], None]) -> Record:
+    """Fit, rank, and keep it. What is chosen is chosen inside ``system.fit`` and by the records' ``valid``; the test
     users are ranked once, at the end, and not for a try."""
     given = problem.load(root / "problem")
     clock = Clock(task.minutes, told)
-    fitted = entrant.fit(given, entrant.grid[task.number], task.seed, clock)
+    fitted = system.fit(given, system.grid[task.number], task.seed, clock)
     seconds = clock.seconds
     told(0.99, "ranks")
     record = Record(
-        task.system, task.number, task.seed, task.minutes, dict(entrant.grid[task.number]), _valid(given, fitted),
+        task.system, task.number, task.seed, task.minutes, dict(system.grid[task.number]), _valid(given, fitted),
         seconds, 0.0, fitted.chosen, fitted.curve, list(fitted.variants), {}, given.hash, environment(),
     )  # fmt: skip
     with atomic_directory(task.folder(root)) as new:
@@ -125,7 +127,7 @@ def _valid(given: Problem, fitted: Fitted) -> float:
     return ranking.mean_metric(fitted.scorer, given.valid, history=given.goal)
 
 
-def done(root: Path, task: Task) -> Record | None:
+def done(root: Path, task: FitTask) -> Record | None:
     """The record of a fit, ``None`` where there is none.
 
     Raises:
@@ -151,7 +153,7 @@ def table(found: ranking.PerUser) -> pd.DataFrame:
     )
 
 
-def per_user(root: Path, task: Task, variant: str = "") -> ranking.PerUser:
+def per_user(root: Path, task: FitTask, variant: str = "") -> ranking.PerUser:
     """What :func:`table` made of a fit, or of a variant of it."""
     rows = pd.read_parquet(task.folder(root) / _file(variant))
     metrics = [name for name in rows.columns if "@" in name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-from pipelines.benchmark import report, roster
+from pipelines.benchmark import registry, report
 from pipelines.benchmark.base import problem
 from pipelines.benchmark.base.problem import Protocol
 from pipelines.benchmark.run import Benchmark, BenchmarkSettings
@@ -33,7 +33,7 @@ def benchmark(
         DataError: the data cannot be used.
     """
     for name in settings.systems or ():
-        roster.entrant(name)  # a wrong name is told before texts are encoded for minutes
+        registry.system(name)  # a wrong name is told before texts are encoded for minutes
     place = run.root / "problem"
     if not problem.is_prepared(place):
         problem.prepare(data, protocol, place, encoder or _packaged())

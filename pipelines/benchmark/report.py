@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.benchmark import roster
+from pipelines.benchmark import registry
 from pipelines.benchmark.analysis import figures
 from pipelines.benchmark.analysis.sections import parts
 from pipelines.benchmark.analysis.significance import MEAN
@@ -54,7 +54,7 @@ def terminal_tables(found: Found) -> list[Table]:
 
 def ours(found: Found) -> str | None:
     """Which of the systems that took part is ours."""
-    return roster.ours({row["system"] for row in found["rows"]})
+    return registry.ours({row["system"] for row in found["rows"]})
 
 
 def _histories(found: Found) -> list[str]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import Field
 
-from pipelines.benchmark import fits, roster, tabulate
+from pipelines.benchmark import fits, registry, tabulate
 from pipelines.benchmark.base import problem
-from pipelines.benchmark.fits import Record, Task
+from pipelines.benchmark.fits import FitTask, Record
 from pipelines.common.board import FitsBoard
 from pipelines.common.cluster import ray_session
 from pipelines.common.fan_out import fan_out
@@ -29,7 +29,7 @@ class BenchmarkSettings(Settings):
     """``minutes``: CPU time for a system's final training, and again for all its tries on validation together
     (each gets an equal part). ``seeds``: fits of ours that stand in the table, ``opponent_seeds`` those of the others
     (``null``: as many). ``tries``: settings of each system that are tried, the first of its grid. ``systems``:
-    the entrants by name, ``null`` for all of the table; ``ablation``: with the rows between the published design and
+    the systems by name, ``null`` for all of the table; ``ablation``: with the rows between the published design and
     ours. ``gpu``: the share of a GPU that every fit gets beside its core.
     """
 
@@ -56,7 +56,7 @@ class Benchmark:
         """Do what is not done, write the results, return the table; the problem must be prepared."""
         s = self.settings
         given = problem.load(self.root / "problem")
-        names = roster.names(given, s.systems, ablation=s.ablation)
+        names = registry.names(given, s.systems, ablation=s.ablation)
         self._data, self._code = given.hash, of_statements(("setrec", "pipelines"))
         with ray_session(self.address):
             self._all("Tune", [task for name in names for task in self._tries(name)])
@@ -65,9 +65,9 @@ class Benchmark:
             self._all("Fit", [task for tasks in finals.values() for task in tasks])
         return tabulate.write(Run(self.root), finals, s.model_dump(mode="json"))
 
-    def _tries(self, name: str) -> list[Task]:
-        entrant, s = roster.entrant(name), self.settings
-        count = min(s.tries, len(entrant.grid))
+    def _tries(self, name: str) -> list[FitTask]:
+        system, s = registry.system(name), self.settings
+        count = min(s.tries, len(system.grid))
         tries = range(count) if count > 1 else ()
         return [self._task(name, number, 0, s.minutes / s.tries, final=False) for number in tries]
 
@@ -76,29 +76,29 @@ class Benchmark:
         values = [self._record(task).valid for task in self._tries(name)]
         return max(range(len(values)), key=values.__getitem__) if values else 0
 
-    def _finals(self, name: str, number: int) -> list[Task]:
+    def _finals(self, name: str, number: int) -> list[FitTask]:
         s, seeds = self.settings, 1
-        if roster.entrant(name).random:
-            seeds = s.seeds if name == roster.OURS or s.opponent_seeds is None else s.opponent_seeds
+        if registry.system(name).random:
+            seeds = s.seeds if name == registry.OURS or s.opponent_seeds is None else s.opponent_seeds
         return [self._task(name, number, seed, self.settings.minutes) for seed in range(seeds)]
 
-    def _task(self, name: str, number: int, seed: int, minutes: float, *, final: bool = True) -> Task:
-        return fits.task(roster.entrant(name), number, seed, minutes, self._data, self._code, final=final)
+    def _task(self, name: str, number: int, seed: int, minutes: float, *, final: bool = True) -> FitTask:
+        return fits.task(registry.system(name), number, seed, minutes, self._data, self._code, final=final)
 
-    def _record(self, task: Task) -> Record:
+    def _record(self, task: FitTask) -> Record:
         record = fits.done(self.root, task)
         if record is None:
             raise ConfigError(f"{task.folder(self.root)} is missing")
         return record
 
-    def _all(self, title: str, tasks: Sequence[Task]) -> None:
+    def _all(self, title: str, tasks: Sequence[FitTask]) -> None:
         missing = [task for task in tasks if fits.done(self.root, task) is None]
         with bar(f"{title} {len({task.system for task in tasks})} systems") as progress:
             if missing:
                 self._fit(missing, len(tasks), progress)
             progress.update(len(tasks), max(1, len(tasks)), f"{len(tasks)} fits, {len(missing)} of them new")
 
-    def _fit(self, missing: Sequence[Task], total: int, progress: Bar) -> None:
+    def _fit(self, missing: Sequence[FitTask], total: int, progress: Bar) -> None:
         import ray
 
         board = ray.remote(num_cpus=0)(FitsBoard).remote()
@@ -117,13 +117,13 @@ class _Done:
     total: int
 
 
-def _work(root: str, task: Task, board: Any) -> None:
+def _work(root: str, task: FitTask, board: Any) -> None:
     """One fit, on one core of whatever machine."""
     import torch
 
     torch.set_num_threads(1)
     name = f"{task.system} {task.number}.{task.seed}"
-    fits.fit(Path(root), roster.entrant(task.system), task, lambda share, note: board.write.remote(name, share, note))
+    fits.fit(Path(root), registry.system(task.system), task, lambda share, note: board.write.remote(name, share, note))
     board.write.remote(name, 1.0, "")
 
 

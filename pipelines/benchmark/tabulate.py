@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.benchmark import fits, roster
+from pipelines.benchmark import fits, registry
 from pipelines.benchmark.analysis import published
 from pipelines.benchmark.analysis.significance import significance
 from pipelines.benchmark.base import problem
 from pipelines.benchmark.base.problem import Problem
-from pipelines.benchmark.fits import Record, Task
+from pipelines.benchmark.fits import FitTask, Record
 from pipelines.common.run_directory import Run, environment
 from pipelines.reports import terminal
 from setrec.atomic import atomic_file
 from setrec.evaluation import ranking
 
-Finals = Mapping[str, Sequence[Task]]
+Finals = Mapping[str, Sequence[FitTask]]
 """By system the fits of seeds 0, 1, ... that stand in the table."""
 
 Runs = Mapping[str, Sequence[ranking.PerUser]]
@@ -59,7 +59,7 @@ def write(run: Run, finals: Finals, settings: Mapping[str, Any]) -> dict[str, An
 def comparisons(runs: Runs) -> list[dict[str, Any]]:
     """Ours against every other system over the same users, by seed and on the mean over seeds; none where ours did not
     take part."""
-    ours = roster.ours(runs)
+    ours = registry.ours(runs)
     if ours is None:
         return []
     whole = {name: [_whole(one) for one in seeds] for name, seeds in runs.items()}
@@ -71,7 +71,7 @@ def _whole(found: ranking.PerUser) -> ranking.PerUser:
     return replace(found, tables={key: own for key, own in found.tables.items() if key[1] in terminal.GROUPS})
 
 
-def _records(run: Run, tasks: Sequence[Task]) -> list[Record]:
+def _records(run: Run, tasks: Sequence[FitTask]) -> list[Record]:
     records = [fits.done(run.root, task) for task in tasks]
     return [record for record in records if record is not None]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from pipelines.common.progress import results
 from setrec.errors import ConfigError
 
 graph_app = typer.Typer(
@@ -75,22 +75,29 @@ def evaluate(
     for row in rows:
         low, high = f"{row['low']:.4f}", f"{row['high']:.4f}"
         table.add_row(row["system"], row["metric"], f"{row['value']:.4f}", f"{low} to {high}", str(row["seeds"]))
-    Console().print(table)
+    results().print(table)
 
 
 @graph_app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="A question; nodes as [[id]].")],
+    question: Annotated[str, typer.Argument(help="A question; nodes by id, title, words of their text, or as [[id]].")],
     run: RunOption,
     k: Annotated[int, typer.Option("-k", help="How many answers.", min=1)] = 5,
     mode: Annotated[str, typer.Option(help="grounded or text.")] = "grounded",
+    as_json: Annotated[bool, typer.Option("--json", help="Print all that is known of the answer as JSON.")] = False,
 ) -> None:
-    """Ask a trained model, e.g. setrec graph ask "How many hops are between [[35]] and [[1033]] ?" --run runs/g"""
+    """Ask a trained model, e.g. setrec graph ask "How far is 35 from 1033?" --run runs/g"""
     from pipelines.graph import jobs
 
     if mode not in ("grounded", "text"):
         raise ConfigError(f"--mode {mode}: grounded or text")
-    _print(jobs.answer(run, question, k, mode))
+    found = jobs.answer(run, question, k, mode)
+    if as_json:
+        _print(found)
+        return
+    print(found["sentence"])
+    if found["edges"]:
+        print("rests on " + ", ".join(" - ".join(edge) for edge in found["edges"]))
 
 
 def _print(value: Any) -> None:

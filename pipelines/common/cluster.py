@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipelines.common import signals
+from serving.deployment.quiet import quiet
 from setrec.errors import ConfigError
 
-QUIET = {
+REACH_SECONDS = 10.0
+"""How long a cluster's address is given to answer. Ray itself waits for a minute or more."""
+_TRAINING = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # of its 5 a busy machine needs more to import
-    "RAY_COLOR_PREFIX": "0",
-    # Ray says these on standard output, where results go; what is lost is started again and needs no word.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": (
-        "ServeController.graceful_shutdown|A worker died or was killed|has been marked dead because"
-        "|Raylet is terminated"
-    ),
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
 }
 
@@ -39,30 +34,69 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     the variable RAY_ADDRESS counts, which a submitted job finds set.
 
     Raises:
-        ConfigError: no cluster can be joined at the address.
+        ConfigError: no cluster can be joined at the address, or Ray does not start on this machine.
     """
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
+    quiet(_TRAINING)
     import ray
 
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    address = _chosen[0] or address or os.environ.get("RAY_ADDRESS") or None
     if ray.is_initialized():
         yield
         return
+    if address:
+        _require_answer(address)
     # Without "local" Ray joins what `ray start` last started on this machine.
     own: dict[str, Any] = {"address": "local", "num_cpus": cpus or os.cpu_count(), "include_dashboard": False}
     options: dict[str, Any] = {"address": address} if address else own
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **options)
-    except ConnectionError as error:
-        hint = "if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-        raise ConfigError(f"cannot join a Ray cluster at {address}: none answers there; {hint}") from error
+        with signals.unchanged():
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **options)
+    except Exception as error:  # Ray raises errors of many kinds, and what went wrong is the user's to mend
+        ray.shutdown()
+        raise ConfigError(_why_not_joined(error, address)) from error
     for name in ("ray", "ray.train", "ray.data", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+_chosen: list[str | None] = [None]
+
+
+def join(address: str | None) -> None:
+    """Have this process join the cluster at ``address``, whatever configurations say; ``None`` leaves it to them."""
+    _chosen[0] = address
+
+
+def _require_answer(address: str) -> None:
+    """See that something that speaks gRPC answers at ``HOST:PORT`` or ``ray://HOST:PORT``; other forms are Ray's.
+
+    Raises:
+        ConfigError: nobody answers within :data:`REACH_SECONDS`.
+    """
+    found = re.fullmatch(r"(?:ray://)?([^/:]+|\[[^]]+\]):(\d+)", address)
+    if found is None or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return
+    import grpc
+
+    with grpc.insecure_channel(f"{found[1]}:{found[2]}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=REACH_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise ConfigError(_why_not_joined(ConnectionError(), address)) from None
+
+
+def _why_not_joined(error: Exception, address: str | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    if address is None:
+        return f"Ray did not start on this machine: {reason}; run again when it is less busy"
+    if isinstance(error, ConnectionError):
+        reason = "none answers there"
+    hint = "if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+    return f"cannot join a Ray cluster at {address}: {reason}; {hint}"
 
 
 def quiet_data() -> None:

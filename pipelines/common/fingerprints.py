@@ -36,7 +36,7 @@ def of_statements(packages: tuple[str, ...]) -> str:
 
 
 def _of_files(packages: tuple[str, ...], read: Callable[[Path], str]) -> str:
-    home, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    home, digest = Path(__file__).resolve().parents[2], hashlib.sha256()
     for package in packages:
         for path in sorted((home / package).rglob("*.py")):
             digest.update(f"{path.relative_to(home)}\0{read(path)}\0".encode())

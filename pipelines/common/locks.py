@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -11,31 +10,33 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from setrec.errors import ConfigError
 
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path`` until the block ends.
+    """Hold the lock file ``path`` until the block ends. The file says who has it.
 
-    It is the operating system that holds it for the process, so one that was killed holds nothing: there are no stale
-    locks to be told from others by process numbers, which repeat, and not on another machine. The file says who has it.
+    The operating system holds the lock for the process, so one that was killed holds nothing.
 
     Raises:
         ConfigError: another process has it; the message says which.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{path.parent}: another run is under way ({_holder(path)})") from None
-        file.truncate(0)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"{path.parent}: another job is under way ({_holder(path)})") from None
+    try:
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        json.dump({"host": platform.node(), "pid": os.getpid(), "started": started}, file)
-        file.flush()
+        path.write_text(json.dumps({"host": platform.node(), "pid": os.getpid(), "started": started}))
         yield
-        file.truncate(0)
+        path.write_text("")
+    finally:
+        lock.release()
 
 
 def _holder(path: Path) -> str:

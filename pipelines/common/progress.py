@@ -1,36 +1,80 @@
-"""Progress bars with the time left, for people at a terminal; a plain line per step where there is none."""
+"""Progress with the time left: a bar at a terminal; elsewhere a line every half minute and one at the end of a step.
+
+Nothing is wrapped where lines go to a file or a pipe.
+"""
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers.utils import logging as transformers_logging
 
-console = Console(stderr=True)
+LINE_SECONDS = 30.0
+"""Longest time between two lines of a step off a terminal."""
+_UNBOUNDED = 10_000
+
+
+def console_on(stream: TextIO) -> Console:
+    """A console that wraps at the width of a terminal, and nowhere else."""
+    return Console(file=stream, width=None if stream.isatty() else _UNBOUNDED)
+
+
+class _Standard(Console):
+    """Writes to what standard error is at the time."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, width=None if sys.stderr.isatty() else _UNBOUNDED)
+
+
+console: Console = _Standard()
 """Progress and remarks go to standard error; results go to standard output."""
 
-transformers_logging.disable_progress_bar()
+
+def results() -> Console:
+    """The console that results go to."""
+    return console_on(sys.stdout)
 
 
 class Bar:
-    """One line of progress. ``update`` may be called as often as one likes."""
+    """The progress of one step. ``update`` may be called as often as one likes, from any thread."""
 
-    def __init__(self, progress: Progress, task: Any) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self) -> None:
+        self.done, self.total, self.note = 0.0, 0.0, ""
 
     def update(self, done: float, total: float, note: str = "") -> None:
         """Show ``done`` of ``total`` and a short note."""
+        self.done, self.total, self.note = done, total, note
+
+
+class _Drawn(Bar):
+    """A bar at a terminal."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        super().__init__()
+        self._progress, self._task = progress, progress.add_task(title, total=None, note="")
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        super().update(done, total, note)
         self._progress.update(self._task, completed=done, total=total, note=note)
 
 
 @contextmanager
 def bar(title: str) -> Iterator[Bar]:
-    """A bar for one step; on leaving, a line stays that says how long the step took and its last note."""
+    """The progress of one step; at its end a line says how long it took and its last note."""
+    began = time.perf_counter()
+    with _drawn(title) if console.is_terminal else _lines(title, began) as shown:
+        yield shown
+    console.print(f"[green]✓[/green] {title:<34} {time.perf_counter() - began:6.1f} s  [dim]{shown.note}[/dim]")
+
+
+@contextmanager
+def _drawn(title: str) -> Iterator[Bar]:
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(bar_width=28),
@@ -40,9 +84,39 @@ def bar(title: str) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
     )
-    began = time.perf_counter()
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(title, total=None, note="")
-        yield Bar(progress, task)
-        note = progress.tasks[0].fields["note"]
-    console.print(f"[green]✓[/green] {title:<34} {time.perf_counter() - began:6.1f} s  [dim]{note}[/dim]")
+        yield _Drawn(progress, title)
+
+
+@contextmanager
+def _lines(title: str, began: float) -> Iterator[Bar]:
+    shown, ended = Bar(), threading.Event()
+
+    def say() -> None:
+        while not ended.wait(LINE_SECONDS):
+            console.print(f"… {_line(title, shown, time.perf_counter() - began)}")
+
+    speaker = threading.Thread(target=say, daemon=True, name="progress")
+    speaker.start()
+    try:
+        yield shown
+    finally:
+        ended.set()
+        speaker.join()
+
+
+def _line(title: str, shown: Bar, seconds: float) -> str:
+    """Step, share, time so far, time left and note; of what is not known yet nothing is said."""
+    parts = [title]
+    if share := shown.done / shown.total if shown.total else 0.0:
+        parts.append(f"{share:.0%}")
+    parts.append(f"{_clock(seconds)} so far")
+    if share:
+        parts.append(f"about {_clock(seconds * (1 - share) / share)} left")
+    return ", ".join([*parts, *([shown.note] if shown.note else [])])
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

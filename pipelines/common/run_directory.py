@@ -17,8 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from setrec.atomic import atomic_file
+from pipelines.common import fingerprints
+from pipelines.common.locks import exclusive
+from setrec import __version__
+from setrec.atomic import atomic_file, recover
 from setrec.errors import ConfigError
+
+MARKER, LOCK, FORMAT = "run.json", ".lock", 1
 
 LIBRARIES = (
     "torch",
@@ -138,42 +143,127 @@ class Run:
         with path.open("a") as file:
             file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
 
+    @property
+    def _marker(self) -> dict[str, Any] | None:
+        """What ``run.json`` says; ``None`` where the folder is no run.
+
+        A run of a version that left no marker is known by its configuration and its data directory.
+        """
+        try:
+            found = self.read_json(MARKER)
+            if found is None and self.config.is_file() and "settings" in (self.read_json("data/data.json") or {}):
+                found = {"format": FORMAT, "wrote": [name for name in OWNED if (self.root / name).exists()], "made": {}}
+            return None if found is None else {"made": {}, **found, "wrote": list(found["wrote"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self.root / MARKER} is damaged") from error
+
+    def claim(self, *names: str) -> None:
+        """Note that a job is about to write ``names``, entries of the folder; makes the run where there is none.
+
+        Raises:
+            ConfigError: the folder holds something and is no run, or one of the names exists and no job wrote it.
+        """
+        marker = self._marker
+        if marker is None:
+            self._require_empty()
+            marker = {"format": FORMAT, "wrote": [], "made": {}}
+        for name in names:
+            if name not in marker["wrote"] and (self.root / name).exists():
+                raise ConfigError(f"{self.root / name} was not written by a job and will not be replaced: move it away")
+        marker["wrote"] = sorted({*marker["wrote"], *names})
+        self.write_json(MARKER, marker)
+
+    def _require_empty(self) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            raise ConfigError(f"{self.root} is a file, not the folder of a run")
+        others = (entry.name for entry in self.root.iterdir()) if self.root.exists() else ()
+        if any(not name.startswith((LOCK, f".{MARKER}.")) for name in others):
+            raise ConfigError(f"{self.root} is not empty and holds no run: name another folder with --run")
+
     def clear(self, keep: Collection[str] = ()) -> None:
-        """Remove what an earlier run left here, but for the names in ``keep``, and nothing else."""
-        for name in set(OWNED) - set(keep):
-            path = self.root / name
+        """Remove what jobs wrote here, but for the names in ``keep``, and nothing else."""
+        self.discard(*(name for name in (self._marker or {}).get("wrote", ()) if name not in keep))
+
+    def discard(self, *names: str) -> None:
+        """Remove entries that jobs wrote, and what is known of how they were made."""
+        marker = self._marker
+        if marker is None or not (gone := set(names) & {*marker["wrote"], *marker["made"]}):
+            return
+        for path in (self.root / name for name in gone):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        made = {name: parts for name, parts in marker["made"].items() if name not in gone}
+        self.write_json(MARKER, {**marker, "made": made})
+
+    def made(self, name: str) -> dict[str, str]:
+        """What the entry ``name`` was made from, by name of the part: hashes; empty where it is not known."""
+        return dict((self._marker or {"made": {}})["made"].get(name, {}))
+
+    def note_made(self, name: str, **parts: str) -> None:
+        """Keep what the entry ``name`` was made from; see :meth:`made`."""
+        self.claim()
+        marker = self._marker or {}
+        self.write_json(MARKER, {**marker, "made": {**marker["made"], name: parts}})
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a training has begun and not ended, so that the model is not that of the configuration."""
+        return bool((self._marker or {}).get("unfinished"))
+
+    def set_unfinished(self, unfinished: bool) -> None:
+        """Keep whether a training is under way."""
+        self.claim()
+        self.write_json(MARKER, {**(self._marker or {}), "unfinished": unfinished})
+
+    def hash_of(self, path: Path) -> str:
+        """The hash of what a file or folder of the run holds; unchanged files are not read twice."""
+        hashes = fingerprints.Hashes(self.root / "logs" / "hashes.json")
+        found = hashes.of_path(path)
+        hashes.save()
+        return found
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """Hold the run for one job, which first finishes or removes what a killed one left half done.
+
+        Raises:
+            ConfigError: another job is under way, or the folder holds something and is no run.
+        """
+        if self._marker is None and not (self.root / "problem").is_dir():  # which is what a benchmark begins with
+            self._require_empty()
+        new = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+        with exclusive(self.root / LOCK):
+            self._tidy()
+            try:
+                yield
+            finally:
+                if new and {entry.name for entry in self.root.iterdir()} == {LOCK}:
+                    (self.root / LOCK).unlink()
+                    for folder in new:
+                        folder.rmdir()
+
+    def _tidy(self) -> None:
+        """Nobody else writes here while the lock is held, so every temporary file belongs to a job that was killed."""
+        for name in (self._marker or {}).get("wrote", ()):
+            recover(self.root / name)
+            for left in self.root.glob(f".{name}.*.tmp"):
+                if left.is_file():
+                    left.unlink()
+        for left in self.features.glob(".*.tmp"):
+            left.unlink()
+        for left in self.root.glob(".data.*.spill"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
-OWNED = (
-    *(
-        "data",
-        "features",
-        "sasrec",
-        "checkpoints",
-        "model",
-        "bundle",
-        "logs",
-        "config.yaml",
-        "data.json",
-        "curves.jsonl",
-    ),
-    *(
-        "metrics.json",
-        "ablation.json",
-        "tuning",
-        "ablation",
-        "trials.json",
-        "best.yaml",
-        "scorer.json",
-        "popularity_groups.json",
-        "comparisons.json",
-        "per_user.parquet",
-        "examples.json",
-    ),
-    *("environment.json", "report.html", "gate.json", "audit.json"),
-)
-"""Every name a run may leave in its folder."""
+PREPARED = ("data", "data.json", "features", "config.yaml", "environment.json", "logs")
+TRAINED = ("sasrec", "checkpoints", "model", "curves.jsonl")
+EVALUATED = (
+    "scorer.json", "metrics.json", "popularity_groups.json", "comparisons.json", "per_user.parquet", "examples.json",
+    "report.html",
+)  # fmt: skip
+FOLLOWING = (*EVALUATED, "bundle", "gate.json", "audit.json")
+"""What is made from a trained model, and goes when another one is trained."""
+OWNED = (*PREPARED, *TRAINED, *FOLLOWING, "ablation", "ablation.json", "tuning", "trials.json", "best.yaml")
+"""Names that jobs may have left in a run without a marker."""
 
 
 def environment() -> dict[str, Any]:
@@ -184,6 +274,7 @@ def environment() -> dict[str, Any]:
             libraries[name] = version(name)
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "setrec": __version__,
         "command": " ".join(["setrec", *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),

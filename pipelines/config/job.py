@@ -10,6 +10,8 @@ import yaml
 from pydantic import AfterValidator, ValidationError
 
 from pipelines.common.trackers import TrackingSettings
+from pipelines.common.yaml_file import read_yaml
+from pipelines.config.problems import SettingsError, conflicts, problems_of
 from pipelines.config.search_space import TuneSettings
 from pipelines.config.sections import (
     ClusterSettings,
@@ -20,15 +22,13 @@ from pipelines.config.sections import (
     StructuralSettings,
 )
 from pipelines.data.settings import DataSettings
-from serving.retrieval.retriever import RetrieverSettings
+from serving.retrieval.policy import RetrieverSettings
 from serving.runtime.settings import ServingSettings
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
-from setrec.models.sasrec import SasRecSettings
-from setrec.models.setrec_model import ModelSettings
+from setrec.models.settings import ModelSettings, SasRecSettings
 from setrec.settings import Settings
-from setrec.training.losses import ObjectiveSettings
-from setrec.training.trainer import TrainingSettings
+from setrec.training.settings import ObjectiveSettings, TrainingSettings
 
 
 class JobConfig(Settings):
@@ -72,35 +72,27 @@ def load_config(path: Path, overrides: list[str] | None = None) -> JobConfig:
     return validate(read_yaml(path), str(path), overrides)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The sections of a YAML file as plain values.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds something else.
-    """
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a mapping of sections is expected")
-    return raw
-
-
 def validate(raw: dict[str, Any], source: str, overrides: list[str] | None = None) -> JobConfig:
     """The configuration from plain values and overrides; ``source`` names them in an error.
 
     Raises:
-        ConfigError: a key or value is not allowed.
+        SettingsError: keys or values are not allowed; it tells all of them.
     """
     apply_overrides(raw, overrides)
     try:
         return JobConfig.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise SettingsError(source, problems_of(error, JobConfig, raw)) from error
+
+
+def require_agreement(config: JobConfig, source: str) -> None:
+    """See that the settings of a whole night agree with each other.
+
+    Raises:
+        SettingsError: some do not.
+    """
+    if found := list(conflicts(config)):
+        raise SettingsError(source, found)
 
 
 def apply_overrides(raw: dict[str, Any], overrides: list[str] | None) -> None:

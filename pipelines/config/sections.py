@@ -111,10 +111,10 @@ class EvaluationSettings(Settings):
     up to some ten thousand users.
     """
 
-    ks: tuple[int, ...] = (5, 10, 20)
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20), min_length=1)
     resamples: int = Field(1000, ge=10)
     weight_step: float = Field(0.1, gt=0, le=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     examples: int = Field(5, ge=0)
     components: tuple[str, ...] | None = None
     opponents: tuple[Literal["popularity", "item_knn", "sasrec"], ...] = ("popularity", "item_knn")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.common.progress import bar
-from pipelines.common.run_directory import Run
+from pipelines.common.run_directory import EVALUATED, Run
 from pipelines.config.job import JobConfig
 from pipelines.config.sections import EvaluationSettings
 from pipelines.data import directory
@@ -18,14 +18,15 @@ from pipelines.evaluation.scorer import SCORER, hybrid_scorer, known_at_test, re
 from pipelines.evaluation.shard_evaluate import Workers
 from pipelines.evaluation.system_names import ALONE, ITEM_KNN, OURS, POPULARITY, SASREC, WITHOUT
 from pipelines.evaluation.systems import Systems
-from pipelines.features import item_features
+from pipelines.features import item_features, lineage
 from setrec.atomic import atomic_file
 from setrec.data.catalog import TEST, Catalog, Histories
 from setrec.errors import ConfigError, DataError
-from setrec.evaluation import ranking
+from setrec.evaluation import beyond_accuracy, ranking
 from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring import baselines, registry
+from setrec.scoring.text_similarity import TextFeatures
 from setrec.scoring.weight_search import Found
 
 
@@ -39,7 +40,8 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
         ConfigError: the run has not been trained, a component is not known, or a batch failed for good.
         DataError: there is nobody to evaluate on.
     """
-    run.require(run.model, "train")
+    made_from = {"model": lineage.require_model(run, config), "data": lineage.of_data(run)}
+    run.claim(*EVALUATED)
     catalog, histories = directory.load(run.data)
     items, s = len(catalog), config.evaluation
     cases = ranking.Cases.of(histories, TEST)
@@ -50,7 +52,9 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     model = SetRecModel.from_pretrained(run.model)
     weights, without = choose_weights(run, model, catalog, histories, config)
     given, knn_tried = _untrained(histories, items, s)
-    run.write_json(SCORER, {**record(weights), "without_model": record(without), "item_knn": knn_tried})
+    run.discard(*EVALUATED)
+    chosen = {**record(weights), "without_model": record(without), "item_knn": knn_tried}
+    run.write_json(SCORER, {**chosen, "made_from": made_from})
     load = partial(Systems.load, run.root.resolve(), config, given, groups, weights.weights, without.weights)
     names = [*given, *([SASREC] if "sasrec" in s.opponents else []), OURS, ALONE, WITHOUT]
     with shard_evaluate.workers(load, config) as each:
@@ -59,10 +63,11 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     run.write_json("metrics.json", [r for r in rows if not r["group"].startswith("popularity:")])
     run.write_json("popularity_groups.json", [r for r in rows if r["group"].startswith("popularity:")])
     run.write_json("comparisons.json", _comparisons(results, s))
+    texts = item_features.text_features(run, catalog)
+    run.write_json("beyond_accuracy.json", _beyond_accuracy(results, histories.train_counts(items), texts, s))
     with atomic_file(run.root / "per_user.parquet") as path:
         _per_user(results, histories).to_parquet(path, index=False)
-    trained, texts = histories.trained(items), item_features.text_features(run, catalog)
-    ours = hybrid_scorer(model, weights.weights, known_at_test(histories), trained, texts)
+    ours = hybrid_scorer(model, weights.weights, known_at_test(histories), histories.trained(items), texts)
     run.write_json("examples.json", _examples(ours, catalog, histories, cases, s.examples))
     return [r for r in rows if not r["group"].startswith("popularity:")]
 
@@ -141,6 +146,18 @@ def _comparisons(results: dict[str, ranking.PerUser], s: EvaluationSettings) -> 
                      "difference": d, "low": low, "high": high}
                 )  # fmt: skip
     return found
+
+
+def _beyond_accuracy(
+    results: dict[str, ranking.PerUser], counts: np.ndarray, texts: TextFeatures | None, s: EvaluationSettings
+) -> list[dict[str, Any]]:
+    vectors = None if texts is None else texts.sentences
+    return [
+        row
+        for name, found in results.items()
+        if found.lists is not None
+        for row in beyond_accuracy.rows(name, found.lists, counts, vectors, seed=s.seed, resamples=s.resamples)
+    ]
 
 
 def _per_user(results: dict[str, ranking.PerUser], histories: Histories) -> pd.DataFrame:

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from pipelines.common.run_directory import Run
 from pipelines.config.job import JobConfig
+from pipelines.features import lineage
 from setrec.data.catalog import VALID, Histories
-from setrec.errors import DataError
+from setrec.errors import ConfigError, DataError, SetRecError
 from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import HybridScorer, HybridWeights
@@ -56,15 +57,21 @@ def record(found: Found) -> dict[str, Any]:
 
 
 def load_weights(run: Run) -> HybridWeights:
-    """The weights that ``setrec evaluate`` chose.
+    """The weights that ``setrec evaluate`` chose for the run's model.
 
     Raises:
-        ConfigError: the run has not been evaluated.
+        ConfigError: the run has not been evaluated, or with another model or other data.
         DataError: the file is damaged.
     """
     path = run.require(run.root / SCORER, "evaluate")
     try:
+        made_from = run.read_json(SCORER).get("made_from", {})
+        for part, now in (("model", run.hash_of(run.model)), ("data", lineage.of_data(run))):
+            if made_from.get(part, now) != now:
+                raise ConfigError(f"{path} was made from another {part}: run `setrec evaluate --run {run.root}` first")
         return HybridWeights.model_validate(run.read_json(SCORER)["weights"])
+    except SetRecError:
+        raise
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise DataError("holds no weights; evaluate again", file=path) from error
 

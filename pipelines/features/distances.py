@@ -50,8 +50,7 @@ def distances_on_cluster(
         raise ConfigError(f"a block needs at least one anchor, not {block}")
     if not len(anchors):
         raise ConfigError("distances need at least one anchor")
-    if anchors.min() < 0 or anchors.max() >= len(graph):
-        raise ConfigError(f"an anchor lies outside the graph's {len(graph)} nodes")
+    distances.refuse_outside(anchors, len(graph))
     views = [_bare(view, settings) for view in distances.views(graph, settings)]
     shape = (len(graph), len(anchors) * len(views))
     dtype = np.uint8 if settings.kind == "hops" else np.float32
@@ -60,8 +59,8 @@ def distances_on_cluster(
         ray_session(address),
         atomic_file(out) as path,
     ):
-        table = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        _fill(table, views, anchors, settings, block, shown)
+        table: Any = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        table = _fill(table, path, views, anchors, settings, block, shown)
         table.flush()
         del table
     # Copy on write: PyTorch takes only arrays that can be written to.
@@ -77,8 +76,10 @@ def _bare(view: Graph, settings: DistanceSettings) -> Graph:
 
 
 def _fill(
-    table: np.ndarray, views: list[Graph], anchors: np.ndarray, settings: DistanceSettings, block: int, shown: Bar
-) -> None:
+    table: np.ndarray, path: Path, views: list[Graph], anchors: np.ndarray, settings: DistanceSettings, block: int,
+    shown: Bar,
+) -> np.ndarray:  # fmt: skip
+    """The table, filled; another one at the same path where a block holds longer paths than it can."""
     import ray
     from ray.exceptions import RayError
 
@@ -100,7 +101,9 @@ def _fill(
                 running[task.remote(stored[i], rows, settings, threads)] = i * len(anchors) + start
             done, _ = ray.wait(list(running), num_returns=1)
             column, found = running.pop(done[0]), ray.get(done[0])
-            table[:, column : column + found.shape[1]] = found
+            if found.dtype.itemsize > table.dtype.itemsize:
+                table = _widened(table, path, found.dtype)
+            table[:, column : column + found.shape[1]] = distances.as_type(found, table.dtype)
             del found, done
             shown.update(total - len(waiting) - len(running), total, note)
     except RayError as error:
@@ -108,6 +111,18 @@ def _fill(
             ray.cancel(reference, force=True)
         cause = str(getattr(error, "cause", None) or error).strip().splitlines()
         raise ConfigError(f"distances failed: {cause[-1] if cause else type(error).__name__}") from error
+    return table
+
+
+def _widened(table: np.ndarray, path: Path, kind: np.dtype[Any]) -> np.ndarray:
+    """``table`` with wider numbers, in its place on disk, some rows at a time."""
+    beside = path.with_name(f"{path.name}.wide")
+    wide = np.lib.format.open_memmap(beside, mode="w+", dtype=kind, shape=table.shape)
+    for start in range(0, len(table), 1 << 20):
+        rows = slice(start, start + (1 << 20))
+        wide[rows] = distances.as_type(table[rows], kind)
+    beside.replace(path)
+    return wide
 
 
 def _share(tasks: int) -> tuple[int, int]:

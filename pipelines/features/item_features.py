@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 from nodetok.distances import DistanceSettings, distances
 from nodetok.graph import Graph
@@ -20,7 +21,7 @@ from pipelines.common.trackers import TrackingSettings, tracking
 from pipelines.common.warm import begin_sasrec
 from pipelines.config.job import JobConfig
 from pipelines.data import directory
-from pipelines.features import item_graph
+from pipelines.features import item_graph, lineage
 from pipelines.features.distances import distances_on_cluster
 from setrec.atomic import atomic_file
 from setrec.data.catalog import Catalog
@@ -31,6 +32,8 @@ from setrec.scoring.text_similarity import TextFeatures
 from setrec.text.encoder import TextEncoder
 from setrec.text.lexical import LexicalEncoder
 from setrec.training.sasrec_trainer import train_sasrec
+
+transformers_logging.disable_progress_bar()
 
 LEXICAL = "lexical"
 """Folder of the lexical encoder, below the features."""
@@ -84,10 +87,11 @@ def encode_words(run: Run, config: JobConfig, lexical: LexicalEncoder | None = N
     if not config.encoder.lexical or not any(texts):
         return
     with bar("Fit word vectors") as progress:
-        lexical = lexical or LexicalEncoder.fit(texts)
+        warm, lexical = lexical is not None, lexical or LexicalEncoder.fit(texts)
         lexical.save(run.features / LEXICAL)
         with atomic_file(run.features / "words.safetensors") as path:
             save_file({"words": lexical.vectors(texts)}, path)
+        run.note_made(lineage.WORDS, **({"warm_start": str(config.warm_start)} if warm else {}))
         progress.update(1, 1, f"{len(lexical.vocabulary)} words, {lexical.width} numbers each")
 
 
@@ -110,6 +114,7 @@ def train_sasrec_opponent(run: Run, config: JobConfig) -> None:
         )
     run.write_curve("SASRec", records)
     model.save(run.sasrec)
+    run.note_made("sasrec", **lineage.of_sasrec(run, config))
 
 
 def train_collaborative(run: Run, config: JobConfig) -> None:
@@ -121,6 +126,7 @@ def train_collaborative(run: Run, config: JobConfig) -> None:
     run.features.mkdir(parents=True, exist_ok=True)
     with atomic_file(run.features / "collaborative.safetensors") as path:
         save_file({"collaborative": table}, path)
+    run.note_made(lineage.COLLABORATIVE, **lineage.of_sasrec(run, config))
 
 
 def shared_view(run: Run, config: JobConfig, folder: Path) -> Run:
@@ -131,6 +137,7 @@ def shared_view(run: Run, config: JobConfig, folder: Path) -> Run:
     """
     names = config.sasrec.model_dump_json() + str(config.training.seed)
     view = Run(folder / f"sasrec-{hashlib.sha256(names.encode()).hexdigest()[:12]}")
+    view.claim()
     view.features.mkdir(parents=True, exist_ok=True)
     made = [run.data, *(run.features / f"{name}.safetensors" for name in ("text", "words", "structural"))]
     for path in made:

@@ -20,8 +20,9 @@ from nodetok.graph import Graph
 from nodetok.positions import PositionSettings
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 from pipelines.config.sections import StructuralSettings
+from setrec.data import columns
 from setrec.data.catalog import TRAIN, Catalog, Histories
-from setrec.data.columns import Column, ids
+from setrec.data.columns import Column
 from setrec.data.formats import read_raw
 from setrec.errors import DataError
 from setrec.ragged import Ragged
@@ -128,9 +129,10 @@ def knowledge_edges(catalog: Catalog, nodes: Nodes, triples: Path, links: Path) 
     return _edges([(row(head), row(tail)) for head, tail in zip(*_texts(triples, "head_id", "tail_id"), strict=True)])
 
 
-def _texts(path: Path, *columns: str) -> list[list[str]]:
+def _texts(path: Path, *names: str) -> list[list[str]]:
+    """Columns of ids. One that is missing is refused: it would be an entity of its own that joins strangers."""
     raw = read_raw(path)
-    return [ids(Column(raw.file, name, raw.column(name))).tolist() for name in columns]
+    return [columns.ids(Column(raw.file, name, raw.column(name))).tolist() for name in names]
 
 
 def _edges(pairs: list[tuple[int, int]]) -> np.ndarray:

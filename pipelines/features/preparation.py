@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.common.progress import bar, console
-from pipelines.common.run_directory import Run
+from pipelines.common.run_directory import FOLLOWING, PREPARED, TRAINED, Run
 from pipelines.config.job import JobConfig
 from pipelines.features import item_features
 from pipelines.features.encode_texts import encode_texts
 from pipelines.ingest import ingest
+from setrec.errors import ConfigError
 
 SUMMARY = (
     "rows", "rejected", "rejected_reasons", "dropped", "users", "items", "interactions", "splits", "cold_items",
@@ -32,6 +33,20 @@ def keep_configuration(run: Run, config: JobConfig) -> None:
     run.note(seeds=seeds(config))
 
 
+def require_force(run: Run, force: bool) -> None:
+    """See that preparing anew costs nobody a trained model unasked.
+
+    Raises:
+        ConfigError: the run is trained and ``force`` is not given; the message says what would go.
+    """
+    there = [name for name in (*TRAINED, *FOLLOWING, "trials.json", "ablation") if (run.root / name).exists()]
+    if there and not force:
+        raise ConfigError(
+            f"{run.root} holds a trained run: preparing anew removes {', '.join(there)}; --force does so, "
+            "another --run keeps it"
+        )
+
+
 def prepare(run: Run, config: JobConfig) -> dict[str, Any]:
     """Ingest, split, encode texts, place items; starts the run's folder anew once the data has been accepted."""
     summary = ingest_data(run, config)
@@ -41,11 +56,12 @@ def prepare(run: Run, config: JobConfig) -> dict[str, Any]:
 
 def ingest_data(run: Run, config: JobConfig) -> dict[str, Any]:
     """Ingest and split; starts the run's folder anew once the data has been accepted."""
-    run.root.mkdir(parents=True, exist_ok=True)
+    run.claim(*PREPARED)
     with run.timed("ingest"), bar("Ingest and split") as progress:
         summary = ingest.ingest(config.data, run.data, progress=progress, address=config.cluster.address)
         # A model of other data must not be taken for one of this.
         run.clear(keep=("data", "logs", "environment.json"))
+        run.set_unfinished(False)
         progress.update(
             1, 1, f"{summary['users']} users, {summary['items']} items, {summary['interactions']} interactions"
         )

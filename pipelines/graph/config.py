@@ -9,12 +9,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from nodetok.learning import LearningSettings
-from nodetok.model import GraphModelSettings
+from nodetok.files import GraphDataSettings, RandomSplit
+from nodetok.language.input_ablation import ABLATIONS, TOKENS
+from nodetok.language.model import GraphModelSettings
+from nodetok.language.training import GraphTrainingSettings
 from nodetok.tokenizer import TokenizerSettings
-from nodetok.views import TOKENS, VIEWS
-from pipelines.config.job import apply_overrides
-from pipelines.config.sections import EncoderSettings
+from pipelines.config.job import EncoderSettings, apply_overrides
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
 from setrec.settings import Settings
@@ -23,10 +23,10 @@ TaskName = Literal["structure", "classification", "completion", "connectivity", 
 
 
 class GraphEvaluationSettings(Settings):
-    """``seeds`` runs of each of ``views`` and, where there are any, ``opponents``; intervals by ``resamples``."""
+    """``seeds`` runs of each of ``ablations`` and, where there are any, ``opponents``; intervals by ``resamples``."""
 
     seeds: int = Field(5, ge=1)
-    views: tuple[str, ...] = VIEWS
+    ablations: tuple[str, ...] = ABLATIONS
     opponents: bool = True
     resamples: int = Field(1000, ge=10)
 
@@ -36,10 +36,11 @@ class GraphConfig(Settings):
 
     name: TaskName
     directed: bool = False
+    data: GraphDataSettings = GraphDataSettings(split=RandomSplit())
     tokenizer: TokenizerSettings = TokenizerSettings()
     encoder: EncoderSettings = EncoderSettings()
     model: GraphModelSettings = GraphModelSettings()
-    learning: LearningSettings = LearningSettings()
+    learning: GraphTrainingSettings = GraphTrainingSettings()
     evaluation: GraphEvaluationSettings = GraphEvaluationSettings()
 
     def save(self, path: Path) -> None:
@@ -116,9 +117,9 @@ def graph_config(task: str, file: Path | None = None, overrides: list[str] | Non
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{file or task}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    unknown = [name for name in config.evaluation.views if name not in VIEWS]
-    if unknown or TOKENS not in config.evaluation.views:
-        raise ConfigError(f"evaluation.views: '{TOKENS}' and any of {', '.join(VIEWS)} are expected")
+    unknown = [name for name in config.evaluation.ablations if name not in ABLATIONS]
+    if unknown or TOKENS not in config.evaluation.ablations:
+        raise ConfigError(f"evaluation.ablations: '{TOKENS}' and any of {', '.join(ABLATIONS)} are expected")
     return config
 
 

@@ -11,12 +11,13 @@ import numpy as np
 
 from nodetok import files, order
 from nodetok.artifact import GraphArtifact, artifact
-from nodetok.distances import UNREACHABLE
+from nodetok.asking.answering import Answer, GraphAnswerer
+from nodetok.distances import reached
 from nodetok.graph import Graph
-from nodetok.learning import fit
-from nodetok.tasks import Task
+from nodetok.language.input_ablation import TOKENS, ablate, ablations
+from nodetok.language.interface import Task
+from nodetok.language.training import fit
 from nodetok.tokenizer import NodeTokenizer
-from nodetok.views import TOKENS, view
 from pipelines.common.progress import bar
 from pipelines.common.run_directory import environment
 from pipelines.graph import report
@@ -24,6 +25,7 @@ from pipelines.graph.config import GraphConfig
 from pipelines.graph.tasks import load_task
 from pipelines.reports import scatter
 from setrec.atomic import atomic_file
+from setrec.errors import UnknownNodeError
 from setrec.evaluation.intervals import bootstrap_means
 
 CACHE = ".text_cache"
@@ -33,10 +35,10 @@ def tokenize(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
     """Fit a node tokenizer to the graph in ``folder`` and write it, with a report, to ``out``."""
     with bar("Read graph") as progress:
         if any((folder / f"triples{suffix}").exists() for suffix in files.FORMATS):
-            triples = files.read_triples(folder)
+            triples = files.read_triples(folder, config.data)
             graph, labels = triples.graph, None
         else:
-            data = files.read_graph(folder, directed=config.directed)
+            data = files.read_graph(folder, config.data, directed=config.directed)
             graph, labels = data.graph, data.labels
         progress.update(1, 1, f"{len(graph):,} nodes, {graph.edges:,} edges")
     with bar("Anchors and distances") as progress:
@@ -53,7 +55,7 @@ def train(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
     """Train the graph language model on a task and write the artefact to ``out/graph``."""
     task = _load(folder, out, config)
     with bar(f"Train on {task.name}") as progress:
-        reader = fit(task, view(task, TOKENS, config.model, config.learning.seed), config.learning, progress.update)
+        reader = fit(task, ablate(task, TOKENS, config.model, config.learning.seed), config.learning, progress.update)
         best = max(reader.curve, key=lambda record: record["value"])
         progress.update(1, 1, f"validation {task.goal} {best['value']:.4f}")
     made = artifact(task, reader)
@@ -68,7 +70,7 @@ def train(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
 
 
 def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any]]:
-    """Train every view and opponent with every seed, test them all, and write the rows to ``out`` (a JSON file).
+    """Train every input ablation and opponent with every seed, test them, and write the rows to ``out`` (a JSON file).
 
     Beside it stands ``NAME.html``, the report. Each row has ``task``, ``system``, ``metric``, ``value``, ``low`` and
     ``high`` (95%, over examples and seeds), ``seeds`` and ``examples``; ``difference`` rows compare the node tokens
@@ -77,13 +79,13 @@ def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any
     task = _load(folder, out.parent, config)
     systems: dict[str, list[dict[str, np.ndarray]]] = {}
     curves: list[dict[str, Any]] = []
-    for name in config.evaluation.views:
+    for name in ablations(task, config.evaluation.ablations):
         systems[name] = []
         with bar(name.capitalize()) as progress:
             for number in range(config.evaluation.seeds):
                 seed = config.learning.seed + number
                 learning = config.learning.model_copy(update={"seed": seed})
-                reader = fit(task, view(task, name, config.model, seed), learning, _part(progress, number, config))
+                reader = fit(task, ablate(task, name, config.model, seed), learning, _part(progress, number, config))
                 systems[name].append(reader.evaluate(task, task.test))
                 curves += [{"system": name, **record} for record in reader.curve] if number == 0 else []
                 progress.update(number + 1, config.evaluation.seeds, _said(task, systems[name]))
@@ -192,20 +194,19 @@ def _report(
 
 def order_table(graph: Graph, tokenizer: NodeTokenizer, triplets: int = 50_000) -> list[dict[str, Any]]:
     """How well the tokenizer's positions, and what they are made of, keep the order of hops on held-out pivots."""
-    if tokenizer.table.dtype != np.uint8 or len(graph) > 2_000_000 or tokenizer.table.shape[1] > len(graph):
+    hops = np.issubdtype(tokenizer.table.dtype, np.unsignedinteger)
+    if not hops or len(graph) > 2_000_000 or tokenizer.table.shape[1] > len(graph):
         return []
     rng = np.random.default_rng(5)
     pivots = order.sample_pivots(graph.undirected, 200, rng, without=tokenizer.anchors.rows)
     if len(pivots) < 2:
         return []
     drawn = order.sample_triplets(graph.undirected, pivots, triplets, rng)
-    raw = np.minimum(tokenizer.table, 64)
-    raw[tokenizer.table == UNREACHABLE] = 64
-    own = order.inner_product if tokenizer.settings.positions.kind == "decay" else order.euclidean
+    raw = np.where(reached(tokenizer.table), np.minimum(tokenizer.table, 64), 64).astype(np.uint8)
     shown = {
         "raw distances, Euclidean": (order.euclidean, raw),
         "shortest way over an anchor": (order.min_sum, raw),
-        "positions": (own, tokenizer.transform()),
+        "positions": (order.inner_product, tokenizer.transform()),
     }
     return [
         {
@@ -218,10 +219,25 @@ def order_table(graph: Graph, tokenizer: NodeTokenizer, triplets: int = 50_000) 
 
 
 def answer(run: Path, question: str, k: int, mode: str) -> dict[str, Any]:
-    """One answer of a trained artefact, as the endpoint would give it."""
+    """One answer of a trained artefact, as the endpoint would give it, or a refusal: ``answer`` is then ``None``."""
     made = GraphArtifact.load(run / "graph")
-    if mode == "text":
-        written, nodes = made.write(question)
-        return {"answers": [{"answer": written, "score": None}], "nodes": nodes}
-    found, nodes = made.ask(question, k)
-    return {"answers": [{"answer": text, "score": round(score, 4)} for text, score in found], "nodes": nodes}
+    try:
+        found = GraphAnswerer(made).ask(question, k, written=mode == "text")
+    except UnknownNodeError as error:
+        found = Answer(None, f"No answer: {error}.", [], [], 0.0, True, str(error))
+    return {
+        "answer": found.answer,
+        "nodes": found.nodes,
+        "edges": found.edges,
+        "confidence": round(found.confidence, 4),
+        "refused": found.refused,
+        "reason": found.reason,
+        "sentence": found.sentence,
+        "answers": _answers(found, mode),
+    }
+
+
+def _answers(found: Answer, mode: str) -> list[dict[str, Any]]:
+    if mode == "text" and not found.refused:
+        return [{"answer": found.answer, "score": None}]
+    return [{"answer": text, "score": round(score, 4)} for text, score in found.ranked]

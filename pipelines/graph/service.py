@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from nodetok.artifact import GraphArtifact
-from nodetok.distances import UNREACHABLE
+from nodetok.asking.answering import GraphAnswerer
+from nodetok.distances import reached
 from serving.runtime.graph_service import AnchorDistance, GraphAnswer, Mode, NearNode, NodeDescription, ScoredAnswer
 from setrec.errors import BundleError, ConfigError, SetRecError
 
@@ -19,6 +20,7 @@ class GraphReaderService:
 
     def __init__(self, artifact: GraphArtifact) -> None:
         self.artifact = artifact
+        self._answerer = GraphAnswerer(artifact)
         tokenizer = artifact.tokenizer
         self.positions = None if tokenizer is None else tokenizer.transform()
 
@@ -43,15 +45,17 @@ class GraphReaderService:
         return self.artifact.reader is not None
 
     def ask(self, question: str, k: int, mode: Mode) -> GraphAnswer:
-        """See ``serving.runtime.graph_service.GraphService``."""
-        if mode == "text":
-            written, nodes = self.artifact.write(question)
-            return GraphAnswer((ScoredAnswer(written, None),), mode, tuple(nodes))
-        found, nodes = self.artifact.ask(question, k)
-        return GraphAnswer(tuple(ScoredAnswer(answer, score) for answer, score in found), mode, tuple(nodes))
+        """See ``serving.api.routes.graph.GraphService``."""
+        found = self._answerer.ask(question, k, written=mode == "text")
+        ranked: list[tuple[str, float | None]] = [] if found.refused else list(found.ranked)
+        if mode == "text" and found.answer is not None:
+            ranked = [(found.answer, None)]
+        answers = tuple(ScoredAnswer(answer, score) for answer, score in ranked)
+        edges = tuple(tuple(edge) for edge in found.edges)
+        return GraphAnswer(answers, mode, tuple(found.nodes), edges, found.refused, found.reason)
 
     def nodes(self, ids: Sequence[str], k: int) -> list[NodeDescription]:
-        """See ``serving.runtime.graph_service.GraphService``."""
+        """See ``serving.api.routes.graph.GraphService``."""
         rows = [self.artifact.row(node) for node in ids]
         if self.artifact.tokenizer is None or self.positions is None:
             raise SetRecError("the nodes of this task stand in many small graphs and have no common anchors")
@@ -89,7 +93,7 @@ class GraphReaderService:
         """Which anchors ``rows`` reach, bool (rows, K)."""
         assert self.artifact.tokenizer is not None
         table = self.artifact.tokenizer.table[rows]
-        return table != UNREACHABLE if table.dtype == np.uint8 else np.isfinite(table)
+        return reached(table)
 
 
 def load(path: Path) -> GraphReaderService:

@@ -10,9 +10,11 @@ import numpy as np
 
 from nodetok import files
 from nodetok.completion import completion
-from nodetok.questions import nlgraph, stance
-from nodetok.structure import structure
-from nodetok.tasks import Task, classification
+from nodetok.language.interface import Task
+from nodetok.tasks.classification import classification
+from nodetok.tasks.nlgraph import nlgraph
+from nodetok.tasks.stance import stance
+from nodetok.tasks.structure import structure
 from pipelines.common.progress import bar
 from pipelines.graph.config import GraphConfig
 from setrec.data import columns
@@ -36,11 +38,11 @@ def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
     """
     name = config.name
     if name == "structure":
-        return structure(files.read_graph(folder, directed=config.directed).graph, config.tokenizer)
+        return structure(files.read_graph(folder, config.data, directed=config.directed).graph, config.tokenizer)
     if name == "classification":
         return _classification(folder, config, cache)
     if name == "completion":
-        data = files.read_triples(folder)
+        data = files.read_triples(folder, config.data)
         features = None if data.texts is None else _vectors(data.texts, config, cache)
         return completion(
             data.graph, data.train, data.valid, data.test, data.relations, features, config.tokenizer
@@ -61,13 +63,28 @@ def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
 
 
 def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
-    data = files.read_graph(folder, directed=config.directed)
+    data = files.read_graph(folder, config.data, directed=config.directed)
     if data.labels is None or data.split is None:
         raise DataError("node classification needs the columns 'label' and 'split'", file=folder / "nodes")
     features = data.features
     if features is None and data.texts is not None:
         features = _vectors(data.texts, config, cache)
-    return classification(data.graph, data.labels, data.split, features, config.tokenizer)
+    return classification(
+        data.graph, data.labels, data.split, features, config.tokenizer, _descriptions(folder, data.labels)
+    )
+
+
+def _descriptions(folder: Path, labels: Sequence[str]) -> dict[str, str] | None:
+    """What the classes mean, from the optional table ``classes`` (``label``, ``description``)."""
+    path = _find(folder, "classes")
+    if path is None:
+        return None
+    with _in(path):
+        names, texts = _texts(path, "label", "description")
+        for row, name in enumerate(names):
+            if name not in set(labels):
+                raise DataError(f"no node has the class {name!r}", row=row + 1, column="label")
+    return dict(zip(names, texts, strict=True))
 
 
 def _vectors(texts: Sequence[str], config: GraphConfig, cache: Path) -> np.ndarray | None:
@@ -86,10 +103,14 @@ def _needed(vectors: np.ndarray | None) -> np.ndarray:
 
 def _table(folder: Path, table: str) -> Path:
     """The table of any format called ``table``."""
-    path = next((folder / f"{table}{suffix}" for suffix in FORMATS if (folder / f"{table}{suffix}").is_file()), None)
+    path = _find(folder, table)
     if path is None:
         raise DataError(f"no {table}{FORMATS[0]} (or {', '.join(FORMATS[1:])}) there", file=folder)
     return path
+
+
+def _find(folder: Path, table: str) -> Path | None:
+    return next((folder / f"{table}{suffix}" for suffix in FORMATS if (folder / f"{table}{suffix}").is_file()), None)
 
 
 def _texts(path: Path, *names: str) -> list[list[str]]:

@@ -125,7 +125,7 @@ class _Ingest:
             dropped["held_out_item"] = written.held
         blank = catalogue.write(running, words, kept, new / "items.parquet", bare)
         save([self.rejects, self.item_rejects], new / "rejected")
-        summary = self._summary(written, len(kept), blank, dropped, loaded)
+        summary = self._summary(written, len(kept), blank, dropped, loaded, words)
         write_summary(new, summary)
         return summary
 
@@ -133,8 +133,9 @@ class _Ingest:
         self.shown.update(number, len(_STEPS), _STEPS[number])
 
     def _summary(
-        self, written: histories.Written, items: int, blank: int, dropped: dict[str, int], loaded: interactions.Loaded
-    ) -> dict[str, Any]:
+        self, written: histories.Written, items: int, blank: int, dropped: dict[str, int],
+        loaded: interactions.Loaded, words: catalogue.Words,
+    ) -> dict[str, Any]:  # fmt: skip
         warm, total = int(written.trained.sum()), int(written.splits.sum())
         given = [*places(self.config.interactions), *places(self.config.items)]
         parts = {"interactions": self.rejects, "items": self.item_rejects}
@@ -148,6 +149,8 @@ class _Ingest:
             "cold_items": items - warm,
             "cold_item_share": round((items - warm) / items, 4),
             "items_without_text": blank,
+            "text": list(words.text),
+            "attributes": list(words.attributes),
             "rows": {"interactions": int(loaded.rows.sum()), "items": self.item_rejects.rows},
             "dropped": dropped,
             "rejected": {name: part.count for name, part in parts.items()},

@@ -48,7 +48,7 @@ class Piece:
     rows: int
 
 
-class Recommender:
+class BatchRecommender:
     """An engine, and what it makes of pieces of the table at ``users``; files go below ``folder``."""
 
     def __init__(self, bundle: str, users: str, folder: str, k: int, exclude_history: bool) -> None:

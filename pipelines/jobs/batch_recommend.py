@@ -40,7 +40,7 @@ from pipelines.common.cluster import quiet_data, ray_session
 from pipelines.common.failures import told
 from pipelines.common.progress import Bar, bar
 from pipelines.data import parquet
-from pipelines.jobs.batch_actor import Piece, Recommender
+from pipelines.jobs.batch_actor import BatchRecommender, Piece
 from serving.bundle.manifest import verify
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, DataError
@@ -149,7 +149,7 @@ def _stream(asked: BatchRequest, pieces: list[Piece], folder: str, progress: Bar
     table = ray.data.from_items([asdict(piece) for piece in pieces], override_num_blocks=len(pieces))
     try:
         work = table.map_batches(
-            Recommender, fn_constructor_args=given, compute=ray.data.ActorPoolStrategy(size=actors), num_cpus=1
+            BatchRecommender, fn_constructor_args=given, compute=ray.data.ActorPoolStrategy(size=actors), num_cpus=1
         )
         for piece in work.iter_rows():
             done += piece["rows"]

@@ -7,13 +7,12 @@ import time
 from typing import Any
 
 import httpx
-from rich.console import Console
 from rich.panel import Panel
 
 from pipelines.common.cluster import ray_session
-from pipelines.common.progress import bar, console
+from pipelines.common.progress import bar, console, results
 from pipelines.common.run_directory import Run
-from pipelines.config.job import JobConfig, validate
+from pipelines.config.job import JobConfig, load_config, validate
 from pipelines.data import directory
 from pipelines.features import preparation
 from pipelines.jobs import stages
@@ -38,7 +37,8 @@ def demo_config(port: int, overrides: list[str]) -> JobConfig:
 
 def run_demo(run: Run, port: int, overrides: list[str]) -> None:
     """Run every step into ``run`` and print what came of it."""
-    config, out, began = demo_config(_free(port), overrides), Console(), time.perf_counter()
+    config, out, began = demo_config(_free(port), overrides), results(), time.perf_counter()
+    _require_demo(run, config)
     run.clear()
     preparation.prepare(run, config)
     with ray_session(cpus=max(2, config.cluster.workers)):
@@ -66,6 +66,12 @@ def run_demo(run: Run, port: int, overrides: list[str]) -> None:
             expand=False,
         )
     )
+
+
+def _require_demo(run: Run, config: JobConfig) -> None:
+    """A demonstration may take the place of another one, and of nothing else that was trained."""
+    if run.config.is_file() and load_config(run.config).data != config.data:
+        preparation.require_force(run, False)
 
 
 def _request(run: Run, user_id: str) -> dict[str, Any]:

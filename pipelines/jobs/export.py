@@ -10,7 +10,7 @@ from pipelines.common.run_directory import Run
 from pipelines.config.job import JobConfig
 from pipelines.data import directory
 from pipelines.evaluation.scorer import load_weights
-from pipelines.features import item_features
+from pipelines.features import item_features, lineage
 from pipelines.features.item_features import text_encoder
 from serving.bundle.writer import write_bundle
 from serving.engine.acceptance import examine
@@ -33,7 +33,9 @@ def export(
     """
     if graph is not None:
         GraphArtifact.load(graph / "graph")
-    run.require(run.model, "train")
+    lineage.require_model(run, config)
+    if out is None or out.resolve() == run.bundle.resolve():
+        run.claim("bundle")
     out = out or run.bundle
     with bar("Export bundle") as progress:
         catalog, histories = directory.load(run.data)

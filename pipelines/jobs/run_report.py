@@ -32,6 +32,7 @@ def write_report(root: Path) -> Path:
             dots=[_dots(rows, metric) for metric in ("ndcg@10", "recall@10") if rows],
             comparisons=[c for c in run.read_json("comparisons.json") or [] if c["history"] == "removed"],
             curves=_curves(run),
+            beyond=_beyond(run.read_json("beyond_accuracy.json") or []),
             popularity=_popularity(run.read_json("popularity_groups.json") or []),
             scorer=run.read_json(SCORER),
             examples=run.read_json("examples.json") or [],
@@ -87,6 +88,15 @@ def _tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                  "metrics": metrics, "rows": lines, "best": best}
             )  # fmt: skip
     return tables
+
+
+def _beyond(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Systems by metric of what lists are beside accurate."""
+    if not rows:
+        return None
+    metrics = list(dict.fromkeys(r["metric"] for r in rows))
+    systems = dict.fromkeys(r["system"] for r in rows)
+    return {"metrics": metrics, "rows": [(s, [_value(rows, system=s, metric=m) for m in metrics]) for s in systems]}
 
 
 def _dots(rows: list[dict[str, Any]], metric: str) -> Any:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
+from pipelines.common.yaml_file import read_yaml
+from pipelines.config.problems import SettingsError, problems_of
 from serving.runtime.settings import ServingSettings
 from setrec.errors import ConfigError
 from setrec.settings import Settings
@@ -48,14 +49,11 @@ def read_serve_file(file: Path, changes: Mapping[str, Any]) -> tuple[Path, Servi
     Raises:
         ConfigError: the file cannot be read, or a key or value is not allowed; the message names it.
     """
+    raw = read_yaml(file)
     try:
-        found = ServeFile.model_validate(yaml.safe_load(file.read_text()))
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+        found = ServeFile.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {_first(error)}") from error
+        raise SettingsError(str(file), problems_of(error, ServeFile, raw)) from error
     place = found.http_options.model_dump()
     return settings_of({**found.applications[0].args, **changes}, str(file), place)
 
@@ -70,15 +68,9 @@ def settings_of(
     """
     if not isinstance(args.get("bundle"), str | Path):
         raise ConfigError(f"{source}: bundle: the directory of a bundle is expected")
+    raw = {**(place or {}), **{key: value for key, value in args.items() if key != "bundle"}}
     try:
-        settings = ServingSettings(
-            **{**(place or {}), **{key: value for key, value in args.items() if key != "bundle"}}
-        )
+        settings = ServingSettings.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first(error)}") from error
+        raise SettingsError(source, problems_of(error, ServingSettings, raw)) from error
     return Path(args["bundle"]).resolve(), settings
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}"

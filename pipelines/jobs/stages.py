@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.common import trackers, warm
-from pipelines.common.run_directory import Run
+from pipelines.common.run_directory import TRAINED, Run
 from pipelines.config.job import JobConfig, load_config, validate
 from pipelines.config.search_space import SECTIONS
 from pipelines.evaluation import evaluate
-from pipelines.features import item_features, preparation
+from pipelines.features import item_features, lineage, preparation
 from pipelines.features.preparation import keep_configuration
 from pipelines.jobs import ablation, export, run_report
 from pipelines.training import train, tune
@@ -22,23 +22,39 @@ ABLATION_COLD_SHARE = 0.2
 
 def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
     """Train the recommender, after the SASRec that its collaborative table begins with, where one is asked for;
-    ``resume`` keeps what is complete and goes on from there."""
+    ``resume`` keeps what is complete and goes on from there.
+
+    Nothing of an earlier training is touched before a cluster has been joined and the data has been looked at.
+
+    Raises:
+        ConfigError: see :func:`pipelines.training.train.train`; or ``resume`` asks for another model than the one
+            whose training was begun.
+    """
     run.require(run.data, "prepare")
-    keep_configuration(run, config)
-    if not resume:
-        trackers.forget(run)
-    if config.model.table == "sasrec" and not (resume and item_features.has_collaborative(run, config)):
-        with run.timed("sasrec"):
-            item_features.train_collaborative(run, config)
-    if lexical := warm.lexical_encoder(config.warm_start):
-        item_features.encode_words(run, config, lexical)
-    with run.timed("setrec"):
-        done = train.train(run, config, resume=resume and train.has_checkpoint(run, config))
+    train.require_validation(run)
+    run.claim(*TRAINED)
+    begun = resume and train.has_checkpoint(run, config)
+    with train.cluster(config):
+        lineage.begin_training(run, config, resume=begun)
+        keep_configuration(run, config)
+        if not resume:
+            trackers.forget(run)
+        if config.model.table == "sasrec" and not (
+            resume and lineage.fits(run, lineage.COLLABORATIVE, lineage.of_sasrec(run, config))
+        ):
+            with run.timed("sasrec"):
+                item_features.train_collaborative(run, config)
+        lexical = warm.lexical_encoder(config.warm_start)
+        if lexical is not None or run.made(lineage.WORDS):  # those of an earlier warm start are not the run's own
+            item_features.encode_words(run, config, lexical)
+        with run.timed("setrec"):
+            done = train.train(run, config, resume=begun)
+    lineage.end_training(run, config)
     run.log("trained", **done)
     return done
 
 
-def search(run: Run, config: JobConfig, *, resume: bool = False) -> list[Trial]:
+def search(run: Run, config: JobConfig, *, resume: bool = False, force: bool = False) -> list[Trial]:
     """Search for settings as ``config.tune`` says; what is prepared already, as the configuration asks, is kept.
 
     Raises:
@@ -50,7 +66,10 @@ def search(run: Run, config: JobConfig, *, resume: bool = False) -> list[Trial]:
     if known is None or any(getattr(known, part) != getattr(config, part) for part in compared):
         if resume:
             raise ConfigError(f"{run.root} holds no search with this configuration; without --resume one begins")
+        preparation.require_force(run, force)
         preparation.prepare(run, config)
+    train.require_validation(run)
+    run.claim("tuning", "trials.json", "best.yaml")
     keep_configuration(run, config)
     if not resume:
         trackers.forget(run)
@@ -60,12 +79,13 @@ def search(run: Run, config: JobConfig, *, resume: bool = False) -> list[Trial]:
 
 def assess(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     """Evaluate all systems and write the report; returns the rows of metrics.json."""
-    if "sasrec" in config.evaluation.opponents and not run.sasrec.exists():
-        run.require(run.model, "train")
+    lineage.require_model(run, config)
+    if "sasrec" in config.evaluation.opponents and not lineage.fits(run, "sasrec", lineage.of_sasrec(run, config)):
         with run.timed("sasrec"):
             item_features.train_sasrec_opponent(run, config)
     with run.timed("evaluate"):
         rows = evaluate.evaluate(run, config)
+    keep_configuration(run, config)
     with trackers.tracking(run, config) as follow:
         follow.metrics(rows)
     run_report.write_report(run.root)
@@ -79,6 +99,7 @@ def ablate(run: Run, config: JobConfig, seeds: int) -> dict[str, Any]:
     cold items of its own: most splits have next to none, and cold items are what the kinds of slots differ in.
     """
     run.require(run.data, "prepare --config CONFIG")
+    run.claim("ablation", "ablation.json")
     share = config.data.cold_share or ABLATION_COLD_SHARE
     config = validate(config.model_dump(mode="json"), "ablation", [f"data.cold_share={share}"])
     run = Run(run.root / "ablation")

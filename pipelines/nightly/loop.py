@@ -21,7 +21,7 @@ from pipelines.common import fingerprints
 from pipelines.common.locks import exclusive
 from pipelines.common.run_directory import Run
 from pipelines.nightly import release_store
-from pipelines.nightly.steps import HeldBackError, Plain, Step, Steps
+from pipelines.nightly.steps import HeldBackError, NightlyStep, Plain, Steps
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
 
@@ -86,7 +86,7 @@ class Night:
 
         return load_config(self.path, list(self.overrides))
 
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[NightlyStep, ...]:
         """What is done, in order."""
         data, encoder, structural = self.plain["data"], self.plain["encoder"], self.plain["structural"]
         features = [name for name, made in (("text", encoder["path"]), ("structural", structural["enabled"])) if made]
@@ -94,26 +94,26 @@ class Night:
         trained = ("run/model",)
         given = _paths(self.plain["model"]["backbone"]["pretrained"], self.plain["warm_start"])
         return (
-            Step("ingest", self._ingest, ("run/data",), ("data",), _tables(data)),
-            Step(
+            NightlyStep("ingest", self._ingest, ("run/data",), ("data",), _tables(data)),
+            NightlyStep(
                 "tokenise", self._tokenise, tables, ("encoder", "structural"),
                 _paths(encoder["path"], structural["triples"], structural["links"]), ("ingest",),
             ),
-            Step(
+            NightlyStep(
                 "train", self._train, trained, ("sasrec", "model", "loss", "training", "warm_start"), given,
                 ("ingest", "tokenise"),
             ),
-            Step(
+            NightlyStep(
                 "evaluate", self._evaluate, ("run/metrics.json", "run/per_user.parquet", "run/scorer.json"),
                 ("evaluation",), (), ("ingest", "train"),
             ),
-            Step("gate", self._gate, ("run/gate.json",), ("gate",), (), ("evaluate",)),
-            Step(
+            NightlyStep("gate", self._gate, ("run/gate.json",), ("gate",), (), ("evaluate",)),
+            NightlyStep(
                 "export", self._export, ("run/bundle",), ("retriever",), _paths(encoder["path"]),
                 ("ingest", "train", "evaluate", "gate"),
             ),
-            Step("audit", self._audit, ("run/audit.json",), (), (), ("export",)),
-            Step("release", self._release, (release_store.POINTER,), ("release",), (), ("audit", "export")),
+            NightlyStep("audit", self._audit, ("run/audit.json",), (), (), ("export",)),
+            NightlyStep("release", self._release, (release_store.POINTER,), ("release",), (), ("audit", "export")),
         )  # fmt: skip
 
     def _ingest(self, again: bool) -> None:
@@ -212,9 +212,11 @@ def _resolved(config: Path, overrides: Sequence[str], root: Path, code: str) -> 
             return dict(known["plain"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    from pipelines.config.job import load_config
+    from pipelines.config.job import load_config, require_agreement
 
-    plain = load_config(config, list(overrides)).model_dump(mode="json")
+    found = load_config(config, list(overrides))
+    require_agreement(found, str(config))
+    plain = found.model_dump(mode="json")
     with atomic_file(memory) as temporary:
         temporary.write_text(json.dumps({"asked": asked, "plain": plain}))
     return plain

@@ -29,7 +29,7 @@ class HeldBackError(SetRecError):
 
 
 @dataclass(frozen=True)
-class Step:
+class NightlyStep:
     """``work`` is told whether it goes on with an attempt of the same inputs that did not end.
 
     ``outputs``: what it leaves, relative to the root. ``sections``: what of the configuration it depends on; how many
@@ -61,7 +61,7 @@ class Steps:
     """The steps over one root folder, in order."""
 
     root: Path
-    steps: Sequence[Step]
+    steps: Sequence[NightlyStep]
     plain: Plain
     code: str
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
@@ -98,7 +98,7 @@ class Steps:
         except (OSError, ValueError, TypeError):
             return None
 
-    def _run(self, step: Step, inputs: dict[str, str], hashes: Hashes) -> None:
+    def _run(self, step: NightlyStep, inputs: dict[str, str], hashes: Hashes) -> None:
         begun = self._file(f"{step.name}.begun")
         again = begun.is_file() and begun.read_text() == json.dumps(inputs)
         with atomic_file(begun) as temporary:
@@ -112,7 +112,7 @@ class Steps:
         begun.unlink()
         self.ran.append(step.name)
 
-    def _inputs(self, step: Step, hashes: Hashes) -> dict[str, str]:
+    def _inputs(self, step: NightlyStep, hashes: Hashes) -> dict[str, str]:
         chosen = {section: self.plain.get(section) for section in step.sections}
         found = {"the code": self.code, "the configuration": of_value(chosen)}
         found |= {_shown(path): hashes.of_path(path) for path in step.inputs}
@@ -121,7 +121,7 @@ class Steps:
             found[f"what {name} made"] = ABSENT if done is None else of_value(done.outputs)
         return found
 
-    def _reason(self, step: Step, inputs: dict[str, str], hashes: Hashes) -> str | None:
+    def _reason(self, step: NightlyStep, inputs: dict[str, str], hashes: Hashes) -> str | None:
         """Why the step has to run, ``None`` where it has not."""
         done = self.done(step.name)
         if done is None:

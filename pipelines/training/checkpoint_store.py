@@ -36,7 +36,7 @@ CHUNK = 8 << 20
 log = logging.getLogger(__name__)
 
 
-class StoreError(SetRecError):
+class CheckpointStoreError(SetRecError):
     """A store that could not be reached for as long as was allowed."""
 
 
@@ -47,8 +47,8 @@ class _DamageError(Exception):
 class CheckpointStore:
     """The checkpoints of one run below ``where``, a local path or a URI.
 
-    ``patience``: seconds for which an operation is tried again before it raises :class:`StoreError`. ``keep``: complete
-    checkpoints that stay, the latest; each costs its size in storage.
+    ``patience``: seconds for which an operation is tried again before it raises :class:`CheckpointStoreError`.
+    ``keep``: complete checkpoints that stay, the latest; each costs its size in storage.
     """
 
     def __init__(self, where: str | Path, *, patience: float = 300.0, keep: int = 2) -> None:
@@ -71,7 +71,7 @@ class CheckpointStore:
         """Store the files of ``folder`` as the newest checkpoint; ``name`` sorts after those of all earlier ones.
 
         Raises:
-            StoreError: the store could not be reached in time; what it held is as it was.
+            CheckpointStoreError: the store could not be reached in time; what it held is as it was.
         """
 
         def attempt() -> str:
@@ -87,7 +87,7 @@ class CheckpointStore:
         """Fetch the newest undamaged checkpoint; returns its name, or ``None`` where there is none.
 
         Raises:
-            StoreError: the store could not be reached in time.
+            CheckpointStoreError: the store could not be reached in time.
         """
         for name in reversed(self._retried(self._required, "list checkpoints")):
             try:
@@ -180,7 +180,7 @@ class CheckpointStore:
             except (OSError, pa.ArrowException) as error:
                 if time.monotonic() + pause > until:
                     reason = (str(error).splitlines() or [type(error).__name__])[0]
-                    raise StoreError(
+                    raise CheckpointStoreError(
                         f"{storage.shown(self.where)}: could not {purpose} within {self.patience:.0f} s: {reason}"
                     ) from error
                 time.sleep(pause)

@@ -40,7 +40,7 @@ class CheckpointWriter:
         """Store ``folder`` as ``name`` and delete the folder afterwards.
 
         Raises:
-            StoreError: an earlier checkpoint could not be stored.
+            CheckpointStoreError: an earlier checkpoint could not be stored.
         """
         self._raise()
         with self._turn:

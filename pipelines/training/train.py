@@ -14,7 +14,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,28 @@ from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run
 from pipelines.common.trackers import Trackers, tracking
 from pipelines.config.job import JobConfig, validate
+from pipelines.training.checkpoint_store import CheckpointStore
 from pipelines.training.worker import store_of, trainer_of, work
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, DataError
 from setrec.training.trainer import Trainer
 
 EXPERIMENT = "train"
+
+
+def require_validation(run: Run) -> None:
+    """See that there is anything to stop a training early by, before any time goes into one.
+
+    Raises:
+        ConfigError: the split leaves no validation items.
+    """
+    if not (run.read_json("data/data.json") or {}).get("splits", {}).get("valid", 1):
+        raise ConfigError(f"{run.data}: the split leaves no validation items; early stopping needs some")
+
+
+def cluster(config: JobConfig) -> AbstractContextManager[None]:
+    """The Ray session that a training runs in."""
+    return ray_session(config.cluster.address, max(os.cpu_count() or 1, config.cluster.workers))
 
 
 def has_checkpoint(run: Run, config: JobConfig) -> bool:
@@ -54,13 +70,15 @@ def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any
     store.create()
     if not resume:
         store.clear()
-    cores = os.cpu_count() or 1
-    with (
-        bar("Train SETRec") as progress,
-        tracking(run, config) as follow,
-        ray_session(config.cluster.address, max(cores, config.cluster.workers)),
-    ):
+    with bar("Train SETRec") as progress, tracking(run, config) as follow, cluster(config):
         _fit(run, config, progress, follow)
+        done = _keep_best(run, config, store)
+        progress.update(1, 1, f"best NDCG@10 {done['ndcg@10']:.4f} at epoch {done['best_epoch']} of {done['epoch']}")
+    return done
+
+
+def _keep_best(run: Run, config: JobConfig, store: CheckpointStore) -> dict[str, Any]:
+    """Write the model of the best epoch and the curve; returns the final progress."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, trainer = Path(scratch), trainer_of(run, config)
         if store.latest(folder / "checkpoint") is None:

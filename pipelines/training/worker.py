@@ -95,7 +95,7 @@ class Validation:
         every = np.ones(model.config.items, dtype=bool)
         found = ranking.evaluate(model_scorer(model), self.own, [ranking.Group("all", every, every)], ks=(10,))
         values = found.tables["removed", "all"]["ndcg@10"][self.counted]
-        total, count = distributed.summed([float(values.sum()), float(len(values))], self.world, model.device)
+        total, count = distributed.all_reduce_sum([float(values.sum()), float(len(values))], self.world, model.device)
         return total / count
 
 
@@ -130,7 +130,7 @@ def work(
 
     Raises:
         DataError, ConfigError: data, features or checkpoint cannot be used.
-        StoreError: checkpoints could not be stored or fetched for longer than is allowed.
+        CheckpointStoreError: checkpoints could not be stored or fetched for longer than is allowed.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)

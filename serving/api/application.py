@@ -1,20 +1,21 @@
 """The HTTP application: routes, errors, limits. It knows neither Ray nor how requests are batched."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse, RedirectResponse
 
 from serving.api.access.authentication import protect
-from serving.api.access.tokens import READ
 from serving.api.errors import add_errors
+from serving.api.routes.catalogue import add_catalogue_routes
+from serving.api.routes.feedback import add_feedback_route
 from serving.api.routes.graph import add_graph_routes
 from serving.api.routes.live import add_live_routes
+from serving.api.routes.pages import add_pages
 from serving.api.routes.probes import add_metrics_route, add_probes
+from serving.api.routes.recommend import Recommend, Result, add_recommend_routes
 from serving.api.routes.release import add_release_routes
-from serving.api.schemas.recommendations import RecommendRequest, RecommendResponse, error_responses, limited_request
+from serving.api.routes.rules import add_rules_routes
 from serving.bundle.reader import EncoderLoader, load_setrec
 from serving.engine import engine as core
 from serving.runtime.batching import Batcher
@@ -24,16 +25,6 @@ from serving.runtime.replica import open_live
 from serving.runtime.settings import ServingSettings
 from serving.telemetry import logs, metrics
 from setrec import __version__
-from setrec.errors import SetRecError
-
-Result = core.Answer | SetRecError
-Recommend = Callable[[core.Request], Awaitable[Result]]
-
-_ERRORS = error_responses(
-    None,
-    "a field is missing or out of range (`invalid_request`), the history holds an item that is none (`unknown_item`), "
-    "or the filter asks for an attribute that no item has (`unknown_attribute`).",
-)
 
 
 def create_app(
@@ -54,15 +45,22 @@ def create_app(
         ConfigError: there are no tokens though ``settings`` asks for them, or the rate limit cannot be used.
     """
     app = FastAPI(
-        title="setrec", version=__version__, description="Generative recommendation over HTTP.", redoc_url=None
+        title="setrec",
+        version=__version__,
+        description="Generative recommendation over HTTP.",
+        docs_url=None,
+        redoc_url=None,
     )
-    _add_routes(app, live, settings, recommend or batched(live, settings))
+    add_recommend_routes(app, live, settings, recommend or batched(live, settings))
+    add_catalogue_routes(app, live)
     add_live_routes(app, live, settings)
+    add_rules_routes(app, live)
+    add_feedback_route(app, live)
     if graph is not None:
         add_graph_routes(app, graph)
     add_probes(app, live, graph)
     add_metrics_route(app)
-    _add_root(app)
+    add_pages(app)
     if live.releases is not None:
         add_release_routes(app, live, live.releases)
     add_errors(app, settings.retry_after_seconds)
@@ -99,55 +97,7 @@ def batched(live: Live, settings: ServingSettings) -> Recommend:
     def answer(requests: Sequence[core.Request]) -> list[Result]:
         metrics.BATCH.observe(len(requests))
         metrics.QUEUE.set(len(batcher))
-        return live.engine.recommend(requests, live.auditor)
+        return live.recommend(requests)
 
     batcher: Batcher[core.Request, Result] = Batcher(answer, settings.max_batch_size)
     return batcher
-
-
-def _add_routes(app: FastAPI, live: Live, settings: ServingSettings, recommend: Recommend) -> None:
-    body_type = limited_request(settings.max_history, min(settings.max_k, live.engine.max_k))
-
-    @app.post(
-        "/v1/recommend",
-        response_model=RecommendResponse,
-        responses=_ERRORS,
-        tags=["recommend"],
-        dependencies=[READ],
-    )
-    async def recommend_items(body: body_type) -> JSONResponse:  # type: ignore[valid-type]
-        """The k items most likely to come next."""
-        result = await recommend(_request(body))
-        if isinstance(result, SetRecError):
-            raise result
-        # Written out by hand: the answer is ours, checking it again field by field would cost more than making it.
-        fallback = None if result.fallback is None else asdict(result.fallback)
-        items = [vars(item) for item in result.items]
-        return JSONResponse(
-            {
-                "model_version": result.model_version,
-                "items": items,
-                "fallback": fallback,
-                "skipped": list(result.skipped),
-            }
-        )
-
-
-def _add_root(app: FastAPI) -> None:
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("docs")
-
-
-def _request(body: RecommendRequest) -> core.Request:
-    history = None if body.history is None else tuple(body.history)
-    return core.Request(
-        history,
-        body.user_id,
-        body.k,
-        body.exclude_history,
-        body.filter,
-        None if body.allow is None else tuple(body.allow),
-        tuple(body.deny),
-        body.unknown_items,
-    )

@@ -21,6 +21,7 @@ from serving.api.access.tokens import Tokens
 from serving.api.application import create_app
 from serving.bundle.reader import EncoderLoader, load_setrec, verify
 from serving.deployment.ingress import environment
+from serving.deployment.quiet import quiet
 from serving.runtime.graph_service import GraphLoader
 from serving.runtime.settings import ServingSettings
 from serving.stores import open_store
@@ -28,16 +29,6 @@ from setrec.errors import SetRecError
 
 __all__ = ["ServingError", "ServingSettings", "application", "create_app", "start", "stop"]
 
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine importing alone takes longer than its 5
-    "RAY_COLOR_PREFIX": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    # Ray prints the end of Serve's controller, which stop() asks for, as a failure. Read when ray is first imported.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "ServeController.graceful_shutdown",
-}
 _QUIET_LOGS = {"log_level": "ERROR", "enable_access_log": False}
 _STORE_BYTES = 100 * 2**20
 _session: dict[str, Path] = {}
@@ -139,8 +130,7 @@ def _scale(settings: ServingSettings) -> dict[str, Any]:
 
 
 def _connect(settings: ServingSettings) -> None:
-    for key, value in _QUIET.items():
-        os.environ.setdefault(key, value)
+    quiet()
     import ray
     from ray import serve
 
@@ -213,9 +203,8 @@ def _absolute(settings: ServingSettings) -> ServingSettings:
     store = settings.store
     if store is not None and "://" not in store:
         store = str(Path(store).resolve())
-    places = {
-        name: path and path.resolve() for name, path in (("tokens", settings.tokens), ("releases", settings.releases))
-    }
+    named = {"tokens": settings.tokens, "releases": settings.releases, "exposures": settings.exposures}
+    places = {name: path and path.resolve() for name, path in named.items()}
     return settings.model_copy(update={"store": store, **places})
 
 

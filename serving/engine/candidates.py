@@ -8,7 +8,7 @@ route ends in float64 scores of the rows near the top, so that equal scores go t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -75,6 +75,22 @@ class Ranked:
     scores: np.ndarray
     parts: dict[str, np.ndarray]
 
+    def take(self, places: np.ndarray) -> Ranked:
+        """Some of the items, in the order of ``places``."""
+        return Ranked(self.rows[places], self.scores[places], {name: part[places] for name, part in self.parts.items()})
+
+    def with_pinned(self, pinned: Ranked, positions: Sequence[int], k: int) -> Ranked:
+        """The first ``k`` after the ``pinned`` items, which must be others, are put at ``positions``, from 0 on."""
+        order = list(range(len(self.rows)))
+        for number, position in sorted(enumerate(positions), key=lambda pair: pair[1]):
+            order.insert(position, len(self.rows) + number)
+        both = Ranked(
+            np.concatenate([self.rows, pinned.rows]),
+            np.concatenate([self.scores, pinned.scores]),
+            {name: np.concatenate([part, pinned.parts[name]]) for name, part in self.parts.items()},
+        )
+        return both.take(np.array(order[:k], dtype=np.int64))
+
 
 @dataclass(frozen=True)
 class ScoringBatch:
@@ -95,6 +111,27 @@ class ScoringBatch:
         term = UserScores(**{**vars(self.term), "users": self.term.users[b : b + 1]})
         scorer = HybridScorer(term, {}, self.scorer.weights, self.scorer.new)
         return ScoringBatch(scorer, term, self.history.take(at), entries)
+
+    def scaled(self, factors: Sequence[Mapping[str, float]]) -> ScoringBatch:
+        """The same with, for each history, the weights of slot kinds and components multiplied by ``factors``."""
+        users = self.term.users.copy()
+        for kind, (start, stop) in self.term.columns.items():
+            users[:, start:stop] *= np.array([[own.get(kind, 1.0)] for own in factors], dtype=users.dtype)
+        entries = {}
+        for name, (places, values) in self.entries.items():
+            scale = np.array([own.get(name, 1.0) for own in factors], dtype=values.dtype)
+            entries[name] = places, values * scale[places.row_of_value]
+        term = replace(self.term, users=users)
+        return replace(self, scorer=replace(self.scorer, model=term), term=term, entries=entries)
+
+    def adjusted(self, name: str, rows: Sequence[np.ndarray], amounts: Sequence[np.ndarray]) -> ScoringBatch:
+        """The same with, for each history, ``amounts`` float (n,) added to the scores of ``rows`` int64 (n,), in order,
+        as a term called ``name``."""
+        weights = self.scorer.weights
+        weights = weights.model_copy(update={"components": {**weights.components, name: 1.0}})
+        values = np.concatenate([*amounts, np.empty(0)]).astype(np.float32)
+        entries = {**self.entries, name: (Ragged.of(rows, np.int64), values)}
+        return replace(self, scorer=replace(self.scorer, weights=weights), entries=entries)
 
     def dense(self, ks: Sequence[int], left: Sequence[np.ndarray]) -> list[Ranked]:
         """The ``ks[b]`` best of the rows that ``left[b]``, bool (R,), lets through."""

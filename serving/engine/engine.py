@@ -4,39 +4,45 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from serving.bundle.reader import Bundle
+from serving.engine.asked import Asked, work_out
 from serving.engine.candidates import Ranked, ScoringBatch
+from serving.engine.explanation import NEAREST, history_effects, slot_queries
 from serving.engine.items.coder import ItemCoder, TextEncode
 from serving.engine.live_audit import Answered, Audits
-from serving.engine.requests import Answer, Fallback, Recommendation, Request, RequestError
+from serving.engine.requests import (
+    Answer,
+    Explanation,
+    HistoryEffect,
+    NearestItem,
+    Recommendation,
+    Request,
+    RequestError,
+)
+from serving.engine.rules import RuleSet
+from serving.engine.shown import ShownItems
 from serving.engine.state import State
-from serving.engine.users import Known
+from serving.engine.title_search import TitleSearch
 from serving.stores import Change, LiveHistory, LiveStore, StoreError
 from serving.stores.item_changes import ItemChange
 from serving.telemetry import logs, metrics
-from setrec.errors import SetRecError, UnknownItemError
+from setrec.errors import SetRecError
 from setrec.ragged import Ragged
+from setrec.scoring.diversity import GroupLimit, rerank
 
 __all__ = ["Answer", "Engine", "Recommendation", "Request", "RequestError"]
 
 _CELLS = 1 << 23
 """Scores held at a time where those of all items are computed, 32 MB."""
 _SEEN = 500  # of a live history's items, how many of the latest are left out of an answer
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A request worked out: the history, item rows that may not be answered, and those that may (``None``: all)."""
-
-    request: Request
-    known: Known
-    excluded: np.ndarray
-    allowed: np.ndarray | None
+_RULES, _DISLIKES = "rules", "dislikes"
+"""Names of the terms that boosts and avoided items add to a score."""
 
 
 class Engine:
@@ -52,11 +58,13 @@ class Engine:
         threads: int | None = None,
         encode: TextEncode | None = None,
         replay: bool = True,
+        event_weights: Mapping[str, float] | None = None,
     ) -> None:
         """``max_k``: the largest k allowed. ``threads``: for torch, in the whole process; ``None`` leaves it.
 
         ``encode`` takes the place of the bundle's own text encoder. With ``replay`` the changes in ``store`` are
-        applied at once; where it cannot be read they are when it can be, by :meth:`catch_up`.
+        applied at once; where it cannot be read they are when it can be, by :meth:`catch_up`. ``event_weights``: see
+        :class:`serving.engine.users.Users`.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -65,7 +73,8 @@ class Engine:
         self.coder = ItemCoder(bundle, encode)
         self.applied = 0
         self.synced = store is None
-        self.state = State(bundle)
+        self.state = State(bundle, event_weights)
+        self._shown, self._answered = ShownItems(len(bundle.catalog)), list[np.ndarray]()
         self.lock = threading.Lock()  # held around every use of ``state``
         self._applying = threading.Lock()  # one change after the other, in their order
         self.recommend([Request(history=(bundle.catalog.item_ids[0],), k=1)])  # the first pass is a slow one
@@ -81,7 +90,7 @@ class Engine:
         """
         live = self._live_histories(requests)
         results: dict[int, Answer | SetRecError] = {}
-        asked: dict[int, _Asked] = {}
+        asked: dict[int, Asked] = {}
         with self.lock:
             for b, request in enumerate(requests):
                 try:
@@ -90,6 +99,8 @@ class Engine:
                     results[b] = error
             results |= self._from_model({b: a for b, a in asked.items() if len(a.known.rows)}, auditor)
             results |= {b: self._from_popularity(a) for b, a in asked.items() if not len(a.known.rows)}
+            self._shown.count(self.state, np.concatenate([*self._answered, np.empty(0, np.int64)]))
+            self._answered.clear()
         for a in asked.values():
             if a.known.fallback is not None:
                 metrics.FALLBACKS.labels(a.known.fallback.reason).inc()
@@ -107,6 +118,49 @@ class Engine:
         if isinstance(result, SetRecError):
             raise result
         return result
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names that factors may have: slot kinds of the model and components."""
+        return (*self.bundle.manifest.kinds, *self.bundle.components)
+
+    def similar(self, item_id: str, k: int = 10, by: str = "all") -> Answer:
+        """The ``k`` items nearest to one, live ones too: by the whole score of a history that is this item alone
+        (``all``), by the model's part of it (``model``), by one slot kind or by one component.
+
+        Raises:
+            UnknownItemError: there is no such item. RequestError: ``by`` is none of these, or k is out of range.
+        """
+        request = Request(history=(item_id,), k=k, rules=None)
+        if by == "all":
+            return self.recommend_one(request)
+        with self.lock:
+            asked = self._work_out(request, {})
+            if by in self.bundle.components:
+                entries = self.state.batch(np.zeros((1, self.bundle.codes.shape[1]), np.float32), [asked.known.rows])
+                (rows, values) = entries.entries[by]
+                may = asked.may(self.state, rows.values)
+                found, values = rows.values[may], values[may]
+                best = np.lexsort((found, -values))[:k]
+                found, scores = found[best], values[best].astype(np.float64)
+            else:
+                users = self._users([asked.known.rows])[0]
+                queries = slot_queries(users, self.bundle.manifest.code_columns) | {"model": users}
+                if by not in queries:
+                    raise RequestError(f"similar by '{by}'; there are all, model, {', '.join(self.terms)}")
+                (hits,) = self.state.index.search(self.state.queries(queries[by][None]), k, [asked.excluded])
+                found, scores = hits.rows, hits.scores
+            return self._described(asked, found, scores, [{by: score} for score in scores.tolist()])
+
+    def search(self, text: str, limit: int) -> list[tuple[str, str, dict[str, list[str]]]]:
+        """Id, title and attributes of up to ``limit`` items whose titles hold ``text``."""
+        titles = self._titles
+        with self.lock:
+            return [self.state.items.describe(row) for row in titles.find(self.state, text, limit)]
+
+    @cached_property
+    def _titles(self) -> TitleSearch:
+        return TitleSearch(self.bundle.catalog.titles, self.bundle.popularity)
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Apply entries of the store's change log, in their order; those applied before are passed over."""
@@ -138,6 +192,7 @@ class Engine:
         try:
             item = ItemChange.read(change.payload) if change.kind == "put" else None
             coded = self.coder.code(change.id, item) if item is not None else None
+            rules = RuleSet.read(change.payload) if change.kind == "put_rules" else RuleSet()
         except SetRecError as error:
             # One entry that cannot be used must not keep later ones from being applied.
             logs.warning("a live change is passed over", seq=change.seq, error=str(error))
@@ -147,6 +202,10 @@ class Engine:
                 self.state.put(change.id, item.fields, coded)
             elif change.kind == "remove":
                 self.state.remove(change.id)
+            elif change.kind == "put_rules":
+                self.state.rules[change.id] = rules
+            elif change.kind == "remove_rules":
+                self.state.rules.pop(change.id, None)
             elif change.kind == "erase":
                 self.state.users.erase(change.id)
             if self.state.is_wasteful:
@@ -164,32 +223,16 @@ class Engine:
                 return dict.fromkeys(users)
         return dict(zip(users, found, strict=True))
 
-    def _work_out(self, request: Request, live: Mapping[str, LiveHistory | None]) -> _Asked:
+    def _work_out(self, request: Request, live: Mapping[str, LiveHistory | None]) -> Asked:
         if not 1 <= request.k <= self.max_k:
             raise RequestError(f"k is {request.k}; it must be between 1 and {self.max_k}")
-        if (request.history is None) == (request.user_id is None):
-            raise RequestError("give either history or user_id, one of the two")
-        if request.user_id is None:
-            known = self._given(request)
-        elif live[request.user_id] is None and not self.synced:
-            # Nobody knows yet whether this user was erased.
-            known = Known(np.empty(0, np.int64), (), Fallback("store_unavailable", "popularity"))
-        else:
-            known = self.state.users.known(request.user_id, live[request.user_id], self.state.items)
-        denied, _ = self.state.items.rows(request.deny)
-        excluded = np.concatenate([known.rows, denied]) if request.exclude_history else denied
-        return _Asked(request, known, excluded, self.state.allowed(request.filter, request.allow))
+        for name in request.factors:
+            if name not in self.terms:
+                raise RequestError(f"there is no slot kind or component '{name}'; there are {', '.join(self.terms)}")
+        own = None if request.user_id is None else live[request.user_id]
+        return work_out(self.state, request, own, synced=self.synced)
 
-    def _given(self, request: Request) -> Known:
-        """The history that a request spells out."""
-        if not request.history:
-            raise RequestError("the history is empty")
-        rows, unknown = self.state.items.rows(request.history)
-        if unknown and request.unknown_items == "refuse":
-            raise UnknownItemError(f"unknown item {unknown[0]!r}")
-        return Known(rows, unknown, None if len(rows) else Fallback("unknown_items", "popularity"))
-
-    def _from_model(self, asked: Mapping[int, _Asked], auditor: Audits | None) -> dict[int, Answer]:
+    def _from_model(self, asked: Mapping[int, Asked], auditor: Audits | None) -> dict[int, Answer]:
         every = list(asked.items())
         is_exact = self.bundle.retriever.kind == "exact"
         step = max(1, _CELLS // len(self.state.items)) if is_exact else max(1, len(every))
@@ -199,36 +242,61 @@ class Engine:
             with metrics.stage("generate"):
                 users = self._users([a.known.rows for a in some])
             with metrics.stage("components"):
-                batch = self.state.batch(users, [a.known.rows for a in some])
+                batch = self._batch(users, [a.known.rows for a in some], some)
+                batch = self._lowered(self._boosted(batch, some), some)
             with metrics.stage("retrieve"):
                 ranked = self._dense(batch, some) if is_exact else self._from_index(batch, some)
             if auditor is not None:
                 for b, a in enumerate(some):
                     self._offer(auditor, batch, b, a, ranked[b])
-            numbers = [number for number, _ in every[start : start + step]]
-            found |= {b: self._answer(a, one) for b, a, one in zip(numbers, some, ranked, strict=True)}
+            for b, (number, a) in enumerate(every[start : start + step]):
+                found[number] = self._answer(batch, b, a, ranked[b])
         return found
 
-    def _dense(self, batch: ScoringBatch, asked: Sequence[_Asked]) -> list[Ranked]:
-        return batch.dense([a.request.k for a in asked], [self._left(a) for a in asked])
+    def _batch(self, users: np.ndarray, histories: Sequence[np.ndarray], asked: Sequence[Asked]) -> ScoringBatch:
+        """Histories to be scored, one of each request, with its factors."""
+        batch = self.state.batch(users, histories)
+        return batch.scaled([a.request.factors for a in asked]) if any(a.request.factors for a in asked) else batch
 
-    def _from_index(self, batch: ScoringBatch, asked: Sequence[_Asked]) -> list[Ranked]:
+    def _boosted(self, batch: ScoringBatch, asked: Sequence[Asked]) -> ScoringBatch:
+        """The same with what the boosts of each request's rules add."""
+        boosts = [() if a.rules is None else a.rules.boosts for a in asked]
+        if not any(boosts):
+            return batch
+        found = [self.state.boosted(own) for own in boosts]
+        return batch.adjusted(_RULES, [rows for rows, _ in found], [amounts for _, amounts in found])
+
+    def _lowered(self, batch: ScoringBatch, asked: Sequence[Asked]) -> ScoringBatch:
+        """The same without what components would add to scores because of avoided items, as if they were the history:
+        what is like a disliked item, or follows it, sinks by the strength of the dislike."""
+        if not any(len(a.known.avoided) for a in asked):
+            return batch
+        nobody = np.zeros((len(asked), self.bundle.codes.shape[1]), np.float32)
+        against = self._batch(nobody, [a.known.avoided for a in asked], asked)
+        strengths = [a.known.strengths.mean() if len(a.known.strengths) else 0.0 for a in asked]
+        found = [(rows, -s * added) for s, (rows, added) in zip(strengths, against.additions(), strict=True)]
+        return batch.adjusted(_DISLIKES, [rows for rows, _ in found], [amounts for _, amounts in found])
+
+    def _dense(self, batch: ScoringBatch, asked: Sequence[Asked]) -> list[Ranked]:
+        return batch.dense([a.candidates for a in asked], [a.left(self.state) for a in asked])
+
+    def _from_index(self, batch: ScoringBatch, asked: Sequence[Asked]) -> list[Ranked]:
         """The best of what the index proposes and of what components and the history add to."""
         additions, excluded = [], []
         for a, (rows, added) in zip(asked, batch.additions(), strict=True):
-            may = self._may(a, rows)
+            may = a.may(self.state, rows)
             rows, added = rows[may], added[may]
             additions.append((rows, added))
             # Lowered rows are not searched for: they would take the place of others.
             excluded.append(np.concatenate([a.excluded, rows[added < 0]]))
-        ks = [a.request.k for a in asked]
+        ks = [a.candidates for a in asked]
         hits = self.state.index.search(self.state.queries(batch.term.users), ks, excluded, [a.allowed for a in asked])
         candidates = [batch.candidates(b, k, hits[b], *additions[b]) for b, k in enumerate(ks)]
         return batch.ranked(candidates, ks)
 
-    def _offer(self, auditor: Audits, batch: ScoringBatch, b: int, asked: _Asked, ranked: Ranked) -> None:
+    def _offer(self, auditor: Audits, batch: ScoringBatch, b: int, asked: Asked, ranked: Ranked) -> None:
         if auditor.draws(self.bundle):
-            alone, left, k = batch.only(b), self._left(asked), asked.request.k
+            alone, left, k = batch.only(b), asked.left(self.state), asked.candidates
             auditor.offer(Answered(self.bundle, lambda: alone.dense([k], [left])[0].scores, ranked.scores))
 
     def _users(self, histories: Sequence[np.ndarray]) -> np.ndarray:
@@ -242,35 +310,75 @@ class Engine:
             )
         return users.float().cpu().numpy()
 
-    def _answer(self, asked: _Asked, ranked: Ranked) -> Answer:
+    def _answer(self, batch: ScoringBatch, b: int, asked: Asked, ranked: Ranked) -> Answer:
+        ranked = self._arranged(asked, ranked)
+        if len(asked.pinned):
+            (pinned,) = batch.only(b).ranked([asked.pinned], [len(asked.pinned)])
+            at = dict(zip(asked.pinned.tolist(), asked.positions, strict=True))
+            ranked = ranked.with_pinned(pinned, [at[row] for row in pinned.rows.tolist()], asked.request.k)
         slots = self.bundle.manifest.kinds
         columns = {name: part.tolist() for name, part in ranked.parts.items()}
         shares = [
             {name: values[i] for name, values in columns.items() if values[i] or name in slots}
             for i in range(len(ranked.rows))
         ]
-        return self._described(asked, ranked.rows, ranked.scores, shares)
+        answer = self._described(asked, ranked.rows, ranked.scores, shares)
+        return (
+            replace(answer, explanation=self._explained(batch, b, asked, ranked)) if asked.request.explain else answer
+        )
 
-    def _from_popularity(self, asked: _Asked) -> Answer:
-        rows, counts = self.state.popularity.best(asked.request.k, self._left(asked))
-        return self._described(asked, rows, counts, [{} for _ in rows])
+    def _arranged(self, asked: Asked, ranked: Ranked) -> Ranked:
+        """The items to answer, chosen among candidates for diversity and within the limits of rules."""
+        if not asked.is_reranked:
+            return ranked
+        with metrics.stage("rerank"):
+            limits = () if asked.rules is None else asked.rules.limits
+            described = [self.state.items.describe(row)[2] for row in ranked.rows.tolist()] if limits else []
+            groups = [GroupLimit([d.get(limit.attribute, []) for d in described], limit.most) for limit in limits]
+            codes = self.state.codes.take(ranked.rows)
+            places = rerank(ranked.scores, codes, asked.request.k, asked.request.diversity, groups)
+        return ranked.take(places)
 
-    def _left(self, asked: _Asked) -> np.ndarray:
-        """The rows that may be answered, bool (R,)."""
-        left = self.state.index.alive.copy()
-        if asked.allowed is not None:
-            left &= asked.allowed
-        left[asked.excluded] = False
-        return left
+    def _explained(self, batch: ScoringBatch, b: int, asked: Asked, ranked: Ranked) -> Explanation:
+        def score(histories: Sequence[np.ndarray]) -> ScoringBatch:
+            return self._batch(self._users(histories), histories, [asked] * len(histories))
 
-    def _may(self, asked: _Asked, rows: np.ndarray) -> np.ndarray:
-        """Which of a few ``rows`` may be answered, bool; the same as :meth:`_left` says of them."""
-        may = self.state.index.alive[rows] & ~np.isin(rows, asked.excluded)
-        return may if asked.allowed is None else may & asked.allowed[rows]
+        with metrics.stage("explain"):
+            own = ranked.scores - ranked.parts.get(_RULES, 0.0) - ranked.parts.get(_DISLIKES, 0.0)
+            effects = history_effects(asked.known.rows, replace(ranked, scores=own), score)
+            queries = slot_queries(batch.term.users[b], self.bundle.manifest.code_columns)
+            nearest = {}
+            if queries:
+                hits = self.state.index.search(
+                    self.state.queries(np.stack(list(queries.values()))),
+                    NEAREST,
+                    [asked.excluded] * len(queries),
+                    [asked.allowed] * len(queries),
+                )
+                nearest = {kind: self._nearest(hit.rows, hit.scores) for kind, hit in zip(queries, hits, strict=True)}
+        title = self.state.items.describe
+        return Explanation(
+            [[HistoryEffect(*title(row)[:2], effect) for row, effect in item] for item in effects], nearest
+        )
+
+    def _nearest(self, rows: np.ndarray, scores: np.ndarray) -> list[NearestItem]:
+        describe = self.state.items.describe
+        return [
+            NearestItem(*describe(row)[:2], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _from_popularity(self, asked: Asked) -> Answer:
+        rows, counts = self.state.popularity.best(asked.candidates, asked.left(self.state))
+        ranked = self._arranged(asked, Ranked(rows, counts, {}))
+        if len(asked.pinned):
+            pinned = Ranked(asked.pinned, self.state.popularity.of(asked.pinned), {})
+            ranked = ranked.with_pinned(pinned, asked.positions, asked.request.k)
+        return self._described(asked, ranked.rows, ranked.scores, [{} for _ in ranked.rows])
 
     def _described(
-        self, asked: _Asked, rows: np.ndarray, scores: np.ndarray, shares: Sequence[dict[str, float]]
+        self, asked: Asked, rows: np.ndarray, scores: np.ndarray, shares: Sequence[dict[str, float]]
     ) -> Answer:
+        self._answered.append(rows)
         items = []
         for row, score, part in zip(rows.tolist(), scores.tolist(), shares, strict=True):
             item_id, title, attributes = self.state.items.describe(row)

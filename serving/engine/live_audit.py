@@ -76,6 +76,12 @@ class Auditor:
             known = bundle.manifest.agreement
             metrics.RECALL.set(float("nan") if known is None else known.recall)
 
+    @property
+    def recall(self) -> float | None:
+        """Mean recall of the latest answers audited, ``None`` before the first."""
+        with self._lock:
+            return float(np.mean(self._found)) if self._found else None
+
     def draws(self, bundle: Bundle) -> bool:
         """Whether the next answer of ``bundle`` is to be audited."""
         return bundle is self._bundle and bundle.retriever.kind != "exact" and random.random() < self._share

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
 
 from serving.bundle.reader import Bundle
 from serving.engine.candidates import ScoringBatch, UserScores
+from serving.engine.items.availability import Availability
 from serving.engine.items.coder import CodedItem
 from serving.engine.items.live_components import LiveComponent, LiveTexts
 from serving.engine.items.popularity import PopularityRanking
 from serving.engine.items.table import LiveItems
+from serving.engine.rules import Boost, RuleSet
 from serving.engine.users import Users
 from serving.retrieval.code_table import CodeTable
 from serving.retrieval.exact import largest_norm
-from serving.retrieval.filters import AttributeIndex, Filter
+from serving.retrieval.filters import AttributeIndex, Filter, FilterError
 from serving.retrieval.index_codes import IndexCodes
 from serving.retrieval.live_index import LiveIndex
 from serving.stores.item_changes import ItemFields
@@ -31,7 +34,8 @@ _SPARE_ROWS = 1000
 class State:
     """Items in R rows, searchable, filterable and described, and users; R grows with every item put."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, event_weights: Mapping[str, float] | None = None) -> None:
+        """``event_weights``: see :class:`serving.engine.users.Users`."""
         self._bundle = bundle
         self.index = LiveIndex(bundle.retriever)
         self.items = LiveItems(bundle.catalog)
@@ -47,9 +51,16 @@ class State:
             for name, component in bundle.components.items()
         }
         self.attributes = AttributeIndex(bundle.catalog.attributes, len(bundle.catalog))
-        self.users = Users(bundle.histories)
+        self.users = Users(bundle.histories, event_weights)
         self.popularity = PopularityRanking(bundle.popularity)
+        self.availability = Availability(bundle.catalog.attributes, len(bundle.catalog))
         self.fields: dict[str, ItemFields] = {}  # of the items put since the bundle was made
+        self.rules: dict[str, RuleSet] = {}
+
+    @property
+    def new(self) -> np.ndarray:
+        """Which items have no training interactions, bool (R,)."""
+        return self._new[: len(self.items)]
 
     @property
     def is_wasteful(self) -> bool:
@@ -62,13 +73,14 @@ class State:
         row = self._add(coded)
         self.attributes.append(fields.attributes)
         assert row == self.items.add(item_id, fields.title, fields.attributes)
+        self.availability.add(row, fields.available_from, fields.available_until)
         self.fields[item_id] = fields
 
     def batch(self, users: np.ndarray, histories: Sequence[np.ndarray]) -> ScoringBatch:
         """What the scores of all items are made of, for histories (rows) with user codes float32 (B, D)."""
         weights, columns = self._bundle.manifest.scorer, self._bundle.manifest.code_columns
         term = UserScores(users, self._table, self.codes.fresh, self.codes.largest, columns, self._bias)
-        scorer, history = HybridScorer(term, {}, weights, self._new[: len(self.items)]), Ragged.of(histories, np.int64)
+        scorer, history = HybridScorer(term, {}, weights, self.new), Ragged.of(histories, np.int64)
         components = self._live_components if self.items.added else self._bundle.components
         entries = {name: component.entries(history) for name, component in components.items()}
         return ScoringBatch(scorer, term, history, entries)
@@ -83,13 +95,31 @@ class State:
         self.items.remove(item_id)
         self.fields.pop(item_id, None)
 
-    def allowed(self, filter: Filter | None, allow: tuple[str, ...] | None) -> np.ndarray | None:
-        """Rows that may be answered, bool (R,); ``None`` for all.
+    def boosted(self, boosts: Sequence[Boost]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, int64 in order, whose scores boosts change, and by how much in all, float64. A filter on an attribute
+        that no item has matches nothing."""
+        total = np.zeros(len(self.items))
+        for boost in boosts:
+            named = np.zeros(len(self.items), dtype=bool)
+            if boost.filter is not None:
+                with suppress(FilterError):
+                    named |= self.attributes.rows(boost.filter)
+            named[self.items.rows(boost.items)[0]] = True
+            total += boost.amount * named
+        rows = np.flatnonzero(total)
+        return rows, total[rows]
+
+    def allowed(
+        self, filter: Filter | None, allow: tuple[str, ...] | None, new_only: bool = False
+    ) -> np.ndarray | None:
+        """Rows that may be answered, bool (R,); ``None`` for all. ``new_only``: items without training interactions.
 
         Raises:
             FilterError: the filter asks for an attribute that no item has.
         """
         mask = None if filter is None else self.attributes.rows(filter)
+        if new_only:
+            mask = self.new if mask is None else mask & self.new
         if allow is None:
             return mask
         rows, _ = self.items.rows(allow)
@@ -100,7 +130,7 @@ class State:
     def compact(self) -> State:
         """The same items and users in as few rows as they need."""
         fresh = State(self._bundle)
-        fresh.users = self.users
+        fresh.users, fresh.rules = self.users, self.rules
         for item_id in self.items.gone:
             fresh.remove(item_id)
         for item_id, fields in self.fields.items():

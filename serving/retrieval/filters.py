@@ -14,6 +14,7 @@ passes over those that are none.
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, cast
@@ -208,6 +209,10 @@ class AttributeIndex:
             self._cache.popitem(last=False)
         return mask
 
+    def common(self, count: int) -> dict[str, list[str]]:
+        """Of each attribute the values of the most rows, at most ``count``, most rows first."""
+        return {name: column.common(count) for name, column in self._columns.items()}
+
     def _evaluate(self, node: Node) -> np.ndarray:
         match node:
             case Not():
@@ -245,6 +250,12 @@ class _Column:
         if value not in self._first and value not in self._later:
             self._numbers = None
         self._later.setdefault(value, []).append(row)
+
+    def common(self, count: int) -> list[str]:
+        sizes = {value: len(rows) for value, rows in self._first.items()}
+        for value, rows in self._later.items():
+            sizes[value] = sizes.get(value, 0) + len(rows)
+        return heapq.nlargest(count, sizes, key=lambda value: (sizes[value], value))
 
     def matching(self, node: Node) -> Iterable[np.ndarray | list[int]]:
         for value in self._values(node):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from serving.engine.engine import Engine
+from serving.engine.rules import RuleSet
 from serving.stores import LiveStore
 from serving.stores.item_changes import ItemFields
 from setrec.errors import SetRecError, UnknownItemError
 
 MAX_LIVE_ITEMS = 100_000
+MAX_RULE_SETS = 100
 
 
 class NoStoreError(SetRecError):
@@ -75,3 +77,33 @@ def erase_user(engine: Engine, user_id: str) -> int:
     events = require_store(engine).erase(user_id)
     engine.catch_up()
     return events
+
+
+def put_rules(engine: Engine, name: str, rules: RuleSet) -> bool:
+    """Keep a rule set; when this returns, ``engine`` applies it. Returns whether the name is new.
+
+    Raises:
+        NoStoreError, StoreError: it cannot be kept. FullError: too many rule sets.
+    """
+    store = require_store(engine)
+    engine.catch_up()
+    with engine.lock:
+        before, count = engine.state.rules.get(name), len(engine.state.rules)
+    if before is None and count >= MAX_RULE_SETS:
+        raise FullError(f"there are {count} rule sets, the most that are kept")
+    if before != rules:
+        store.record("put_rules", name, rules.packed())
+        engine.catch_up()
+    return before is None
+
+
+def remove_rules(engine: Engine, name: str) -> bool:
+    """Take a rule set out; returns whether there was one. Raises: NoStoreError, StoreError: it cannot be kept."""
+    store = require_store(engine)
+    engine.catch_up()
+    with engine.lock:
+        known = name in engine.state.rules
+    if known:
+        store.record("remove_rules", name)
+        engine.catch_up()
+    return known

@@ -11,10 +11,11 @@ from serving.telemetry import logs
 
 
 class Follower:
-    """A thread that asks the store for changes every ``seconds``, until it is closed."""
+    """A thread that asks the store for changes every ``seconds``, until it is closed; ``polls``: how often it did."""
 
     def __init__(self, live: Live, seconds: float = 0.25) -> None:
         self._live, self._seconds = live, seconds
+        self.polls = 0
         self._stop, self._reachable = threading.Event(), True
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._thread.start()
@@ -22,7 +23,7 @@ class Follower:
     def wait_until(self, seq: int, timeout: float) -> bool:
         """Whether the change numbered ``seq`` is applied, after at most ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
-        while self._live.engine.applied < seq:
+        while min(engine.applied for engine in self._live.engines) < seq:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)
@@ -36,12 +37,14 @@ class Follower:
     def _run(self) -> None:
         while not self._stop.wait(self._seconds):
             try:
-                self._live.engine.catch_up()
+                for engine in self._live.engines:
+                    engine.catch_up()
                 self._reachable = True
             except StoreError as error:
                 self._report(error)
             except Exception as error:  # nobody else would apply changes any more
                 self._report(error)
+            self.polls += 1
 
     def _report(self, error: Exception) -> None:
         """Say so once, not four times a second, until the store answers again."""

@@ -27,11 +27,15 @@ class ScoredAnswer:
 
 @dataclass(frozen=True)
 class GraphAnswer:
-    """Answers, best first, and the ids of the nodes that the question mentions, in its order."""
+    """Answers, best first, the ids of the nodes they rest on, those of the question first, and the edges between these,
+    [source, target] or [source, relation, target]. ``refused``: there is no answer, for the ``reason`` given."""
 
     answers: tuple[ScoredAnswer, ...]
     mode: Mode
     nodes: tuple[str, ...]
+    edges: tuple[tuple[str, ...], ...] = ()
+    refused: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class GraphService(Protocol):
         ...
 
     def ask(self, question: str, k: int, mode: Mode) -> GraphAnswer:
-        """At most ``k`` answers; the question mentions nodes as ``[[id]]``.
+        """At most ``k`` answers, or a refusal; the question names nodes as ``[[id]]``, by id or by title.
 
         Raises:
             UnknownNodeError: it mentions a node that the graph does not hold.

@@ -18,11 +18,13 @@ CURSOR_PATTERN = r"^(live:[0-9.e+-]{1,32}:[0-9]{1,18}|bundle:[0-9]{1,9})$"
 
 @dataclass(frozen=True)
 class Past:
-    """An item that a user met; ``time`` in seconds since 1970, ``None`` for what the bundle holds."""
+    """An item that a user met; ``time`` in seconds since 1970, ``None`` for what the bundle holds.
+    ``type``: of the event, where it told."""
 
     item_id: str
     time: float | None
     source: Literal["live", "bundle"]
+    type: str | None = None
 
 
 def page(engine: Engine, user_id: str, limit: int, before: str | None = None) -> tuple[list[Past], str | None]:
@@ -35,7 +37,7 @@ def page(engine: Engine, user_id: str, limit: int, before: str | None = None) ->
     found: list[Past] = []
     if taken is None:
         events = engine.store.page(user_id, limit, position) if engine.store is not None else []
-        found = [Past(event.item_id, event.position[0], "live") for event in events]
+        found = [Past(event.item_id, event.position[0], "live", event.type or None) for event in events]
         if len(found) == limit:
             time, seq = events[-1].position
             return found, f"live:{time!r}:{seq}"

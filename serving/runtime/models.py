@@ -11,12 +11,15 @@ from serving.bundle.reader import Bundle, EncoderLoader, load_setrec
 from serving.engine.acceptance import accept
 from serving.engine.engine import Engine
 from serving.engine.live_audit import Auditor
+from serving.engine.requests import Answer, Request
+from serving.runtime.experiments.exposures import Arm, ExposureLog
+from serving.runtime.experiments.split import Experiment
 from serving.runtime.graph_service import GraphAnswer, GraphLoader, GraphService, Mode, NodeDescription
 from serving.runtime.release_state import ReleaseState
 from serving.runtime.settings import ServingSettings
 from serving.stores import LiveStore
 from serving.telemetry import metrics
-from setrec.errors import BundleError
+from setrec.errors import BundleError, SetRecError
 
 
 class Follows(Protocol):
@@ -68,7 +71,14 @@ class Loader:
             StoreError: ``tested``, and the store cannot be read.
         """
         bundle, settings = Bundle.open(path, self.load_encoder), self.settings
-        engine = Engine(bundle, store=self.store, max_k=settings.max_k, threads=settings.threads, replay=not tested)
+        engine = Engine(
+            bundle,
+            store=self.store,
+            max_k=settings.max_k,
+            threads=settings.threads,
+            replay=not tested,
+            event_weights=settings.event_weights,
+        )
         if tested:
             accept(engine)
             engine.catch_up()
@@ -96,12 +106,29 @@ class Live:
         self.auditor.begin(engine.bundle)
         self.follower: Follows | None = None
         self.releases: MakesReleases | None = None
+        self.experiment: Experiment | None = None
+        self.exposures: ExposureLog | None = None
         self._closing: list[Callable[[], None]] = [self.auditor.close]
 
     @property
     def model_version(self) -> str:
         """Name of the model in use."""
         return self.engine.bundle.model_version
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """All engines that answer: the one in use and that of an experiment."""
+        return (self.engine,) if self.experiment is None else (self.engine, self.experiment.engine)
+
+    def arm(self, user_id: str | None) -> Arm:
+        """Which side of the experiment answers for a user."""
+        return Arm() if self.experiment is None else self.experiment.arm(user_id)
+
+    def recommend(self, requests: Sequence[Request]) -> list[Answer | SetRecError]:
+        """Answers, each from one engine as a whole."""
+        if self.experiment is None:
+            return self.engine.recommend(requests, self.auditor)
+        return self.experiment.split(requests, self.engine, lambda engine, own: engine.recommend(own, self.auditor))
 
     def swap(self, model: Model) -> Model:
         """Put ``model`` in use from the next request on; the one before is returned, still usable.

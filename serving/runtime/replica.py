@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from serving.bundle.reader import EncoderLoader, load_setrec
+from serving.runtime.experiments.exposures import ExposureLog
+from serving.runtime.experiments.split import Experiment
 from serving.runtime.follower import Follower
 from serving.runtime.graph_service import GraphLoader
 from serving.runtime.models import Live, Loader
 from serving.runtime.rollout import Releases
 from serving.runtime.settings import ServingSettings
 from serving.stores import open_store
+from serving.telemetry import metrics
 
 
 def open_live(
@@ -35,6 +38,13 @@ def open_live(
     if store is not None:
         live.follower = follower = Follower(live)
         live.on_close(follower.close)
+    if settings.experiment is not None and settings.releases is not None:
+        challenger = loader.load(settings.releases / settings.experiment.bundle, tested=True)
+        live.experiment = Experiment(settings.experiment, challenger.engine)
+        metrics.serves(challenger.engine.bundle.model_version)
+    if settings.exposures is not None:
+        live.exposures = ExposureLog(settings.exposures)
+        live.on_close(live.exposures.close)
     if releases is not None:
         live.releases = releases
         releases.follow(live)

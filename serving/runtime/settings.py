@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FiniteFloat, StringConstraints, field_validator, model_validator
 
+from serving.runtime.release_state import BundleName
 from setrec.settings import Settings
+
+EventType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
+class ExperimentSettings(Settings):
+    """A ``share`` of the users, by hash of their id, is answered by ``bundle`` of the folder of releases. Another
+    ``name`` draws other users."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    bundle: BundleName
+    share: float = Field(gt=0, lt=1)
 
 
 class ServingSettings(Settings):
@@ -36,6 +48,12 @@ class ServingSettings(Settings):
     for the metric ``setrec_recall``, unless search is exact anyway; each takes a tenth of a second of a core, when it
     is free, at a million items.
 
+    ``event_weights`` by type of event, 1 for types it does not name: what is above 0 is read as history, 0 is passed
+    over, and an item whose last event is below 0 is not answered, nor part of the history, and lowers what is like it.
+
+    ``exposures``: a directory in which answers and feedback are logged as Parquet files; ``null`` logs none.
+    ``experiment``: a second bundle for a share of the users; it takes the memory of a second model.
+
     ``log``: ``errors`` writes failures alone, ``requests`` one JSON line per request; without ``log_ids`` no line holds
     an id of a user or item.
     """
@@ -62,6 +80,9 @@ class ServingSettings(Settings):
     log_ids: bool = False
     store: str | None = Field(default=None, min_length=1)
     releases: Path | None = None
+    event_weights: dict[EventType, FiniteFloat] = Field(default={"dislike": -1.0})
+    exposures: Path | None = None
+    experiment: ExperimentSettings | None = None
     audit_share: float = Field(default=0.001, ge=0, le=1)
     start_timeout_seconds: float = Field(default=120.0, gt=0)
 
@@ -74,6 +95,8 @@ class ServingSettings(Settings):
     def _parts_agree(self) -> ServingSettings:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError("max_replicas is less than replicas")
+        if self.experiment is not None and self.releases is None:
+            raise ValueError("experiment: its bundle is one of `releases`, which is not set")
         if self.auth == "off" and not is_loopback(self.host):
             raise ValueError(f"auth off is for a loopback address, and {self.host} is none: make a token instead")
         return self

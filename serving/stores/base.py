@@ -13,8 +13,15 @@ from typing import Literal, Protocol
 
 from setrec.errors import SetRecError
 
-Kind = Literal["put", "remove", "erase"]
+ItemKind = Literal["put", "remove"]
+RulesKind = Literal["put_rules", "remove_rules"]
+Kind = ItemKind | RulesKind | Literal["erase"]
 Position = tuple[float, int]  # (time, sequence number) of an event: where it stands in its user's history
+
+
+def subject_of(kind: Kind) -> str:
+    """What a change is about: ``item``, ``rules`` or ``user``."""
+    return "user" if kind == "erase" else "rules" if kind.endswith("_rules") else "item"
 
 
 class StoreError(SetRecError):
@@ -23,12 +30,14 @@ class StoreError(SetRecError):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A user met an item. ``time`` in seconds since 1970, UTC; ``key`` names the event, so a repeat is recognised."""
+    """A user met an item. ``time`` in seconds since 1970, UTC; ``key`` names the event, so a repeat is recognised.
+    ``type``: what the user did, as "purchase" or "dislike"; empty where that is not told."""
 
     user_id: str
     item_id: str
     time: float
     key: str | None = None
+    type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +54,33 @@ class StoredEvent:
 
     item_id: str
     position: Position
+    type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveHistory:
-    """A user's latest item ids, oldest first; ``erased``: whether all that was known before is to be forgotten."""
+    """A user's latest item ids, oldest first, and the type of each event, empty where no event has one; ``erased``:
+    whether all that was known before is to be forgotten."""
 
     items: tuple[str, ...] = ()
     erased: bool = False
+    types: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, events: Sequence[tuple[str, str]], erased: bool) -> LiveHistory:
+        """The history of ``events``: items with types."""
+        types = tuple(type_ for _, type_ in events)
+        return cls(tuple(item for item, _ in events), erased, types if any(types) else ())
+
+    @property
+    def events(self) -> list[tuple[str, str]]:
+        """Items with the types of their events."""
+        return list(zip(self.items, self.types or ("",) * len(self.items), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One entry of the change log: an item put (``payload`` describes it) or removed, or a user erased."""
+    """One entry of the change log: an item or rule set put (``payload`` describes it) or removed, or a user erased."""
 
     seq: int
     kind: Kind
@@ -86,10 +109,11 @@ class HistoryStore(Protocol):
 
 
 class ChangeLog(Protocol):
-    """The last change of each item and the erasure of users, in the order of their sequence numbers."""
+    """The last change of each item and rule set, and the erasure of users, in the order of their sequence numbers."""
 
-    def record(self, kind: Literal["put", "remove"], item_id: str, payload: str | None = None) -> int:
-        """Log a change, which takes the place of the item's earlier one; returns its sequence number."""
+    def record(self, kind: ItemKind | RulesKind, id: str, payload: str | None = None) -> int:
+        """Log a change, which takes the place of the earlier one of that item or rule set; returns its sequence
+        number."""
         ...
 
     def changes(self, after: int, limit: int = 500) -> list[Change]:

@@ -18,6 +18,8 @@ class ItemFields(Settings):
     title: str
     text: str = ""
     attributes: dict[str, list[str]] = {}  # noqa: RUF012 - pydantic copies it
+    available_from: float | None = None  # seconds since 1970, UTC
+    available_until: float | None = None
 
 
 class ItemChange(Settings):

@@ -5,7 +5,8 @@ What is acknowledged survives a crash of Redis only if Redis keeps an append-onl
 nothing to either. ``maxmemory-policy noeviction`` is needed too: any other policy throws histories away. One Redis or a
 primary with replicas, no cluster: scripts touch several keys. Keys, all under ``setrec:``:
 
-- ``events:USER``: sorted set, score the time, member a sequence number of 16 digits and the item id
+- ``events:USER``: sorted set, score the time, member a sequence number of 16 digits, the item id and, behind a control
+  character that no id may hold, the type of the event where it has one
 - ``keys:USER``: set of the user's idempotency keys
 - ``erased``: set of users; ``changes``: hash, subject to entry; ``log``: sorted set, the same subjects by number
 - ``seq``: the counter all of these take their numbers from
@@ -17,29 +18,40 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from serving.stores.base import Appended, Change, Event, LiveHistory, Position, StoredEvent, StoreError
+from serving.stores.base import (
+    Appended,
+    Change,
+    Event,
+    ItemKind,
+    LiveHistory,
+    Position,
+    RulesKind,
+    StoredEvent,
+    StoreError,
+    subject_of,
+)
 
 log = logging.getLogger(__name__)
 
 _PREFIX = "setrec:"
 _TIMEOUT_SECONDS = 0.5
 _REST_SECONDS = 0.5  # after a failed connection others fail at once instead of waiting for theirs
-_DIGITS = 16
+_DIGITS, _SEPARATOR = 16, "\x1f"
 
 # Scripts run alone, so each is all or nothing and sequence numbers appear in order.
 _APPEND = """
 local accepted = 0
 for i = 1, #ARGV, 4 do
-    local user, item, time, key = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+    local user, entry, time, key = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
     if key == '' or redis.call('SADD', KEYS[1] .. 'keys:' .. user, string.sub(key, 2)) == 1 then
         local seq = string.format('%016d', redis.call('INCR', KEYS[1] .. 'seq'))
-        redis.call('ZADD', KEYS[1] .. 'events:' .. user, time, seq .. item)
+        redis.call('ZADD', KEYS[1] .. 'events:' .. user, time, seq .. entry)
         accepted = accepted + 1
     end
 end
@@ -101,7 +113,7 @@ class RedisStore:
     def append(self, events: Sequence[Event]) -> Appended:
         """See :class:`serving.stores.base.HistoryStore`."""
         # A key is passed behind a mark, so that an empty key is not taken for none.
-        fields = [(e.user_id, e.item_id, repr(e.time), "" if e.key is None else f"={e.key}") for e in events]
+        fields = [(e.user_id, _entry(e), repr(e.time), "" if e.key is None else f"={e.key}") for e in events]
         accepted = self._run("append", *(field for event in fields for field in event)) if events else 0
         return Appended(accepted, len(events) - accepted)
 
@@ -117,7 +129,7 @@ class RedisStore:
 
         found = self._call(ask)
         return [
-            LiveHistory(tuple(member[_DIGITS:] for member in members), bool(erased))
+            LiveHistory.of([_parsed(member) for member in members], bool(erased))
             for members, erased in zip(found[::2], found[1::2], strict=True)
         ]
 
@@ -138,9 +150,9 @@ class RedisStore:
         """See :class:`serving.stores.base.HistoryStore`."""
         return self._run("erase", user_id, f"user:{user_id}", json.dumps(["erase", user_id, None]))
 
-    def record(self, kind: Literal["put", "remove"], item_id: str, payload: str | None = None) -> int:
+    def record(self, kind: ItemKind | RulesKind, id: str, payload: str | None = None) -> int:
         """See :class:`serving.stores.base.ChangeLog`."""
-        return self._run("record", f"item:{item_id}", json.dumps([kind, item_id, payload]))
+        return self._run("record", f"{subject_of(kind)}:{id}", json.dumps([kind, id, payload]))
 
     def changes(self, after: int, limit: int = 500) -> list[Change]:
         """See :class:`serving.stores.base.ChangeLog`."""
@@ -156,7 +168,8 @@ class RedisStore:
     def _backwards(self, name: str, start: int, limit: int) -> list[StoredEvent]:
         """Events from the end of a history, leaving out the last ``start``."""
         rows: Any = self._call(lambda: self._client.zrange(name, start, start + limit - 1, desc=True, withscores=True))
-        return [StoredEvent(member[_DIGITS:], (score, int(member[:_DIGITS]))) for member, score in rows]
+        events = [(*_parsed(member), score, int(member[:_DIGITS])) for member, score in rows]
+        return [StoredEvent(item_id, (score, seq), type_) for item_id, type_, score, seq in events]
 
     def _run(self, script: str, *arguments: Any) -> Any:
         return self._call(lambda: self._scripts[script](keys=[self._prefix], args=arguments))
@@ -185,3 +198,14 @@ class RedisStore:
         for name, value in wanted.items():
             if found.get(name) != value:
                 log.warning("Redis has %s %s; without %s acknowledged events can be lost", name, found.get(name), value)
+
+
+def _entry(event: Event) -> str:
+    """What a member of a history holds behind its number."""
+    return f"{event.item_id}{_SEPARATOR}{event.type}" if event.type else event.item_id
+
+
+def _parsed(member: str) -> tuple[str, str]:
+    """Item id and type of the event."""
+    item_id, _, type_ = member[_DIGITS:].partition(_SEPARATOR)
+    return item_id, type_

@@ -17,29 +17,47 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from serving.stores.base import Appended, Change, Event, LiveHistory, Position, StoredEvent, StoreError
+from serving.stores.base import (
+    Appended,
+    Change,
+    Event,
+    ItemKind,
+    LiveHistory,
+    Position,
+    RulesKind,
+    StoredEvent,
+    StoreError,
+    subject_of,
+)
 
-FORMAT = 1
+FORMAT = 2
 _APPLICATION = 0x73657472  # "setr": tells our files from any other SQLite database
 _BUSY_SECONDS = 5.0  # how long to wait for another process's commit
 _AT_ONCE = 256  # calls in one commit at most
 _SCHEMA = """
 CREATE TABLE events (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, user_id TEXT NOT NULL, item_id TEXT NOT NULL, time REAL NOT NULL, key TEXT
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, user_id TEXT NOT NULL, item_id TEXT NOT NULL, time REAL NOT NULL, key TEXT,
+    type TEXT NOT NULL DEFAULT ''
 );
-CREATE INDEX history ON events (user_id, time, seq, item_id);
+CREATE INDEX history ON events (user_id, time, seq, item_id, type);
 CREATE UNIQUE INDEX once ON events (user_id, key) WHERE key IS NOT NULL;
 CREATE TABLE changes (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, subject TEXT NOT NULL, id TEXT NOT NULL, kind TEXT NOT NULL, payload TEXT,
     UNIQUE (subject, id)
 );
 """
-_ADD = "INSERT OR IGNORE INTO events (user_id, item_id, time, key) VALUES (?, ?, ?, ?)"
-_LATEST = "SELECT item_id FROM events WHERE user_id = ? ORDER BY time DESC, seq DESC LIMIT ?"
+_UPGRADE = """
+ALTER TABLE events ADD COLUMN type TEXT NOT NULL DEFAULT '';
+DROP INDEX history;
+CREATE INDEX history ON events (user_id, time, seq, item_id, type);
+"""
+"""From format 1, which knew no types of events."""
+_ADD = "INSERT OR IGNORE INTO events (user_id, item_id, time, key, type) VALUES (?, ?, ?, ?, ?)"
+_LATEST = "SELECT item_id, type FROM events WHERE user_id = ? ORDER BY time DESC, seq DESC LIMIT ?"
 _PAGE = (
-    "SELECT item_id, time, seq FROM events WHERE user_id = ? AND (time, seq) < (?, ?) "
+    "SELECT item_id, time, seq, type FROM events WHERE user_id = ? AND (time, seq) < (?, ?) "
     "ORDER BY time DESC, seq DESC LIMIT ?"
 )
 _ERASED = "SELECT EXISTS (SELECT 1 FROM changes WHERE subject = 'user' AND id = ?)"
@@ -76,7 +94,7 @@ class SqliteStore:
 
     def append(self, events: Sequence[Event]) -> Appended:
         """See :class:`serving.stores.base.HistoryStore`."""
-        rows = [(event.user_id, event.item_id, event.time, event.key) for event in events]
+        rows = [(event.user_id, event.item_id, event.time, event.key, event.type) for event in events]
 
         def work(connection: sqlite3.Connection) -> Appended:
             accepted = connection.executemany(_ADD, rows).rowcount
@@ -94,7 +112,7 @@ class SqliteStore:
         time_, seq = before or (float("inf"), 0)
         with self._reader() as reader:
             rows = reader.execute(_PAGE, (user_id, time_, seq, limit)).fetchall()
-        return [StoredEvent(item_id, (at, number)) for item_id, at, number in rows]
+        return [StoredEvent(item_id, (at, number), type_) for item_id, at, number, type_ in rows]
 
     def erase(self, user_id: str) -> int:
         """See :class:`serving.stores.base.HistoryStore`."""
@@ -105,9 +123,9 @@ class SqliteStore:
 
         return self._commit(work)
 
-    def record(self, kind: Literal["put", "remove"], item_id: str, payload: str | None = None) -> int:
+    def record(self, kind: ItemKind | RulesKind, id: str, payload: str | None = None) -> int:
         """See :class:`serving.stores.base.ChangeLog`."""
-        row = ("item", item_id, kind, payload)
+        row = (subject_of(kind), id, kind, payload)
         return self._commit(lambda connection: int(connection.execute(_LOG, row).lastrowid or 0))
 
     def changes(self, after: int, limit: int = 500) -> list[Change]:
@@ -198,9 +216,9 @@ class SqliteStore:
 
 
 def _history(reader: sqlite3.Connection, user_id: str, limit: int) -> LiveHistory:
-    items = [item_id for (item_id,) in reader.execute(_LATEST, (user_id, limit))]
+    events = reader.execute(_LATEST, (user_id, limit)).fetchall()[::-1]
     (erased,) = reader.execute(_ERASED, (user_id,)).fetchone()
-    return LiveHistory(tuple(reversed(items)), bool(erased))
+    return LiveHistory.of(events, bool(erased))
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -212,8 +230,11 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         if _is_new(connection, path):
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {FORMAT}")
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+        elif connection.execute("PRAGMA user_version").fetchone() == (1,):
+            for statement in filter(str.strip, _UPGRADE.split(";")):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")

@@ -51,6 +51,18 @@ AUDITS = Counter("setrec_audits_total", "Answers drawn for an audit, compared or
 MODEL = Gauge(
     "setrec_model_info", "Replicas that serve a model version.", ["model_version"], multiprocess_mode="livesum"
 )
+SHOWN = Counter("setrec_shown_total", "Items answered, by whether they have training interactions.", ["kind"])
+SHOWN_POPULARITY = Histogram(
+    "setrec_shown_popularity",
+    "Mean place by training interactions of what a batch is answered with, from 0, the most popular, to 1.",
+    buckets=(0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0),
+)
+CATALOGUE_SHOWN = Gauge(
+    "setrec_catalogue_shown",
+    "Share of the bundle's items that were answered since the model was loaded.",
+    multiprocess_mode="mostrecent",
+)
+EXPOSURES = Counter("setrec_exposures_total", "Rows of the exposure log: answers, feedback, dropped.", ["kind"])
 RELEASES = Counter("setrec_releases_total", "Changes of the model, by outcome.", ["outcome"])
 
 

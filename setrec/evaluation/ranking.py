@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from setrec.data.catalog import TEST, VALID, Histories
+from setrec.evaluation.beyond_accuracy import best_items
 from setrec.evaluation.intervals import bootstrap_means
 from setrec.ragged import Ragged
 
@@ -37,7 +38,9 @@ KindScorer = Callable[[Ragged], Mapping[str, np.ndarray]]
 _ALONE = np.ones((1, 1), dtype=np.float32)
 """The weighting of scores that are not mixed."""
 Ranks = dict[tuple[str, str], Ragged]
-"""By history protocol and group: 0-based ranks of the truths that count, one row per case."""
+"""By history protocol and group: 0-based ranks of the truths that count, one row per case; under ``BEST`` the best
+items of each case."""
+BEST = ("removed", "best items")
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,12 @@ def user_metrics(found: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:
 
 @dataclass
 class PerUser:
-    """Metrics of every user: ``tables[history, group]`` maps a metric to one number per case (NaN: no truth in it)."""
+    """Metrics of every user: ``tables[history, group]`` maps a metric to one number per case (NaN: no truth in it).
+    ``lists`` int32 (U, 10): each user's best items, history removed, see ``setrec.evaluation.beyond_accuracy``."""
 
     users: np.ndarray
     tables: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
+    lists: np.ndarray | None = None
 
     def mean(self, metric: str = "ndcg@10", group: str = "all", history: str = "removed") -> float:
         """The metric averaged over the users that have a truth in the group; NaN where there are none."""
@@ -228,7 +233,9 @@ def evaluate_each(
 def joined(users: np.ndarray, found: Sequence[Ranks], groups: Sequence[Group], ks: Sequence[int]) -> PerUser:
     """Metrics of all ``users`` from the ranks of their batches, in order."""
     keys = [(h, group.name) for group in groups for h in HISTORIES]
-    return PerUser(users, {key: user_metrics(_stack([part[key] for part in found]), ks) for key in keys})
+    tables = {key: user_metrics(_stack([part[key] for part in found]), ks) for key in keys}
+    lists = [part[BEST].values for part in found if BEST in part]
+    return PerUser(users, tables, np.concatenate(lists).reshape(len(users), -1) if lists else None)
 
 
 def batch_ranks(scorer: Scorer, history: Ragged, truth: Ragged, groups: Sequence[Group]) -> Ranks:
@@ -242,9 +249,10 @@ def batch_ranks(scorer: Scorer, history: Ragged, truth: Ragged, groups: Sequence
     # Most groups share their candidates: each pool is counted once.
     pool_of = {group.candidates.tobytes(): group.candidates for group in groups}
     number = {key: at for at, key in enumerate(pool_of)}
-    counts = count_above([scorer(history)], _ALONE, truth, history, np.stack(list(pool_of.values())))
+    scores = scorer(history)
+    counts = count_above([scores], _ALONE, truth, history, np.stack(list(pool_of.values())))
     rank = {"kept": counts.above[0], "removed": np.where(counts.seen, NO_RANK, counts.above[0] - counts.known[0])}
-    found = {}
+    found = {BEST: Ragged.of(best_items(scores, history))}
     for h, group in product(HISTORIES, groups):
         counted = group.truths[truth.values]
         found[h, group.name] = Ragged(

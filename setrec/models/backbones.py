@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,11 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
 from setrec.errors import ConfigError
 from setrec.models import attention, masks
-from setrec.settings import Settings
+from setrec.models.settings import LoraSettings
 
 MASTER = torch.float32
 """Type of a backbone's weights, whatever a checkpoint was stored as: small steps vanish in half precision, and whether
@@ -36,28 +37,6 @@ SIZES: dict[str, dict[str, int]] = {
     "small": {"width": 256, "layers": 4, "heads": 8, "feed_forward": 768},
     "base": {"width": 512, "layers": 6, "heads": 8, "feed_forward": 2048},
 }
-
-
-class LoraSettings(Settings):
-    """Low-rank adaptation of the attention projections, the rest of the backbone frozen (defaults: SETRec's code)."""
-
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.02
-
-
-class BackboneSettings(Settings):
-    """Which language model reads the history.
-
-    Either ``pretrained`` (a local path or a hub id; family and size then come from the checkpoint) or a ``family`` and
-    a ``size`` trained from scratch. ``dropout`` applies inside a backbone built from a size.
-    """
-
-    family: Literal["qwen3", "qwen2", "t5"] = "qwen3"
-    size: Literal["tiny", "small", "base"] = "tiny"
-    pretrained: str | None = None
-    lora: LoraSettings | None = None
-    dropout: float = 0.1
 
 
 class Backbone(Protocol):
@@ -94,23 +73,46 @@ class Backbone(Protocol):
         attention logits between history tokens."""
 
 
-def scratch_config(family: str, size: str, dropout: float, words: int = 1) -> PretrainedConfig:
+def scratch_config(
+    family: str, size: str, dropout: float, words: int = 1, layers: int | None = None
+) -> PretrainedConfig:
     """Configuration of a backbone trained from scratch; ``words`` is the size of its vocabulary, a single row where all
-    that it reads are vectors."""
+    that it reads are vectors; ``layers`` as :func:`keep_layers`."""
     s = SIZES[size]
     if family == "t5":
-        return AutoConfig.for_model(
+        config = AutoConfig.for_model(
             "t5", vocab_size=words, d_model=s["width"], d_kv=s["width"] // s["heads"], d_ff=s["feed_forward"],
             num_layers=s["layers"], num_decoder_layers=s["layers"], num_heads=s["heads"], dropout_rate=dropout,
             feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=0, decoder_start_token_id=0,
         )  # fmt: skip
+        return keep_layers(config, layers)
     head = {"head_dim": s["width"] // s["heads"]} if family == "qwen3" else {}
-    return AutoConfig.for_model(
+    config = AutoConfig.for_model(
         family, vocab_size=words, hidden_size=s["width"], intermediate_size=s["feed_forward"],
         num_hidden_layers=s["layers"], num_attention_heads=s["heads"], num_key_value_heads=s["heads"],
         attention_dropout=dropout, max_position_embeddings=4096, tie_word_embeddings=True,
         pad_token_id=None, bos_token_id=None, eos_token_id=None, **head,
     )  # fmt: skip
+    return keep_layers(config, layers)
+
+
+def keep_layers(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
+    """``config``, changed in place to its first ``layers`` layers; all of them if ``layers`` is ``None``.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
+    there_are = config.num_hidden_layers
+    if layers is None or layers == there_are:
+        return config
+    if layers > there_are:
+        raise ConfigError(f"backbone.layers={layers}: the backbone has only {there_are} layers")
+    config.num_hidden_layers = layers
+    if config.is_encoder_decoder:
+        config.num_decoder_layers = min(layers, config.num_decoder_layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    return config
 
 
 def build_backbone(
@@ -120,11 +122,14 @@ def build_backbone(
     return wrap(AutoModel.from_config(config, attn_implementation=attention.NAME, dtype=MASTER), lora)
 
 
-def load_backbone(path_or_hub_id: str, *, speaking: bool = False, **kwargs: Any) -> PreTrainedModel:
+def load_backbone(
+    path_or_hub_id: str, *, speaking: bool = False, layers: int | None = None, **kwargs: Any
+) -> PreTrainedModel:
     """A pretrained model by local path or hub id, to be given to :func:`wrap`; safetensors or GGUF, never pickles.
 
     Its weights are float32 and its configuration says so, whatever type they are stored as (hub checkpoints: mostly
-    bf16), unless ``kwargs`` ask for another ``dtype``. ``speaking``: with the head that writes words.
+    bf16), unless ``kwargs`` ask for another ``dtype``. ``speaking``: with the head that writes words. ``layers`` as
+    :func:`keep_layers`.
 
     Raises:
         ConfigError: nothing usable is found there, or weights that are stored quantised.
@@ -136,12 +141,28 @@ def load_backbone(path_or_hub_id: str, *, speaking: bool = False, **kwargs: Any)
         if quantised := getattr(config, "quantization_config", None):
             way = dict(quantised).get("quant_method", "some other type")
             raise ValueError(f"it is stored quantised ({way}); name one in bf16 or float32")
+        keep_layers(config, layers)
         kind: Any = AutoModel
         if speaking:
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        return kind.from_pretrained(path_or_hub_id, attn_implementation=attention.NAME, **kwargs)
+        with _quiet(layers is not None):
+            return kind.from_pretrained(path_or_hub_id, config=config, attn_implementation=attention.NAME, **kwargs)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"backbone '{path_or_hub_id}' cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    """Keep transformers from listing every weight of the layers that are left out."""
+    level = logging.get_verbosity()
+    if quiet:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def wrap(model: PreTrainedModel, lora: LoraSettings | None = None) -> CausalBackbone | EncoderDecoderBackbone:

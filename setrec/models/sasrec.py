@@ -22,35 +22,8 @@ from torch import Tensor, nn
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError
 from setrec.evaluation import ranking
-from setrec.precision import Precision
+from setrec.models.settings import SasRecSettings
 from setrec.ragged import Ragged
-from setrec.settings import Settings
-
-
-class SasRecSettings(Settings):
-    """Shape and training of SASRec. ``patience``: epochs without a better validation NDCG@10.
-
-    ``negatives``: draws of the sampled softmax, which all targets of a batch share; 0 is the full softmax. With text
-    alone: ``text_dropout``, of texts once projected, drawn apart for what is read and what is asked for;
-    ``id_dropout``, the share of items that training shows and asks for by their text alone, as new items are.
-    """
-
-    width: int = 64
-    layers: int = 2
-    heads: int = 2
-    dropout: float = 0.3
-    max_items: int = 50
-    epochs: int = 30
-    patience: int = 8
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    warmup_epochs: float = 1.0
-    targets_per_batch: int = 2048
-    precision: Precision = "auto"
-    negatives: int = 0
-    text_dropout: float = 0.0
-    id_dropout: float = 0.0
-
 
 LATER = ("negatives", "text_dropout", "id_dropout")
 """Settings that are written only where they are not the default: files of a plain model are what they always were."""

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from setrec.errors import ConfigError
 from setrec.models import grounding
-from setrec.models.backbones import (
-    BackboneSettings,
-    CausalBackbone,
-    LoraSettings,
-    build_backbone,
-    load_backbone,
-    scratch_config,
-)
+from setrec.models.backbones import CausalBackbone, build_backbone, load_backbone, scratch_config
 from setrec.models.grounding import LogitBias
 from setrec.models.item_tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer
+from setrec.models.settings import LoraSettings, ModelSettings
 from setrec.ragged import Ragged
-from setrec.settings import Settings
 
 INSTRUCTION = "Given the items a user chose, in order, name the item this user will choose next."
 SKIP_START = 30.0
@@ -34,53 +26,6 @@ BIAS_UNIT = 20.0
 reach."""
 LOG_UNIT = 10.0
 """Unit of the logarithms of the skip connection's gains, for the same reason."""
-
-
-class ModelSettings(Settings):
-    """The shape of the recommender. The defaults are the recipe of ``docs/comparison.md``.
-
-    ``collaborative``: numbers of an item's collaborative vector; ``table``: these begin at ``random``, or as a
-    ``sasrec`` trained on the same histories left them (the paper); ``trainable_table``: whether they keep learning (the
-    paper: no). ``semantic_tokens``: semantic slots, made from the text vector by an autoencoder with ``hidden`` layers.
-    ``text_slot``: one more slot is the text vector itself, frozen, in so many principal directions (0: no such slot;
-    the paper: 0).
-
-    ``history``: ``set`` reads n tokens per item (the paper), ``fused`` their sum, n times cheaper. ``max_items`` of a
-    history are read, the latest. ``instruction`` is how many learned vectors stand before the history when the
-    backbone brings no tokenizer. ``query_mode``: n ``learned`` queries stand behind the history (the paper), or those
-    with the ``last_item``'s vector added, or none: with ``item`` the last item's own token answers for every slot
-    through a map of its own, which leaves a third of the tokens or less (causal backbones and fused histories alone).
-    ``auto`` is ``item`` where that can be, else ``last_item``.
-
-    ``history_skip``: the answer has a learned share of the history's own codes, averaged with weights that fall by each
-    of these factors per step back (the paper: none). ``repeat_bias``: a learned number is added to the scores of items
-    that are in the history already, which says how often people come back; with ``history_skip`` every history is
-    nearest to itself, so the two go together (the paper: no). ``id_dropout``: share of the items whose collaborative
-    code a training step leaves out, as though they were new, so that items are placed by content as well as by who
-    chose them and new ones compare with the others (the paper: 0).
-    """
-
-    backbone: BackboneSettings = BackboneSettings()
-    collaborative: int = Field(64, ge=0)
-    table: Literal["random", "sasrec"] = "random"
-    trainable_table: bool = True
-    semantic_tokens: int = 2
-    hidden: tuple[int, ...] = (512, 256, 128)
-    text_slot: int = Field(128, ge=0)
-    history: Literal["set", "fused"] = "fused"
-    max_items: int = 50
-    instruction: int = 4
-    query_mode: Literal["auto", "learned", "last_item", "item"] = "auto"
-    dropout: float = 0.2
-    id_dropout: float = Field(0.3, ge=0, lt=1)
-    history_skip: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.8, 1.0)
-    repeat_bias: bool = True
-
-    def resolved_query_mode(self, *, causal: bool) -> str:
-        """The query mode behind a causal backbone, or another."""
-        if self.query_mode != "auto":
-            return self.query_mode
-        return "item" if causal and self.history == "fused" else "last_item"
 
 
 class SetRecConfig(PretrainedConfig):
@@ -347,9 +292,13 @@ class SetRecModel(PreTrainedModel):
     def build(cls, settings: ModelSettings, features: ItemFeatures) -> SetRecModel:
         """A model for a catalogue, its backbone pretrained or new, its tokenizers filled with the items' features."""
         b = settings.backbone
-        pretrained = load_backbone(b.pretrained) if b.pretrained else None
+        pretrained = load_backbone(b.pretrained, layers=b.layers) if b.pretrained else None
         instruction = _instruction_vectors(b.pretrained, pretrained)
-        base = pretrained.config if pretrained is not None else scratch_config(b.family, b.size, b.dropout)
+        base = (
+            pretrained.config
+            if pretrained is not None
+            else scratch_config(b.family, b.size, b.dropout, layers=b.layers)
+        )
         backbone_config = base.to_dict()
         if pretrained is not None:
             pretrained.resize_token_embeddings(1)

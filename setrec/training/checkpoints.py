@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from setrec.errors import ConfigError
-from setrec.training.distributed import like, whole
+from setrec.training.distributed import distribute_like, full_tensor
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -43,7 +43,7 @@ def moments(model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool) -
 def _copies(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
     found = {}
     for name, value in tensors.items():
-        full = whole(value.detach())
+        full = full_tensor(value.detach())
         if keep:
             found[name] = full.to("cpu", copy=True).contiguous()
     return found
@@ -87,7 +87,9 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     for name, parameter in model.named_parameters():
         own = {key: state[f"{key}/{name}"] for key in MOMENTS if f"{key}/{name}" in state}
         if own:
-            optimizer.state[parameter] = {k: v if k == "step" else like(v, parameter) for k, v in own.items()}
+            optimizer.state[parameter] = {
+                k: v if k == "step" else distribute_like(v, parameter) for k, v in own.items()
+            }
     return best, progress
 
 
@@ -104,4 +106,4 @@ def set_weights(model: nn.Module, weights: dict[str, Tensor], *, every: bool = T
     for name, value in weights.items():
         if own[name].shape != value.shape:
             raise ValueError(f"{name} has shape {tuple(value.shape)}, the model's has {tuple(own[name].shape)}")
-        own[name].copy_(like(value, own[name]))
+        own[name].copy_(distribute_like(value, own[name]))

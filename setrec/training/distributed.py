@@ -2,8 +2,8 @@
 
 Every layer of the backbone is a unit that is gathered when it is needed and let go afterwards; all the rest (item
 tables, queries, T5's first layers) is one more unit. Works over NCCL and, for tests, over gloo on processors. A tensor
-that is spread is a ``DTensor``; :func:`whole` and :func:`like` lead out of and into that, so that checkpoints do not
-depend on the number of workers.
+that is spread is a ``DTensor``; :func:`full_tensor` and :func:`distribute_like` lead out of and into that, so that
+checkpoints do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def shard(model: SetRecModel, device_type: str) -> SetRecModel:
     return model
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor; where it is spread, every worker has to ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, target: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, target: Tensor) -> Tensor:
     """A whole tensor, which every worker holds, as ``target`` is: on its device, spread as it is spread."""
     tensor = tensor.to(target.device)
     if not isinstance(target, DTensor):
@@ -45,7 +45,7 @@ def like(tensor: Tensor, target: Tensor) -> Tensor:
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Inside, methods of the model other than ``forward`` may be called, by every worker alike."""
     if not isinstance(model, FSDPModule):
         yield
@@ -58,7 +58,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def synchronised(wrapped: nn.Module, now: bool) -> Iterator[None]:
+def gradient_sync(wrapped: nn.Module, now: bool) -> Iterator[None]:
     """Whether gradients are averaged over workers on this way back, or only summed up until a later one is."""
     if isinstance(wrapped, FSDPModule):
         wrapped.set_requires_gradient_sync(now)
@@ -68,16 +68,16 @@ def synchronised(wrapped: nn.Module, now: bool) -> Iterator[None]:
         yield
 
 
-def first_says(value: float, world: int, device: torch.device) -> float:
-    """What worker 0 says, on every worker."""
+def broadcast_from_rank0(value: float, world: int, device: torch.device) -> float:
+    """The value of worker 0, on every worker."""
     if world == 1:
         return value
-    said = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.broadcast(said, src=0)
-    return float(said)
+    value_of_0 = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.broadcast(value_of_0, src=0)
+    return float(value_of_0)
 
 
-def summed(values: list[float], world: int, device: torch.device) -> list[float]:
+def all_reduce_sum(values: list[float], world: int, device: torch.device) -> list[float]:
     """Sums over workers."""
     if world == 1:
         return values

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from setrec.models import grounding
 from setrec.models.grounding import LogitBias
 from setrec.models.item_tokens import ItemTokens
 from setrec.models.setrec_model import Answers, SetRecModel
-from setrec.settings import Settings
 from setrec.training.sampled_softmax import Candidates, sampled_cross_entropy
+from setrec.training.settings import ObjectiveSettings
 from setrec.training.softmax import catalogue_cross_entropy
-
-
-class ObjectiveSettings(Settings):
-    """The training loss, SETRec's Eq. (8) and our additions.
-
-    ``alpha`` weighs the reconstruction error. ``slots`` weighs the mean of the slots' own cross-entropies. ``fused``
-    weighs the cross-entropy of the fused score, which lets the slots cooperate (the paper: 0). ``negatives``: with
-    ``trained``, items that training never shows as a target are left out of the softmax, so that they are not pushed
-    down for being new (the paper: ``all``).
-
-    Where more items than ``sampled_above`` are in the softmax, ``samples`` draws stand for them (see
-    ``setrec.training.sampled_softmax``); a step's time and memory then no longer grow with the catalogue. Up to there
-    the whole softmax is cheap enough: at 100,000 items and 2,048 targets about 0.1 TFLOP a term. What the sample costs
-    in ranking quality is measured in ``benchmarks/bench_training_pipeline.py``.
-    """
-
-    alpha: float = 0.0
-    slots: float = 0.0
-    fused: float = 1.0
-    negatives: Literal["trained", "all"] = "trained"
-    sampled_above: int = Field(4096, ge=0)
-    samples: int = Field(1024, ge=1)
 
 
 def batch_terms(

@@ -57,7 +57,7 @@ class Progress:
 
     def over_workers(self, world: int, device: torch.device) -> dict[str, float]:
         """The running sums of all workers."""
-        total = distributed.summed([self.sums.get(key, 0.0) for key in MEANS + TOTALS], world, device)
+        total = distributed.all_reduce_sum([self.sums.get(key, 0.0) for key in MEANS + TOTALS], world, device)
         found = dict(zip(MEANS + TOTALS, total, strict=True))
         return {**found, **{key: found[key] / world for key in MEANS}, "targets": self.sums.get("targets", 0)}
 

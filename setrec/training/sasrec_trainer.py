@@ -14,7 +14,8 @@ from torch import Tensor
 
 from setrec.data.catalog import TRAIN, VALID, Histories
 from setrec.evaluation import ranking
-from setrec.models.sasrec import ItemText, SasRec, SasRecSettings, scorer
+from setrec.models.sasrec import ItemText, SasRec, scorer
+from setrec.models.settings import SasRecSettings
 from setrec.precision import autocast
 from setrec.training import batches
 from setrec.training.sampled_softmax import Candidates, LogUniformSampler, sampled_cross_entropy

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -20,8 +19,7 @@ from setrec.data.source import HistorySource
 from setrec.ragged import Ragged
 from setrec.training import batches
 from setrec.training.batches import Batch, Plan
-
-Samples = Literal["one_pass", "per_prefix"]
+from setrec.training.settings import Samples
 
 
 @dataclass(frozen=True)

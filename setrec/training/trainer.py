@@ -16,22 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from setrec.data.source import HistorySource, MemorySource, item_counts
 from setrec.errors import ConfigError
 from setrec.models.setrec_model import SetRecModel
-from setrec.precision import Precision, autocast
+from setrec.precision import autocast
 from setrec.ragged import Ragged
-from setrec.settings import Settings
 from setrec.training import checkpoints, distributed, losses
 from setrec.training.batches import Batch
-from setrec.training.losses import ObjectiveSettings
 from setrec.training.prefetch import Prefetched
 from setrec.training.progress import Progress
 from setrec.training.sampled_softmax import Candidates, LogUniformSampler
-from setrec.training.stream import Samples, Step, Stream
+from setrec.training.settings import ObjectiveSettings, TrainingSettings
+from setrec.training.stream import Step, Stream
 
 READY_STEPS = 4
 """Steps laid out ahead; each is a few small integer arrays."""
@@ -40,43 +38,6 @@ BEHIND = 0.05
 one that its epochs end is the same whatever it may take."""
 CLOCK_STEPS = 10
 """Steps between two looks at the clock, which workers have to agree on."""
-
-
-class TrainingSettings(Settings):
-    """How the recommender is trained.
-
-    ``targets_per_batch``: next-item targets per optimiser step over all workers, padding counted (memory grows with
-    it times the catalogue); ``accumulate`` cuts the rows of a step into that many passes, for the same gradient in that
-    much less memory. ``patience``: epochs without a better validation NDCG@10 before training stops. ``warmup``: share
-    of training in which the learning rate rises. ``samples``: ``one_pass`` trains all targets of a window at once,
-    ``per_prefix`` one row per target (the same loss, several times slower; kept as the reference). ``recompute``: keep
-    only the layers' inputs for the way back, a third more time for memory of about one layer.
-
-    ``shuffle_shards``: shards of histories (a million interactions, 10 MB each) whose users are mixed; a worker holds
-    twice that. Data of no more shards is mixed wholly. ``validation_users``: of more users than that so many, drawn by
-    the seed, are validated on; at 5,000 NDCG@10 has a standard error of about 0.003. ``checkpoint_steps`` and
-    ``checkpoint_minutes``: how often within an epoch a checkpoint is written, beside the one at its end; 0 for never. A
-    checkpoint is four times the learned weights in bytes; training waits while they are copied, not while they are
-    stored.
-    """
-
-    epochs: int = 10
-    patience: int = 6
-    targets_per_batch: int = 512
-    accumulate: int = Field(1, ge=1)
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    clip: float = 1.0
-    samples: Samples = "one_pass"
-    reconstructed_items: int = 1024
-    precision: Precision = "auto"
-    recompute: bool = False
-    shuffle_shards: int = Field(8, ge=1)
-    validation_users: int = Field(5000, ge=1)
-    checkpoint_steps: int = Field(0, ge=0)
-    checkpoint_minutes: float = Field(10.0, ge=0)
-    seed: int = 42
 
 
 class Trainer:
@@ -183,7 +144,7 @@ class Trainer:
         for index, batch in enumerate(step.parts):
             part = self.rank + self.world * index
             torch.manual_seed(_seed(*place, part + 1))
-            with distributed.synchronised(self.wrapped, index == len(step.parts) - 1):
+            with distributed.gradient_sync(self.wrapped, index == len(step.parts) - 1):
                 loss += self._backward(batch, rows[part].to(device), candidates, step.count / parts) / len(step.parts)
         torch.nn.utils.clip_grad_norm_([p for _, p in self.parameters], s.clip)
         self.optimizer.step()
@@ -230,13 +191,13 @@ class Trainer:
         if not s.checkpoint_minutes or done % CLOCK_STEPS:
             return False
         late = time.perf_counter() - self._saved_at > 60 * s.checkpoint_minutes
-        return bool(distributed.first_says(float(late), self.world, self.model.device))
+        return bool(distributed.broadcast_from_rank0(float(late), self.world, self.model.device))
 
     def _validate(self) -> float:
         self.model.eval()
-        with distributed.gathered(self.model):
+        with distributed.unsharded(self.model):
             value = self.evaluate(self.model)
-        return distributed.first_says(value, self.world, self.model.device)
+        return distributed.broadcast_from_rank0(value, self.world, self.model.device)
 
     def save(self, folder: Path) -> None:
         """Write weights, best weights, optimiser and progress; called on every worker, worker 0 writes ``folder``."""

@@ -5,12 +5,13 @@ import torch
 
 from nodetok.anchors import AnchorSettings
 from nodetok.graph import Graph
-from nodetok.learning import LearningSettings, Reader, build
-from nodetok.model import GraphModelSettings
-from nodetok.tasks import Task, classification
+from nodetok.language.input_ablation import TOKENS, ablate
+from nodetok.language.interface import Task
+from nodetok.language.model import GraphModelSettings
+from nodetok.language.training import GraphTrainingSettings, Reader, build
+from nodetok.tasks.classification import classification
 from nodetok.tokenizer import TokenizerSettings
-from nodetok.views import TOKENS, view
-from setrec.models.backbones import BackboneSettings
+from setrec.models.settings import BackboneSettings
 
 torch.set_num_threads(1)
 
@@ -46,12 +47,12 @@ def reader(of: Task, family: str = "qwen3", name: str = TOKENS, **changes) -> Re
     """An untrained reader in evaluation mode, every parameter away from its neutral start."""
     fields = {"position_tokens": 2, "neighbours": 4, "feature_restart": 0.2, "dropout": 0.0, **changes}
     settings = GraphModelSettings(backbone=BackboneSettings(family=family, dropout=0.0), **fields)
-    made = build(of, view(of, name, settings), LearningSettings(precision="float32"))
+    made = build(of, ablate(of, name, settings), GraphTrainingSettings(precision="float32"))
     torch.manual_seed(3)
     with torch.no_grad():
         made.model.queries.normal_()
-        if made.model.ways is not None:
-            made.model.ways.bias.normal_()
-            made.model.ways.told.normal_()
+        if made.model.pair_distances is not None:
+            made.model.pair_distances.bias.normal_()
+            made.model.pair_distances.embedding.normal_()
     made.model.eval()
     return made

@@ -10,10 +10,10 @@ from nodetok.anchors import AnchorSettings
 from nodetok.completion import FOLDS, answers, completion, facts, ranked
 from nodetok.distances import UNREACHABLE
 from nodetok.graph import Graph
-from nodetok.prompts import NEIGHBOUR, Neighbourhoods, PromptEncoder, Prompts
-from nodetok.tasks import Examples
+from nodetok.language.interface import Examples
+from nodetok.language.prompts import NEIGHBOUR, Neighbourhoods, PromptEncoder, Prompts
+from nodetok.language.vocabulary import train_tokenizer
 from nodetok.tokenizer import TokenizerSettings
-from nodetok.words import train_tokenizer
 from setrec.errors import DataError
 
 ENTITIES, RELATIONS = 14, ("_part_of", "_alike", "_kind")

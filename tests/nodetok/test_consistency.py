@@ -4,12 +4,12 @@ import torch
 from nodetok_helpers import planted, reader, task
 
 from nodetok.anchors import AnchorSettings
-from nodetok.consistency import ConsistencySettings, consistency_loss, disagreement, draw
-from nodetok.learning import LearningSettings, fit
-from nodetok.model import GraphModelSettings
-from nodetok.tasks import classification
+from nodetok.language.consistency import ConsistencySettings, consistency_loss, disagreement, draw
+from nodetok.language.input_ablation import TOKENS, ablate
+from nodetok.language.model import GraphModelSettings
+from nodetok.language.training import GraphTrainingSettings, fit
+from nodetok.tasks.classification import classification
 from nodetok.tokenizer import TokenizerSettings
-from nodetok.views import TOKENS, view
 
 SMALL = GraphModelSettings(position_tokens=1, neighbours=0, feature_restart=0.2, feature_dropout=0.5, dropout=0.3)
 
@@ -78,14 +78,16 @@ def test_no_label_of_an_unlabelled_node_is_read():
     labels = np.array([f"class {chr(97 + k)}" for k in kind], dtype=object)
     wrong = labels.copy()
     wrong[40:] = "class a"
-    learning = LearningSettings(epochs=2, precision="float32", consistency=ConsistencySettings(weight=1.0, nodes=16))
+    learning = GraphTrainingSettings(
+        epochs=2, precision="float32", consistency=ConsistencySettings(weight=1.0, nodes=16)
+    )
     weights = []
     for said in (labels, wrong):
         of = classification(graph, said.tolist(), split, features, TokenizerSettings(anchors=AnchorSettings(count=8)))
         assert of.unlabelled.nodes[:, 0].tolist() == list(range(30, 60))
         once = next(of.draw(np.random.default_rng(0)))[0].take(np.arange(30))
         of.draw = lambda _, examples=once: iter([(examples, None)])
-        weights.append(fit(of, view(of, TOKENS, SMALL), learning).model.state_dict())
+        weights.append(fit(of, ablate(of, TOKENS, SMALL), learning).model.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nodetok.distances import FARTHEST, UNREACHABLE, DistanceSettings, distances, hops, open_mapped, relax, walks
+from nodetok.distances import UNREACHABLE, DistanceSettings, distances, hops, open_mapped, reached, relax, walks
 from nodetok.graph import Graph
 from setrec.errors import ConfigError
 
@@ -108,16 +108,31 @@ def test_paths_beyond_the_limit_count_as_none(limit):
     assert np.array_equal(hops(graph, anchors, limit), np.where(whole > limit, UNREACHABLE, whole))
 
 
-def test_paths_longer_than_254_count_as_254():
+@pytest.mark.parametrize("nodes", [255, 256, 300, 70_000])
+def test_paths_of_any_length_are_counted(nodes):
+    path = Graph.from_arrays(np.arange(nodes - 1), np.arange(1, nodes), nodes)
+    row = np.arange(nodes)
+    found = hops(path, np.array([0, nodes - 1]))
+    assert np.array_equal(found, np.stack([row, nodes - 1 - row], axis=1))
+    assert found.dtype == (np.uint8 if nodes == 255 else np.int32)
+    cut = hops(path.without(np.array([[nodes - 10, nodes - 9]])), np.array([0]))[:, 0]
+    assert np.array_equal(reached(cut), row <= nodes - 10)
+    assert np.array_equal(cut[reached(cut)], row[: nodes - 9])
+
+
+def test_a_limit_below_a_bytes_end_keeps_bytes():
     path = Graph.from_networkx(nx.path_graph(300))
-    row = np.arange(300)
-    expected = np.stack([np.minimum(row, FARTHEST), np.minimum(299 - row, FARTHEST)], axis=1)
-    assert np.array_equal(hops(path, np.array([0, 299])), expected)
-    cut = path.without(np.array([[290, 291]]))
-    assert np.array_equal(hops(cut, np.array([0]))[:, 0], np.where(row > 290, UNREACHABLE, expected[:, 0]))
-    assert (hops(path, np.array([0]), limit=253)[254:] == UNREACHABLE).all()
-    lengths = distances(path, np.array([0]), DistanceSettings(kind="weighted"))
-    assert np.array_equal(lengths[:, 0], row)
+    found = hops(path, np.array([0]), limit=253)
+    assert found.dtype == np.uint8
+    assert np.array_equal(reached(found)[:, 0], np.arange(300) <= 253)
+
+
+def test_a_matrix_of_bytes_to_be_filled_refuses_paths_it_cannot_hold():
+    path = Graph.from_networkx(nx.path_graph(300))
+    with pytest.raises(ConfigError, match="longer than the 254 hops"):
+        hops(path, np.array([0]), out=np.empty((300, 1), dtype=np.uint8))
+    wide = hops(path, np.array([0]), out=np.empty((300, 1), dtype=np.int32))
+    assert np.array_equal(wide[:, 0], np.arange(300))
 
 
 def test_hops_can_be_written_to_a_file(tmp_path):
@@ -198,7 +213,7 @@ def test_anchors_and_settings_that_cannot_be_used_are_refused():
     with pytest.raises(ConfigError, match="at least one anchor"):
         distances(graph, np.array([], dtype=np.int64))
     for row in (-1, 4):
-        with pytest.raises(ConfigError, match="outside the graph's 4 nodes"):
+        with pytest.raises(ConfigError, match=f"node {row} lies outside the graph"):
             distances(graph, np.array([0, row]))
     for wrong in ({"kind": "miles"}, {"direction": "up"}, {"restart": 1.0}, {"restart": -0.1}, {"steps": 0}):
         with pytest.raises(ValidationError):

@@ -9,8 +9,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from torch_geometric.data import Data
 
-from nodetok.files import read_graph, read_triples
+from nodetok.files import GraphData, GraphDataSettings, RandomSplit, read_graph, read_triples
 from setrec.errors import DataError
 
 EDGES = {"source": ["b", "a", "c"], "target": ["a", "c", "c"]}
@@ -220,3 +222,109 @@ def test_wn18rr_is_read_whole_and_fast():
     assert len(data.ids) == len(data.texts) == len(data.graph)
     pairs = {frozenset(pair) for pair in data.train[:, [0, 2]].tolist()}
     assert data.graph.edges == sum(len(pair) == 2 for pair in pairs)
+
+
+def test_columns_of_other_names_are_read_as_what_they_are_called(tmp_path):
+    write(tmp_path, nodes={"id": ["a", "b"], "class": ["x", "y"]}, edges={"from": ["a"], "to": ["b"], "source": ["?"]})
+    settings = GraphDataSettings(columns={"source": "from", "target": "to", "node_id": "id", "label": "class"})
+    data = read_graph(tmp_path, settings)
+    assert links(data.graph) == {("a", "b"), ("b", "a")}
+    assert data.labels == ["x", "y"]
+    write(tmp_path, triples={"h": ["a"], "r": ["is"], "t": ["b"]})
+    assert read_triples(tmp_path, GraphDataSettings(columns={"head": "h", "relation": "r", "tail": "t"})).ids == [
+        "a",
+        "b",
+    ]
+    with pytest.raises(DataError, match="missing column"):
+        read_graph(write(tmp_path, edges={"from": ["a"], "to": ["b"]}), GraphDataSettings(columns={"target": "to"}))
+
+
+def test_edges_that_end_at_no_node_are_refused_dropped_or_bring_the_node(tmp_path):
+    write(tmp_path, nodes=NODES | {"words": [[0], [1], [], []]}, edges={"source": ["b", "a"], "target": ["a", "e"]})
+    assert "no such node 'e'" in refusal(read_graph, tmp_path)
+    dropped = read_graph(tmp_path, GraphDataSettings(dangling="drop"))
+    assert (links(dropped.graph), dropped.dropped) == ({("a", "b"), ("b", "a")}, 1)
+    added = read_graph(tmp_path, GraphDataSettings(dangling="add"))
+    assert ("a", "e") in links(added.graph)
+    assert (added.labels[-1], added.split[-1], added.features[-1].tolist()) == ("", "", [0, 0])
+    write(tmp_path, entities={"entity_id": ["pet", "cat", "dog"], "text": ["p", "c", "d"]}, triples=TRIPLES)
+    assert len(read_triples(tmp_path, GraphDataSettings(dangling="drop")).train) == 3
+    everything = read_triples(tmp_path, GraphDataSettings(dangling="add"))
+    assert (everything.ids[-1], everything.texts[-1], len(everything.train)) == ("ant", "", 5)
+
+
+@pytest.mark.parametrize("word", ["val", "Train", "VALIDATION", "dev", "Test"])
+def test_parts_have_the_words_that_splits_of_interactions_have(tmp_path, word):
+    data = read_graph(write(tmp_path, nodes=NODES | {"split": [word] * 4}, edges=EDGES))
+    expected = {"val": "valid", "train": "train", "validation": "valid", "dev": "valid", "test": "test"}
+    assert data.split == [expected[word.lower()]] * 4
+
+
+def test_nodes_without_a_split_are_dealt_by_the_seed_within_each_class(tmp_path):
+    labels = ["x"] * 60 + ["y"] * 30 + [""] * 10
+    write(
+        tmp_path,
+        nodes={"node_id": [f"n{i}" for i in range(100)], "label": labels},
+        edges={"source": ["n1"], "target": ["n2"]},
+    )
+    one, two, other = (
+        read_graph(tmp_path, GraphDataSettings(split=RandomSplit(valid=0.1, test=0.2, seed=seed))).split
+        for seed in (0, 0, 1)
+    )
+    assert one == two != other
+    for name, count in (("x", 60), ("y", 30)):
+        own = [part for part, label in zip(one, labels, strict=True) if label == name]
+        assert [own.count(part) for part in ("train", "valid", "test")] == [0.7 * count, 0.1 * count, 0.2 * count]
+    assert one[90:] == [""] * 10
+    stated = read_graph(write(tmp_path, nodes=NODES, edges=EDGES), GraphDataSettings(split=RandomSplit()))
+    assert stated.split == ["train", "valid", "", "test"]
+
+
+def test_triples_without_a_split_are_dealt_so_that_training_shows_every_entity_and_relation(tmp_path):
+    rng = np.random.default_rng(0)
+    columns = {name: [f"{name[0]}{i}" for i in rng.integers(0, size, 300)] for name, size in (("relation", 4),)}
+    columns |= {name: [f"e{i}" for i in rng.integers(0, 60, 300)] for name in ("head", "tail")}
+    data = read_triples(write(tmp_path, triples=columns), GraphDataSettings(split=RandomSplit()))
+    assert (len(data.test), len(data.valid)) == (60, 30)
+    assert set(np.unique(data.train[:, [0, 2]])) == set(range(len(data.ids)))
+    assert set(data.train[:, 1]) == set(range(len(data.relations)))
+
+
+def test_several_graphs_stand_side_by_side(tmp_path):
+    nodes = {"node_id": ["a", "b", "a", "b"], "graph_id": ["g", "g", "h", "h"], "label": ["x", "y", "x", "y"]}
+    edges = {"source": ["a", "b"], "target": ["b", "a"], "graph_id": ["g", "h"]}
+    settings = GraphDataSettings(split=RandomSplit(valid=0.25, test=0.25, by="graph"))
+    data = read_graph(write(tmp_path, nodes=nodes, edges=edges), settings)
+    assert data.graph_ids == ["g", "h"]
+    assert data.member.tolist() == [0, 0, 1, 1]
+    assert (data.graph.components == data.member).all()
+    assert data.graph.row(("h", "a")) == 2
+    assert data.split[0] == data.split[1]
+    assert data.split[2] == data.split[3]
+    del nodes["graph_id"]
+    assert "column 'graph_id': missing column" in refusal(read_graph, write(tmp_path, nodes=nodes, edges=edges))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("column", ["head", "relation", "tail"])
+def test_a_triple_without_an_end_or_a_relation_is_refused_with_its_row(tmp_path, suffix, column):
+    broken = TRIPLES | {column: [*TRIPLES[column][:3], None, TRIPLES[column][4]]}
+    message = refusal(read_triples, write(tmp_path, suffix, triples=broken))
+    assert f"row 4, column '{column}'" in message or f"row 4, column {column}" in message
+
+
+def test_labels_masks_features_and_texts_of_pytorch_geometric_are_carried():
+    data = Data(
+        x=torch.rand(4, 2), edge_index=torch.tensor([[0, 1], [1, 2]]), y=torch.tensor([1, 0, 1, 2]),
+        train_mask=torch.tensor([True, False, False, False]), val_mask=torch.tensor([False, True, False, False]),
+        test_mask=torch.tensor([False, False, True, False]), text=["a", "b", "c", "d"],
+    )  # fmt: skip
+    found = GraphData.from_pyg(data)
+    assert found.labels == ["1", "0", "1", "2"]
+    assert found.split == ["train", "valid", "test", ""]
+    assert found.texts == list(found.graph.texts) == ["a", "b", "c", "d"]
+    assert np.array_equal(found.features, data.x.numpy())
+    bare = GraphData.from_pyg(Data(edge_index=data.edge_index, num_nodes=3))
+    assert (bare.labels, bare.split, bare.texts, bare.features) == (None,) * 4
+    with pytest.raises(DataError, match="y has the shape"):
+        GraphData.from_pyg(Data(edge_index=data.edge_index, num_nodes=3, y=torch.zeros(2)))

@@ -254,3 +254,48 @@ def test_pairs_that_are_no_edges_are_refused():
     assert "edge 1 has 3 ends" in refusal(Graph.from_edges, [("a", "b", 2.0)])
     assert "no nodes" in refusal(Graph.from_edges, [])
     assert "different types" in refusal(Graph.from_edges, [("a", 1)])
+
+
+@pytest.mark.parametrize("group", [None, ["weight"]])
+def test_lengths_that_pytorch_geometric_makes_of_networkx_are_kept(group):
+    given = nx.Graph()
+    given.add_weighted_edges_from([("a", "b", 3.0), ("b", "c", 5.0)])
+    data = from_networkx(given, group_edge_attrs=group)
+    graph = Graph.from_pyg(data)
+    assert arcs(graph) == {(0, 1): 3.0, (1, 0): 3.0, (1, 2): 5.0, (2, 1): 5.0}
+    assert Graph.from_pyg(data, weight=None).weights is None
+
+
+def test_attributes_of_edges_that_are_no_lengths_are_refused_unless_left_out():
+    data = Data(edge_index=torch.tensor([[0, 1], [1, 2]]), edge_attr=torch.ones(2, 3), num_nodes=3)
+    assert "edge_attr of the data is float32 (2, 3): no length" in refusal(Graph.from_pyg, data)
+    assert Graph.from_pyg(data, weight=None).weights is None
+    data.edge_attr = torch.tensor([1.0, -2.0])
+    assert "weight -2.0" in refusal(Graph.from_pyg, data)
+
+
+def test_whole_numbers_of_numpy_and_of_python_are_the_same_ids():
+    graph = Graph.from_edges([(np.int64(1), 2), (2, np.int32(3))])
+    assert list(graph.ids) == [1, 2, 3]
+    assert graph.row(np.int64(3)) == graph.row(3) == 2
+    assert len(graph.with_edges([0], [3], new_ids=[np.int64(9)])) == 4
+    nested = Graph.from_edges([(("a", np.int64(1)), ("a", 2))])
+    assert nested.row(("a", 1)) == 0
+    assert "different types" in refusal(Graph.from_edges, [(1, "1")])
+
+
+def test_the_digest_of_a_graph_is_the_sum_over_its_arcs_whatever_their_order():
+    rng = np.random.default_rng(0)
+    source, target = rng.integers(0, 40, (2, 90))
+    lengths = rng.integers(1, 5, 90)
+    graph = Graph.from_arrays(source, target, 40, weights=lengths)
+    order = rng.permutation(90)
+    assert graph.digest == Graph.from_arrays(source[order], target[order], 40, weights=lengths[order]).digest
+    begin, end = graph.arcs()
+    assert np.array_equal(graph.find(begin, end), np.arange(len(begin)))
+    cut = graph.without(np.array([[begin[0], end[0]]]))
+    assert cut.find(begin[:1], end[:1]).tolist() == [-1]
+    gone = graph.find(np.array([begin[0], end[0]]), np.array([end[0], begin[0]]))
+    assert (cut.digest + int(graph.digests(gone).sum(dtype=np.uint64))) % 2**64 == graph.digest
+    longer = Graph.from_arrays(source, target, 40, weights=lengths + (np.arange(90) == 0))
+    assert longer.digest != graph.digest or np.array_equal(longer.weights, graph.weights)

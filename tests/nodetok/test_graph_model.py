@@ -4,12 +4,12 @@ import torch
 from nodetok_helpers import few, reader, task
 
 from nodetok import text
-from nodetok.learning import LearningSettings, fit
-from nodetok.model import GraphModelSettings
-from nodetok.prompts import NEIGHBOUR, PAD, Neighbourhoods, PromptBatch, PromptEncoder, Prompts
-from nodetok.views import LAPLACIAN, SHUFFLED, TEXT, TOKENS, VIEWS, view
+from nodetok.language.input_ablation import ABLATIONS, LAPLACIAN, SHUFFLED, TEXT, TOKENS, ablate
+from nodetok.language.model import GraphModelSettings
+from nodetok.language.prompts import NEIGHBOUR, PAD, Neighbourhoods, PromptBatch, PromptEncoder, Prompts
+from nodetok.language.training import GraphTrainingSettings, fit
 from setrec.errors import ConfigError
-from setrec.models.backbones import BackboneSettings, LoraSettings
+from setrec.models.settings import BackboneSettings, LoraSettings
 
 QUESTION = "is [[0]] like [[1]] ? answer :"
 
@@ -121,7 +121,9 @@ def test_one_step_lowers_the_loss_and_reaches_every_trained_part(planted_task, f
 def test_a_frozen_backbone_keeps_its_weights_and_still_learns(planted_task, family, tuning):
     backbone = BackboneSettings(family=family, dropout=0.0, lora=LoraSettings(rank=2) if tuning == "lora" else None)
     settings = GraphModelSettings(backbone=backbone, tuning=tuning, position_tokens=2, neighbours=2, dropout=0.0)
-    learned = fit(planted_task, view(planted_task, TOKENS, settings), LearningSettings(epochs=2, precision="float32"))
+    learned = fit(
+        planted_task, ablate(planted_task, TOKENS, settings), GraphTrainingSettings(epochs=2, precision="float32")
+    )
     fresh = reader(planted_task, family)
     trained = [n for n, p in learned.model.lm.named_parameters() if p.requires_grad]
     assert all("lora_" in name for name in trained)
@@ -130,10 +132,10 @@ def test_a_frozen_backbone_keeps_its_weights_and_still_learns(planted_task, fami
     assert len(learned.model.slots) == len(fresh.model.slots)
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", ABLATIONS)
 def test_every_view_trains_and_evaluates(planted_task, name):
     settings = GraphModelSettings(position_tokens=1, neighbours=2)
-    learned = fit(planted_task, view(planted_task, name, settings), LearningSettings(epochs=1))
+    learned = fit(planted_task, ablate(planted_task, name, settings), GraphTrainingSettings(epochs=1))
     found = learned.evaluate(planted_task, planted_task.test)
     assert found["accuracy"].shape == (len(planted_task.test),)
 
@@ -141,10 +143,10 @@ def test_every_view_trains_and_evaluates(planted_task, name):
 def test_node_tokens_learn_planted_classes_that_text_cannot_tell():
     of = few(task(), 320)
     settings = GraphModelSettings(position_tokens=1, neighbours=4, dropout=0.0)
-    learning = LearningSettings(epochs=5, batch=32, learning_rate=4e-3)
+    learning = GraphTrainingSettings(epochs=5, batch=32, learning_rate=4e-3)
     score = {}
     for name in (TOKENS, TEXT):
-        learned = fit(of, view(of, name, settings), learning)
+        learned = fit(of, ablate(of, name, settings), learning)
         score[name] = learned.evaluate(of, of.test)["accuracy"].mean()
     assert score[TOKENS] > 0.8 > 0.6 > score[TEXT]
 
@@ -156,7 +158,7 @@ def test_written_answers_are_the_same_alone_and_in_a_batch_and_learn_the_classes
         backbone=BackboneSettings(family=family, dropout=0.0), position_tokens=1, neighbours=4, dropout=0.0,
         text_loss=1.0,
     )  # fmt: skip
-    learned = fit(of, view(of, TOKENS, settings), LearningSettings(epochs=5, batch=32, learning_rate=4e-3))
+    learned = fit(of, ablate(of, TOKENS, settings), GraphTrainingSettings(epochs=5, batch=32, learning_rate=4e-3))
     said = learned.write(of.test, longest=4)
     assert [learned.write(of.test.take(np.array([i])), longest=4)[0] for i in range(4)] == said[:4]
     right = np.mean([said[i] == of.candidates[row] for i, row in enumerate(of.test.targets)])
@@ -177,7 +179,7 @@ def test_writing_step_by_step_gives_the_words_that_teacher_forcing_finds_likelie
 
 
 def test_eigenvectors_stand_in_for_positions_without_anchor_distances(planted_task):
-    shown = view(planted_task, LAPLACIAN, GraphModelSettings())
+    shown = ablate(planted_task, LAPLACIAN, GraphModelSettings())
     table = shown.read(None).table.numpy()
     assert shown.read(None).raw
     assert table.shape == planted_task.table.shape

@@ -1,19 +1,24 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from nodetok_helpers import task
+from safetensors.torch import load_file, save_file
 from stored_checkpoints import stored_checkpoint
+from transformers import AutoTokenizer
 
 from nodetok.artifact import GraphArtifact, artifact
-from nodetok.learning import LearningSettings, fit
-from nodetok.model import GraphModelSettings, build_language_model, from_config
-from nodetok.views import TOKENS, view
+from nodetok.language.input_ablation import TOKENS, ablate
+from nodetok.language.language_model import build_language_model, from_config
+from nodetok.language.model import GraphModelSettings
+from nodetok.language.prompts import NEIGHBOUR, POSITION, WORD
+from nodetok.language.training import GraphTrainingSettings, build, fit
 from setrec.errors import ConfigError
-from setrec.models.backbones import BackboneSettings, LoraSettings
+from setrec.models.settings import BackboneSettings, LoraSettings
 
-ONE_STEP = LearningSettings(epochs=1, minutes=1e-9, batch=32, precision="float32")
+ONE_STEP = GraphTrainingSettings(epochs=1, minutes=1e-9, batch=32, precision="float32")
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +34,87 @@ def test_a_graph_model_on_a_bf16_checkpoint_learns_in_float32_and_answers_the_sa
     settings = GraphModelSettings(
         backbone=backbone, tuning=tuning, position_tokens=2, neighbours=2, feature_restart=0.2, text_loss=1.0
     )
-    made = fit(planted_task, view(planted_task, TOKENS, settings), ONE_STEP)
+    made = fit(planted_task, ablate(planted_task, TOKENS, settings), ONE_STEP)
     assert np.isfinite(made.curve[-1]["loss"])
     artifact(planted_task, made).save(tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "model" / "config.json").read_text())["dtype"] == "float32"
+    if tuning == "full":
+        assert json.loads((tmp_path / "saved" / "model" / "config.json").read_text())["dtype"] == "float32"
     again = GraphArtifact.load(tmp_path / "saved").reader
     for reader in (made, again):
         assert {p.dtype for p in reader.model.parameters()} == {torch.float32}
     (before, _), (after, _) = (next(reader.scores(planted_task.test)) for reader in (made, again))
     np.testing.assert_array_equal(after, before)
-    assert again.write(planted_task.test, 3) == made.write(planted_task.test, 3)
+    some = planted_task.test.take(np.arange(4))
+    assert again.write(some, 3) == made.write(some, 3)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "frozen"])
+def test_training_beside_a_pretrained_backbone_starts_near_chance_with_vectors_of_the_words_scale(
+    planted_task, family, tuning, tmp_path
+):
+    model_path = stored_checkpoint(tmp_path / "hub", family)
+    backbone = BackboneSettings(pretrained=model_path)
+    settings = GraphModelSettings(backbone=backbone, tuning=tuning, position_tokens=2, neighbours=2, dropout=0.0)
+    made = build(planted_task, ablate(planted_task, TOKENS, settings), ONE_STEP)
+    examples = planted_task.test
+    batch, model = made.encoder(examples.prompts), made.model.eval()
+    with torch.no_grad():
+        loss = float(model.loss(batch, torch.from_numpy(examples.targets), made.data))
+        vectors = model.vectors(batch, made.data)
+    assert loss == pytest.approx(np.log(len(planted_task.candidates)), abs=0.3)
+    norms = {kind: float(vectors[batch.kinds == kind].norm(dim=-1).mean()) for kind in (WORD, POSITION, NEIGHBOUR)}
+    assert max(norms.values()) < 1.5 * min(norms.values())
+
+
+@pytest.mark.parametrize("tuning", ["lora", "frozen"])
+def test_an_artefact_names_its_checkpoint_and_does_not_hold_it(planted_task, family, tuning, tmp_path):
+    path = stored_checkpoint(tmp_path / "hub", family)
+    settings = GraphModelSettings(
+        backbone=BackboneSettings(pretrained=path, layers=1), tuning=tuning, position_tokens=2, neighbours=2
+    )
+    made = fit(planted_task, ablate(planted_task, TOKENS, settings), ONE_STEP)
+    artifact(planted_task, made).save(tmp_path / "saved")
+    held = load_file(tmp_path / "saved" / "model" / "model.safetensors")
+    assert all("lora_" in name for name in held if name.startswith("lm."))
+    assert any(name.startswith("lm.") for name in held) == (tuning == "lora")
+    again = GraphArtifact.load(tmp_path / "saved").reader
+    (before, _), (after, _) = (next(reader.scores(planted_task.test)) for reader in (made, again))
+    np.testing.assert_array_equal(after, before)
+    torch.manual_seed(7)
+    weights = load_file(Path(path) / "model.safetensors")
+    save_file({k: v + 1 for k, v in weights.items()}, Path(path) / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="other weights than those this model was trained on"):
+        GraphArtifact.load(tmp_path / "saved")
+
+
+def test_the_first_layers_alone_are_kept_and_more_than_there_are_are_refused(family, tmp_path):
+    path = stored_checkpoint(tmp_path, family)
+    whole, first = (
+        build_language_model(BackboneSettings(pretrained=path, layers=layers), "full", 0) for layers in (None, 1)
+    )
+    assert first.config.num_hidden_layers == 1
+    of_whole = whole.state_dict()
+    assert all(torch.equal(value, of_whole[name]) for name, value in first.state_dict().items())
+    with pytest.raises(ConfigError, match=r"^backbone\.layers=3: .*only 2 layers$"):
+        build_language_model(BackboneSettings(pretrained=path, layers=3), "full", 0)
+    assert build_language_model(BackboneSettings(layers=1), "full", 50).config.num_hidden_layers == 1
+
+
+def test_a_checkpoints_chat_template_stands_around_the_prompt(planted_task, tmp_path):
+    path = stored_checkpoint(tmp_path, "qwen3")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} : {{ m.content }} ; {% endfor %}the answer is"
+    tokenizer.save_pretrained(path)
+    read = {}
+    for chat in (True, False):
+        settings = GraphModelSettings(backbone=BackboneSettings(pretrained=path), chat_template=chat)
+        made = build(planted_task, ablate(planted_task, TOKENS, settings), ONE_STEP)
+        batch = made.encoder(planted_task.test.prompts.take(np.arange(1)))
+        read[chat] = made.encoder.text.template
+        assert batch.lengths[0] == batch.places[batch.kinds != 0].max() + 1
+    assert read[False] == ("", "")
+    assert read[True][1].endswith("the answer is")
+    assert "user :" in read[True][0]
 
 
 def test_a_graph_model_saved_with_a_bf16_configuration_is_built_in_float32(family, tmp_path):

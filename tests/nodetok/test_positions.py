@@ -16,7 +16,8 @@ from nodetok import files, order, positions
 from nodetok.anchors import AnchorSettings, choose
 from nodetok.distances import UNREACHABLE, DistanceSettings, distances, hops
 from nodetok.graph import Graph
-from nodetok.positions import PositionSettings, as_lengths
+from nodetok.positions import Positions, PositionSettings, as_lengths, rate
+from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 from setrec.errors import ConfigError
 
 SHAPES = {
@@ -42,14 +43,13 @@ class Measured:
 
     def encoded(self, **changes):
         settings = PositionSettings(**changes)
-        encoder = positions.build(len(self.rows), settings)
+        encoder = Positions(len(self.rows), settings.tau)
         if settings.steps:
             positions.fit(encoder, self.graph, self.rows, self.table, settings)
         with torch.no_grad():
             found = encoder(torch.from_numpy(self.table)).numpy()
         assert np.isfinite(found).all()
-        similarity = order.inner_product if settings.kind == "decay" else order.euclidean
-        return self.triplets.accuracy(similarity, found)
+        return self.triplets.accuracy(order.inner_product, found)
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -69,11 +69,52 @@ def test_fitting_tau_does_not_harm_the_order(measured):
     assert measured.encoded(tau=0.3, **settings) > measured.encoded(tau=0.3)
 
 
-def test_the_learned_map_orders_better_than_raw_vectors_and_than_before_training(measured):
-    settings = {"kind": "ranked", "width": 32, "hidden": 128, "batch": 1024, "learning_rate": 0.01}
-    learned = measured.encoded(steps=300, **settings)
-    assert learned > measured.raw()
-    assert learned > measured.encoded(**settings)
+LONG = {
+    "grid": lambda: nx.grid_2d_graph(40, 40),
+    "path": lambda: nx.path_graph(3000),
+    "ring": lambda: nx.cycle_graph(1500),
+    "binary tree": lambda: nx.balanced_tree(2, 10),
+    "random tree": lambda: nx.random_labeled_tree(2000, seed=1),
+    "small world": lambda: nx.connected_watts_strogatz_graph(1500, 4, 0.02, seed=1),
+}
+
+
+def order_kept(graph, strategy, seed=0):
+    settings = AnchorSettings(strategy=strategy, count=48, seed=seed)
+    tokenizer = NodeTokenizer.fit(graph, TokenizerSettings(anchors=settings))
+    rng = np.random.default_rng(9)
+    pivots = order.sample_pivots(graph, 40, rng)
+    return order.sample_triplets(graph, pivots, 8_000, rng).accuracy(order.inner_product, tokenizer.transform())
+
+
+@pytest.mark.parametrize("shape", LONG)
+def test_the_default_anchors_keep_order_at_least_as_well_as_random_ones(shape):
+    graph = Graph.from_networkx(LONG[shape]())
+    drawn = [order_kept(graph, "random", seed) for seed in (11, 12, 13)]
+    assert order_kept(graph, "coverage") >= max(0.94, np.mean(drawn) - 1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 3e5])
+def test_lengths_of_any_scale_keep_their_order(scale):
+    given = nx.grid_2d_graph(15, 15)
+    lengths = scale * np.random.default_rng(0).uniform(0.5, 1.5, given.number_of_edges())
+    graph = Graph.from_edges(given.edges, nodes=list(given), weights=lengths)
+    settings = TokenizerSettings(anchors=AnchorSettings(count=24), distances=DistanceSettings(kind="weighted"))
+    tokenizer = NodeTokenizer.fit(graph, settings)
+    exact = distances(graph, np.arange(225), settings.distances)
+    i, j, k = np.random.default_rng(1).integers(0, 225, (3, 5_000))
+    apart = np.abs(exact[i, j] - exact[i, k]) > 0.5 * scale
+    z = tokenizer.transform()
+    right = (order.inner_product(z[i], z[j]) > order.inner_product(z[i], z[k])) == (exact[i, j] < exact[i, k])
+    assert right[apart].mean() > 0.9
+
+
+def test_the_rate_is_lowered_only_where_the_farthest_node_would_vanish():
+    short, long = (hops(Graph.from_networkx(nx.path_graph(n)), np.array([0])) for n in (21, 2001))
+    assert rate(short, 1.0, 2.0) == 2.0
+    assert rate(long, 1.0, 2.0) == pytest.approx(40 / 2000)
+    assert rate(as_lengths(torch.from_numpy(short)).numpy() * 10, 10.0, 2.0) == pytest.approx(0.2)
+    assert rate(np.full((3, 2), UNREACHABLE, dtype=np.uint8), 1.0, 2.0) == 2.0
 
 
 def test_kendalls_tau_agrees_with_the_accuracy_of_triplets(measured):
@@ -146,28 +187,25 @@ def test_bounds_of_the_distance_hold_between_anchors_and_nodes():
 def test_the_margin_is_the_logarithm_of_the_ratio_of_inner_products(tau, data):
     rows = [data.draw(st.lists(st.integers(0, 9), min_size=3, max_size=3)) for _ in range(3)]
     pivot, near, far = (torch.tensor([row], dtype=torch.uint8) for row in rows)
-    encoder = positions.build(3, PositionSettings(tau=tau)).double()
+    encoder = Positions(3, tau).double()
     with torch.no_grad():
         z, a, b = (encoder(row.double()) for row in (pivot, near, far))
         ratio = torch.log(encoder.similarity(z, a) / encoder.similarity(z, b)) / tau
         assert torch.allclose(encoder.margin(pivot, near, far).double(), ratio, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["decay", "ranked"])
 @pytest.mark.parametrize("measure", ["hops", "lengths"])
-def test_unreachable_anchors_give_zero_and_gradients_stay_finite(kind, measure):
+def test_unreachable_anchors_give_zero_and_gradients_stay_finite(measure):
     table = torch.tensor([[0, 2, UNREACHABLE], [UNREACHABLE, 1, UNREACHABLE], [UNREACHABLE] * 3], dtype=torch.uint8)
     if measure == "lengths":
         table = as_lengths(table)
         assert torch.isinf(table).sum() == 6
-    encoder = positions.build(3, PositionSettings(kind=kind, width=5, hidden=7))
-    encoder.train()
+    encoder = Positions(3)
     z = encoder(table)
-    if kind == "decay":
-        tau = encoder.log_tau.exp().detach()
-        expected = torch.stack([torch.exp(-tau * torch.tensor([0.0, 2.0, 1.0])), torch.exp(-tau), torch.zeros(3)])
-        expected[0, 2] = expected[1, 0] = expected[1, 2] = 0
-        assert torch.allclose(z, expected)
+    tau = encoder.log_tau.exp().detach()
+    expected = torch.stack([torch.exp(-tau * torch.tensor([0.0, 2.0, 1.0])), torch.exp(-tau), torch.zeros(3)])
+    expected[0, 2] = expected[1, 0] = expected[1, 2] = 0
+    assert torch.allclose(z, expected)
     (z.sum() + encoder.margin(table[:1], table[1:2], table[2:]).sum() + encoder.similarity(z, z).sum()).backward()
     assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
 
@@ -175,23 +213,10 @@ def test_unreachable_anchors_give_zero_and_gradients_stay_finite(kind, measure):
 def test_an_edgeless_graph_leaves_the_encoder_as_it_was():
     graph = Graph.from_edges([], nodes=list(range(5)))
     asked = PositionSettings(steps=5, batch=16)
-    encoder, anchors = positions.build(2, asked), np.array([0, 1])
+    encoder, anchors = Positions(2), np.array([0, 1])
     before = encoder.log_tau.clone()
     positions.fit(encoder, graph, anchors, distances(graph, anchors), asked)
     assert torch.equal(encoder.log_tau, before)
-
-
-def test_building_is_the_same_each_time_and_does_not_touch_what_is_drawn_next():
-    asked = PositionSettings(kind="ranked", width=4, hidden=6)
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    first = positions.build(3, asked).state_dict()
-    assert torch.equal(torch.rand(3), expected)
-    second = positions.build(3, asked).state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    other = positions.build(3, asked.model_copy(update={"seed": 1})).state_dict()
-    assert not torch.equal(first["map.0.weight"], other["map.0.weight"])
 
 
 @pytest.mark.parametrize("kind", ["weighted", "walks"])
@@ -200,14 +225,14 @@ def test_lengths_and_walks_can_be_fitted_as_well(kind):
     graph, rows = Graph.from_networkx(given), np.arange(6)
     table = distances(graph, rows, DistanceSettings(kind=kind))
     asked = PositionSettings(steps=10, batch=64, pivots=8)
-    encoder = positions.build(6, asked)
+    encoder = Positions(6)
     before = encoder.log_tau.clone()
     positions.fit(encoder, graph, rows, table, asked)
     assert torch.isfinite(encoder.log_tau).all()
     assert not torch.equal(encoder.log_tau, before)
 
 
-@pytest.mark.parametrize("wrong", [{"tau": 0}, {"kind": "sine"}, {"width": 1}, {"batch": 0}, {"steps": -1}, {"x": 1}])
+@pytest.mark.parametrize("wrong", [{"tau": 0}, {"batch": 0}, {"steps": -1}, {"x": 1}])
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValidationError):
         PositionSettings(**wrong)

@@ -8,7 +8,7 @@ import pytest
 
 from nodetok.anchors import AnchorSettings
 from nodetok.graph import Graph
-from nodetok.structure import FARTHEST, QUESTIONS, structure
+from nodetok.tasks.structure import FARTHEST, QUESTIONS, structure
 from nodetok.tokenizer import TokenizerSettings
 from setrec.errors import DataError
 
@@ -43,6 +43,8 @@ def questions(task, examples):
 def by_networkx(given, name, nodes):
     if name == "connected":
         return "yes" if nx.has_path(given, *nodes) else "no"
+    if name == "adjacent":
+        return "yes" if given.has_edge(*nodes) else "no"
     if name == "common":
         shared = len(list(nx.common_neighbors(given, *nodes)))
         return str(shared) if shared < 3 else "3 or more"
@@ -102,7 +104,8 @@ def test_answers_of_each_kind_are_about_equally_frequent(both):
     first, second = count["nearer"]["first"], count["nearer"]["second"]
     assert abs(first - second) < 4 * np.sqrt(first + second)
     assert set(count["common"]) == {"0", "1", "2", "3 or more"}
-    assert max(count["common"].values()) == 2048 // 4 // 4
+    assert max(count["common"].values()) == 2048 // 5 // 4
+    assert abs(count["adjacent"]["yes"] - count["adjacent"]["no"]) <= 6
 
 
 def test_the_same_generator_draws_the_same_questions_and_another_one_others(both):
@@ -121,12 +124,14 @@ def test_accuracies_count_only_questions_of_their_kind(both):
     for name in QUESTIONS:
         assert np.array_equal(np.isnan(found[f"{name} accuracy"]), names != name)
         assert np.nanmean(found[f"{name} accuracy"]) == (name != "hops")
+    unseen = found["accuracy in unseen wording"]
+    assert np.all((unseen > 0.5) & (unseen <= 1) == (found["mean accuracy"] == 1))
     assert found["mean accuracy"].mean() == pytest.approx((names != "hops").mean())
 
 
 def test_a_connected_graph_is_not_asked_whether_it_is():
     task = made(nx.connected_watts_strogatz_graph(60, 4, 0.1, seed=0), per_epoch=300, held_out=40)
-    assert {name for name, _, _ in questions(task, task.test)} == {"hops", "nearer", "common"}
+    assert {name for name, _, _ in questions(task, task.test)} == {"hops", "nearer", "common", "adjacent"}
     assert QUESTIONS["connected"] not in task.words
 
 

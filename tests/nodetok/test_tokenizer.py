@@ -1,6 +1,7 @@
 """One object from graph to positions: updates, new nodes, renumbered graphs, and what is on disk."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import networkx as nx
 import numpy as np
@@ -11,11 +12,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from nodetok.anchors import AnchorSettings
-from nodetok.distances import UNREACHABLE, DistanceSettings
+from nodetok.distances import UNREACHABLE, DistanceSettings, hops, relax
 from nodetok.graph import Graph
 from nodetok.positions import PositionSettings
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
-from setrec.errors import ConfigError, UnknownNodeError
+from setrec.errors import ConfigError, SetRecError, UnknownNodeError
 
 NODES = 10
 MANY = settings(max_examples=60)
@@ -62,7 +63,6 @@ def test_updating_is_measuring_the_grown_graph_anew(grows, kind, direction):
     tokenizer = NodeTokenizer.fit(graph, asked(kind=kind, direction=direction))
     before = tokenizer.table.copy()
     after = tokenizer.update(grown, added[:, 0], added[:, 1])
-    assert after.table.dtype == before.dtype
     assert np.array_equal(after.table, tokenizer.measure(grown))
     assert np.array_equal(tokenizer.table, before)
     assert (len(after), after.anchor_ids) == (len(grown), tokenizer.anchor_ids)
@@ -78,7 +78,7 @@ def test_updating_a_large_graph_edge_by_edge_stays_exact():
     assert np.array_equal(tokenizer.table, tokenizer.measure(graph))
 
 
-def test_updating_a_long_path_stays_exact_beyond_what_hops_can_count():
+def test_updating_a_long_path_stays_exact_beyond_what_a_byte_can_count():
     path = Graph.from_networkx(nx.path_graph(600)).without(np.array([[400, 401]]))
     tokenizer = NodeTokenizer.fit(path, asked(3))
     for ends in ([400, 401], [0, 350], [10, 599]):
@@ -134,14 +134,84 @@ def test_a_new_node_is_where_a_graph_that_has_it_puts_it(beside, data):
         assert np.array_equal(grown.transform()[NODES], position)
 
 
-def test_a_new_node_at_the_end_of_a_long_path_is_as_far_as_hops_can_count():
-    path = Graph.from_networkx(nx.path_graph(300))
+def test_a_path_that_grows_beyond_what_a_byte_holds_is_still_counted():
+    path = Graph.from_networkx(nx.path_graph(255))
     tokenizer = NodeTokenizer.fit(path, asked(1, PositionSettings(tau=0.01)))
-    links, beside = np.array([300]), np.array([299])
-    grown = tokenizer.update(path.with_edges(links, beside, new_ids=[300]), links, beside)
-    found = tokenizer.transform_new([beside])
-    assert np.array_equal(found, grown.transform()[300:])
-    np.testing.assert_allclose(found, np.exp(-2.54), rtol=1e-5)
+    tokenizer = tokenizer.update(path.without(np.array([[0, 1]])), np.array([]), np.array([]))
+    anchor = int(tokenizer.anchors.rows[0])
+    tokenizer = tokenizer.update(path, np.array([0]), np.array([1]))
+    for node in range(255, 255 + 260):
+        links, beside = np.array([node]), np.array([node - 1])
+        found = tokenizer.transform_new([beside])
+        path = path.with_edges(links, beside, new_ids=[node])
+        tokenizer = tokenizer.update(path, links, beside)
+        assert np.array_equal(found, tokenizer.transform(links))
+        assert tokenizer.table[node, 0] == node - anchor
+    assert np.array_equal(tokenizer.table, tokenizer.measure(path))
+    assert tokenizer.table.dtype == np.int32
+
+
+@pytest.mark.parametrize("kind", ["hops", "weighted"])
+@pytest.mark.parametrize("direction", ["ignored", "both"])
+def test_updating_after_a_removal_is_measuring_anew(kind, direction):
+    rng = np.random.default_rng(3)
+    source, target = rng.integers(0, 80, (2, 130))
+    graph = Graph.from_arrays(source, target, 80, weights=rng.integers(1, 9, 130), directed=direction == "both")
+    tokenizer = NodeTokenizer.fit(graph, asked(8, kind=kind, direction=direction))
+    cut = graph.without(np.stack(graph.arcs(), axis=1)[5:25])
+    more = rng.integers(0, 80, (2, 4))
+    grown = cut.with_edges(*more)
+    assert not np.array_equal(tokenizer.measure(cut), tokenizer.table)
+    assert np.array_equal(tokenizer.update(grown, *more).table, tokenizer.measure(grown))
+    none = np.array([], dtype=np.int64)
+    again = tokenizer.update(cut, none, none)
+    assert np.array_equal(again.table, tokenizer.measure(cut))
+    assert np.array_equal(again.update(grown, *more).table, tokenizer.measure(grown))
+
+
+@pytest.mark.parametrize("row", [-1, 60, 5000, 10**6, 10**9])
+def test_rows_outside_the_graph_are_refused_and_nothing_is_written(row):
+    graph = ring()
+    tokenizer = NodeTokenizer.fit(graph, asked(6))
+    before, wrong, right = tokenizer.table.copy(), np.array([row]), np.array([0])
+    for attempt in (
+        lambda: tokenizer.update(graph, wrong, right),
+        lambda: tokenizer.update(graph, right, wrong),
+        lambda: relax(graph, tokenizer.table, wrong, weighted=False),
+        lambda: tokenizer.transform(wrong),
+        lambda: tokenizer.transform_new([right, wrong]),
+        lambda: tokenizer.nearest(row, 3),
+        lambda: hops(graph, wrong),
+        lambda: graph.without(np.array([[0, row]])),
+        lambda: graph.with_edges(right, wrong),
+    ):
+        with pytest.raises(SetRecError, match=str(row)) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+    assert np.array_equal(tokenizer.table, before)
+
+
+def test_an_update_that_does_not_belong_to_the_graph_is_refused():
+    tokenizer = NodeTokenizer.fit(ring(), asked(6))
+    with pytest.raises(ConfigError, match="no edge from 0 to 31"):
+        tokenizer.update(ring(), np.array([0]), np.array([31]))
+    with pytest.raises(ConfigError, match="cannot have grown"):
+        tokenizer.update(ring(30), np.array([0]), np.array([1]))
+
+
+def test_two_threads_may_fit_at_once():
+    graph = ring(3000)
+    expected = NodeTokenizer.fit(graph, asked(70)).table
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: NodeTokenizer.fit(graph, asked(70)).table, range(8)))
+    assert all(np.array_equal(table, expected) for table in found)
+
+
+def test_the_nearest_are_found_without_computing_all_positions_again(monkeypatch):
+    tokenizer = NodeTokenizer.fit(ring(), asked(6))
+    first = tokenizer.nearest(7, 5)
+    monkeypatch.setattr(type(tokenizer), "transform", None)
+    assert np.array_equal(tokenizer.nearest(7, 5)[0], first[0])
 
 
 def test_walks_of_a_new_node_are_those_of_a_pendant_node_with_a_step_to_spare():
@@ -171,14 +241,13 @@ def test_positions_of_some_rows_are_rows_of_all_positions():
 
 
 def test_fitting_again_gives_the_same_positions():
-    learned = PositionSettings(kind="ranked", width=8, hidden=16, steps=20, batch=64, pivots=8)
+    learned = PositionSettings(steps=20, batch=64, pivots=8)
     one, two = (NodeTokenizer.fit(ring(), asked(6, learned)) for _ in range(2))
     assert np.array_equal(one.transform(), two.transform())
 
 
-@pytest.mark.parametrize("positions", [PositionSettings(), PositionSettings(kind="ranked", width=4, hidden=8)])
-def test_the_nearest_nodes_are_those_of_highest_similarity(positions):
-    tokenizer = NodeTokenizer.fit(ring(), asked(6, positions))
+def test_the_nearest_nodes_are_those_of_highest_similarity():
+    tokenizer = NodeTokenizer.fit(ring(), asked(6))
     z = torch.from_numpy(tokenizer.transform())
     rows, scores = tokenizer.nearest(7, 5)
     with torch.no_grad():
@@ -219,7 +288,6 @@ IDS = {
         asked(6),
         asked(6, kind="walks"),
         asked(6, kind="weighted", direction="both"),
-        asked(6, PositionSettings(kind="ranked", width=8, hidden=16, steps=3, batch=64, pivots=8)),
         asked(6, PositionSettings(steps=3, batch=64, pivots=8)),
     ],
 )

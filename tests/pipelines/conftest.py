@@ -18,7 +18,7 @@ from stored_checkpoints import stored_checkpoint
 from pipelines.cli import app
 from pipelines.common.cluster import ray_session
 from pipelines.common.progress import Bar
-from pipelines.common.run_directory import Run
+from pipelines.common.run_directory import PREPARED, TRAINED, Run
 from pipelines.common.trackers import Trackers
 from pipelines.config.job import JobConfig, load_config
 from pipelines.data import directory
@@ -63,7 +63,7 @@ def trained_run(folder: Path, backbone: dict[str, str], structural: bool) -> Run
     text = CONFIG.format(folder=folder, backbone=json.dumps(backbone), structural=structural)
     (folder / "config.yaml").write_text(text)
     run, config = Run(folder / "run"), load_config(folder / "config.yaml")
-    run.root.mkdir()
+    run.claim(*TRAINED, *PREPARED)
     ingest.ingest(config.data, run.data)
     config.save(run.config)
     if structural:

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.data import directory
 from pipelines.jobs import batch_recommend
-from pipelines.jobs.batch_actor import Recommender
+from pipelines.jobs.batch_actor import BatchRecommender
 from pipelines.jobs.batch_recommend import BatchRequest, recommend_batch
 from serving.bundle.reader import Bundle
 from serving.engine.engine import Engine, Request
@@ -98,7 +98,7 @@ def test_the_same_request_again_leaves_the_same_in_place_of_what_was_there(answe
 
 
 def test_all_items_may_be_asked_for_with_the_history_and_ids_may_be_numbers(qwen3_run, tmp_path):
-    actor = Recommender(str(qwen3_run.bundle), "", str(tmp_path), 1000, False)
+    actor = BatchRecommender(str(qwen3_run.bundle), "", str(tmp_path), 1000, False)
     histories = pa.array([["i1", "i2"]] * 3, pa.large_list(pa.large_string()))
     answers, rejected = actor.answer(pa.table({"user_id": pa.array([7, 8, 9]), "history": histories}))
     assert answers["user_id"].to_pylist() == ["7", "8", "9"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from s3_server import s3_server
 
-from pipelines.training.checkpoint_store import MANIFEST, CheckpointStore, StoreError
+from pipelines.training.checkpoint_store import MANIFEST, CheckpointStore, CheckpointStoreError
 from pipelines.training.checkpoint_writer import CheckpointWriter
 
 
@@ -114,7 +114,7 @@ def test_a_store_out_of_reach_for_too_long_is_an_error_of_one_line_and_loses_not
     store.put(checkpoint(tmp_path / "a", "first"), "000000")
     store.patience = 0.5
     lose(tmp_path)
-    with pytest.raises(StoreError, match="could not store a checkpoint within 0 s") as caught:
+    with pytest.raises(CheckpointStoreError, match="could not store a checkpoint within 0 s") as caught:
         store.put(checkpoint(tmp_path / "b", "second"), "000001")
     assert "\n" not in str(caught.value)
     bring_back(tmp_path)
@@ -135,5 +135,5 @@ def test_training_goes_on_while_a_checkpoint_waits_and_the_newest_one_arrives(st
 def test_a_checkpoint_that_could_not_be_stored_is_told_at_the_next_one(store, tmp_path):
     store.patience = 0.0
     (tmp_path / "store" / "store.json").unlink()
-    with pytest.raises(StoreError), CheckpointWriter(store) as writer:
+    with pytest.raises(CheckpointStoreError), CheckpointWriter(store) as writer:
         writer.hand_over(checkpoint(tmp_path / "a", "w"), "000000")

@@ -14,7 +14,7 @@ def hashed(tmp_path, monkeypatch):
     """The hash of a package of one file that holds the given text."""
     home = tmp_path / "home"
     (home / "package").mkdir(parents=True)
-    monkeypatch.setattr(fingerprints, "__file__", str(home / "pipelines" / "fingerprints.py"))
+    monkeypatch.setattr(fingerprints, "__file__", str(home / "pipelines" / "common" / "fingerprints.py"))
 
     def of(text: str, name: str = "one.py") -> str:
         for path in (home / "package").iterdir():
@@ -37,3 +37,7 @@ def test_a_statement_or_a_name_that_changes_is_another_hash(hashed, old, new):
 
 def test_a_file_of_another_name_is_another_hash(hashed):
     assert hashed(CODE, "two.py") != hashed(CODE)
+
+
+def test_the_hash_of_this_project_reads_its_files():
+    assert fingerprints.of_code() != fingerprints._of_files((), fingerprints.of_file)

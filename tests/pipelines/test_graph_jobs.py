@@ -7,6 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from nodetok.artifact import GraphArtifact
+from nodetok.asking.answering import GraphAnswerer
 from nodetok.graph import Graph
 from pipelines.graph import jobs, service
 from pipelines.graph.config import DEFAULTS, graph_config
@@ -81,7 +82,7 @@ def question_folder(tmp_path_factory) -> Path:
 def test_every_task_is_evaluated_with_its_controls_and_opponents(
     name, graph_folder, triple_folder, question_folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("nodetok.structure.structure.__defaults__", (256, 60, 0))
+    monkeypatch.setattr("nodetok.tasks.structure.structure.__defaults__", (256, 60, 0))
     folder = {"structure": graph_folder, "classification": graph_folder, "completion": triple_folder}
     overrides = [*QUICK, "model.neighbours=2", "model.position_tokens=1"]
     config = graph_config(name, overrides=overrides)
@@ -109,24 +110,24 @@ def trained(graph_folder, tmp_path_factory) -> Path:
 
 
 def test_a_trained_graph_answers_the_same_after_saving_and_loading(trained, tmp_path):
-    made = GraphArtifact.load(trained / "graph")
-    made.save(tmp_path / "again")
-    again = GraphArtifact.load(tmp_path / "again")
+    GraphArtifact.load(trained / "graph").save(tmp_path / "again")
+    made, again = (GraphAnswerer(GraphArtifact.load(folder)) for folder in (trained / "graph", tmp_path / "again"))
     question = "What is the class of [[7]] ?"
-    assert made.ask(question, 2) == again.ask(question, 2)
-    assert made.write(question) == again.write(question)
-    answers, nodes = made.ask(question, 2)
-    assert nodes == ["7"]
-    assert {text for text, _ in answers} == {"even", "odd"}
-    assert sum(score for _, score in answers) == pytest.approx(1.0, abs=1e-5)
+    found = made.ask(question, 2)
+    assert found == again.ask(question, 2)
+    assert made.ask(question, written=True) == again.ask(question, written=True)
+    assert found.nodes[0] == "7"
+    assert {text for text, _ in found.ranked} == {"even", "odd"}
+    assert sum(score for _, score in found.ranked) == pytest.approx(1.0, abs=1e-5)
+    assert made.ask("to which category does 7 belong ?", 2) == found
 
 
 def test_unknown_nodes_empty_questions_and_damage_are_one_clear_line(trained, tmp_path, graph_folder):
     made = GraphArtifact.load(trained / "graph")
     with pytest.raises(UnknownNodeError, match="'nowhere'"):
-        made.ask("what is [[nowhere]] ?")
+        GraphAnswerer(made).ask("what is [[nowhere]] ?")
     with pytest.raises(SetRecError, match="empty"):
-        made.ask("  ")
+        GraphAnswerer(made).ask("  ")
     made.save(tmp_path / "graph")
     (tmp_path / "graph" / "model" / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ConfigError, match="cannot be loaded"):
@@ -165,7 +166,7 @@ def test_tokenize_writes_tokens_that_can_be_served_but_not_asked(graph_folder, t
     reached = [a for a in described[1].anchors if a.distance is not None]
     assert {hops.components[int(a.node_id)] for a in reached} <= {hops.components[39]}
     with pytest.raises(SetRecError, match="no trained model"):
-        served.artifact.ask("what is [[0]] ?")
+        served.ask("what is [[0]] ?", 1, "grounded")
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])

@@ -169,6 +169,14 @@ def test_knowledge_that_links_no_item_is_refused_by_its_file(knowledge, tmp_path
         item_graph.build(catalog(), histories(), knowledge)
 
 
+@pytest.mark.parametrize("line", ["m.1\tdirected_by\t\n", "\tdirected_by\tm.d\n"])
+def test_knowledge_without_an_end_is_refused_with_its_row(knowledge, tmp_path, line):
+    with open(tmp_path / "x.kg", "a") as file:
+        file.write(line)
+    with pytest.raises(DataError, match=r"x\.kg, row 6.*(missing|blank)"):
+        item_graph.build(catalog(), histories(), knowledge)
+
+
 CONFIG = {"sasrec": {"epochs": 1, "layers": 1, "width": 16, "heads": 1}, "structural": {"anchors": 8}}
 
 

@@ -92,8 +92,10 @@ def test_tables_show_markup_in_titles_as_text(run):
 def test_clearing_a_run_removes_what_runs_leave_and_nothing_else(run):
     keep = run.root / "notes.txt"
     keep.write_text("mine")
+    run.write_json("run.json", {"format": 1, "wrote": [p.name for p in run.root.iterdir() if p != keep]})
+    (run.root / "model").mkdir()
     run.clear()
-    assert [p.name for p in run.root.iterdir()] == ["notes.txt"]
+    assert {p.name for p in run.root.iterdir()} == {"notes.txt", "model", "run.json"}
 
 
 def test_the_log_is_one_json_object_a_line_in_order(run):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipelines.nightly.steps import Step, Steps
+from pipelines.nightly.steps import NightlyStep, Steps
 from setrec.errors import ConfigError
 
 PLAIN = {"letters": {"upper": True}, "count": {}}
@@ -22,8 +22,8 @@ class World:
         self.given.write_text("abc")
 
     def steps(self, plain=PLAIN, code="1"):
-        letters = Step("letters", self.letters, ("out/letters.txt",), ("letters",), (str(self.given),))
-        count = Step("count", self.count, ("count.json",), ("count",), (), ("letters",))
+        letters = NightlyStep("letters", self.letters, ("out/letters.txt",), ("letters",), (str(self.given),))
+        count = NightlyStep("count", self.count, ("count.json",), ("count",), (), ("letters",))
         return Steps(self.root, (letters, count), plain, code, self.said)
 
     def said(self, line):
@@ -140,7 +140,7 @@ def test_a_folder_is_told_by_all_that_is_in_it(world, tmp_path):
     folder = tmp_path / "tables"
     folder.mkdir()
     (folder / "a.txt").write_text("a")
-    step = Step("read", lambda again: None, (), (), (str(folder),))
+    step = NightlyStep("read", lambda again: None, (), (), (str(folder),))
     steps = Steps(tmp_path / "root", (step,), {}, "1", lambda line: None)
     assert steps.execute() == ["read"]
     (folder / "b.txt").write_text("b")

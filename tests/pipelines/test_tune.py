@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.cli.app import _config_of
+from pipelines.cli.options import config_of
 from pipelines.common.run_directory import Run
 from pipelines.config.job import load_config
 from pipelines.config.search_space import TuneSettings
@@ -81,15 +81,18 @@ def test_every_trial_is_told_with_settings_curve_and_end(searched):
 def test_the_best_on_validation_is_a_configuration_to_train_with(searched):
     trials = searched.read_json("trials.json")
     best = max(trials, key=lambda trial: trial["best"])
-    config = _config_of(searched.root, None, searched.root / "best.yaml")
+    config = config_of(searched.root, "train", None, searched.root / "best.yaml")
     own = load_config(searched.config)
     expected = {"training.learning_rate": own.training.learning_rate, "model.dropout": own.model.dropout}
     expected |= best["settings"]
     assert config.training.learning_rate == expected["training.learning_rate"]
     assert config.model.dropout == expected["model.dropout"]
     assert config.tune == own.tune
+    other = yaml.safe_load((searched.root / "best.yaml").read_text())
+    other["data"]["item_min_count"] = 1
+    (searched.root / "other.yaml").write_text(yaml.safe_dump(other))
     with pytest.raises(ConfigError, match="its section data is not the run's"):
-        _config_of(searched.root, ["data.min_rating=1", "data.columns.rating=rating"], searched.root / "best.yaml")
+        config_of(searched.root, "train", None, searched.root / "other.yaml")
 
 
 def test_a_trials_curve_is_that_of_a_training_with_its_settings(searched, qwen3_run, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from pipelines.common.run_directory import Run
 from pipelines.config.job import load_config
@@ -23,7 +24,9 @@ from setrec.data.catalog import TEST, VALID
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation import ranking
 from setrec.models.setrec_model import SetRecModel
+from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridWeights
+from setrec.scoring.item_graph import GraphComponent, ItemGraph, Reading
 from setrec.scoring.model_scores import model_scorer
 
 
@@ -90,6 +93,32 @@ def test_components_that_are_not_wanted_take_no_part(run, tmp_path):
         evaluate.evaluate(again, load_config(again.config, ["evaluation.components=[nothing]"]))
 
 
+@pytest.fixture
+def followers():
+    """A component of this test's own: what followed the last item, as often as it did."""
+
+    def build(sources):
+        rows, user = sources.histories.values, sources.histories.row_of_value
+        same = user[:-1] == user[1:]
+        counts = sp.coo_matrix((np.ones(same.sum()), (rows[:-1][same], rows[1:][same])), (sources.items,) * 2)
+        return GraphComponent(ItemGraph.of(counts.tocsr()), Reading(last=1))
+
+    yield registry.register(registry.ComponentKind("followers", build, (1.0, 8.0)))
+    registry.unregister("followers")
+
+
+def test_a_component_that_a_module_registers_is_evaluated_exported_and_served(run, tmp_path, followers):
+    again = Run(tmp_path / "again")
+    shutil.copytree(run.root, again.root)
+    config = load_config(again.config, ["evaluation.components=[followers]"])
+    evaluate.evaluate(again, config)
+    assert load_weights(again).used == ("followers",)
+    engine = Engine(Bundle.open(export.export(again, config, tmp_path / "bundle")))
+    answer = engine.recommend_one(Request(history=("i3", "i4"), k=1))
+    assert answer.items[0].item_id == "i5"
+    assert answer.items[0].shares["followers"] > 0
+
+
 def test_the_bundle_answers_as_the_evaluation_ranks(run):
     """The engine on the bundle against the dense route; what is served knows all histories."""
     engine, (catalog, histories) = Engine(Bundle.open(run.bundle)), directory.load(run.data)
@@ -123,7 +152,7 @@ def test_preparing_again_leaves_no_model_of_the_old_data_and_refused_data_leaves
     made = {"words.safetensors", "lexical"} | ({"structural.safetensors"} if config.structural.enabled else set())
     assert {p.name for p in again.features.glob("*")} == made
     assert {p.name for p in again.root.iterdir()} - {"features"} == {
-        "data", "data.json", "config.yaml", "environment.json", "logs",
+        "data", "data.json", "config.yaml", "environment.json", "logs", "run.json",
     }  # fmt: skip
 
 

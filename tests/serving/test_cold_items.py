@@ -16,17 +16,17 @@ from serving.stores import open_store
 from setrec.data.catalog import TRAIN, Catalog, Histories
 from setrec.data.item_texts import compose
 from setrec.evaluation.intervals import paired_difference
-from setrec.models.backbones import BackboneSettings
 from setrec.models.item_tokens import ItemFeatures
-from setrec.models.setrec_model import ModelSettings, SetRecModel
+from setrec.models.setrec_model import SetRecModel
+from setrec.models.settings import BackboneSettings, ModelSettings
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import HybridWeights, build_components
 from setrec.scoring.registry import Sources
 from setrec.scoring.text_features import TextFeaturizer
 from setrec.scoring.text_similarity import TextFeatures
 from setrec.text.lexical import LexicalEncoder
-from setrec.training.losses import ObjectiveSettings
-from setrec.training.trainer import Trainer, TrainingSettings
+from setrec.training.settings import ObjectiveSettings, TrainingSettings
+from setrec.training.trainer import Trainer
 
 GENRES, PER_GENRE, HELD_OUT, K = 12, 15, 3, 10
 FILMS = [(f"film-{g}-{n}", f"Film {n}", {"genre": [f"genre{g}"]}) for g in range(GENRES) for n in range(PER_GENRE)]

@@ -61,6 +61,9 @@ def test_grounded_answers_come_with_scores_and_the_nodes_mentioned(client):
         "model_version": "graph-1",
         "mode": "grounded",
         "nodes": ["b", "a"],
+        "edges": [],
+        "refused": False,
+        "reason": "",
         "answers": [{"answer": "c", "score": 1.0}, {"answer": "d", "score": 0.5}],
     }
     AskResponse.model_validate_json(response.content, strict=True)

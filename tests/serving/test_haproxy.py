@@ -126,12 +126,10 @@ def test_what_a_replica_has_no_room_for_is_refused_at_once_in_our_words_and_prob
         thread.start()
     for _ in threads:
         assert replica.waiting.acquire(timeout=5)
-    began = time.perf_counter()
     refused = proxy.get("/v1/x")
-    seconds = time.perf_counter() - began
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "7")
     assert refused.json()["error"]["code"] == "overloaded"
-    assert seconds < 5  # those inside wait for the gate
+    assert all(thread.is_alive() for thread in threads)  # nobody waited for those inside
     replica.gate.set()
     for thread in threads:
         thread.join()

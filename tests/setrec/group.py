@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from setrec.models.item_tokens import ItemFeatures
 from setrec.ragged import Ragged
 from setrec.training import distributed
-from setrec.training.losses import ObjectiveSettings
-from setrec.training.trainer import Trainer, TrainingSettings
+from setrec.training.settings import ObjectiveSettings, TrainingSettings
+from setrec.training.trainer import Trainer
 
 
 def features() -> ItemFeatures:

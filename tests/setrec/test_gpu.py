@@ -7,11 +7,12 @@ import torch
 from small_models import ITEMS, small_model
 
 from setrec.data.catalog import TRAIN, VALID, Histories
-from setrec.models.sasrec import SasRecSettings, scorer
+from setrec.models.sasrec import scorer
+from setrec.models.settings import SasRecSettings
 from setrec.ragged import Ragged
 from setrec.scoring.model_scores import ModelScores, model_scorer
-from setrec.training.losses import ObjectiveSettings
 from setrec.training.sasrec_trainer import train_sasrec
+from setrec.training.settings import ObjectiveSettings
 from setrec.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

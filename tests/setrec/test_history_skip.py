@@ -8,13 +8,14 @@ from small_models import small_model
 
 from setrec.models.grounding import LogitBias
 from setrec.models.item_tokens import ItemFeatures
-from setrec.models.setrec_model import ModelSettings, SetRecModel
+from setrec.models.setrec_model import SetRecModel
+from setrec.models.settings import ModelSettings
 from setrec.ragged import Ragged
 from setrec.scoring.model_scores import ModelScores, model_scorer
 from setrec.training import losses, softmax
 from setrec.training.batches import one_pass, per_prefix
-from setrec.training.losses import ObjectiveSettings
 from setrec.training.sampled_softmax import Candidates, LogUniformSampler, sampled_cross_entropy
+from setrec.training.settings import ObjectiveSettings
 from setrec.training.softmax import catalogue_cross_entropy
 
 ROWS, ITEMS, WIDTH = 24, 60, 8

@@ -9,8 +9,8 @@ from setrec.errors import ConfigError
 from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring.model_scores import model_scorer
-from setrec.training.losses import ObjectiveSettings
-from setrec.training.trainer import Trainer, TrainingSettings
+from setrec.training.settings import ObjectiveSettings, TrainingSettings
+from setrec.training.trainer import Trainer
 
 
 @pytest.fixture

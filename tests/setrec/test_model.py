@@ -5,12 +5,12 @@ from small_models import small_model
 
 from setrec.errors import ConfigError
 from setrec.models import grounding
-from setrec.models.backbones import BackboneSettings, LoraSettings
-from setrec.models.setrec_model import Answers, ModelSettings, SetRecModel
+from setrec.models.setrec_model import Answers, SetRecModel
+from setrec.models.settings import BackboneSettings, LoraSettings, ModelSettings
 from setrec.ragged import Ragged
 from setrec.training import losses
 from setrec.training.batches import one_pass, per_prefix
-from setrec.training.losses import ObjectiveSettings
+from setrec.training.settings import ObjectiveSettings
 
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
 

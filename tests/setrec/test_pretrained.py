@@ -8,12 +8,13 @@ from small_models import ITEMS
 from stored_checkpoints import stored_checkpoint
 
 from setrec.errors import ConfigError
-from setrec.models.backbones import BackboneSettings, LoraSettings, build_backbone, load_backbone
-from setrec.models.setrec_model import ModelSettings, SetRecModel
+from setrec.models.backbones import build_backbone, load_backbone
+from setrec.models.setrec_model import SetRecModel
+from setrec.models.settings import BackboneSettings, LoraSettings, ModelSettings
 from setrec.ragged import Ragged
 from setrec.scoring.model_scores import model_scorer
-from setrec.training.losses import ObjectiveSettings
-from setrec.training.trainer import Trainer, TrainingSettings
+from setrec.training.settings import ObjectiveSettings, TrainingSettings
+from setrec.training.trainer import Trainer
 
 HISTORIES = Ragged.of([[i % ITEMS for i in range(s, s + 6)] for s in range(0, ITEMS, 5)])
 ONE_EPOCH = TrainingSettings(epochs=1, learning_rate=3e-3, targets_per_batch=64, precision="float32")

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from small_models import small_model
 
 from setrec.training import softmax
-from setrec.training.losses import ObjectiveSettings, batch_terms
+from setrec.training.losses import batch_terms
 from setrec.training.sampled_softmax import Candidates, LogUniformSampler, sampled_cross_entropy
+from setrec.training.settings import ObjectiveSettings
 
 ITEMS, ROWS, WIDTH = 60, 24, 8
 

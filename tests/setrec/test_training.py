@@ -5,8 +5,8 @@ from small_models import ITEMS, small_model
 
 from setrec.errors import ConfigError
 from setrec.ragged import Ragged
-from setrec.training.losses import ObjectiveSettings
-from setrec.training.trainer import Trainer, TrainingSettings
+from setrec.training.settings import ObjectiveSettings, TrainingSettings
+from setrec.training.trainer import Trainer
 
 SETTINGS = TrainingSettings(epochs=6, patience=6, targets_per_batch=64, learning_rate=3e-3, precision="float32")
 

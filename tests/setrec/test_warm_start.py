@@ -6,8 +6,9 @@ import torch
 
 from setrec.errors import ConfigError
 from setrec.models.item_tokens import ItemFeatures
-from setrec.models.sasrec import SasRec, SasRecSettings
-from setrec.models.setrec_model import ModelSettings, SetRecModel
+from setrec.models.sasrec import SasRec
+from setrec.models.setrec_model import SetRecModel
+from setrec.models.settings import ModelSettings, SasRecSettings
 from setrec.ragged import Ragged
 from setrec.training.warm_start import NEW, old_rows, warm_start, warm_start_sasrec
 

@@ -12,9 +12,10 @@ from scipy.stats import rankdata
 
 from pipelines.benchmark.analysis.calibration import calibration
 from pipelines.benchmark.analysis.significance import significance
-from pipelines.benchmark.base.entrant import Fitted
 from pipelines.benchmark.base.problem import Problem
-from setrec.evaluation import ranking
+from pipelines.benchmark.base.system import Fitted
+from setrec.data.catalog import VALID
+from setrec.evaluation import beyond_accuracy, ranking
 from setrec.ragged import Ragged
 
 __all__ = ["analyse", "calibration", "significance"]
@@ -25,6 +26,8 @@ LENGTHS = ((1, 3), (4, 7), (8, 15), (16, None))
 """Items of a history: from, to."""
 SAMPLE = 4000
 """Test users whose scores are looked at as a whole, drawn by seed 0; tables of metrics have all."""
+STEPS = 3
+"""Steps within which an item counts as having followed another."""
 PAIRED = 250
 """Test users whose whole rankings by two kinds of slots are compared."""
 
@@ -36,6 +39,8 @@ def analyse(fitted: Fitted, problem: Problem, found: ranking.PerUser, system: st
         "popularity": by_popularity(system, found, problem.goal),
         "length": by_history_length(system, found, problem),
         "cold": by_cold_share(system, found, problem),
+        "transition": by_seen_transition(system, found, problem),
+        "beyond": beyond(system, found, problem),
         "calibration": calibration(system, fitted.scorer, problem.valid, cases),
         "overlap": overlap(system, fitted.kinds, problem.test) if fitted.kinds else [],
         "shuffled": shuffled_rows_check(system, fitted.scorer, cases, groups),
@@ -64,6 +69,30 @@ def by_cold_share(system: str, found: ranking.PerUser, problem: Problem) -> list
     share = np.bincount(truth.row_of_value, ~problem.trained[truth.values], len(truth)) / truth.lengths
     parts = {"warm": share == 0, "mixed": (share > 0) & (share < 1), "cold": share == 1}
     return [row for name, own in parts.items() for row in _subset(system, found, problem.goal, f"truths:{name}", own)]
+
+
+def by_seen_transition(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
+    """Metrics over all items of users whose last item was followed by a truth of theirs, within three steps, in what
+    is known of anybody (``next:seen``), and of the others (``next:unseen``): the first are what counting can know."""
+    known, items = problem.histories.upto(VALID), problem.items
+    user, pairs = known.row_of_value, []
+    for step in range(1, STEPS + 1):
+        same = user[:-step] == user[step:]
+        pairs.append(known.values[:-step][same].astype(np.int64) * items + known.values[step:][same])
+    last = problem.test.history.values[problem.test.history.offsets[1:] - 1].astype(np.int64)
+    truth = problem.test.truth
+    followed = np.isin(last[truth.row_of_value] * items + truth.values, np.concatenate(pairs))
+    seen = np.bincount(truth.row_of_value, followed, len(truth)) > 0
+    parts = {"seen": seen, "unseen": ~seen}
+    return [row for name, own in parts.items() for row in _subset(system, found, problem.goal, f"next:{name}", own)]
+
+
+def beyond(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
+    """What the lists are beside accurate (``setrec.evaluation.beyond_accuracy``)."""
+    if found.lists is None:
+        return []
+    vectors = None if problem.texts is None else problem.texts.sentences
+    return beyond_accuracy.rows(system, found.lists, problem.counts, vectors)
 
 
 def _subset(system: str, found: ranking.PerUser, history: str, group: str, chosen: np.ndarray) -> list[Row]:

@@ -23,6 +23,9 @@ def parts(found: Mapping[str, Any]) -> list[Part]:
         _groups(rows.get("length", []), found["history"], "length:", "By length of the history", ""),
         _groups(rows.get("cold", []), found["history"], "truths:", "By share of cold items among the truths",
                 "Users whose items to be found are all warm, some cold, or all cold; over the whole catalogue."),
+        _groups(rows.get("transition", []), found["history"], "next:", "By what counting can know",
+                "Seen: some item to be found followed the user's last one within three steps in somebody's history."),
+        _beyond(rows.get("beyond", [])),
         _calibration(rows.get("calibration", [])),
         _overlap(rows.get("overlap", [])),
         _shuffled(rows.get("shuffled", [])),
@@ -40,6 +43,23 @@ def _groups(rows: Sequence[Mapping[str, Any]], history: str, prefix: str, title:
         return None
     chart = figures.grouped_dots(rows, "ndcg@10", history=history, prefix=prefix)
     return _part(title, text, [(f"NDCG@10, history {history}", chart)])
+
+
+def _beyond(rows: Sequence[Mapping[str, Any]]) -> Part | None:
+    if not rows:
+        return None
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    value = {(row["system"], row["metric"]): f"{row['value']:.3f}" for row in rows}
+    table = [
+        (system, *(value.get((system, metric), "-") for metric in metrics))
+        for system in dict.fromkeys(row["system"] for row in rows)
+    ]
+    text = (
+        "Of every user's ten items, history removed. Coverage: share of the catalogue in some list; Gini: 0 where all "
+        "items are shown alike; popularity: training interactions; novelty: bits; new items: share without training "
+        "interactions; distance: one minus the cosine of two texts of a list."
+    )
+    return _part("Beyond accuracy", text, (), ("System", *metrics), table)
 
 
 def _calibration(rows: Sequence[Mapping[str, Any]]) -> Part | None:

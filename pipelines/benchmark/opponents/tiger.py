@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.benchmark.base.entrant import Clock, Fitted, device
 from pipelines.benchmark.base.problem import Problem
+from pipelines.benchmark.base.system import Clock, Fitted, device
 from pipelines.benchmark.opponents.code_beam import Forest, beam_search, catalogue_scores
 from pipelines.benchmark.opponents.code_t5 import CodeT5, CodeT5Settings
 from pipelines.benchmark.opponents.code_writer import CachedWriter
@@ -57,7 +57,7 @@ class TigerSettings(CodeT5Settings):
 
 
 class Tiger:
-    """The entrant (:class:`pipelines.benchmark.base.entrant.Entrant`)."""
+    """The system (:class:`pipelines.benchmark.base.system.System`)."""
 
     name = "TIGER"
     random = True

@@ -44,7 +44,7 @@ class TransitionWalkSettings(TransitionSettings):
         return Reading(last=self.last, decay=self.decay)
 
 
-class Transitions:
+class TransitionScorer:
     """The opponent, a :class:`setrec.evaluation.ranking.Scorer`.
 
     Args:
@@ -109,7 +109,7 @@ def tune_transitions(
     over: Callable[[], bool] = lambda: False,
     users: int = 5_000,
     seed: int = 0,
-) -> tuple[Transitions, list[dict[str, Any]]]:
+) -> tuple[TransitionScorer, list[dict[str, Any]]]:
     """The walk of :data:`GRID` with the best validation NDCG@10 (history removed), and the whole grid's values.
 
     ``text`` float32 (I, w), ``None`` where there is none. Every setting is tried on the same ``users`` validation
@@ -121,28 +121,28 @@ def tune_transitions(
     rows, unit = histories.upto(TRAIN), None if text is None else unit_rows(text)
     tried: list[dict[str, Any]] = []
     walks = list(product(GRID["graph"], GRID["backward"], GRID["shrink"])) if len(cases) else []
-    best: tuple[float, Transitions] | None = None
+    best: tuple[float, TransitionScorer] | None = None
     for done, (shape, backward, shrink) in enumerate(walks):
         base = TransitionWalkSettings(**shape, backward=backward, shrink=shrink)
         graph = transition_probabilities(rows, items, base)
         for start in GRID["start"]:
-            found = _weighted(Transitions(graph, unit, base.model_copy(update=start)), cases)
+            found = _weighted(TransitionScorer(graph, unit, base.model_copy(update=start)), cases)
             tried += [{**s.model_dump(), "ndcg@10": value} for s, value in found]
             settings, value = max(found, key=lambda one: one[1])
             if best is None or value > best[0]:
-                best = (value, Transitions(graph, unit, settings))
+                best = (value, TransitionScorer(graph, unit, settings))
             if over():
                 return best[1], tried
         if progress is not None:
             progress(done + 1, len(walks))
     if best is None:
-        return Transitions(
+        return TransitionScorer(
             transition_probabilities(rows, items, TransitionWalkSettings()), unit, TransitionWalkSettings()
         ), tried
     return best[1], tried
 
 
-def _weighted(model: Transitions, cases: ranking.Cases) -> list[tuple[TransitionWalkSettings, float]]:
+def _weighted(model: TransitionScorer, cases: ranking.Cases) -> list[tuple[TransitionWalkSettings, float]]:
     """The NDCG@10 of a walk under every weighting of its terms in the grid."""
     text = GRID["text"] if model.text is not None else (0.0,)
     options = [

@@ -24,12 +24,14 @@ from serving.api.access.middleware import (
     error_body,
 )
 from serving.api.access.tokens import SCOPES, Caller, Tokens
+from serving.api.page import PATHS
 from serving.runtime.settings import ServingSettings
 from serving.telemetry import logs, metrics
 from setrec.errors import ConfigError
 
-# Answered without a token: that the process lives, that it is ready (a bare yes or no), and what the interface is.
-OPEN = frozenset({"/", "/health/live", "/health/ready", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
+# Answered without a token: that the process lives, that it is ready (a bare yes or no), what the interface is, and
+# the pages, which hold no data.
+OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json"}) | PATHS
 _ANYONE = Caller("anyone", frozenset(SCOPES))
 
 

@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import MutableMapping
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -55,7 +55,11 @@ class SecurityHeaders:
         (b"referrer-policy", b"no-referrer"),
         (b"cache-control", b"no-store"),
     )
-    _NO_CONTENT = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+    _NOTHING = b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    _PAGE = _NOTHING + b"; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'"
+    # Swagger UI styles elements by attribute and draws its icons from data URLs.
+    _DOCS = _PAGE.replace(b"style-src 'self'", b"style-src 'self' 'unsafe-inline'") + b" data:"
+    _POLICIES: ClassVar = {"/": _PAGE, "/docs": _DOCS}
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -64,8 +68,8 @@ class SecurityHeaders:
         """Serve a request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        # The documentation page is the only one with a script, from where FastAPI has it.
-        extra = self._ALWAYS if scope["path"] == "/docs" else (*self._ALWAYS, self._NO_CONTENT)
+        policy = self._POLICIES.get(scope["path"], self._NOTHING)
+        extra = (*self._ALWAYS, (b"content-security-policy", policy))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -23,7 +23,7 @@ _MODE = "`grounded`: answers are chosen from what the graph holds, each with a s
 
 
 class AskRequest(BaseModel):
-    """A question; nodes are mentioned in it by id, in double square brackets: `[[id]]`."""
+    """A question; nodes are named in it by id, by title or by `[[id]]`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": _ASK_EXAMPLES})
 
@@ -57,7 +57,10 @@ class AskResponse(BaseModel):
 
     model_version: str
     mode: Mode = Field(description=_MODE)
-    nodes: list[str] = Field(description="Ids of the nodes that the question mentions.")
+    nodes: list[str] = Field(description="Ids of the nodes the answer rests on, those of the question first.")
+    edges: list[list[str]] = Field(description="Edges between them: source, relation where it has a name, target.")
+    refused: bool = Field(description="Whether there is no answer.")
+    reason: str = Field(description="Why the question was refused; empty otherwise.")
     answers: list[GraphAnswerItem]
 
 
@@ -128,8 +131,12 @@ def add_graph_routes(app: FastAPI, graph: GraphService) -> None:
         found: GraphAnswer = await alone(graph.ask, body.question, body.k, body.mode)
         answers = [vars(answer) for answer in found.answers]
         return JSONResponse(
-            {"model_version": graph.model_version, "mode": found.mode, "nodes": list(found.nodes), "answers": answers}
-        )
+            {
+                "model_version": graph.model_version, "mode": found.mode, "nodes": list(found.nodes),
+                "edges": [list(edge) for edge in found.edges], "refused": found.refused, "reason": found.reason,
+                "answers": answers,
+            }
+        )  # fmt: skip
 
     @app.post(
         "/v1/graph/nodes", response_model=NodesResponse, responses=nodes_errors, tags=["graph"], dependencies=[READ]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Path, Query
+from fastapi import FastAPI, Header, Query
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -20,11 +20,12 @@ from serving.api.schemas.live import (
     HistoryAnswer,
     ItemAnswer,
     ItemBody,
+    PathId,
     PutAnswer,
     RemovedAnswer,
     limited_events,
 )
-from serving.api.schemas.recommendations import ID_PATTERN, MAX_ID, error_responses
+from serving.api.schemas.recommendations import error_responses
 from serving.engine.engine import Engine
 from serving.runtime import edits
 from serving.runtime.history_pages import CURSOR_PATTERN, page
@@ -38,7 +39,6 @@ from setrec.errors import UnknownItemError
 _INVALID = "a field is missing or out of range (`invalid_request`)."
 _NO_STORE = "The endpoint was started without a store (`no_store`)"
 
-PathId = Annotated[str, Path(min_length=1, max_length=MAX_ID, pattern=ID_PATTERN)]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -78,6 +78,7 @@ def _events(body: EventsBody, key: str | None) -> list[Event]:
             event.item_id,
             now if event.time is None else event.time,
             event.key or (None if key is None else f"{key}/{number}"),
+            event.type or "",
         )
         for number, event in enumerate(body.events)
     ]
@@ -178,7 +179,13 @@ def _add_items(app: FastAPI, live: Live) -> None:
 
 def _fields(body: ItemBody) -> ItemFields:
     attributes = {name: list(dict.fromkeys(values)) for name, values in body.attributes.items() if values}
-    return ItemFields(title=body.title, text=body.text, attributes=attributes)
+    return ItemFields(
+        title=body.title,
+        text=body.text,
+        attributes=attributes,
+        available_from=body.available_from,
+        available_until=body.available_until,
+    )
 
 
 def _described(engine: Engine, item_id: str) -> dict[str, Any] | None:

@@ -3,13 +3,16 @@
 import time
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictStr, create_model
+from fastapi import Path
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictStr, create_model, model_validator
 
-from serving.api.schemas.recommendations import ID_PATTERN, Id
+from serving.api.schemas.recommendations import ID_PATTERN, MAX_ID, Id
+from serving.runtime.settings import EventType
 
 _CLOCK_SKEW = 300.0  # seconds that a caller's clock may be ahead
 MAX_TITLE, MAX_TEXT, MAX_ATTRIBUTES, MAX_VALUES = 500, 10_000, 32, 64
 
+PathId = Annotated[str, Path(min_length=1, max_length=MAX_ID, pattern=ID_PATTERN)]
 Key = Annotated[StrictStr, Field(min_length=1, max_length=128, pattern=ID_PATTERN)]
 Name = Annotated[StrictStr, Field(min_length=1, max_length=200, pattern=ID_PATTERN)]
 
@@ -26,6 +29,7 @@ def _not_blank(text: str) -> str:
     return text
 
 
+Moment = Annotated[StrictFloat, Field(ge=0, le=1e11, allow_inf_nan=False)]
 Time = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False), AfterValidator(_not_ahead)]
 
 
@@ -43,6 +47,12 @@ class EventBody(BaseModel):
     )
     key: Key | None = Field(
         default=None, description="Names the event: a second one of the same user and key is not taken in again."
+    )
+    type: EventType | None = Field(
+        default=None,
+        description="What the user did; the endpoint's `event_weights` say what it counts. By default a `dislike` "
+        "keeps the item out of answers and lowers what is like it, and all other types are read as history.",
+        examples=["purchase"],
     )
 
 
@@ -76,6 +86,7 @@ class PastItem(BaseModel):
     item_id: str
     time: float | None = Field(description="Seconds since 1970, UTC; `null` for what the bundle holds.")
     source: Literal["live", "bundle"]
+    type: str | None = Field(description="What the user did, where the event told.")
 
 
 class HistoryAnswer(BaseModel):
@@ -113,6 +124,17 @@ class ItemBody(BaseModel):
     attributes: Annotated[
         dict[Name, Annotated[list[Name], Field(max_length=MAX_VALUES)]], Field(max_length=MAX_ATTRIBUTES)
     ] = Field(default={}, description="For filters, and for the text where the trained items have them too.")
+    available_from: Moment | None = Field(
+        default=None, description="Not answered before; seconds since 1970, UTC.", examples=[1767225600.0]
+    )
+    available_until: Moment | None = Field(default=None, description="Not answered from then on.")
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> "ItemBody":
+        start, end = self.available_from, self.available_until
+        if start is not None and end is not None and start >= end:
+            raise ValueError("available_until is not after available_from")
+        return self
 
 
 class PutAnswer(BaseModel):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, StrictStr, create_model
 
-from serving.engine.requests import FallbackReason, FallbackSource
+from serving.engine.requests import DEFAULT_RULES, FallbackReason, FallbackSource
 from serving.retrieval.filters import Filter
 
 MAX_ID = 256
@@ -39,12 +39,46 @@ class RecommendRequest(BaseModel):
     unknown_items: Literal["refuse", "skip"] = Field(
         default="refuse", description="What to do with items of `history` that are none; `skipped` names them."
     )
+    new_only: StrictBool = Field(default=False, description="Answer only items without training interactions.")
+    diversity: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = Field(
+        default=0.0,
+        description="From 0, the order of the scores, to 1: how much an item loses by being like one before it.",
+    )
+    factors: dict[Id, Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]] = Field(
+        default={},
+        max_length=32,
+        description="What the weight of a slot kind or component is multiplied by; 1 where it is not named. The names "
+        "are those of `shares`.",
+    )
+    rules: Id | None = Field(
+        default=DEFAULT_RULES,
+        description="Name of the rule set that is applied; `null` for none. The set `default` need not exist.",
+    )
+    explain: StrictBool = Field(
+        default=False, description="Say of each item `because` of which items of the history, and what `slots` answer."
+    )
+
+
+class Effect(BaseModel):
+    """An item of the history, and by how much the score falls when it is left out."""
+
+    item_id: str
+    title: str
+    effect: float
+
+
+class Nearest(BaseModel):
+    """An item that a slot's answer alone would give, with the inner product."""
+
+    item_id: str
+    title: str
+    score: float
 
 
 class Item(BaseModel):
     """A recommended item. The shares sum to the score: one per kind of slot, then those that are not zero of the
-    components (``transitions_*``, ``text_similarity``), of ``new_item`` for items without training interactions and of
-    ``repeats`` for items of the history."""
+    components (``transitions_*``, ``text_similarity``), of ``new_item`` for items without training interactions, of
+    ``repeats`` for items of the history and of ``rules`` for boosted ones."""
 
     item_id: str
     title: str
@@ -56,6 +90,11 @@ class Item(BaseModel):
         description="What each kind of slot and each component gave to the score; empty where popularity answers."
     )
     attributes: dict[str, list[str]]
+    because: list[Effect] | None = Field(
+        default=None,
+        description="The items of the history whose absence lowers the score the most, largest first. Left out unless "
+        "`explain` is asked for.",
+    )
 
 
 class FallbackAnswer(BaseModel):
@@ -70,10 +109,26 @@ class RecommendResponse(BaseModel):
 
     model_config = ConfigDict(protected_namespaces=())
 
+    answer_id: str = Field(description="Names this answer in `POST /v1/feedback`.")
     model_version: str
     items: list[Item]
     fallback: FallbackAnswer | None = Field(description="`null` where the model answered from all that is known.")
     skipped: list[str] = Field(description="Items of the history that are none here, and so were not read.")
+    slots: dict[str, list[Nearest]] | None = Field(
+        default=None,
+        description="What each kind of slot alone would answer. Left out unless `explain` is asked for.",
+    )
+
+
+class SimilarResponse(BaseModel):
+    """The items nearest to one, the nearest first."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_version: str
+    item_id: str
+    by: str
+    items: list[Item]
 
 
 class LiveStatus(BaseModel):

@@ -13,6 +13,8 @@ class PopularityRanking:
     def __init__(self, counts: np.ndarray) -> None:
         self.counts = counts
         self._order = np.argsort(-counts, kind="stable")
+        self._place = np.empty(len(counts), np.float32)
+        self._place[self._order] = np.linspace(0, 1, len(counts), dtype=np.float32)
 
     def best(self, k: int, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The ``k`` first of ``allowed`` bool (R,), or all there are: rows int64 and their counts float64."""
@@ -26,5 +28,13 @@ class PopularityRanking:
             missing -= len(found[-1])
         beyond = np.flatnonzero(allowed[len(self.counts) :])[: max(missing, 0)] + len(self.counts)
         rows = np.concatenate([*found, beyond]).astype(np.int64)
+        return rows, self.of(rows)
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Where ``rows`` stand in this order, from 0, the first, to 1, float32; rows beyond the bundle's are last."""
+        return np.where(rows < len(self._place), self._place[np.minimum(rows, len(self._place) - 1)], np.float32(1))
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """Training interactions of ``rows``, float64."""
         counts = np.where(rows < len(self.counts), self.counts[np.minimum(rows, len(self.counts) - 1)], 0)
-        return rows, counts.astype(np.float64)
+        return counts.astype(np.float64)

@@ -6,8 +6,8 @@ from scipy.stats import spearmanr
 
 from pipelines.benchmark import fits
 from pipelines.benchmark.analysis import analysis
-from pipelines.benchmark.base.entrant import Fitted
 from pipelines.benchmark.base.problem import Problem
+from pipelines.benchmark.base.system import Fitted
 from setrec.data.catalog import TEST, TRAIN, VALID, Catalog, Histories
 from setrec.evaluation import ranking
 from setrec.ragged import Ragged
@@ -77,6 +77,21 @@ def test_users_are_grouped_by_how_many_of_their_truths_are_cold(given, found):
     assert whole == pytest.approx(found.mean("ndcg@10", "all", "kept"))
 
 
+def test_users_are_grouped_by_whether_anybody_went_where_they_went(given, found):
+    rows = [row for row in analysis.by_seen_transition("x", found, given) if row["metric"] == "ndcg@10"]
+    arcs = {
+        (a, b)
+        for row in given.histories.upto(VALID)
+        for step in (1, 2, 3)
+        for a, b in zip(row[:-step], row[step:], strict=True)
+    }
+    seen = [
+        any((h[-1], t) in arcs for t in truth) for h, truth in zip(given.test.history, given.test.truth, strict=True)
+    ]
+    expected = {"next:seen": sum(seen), "next:unseen": len(seen) - sum(seen)}
+    assert {row["group"]: row["users"] for row in rows} == {name: n for name, n in expected.items() if n}
+
+
 def test_popularity_keeps_its_groups_alone(found):
     rows = analysis.by_popularity("x", found, "kept")
     assert {(row["history"], row["group"]) for row in rows} == {
@@ -132,7 +147,7 @@ def test_a_system_that_lives_on_ties_is_told():
 def test_everything_together_is_plain_data_that_json_holds(given, found):
     told = analysis.analyse(Fitted(scorer, kinds=kinds), given, found, "x")
     assert json.loads(json.dumps(told, allow_nan=False)) == told
-    assert set(told) == {"popularity", "length", "cold", "calibration", "overlap", "shuffled"}
+    assert set(told) == {"popularity", "length", "cold", "transition", "beyond", "calibration", "overlap", "shuffled"}
     assert all(told.values())
     assert all(row["system"] == "x" for rows in told.values() for row in rows)
     assert analysis.analyse(Fitted(scorer), given, found)["overlap"] == []

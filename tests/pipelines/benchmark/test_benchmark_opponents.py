@@ -1,4 +1,4 @@
-"""Opponents as entrants: what each reaches on circles, repeats, within its time, and what is refused."""
+"""Opponents as systems: what each reaches on circles, repeats, within its time, and what is refused."""
 
 import dataclasses
 
@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from pipelines.benchmark.base import problem
-from pipelines.benchmark.base.entrant import Clock, Entrant
 from pipelines.benchmark.base.problem import Problem
+from pipelines.benchmark.base.system import Clock, System
 from pipelines.benchmark.opponents import transitions
-from pipelines.benchmark.opponents.recommender import WithoutModel
-from pipelines.benchmark.opponents.untrained import OPPONENTS, SasRec
+from pipelines.benchmark.opponents.baselines import OPPONENTS, SasRecSystem
+from pipelines.benchmark.opponents.setrec_system import WithoutModel
 from setrec.errors import DataError
 from setrec.evaluation import ranking
-from setrec.models.sasrec import SasRecSettings
+from setrec.models.settings import SasRecSettings
 from setrec.scoring import baselines
 
 ENTRANTS = (*OPPONENTS, WithoutModel())
-BY_NAME = {entrant.name: entrant for entrant in ENTRANTS}
-TRAINED = [name for name, entrant in BY_NAME.items() if entrant.random]
+BY_NAME = {system.name: system for system in ENTRANTS}
+TRAINED = [name for name, system in BY_NAME.items() if system.random]
 ALIKE = [pytest.param(name, marks=pytest.mark.slow) for name in TRAINED[1:]]
 """Those that train as the first does."""
 QUICK = {"epochs": 30, "width": 16, "targets_per_batch": 128, "patience": 30, "negatives": 20}
@@ -37,17 +37,17 @@ def small_grids(monkeypatch):
     monkeypatch.setattr(transitions, "GRID", first | {"text": (0.0, 0.1)})
 
 
-def fitted(entrant: Entrant, given: Problem, seed: int = 0, minutes: float = 1.0):
-    settings = {**entrant.grid[0], **QUICK} if entrant.random else entrant.grid[0]
-    return entrant.fit(given, settings, seed, Clock(minutes))
+def fitted(system: System, given: Problem, seed: int = 0, minutes: float = 1.0):
+    settings = {**system.grid[0], **QUICK} if system.random else system.grid[0]
+    return system.fit(given, settings, seed, Clock(minutes))
 
 
 def test_names_are_unique_and_what_a_seed_changes_has_six_settings_that_are_valid():
     assert len(BY_NAME) == len(ENTRANTS)
-    for entrant in ENTRANTS:
-        assert len(entrant.grid) == (6 if entrant.random else 1)
-        if entrant.random:
-            assert len({SasRecSettings(**settings).model_dump_json() for settings in entrant.grid}) == 6
+    for system in ENTRANTS:
+        assert len(system.grid) == (6 if system.random else 1)
+        if system.random:
+            assert len({SasRecSettings(**settings).model_dump_json() for settings in system.grid}) == 6
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -108,8 +108,8 @@ def test_without_texts_transitions_and_plain_sasrecs_do_and_the_one_with_texts_i
 
 def test_texts_find_cold_items_that_a_plain_sasrec_cannot(given):
     groups = ranking.warm_cold_groups(given.trained)
-    entrants = (SasRec("plain", {}, ()), SasRec("text", {"id_dropout": 0.3}, (), text=True))
-    found = [ranking.evaluate(fitted(one, given).scorer, given.test, groups, ks=(10,)) for one in entrants]
+    systems = (SasRecSystem("plain", {}, ()), SasRecSystem("text", {"id_dropout": 0.3}, (), text=True))
+    found = [ranking.evaluate(fitted(one, given).scorer, given.test, groups, ks=(10,)) for one in systems]
     assert found[1].mean("ndcg@10", "all") > found[0].mean("ndcg@10", "all")
 
 

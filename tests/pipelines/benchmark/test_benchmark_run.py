@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from pipelines import recipes
-from pipelines.benchmark import fits, roster
+from pipelines.benchmark import fits, registry
 from pipelines.benchmark.base import problem
-from pipelines.benchmark.base.entrant import Clock
+from pipelines.benchmark.base.system import Clock
 from pipelines.benchmark.job import benchmark, protocol_of
-from pipelines.benchmark.opponents.recommender import Recommender
+from pipelines.benchmark.opponents.setrec_system import SetRecSystem
 from pipelines.benchmark.run import BenchmarkSettings
 from pipelines.common.run_directory import Run
 from pipelines.features import preparation
@@ -17,7 +17,7 @@ from pipelines.jobs import stages
 from setrec.errors import ConfigError
 from setrec.evaluation import ranking
 
-SYSTEMS = ("Popularity", "ItemKNN", "SASRec", roster.OURS)
+SYSTEMS = ("Popularity", "ItemKNN", "SASRec", registry.OURS)
 TINY = {"model": {"hidden": [32, 16], "max_items": 8}, "training": {"epochs": 2, "precision": "float32"}}
 """Overrides for the sake of time."""
 SMALL = BenchmarkSettings(minutes=0.4, tries=2, seeds=2, opponent_seeds=1, systems=SYSTEMS)
@@ -42,18 +42,18 @@ def test_every_system_stands_in_the_table_with_intervals(finished):
         for r in found["rows"]
         if (r["history"], r["group"], r["metric"]) == ("removed", "all", "ndcg@10")
     }
-    assert best[roster.OURS] > best["Popularity"] + 0.1, "circles can be learned"
+    assert best[registry.OURS] > best["Popularity"] + 0.1, "circles can be learned"
 
 
 def test_the_table_is_the_mean_over_seeds_of_every_users_metrics(finished):
     run, found = finished
     users = pd.read_parquet(run.root / "per_user.parquet")
-    mine = users[(users["system"] == roster.OURS) & (users["history"] == "kept") & (users["group"] == "all")]
+    mine = users[(users["system"] == registry.OURS) & (users["history"] == "kept") & (users["group"] == "all")]
     assert sorted(mine["seed"].unique()) == [0, 1]
     assert set(users[users["system"] == "SASRec"]["seed"]) == {0}
     row = next(
         r for r in found["rows"]
-        if (r["system"], r["history"], r["group"], r["metric"]) == (roster.OURS, "kept", "all", "recall@10")
+        if (r["system"], r["history"], r["group"], r["metric"]) == (registry.OURS, "kept", "all", "recall@10")
     )  # fmt: skip
     assert row["value"] == pytest.approx(mine["recall@10"].mean())
     assert row["users"] == mine["user_id"].nunique()
@@ -81,7 +81,7 @@ def test_a_finished_benchmark_is_not_done_again(finished, world, monkeypatch):
 
 def test_the_setting_that_is_best_on_validation_is_fitted(finished):
     run, found = finished
-    told = next(s for s in found["systems"] if s["system"] == roster.OURS)
+    told = next(s for s in found["systems"] if s["system"] == registry.OURS)
     tried = [json.loads(path.read_text()) for path in run.root.glob("tries/setrec-ours/*/record.json")]
     assert len(tried) == 2
     assert told["setting"] == max(tried, key=lambda record: (record["valid"], -record["number"]))["number"]
@@ -128,7 +128,7 @@ def test_a_share_of_a_gpu_that_is_not_there_is_refused(finished, world):
 
 def test_a_fit_ends_with_its_time(prepared):
     clock, endless = Clock(0.02), {"training": {"epochs": 10_000, "patience": 10_000}}
-    fitted = Recommender("x", recipes.merged(TINY, endless)).fit(problem.load(prepared), endless, 0, clock)
+    fitted = SetRecSystem("x", recipes.merged(TINY, endless)).fit(problem.load(prepared), endless, 0, clock)
     assert fitted.curve
     assert len(fitted.curve) < 10_000
 
@@ -136,7 +136,7 @@ def test_a_fit_ends_with_its_time(prepared):
 def test_the_published_design_trains(prepared):
     given, quick = problem.load(prepared), {"training": {"epochs": 2}, "sasrec": {"epochs": 1}}
     settings = recipes.merged(recipes.load("published-t5"), quick)
-    fitted = Recommender("x", settings).fit(given, settings, 0, Clock(1.0))
+    fitted = SetRecSystem("x", settings).fit(given, settings, 0, Clock(1.0))
     assert set(fitted.weights) == {"collaborative", "semantic"}
     assert fitted.variants == {}
 
@@ -151,7 +151,7 @@ def test_every_recipe_is_allowed_and_changes_something(prepared):
 def test_a_fit_is_what_the_jobs_train_and_rank_to_the_last_digit(world, prepared, tmp_path):
     """`setrec benchmark` and `prepare`, `train`, `evaluate` are one recipe."""
     given = problem.load(prepared)
-    fitted = Recommender("x", TINY).fit(given, TINY, 42, Clock(60))
+    fitted = SetRecSystem("x", TINY).fit(given, TINY, 42, Clock(60))
     run = Run(tmp_path / "run")
     config = recipes.applied(given.config, TINY, "training.seed=42", "cluster.threads=1", "evaluation.actors=1")
     preparation.prepare(run, config)
@@ -168,13 +168,13 @@ def test_a_fit_is_what_the_jobs_train_and_rank_to_the_last_digit(world, prepared
 
 
 def test_fits_are_found_again_by_all_that_they_depend_on(tmp_path):
-    entrant = Recommender("A b", TINY, ({"training": {"epochs": 3}},))
+    system = SetRecSystem("A b", TINY, ({"training": {"epochs": 3}},))
     given = [(n, s, m, d, c) for n in (0, 1) for s in (0, 1) for m in (1.0, 2.5) for d in "xy" for c in "pq"]
-    tasks = [fits.task(entrant, *one) for one in given]
+    tasks = [fits.task(system, *one) for one in given]
     assert len({task.folder(tmp_path) for task in tasks}) == len(given)
-    again = fits.task(Recommender("A b", TINY, ({}, {})), *given[0])
+    again = fits.task(SetRecSystem("A b", TINY, ({}, {})), *given[0])
     assert again.folder(tmp_path) == tasks[0].folder(tmp_path)
-    other = fits.task(Recommender("A b", {"training": {"epochs": 4}}), *given[0])
+    other = fits.task(SetRecSystem("A b", {"training": {"epochs": 4}}), *given[0])
     assert other.folder(tmp_path) != tasks[0].folder(tmp_path)
     assert fits.done(tmp_path, tasks[0]) is None
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipelines.benchmark.base.entrant import Clock
 from pipelines.benchmark.base.problem import Problem
+from pipelines.benchmark.base.system import Clock
 from pipelines.benchmark.opponents.code_beam import Forest, beam_search, catalogue_scores
 from pipelines.benchmark.opponents.code_t5 import CodeT5, CodeT5Settings
 from pipelines.benchmark.opponents.code_writer import CachedWriter

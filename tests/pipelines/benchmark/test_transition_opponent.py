@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.benchmark.opponents import transitions
-from pipelines.benchmark.opponents.transitions import Transitions, TransitionWalkSettings, tune_transitions
+from pipelines.benchmark.opponents.transitions import TransitionScorer, TransitionWalkSettings, tune_transitions
 from setrec.data.catalog import TEST, TRAIN, VALID, Histories
 from setrec.data.splits import leave_one_out
 from setrec.evaluation import ranking
@@ -54,7 +54,7 @@ def test_no_arc_leads_from_one_user_to_the_next_however_far_it_reaches(reach):
 
 def test_scores_are_the_sum_over_hops_and_the_last_items():
     s = settings(last=2, decay=0.5, hops=2, damping=0.1)
-    score = Transitions(transition_probabilities(ROWS, 4, s), None, s)(Ragged.of([[2, 1, 0], [], [0, 1]]))
+    score = TransitionScorer(transition_probabilities(ROWS, 4, s), None, s)(Ragged.of([[2, 1, 0], [], [0, 1]]))
     # Item 0 starts with 2/3 and item 1 with 1/3 of the weight, in the last row the other way round.
     assert score.dtype == np.float32
     np.testing.assert_allclose(score[0], [0, 4 / 9, 2 / 9 + 1 / 3 + 0.1 * 4 / 9, 0], rtol=1e-6)
@@ -65,7 +65,7 @@ def test_scores_are_the_sum_over_hops_and_the_last_items():
 def test_an_item_that_nobody_met_is_ranked_by_its_text():
     text = np.array([[1, 0], [0, 1], [0, 1], [1, 0], [0.9, 0.1], [0, 0]], dtype=np.float32)
     s = settings(text=0.1)
-    score = Transitions(transition_probabilities(ROWS, 6, s), unit_rows(text), s)(Ragged.of([[3], [1]]))
+    score = TransitionScorer(transition_probabilities(ROWS, 6, s), unit_rows(text), s)(Ragged.of([[3], [1]]))
     assert set(score[0].argsort()[-3:]) == {0, 3, 4}
     assert score[1].argmax() == 2
     assert score[:, 5].tolist() == [0, 0]
@@ -75,7 +75,7 @@ def test_an_item_that_nobody_met_is_ranked_by_its_text():
 def test_a_batch_scores_as_its_users_one_by_one():
     histories, text = cycle(), np.random.default_rng(1).normal(size=(20, 5)).astype(np.float32)
     s = TransitionWalkSettings()
-    model = Transitions(transition_probabilities(histories.upto(TRAIN), 20, s), unit_rows(text), s)
+    model = TransitionScorer(transition_probabilities(histories.upto(TRAIN), 20, s), unit_rows(text), s)
     history = histories.upto(VALID)
     np.testing.assert_allclose(model(history), np.concatenate([model(Ragged.of([row])) for row in history]), atol=1e-6)
 

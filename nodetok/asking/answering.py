@@ -1,0 +1,149 @@
+"""Answers to free questions by a trained model, with what they rest on, or a refusal with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from nodetok.artifact import GraphArtifact
+from nodetok.asking.nodes import AmbiguousNodeError, NodeFinder
+from nodetok.asking.questions import SLOT, QuestionMatcher
+from nodetok.asking.subgraph import retrieve
+from nodetok.asking.wordings import STRUCTURE, Wordings
+from nodetok.language.interface import Examples
+from nodetok.language.prompts import Prompts
+from setrec.errors import SetRecError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``answer``: the best candidate, ``None`` where the question is refused; ``sentence``: question and answer in
+    words. ``nodes`` and ``edges`` ([source, target] or [source, relation, target]) by id, those of the question first.
+    ``confidence``: probability of the answer, or, where none was computed, that the question is one of those known.
+    ``ranked``: candidates with probabilities, best first."""
+
+    answer: str | None
+    sentence: str
+    nodes: list[str]
+    edges: list[list[str]]
+    confidence: float
+    refused: bool
+    reason: str = ""
+    ranked: list[tuple[str, float]] = field(default_factory=list)
+
+
+class GraphAnswerer:
+    """Asks a trained artefact.
+
+    A question is matched to one of the prompts that the model was trained on, and read as that prompt, so that it is
+    answered alike in other words.
+    """
+
+    def __init__(self, artifact: GraphArtifact) -> None:
+        self.artifact = artifact
+
+    @cached_property
+    def _matcher(self) -> QuestionMatcher | None:
+        given = self.artifact.wordings
+        return QuestionMatcher({prompt: Wordings.split(texts) for prompt, texts in given.items()}) if given else None
+
+    @cached_property
+    def _finder(self) -> NodeFinder:
+        texts = [text for group in STRUCTURE.values() for text in group]
+        texts += [text for prompt, group in self.artifact.wordings.items() for text in (prompt, *group)]
+        reserved = {word for text in texts for word in SLOT.sub(" ", text).split()}
+        return NodeFinder(self.artifact.ids, self.artifact.texts, reserved)
+
+    @cached_property
+    def _adjacency(self) -> sparse.csr_matrix:
+        edges, nodes = self.artifact.edges, len(self.artifact.ids)
+        if edges is None:
+            return sparse.csr_matrix((nodes, nodes), dtype=np.float32)
+        half = sparse.coo_matrix((np.ones(len(edges), dtype=np.float32), edges.T), shape=(nodes, nodes)).tocsr()
+        return ((half + half.T) > 0).astype(np.float32)
+
+    def ask(self, question: str, k: int = 5, *, written: bool = False) -> Answer:
+        """The answer to a question whose nodes are named by id, title or ``[[id]]``, chosen among the candidates or
+        ``written`` word by word.
+
+        Raises:
+            UnknownNodeError: an id in double brackets is not in the graph.
+            SetRecError: nothing was trained, the question is empty, or the model was not trained to write.
+        """
+        reader = self.artifact.reader
+        if reader is None:
+            raise SetRecError("this graph has node tokens but no trained model to ask")
+        s = reader.model.settings
+        if written and not s.text_loss and s.backbone.pretrained is None:
+            raise SetRecError("this model was not trained to answer in words: train with --set model.text_loss=1")
+        if not question.strip():
+            raise SetRecError("the question is empty")
+        try:
+            text, rows = self._finder.find(question)
+        except AmbiguousNodeError as error:
+            return self._refusal([], 0.0, str(error))
+        prompt, order, certain = self._prompt(text, rows)
+        if prompt is None:
+            return self._refusal(rows, certain, self._scope(rows))
+        rows = [rows[place] for place in order]
+        nodes = np.array([rows], dtype=np.int64).reshape(1, -1)
+        examples = Examples(Prompts([prompt], nodes), np.zeros(1, dtype=np.int64))
+        ranked = self._ranked(examples, k)
+        best, chance = ranked[0]
+        if chance < self.artifact.threshold:
+            reason = (
+                f"the best answer has a score of {chance:.2f}, below the {self.artifact.threshold:.2f} of validation"
+            )
+            return self._refusal(rows, chance, reason, ranked)
+        around, edges = retrieve(self._adjacency, rows)
+        named = reader.write(examples)[0] if written else self._named(best, rows)
+        return Answer(
+            named, f"{self._spoken(prompt, rows)} {named}", [self.artifact.ids[row] for row in around],
+            [self._edge(edge) for edge in edges], chance, False, "", ranked,
+        )  # fmt: skip
+
+    def _prompt(self, text: str, rows: list[int]) -> tuple[str | None, tuple[int, ...], float]:
+        """The prompt that a question is read as, ``None`` for none, which of its nodes stand in the slots, and how
+        certain that is."""
+        if self._matcher is None:
+            prompt = text if text.lower().endswith("answer :") else f"{text} answer :"
+            return prompt, tuple(range(len(rows))), 1.0
+        match = self._matcher.match(text)
+        return match.template or None, match.order, match.probability
+
+    def _ranked(self, examples: Examples, k: int) -> list[tuple[str, float]]:
+        assert self.artifact.reader is not None
+        scores, _ = next(self.artifact.reader.scores(examples))
+        chances = torch.softmax(torch.from_numpy(scores[0]), dim=0).numpy()
+        best = np.argsort(-chances, kind="stable")[:k]
+        return [(self.artifact.candidates[row], float(chances[row])) for row in best]
+
+    def _scope(self, rows: list[int]) -> str:
+        """Why a question is refused."""
+        known = [" ".join(SLOT.sub("…", prompt.removesuffix("answer :")).split()) for prompt in self.artifact.wordings]
+        return (
+            f"with {len(rows)} node{'' if len(rows) == 1 else 's'} named, this is none of the questions the model was"
+            f" trained on: {'; '.join(known)}"
+        )
+
+    def _refusal(self, rows: list[int], certain: float, reason: str, ranked: list[tuple[str, float]] = []) -> Answer:  # noqa: B006
+        nodes = [self.artifact.ids[row] for row in rows]
+        return Answer(None, f"No answer: {reason}.", nodes, [], certain, True, reason, list(ranked))
+
+    def _named(self, best: str, rows: list[int]) -> str:
+        """``first`` and ``second`` with the node meant."""
+        place = {"first": 1, "second": 2}.get(best)
+        return best if place is None or len(rows) != 3 else f"{best} ({self.artifact.ids[rows[place]]})"
+
+    def _spoken(self, prompt: str, rows: list[int]) -> str:
+        asked = SLOT.sub(lambda match: self.artifact.ids[rows[int(match[1])]], prompt.removesuffix("answer :"))
+        return " ".join(asked.split()).replace(" ?", "?").replace(" ,", ",")
+
+    def _edge(self, edge: tuple[int, int]) -> list[str]:
+        source, target = (self.artifact.ids[row] for row in edge)
+        name = self.artifact.relation_of(*edge)
+        return [source, target] if name is None else [source, name, target]

@@ -1,0 +1,147 @@
+"""Finding the nodes that a free question names: by ``[[id]]``, by id or title, or by a search of the texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
+
+import numpy as np
+from scipy import sparse
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
+
+from setrec.errors import SetRecError, UnknownNodeError
+
+MENTION = re.compile(r"\[\[(.+?)\]\]")
+TITLE_WORDS = 8
+NEAR, MARGIN = 0.35, 0.02
+"""Least cosine of a text found by searching, and how far it must be ahead of the second."""
+
+_WORD = re.compile(r"[^\W_]+(?:[-'.:/_@][^\W_]+)*|\"[^\"]+\"")
+
+
+class AmbiguousNodeError(SetRecError):
+    """Words that name several nodes."""
+
+
+class NodeFinder:
+    """Names of nodes in questions.
+
+    Args:
+        ids, texts: of every node, in row order; a node's title is its text up to the first punctuation mark.
+        reserved: words that questions consist of, which name a node in double brackets alone.
+    """
+
+    def __init__(self, ids: Sequence[str], texts: Sequence[str] | None, reserved: Collection[str]) -> None:
+        self.ids, self.texts = ids, texts
+        self.reserved = {*(word.lower() for word in reserved), *ENGLISH_STOP_WORDS}
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {node: row for row, node in enumerate(self.ids)}
+
+    @cached_property
+    def _names(self) -> dict[str, list[int]]:
+        """Rows by lower-cased id, title, and first word of a title."""
+        found: dict[str, list[int]] = {}
+        for row, node in enumerate(self.ids):
+            found.setdefault(_normal(node), []).append(row)
+        first: dict[str, list[int]] = {}
+        for row, text in enumerate(self.texts or ()):
+            title = _normal(re.split(r"[,;:.(\n]", text or "", maxsplit=1)[0])
+            words = title.split()
+            if words and len(words) <= TITLE_WORDS:
+                rows = found.setdefault(title, [])
+                if row not in rows:
+                    rows.append(row)
+                first.setdefault(words[0], []).append(row)
+        for word, rows in first.items():
+            found.setdefault(word, rows)
+        return {name: rows for name, rows in found.items() if name and name not in self.reserved}
+
+    def find(self, question: str) -> tuple[str, list[int]]:
+        """The question with ``[[0]]``, ``[[1]]`` ... for nodes, and their rows.
+
+        Raises:
+            UnknownNodeError: an id in double brackets is not in the graph.
+            AmbiguousNodeError: a title or a search fits several nodes equally well.
+        """
+        rows: list[int] = []
+
+        def slot(row: int) -> str:
+            if row not in rows:
+                rows.append(row)
+            return f" [[{rows.index(row)}]] "
+
+        if MENTION.search(question):
+            text = MENTION.sub(lambda match: slot(self._row(match[1].strip(" []"))), question)
+        else:
+            text = self._by_name(question, slot)
+            if not rows and self.texts is not None:
+                text = self._by_search(question, slot)
+        return " ".join(text.split()), rows
+
+    def _row(self, node: str) -> int:
+        if node not in self._row_of:
+            raise UnknownNodeError(f"unknown node {node!r}")
+        return self._row_of[node]
+
+    def _by_name(self, question: str, slot: Callable[[int], str]) -> str:
+        """Longest names first, at every place of the question."""
+        words = list(_WORD.finditer(question))
+        out, at, index = "", 0, 0
+        while index < len(words):
+            for length in range(min(TITLE_WORDS, len(words) - index), 0, -1):
+                begin, end = words[index].start(), words[index + length - 1].end()
+                rows = self._names.get(_normal(question[begin:end]))
+                if rows:
+                    out += question[at:begin] + slot(self._one(question[begin:end], rows))
+                    at, index = end, index + length
+                    break
+            else:
+                index += 1
+        return out + question[at:]
+
+    def _one(self, name: str, rows: Sequence[int]) -> int:
+        if len(rows) > 1:
+            some = ", ".join(repr(self.ids[row]) for row in rows[:3])
+            raise AmbiguousNodeError(f"{name!r} names {len(rows)} nodes ({some} ...): name one as [[id]]")
+        return rows[0]
+
+    @cached_property
+    def _index(self) -> tuple[TfidfVectorizer, sparse.csr_matrix]:
+        vectorizer = TfidfVectorizer(stop_words="english", sublinear_tf=True)
+        return vectorizer, vectorizer.fit_transform([text or "" for text in self.texts or ()])
+
+    def _by_search(self, question: str, slot: Callable[[int], str]) -> str:
+        """Runs of words that questions do not consist of, searched for in the texts."""
+        runs: list[tuple[int, int]] = []
+        for word in _WORD.finditer(question):
+            if word[0].lower() in self.reserved:
+                continue
+            gap = question[runs[-1][1] : word.start()] if runs else ""
+            if runs and all(between.lower() in ENGLISH_STOP_WORDS - {"and", "or"} for between in gap.split()):
+                runs[-1] = (runs[-1][0], word.end())
+            else:
+                runs.append((word.start(), word.end()))
+        out, at = "", 0
+        for begin, end in runs:
+            row = self._search(question[begin:end])
+            if row is not None:
+                out += question[at:begin] + slot(row)
+                at = end
+        return out + question[at:]
+
+    def _search(self, phrase: str) -> int | None:
+        vectorizer, texts = self._index
+        scores = np.asarray((texts @ vectorizer.transform([phrase]).T).todense()).ravel()
+        best = np.argsort(-scores, kind="stable")[:2]
+        if scores[best[0]] < NEAR:
+            return None
+        if len(best) > 1 and scores[best[0]] - scores[best[1]] < MARGIN:
+            return self._one(phrase, np.flatnonzero(scores > scores[best[0]] - MARGIN).tolist())
+        return int(best[0])
+
+
+def _normal(name: str) -> str:
+    return " ".join(re.findall(r"[^\W_]+(?:[-'.:/_@][^\W_]+)*", name.lower()))

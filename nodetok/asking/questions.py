@@ -1,0 +1,166 @@
+"""Which of the questions a model was trained on a free question is, or that it is none of them.
+
+A linear classifier over words and letter groups with a class for everything else. It learns from the wordings of
+:mod:`nodetok.asking.wordings` when it is built, so there is nothing to store; its threshold is chosen on wordings that
+it did not learn from. A question most of whose content words stand in no wording is none of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from nodetok.asking.wordings import OUTSIDE, Wordings
+
+SLOT = re.compile(r"\[\[(\d+)\]\]")
+NODE = "nodeslot"
+OTHER = ""
+FRAMES = ("please tell me : {}", "{} please", "in this graph , {}", "i would like to know , {}", "can you say {}")
+SYNONYMS = (
+    ("hops", "steps", "edges", "links", "jumps", "moves"),
+    ("shortest", "quickest", "smallest", "minimal", "minimum", "least"),
+    ("path", "route", "way", "chain", "trail"),
+    ("closer", "nearer"),
+    ("neighbours", "neighbors", "contacts", "friends", "connections", "adjacent nodes"),
+    ("directly", "immediately"),
+    ("edge", "link", "connection"),
+    ("nodes", "vertices"),
+    ("reach", "arrive at", "get to"),
+    ("class", "category", "label", "group", "type", "topic"),
+)
+_JOINED = re.compile(r"^\W*(or|and|than|versus|vs\.?)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Match:
+    """``template``: the question as the model was trained on it, or ``""`` for none; ``probability`` of that;
+    ``order``: which mention each slot of the template stands for."""
+
+    template: str
+    probability: float
+    order: tuple[int, ...]
+
+
+class QuestionMatcher:
+    """Matches free questions, their nodes written as ``[[0]]``, ``[[1]]`` ..., to templates.
+
+    Args:
+        wordings: of each template, other ways to put it.
+    """
+
+    def __init__(self, wordings: Mapping[str, Wordings]) -> None:
+        self.templates = tuple(wordings)
+        self.slots = {template: len(set(SLOT.findall(template))) for template in wordings}
+        learned = {template: (template.removesuffix("answer :"), *w.train) for template, w in wordings.items()}
+        outside = [text for row, text in enumerate(OUTSIDE) if row % 4]
+        self._fit(learned, outside)
+        self.threshold = self._calibrated(wordings, OUTSIDE[::4])
+        every = {template: (*texts, *wordings[template].valid) for template, texts in learned.items()}
+        self._fit(every, OUTSIDE)
+
+    def _fit(self, wordings: Mapping[str, Sequence[str]], outside: Sequence[str]) -> None:
+        texts: list[str] = []
+        classes: list[str] = []
+        for template, given in wordings.items():
+            for text in given:
+                for other in _synonyms(text):
+                    texts += [other, FRAMES[len(texts) % len(FRAMES)].format(other)]
+                    classes += [template, template]
+        self._known = {_stem(word) for text in texts for word in _content(text)}
+        for text in outside:
+            texts += [text, FRAMES[len(texts) % len(FRAMES)].format(text)]
+            classes += [OTHER, OTHER]
+        self._words = TfidfVectorizer(ngram_range=(1, 3), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
+        self._letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
+        plain = [_plain(text) for text in texts]
+        features = sparse.hstack([self._words.fit_transform(plain), self._letters.fit_transform(plain)])
+        self._classifier = LogisticRegression(C=10.0, max_iter=60, tol=1e-3).fit(features.tocsr(), classes)
+
+    def _calibrated(self, wordings: Mapping[str, Wordings], outside: Sequence[str]) -> float:
+        """The threshold that parts the validation wordings that are recognised best from questions outside."""
+        inside = np.array([
+            self._best(text)[1] for template, w in wordings.items() for text in w.valid
+            if self._best(text)[0] == template
+        ])  # fmt: skip
+        other = np.array([self._best(text)[1] for text in outside])
+        tried = np.linspace(0.05, 0.95, 91)
+        gain = np.array([(inside >= t).mean() - (other >= t).mean() for t in tried])
+        return float(tried[gain >= gain.max() - 1e-9].mean())
+
+    def _best(self, question: str) -> tuple[str, float]:
+        """The likeliest of the templates with as many slots as the question has nodes, and its probability against that
+        of being outside; ``""`` and 0 for none."""
+        nodes = len(set(SLOT.findall(question)))
+        plain = [_plain(question)]
+        features = sparse.hstack([self._words.transform(plain), self._letters.transform(plain)])
+        chances = dict(zip(self._classifier.classes_, self._classifier.predict_proba(features.tocsr())[0], strict=True))
+        fitting = [template for template in self.templates if self.slots[template] == nodes]
+        content = {_stem(word) for word in _content(question)}
+        if not fitting or len(content - self._known) > len(content) / 2:
+            return OTHER, 0.0
+        template = max(fitting, key=lambda t: chances[t])
+        return template, float(chances[template] / (chances[template] + chances[OTHER]))
+
+    def match(self, question: str) -> Match:
+        """The template that the question is, if any; one that needs another number of nodes is none."""
+        mentions = [int(slot) for slot in SLOT.findall(question)]
+        nodes = list(dict.fromkeys(mentions))
+        for template in self.templates:
+            if _same(question) == _same(template):
+                return Match(template, 1.0, tuple(range(len(nodes))))
+        template, probability = self._best(question)
+        if template == OTHER or probability < self.threshold:
+            return Match(OTHER, 0.0, ())
+        return Match(template, probability, _order(question, nodes))
+
+
+def _synonyms(text: str) -> list[str]:
+    """The text, and with every word that has synonyms exchanged for each of them."""
+    found = [text]
+    for group in SYNONYMS:
+        for word in group:
+            if re.search(rf"\b{word}\b", text):
+                found += [re.sub(rf"\b{word}\b", other, text) for other in group if other != word]
+    return found
+
+
+def _content(text: str) -> list[str]:
+    words = re.findall(r"[^\W\d_]{2,}", SLOT.sub(" ", text).lower())
+    return [word for word in words if word not in ENGLISH_STOP_WORDS]
+
+
+def _stem(word: str) -> str:
+    return word[:5]
+
+
+def _same(text: str) -> str:
+    return re.sub(r"[\W_]+", " ", text.lower().removesuffix("answer :")).strip()
+
+
+def _plain(text: str) -> str:
+    return SLOT.sub(f" {NODE} ", text).lower()
+
+
+def _order(question: str, nodes: Sequence[int]) -> tuple[int, ...]:
+    """Mentions in the order of a template's slots: of three the one compared to comes first, the two that ``or``,
+    ``and`` or ``than`` joins follow; of fewer, the order of the question."""
+    if len(nodes) != 3:
+        return tuple(nodes)
+    parts = SLOT.split(question)
+    places: dict[int, int] = {}
+    for index in range(1, len(parts), 2):
+        places.setdefault(int(parts[index]), index)
+    first, second = places[nodes[0]], places[nodes[1]]
+    between = [" ".join(parts[first + 1 : second : 2]), " ".join(parts[second + 1 : places[nodes[2]] : 2])]
+    joined = [bool(_JOINED.match(text)) for text in between]
+    if joined[0] and not joined[1]:
+        return (nodes[2], nodes[0], nodes[1])
+    if not any(joined) and " than " in f" {between[0]} ":
+        return (nodes[2], nodes[0], nodes[1])
+    return (nodes[0], nodes[1], nodes[2])

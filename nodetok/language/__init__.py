@@ -1,0 +1,1 @@
+"""Graph language model: prompts with node tokens, backbone, training and generation."""

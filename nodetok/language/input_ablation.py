@@ -1,0 +1,150 @@
+"""What a model is shown of the nodes: words and tokens, or one of the ablations that tell what each of them adds.
+
+Language models with graph tokens have been found to ignore them. So each task is also learned from the text alone,
+from the tokens alone, from node tokens shuffled among the nodes, and from Laplacian eigenvectors in their place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse import linalg
+
+from nodetok.graph import Graph
+from nodetok.language.interface import Task
+from nodetok.language.model import GraphModelSettings, NodeData, attach
+from nodetok.language.prompts import Neighbourhoods
+
+TOKENS, TEXT, SHUFFLED, LAPLACIAN = "node tokens", "text only", "shuffled tokens", "Laplacian eigenvectors"
+TOKENS_ONLY = "tokens only"
+ABLATIONS = (TOKENS, TEXT, TOKENS_ONLY, SHUFFLED, LAPLACIAN)
+
+
+@dataclass(frozen=True, eq=False)
+class InputAblation:
+    """``read`` turns a table of distances (the task's own, or one without a fold's edges) into node data. ``plain``:
+    prompts are read as words alone; ``words``: node texts are shown in words."""
+
+    name: str
+    settings: GraphModelSettings
+    columns: int
+    feature_tokens: int
+    neighbourhoods: Neighbourhoods | None
+    read: Callable[[np.ndarray | None], NodeData]
+    plain: bool = False
+    words: bool = True
+
+
+def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -> InputAblation:
+    """A task's input under the ablation called ``name``.
+
+    ``node tokens``: positions, features, neighbours, and the words of the nodes' texts. ``text only``: the words and
+    the node's own features. ``tokens only``: no words of nodes; where no node has a text it is ``node tokens``.
+    ``shuffled tokens``: positions, neighbours and diffused features of another node, words and features its own.
+    ``Laplacian eigenvectors``: as many as there are anchors, of the normalised Laplacian, in place of positions.
+    """
+    rng = np.random.default_rng([seed, 17])
+    settings = settings.model_copy(update={"neighbours": 0 if name == TEXT else settings.neighbours})
+    if name == TEXT:
+        settings = settings.model_copy(update={"position_tokens": 0, "feature_restart": 0.0})
+    of = rng.permutation(len(task.graph)) if name == SHUFFLED else np.arange(len(task.graph))
+    beside = None
+    if settings.neighbours:
+        beside = Neighbourhoods.sample(len(task.graph), facts(task), settings.neighbours, rng)
+        beside = Neighbourhoods(beside.rows[of], beside.relations[of])
+    features = None if task.features is None else _feature_tokens(task, settings.feature_restart, of)
+    feature_tokens = 0 if features is None else features.shape[1]
+    if name == LAPLACIAN:
+        own = attach(_spectrum(task, seed), features, raw=True)
+        return InputAblation(name, settings, own.table.shape[1], feature_tokens, beside, lambda _: own)
+    still = attach(task.table[of], features)
+    plain = name == TEXT
+
+    def read(table: np.ndarray | None) -> NodeData:
+        return still if table is None else NodeData(attach(table[of], None).table, still.features)
+
+    words = name != TOKENS_ONLY
+    return InputAblation(name, settings, task.table.shape[1], feature_tokens, beside, read, plain, words)
+
+
+def ablations(task: Task, names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that differ for this task: without node texts, ``tokens only`` is ``node tokens``."""
+    return [name for name in names if name != TOKENS_ONLY or task.node_texts is not None]
+
+
+def facts(task: Task) -> np.ndarray:
+    """What stands beside every node, int64 (A, 3): node, relation, neighbour; relation 0 where edges have none."""
+    if task.facts is not None:
+        return task.facts
+    source, target = task.graph.arcs()
+    return np.stack([source, np.zeros_like(source), target], axis=1)
+
+
+def diffused(graph: Graph, features: np.ndarray, restart: float) -> np.ndarray:
+    """Features (V, F) averaged over a walk that starts at each node and returns there with probability ``restart`` at
+    every step, to about 1e-3: restart * (I - (1 - restart) A)^-1 X with A = D^-1/2 (adjacency + I) D^-1/2.
+
+    Personalised PageRank by power iteration (Gasteiger et al., "Predict then Propagate", ICLR 2019).
+    """
+    view = graph.undirected
+    adjacency = view.adjacency + sparse.identity(len(view), dtype=np.float32)
+    scale = sparse.diags_array(1 / np.sqrt(np.asarray(adjacency.sum(axis=1)).ravel()), dtype=np.float32)
+    step = ((1 - restart) * (scale @ adjacency @ scale)).tocsr()
+    found = features.astype(np.float32)
+    again = restart * found
+    for _ in range(math.ceil(math.log(1e-3) / math.log1p(-restart))):
+        found = step @ found + again
+    return found
+
+
+def _feature_tokens(task: Task, restart: float, of: np.ndarray) -> np.ndarray:
+    """Feature tokens (V, 1 or 2, F), rows of length 1: a node's own features and, if ``restart`` is above 0, the
+    diffused ones of the node that ``of`` (V,) names."""
+    assert task.features is not None
+    own = _unit(task.features.astype(np.float32))
+    if not restart:
+        return own[:, None]
+    return np.stack([own, _unit(diffused(task.graph, own, restart))[of]], axis=1)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _spectrum(task: Task, seed: int) -> np.ndarray:
+    """Eigenvectors of the graph, or of each of the small graphs it consists of."""
+    if task.starts is None:
+        return eigenvectors(task.graph, task.table.shape[1], seed)
+    out = np.zeros((len(task.graph), task.table.shape[1]), dtype=np.float32)
+    adjacency = task.graph.adjacency.astype(np.float64)
+    for begin, end in pairwise(task.starts):
+        own = adjacency[begin:end, begin:end].toarray()
+        degree = np.maximum(own.sum(axis=1), 1.0)
+        _, vectors = np.linalg.eigh(own / np.sqrt(degree[:, None] * degree[None, :]))
+        k = min(out.shape[1], end - begin)
+        out[begin:end, :k] = vectors[:, ::-1][:, :k] * np.sqrt(end - begin)
+    return out
+
+
+def eigenvectors(graph: Graph, count: int, seed: int = 0) -> np.ndarray:
+    """The ``count`` eigenvectors (V, count) of the normalised Laplacian with the smallest eigenvalues, each scaled to
+    unit mean square; padded with zeros where the graph has fewer."""
+    view = graph.undirected
+    n = len(view)
+    k = min(count, n - 2)
+    out = np.zeros((n, count), dtype=np.float32)
+    if k < 1:
+        return out
+    adjacency = view.adjacency.astype(np.float64)
+    degree = np.maximum(np.asarray(adjacency.sum(axis=1)).ravel(), 1.0)
+    scale = sparse.diags(1 / np.sqrt(degree))
+    start = np.random.default_rng(seed).normal(size=n)
+    # Largest of D^-1/2 A D^-1/2 are the smallest of the Laplacian, and Lanczos finds them without a factorisation.
+    _, vectors = linalg.eigsh(scale @ adjacency @ scale, k=k, which="LA", v0=start, tol=1e-3)
+    out[:, :k] = vectors[:, ::-1] * np.sqrt(n)
+    return out

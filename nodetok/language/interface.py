@@ -1,0 +1,82 @@
+"""What a graph language model is asked: one small interface for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nodetok.graph import Graph
+from nodetok.language.prompts import Prompts
+from nodetok.tokenizer import NodeTokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Prompts and the row of the right candidate of each, int64 (B,)."""
+
+    prompts: Prompts
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, rows: np.ndarray) -> Examples:
+        """The given examples."""
+        return Examples(self.prompts.take(rows), self.targets[rows])
+
+
+Chunk = tuple[Examples, np.ndarray | None]
+"""Training examples and the distances (V, K) to read them with; ``None``: the task's own."""
+
+Measure = Callable[[np.ndarray, Examples], dict[str, np.ndarray]]
+"""Scores (B, C) and examples to values (B,) by metric, NaN where an example does not count."""
+
+
+Opponent = Callable[[int], dict[str, np.ndarray]]
+"""Trains with a seed and returns the metrics of every test example."""
+
+
+@dataclass(eq=False)
+class Task:
+    """Questions about a graph with their candidates and split.
+
+    ``graph`` holds training edges only. ``table`` (V, K) are its nodes' distances to anchors, ``features`` (V, F) what
+    else is known of them. ``draw`` makes an epoch of training examples. ``words`` are texts from which a backbone
+    without a tokenizer learns its vocabulary. ``goal`` is the metric that validation goes by. ``starts``: where
+    each graph begins, if there are many side by side. ``facts`` int64 (A, 3): node, relation from 1, neighbour, where
+    edges have relations. ``unlabelled``: questions whose answers are not known or not to be learned from, for
+    :mod:`nodetok.language.consistency`. ``node_texts``: the text of every node, shown in words beside its tokens.
+    ``class_texts``: name and description of every candidate, shown in words with ``show_classes``. ``wordings``: for
+    each prompt that can be asked freely, other ways to put it.
+    """
+
+    name: str
+    graph: Graph
+    table: np.ndarray
+    candidates: Sequence[str]
+    draw: Callable[[np.random.Generator], Iterator[Chunk]]
+    valid: Examples
+    test: Examples
+    measure: Measure
+    goal: str
+    words: Sequence[str]
+    features: np.ndarray | None = None
+    facts: np.ndarray | None = None
+    relation_names: Sequence[str] = field(default_factory=tuple)
+    node_candidates: bool = False
+    tokenizer: NodeTokenizer | None = None
+    node_labels: Sequence[str] | None = None
+    starts: np.ndarray | None = None
+    opponents: dict[str, Opponent] = field(default_factory=dict)
+    unlabelled: Prompts | None = None
+    node_texts: Sequence[str] | None = None
+    class_texts: Sequence[str] | None = None
+    show_classes: bool = False
+    wordings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def accuracy(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
+    """Whether the best candidate is the right one; of equal scores the first counts as best."""
+    return {"accuracy": (scores.argmax(axis=1) == examples.targets).astype(np.float64)}

@@ -1,0 +1,372 @@
+"""The graph language model: words and node tokens in; answers to learned queries, grounded in candidates, out.
+
+One backbone (T5, or a decoder such as Qwen) answers in two ways. *Grounded*: n query vectors read the prompt at once
+and are compared with the candidates' codes by one inner product, as items are in SETRec. *Text*: the same weights
+write words (:mod:`nodetok.language.generation`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nodetok.language.language_model import Tuning, answer_vectors, word_scale, word_vectors
+from nodetok.language.pair_distances import PairDistances
+from nodetok.language.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, PromptBatch
+from nodetok.positions import as_lengths
+from setrec.errors import ConfigError
+from setrec.models.backbones import CausalBackbone, EncoderDecoderBackbone
+from setrec.models.settings import BackboneSettings
+from setrec.settings import Settings
+from setrec.training.softmax import catalogue_cross_entropy
+
+SCALES = (0.4, 1.6)
+"""Starting values of tau: the small one tells far distances apart, the large one near ones."""
+
+BASE_WIDTH = 128
+"""Width of the backbone that the learning rates are made for."""
+
+WORDS_GAIN = 2.0
+"""Largest score that the candidates' words can give at the start."""
+
+
+class GraphModelSettings(Settings):
+    """The shape of the graph language model.
+
+    ``tuning``: ``full``; ``lora`` (adapters as ``backbone.lora`` says, a section that other tunings refuse, or its
+    defaults); ``frozen`` trains projectors, soft prompt, queries and candidates alone. ``position_tokens`` a node, each
+    of an equal share of the anchors; ``neighbours``: how many neighbours a node shows (0: none); ``feature_restart``
+    above 0: a second feature token, the features averaged over a walk that returns with this probability a step.
+    ``soft_prompt`` learned vectors stand first. ``pair_distances``: whether the distances between the nodes of a prompt
+    are added (:mod:`nodetok.language.pair_distances`). ``identity``: width of the candidates' own learned vectors.
+    ``feature_dropout`` and ``position_dropout``: of a node's features and anchor distances, before they become tokens.
+    ``text_loss`` weighs the loss of the written answer. ``node_words`` and ``class_words``: the most tokens of a node's
+    text and of a class's name and description that a prompt shows (0: none; ``class_words`` of ``None``: 24 where the
+    backbone is pretrained or classes have descriptions). ``chat_template``: whether a checkpoint's own is used.
+    """
+
+    backbone: BackboneSettings = BackboneSettings()
+    tuning: Tuning = "full"
+    position_tokens: int = Field(4, ge=0, le=16)
+    neighbours: int = Field(16, ge=0)
+    feature_restart: float = Field(0.0, ge=0, lt=1)
+    soft_prompt: int = Field(2, ge=0)
+    pair_distances: bool = True
+    identity: int = Field(64, ge=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    feature_dropout: float = Field(0.0, ge=0, lt=1)
+    position_dropout: float = Field(0.0, ge=0, lt=1)
+    text_loss: float = Field(0.0, ge=0)
+    node_words: int = Field(32, ge=0)
+    class_words: int | None = Field(None, ge=0)
+    chat_template: bool = True
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes that follow from the graph and the task: distance columns, feature width and tokens, relations,
+    candidates, and whether candidates are nodes (then they carry features and positions as well)."""
+
+    columns: int
+    features: int
+    feature_tokens: int
+    relations: int
+    candidates: int
+    node_candidates: bool
+    words: int
+
+
+@dataclass(frozen=True, eq=False)
+class NodeData:
+    """What stands behind the nodes: distances (V, columns) to the anchors, features (V, tokens, F) or ``None``.
+
+    ``raw``: the table holds coordinates to be read as they are, such as eigenvectors, not distances.
+    """
+
+    table: Tensor
+    features: Tensor | None
+    raw: bool = False
+
+    def to(self, device: torch.device) -> NodeData:
+        """On another device."""
+        return NodeData(self.table.to(device), None if self.features is None else self.features.to(device), self.raw)
+
+
+class GraphLanguageModel(nn.Module):
+    """A language model with projectors for nodes, a soft prompt, queries and candidates.
+
+    Beside a pretrained language model, whatever is added to the prompt has the scale of its word vectors
+    (``scale``), or it would drown them; a new one has no scale yet, and ``scale`` is 1.
+
+    Args:
+        language_model: from :func:`nodetok.language.language_model.build_language_model`, trained or not.
+    """
+
+    def __init__(self, settings: GraphModelSettings, shape: Shape, language_model: PreTrainedModel) -> None:
+        super().__init__()
+        self.settings, self.shape = settings, shape
+        self.lm = language_model
+        reader = _reader(language_model)
+        # Not a submodule: its weights are the language model's.
+        self._reader = (reader,)
+        d = self.width = reader.width
+        pretrained = settings.backbone.pretrained is not None
+        self.scale: Tensor
+        self.register_buffer("scale", torch.tensor(word_scale(language_model) if pretrained else 1.0))
+        start = 1.0 if pretrained else 0.02
+        groups = settings.position_tokens
+        if groups:
+            per = -(-shape.columns // groups)
+            self.log_tau = nn.Parameter(torch.tensor(SCALES).log()[:, None].repeat(1, shape.columns))
+            self.position = nn.Parameter(torch.randn(groups, len(SCALES) * per, d) * (len(SCALES) * per) ** -0.5)
+            self.position_bias = nn.Parameter(torch.randn(groups, d) * 0.02)
+            self.position_dropout = nn.Dropout(settings.position_dropout)
+        if shape.features:
+            self.feature = nn.Linear(shape.features, d)
+            self.feature_kind = nn.Embedding(shape.feature_tokens, d)
+            self.feature_dropout = nn.Dropout(settings.feature_dropout)
+        self.pair_distances = PairDistances(reader.heads, d) if groups and settings.pair_distances else None
+        self.beside = nn.Linear(d, d)
+        self.relation = nn.Embedding(shape.relations + 1, d)
+        self.soft_prompt = nn.Parameter(torch.randn(settings.soft_prompt, d) * start)
+        self.norm = nn.LayerNorm(d)
+        self.kinds = nn.Embedding(5, d)
+        for embedding in (self.kinds, *([self.feature_kind] if shape.features else [])):
+            nn.init.normal_(embedding.weight, std=0.02)
+        # Beside a normalised token, and told from the first step on what the neighbour is to the node.
+        nn.init.normal_(self.relation.weight, std=0.5)
+        self._add_candidates(settings, shape, d, start)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def _add_candidates(self, settings: GraphModelSettings, shape: Shape, d: int, start: float) -> None:
+        """One slot per kind of candidate token; z = A c + b with a small code c, so scores fold as in SETRec."""
+        widths = {}
+        if settings.identity:
+            self.identity = nn.Embedding(shape.candidates, settings.identity)
+            nn.init.normal_(self.identity.weight, std=settings.identity**-0.5)
+            widths["identity"] = settings.identity
+        if shape.node_candidates and shape.features:
+            # Features wider than an answer are mapped to its width first: the same inner products, a smaller code.
+            widths["features"] = min(shape.features, d)
+            if shape.features > d:
+                self.feature_code = nn.Linear(shape.features, d, bias=False)
+        if shape.node_candidates and settings.position_tokens:
+            widths["positions"] = shape.columns
+        if settings.backbone.pretrained and not shape.node_candidates:
+            # What the language model itself would say: the candidates' words, in its head's vectors.
+            widths["words"] = d
+            self.answer_words: Tensor
+            self.register_buffer("answer_words", torch.zeros(shape.candidates, d))
+        if not widths:
+            raise ConfigError("candidates need an identity, features or positions")
+        if "identity" in widths and shape.node_candidates and settings.position_tokens:
+            # A node that is a candidate too is told apart by the same vector when it is read: an answer that stands
+            # among the neighbours can be passed on.
+            self.entity = nn.Linear(settings.identity, d, bias=False)
+            nn.init.normal_(self.entity.weight)
+        self.slots = tuple(widths)
+        self.answer_maps = nn.ModuleDict(
+            {kind: nn.Linear(d, width, bias=False) for kind, width in widths.items() if kind != "words"}
+        )
+        self.queries = nn.Parameter(torch.randn(len(widths), d) * start)
+        self.log_scale = nn.Parameter(torch.zeros(len(widths)))
+
+    def start_from_words(self, answers: list[list[int]], last: int) -> None:
+        """Start where the pretrained language model stands: candidates by the word ids of their names, queries that
+        stand for the last word of the prompt, after which a decoder would write the answer."""
+        if "words" in self.slots:
+            self.answer_words.copy_(answer_vectors(self.lm, answers))
+        own = word_vectors(self.lm, torch.tensor(last)) / self.scale
+        self.queries.data.copy_(own + 0.1 * self.queries.data)
+
+    @property
+    def reader(self) -> CausalBackbone | EncoderDecoderBackbone:
+        """The language model behind SETRec's backbone interface."""
+        return self._reader[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.queries.device
+
+    @property
+    def causal(self) -> bool:
+        """Whether the backbone reads from left to right."""
+        return isinstance(self.reader, CausalBackbone)
+
+    def decayed(self, distances: Tensor) -> Tensor:
+        """exp(-tau d) at each scale, (..., scales, columns) from (..., columns); unreachable is 0."""
+        lengths = as_lengths(distances)[..., None, :]
+        reached = torch.isfinite(lengths)
+        return torch.exp(-self.log_tau.exp() * lengths.masked_fill(~reached, 0.0)) * reached
+
+    def vectors(self, batch: PromptBatch, data: NodeData) -> Tensor:
+        """Token vectors (B, H, d); rows of nodes that occur more than once are projected once."""
+        out = torch.zeros(*batch.kinds.shape, self.width, device=self.device)
+        words = batch.kinds == WORD
+        if words.any():
+            out = out.index_put((words,), self.lm.get_input_embeddings()(batch.values[words]).to(out.dtype))
+        for kind, make in ((POSITION, self._positions), (FEATURE, self._features), (NEIGHBOUR, self._neighbours)):
+            here = batch.kinds == kind
+            if here.any():
+                values, back = torch.unique(batch.values[here], return_inverse=True)
+                made = self.norm(make(values, data))[back]
+                if kind == NEIGHBOUR:
+                    made = made + self.relation(batch.relations[here])
+                made = self.dropout(made + self.kinds.weight[kind]) * self.scale
+                out = out.index_put((here,), made.to(out.dtype))
+        return out
+
+    def _positions(self, values: Tensor, data: NodeData) -> Tensor:
+        """Position tokens of values = row * groups + group: (n, d)."""
+        groups = self.settings.position_tokens
+        rows, group = values // groups, values % groups
+        used, back = torch.unique(rows, return_inverse=True)
+        made = self._grouped(data.table[used], data.raw)
+        if hasattr(self, "entity"):
+            made = made + self.entity(self.identity.weight[used])[:, None]
+        return made[back, group]
+
+    def _grouped(self, distances: Tensor, raw: bool) -> Tensor:
+        """All position tokens (n, groups, d) of distances (n, columns)."""
+        groups = self.settings.position_tokens
+        near = distances.float()[:, None].expand(-1, len(SCALES), -1) if raw else self.decayed(distances)
+        near = self.position_dropout(near)
+        near = F.pad(near, (0, -near.shape[-1] % groups)).unflatten(-1, (groups, -1)).transpose(1, 2)
+        return torch.einsum("ngx,gxd->ngd", near.flatten(2), self.position) + self.position_bias
+
+    def _features(self, values: Tensor, data: NodeData) -> Tensor:
+        """Feature tokens of values = row * tokens + number: (n, d)."""
+        assert data.features is not None
+        tokens = self.shape.feature_tokens
+        features = self.feature_dropout(data.features[values // tokens, values % tokens].float())
+        return self.feature(features) + self.feature_kind(values % tokens)
+
+    def _neighbours(self, rows: Tensor, data: NodeData) -> Tensor:
+        """One token a neighbour: the sum of its tokens, through a map of its own."""
+        total = torch.zeros(len(rows), self.width, device=rows.device)
+        if self.settings.position_tokens:
+            total = total + self._grouped(data.table[rows], data.raw).sum(dim=1)
+        if hasattr(self, "entity"):
+            total = total + self.entity(self.identity.weight[rows])
+        if data.features is not None:
+            total = total + self._features(rows * self.shape.feature_tokens, data)
+        return self.beside(total)
+
+    def answers(self, batch: PromptBatch, data: NodeData) -> Tensor:
+        """Answers (B, n, d) to the queries, one per slot, in one pass."""
+        history, sees, places, bias = self.read(batch, data)
+        n = len(self.slots)
+        queries = (self.queries * self.scale).expand(len(history), -1, -1)
+        lengths = batch.lengths + self.settings.soft_prompt
+        asks = torch.cat([places.new_ones(len(places), n, self.settings.soft_prompt) > 0, batch.asks(n)], dim=2)
+        out = self.reader.attend(history, sees, places, queries, asks, lengths[:, None].expand(-1, n), bias)
+        # A step of the maps behind moves a score by the sum of the answer's numbers: when wide, no more than when
+        # of the width that the learning rates are made for (Yang et al., "Tensor Programs V", 2021).
+        out = F.rms_norm(out.float(), out.shape[-1:]) * min(1.0, BASE_WIDTH / self.width)
+        return self.dropout(out) * self.log_scale.exp()[:, None]
+
+    def read(self, batch: PromptBatch, data: NodeData) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Vectors (B, H, d), who sees whom (B, H, H), places (B, H) and attention bias (B, heads, H, H), the soft
+        prompt in front."""
+        sees, places = batch.sees(causal=self.causal), batch.places
+        vectors, bias = self._add_pair_distances(batch, self.vectors(batch, data), sees, data)
+        a = self.settings.soft_prompt
+        if not a:
+            return vectors, sees, places, bias
+        full = F.pad(sees, (a, 0, a, 0))
+        full[:, a:, :a] = True
+        first = torch.ones(a, a, dtype=torch.bool, device=sees.device)
+        full[:, :a, :a] = first.tril() if self.causal else first
+        if not self.causal:
+            full[:, :a, a:] = batch.asks(a)
+        start = torch.arange(a, device=places.device).expand(len(places), -1)
+        return (
+            torch.cat([(self.soft_prompt * self.scale).expand(len(vectors), -1, -1), vectors], dim=1),
+            full,
+            torch.cat([start, places + a], dim=1),
+            None if bias is None else F.pad(bias, (a, 0, a, 0)),
+        )
+
+    def _add_pair_distances(
+        self, batch: PromptBatch, vectors: Tensor, sees: Tensor, data: NodeData
+    ) -> tuple[Tensor, Tensor | None]:
+        """Vectors (B, H, d) with pair distances added to the first position token of each node, and the attention bias
+        (B, heads, H, H)."""
+        groups = self.settings.position_tokens
+        rows = batch.rows(groups, self.shape.feature_tokens)
+        if self.pair_distances is None or data.raw or not (rows >= 0).any():
+            return vectors, None
+        first = (batch.kinds == POSITION) & (batch.values % groups == 0)
+        at = torch.argsort(~first, dim=1, stable=True)[:, : int(first.sum(dim=1).max())]
+        slots = rows.masked_fill(~first, -1).gather(1, at)
+        among = sees.gather(1, at[:, :, None].expand(-1, -1, sees.shape[2])).gather(
+            2, at[:, None].expand(-1, at.shape[1], -1)
+        )
+        added = self.pair_distances.vectors(slots, among, data.table) * self.scale
+        vectors = vectors.scatter_add(1, at[:, :, None].expand_as(added), added.to(vectors.dtype))
+        return vectors, self.pair_distances.attention_bias(rows, data.table)
+
+    def codes(self, data: NodeData, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Codes of all candidates, (C, D), or of some: small, and all that a ranking needs of them."""
+        parts = []
+        for kind in self.slots:
+            if kind == "identity":
+                parts.append(self.identity.weight[rows])
+            elif kind == "words":
+                parts.append(self.answer_words[rows])
+            elif kind == "features":
+                own = cast(Tensor, data.features)[rows, 0].float()
+                parts.append(self.feature_code(own) if hasattr(self, "feature_code") else own)
+            else:
+                parts.append(data.table[rows].float() if data.raw else self.decayed(data.table[rows])[:, 1])
+        return torch.cat(parts, dim=1)
+
+    def asked(self, answers: Tensor) -> Tensor:
+        """Folded answers (B, D): their inner products with :meth:`codes` are the scores, sum over slots <o_k, z_k>."""
+        gain = WORDS_GAIN * self.width**0.5 / min(BASE_WIDTH, self.width)
+        own = dict(zip(self.slots, answers.unbind(dim=1), strict=True))
+        return torch.cat([self.answer_maps[k](o) if k in self.answer_maps else o * gain for k, o in own.items()], dim=1)
+
+    def loss(self, batch: PromptBatch, targets: Tensor, data: NodeData, sampled: int = 0) -> Tensor:
+        """Mean cross-entropy of the right candidate (B,) among all.
+
+        With ``sampled`` above 0 the sum over the wrong ones is estimated from so many, drawn uniformly and shared by
+        the batch (importance sampling of the partition function, Bengio & Senécal 2008): the cost no longer grows with
+        the number of candidates.
+        """
+        folded = self.asked(self.answers(batch, data))
+        count = self.shape.candidates
+        if not 0 < sampled < count:
+            return catalogue_cross_entropy(folded, self.codes(data), targets) / len(targets)
+        drawn = torch.randint(count, (sampled,), device=targets.device)
+        own = (folded * self.codes(data, targets)).sum(dim=1, keepdim=True).float()
+        others = (folded @ self.codes(data, drawn).to(folded.dtype).T).float() + math.log(count / sampled)
+        others = others.masked_fill(drawn == targets[:, None], -math.inf)
+        return (torch.cat([own, others], dim=1).logsumexp(dim=1) - own[:, 0]).mean()
+
+    @torch.no_grad()
+    def scores(self, batch: PromptBatch, data: NodeData, codes: Tensor | None = None) -> Tensor:
+        """Scores (B, C) of all candidates: one pass and one matrix product."""
+        codes = self.codes(data) if codes is None else codes
+        return self.asked(self.answers(batch, data)).float() @ codes.float().T
+
+
+def _reader(model: PreTrainedModel) -> CausalBackbone | EncoderDecoderBackbone:
+    if model.config.is_encoder_decoder:
+        return EncoderDecoderBackbone(model)
+    return CausalBackbone(cast(PreTrainedModel, model.base_model))
+
+
+def attach(table: np.ndarray, features: np.ndarray | None, *, raw: bool = False) -> NodeData:
+    """Arrays of a graph as tensors."""
+    own = None if features is None else torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
+    return NodeData(torch.from_numpy(np.ascontiguousarray(table)), own, raw)

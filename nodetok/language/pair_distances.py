@@ -1,0 +1,74 @@
+"""Distances between the nodes of a prompt, from their anchor distances: min_k (d_ik + d_jk), the length of the shortest
+path through an anchor.
+
+It enters twice. As a bias between all node tokens, the way T5 has one by the words between. And as a vector that a node
+receives for each other node it sees: a bias can only turn a head's attention, and with it alone a model needs about
+five times as many questions before it can say which of two nodes is nearer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nodetok.positions import as_lengths
+
+FAR = 24
+"""The last bucket: ways of 16 * 2 ** 8 hops or more are not told apart; no way at all has a bucket of its own."""
+
+OTHERS = 3
+"""Nodes seen are told apart by their order in the prompt: the first, the second, and all that follow."""
+
+NEAR = 16
+"""Ways of fewer hops have a bucket each."""
+
+UNITS = 6
+"""Parts of the mean length to an anchor that count as hops; a typical way over an anchor is then of 12."""
+
+
+class PairDistances(nn.Module):
+    """Learned attention bias, initialised to zero, and vectors, by the bucket of the pair distance."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(FAR + 2, heads))
+        self.embedding = nn.Parameter(torch.randn(OTHERS, FAR + 2, width) * 0.5)
+
+    def attention_bias(self, rows: Tensor, table: Tensor) -> Tensor:
+        """Attention bias (B, heads, H, H) between the tokens of nodes ``rows`` (B, H); 0 beside words, whose row is -1.
+
+        ``table`` (V, K): distances to the anchors.
+        """
+        here = rows >= 0
+        bias = self.bias[buckets(rows, table)].permute(0, 3, 1, 2)
+        return bias * (here[:, None, :, None] & here[:, None, None, :])
+
+    def vectors(self, rows: Tensor, sees: Tensor, table: Tensor) -> Tensor:
+        """Vectors (B, S, d) for the nodes ``rows`` (B, S), in the order of the prompt and padded with -1: for each, the
+        mean over the other nodes that it ``sees`` (B, S, S)."""
+        here = rows >= 0
+        order = (here.cumsum(dim=1) - 1).clamp(min=0, max=OTHERS - 1)
+        embedded = self.embedding[order[:, None, :].expand_as(sees), buckets(rows, table)]
+        counted = sees & here[:, :, None] & here[:, None, :]
+        counted = counted & ~torch.eye(rows.shape[1], dtype=torch.bool, device=rows.device)
+        weights = counted / counted.sum(dim=2, keepdim=True).clamp(min=1)
+        return torch.einsum("bst,bstd->bsd", weights.to(embedded.dtype), embedded)
+
+
+def buckets(rows: Tensor, table: Tensor) -> Tensor:
+    """Shortest ways over an anchor, int64 (B, S, S), between nodes ``rows`` (B, S): one bucket a hop below NEAR, then
+    one for each doubling, the last of them FAR; FAR + 1 for no way; 0 from a node to itself.
+
+    Lengths, whatever their scale, count in parts of their mean over ``table``, of which there are UNITS.
+    """
+    lengths = as_lengths(table[rows.clamp(min=0)])
+    if table.is_floating_point():
+        finite = torch.isfinite(table)
+        lengths = lengths * (UNITS / table[finite].float().mean().clamp(min=1e-30) if finite.any() else 1.0)
+    way = torch.full((*rows.shape, rows.shape[1]), float("inf"), device=rows.device)
+    for part in lengths.split(16, dim=-1):
+        way = torch.minimum(way, (part[:, :, None] + part[:, None, :]).amin(dim=-1))
+    doubled = NEAR + torch.log2(way.clamp(min=NEAR, max=2.0**64) / NEAR).floor()
+    near = torch.where(way < NEAR, way.round(), doubled).clamp(max=FAR)
+    far = torch.where(torch.isfinite(way), near, FAR + 1).long()
+    return far.masked_fill(rows[:, :, None] == rows[:, None, :], 0)

@@ -1,0 +1,252 @@
+"""Prompts in which nodes stand as tokens: words in order, and ``[[0]]``, ``[[1]]`` ... where a node stands.
+
+A node is an order-agnostic **set**: its position tokens, its feature token where there are features, and a token for
+each of some neighbours. Tokens of one set share one place in the order and do not see each other, exactly like the
+tokens of an item in ``setrec.models.masks``; so permuting a node's neighbours changes nothing. The words of its text
+follow. A node that is named again in the same prompt shows its position tokens and its words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+PAD, WORD, POSITION, FEATURE, NEIGHBOUR = range(5)
+SLOT = re.compile(r"\[\[(\d+)\]\]")
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """``texts``: B prompts; ``nodes`` int64 (B, S): the rows that [[0]] .. [[S - 1]] stand for, -1 where there is none.
+
+    ``hidden`` int64 (B, S, 2) or ``None``: the neighbour, and the relation to it, that the node in that slot must not
+    show, because that is what is asked for. ``plain``: the whole prompt in words alone, where it is more than the words
+    of the nodes; it is read by a model that is shown no node tokens.
+    """
+
+    texts: Sequence[str]
+    nodes: np.ndarray
+    hidden: np.ndarray | None = None
+    plain: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: np.ndarray) -> Prompts:
+        """The given prompts."""
+        hidden = None if self.hidden is None else self.hidden[rows]
+        plain = None if self.plain is None else [self.plain[row] for row in rows]
+        return Prompts([self.texts[row] for row in rows], self.nodes[rows], hidden, plain)
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbourhoods:
+    """Up to M neighbours of every node and the relation to each, from 1 (0: none): int64 (V, M), -1 where there are
+    fewer. A neighbour by two relations stands there twice."""
+
+    rows: np.ndarray
+    relations: np.ndarray
+
+    @classmethod
+    def sample(cls, nodes: int, facts: np.ndarray, most: int, rng: np.random.Generator) -> Neighbourhoods:
+        """A random choice of ``most`` facts where a node has more; ``facts`` int (A, 3): node, relation, neighbour."""
+        node, relation, neighbour = facts[np.lexsort((rng.random(len(facts)), facts[:, 0]))].T
+        degrees = np.bincount(node, minlength=nodes)
+        rank = np.arange(len(node)) - (np.cumsum(degrees) - degrees)[node]
+        keep = rank < most
+        rows = np.full((nodes, int(min(most, degrees.max(initial=0)))), -1, dtype=np.int64)
+        kinds = np.zeros_like(rows)
+        rows[node[keep], rank[keep]] = neighbour[keep]
+        kinds[node[keep], rank[keep]] = relation[keep]
+        return cls(rows, kinds)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptBatch:
+    """What the model reads, int64 (B, H): the kind of every token, a word id or node row (row *
+    tokens + number where a node has several), the relation of a neighbour, and its place in the order, which the
+    tokens of one set share."""
+
+    kinds: Tensor
+    values: Tensor
+    relations: Tensor
+    places: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Places of each prompt, int64 (B,): where an answer stands."""
+        return self.places.masked_fill(self.kinds == PAD, -1).amax(dim=1) + 1
+
+    def rows(self, groups: int, features: int) -> Tensor:
+        """Row of each token's node, int64 (B, H); -1 for words and padding."""
+        own = torch.where(self.kinds == POSITION, self.values // max(1, groups), self.values)
+        own = torch.where(self.kinds == FEATURE, self.values // max(1, features), own)
+        return own.masked_fill(self.kinds <= WORD, -1)
+
+    def sees(self, *, causal: bool) -> Tensor:
+        """Who sees whom, bool (B, H, H): earlier places (``causal``) or all other places, and itself; never padding."""
+        rows, columns = self.places[:, :, None], self.places[:, None, :]
+        allowed = columns < rows if causal else columns != rows
+        allowed = allowed & (self.kinds != PAD)[:, None, :]
+        return allowed | torch.eye(self.places.shape[1], dtype=torch.bool, device=self.places.device)
+
+    def asks(self, queries: int) -> Tensor:
+        """What ``queries`` queries see, bool (B, S, H): all but padding."""
+        return (self.kinds != PAD)[:, None, :].expand(-1, queries, -1)
+
+    def to(self, device: torch.device) -> PromptBatch:
+        """On another device."""
+        return PromptBatch(*(x.to(device) for x in (self.kinds, self.values, self.relations, self.places)))
+
+
+@dataclass(frozen=True, eq=False)
+class PromptText:
+    """What stands in words.
+
+    ``nodes``: the text of every node (``None``: no node has words), of which a prompt shows the first ``node_budget``
+    tokens. ``prefix``: what every prompt begins with, for instance the classes to choose from. ``template``: text
+    before and after the prompt, as a checkpoint's chat template has it.
+    """
+
+    nodes: Sequence[str] | None = None
+    node_budget: int = 32
+    prefix: str = ""
+    template: tuple[str, str] = ("", "")
+
+
+class PromptEncoder:
+    """Prompts to arrays; the words of a text are looked up once.
+
+    ``groups`` position tokens and ``features`` feature tokens a node (0: none).
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        groups: int,
+        features: int,
+        neighbourhoods: Neighbourhoods | None,
+        longest: int = 512,
+        *,
+        plain: bool = False,
+        text: PromptText | None = None,
+    ) -> None:
+        self.tokenizer, self.groups, self.features = tokenizer, groups, features
+        self.neighbourhoods, self.longest, self.plain = neighbourhoods, longest, plain
+        self.text = text or PromptText()
+        self._words = lru_cache(maxsize=200_000)(self._look_up)
+        self._template = lru_cache(maxsize=50_000)(self._layout)
+        before, after = self.text.template
+        # A tokenizer that begins every text with a token of its own (Gemma) has it written by its chat template.
+        begins = list(tokenizer("")["input_ids"])[:1] if not before else []
+        self._before = begins if begins and begins[0] == tokenizer.bos_token_id else self._words(before)
+        self._after = self._words(after)
+
+    def __call__(self, prompts: Prompts) -> PromptBatch:
+        """Assemble a batch; texts longer than ``longest`` tokens lose their beginning."""
+        templates = self._templates(prompts)
+        width = max(t.shape[1] for t in templates)
+        packed = np.zeros((len(templates), 4, width), dtype=np.int64)
+        packed[:, 3] = width
+        for row, template in enumerate(templates):
+            packed[row, :, : template.shape[1]] = template
+        kinds, values, extra, places = packed.transpose(1, 0, 2)
+        relations = np.zeros_like(values)
+        if prompts.nodes.shape[1]:
+            self._fill(prompts, kinds, values, extra, relations)
+        order = np.argsort(kinds == PAD, axis=1, kind="stable")[:, : int((kinds != PAD).sum(axis=1).max())]
+        arrays = (np.take_along_axis(x, order, axis=1) for x in (kinds, values, relations, places))
+        return PromptBatch(*(torch.from_numpy(x) for x in arrays))
+
+    def lengths(self, prompts: Prompts) -> np.ndarray:
+        """About how many tokens each prompt has, int64 (B,): hidden neighbours count, and a node as often as it is
+        named in ``prompts.nodes``."""
+        fixed = np.array([int((t[0] != NEIGHBOUR).sum()) for t in self._templates(prompts)], dtype=np.int64)
+        if self.neighbourhoods is None:
+            return fixed
+        beside = (self.neighbourhoods.rows >= 0).sum(axis=1)
+        return fixed + np.where(prompts.nodes >= 0, beside[prompts.nodes], 0).sum(axis=1)
+
+    def _fill(
+        self, prompts: Prompts, kinds: np.ndarray, values: np.ndarray, extra: np.ndarray, relations: np.ndarray
+    ) -> None:
+        """Put nodes where slots are; ``values`` holds slots so far, ``extra`` the group or the neighbour's number."""
+        row, column = np.nonzero(kinds > WORD)
+        kind, slot, number = kinds[row, column], values[row, column], extra[row, column]
+        node = prompts.nodes[row, slot]
+        tokens = np.where(kind == POSITION, self.groups, np.where(kind == FEATURE, self.features, 1))
+        value = node * tokens + np.where(kind == NEIGHBOUR, 0, number)
+        if self.neighbourhoods is not None and self.neighbourhoods.rows.shape[1]:
+            beside = kind == NEIGHBOUR
+            at = np.where(beside, number, 0)
+            neighbour, relation = self.neighbourhoods.rows[node, at], self.neighbourhoods.relations[node, at]
+            gone = neighbour < 0
+            if prompts.hidden is not None:
+                asked, own = prompts.hidden[row, slot].T
+                # A node's fact about itself stands beside it from both ends.
+                gone |= (neighbour == asked) & ((relation == own) | (asked == node))
+            value = np.where(beside, neighbour, value)
+            relations[row, column] = np.where(beside & ~gone, relation, 0)
+            kind = np.where(beside & gone, PAD, kind)
+        kinds[row, column], values[row, column] = kind, np.where(kind == PAD, 0, value)
+
+    def _templates(self, prompts: Prompts) -> list[np.ndarray]:
+        texts = prompts.plain if self.plain and prompts.plain is not None else prompts.texts
+        if self.text.nodes is None:
+            return [self._template(text, ()) for text in texts]
+        return [self._template(text, tuple(rows)) for text, rows in zip(texts, prompts.nodes.tolist(), strict=True)]
+
+    def _look_up(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text.strip() else []
+
+    def _layout(self, text: str, nodes: tuple[int, ...]) -> np.ndarray:
+        """Kinds, values (word ids or slots), numbers and places of a text, int64 (4, H); ``nodes`` are the rows whose
+        words it shows."""
+        columns: list[tuple[int, int, int, int]] = []
+        place = 0
+        named: set[int] = set()
+
+        def put(words: Sequence[int]) -> None:
+            nonlocal place
+            columns.extend((WORD, word, 0, place + number) for number, word in enumerate(words))
+            place += len(words)
+
+        put(self._words(self.text.prefix))
+        for index, part in enumerate(SLOT.split(text)):
+            if index % 2 == 0:
+                put(self._words(part))
+                continue
+            slot = int(part)
+            columns += self._node(slot, place, again=slot in named)
+            place += 1
+            named.add(slot)
+            if nodes and self.text.nodes is not None and nodes[slot] >= 0:
+                put(self._words(f" {self.text.nodes[nodes[slot]]}")[: self.text.node_budget])
+        room = max(0, self.longest - len(self._before) - len(self._after))
+        columns = columns[max(0, len(columns) - room) :]
+        shift = columns[0][3] if columns else 0
+        body = [(kind, value, number, at - shift + len(self._before)) for kind, value, number, at in columns]
+        end = (body[-1][3] if body else len(self._before) - 1) + 1
+        whole = [
+            *((WORD, word, 0, at) for at, word in enumerate(self._before)),
+            *body,
+            *((WORD, word, 0, end + at) for at, word in enumerate(self._after)),
+        ]
+        return np.array(whole, dtype=np.int64).reshape(-1, 4).T
+
+    def _node(self, slot: int, place: int, *, again: bool) -> list[tuple[int, int, int, int]]:
+        """The tokens of a node at a place; all but its positions are left out where it stands ``again``."""
+        columns = [(POSITION, slot, group, place) for group in range(self.groups)]
+        if again:
+            return columns
+        columns += [(FEATURE, slot, hop, place) for hop in range(self.features)]
+        if self.neighbourhoods is not None:
+            columns += [(NEIGHBOUR, slot, m, place) for m in range(self.neighbourhoods.rows.shape[1])]
+        return columns

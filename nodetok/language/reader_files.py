@@ -1,0 +1,107 @@
+"""Saving and loading a trained reader: safetensors and JSON, no pickle.
+
+Weights of a pretrained language model that did not train are not saved: the record names the checkpoint and the SHA-256
+of its weights, and loading takes them from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from nodetok.language.language_model import base_sha256, build_language_model, from_config, tune
+from nodetok.language.model import GraphLanguageModel, GraphModelSettings, NodeData, Shape
+from nodetok.language.prompts import Neighbourhoods, PromptEncoder, PromptText
+from nodetok.language.training import Reader
+from setrec.errors import ConfigError
+
+
+def has_base(settings: GraphModelSettings) -> bool:
+    """Whether the language model's own weights stay those of a checkpoint, so that they need not be saved."""
+    return settings.backbone.pretrained is not None and settings.tuning != "full"
+
+
+def own_weights(model: GraphLanguageModel) -> dict[str, Tensor]:
+    """The weights to save: all, or those beside the checkpoint's."""
+    state = model.state_dict()
+    if not has_base(model.settings):
+        return state
+    return {name: value for name, value in state.items() if not name.startswith("lm.") or "lora_" in name}
+
+
+def save_reader(reader: Reader, folder: Path) -> dict[str, Any]:
+    """Write weights, tokenizer and what is read of the nodes to the new ``folder``; returns the record that
+    :func:`load_reader` wants."""
+    folder.mkdir()
+    model, encoder = reader.model, reader.encoder
+    base = None
+    if has_base(model.settings):
+        base = {"name": model.settings.backbone.pretrained, "sha256": base_sha256(model.lm)}
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in own_weights(model).items()}, folder / "model.safetensors"
+        )
+    else:
+        save_model(model, str(folder / "model.safetensors"))
+        (folder / "config.json").write_text(model.lm.config.to_json_string(use_diff=False))
+    reader.tokenizer.save_pretrained(folder / "words")
+    tensors = {"table": reader.data.table}
+    if reader.data.features is not None:
+        tensors["features"] = reader.data.features
+    if encoder.neighbourhoods is not None:
+        tensors["neighbours"] = torch.from_numpy(encoder.neighbourhoods.rows)
+        tensors["relations"] = torch.from_numpy(encoder.neighbourhoods.relations)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "data.safetensors")
+    return {
+        "settings": model.settings.model_dump(mode="json"),
+        "shape": asdict(model.shape),
+        "base": base,
+        "raw": reader.data.raw,
+        "plain": encoder.plain,
+        "prefix": encoder.text.prefix,
+        "template": list(encoder.text.template),
+        "node_words": encoder.text.node_budget if encoder.text.nodes is not None else 0,
+        "precision": reader.precision,
+    }
+
+
+def load_reader(folder: Path, record: dict[str, Any], node_texts: Sequence[str] | None) -> Reader:
+    """Read what :func:`save_reader` wrote; ``node_texts``: the texts of the nodes, in row order.
+
+    Raises:
+        ConfigError: the checkpoint that the reader was trained on is not at hand, or has changed.
+    """
+    settings, shape = GraphModelSettings.model_validate(record["settings"]), Shape(**record["shape"])
+    if record["base"] is None:
+        lm = from_config(json.loads((folder / "config.json").read_text()))
+        model = GraphLanguageModel(settings, shape, tune(lm, settings.backbone, settings.tuning))
+        load_model(model, str(folder / "model.safetensors"))
+    else:
+        lm = build_language_model(settings.backbone, settings.tuning, shape.words)
+        if base_sha256(lm) != record["base"]["sha256"]:
+            raise ConfigError(f"'{record['base']['name']}' holds other weights than those this model was trained on")
+        model = GraphLanguageModel(settings, shape, lm)
+        given = load_file(folder / "model.safetensors")
+        if given.keys() != own_weights(model).keys():
+            raise ConfigError(f"{folder}: the weights do not fit the settings")
+        model.load_state_dict(given, strict=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "words", local_files_only=True)
+    tensors = load_file(folder / "data.safetensors")
+    beside = None
+    if "neighbours" in tensors:
+        beside = Neighbourhoods(tensors["neighbours"].numpy(), tensors["relations"].numpy())
+    before, after = record["template"]
+    budget = int(record["node_words"])
+    text = PromptText(node_texts if budget else None, budget, str(record["prefix"]), (before, after))
+    encoder = PromptEncoder(
+        tokenizer, settings.position_tokens, shape.feature_tokens, beside, plain=bool(record["plain"]), text=text
+    )
+    data = NodeData(tensors["table"], tensors.get("features"), bool(record["raw"]))
+    return Reader(model.eval(), encoder, data, tokenizer, record.get("precision", "auto"))

@@ -1,0 +1,273 @@
+"""Training a graph language model on a task, and asking it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from nodetok.language.consistency import ConsistencySettings, consistency_loss, draw
+from nodetok.language.generation import answer_ids, text_loss, write
+from nodetok.language.input_ablation import InputAblation
+from nodetok.language.interface import Examples, Task
+from nodetok.language.language_model import build_language_model, chat_template, load_tokenizer
+from nodetok.language.model import GraphLanguageModel, NodeData, Shape
+from nodetok.language.prompts import PAD, PromptEncoder, PromptText
+from nodetok.language.vocabulary import train_tokenizer
+from setrec.errors import ConfigError
+from setrec.precision import Precision, autocast
+from setrec.settings import Settings
+
+CLASS_WORDS = 24
+"""Tokens of each class's name and description that a prompt shows by default."""
+
+OnStep = Callable[[int, int, str], None]
+"""Steps done, steps in all, and a word on where training stands."""
+
+
+class GraphTrainingSettings(Settings):
+    """How the model is trained; ``patience`` counts epochs without a better validation, ``minutes`` bounds the
+    time in CPU minutes of this process (``time.process_time``), ``warmup`` is how many steps the rate rises.
+    ``backbone_rate``: the learning rate of a pretrained backbone's own weights (``None``: a fiftieth of
+    ``learning_rate`` for all of them, a fifth for adapters).
+
+    ``consistency``: what examples without a label add to the loss, where a task has such. ``sampled``: wrong candidates
+    that a step looks at (0: all); the cost of a step grows with it, 8,192 of 40,943 cost a fifth of the softmax.
+    """
+
+    epochs: int = Field(10, ge=1)
+    patience: int = Field(10, ge=1)
+    batch: int = Field(256, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    backbone_rate: float | None = Field(None, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: int = Field(20, ge=0)
+    clip: float = Field(1.0, gt=0)
+    minutes: float | None = Field(None, gt=0)
+    precision: Precision = "auto"
+    seed: int = 0
+    consistency: ConsistencySettings = ConsistencySettings()
+    sampled: int = Field(0, ge=0)
+
+
+@dataclass(eq=False)
+class Reader:
+    """A trained model with all it needs to be asked."""
+
+    model: GraphLanguageModel
+    encoder: PromptEncoder
+    data: NodeData
+    tokenizer: PreTrainedTokenizerBase
+    precision: Precision = "auto"
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+    @torch.no_grad()
+    def scores(self, examples: Examples, batch: int = 256) -> Iterator[tuple[np.ndarray, Examples]]:
+        """Scores (b, C) of all candidates, part by part, with the examples they belong to."""
+        self.model.eval()
+        data = self.data.to(self.model.device)
+        codes = self.model.codes(data)
+        for rows in np.array_split(np.arange(len(examples)), max(1, -(-len(examples) // batch))):
+            part = examples.take(rows)
+            with autocast(self.model.device, self.precision):
+                encoded = self.encoder(part.prompts).to(self.model.device)
+                yield self.model.scores(encoded, data, codes).float().cpu().numpy(), part
+
+    def evaluate(self, task: Task, examples: Examples) -> dict[str, np.ndarray]:
+        """The task's metrics of every example, (B,) each."""
+        found = [task.measure(*part) for part in self.scores(examples)]
+        names = dict.fromkeys(name for part in found for name in part)
+        width = [len(next(iter(part.values()))) for part in found]
+        return {
+            name: np.concatenate([part.get(name, np.full(w, np.nan)) for part, w in zip(found, width, strict=True)])
+            for name in names
+        }
+
+    def write(self, examples: Examples, longest: int = 32) -> list[str]:
+        """Answers in words."""
+        self.model.eval()
+        batch = self.encoder(examples.prompts).to(self.model.device)
+        return write(self.model, batch, self.data.to(self.model.device), self.tokenizer, longest)
+
+
+def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) -> Reader:
+    """An untrained reader of a task: language model, projectors, candidates, all seeded."""
+    torch.manual_seed(learning.seed)
+    s = ablation.settings
+    pretrained = s.backbone.pretrained
+    tokenizer = load_tokenizer(pretrained) if pretrained else train_tokenizer(task.words)
+    shape = Shape(
+        columns=ablation.columns,
+        features=0 if task.features is None else task.features.shape[1],
+        feature_tokens=ablation.feature_tokens,
+        relations=2 * len(task.relation_names),
+        candidates=len(task.candidates),
+        node_candidates=task.node_candidates,
+        words=len(tokenizer),
+    )
+    lm = build_language_model(s.backbone, s.tuning, shape.words)
+    model = GraphLanguageModel(s, shape, lm)
+    # A vocabulary made on the spot has to be learned, one that came with the weights does not.
+    lm.get_input_embeddings().requires_grad_(pretrained is None and s.tuning == "full")
+    encoder = PromptEncoder(
+        tokenizer, s.position_tokens, shape.feature_tokens, ablation.neighbourhoods, plain=ablation.plain,
+        text=prompt_text(task, ablation, tokenizer),
+    )  # fmt: skip
+    if pretrained:
+        names = [] if task.node_candidates else task.candidates
+        last = encoder(task.valid.prompts.take(np.arange(1))) if model.causal else None
+        start = (
+            int(last.values[0, int((last.kinds != PAD).sum()) - 1])
+            if last is not None
+            else lm.config.decoder_start_token_id
+        )
+        model.start_from_words([tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names], start)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Reader(model.to(device), encoder, ablation.read(None), tokenizer, learning.precision)
+
+
+def prompt_text(task: Task, ablation: InputAblation, tokenizer: PreTrainedTokenizerBase) -> PromptText:
+    """What the prompts of a task hold in words, within the budgets of the settings."""
+    s = ablation.settings
+    pretrained = s.backbone.pretrained is not None
+    nodes = task.node_texts if ablation.words and s.node_words else None
+    budget, prefix = s.class_words, ""
+    if budget is None:
+        budget = CLASS_WORDS if pretrained or task.class_texts is not None else 0
+    shown = task.class_texts if task.class_texts is not None else task.candidates
+    if budget and task.show_classes:
+        cut = (tokenizer(text, add_special_tokens=False)["input_ids"][:budget] for text in shown)
+        prefix = f"classes : {' ; '.join(str(tokenizer.decode(ids)).strip() for ids in cut)} . "
+    template = chat_template(tokenizer) if pretrained and s.chat_template else ("", "")
+    return PromptText(nodes, s.node_words, prefix, template)
+
+
+def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on_step: OnStep | None = None) -> Reader:
+    """Train on a task; the weights of the best validation epoch are kept.
+
+    Raises:
+        ConfigError: the loss or the validation is no longer a number.
+    """
+    reader = build(task, ablation, learning)
+    model, began = reader.model, time.process_time()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = _optimizer(model, learning)
+    per_epoch, best, best_epoch, done = 0, -1.0, 0, 0
+    weights: dict[str, Tensor] = {}
+    for epoch in range(learning.epochs):
+        model.train()
+        losses = []
+        for step, (examples, data) in enumerate(_batches(task, ablation, reader.encoder, learning, epoch)):
+            share = _share(epoch, step, per_epoch, learning, time.process_time() - began)
+            for group in optimizer.param_groups:
+                group["lr"] = group["rate"] * _rate(share, done, learning)
+            losses.append(_step(reader, task, examples, data, optimizer, parameters, learning, done))
+            done += 1
+            if on_step is not None:
+                on_step(int(1000 * share), 1000, f"epoch {epoch + 1}")
+            if learning.minutes is not None and time.process_time() - began > 60 * learning.minutes:
+                break
+        per_epoch = per_epoch or step + 1
+        value = float(np.nanmean(reader.evaluate(task, task.valid)[task.goal]))
+        seconds = round(time.process_time() - began, 2)
+        reader.curve.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "value": value, "seconds": seconds})
+        if not math.isfinite(value + reader.curve[-1]["loss"]):
+            raise ConfigError(f"training diverged in epoch {epoch + 1}: try a lower learning.learning_rate")
+        if value > best:
+            best, best_epoch = value, epoch
+            weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        over = learning.minutes is not None and seconds > 60 * learning.minutes
+        if over or epoch - best_epoch >= learning.patience:
+            break
+    model.load_state_dict(weights, strict=False)
+    model.eval()
+    return reader
+
+
+def _optimizer(model: GraphLanguageModel, learning: GraphTrainingSettings) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, vectors do not, and a pretrained backbone has a learning rate of its own."""
+    of_backbone = {id(p) for p in model.lm.parameters()} if model.settings.backbone.pretrained else set()
+    rate = learning.backbone_rate
+    if rate is None:
+        rate = learning.learning_rate / (5 if model.settings.tuning == "lora" else 50)
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            own = rate if id(p) in of_backbone else learning.learning_rate
+            groups.setdefault((own, learning.weight_decay if p.ndim > 1 else 0.0), []).append(p)
+    return torch.optim.AdamW(
+        [{"params": ps, "rate": own, "weight_decay": decay} for (own, decay), ps in groups.items()],
+        lr=learning.learning_rate,
+    )
+
+
+def _batches(
+    task: Task, ablation: InputAblation, encoder: PromptEncoder, learning: GraphTrainingSettings, epoch: int
+) -> Iterator[tuple[Examples, NodeData]]:
+    rng = np.random.default_rng([learning.seed, epoch])
+    torch.manual_seed(learning.seed * 100_003 + epoch)
+    for examples, table in task.draw(rng):
+        data = ablation.read(table)
+        for rows in _alike(encoder.lengths(examples.prompts), learning.batch, rng):
+            yield examples.take(rows), data
+
+
+def _alike(lengths: np.ndarray, batch: int, rng: np.random.Generator, window: int = 16) -> list[np.ndarray]:
+    """Batches of examples of about the same length, so that little is padding; sorted within windows of so many
+    batches, and the batches shuffled."""
+    batches: list[np.ndarray] = []
+    for rows in np.array_split(np.arange(len(lengths)), max(1, -(-len(lengths) // (window * batch)))):
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        batches += np.array_split(rows, max(1, -(-len(rows) // batch)))
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _step(
+    reader: Reader,
+    task: Task,
+    examples: Examples,
+    data: NodeData,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[torch.nn.Parameter],
+    learning: GraphTrainingSettings,
+    done: int,
+) -> float:
+    model, device = reader.model, reader.model.device
+    batch = reader.encoder(examples.prompts).to(device)
+    data = data.to(device)
+    with autocast(device, learning.precision):
+        loss = model.loss(batch, torch.from_numpy(examples.targets).to(device), data, learning.sampled)
+        if model.settings.text_loss:
+            answers = answer_ids(reader.tokenizer, [task.candidates[row] for row in examples.targets]).to(device)
+            loss = loss + model.settings.text_loss * text_loss(model, batch, data, answers)
+        if learning.consistency.weight and task.unlabelled is not None:
+            s = learning.consistency
+            beside = reader.encoder(draw(task.unlabelled, s, learning.seed, done)).to(device)
+            loss = loss + s.at(done) * consistency_loss(model, beside, data, s.temperature)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, learning.clip)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _share(epoch: int, step: int, per_epoch: int, learning: GraphTrainingSettings, seconds: float) -> float:
+    """Share of the training that is over, by epochs or by time, whichever is further."""
+    by_epochs = (epoch + (step / per_epoch if per_epoch else 0.0)) / learning.epochs
+    by_time = seconds / (60 * learning.minutes) if learning.minutes else 0.0
+    return min(1.0, max(by_epochs, by_time))
+
+
+def _rate(share: float, done: int, learning: GraphTrainingSettings) -> float:
+    """Linear warm-up, then half a cosine."""
+    if done < learning.warmup:
+        return (done + 1) / learning.warmup
+    return 0.5 + 0.5 * math.cos(math.pi * share)

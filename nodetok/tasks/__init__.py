@@ -1,0 +1,1 @@
+"""Tasks that the graph language model is trained on."""

@@ -1,0 +1,82 @@
+"""Node classification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from nodetok.asking.wordings import CLASSIFICATION
+from nodetok.baselines import gnn
+from nodetok.graph import Graph
+from nodetok.language.interface import Chunk, Examples, Opponent, Task, accuracy
+from nodetok.language.prompts import Prompts
+from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+from setrec.errors import DataError
+
+
+def classification(
+    graph: Graph,
+    labels: Sequence[str],
+    split: Sequence[str],
+    features: np.ndarray | None,
+    settings: TokenizerSettings,
+    descriptions: Mapping[str, str] | None = None,
+) -> Task:
+    """Which class does a node belong to? ``labels`` and ``split`` per node; ``""`` where there is none.
+
+    ``descriptions``: what a class means, by its name.
+
+    Transductive: every node that is not a training example is ``unlabelled``, validation and test nodes among them;
+    their labels are read by ``valid`` and ``test`` alone.
+
+    Raises:
+        DataError: a part of the split is empty, or fewer than two classes.
+    """
+    names = tuple(sorted({label for label, part in zip(labels, split, strict=True) if label and part == "train"}))
+    if len(names) < 2:
+        raise DataError(f"node classification needs two classes in the training part, not {len(names)}")
+    number = {name: row for row, name in enumerate(names)}
+    text = "what is the class of [[0]] ? answer :"
+
+    def part(which: str) -> Examples:
+        rows = np.array([r for r, (label, p) in enumerate(zip(labels, split, strict=True)) if p == which and label])
+        if not len(rows):
+            raise DataError(f"no labelled node in the {which} part")
+        known = [number.get(labels[row], -1) for row in rows]
+        return Examples(Prompts([text] * len(rows), rows[:, None]), np.array(known))
+
+    train = part("train")
+
+    def draw(rng: np.random.Generator) -> Iterator[Chunk]:
+        # Often a handful of labels: an epoch, after which validation is asked, holds some thousand examples.
+        passes = max(1, 1_000 // len(train))
+        yield train.take(np.concatenate([rng.permutation(len(train)) for _ in range(passes)])), None
+
+    test = part("test")
+    others = np.setdiff1d(np.arange(len(graph)), train.prompts.nodes)
+
+    def against(kind: gnn.Kind) -> Opponent:
+        def run(seed: int) -> dict[str, np.ndarray]:
+            assert features is not None
+            known = np.array([number.get(label, -1) for label in labels])
+            source, target = graph.undirected.arcs()
+            edges = np.stack([source, target])[:, source < target]
+            fitted, held = (np.array([part == which for part in split]) for which in ("train", "valid"))
+            found = gnn.classify_nodes(kind, features, edges, known, fitted, held, seed)
+            return {"accuracy": (found[test.prompts.nodes[:, 0]] == test.targets).astype(np.float64)}
+
+        return run
+
+    rivals = {} if features is None else {name: against(kind) for name, kind in gnn.CLASSIFIERS.items()}
+    tokenizer = NodeTokenizer.fit(graph, settings)
+    shown = None
+    if descriptions:
+        shown = [f"{name} : {descriptions[name]}" if name in descriptions else name for name in names]
+    return Task(
+        "classification", graph, tokenizer.table, names, draw, part("valid"), test, accuracy, "accuracy",
+        [text, *names, *(shown or ()), *(graph.texts or ())], features, tokenizer=tokenizer, node_labels=labels,
+        opponents=rivals,
+        node_texts=graph.texts, class_texts=shown, show_classes=True, wordings={text: CLASSIFICATION},
+        unlabelled=Prompts([text] * len(others), others[:, None]) if len(others) else None,
+    )  # fmt: skip

@@ -1,0 +1,57 @@
+"""Node tokens for PyTorch Geometric: one transform, as ``AddLaplacianEigenvectorPE`` is one.
+
+data = AddAnchorDistances(64)(data)              # data.anchor_pe: (V, 64)
+data = AddAnchorDistances(64, attr_name=None)(data)  # appended to data.x
+"""
+
+from __future__ import annotations
+
+import torch
+from torch_geometric.data import Data
+from torch_geometric.data.datapipes import functional_transform
+from torch_geometric.transforms import BaseTransform
+from torch_geometric.transforms.add_positional_encoding import add_node_attr
+
+from nodetok.anchors import AnchorSettings, Strategy
+from nodetok.distances import DistanceSettings
+from nodetok.graph import Graph
+from nodetok.positions import as_lengths
+from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+
+
+@functional_transform("add_anchor_distances")
+class AddAnchorDistances(BaseTransform):
+    """Add each node's position relative to ``k`` anchors, exp(-tau d), float32 (V, k).
+
+    An inner product of two rows falls with their distance in the graph. A graph of fewer nodes has zeros in the columns
+    left over, so that batches of graphs have rows of one width.
+
+    Args:
+        k: Number of anchors.
+        attr_name: Attribute of ``data`` to write; ``None`` appends to ``data.x``.
+        strategy: How anchors are chosen, as in :class:`nodetok.anchors.AnchorSettings`.
+        raw: Add the distances themselves instead, infinite where there is no path.
+        weight: Attribute of edges that is their length, as in :meth:`nodetok.graph.Graph.from_pyg`; ``None``, the
+            default, counts hops.
+
+    Raises:
+        DataError: ``data`` has no ``edge_index``, no nodes, or ``weight`` is no length.
+    """
+
+    def __init__(
+        self, k: int, attr_name: str | None = "anchor_pe", *, strategy: Strategy = "coverage", raw: bool = False,
+        weight: str | None = None,
+    ) -> None:  # fmt: skip
+        self.k, self.attr_name, self.raw, self.weight = k, attr_name, raw, weight
+        self.settings = TokenizerSettings(
+            anchors=AnchorSettings(count=k, strategy=strategy),
+            distances=DistanceSettings(kind="hops" if weight is None else "weighted"),
+        )
+
+    def forward(self, data: Data) -> Data:
+        """``data`` with the new attribute, on the device of its edges."""
+        tokenizer = NodeTokenizer.fit(Graph.from_pyg(data, weight=self.weight), self.settings)
+        found = as_lengths(torch.from_numpy(tokenizer.table)) if self.raw else torch.from_numpy(tokenizer.transform())
+        columns = torch.full((len(found), self.k), float("inf") if self.raw else 0.0)
+        columns[:, : found.shape[1]] = found
+        return add_node_attr(data, columns.to(data.edge_index.device), self.attr_name)

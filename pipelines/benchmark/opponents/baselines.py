@@ -1,0 +1,142 @@
+"""The opponents: popularity, ItemKNN, walks on the graph of transitions, and SASRec in three ways, all tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.benchmark.base.problem import Problem
+from pipelines.benchmark.base.system import Clock, Fitted, Settings, System, device
+from pipelines.benchmark.opponents.transitions import tune_transitions
+from setrec.errors import DataError
+from setrec.evaluation import ranking
+from setrec.models import sasrec
+from setrec.scoring import baselines
+from setrec.training import sasrec_trainer
+
+VALIDATED = 5000
+"""Validation users that a SASRec is ranked on after every epoch."""
+HISTORY = "removed"
+"""The history protocol in which everything is chosen on validation."""
+
+
+class PopularitySystem:
+    """Training counts."""
+
+    name = "Popularity"
+    grid: Sequence[Settings] = ({},)
+    random = False
+
+    def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
+        """See :class:`System`."""
+        return Fitted(baselines.Popularity(problem.counts))
+
+
+class ItemKnnSystem:
+    """ItemKNN with the neighbours, shrinkage and decay that are best on validation."""
+
+    name = "ItemKNN"
+    grid: Sequence[Settings] = ({},)
+    random = False
+
+    def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
+        """See :class:`System`."""
+        told = _Steps(clock)
+        model, tried = baselines.tune_item_knn(problem.histories, problem.items, told, users=VALIDATED)
+        return Fitted(model, {**model.settings.model_dump(), "tried": len(tried)})
+
+
+class UntunedItemKnn:
+    """ItemKNN with the settings of the published figures of this split, which are there to check the protocol by:
+    shrinkage 3, decay 0.8, the last 50 items, and every neighbour."""
+
+    name = "ItemKNN, as published"
+    grid: Sequence[Settings] = ({"shrink": 3.0, "decay": 0.8, "last": 50},)
+    random = False
+
+    def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
+        """See :class:`System`."""
+        chosen = baselines.ItemKnnSettings(neighbours=problem.items, **settings)
+        return Fitted(baselines.ItemKnn(problem.histories, problem.items, chosen))
+
+
+class TransitionsSystem:
+    """The walk on the graph of transitions that is best on validation; texts where there are any."""
+
+    name = "Transitions"
+    grid: Sequence[Settings] = ({},)
+    random = False
+
+    def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
+        """See :class:`System`."""
+        model, tried = tune_transitions(
+            problem.histories, problem.items, problem.text, _Steps(clock), over=lambda: clock.over
+        )
+        return Fitted(model, {**model.settings.model_dump(), "tried": len(tried)})
+
+
+class SasRecSystem:
+    """SASRec as ``base`` and one of the ``tries`` together say; with the items' texts where ``text`` is true."""
+
+    random = True
+
+    def __init__(
+        self, name: str, base: Mapping[str, Any], tries: Sequence[Mapping[str, Any]], *, text: bool = False
+    ) -> None:
+        self.name, self.text = name, text
+        self.grid: Sequence[Settings] = [{**base, **change} for change in ({}, *tries)]
+
+    def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
+        """See :class:`System`.
+
+        Raises:
+            DataError: texts are to be read, and there are none.
+        """
+        if self.text and problem.text is None:
+            raise DataError(f"{self.name} needs texts, and the items of {problem.name} have none")
+        cases, curve = problem.valid.sample(VALIDATED, seed), []
+
+        def report(record: dict[str, Any]) -> None:
+            curve.append({name: record[name] for name in ("epoch", "seconds", "loss", "ndcg@10")})
+            clock.tell(f"NDCG@10 {record['ndcg@10']:.4f}")
+
+        model = sasrec_trainer.train_sasrec(
+            problem.histories, problem.items, sasrec.SasRecSettings(**settings), report=report, seed=seed,
+            features=problem.text if self.text else None, seconds=60 * clock.minutes - clock.seconds,
+            validate=lambda scorer: ranking.mean_metric(scorer, cases, history=HISTORY), device=device(),
+        )  # fmt: skip
+        best = max(curve, key=lambda record: record["ndcg@10"])
+        return Fitted(sasrec.scorer(model), {"epoch": best["epoch"]}, curve)
+
+
+class _Steps:
+    """Reports the steps of a search to a clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def __call__(self, done: int, of: int) -> None:
+        self.clock.tell(f"{done} of {of}")
+
+
+_FULL = {"epochs": 60, "patience": 10, "layers": 1, "dropout": 0.3, "targets_per_batch": 512}
+SAMPLED = {**_FULL, "targets_per_batch": 1024, "negatives": 1024}
+"""Small batches: within minutes, the number of steps counts."""
+_TEXT = {**SAMPLED, "id_dropout": 0.1}
+_TRIES = (
+    {"dropout": 0.5},
+    {"width": 128, "weight_decay": 0.1},
+    {"layers": 2, "learning_rate": 1e-3},
+    {"dropout": 0.2, "weight_decay": 0.1},
+)
+OPPONENTS: tuple[System, ...] = (
+    PopularitySystem(),
+    UntunedItemKnn(),
+    ItemKnnSystem(),
+    TransitionsSystem(),
+    SasRecSystem("SASRec", _FULL, (*_TRIES, {"learning_rate": 1e-3})),
+    SasRecSystem("SASRec, sampled", SAMPLED, (*_TRIES, {"negatives": 256, "targets_per_batch": 512})),
+    SasRecSystem("SASRec + text", _TEXT, ({"id_dropout": 0.3}, {"id_dropout": 0.0}, *_TRIES[:3]), text=True),
+)
+"""All of them. First settings follow short trials on validation of Beauty; after arXiv 2508.06450, whose one layer and
+256 negatives are a try."""

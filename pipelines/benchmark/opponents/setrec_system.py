@@ -1,0 +1,90 @@
+"""SETRec as a system of the benchmark: the configuration's defaults, or overrides of them (``pipelines.recipes``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pipelines import recipes
+from pipelines.benchmark.base.problem import Problem
+from pipelines.benchmark.base.system import Clock, Fitted, Settings, device
+from pipelines.common.run_directory import Run
+from pipelines.config.job import JobConfig
+from pipelines.evaluation.scorer import hybrid_scorer, known_at_test, search_weights
+from pipelines.features import item_features
+from pipelines.training.worker import trainer_of, wrapper
+from setrec.errors import ConfigError
+from setrec.models.setrec_model import SetRecModel
+from setrec.scoring.model_scores import ModelOnly, ModelScores
+from setrec.scoring.weight_search import Found
+from setrec.training.trainer import Trainer
+
+
+class SetRecSystem:
+    """A :class:`pipelines.benchmark.base.system.System`; its settings are overrides of the configuration."""
+
+    random = True
+
+    def __init__(self, name: str, overrides: Mapping[str, Any], tries: Sequence[Mapping[str, Any]] = ()) -> None:
+        """``tries``: further overrides, on top of ``overrides``, of the grid's settings after the first."""
+        self.name = name
+        self.grid: Sequence[Settings] = [recipes.merged(overrides, one) for one in ({}, *tries)]
+
+    def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
+        """See :class:`System`."""
+        prepared, config = _prepared(problem)
+        config = recipes.applied(config, settings, f"training.seed={seed}")
+        run = item_features.shared_view(prepared, config, prepared.root / "collaborative")
+        on_device = wrapper(config, 1, torch.device(device()))
+        trainer = trainer_of(run, config, wrap=on_device, spent=lambda: clock.share)
+        curve = _train(trainer, clock)
+        model = trainer.restore_best()
+        torch.nn.Module.to(model, "cpu")
+        clock.tell("searches weights")
+        found = _weights(problem, config, model)
+        term = ModelScores(model, found.weights.slots)
+        scorer = hybrid_scorer(model, found.weights, known_at_test(problem.histories), problem.trained, problem.texts)
+        variants = {"model alone": ModelOnly(term)} if found.weights.used else {}
+        return Fitted(scorer, _chosen(found), curve, term.by_kind, found.weights.slots, variants, found.valid)
+
+
+class WithoutModel:
+    """The components of the hybrid score without a trained model, their weights searched as beside one."""
+
+    name = "SETRec, without model"
+    grid: Sequence[Settings] = ({},)
+    random = False
+
+    def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
+        """See :class:`System`."""
+        found = _weights(problem, _prepared(problem)[1], None)
+        scorer = hybrid_scorer(None, found.weights, known_at_test(problem.histories), problem.trained, problem.texts)
+        return Fitted(scorer, _chosen(found), valid=found.valid)
+
+
+def _prepared(problem: Problem) -> tuple[Run, JobConfig]:
+    if problem.run is None or problem.config is None:
+        raise ConfigError(f"{problem.name} is not prepared as a run")
+    return problem.run, problem.config
+
+
+def _train(trainer: Trainer, clock: Clock) -> list[dict[str, Any]]:
+    """Train until the epochs or the time are used up, or validation no longer rises."""
+    while True:
+        record = trainer.epoch(on_step=lambda epochs: clock.tell(f"epoch {epochs:.1f}"))
+        clock.tell(f"NDCG@10 {record['ndcg@10']:.4f}")
+        if clock.over or trainer.finished:
+            return trainer.progress.curve
+
+
+def _weights(problem: Problem, config: JobConfig, model: SetRecModel | None) -> Found:
+    return search_weights(
+        model, problem.histories, problem.texts, problem.items, timed=problem.timed,
+        step=config.evaluation.weight_step, components=config.evaluation.components,
+    )  # fmt: skip
+
+
+def _chosen(found: Found) -> dict[str, Any]:
+    return {"weights": found.weights.model_dump(mode="json"), "components": found.gains, "tried": len(found.tried)}

@@ -1,0 +1,87 @@
+"""Which systems take part: the opponents, SETRec as published, ours, and the rows of the ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+from pipelines import recipes
+from pipelines.benchmark.base.problem import Problem
+from pipelines.benchmark.base.system import System
+from pipelines.benchmark.opponents import baselines
+from pipelines.benchmark.opponents.setrec_system import SetRecSystem, WithoutModel
+from pipelines.benchmark.opponents.tiger import Tiger
+from setrec.errors import ConfigError
+
+OURS = "SETRec, ours"
+OURS_T5 = "SETRec, ours (T5)"
+PUBLISHED = "SETRec, published (T5)"
+PUBLISHED_QWEN = "SETRec, published (Qwen)"
+
+OUR_TRIES = (
+    {"model": {"id_dropout": 0.4, "dropout": 0.3}},
+    {"model": {"id_dropout": 0.1}, "training": {"learning_rate": 1e-3}},
+    {"model": {"dropout": 0.4}, "training": {"weight_decay": 0.1}},
+)
+PUBLISHED_TRIES = (
+    {"training": {"learning_rate": 2e-3}},
+    {"model": {"semantic_tokens": 6}},
+    {"model": {"semantic_tokens": 2}},
+)
+READ_TEXTS = {"TIGER", "SASRec + text"}
+"""Systems that are nothing without texts."""
+
+
+def _compared() -> list[System]:
+    return [
+        *baselines.OPPONENTS,
+        Tiger(),
+        WithoutModel(),
+        SetRecSystem(PUBLISHED, recipes.load("published-t5"), PUBLISHED_TRIES),
+        SetRecSystem(PUBLISHED_QWEN, recipes.load("published-qwen3"), PUBLISHED_TRIES),
+        SetRecSystem(OURS_T5, recipes.load("ours-t5"), OUR_TRIES),
+        SetRecSystem(OURS, {}, OUR_TRIES),
+    ]
+
+
+def _ablation() -> list[System]:
+    rows: list[System] = []
+    for family, base in (("ours", {}), ("ours (T5)", recipes.load("ours-t5"))):
+        for name in recipes.ablations():
+            title = name.removeprefix("ablation/").replace("-", " ")
+            rows.append(SetRecSystem(f"{family}: {title}", recipes.merged(base, recipes.load(name))))
+    return rows
+
+
+COMPARED = {one.name: one for one in _compared()}
+"""The systems of the table, by name."""
+ABLATION = {one.name: one for one in _ablation()}
+"""The rows of the ablation, by name."""
+
+
+def system(name: str) -> System:
+    """A system by its name.
+
+    Raises:
+        ConfigError: there is none of that name; those there are are named.
+    """
+    every = COMPARED | ABLATION
+    if name not in every:
+        raise ConfigError(f"there is no system '{name}'; there are: {'; '.join(every)}")
+    return every[name]
+
+
+def names(problem: Problem, asked: Sequence[str] | None, *, ablation: bool) -> list[str]:
+    """The systems that take part: those ``asked`` for, or all that can do the problem.
+
+    Raises:
+        ConfigError: one is asked for that there is not.
+    """
+    if asked is not None:
+        return [system(name).name for name in asked]
+    every = [*COMPARED, *(ABLATION if ablation else ())]
+    return [name for name in every if problem.text is not None or name not in READ_TEXTS]
+
+
+def ours(present: Container[str]) -> str | None:
+    """Which of the systems that are ``present`` the others are compared with."""
+    return next((name for name in (OURS, OURS_T5) if name in present), None)

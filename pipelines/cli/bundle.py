@@ -1,0 +1,38 @@
+"""``setrec bundle``: what a bundle holds, and how two differ. ``setrec experiment``: what one came to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+bundle_app = typer.Typer(help="What bundles hold.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
+
+
+@bundle_app.command()
+def inspect(bundle: BundleArgument) -> None:
+    """Check every file of a bundle and print what it says of itself, as JSON."""
+    from serving.bundle import inspection
+
+    typer.echo(json.dumps(inspection.inspect(bundle), indent=2))
+
+
+@bundle_app.command()
+def diff(before: BundleArgument, after: BundleArgument) -> None:
+    """Print what changes when one bundle takes the place of another, as JSON."""
+    from serving.bundle import inspection
+
+    typer.echo(json.dumps(inspection.difference(before, after), indent=2))
+
+
+def experiment(
+    exposures: Annotated[Path, typer.Argument(help="Folder of the exposure log.")],
+    name: Annotated[str, typer.Argument(help="Name of the experiment.")],
+) -> None:
+    """Print click rates by arm with intervals and off-policy estimates from an exposure log, as JSON."""
+    from serving.runtime.experiments.click_report import report
+
+    typer.echo(json.dumps(report(exposures, name), indent=2))

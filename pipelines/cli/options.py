@@ -1,0 +1,106 @@
+"""Options that several commands share, the configuration they lead to, and the run that a command holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.common import cluster, signals
+from pipelines.common.run_directory import Run
+from setrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipelines.config.job import JobConfig
+
+RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
+ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. training.epochs=20. Repeatable.")]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster to join; default: this machine alone.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace a trained run.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, no table.")]
+
+_BY_COMMAND = {
+    "train": ("sasrec", "model", "loss", "training", "warm_start", "name", "cluster", "tracking"),
+    "evaluate": ("evaluation", "sasrec", "name", "cluster", "tracking"),
+    "export": ("retriever",),
+    "ablate": ("data", "encoder", "structural", "sasrec", "model", "loss", "training", "evaluation", "cluster"),
+}
+"""Sections that a command over an existing run reads."""
+_WOULD = {
+    **dict.fromkeys(("data", "encoder", "structural"), "prepare --config CONFIG --run {run}"),
+    **dict.fromkeys(("sasrec", "model", "loss", "training", "warm_start", "name", "cluster", "tracking"),
+                    "train --run {run}"),
+    "evaluation": "evaluate --run {run}",
+    "retriever": "export --run {run}",
+    "tune": "tune --config CONFIG --run {run}",
+    "serving": "serve --config FILE",
+    **dict.fromkeys(("gate", "release"), "pipeline run CONFIG"),
+}  # fmt: skip
+"""The command in which a section takes effect."""
+
+
+def overrides_of(set_: list[str] | None, address: str | None) -> list[str]:
+    """The overrides, but for the cluster to join: that is a matter of this command alone, and no run keeps it."""
+    overrides, chosen = [], address
+    for override in set_ or []:
+        key, _, value = override.partition("=")
+        if key.strip() == "cluster.address":
+            chosen = address or value.strip().strip("'\"")
+        else:
+            overrides.append(override)
+    cluster.join(None if chosen in ("", "null", "~") else chosen)
+    return overrides
+
+
+def config_of(run: Path, command: str, overrides: list[str] | None = None, given: Path | None = None) -> JobConfig:
+    """The run's configuration, with those of the ``given`` file in it if they leave the prepared data as it is.
+
+    Raises:
+        ConfigError: the run is not prepared, a key or value is not allowed, or an override cannot take effect in
+            ``command``; the message names the one in which it would.
+    """
+    from pipelines.config.job import load_config, read_yaml
+
+    folder = Run(run)
+    path = folder.require(folder.config, "prepare --config CONFIG")
+    _require_effect(run, command, overrides or [])
+    own = load_config(path, None if given else overrides)
+    if given is None:
+        return own
+    from pipelines.features.preparation import SECTIONS as PREPARED
+    from pipelines.recipes import applied
+
+    other = applied(own, read_yaml(given), *(overrides or []), source=str(given))
+    if changed := [part for part in PREPARED if getattr(own, part) != getattr(other, part)]:
+        raise ConfigError(f"{given}: its section {changed[0]} is not the run's: prepare anew, or take another folder")
+    return other
+
+
+def _require_effect(run: Path, command: str, overrides: list[str]) -> None:
+    for override in overrides:
+        section = override.partition("=")[0].strip().partition(".")[0]
+        if section not in _BY_COMMAND[command] and section in _WOULD:
+            would = _WOULD[section].format(run=run)
+            raise ConfigError(
+                f"--set {override} cannot take effect in `setrec {command}`: `setrec {would} --set {override}` would"
+            )
+
+
+@contextmanager
+def held(folder: Path, advice: Callable[[Run], str] | str) -> Iterator[Run]:
+    """The run in ``folder``, held for one job; ``advice`` says after Ctrl-C what is kept and how to go on."""
+    run = Run(folder)
+    with signals.kept(lambda: advice if isinstance(advice, str) else advice(run)), run.job():
+        yield run
+
+
+def print_json(value: Any) -> None:
+    """Print a result."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,108 @@
+"""``setrec export``, ``setrec serve``, ``setrec token`` and ``setrec recommend``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.options import AddressOption, RunOption, SetOption, config_of, held, overrides_of, print_json
+from pipelines.common.progress import results
+from setrec.errors import ConfigError
+
+commands = typer.Typer()
+
+BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle directory, as `setrec export` writes it.")]
+
+
+@commands.command()
+def export(
+    run: RunOption,
+    out: Annotated[Path | None, typer.Option(help="Bundle directory; default: RUN/bundle.")] = None,
+    graph: Annotated[Path | None, typer.Option(help="Folder of a graph run: its node tokens are served too.")] = None,
+    encoder: Annotated[bool, typer.Option(help="Take the sentence encoder along, so that items can be added.")] = True,
+    set_: SetOption = None,
+) -> None:
+    """Write the bundle that serving needs."""
+    with held(run, "an earlier bundle is as it was; run the same command again") as folder:
+        settings = config_of(run, "export", overrides_of(set_, None))
+        from pipelines.jobs.export import export as export_bundle
+
+        bundle = export_bundle(folder, settings, out, graph, encoder=encoder)
+    print_json({"bundle": str(bundle)})
+
+
+@commands.command()
+def serve(
+    bundle: Annotated[Path | None, typer.Option(help="Bundle directory, as `setrec export` writes it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Ray Serve configuration file; options here win.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: 8000.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Default: 1.")] = None,
+    store: Annotated[str | None, typer.Option(help="Live events and items: an SQLite file or a redis:// URL.")] = None,
+    releases: Annotated[Path | None, typer.Option(help="Folder of bundles that may be released while serving.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Token file, as `setrec token` writes it.")] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Answer anyone; on a loopback address only.")] = False,
+    log: Annotated[str | None, typer.Option(help="errors (default), or requests: a JSON line for each.")] = None,
+) -> None:
+    """Serve recommendations over HTTP until interrupted; documentation at /docs."""
+    from pipelines.jobs.serve import serve_until_interrupted
+    from pipelines.jobs.serve_file import read_serve_file, settings_of
+
+    given = {"bundle": bundle, "host": host, "port": port, "replicas": replicas, "store": store, "log": log}
+    given |= {"releases": releases, "tokens": tokens, "auth": "off" if no_auth else None}
+    changes = {key: value for key, value in given.items() if value is not None}
+    if config is not None:
+        serve_until_interrupted(*read_serve_file(config, changes))
+    else:
+        serve_until_interrupted(*settings_of(changes, "options"))
+
+
+@commands.command()
+def token(
+    name: Annotated[str, typer.Argument(help="What the token is called in logs and limits.")],
+    file: Annotated[Path, typer.Option("--file", help="Token file; made where it is missing.")],
+    scope: Annotated[list[str], typer.Option("--scope", help="read, write, admin or metrics. Repeatable.")],
+) -> None:
+    """Make a token and print it; the file keeps only its hash."""
+    from serving.api.access.tokens import issue
+
+    print(issue(file, name, scope))
+
+
+@commands.command()
+def recommend(
+    bundle: BundleOption,
+    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, separated by commas.")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="A user the bundle knows.")] = None,
+    batch: Annotated[str | None, typer.Option("--batch", help="Parquet table of users: file, folder or URI.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Folder or URI for the answers to --batch.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many items.", min=1)] = 10,
+    keep_history: Annotated[
+        bool, typer.Option("--keep-history", help="Items of the history may be recommended.")
+    ] = False,
+    actors: Annotated[int | None, typer.Option(help="Processes for --batch; default: one a core.", min=1)] = None,
+    address: AddressOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Recommend items without a server: to one user, or with --batch to all users of a table."""
+    if [history, user, batch].count(None) != 2:
+        raise ConfigError("give one of --history, --user and --batch")
+    if (batch is None) != (out is None):
+        raise ConfigError("--batch and --out go together")
+    if batch is not None and out is not None:
+        from pipelines.jobs.batch_recommend import BatchRequest, recommend_batch
+
+        print_json(recommend_batch(BatchRequest(bundle, batch, out, k, not keep_history, actors, address)))
+        return
+    from pipelines.jobs.serve import recommend_once
+    from pipelines.reports.terminal import answer_table
+    from serving.engine.engine import Request
+
+    ids = None if history is None else tuple(part.strip() for part in history.split(",") if part.strip())
+    answer = recommend_once(bundle, Request(ids, user, k, not keep_history))
+    if as_json:
+        print_json(answer)
+    else:
+        results().print(answer_table(answer))

@@ -1,0 +1,152 @@
+"""What is wrong with a configuration: every key at once, with its value, what is allowed and the nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from setrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipelines.config.job import JobConfig
+
+_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+_METRIC = re.compile(r"(ndcg|recall|mrr)@([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A key of the configuration, such as ``training.epochs``, and what is wrong with it."""
+
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
+
+
+class SettingsError(ConfigError):
+    """A configuration with ``problems``; the message tells all of them, one a line."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        told = [str(problem) for problem in problems]
+        head = f"{source}: " if len(told) == 1 else f"{source}: {len(told)} settings cannot be used:\n  "
+        super().__init__(head + "\n  ".join(told))
+
+
+def problems_of(error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any]) -> list[Problem]:
+    """The problems that pydantic found in ``raw``, one per key, in its order."""
+    found: dict[str, Problem] = {}
+    for one in error.errors():
+        path = _path(raw, one["loc"], missing=one["type"] == "missing")
+        field = path[:-1] if path and isinstance(path[-1], int) else path
+        key = ".".join(map(str, field))
+        message = _message(dict(one), model, path)
+        if key in found and one["type"] != "too_short" and message not in found[key].message:
+            message = f"{found[key].message}; or {message.partition(': ')[2] or message}"
+        elif key in found:
+            continue
+        found[key] = Problem(key, message)
+    # A list is also too short once its bad elements are left out, which is no news.
+    return [found[key] for key in found if not any(other.startswith(f"{key}.") for other in found)]
+
+
+def conflicts(config: JobConfig) -> Iterator[Problem]:
+    """Settings that are allowed each for itself and not together."""
+    metric, ks = _METRIC.fullmatch(config.gate.metric), config.evaluation.ks
+    if metric is None:
+        yield Problem("gate.metric", f"'{config.gate.metric}': a metric and its cut-off are expected, as ndcg@10")
+    elif int(metric[2]) not in ks:
+        yield Problem("gate.metric", f"'{config.gate.metric}': its cut-off must be in evaluation.ks, {list(ks)}")
+
+
+def _path(raw: Any, loc: Sequence[Any], *, missing: bool) -> list[Any]:
+    """The location in what was given: pydantic also names the kinds of a union that it tried."""
+    path: list[Any] = []
+    for at, part in enumerate(loc):
+        inside = isinstance(raw, Mapping) and part in raw
+        inside = inside or (isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw))
+        if inside:
+            raw = raw[part]
+            path.append(part)
+        elif missing and at == len(loc) - 1:
+            path.append(part)
+    return path
+
+
+def _message(error: dict[str, Any], model: type[BaseModel], path: list[Any]) -> str:
+    if error["type"] == "missing":
+        return "is missing"
+    if error["type"] == "extra_forbidden":
+        near = _nearest(model, path)
+        return "no such setting" + (f"; the nearest is {near}" if near else "")
+    reason = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    reason = re.sub(
+        r"^Input (should be|is not) ", lambda found: {"should be": "must be ", "is not": "is not "}[found[1]], reason
+    )
+    if bounds := _bounds(_field(model, path)):
+        if error["type"].startswith(("greater_than", "less_than", "finite")):
+            reason = f"must be {bounds}"
+        elif bounds not in reason:
+            reason = f"{reason}, {bounds}"
+    shown = repr(error["input"])
+    return f"{shown if len(shown) <= 60 else shown[:57] + '...'}: {reason}"
+
+
+def _field(model: type[BaseModel], path: Sequence[Any]) -> FieldInfo | None:
+    """The field at a path, that of the sequence for its elements; ``None`` where unions hide it."""
+    found: FieldInfo | None = None
+    for part in path:
+        if isinstance(part, int):
+            continue
+        if part not in model.model_fields:
+            return None
+        found = model.model_fields[part]
+        model = next(iter(_models(found)), BaseModel)
+    return found
+
+
+def _models(field: FieldInfo) -> Iterator[type[BaseModel]]:
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield kind
+
+
+def _bounds(field: FieldInfo | None) -> str:
+    if field is None:
+        return ""
+    elements = [part for kind in get_args(field.annotation) for part in getattr(kind, "__metadata__", ())]
+    metadata = [*field.metadata, *(inner for part in elements for inner in (part, *getattr(part, "metadata", ())))]
+    said = [
+        f"{word} {getattr(part, name)}" for part in metadata for name, word in _BOUNDS.items() if hasattr(part, name)
+    ]
+    return " and ".join(dict.fromkeys(said))
+
+
+def _nearest(model: type[BaseModel], path: Sequence[Any]) -> str | None:
+    """The known key that is most like an unknown one: of its section, else of any."""
+    names = [str(part) for part in path]
+    every = list(_keys(model))
+    prefix = ".".join(names[:-1])
+    siblings = [key for key in every if key.rpartition(".")[0] == prefix]
+    leaves = {key.rpartition(".")[2]: key for key in (*every, *siblings)}
+    if near := difflib.get_close_matches(".".join(names), siblings, 1, 0.6):
+        return near[0]
+    if names[-1] in leaves:  # of another section
+        return leaves[names[-1]]
+    found = difflib.get_close_matches(names[-1], leaves, 1, 0.6)
+    return leaves[found[0]] if found else None
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        for inner in _models(field):
+            yield from _keys(inner, f"{prefix}{name}.")

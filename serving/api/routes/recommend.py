@@ -1,0 +1,117 @@
+"""Routes that answer with items: recommendations for a history or a user, items similar to one."""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from serving.api.access.middleware import error_body
+from serving.api.access.tokens import READ
+from serving.api.schemas.live import PathId
+from serving.api.schemas.recommendations import (
+    RecommendRequest,
+    RecommendResponse,
+    SimilarResponse,
+    error_responses,
+    limited_request,
+)
+from serving.engine.requests import Answer, Request
+from serving.runtime.models import Live
+from serving.runtime.settings import ServingSettings
+from setrec.errors import SetRecError, UnknownItemError
+
+Result = Answer | SetRecError
+Recommend = Callable[[Request], Awaitable[Result]]
+
+_ERRORS = error_responses(
+    None,
+    "a field is missing or out of range, or names no slot kind, component or rule set (`invalid_request`), the "
+    "history holds an item that is none (`unknown_item`), "
+    "or the filter asks for an attribute that no item has (`unknown_attribute`).",
+)
+_NO_ITEM = "There is no such item (`unknown_item`)."
+
+
+def add_recommend_routes(app: FastAPI, live: Live, settings: ServingSettings, recommend: Recommend) -> None:
+    """Add ``POST /v1/recommend`` and ``GET /v1/items/{item_id}/similar``."""
+    most = min(settings.max_k, live.engine.max_k)
+    body_type = limited_request(settings.max_history, most)
+
+    @app.post(
+        "/v1/recommend", response_model=RecommendResponse, responses=_ERRORS, tags=["recommend"], dependencies=[READ]
+    )
+    async def recommend_items(body: body_type) -> JSONResponse:  # type: ignore[valid-type]
+        """The k items most likely to come next."""
+        asked = _request(body)
+        result = await recommend(asked)
+        if isinstance(result, SetRecError):
+            raise result
+        answer_id = secrets.token_hex(16)
+        if live.exposures is not None:
+            live.exposures.answered(answer_id, result, live.arm(asked.user_id))
+        return JSONResponse({"answer_id": answer_id, **_written(result)})
+
+    @app.get(
+        "/v1/items/{item_id:path}/similar",
+        response_model=SimilarResponse,
+        responses=error_responses(_NO_ITEM, "`k` is out of range or `by` names nothing (`invalid_request`)."),
+        tags=["recommend"],
+        dependencies=[READ],
+    )
+    async def similar_items(
+        item_id: PathId,
+        k: Annotated[int, Query(ge=1, le=most, description="How many items.")] = min(10, most),
+        by: Annotated[
+            str,
+            Query(
+                max_length=100,
+                description="`all`: the whole score after this item alone; `model`: the model's part of it; or the "
+                "name of one slot kind or component.",
+            ),
+        ] = "all",
+    ) -> JSONResponse:
+        """The items nearest to one, live ones too."""
+        try:
+            found = await run_in_threadpool(live.engine.similar, item_id, k, by)
+        except UnknownItemError as error:
+            return JSONResponse(error_body("unknown_item", str(error)), 404)
+        items = [vars(item) for item in found.items]
+        return JSONResponse({"model_version": found.model_version, "item_id": item_id, "by": by, "items": items})
+
+
+def _written(result: Answer) -> dict[str, Any]:
+    """An answer as JSON, by hand: it is ours, and checking it again field by field would cost more than making it."""
+    items, explanation = [vars(item) for item in result.items], result.explanation
+    written: dict[str, Any] = {
+        "model_version": result.model_version,
+        "items": items,
+        "fallback": None if result.fallback is None else asdict(result.fallback),
+        "skipped": list(result.skipped),
+    }
+    if explanation is not None:
+        effects = zip(items, explanation.effects, strict=True)
+        written["items"] = [{**item, "because": [vars(effect) for effect in because]} for item, because in effects]
+        written["slots"] = {kind: [vars(item) for item in nearest] for kind, nearest in explanation.slots.items()}
+    return written
+
+
+def _request(body: RecommendRequest) -> Request:
+    return Request(
+        None if body.history is None else tuple(body.history),
+        body.user_id,
+        body.k,
+        body.exclude_history,
+        body.filter,
+        None if body.allow is None else tuple(body.allow),
+        tuple(body.deny),
+        body.unknown_items,
+        body.new_only,
+        body.factors,
+        body.diversity,
+        body.rules,
+        body.explain,
+    )

@@ -1,0 +1,27 @@
+"""Ranking health: how much of the catalogue is shown, and how new and how popular it is."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from serving.engine.state import State
+from serving.telemetry import metrics
+
+
+class ShownItems:
+    """Counts what is answered; one call for each batch."""
+
+    def __init__(self, items: int) -> None:
+        self._shown = np.zeros(items, dtype=bool)
+
+    def count(self, state: State, rows: np.ndarray) -> None:
+        """Count ``rows``, int64, of the items that a batch of requests was answered with."""
+        if not len(rows):
+            return
+        new = int(np.count_nonzero(state.new[rows]))
+        metrics.SHOWN.labels("new").inc(new)
+        metrics.SHOWN.labels("trained").inc(len(rows) - new)
+        # One figure for each batch, not for each item: a histogram costs some microseconds.
+        metrics.SHOWN_POPULARITY.observe(float(state.popularity.places(rows).mean()))
+        self._shown[rows[rows < len(self._shown)]] = True
+        metrics.CATALOGUE_SHOWN.set(float(self._shown.mean()))

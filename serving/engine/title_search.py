@@ -1,0 +1,28 @@
+"""Items by words of their titles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serving.engine.state import State
+
+
+class TitleSearch:
+    """Finds items whose titles hold a text, whatever its case; the bundle's titles are one Arrow array."""
+
+    def __init__(self, titles: list[str], counts: np.ndarray) -> None:
+        """``counts``: training interactions of each item; more of them come first."""
+        self._titles, self._counts = pa.array(titles, pa.large_string()), counts
+
+    def find(self, state: State, text: str, limit: int) -> list[int]:
+        """Up to ``limit`` rows of items there are now, live ones first, then those of most interactions."""
+        wanted = text.casefold()
+        live = [state.items.find(item_id) for item_id, item in state.fields.items() if wanted in item.title.casefold()]
+        found = [row for row in reversed(live) if row is not None][:limit]
+        matches = pc.match_substring(self._titles, text, ignore_case=True).to_numpy(zero_copy_only=False)
+        matches &= state.index.alive[: len(matches)]
+        rows = np.flatnonzero(matches)
+        rows = rows[np.argsort(-self._counts[rows], kind="stable")]
+        return found + rows[: limit - len(found)].tolist()

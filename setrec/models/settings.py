@@ -1,0 +1,112 @@
+"""Settings of the models. Nothing here imports torch, so that a configuration is checked at once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from setrec.settings import Precision, Settings
+
+
+class LoraSettings(Settings):
+    """Low-rank adaptation of the attention projections, the rest of the backbone frozen (defaults: SETRec's code)."""
+
+    rank: int = Field(8, ge=1)
+    alpha: int = Field(16, ge=1)
+    dropout: float = Field(0.02, ge=0, lt=1)
+
+
+class BackboneSettings(Settings):
+    """Which language model reads the history.
+
+    Either ``pretrained`` (a local path or a hub id; family and size then come from the checkpoint) or a ``family`` and
+    a ``size`` trained from scratch. ``layers``: keep the first N layers (T5: of encoder and decoder). ``dropout``
+    applies inside a backbone built from a size.
+    """
+
+    family: Literal["qwen3", "qwen2", "t5"] = "qwen3"
+    size: Literal["tiny", "small", "base"] = "tiny"
+    pretrained: str | None = None
+    layers: int | None = Field(None, ge=1)
+    lora: LoraSettings | None = None
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class ModelSettings(Settings):
+    """The shape of the recommender. The defaults are the recipe of ``docs/comparison.md``.
+
+    ``collaborative``: numbers of an item's collaborative vector; ``table``: these begin at ``random``, or as a
+    ``sasrec`` trained on the same histories left them (the paper); ``trainable_table``: whether they keep learning (the
+    paper: no). ``semantic_tokens``: semantic slots, made from the text vector by an autoencoder with ``hidden`` layers.
+    ``text_slot``: one more slot is the text vector itself, frozen, in so many principal directions (0: no such slot;
+    the paper: 0).
+
+    ``history``: ``set`` reads n tokens per item (the paper), ``fused`` their sum, n times cheaper. ``max_items`` of a
+    history are read, the latest. ``instruction`` is how many learned vectors stand before the history when the
+    backbone brings no tokenizer. ``query_mode``: n ``learned`` queries stand behind the history (the paper), or those
+    with the ``last_item``'s vector added, or none: with ``item`` the last item's own token answers for every slot
+    through a map of its own, which leaves a third of the tokens or less (causal backbones and fused histories alone).
+    ``auto`` is ``item`` where that can be, else ``last_item``.
+
+    ``history_skip``: the answer has a learned share of the history's own codes, averaged with weights that fall by each
+    of these factors per step back (the paper: none). ``repeat_bias``: a learned number is added to the scores of items
+    that are in the history already, which says how often people come back; with ``history_skip`` every history is
+    nearest to itself, so the two go together (the paper: no). ``id_dropout``: share of the items whose collaborative
+    code a training step leaves out, as though they were new, so that items are placed by content as well as by who
+    chose them and new ones compare with the others (the paper: 0).
+    """
+
+    backbone: BackboneSettings = BackboneSettings()
+    collaborative: int = Field(64, ge=0)
+    table: Literal["random", "sasrec"] = "random"
+    trainable_table: bool = True
+    semantic_tokens: int = Field(2, ge=0)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (512, 256, 128)
+    text_slot: int = Field(128, ge=0)
+    history: Literal["set", "fused"] = "fused"
+    max_items: int = Field(50, ge=1)
+    instruction: int = Field(4, ge=0)
+    query_mode: Literal["auto", "learned", "last_item", "item"] = "auto"
+    dropout: float = Field(0.2, ge=0, lt=1)
+    id_dropout: float = Field(0.3, ge=0, lt=1)
+    history_skip: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.8, 1.0)
+    repeat_bias: bool = True
+
+    def resolved_query_mode(self, *, causal: bool) -> str:
+        """The query mode behind a causal backbone, or another."""
+        if self.query_mode != "auto":
+            return self.query_mode
+        return "item" if causal and self.history == "fused" else "last_item"
+
+
+class SasRecSettings(Settings):
+    """Shape and training of SASRec. ``patience``: epochs without a better validation NDCG@10.
+
+    ``negatives``: draws of the sampled softmax, which all targets of a batch share; 0 is the full softmax. With text
+    alone: ``text_dropout``, of texts once projected, drawn apart for what is read and what is asked for;
+    ``id_dropout``, the share of items that training shows and asks for by their text alone, as new items are.
+    """
+
+    width: int = Field(64, ge=1)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    max_items: int = Field(50, ge=1)
+    epochs: int = Field(30, ge=1)
+    patience: int = Field(8, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_epochs: float = Field(1.0, ge=0)
+    targets_per_batch: int = Field(2048, ge=1)
+    precision: Precision = "auto"
+    negatives: int = Field(0, ge=0)
+    text_dropout: float = Field(0.0, ge=0, lt=1)
+    id_dropout: float = Field(0.0, ge=0, le=1)
+
+    @field_validator("heads")
+    @classmethod
+    def _heads_share_the_width(cls, heads: int, info: ValidationInfo) -> int:
+        if (width := info.data.get("width")) is not None and width % heads:
+            raise ValueError(f"width, {width}, must be a multiple of it")
+        return heads

@@ -1,0 +1,155 @@
+"""Free questions: which question, which nodes, what the answer rests on, and when there is none."""
+
+import networkx as nx
+import numpy as np
+import pytest
+from nodetok_helpers import reader, task
+from scipy import sparse
+
+from nodetok.artifact import artifact
+from nodetok.asking.answering import GraphAnswerer
+from nodetok.asking.nodes import AmbiguousNodeError, NodeFinder
+from nodetok.asking.questions import QuestionMatcher
+from nodetok.asking.subgraph import retrieve
+from nodetok.asking.wordings import CLASSIFICATION, OUTSIDE, STRUCTURE, Wordings
+from nodetok.tasks.structure import QUESTIONS
+from setrec.errors import UnknownNodeError
+
+WORDINGS = {QUESTIONS[name]: Wordings.split(texts) for name, texts in STRUCTURE.items()}
+
+
+@pytest.fixture(scope="module")
+def matcher():
+    return QuestionMatcher(WORDINGS)
+
+
+def test_every_question_has_a_dozen_wordings_to_learn_from_and_others_to_be_tested_with():
+    for given in [*WORDINGS.values(), Wordings.split(CLASSIFICATION)]:
+        assert len(given.train) >= 12
+        assert len(given.test) >= 4
+        assert len(set(given.every)) == len(given.every)
+
+
+def test_unseen_wordings_are_recognised_and_other_questions_are_not(matcher):
+    right = [matcher.match(text).template == template for template, w in WORDINGS.items() for text in w.test]
+    assert np.mean(right) >= 0.9
+    others = [
+        "who is the manager of [[0]] ?", "What is the capital of Spain?", "is [[0]] richer than [[1]] ?", "...",
+        "[[0]]",
+        "which of [[1]] and [[2]] paints better than [[0]] ?", "how many votes did [[0]] get ?", "hops", "",
+    ]  # fmt: skip
+    assert [text for text in others if matcher.match(text).template] == []
+    assert sum(bool(matcher.match(text).template) for text in OUTSIDE) <= 0.05 * len(OUTSIDE)
+
+
+@pytest.mark.parametrize(
+    "text", ["how many hops are between [[0]] ?", "how far are [[0]] and [[1]] from [[2]] and [[3]] ?"]
+)
+def test_a_question_with_too_few_or_too_many_nodes_is_none(matcher, text):
+    assert matcher.match(text).template == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "order"),
+    [
+        ("which is nearer to [[0]] , the first [[1]] or the second [[2]] ?", (0, 1, 2)),
+        ("is [[0]] or [[1]] closer to [[2]] ?", (2, 0, 1)),
+        ("of [[0]] and [[1]] , which is nearer to [[2]] ?", (2, 0, 1)),
+        ("is [[0]] closer to [[1]] or to [[2]] ?", (0, 1, 2)),
+        ("is [[0]] nearer than [[1]] to [[2]] ?", (2, 0, 1)),
+    ],
+)
+def test_the_node_that_two_are_compared_to_is_found_by_what_joins_the_two(matcher, text, order):
+    found = matcher.match(text)
+    assert (found.template, found.order) == (QUESTIONS["nearer"], order)
+
+
+IDS = ["bob", "n-7", "35", "x1", "x2"]
+TEXTS = [
+    "Bob Stone, head of engineering", "Ann Lee, keeps the Kubernetes clusters running", "Paper on genetic search",
+    "Sam, recruiter", "Sam, accountant",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "rows"),
+    [
+        ("how far is [[bob]] from [[ 35 ]] ?", "how far is [[0]] from [[1]] ?", [0, 2]),
+        ("how far is Bob from 35?", "how far is [[0]] from [[1]] ?", [0, 2]),
+        ("how far is Bob Stone from N-7 and bob?", "how far is [[0]] from [[1]] and [[0]] ?", [0, 1]),
+        ("how far is the Kubernetes clusters person ?", "how far is the [[0]] person ?", [1]),
+        ("how far is it ?", "how far is it ?", []),
+        ("[[]] how far", "[[]] how far", []),
+    ],
+)
+def test_nodes_are_found_by_brackets_id_title_and_words_of_their_text(question, text, rows):
+    finder = NodeFinder(IDS, TEXTS, {"how", "far", "from", "person"})
+    found, at = finder.find(question)
+    assert " ".join(found.replace("?", " ?").split()) == text
+    assert at == rows
+
+
+def test_unknown_and_ambiguous_nodes_are_told():
+    finder = NodeFinder(IDS, TEXTS, {"how", "far"})
+    with pytest.raises(UnknownNodeError, match="'nobody'"):
+        finder.find("how far is [[nobody]] ?")
+    with pytest.raises(AmbiguousNodeError, match="names 2 nodes"):
+        finder.find("how far is Sam ?")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_retrieved_subgraph_joins_the_nodes_of_the_question_wherever_a_path_does(seed):
+    given = nx.disjoint_union(nx.gnm_random_graph(60, 80, seed=seed), nx.path_graph(4))
+    adjacency = sparse.csr_matrix(nx.to_scipy_sparse_array(given))
+    rows = [0, 7, 31, 61, 63]
+    nodes, edges = retrieve(adjacency, rows)
+    assert nodes[:5] == rows
+    assert all(given.has_edge(*edge) for edge in edges)
+    assert {end for edge in edges for end in edge} <= set(nodes)
+    found = nx.Graph(edges)
+    found.add_nodes_from(rows)
+    for other in rows[1:]:
+        assert nx.has_path(found, 0, other) == nx.has_path(given, 0, other)
+    assert retrieve(adjacency, []) == ([], [])
+
+
+@pytest.fixture(scope="module")
+def answerer():
+    of = task()
+    return GraphAnswerer(artifact(of, reader(of)))
+
+
+def test_an_answer_is_the_same_in_other_words_and_rests_on_edges_of_the_graph(answerer):
+    answerer.artifact.threshold = 0.0
+    found = answerer.ask("what is the class of [[n7]] ?")
+    assert answerer.ask("Under which category would you file n7?") == found
+    assert not found.refused
+    assert found.nodes[0] == "n7"
+    known = {
+        frozenset((answerer.artifact.ids[a], answerer.artifact.ids[b])) for a, b in answerer.artifact.edges.tolist()
+    }
+    assert found.edges
+    assert all(frozenset(edge) in known for edge in found.edges)
+
+
+@pytest.mark.parametrize("question", ["What is the capital of France?", "who manages n7 ?", "classify n7 and n8", "n7"])
+def test_what_the_model_was_not_trained_for_is_refused_with_the_reason(answerer, question):
+    found = answerer.ask(question)
+    assert (found.answer, found.refused, found.edges) == (None, True, [])
+    assert "what is the class of" in found.reason
+
+
+def test_an_answer_of_a_score_below_that_of_validation_is_refused(answerer):
+    answerer.artifact.threshold = 1.1
+    found = answerer.ask("what is the class of [[n7]] ?")
+    assert (found.answer, found.refused) == (None, True)
+    assert "below" in found.reason
+
+
+def test_the_threshold_refuses_few_of_the_validation_questions():
+    of = task()
+    made = artifact(of, reader(of))
+    best = np.concatenate([np.exp(s - s.max(1, keepdims=True)).max(1) / np.exp(s - s.max(1, keepdims=True)).sum(1)
+                           for s, _ in made.reader.scores(of.valid)])  # fmt: skip
+    assert (best < made.threshold).mean() <= 0.1
+    assert made.threshold > 0
