@@ -6,6 +6,7 @@ the start of Python, on Ray with the start of a cluster of this machine; ``peak_
 all below it held (1e9 bytes, ``benchmarks/memory.py``), ``process_gb`` the most that one of them had to itself;
 ``spilled_gb`` the most that lay on disk, in DuckDB's folder or in Ray's. A CSV of two million rows is timed too, and
 ``engines_agree`` is 1 where both engines and the plain reference of the tests leave the same of random small tables.
+``ray_hampered_1m``: a million on Ray with a small object store and tasks that are killed (see :func:`hampered`).
 
 ``--before CHECKOUT`` times the ingest of another checkout of this project on the same input of ten million, for the
 ratio ``over_before_10m``. ``--engines duckdb`` leaves Ray out. Figures go to results/ingest.json. With all sizes and
@@ -15,6 +16,7 @@ worlds still to be written about half an hour on two cores, and 30 GB of disk.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from memory import Sampler
 HOME = Path(__file__).resolve().parents[1]
 MILLION = 1_000_000
 CSV_ROWS = 2 * MILLION
+SMALL_STORE = 80 * 2**20
 
 
 def child(settings: dict[str, Any], out: Path) -> dict[str, float]:
@@ -63,11 +67,50 @@ def child(settings: dict[str, Any], out: Path) -> dict[str, float]:
 
 def _spilled_by_ray() -> list[Path]:
     """The objects that the cluster of this process has on disk."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    ray: Any = sys.modules.get("ray")
+    if not hasattr(ray, "is_initialized") or not ray.is_initialized():  # beside its import, a part of it may be there
         return []
     session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
     return [file for folder in session.glob("*spill*") for file in folder.rglob("*")]
+
+
+def hampered(folder: Path) -> dict[str, float]:
+    """Ingest a million on Ray with an object store of :data:`SMALL_STORE` bytes, killing tasks now and then: what was
+    spilled, how many were killed, and 1 where it left the files that DuckDB leaves."""
+    import psutil
+    import ray
+
+    from pipelines.common.cluster import QUIET
+    from pipelines.ingest.ingest import DataSettings, ingest
+
+    settings = {**world_of(folder, 1), "user_min_count": 5, "item_min_count": 5}
+    ingest(DataSettings.model_validate(settings), folder / "same" / "duckdb")
+    os.environ.update(QUIET)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=SMALL_STORE, log_to_driver=False)
+    spilled, killed, done = 0, 0, threading.Event()
+
+    def harm() -> None:
+        nonlocal spilled, killed
+        for second in itertools.count(1):
+            if done.wait(1):
+                return
+            spilled = max(spilled, sum(map(_size, _spilled_by_ray())))
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if second % 4 == 0 and killed < 5 and process.cmdline()[:1][0].startswith("ray::MapBatches"):
+                        process.kill()
+                        killed += 1
+                        break
+
+    watcher = threading.Thread(target=harm, daemon=True)
+    watcher.start()
+    ingest(DataSettings.model_validate({**settings, "engine": "ray"}), folder / "same" / "ray")
+    done.set()
+    watcher.join()
+    left = [sorted((folder / "same" / name).rglob("*.parquet")) for name in ("duckdb", "ray")]
+    same = [file.read_bytes() for file in left[0]] == [file.read_bytes() for file in left[1]]
+    shutil.rmtree(folder / "same")
+    return {"spilled_gb": round(spilled / 1e9, 3), "killed": killed, "same": int(same)}
 
 
 def _size(file: Path) -> int:
@@ -144,6 +187,10 @@ def run(folder: Path, sizes: list[int], engines: list[str], before: Path | None)
     if "100" in found["sizes"]:
         found["seconds_100m"] = found["sizes"]["100"]["duckdb"]["seconds"]
         found["peak_gb_100m"] = found["sizes"]["100"]["duckdb"]["peak_gb"]
+    if "ray" in engines:
+        command = [sys.executable, __file__, "--hampered", str(folder)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found["ray_hampered_1m"] = json.loads(done.stdout.splitlines()[-1])
     found["engines_agree"] = agree()
     return found
 
@@ -152,6 +199,9 @@ def main() -> None:
     """Measure and write the results; or be the child that is measured."""
     if sys.argv[1:2] == ["--child"]:
         print(json.dumps(child(json.loads(sys.argv[2]), Path(sys.argv[3]))))
+        return
+    if sys.argv[1:2] == ["--hampered"]:
+        print(json.dumps(hampered(Path(sys.argv[2]))))
         return
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 100], help="millions of interactions")

@@ -161,6 +161,7 @@ def test_a_cluster_leaves_the_files_that_one_process_leaves(ray_here):
     compared(["duckdb", "ray"], drawn(0, 60), "pqrst", fields, 40, 2)
 
 
+@pytest.mark.slow
 def test_a_cluster_refuses_what_one_process_refuses_in_the_same_words(ray_here, tmp_path):
     good = "user_id,item_id,timestamp\n" + "".join(f"u,i{row},{row}\n" for row in range(5))
     for name, text in (("row", good + "u,,7\n"), ("column", good.replace("timestamp", "when")), ("unknown", good)):
