@@ -59,7 +59,7 @@ def distances_on_cluster(
         ray_session(address),
         atomic_file(out) as path,
     ):
-        table = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        table: np.ndarray = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         table = _fill(table, path, views, anchors, settings, block, shown)
         table.flush()
         del table
