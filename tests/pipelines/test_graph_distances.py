@@ -67,6 +67,15 @@ def test_blocks_equal_one_process(tmp_path, kind, directed, direction):
     assert shown.calls == [(done, tasks) for done in range(tasks + 1)]
 
 
+def test_blocks_with_paths_of_more_hops_than_a_byte_holds_widen_the_matrix(tmp_path):
+    path = Graph.from_arrays(np.arange(399), np.arange(1, 400), 401)
+    anchors = np.array([200, 0, 399])
+    found = distances_on_cluster(path, anchors, DistanceSettings(), tmp_path / "table.npy", block=1)
+    assert found.dtype == np.int32
+    assert np.array_equal(found, distances(path, anchors))
+    assert [file.name for file in tmp_path.iterdir()] == ["table.npy"]
+
+
 def test_writing_to_the_matrix_leaves_the_file_alone(tmp_path):
     found = distances_on_cluster(made(), ANCHORS, DistanceSettings(), tmp_path / "table.npy")
     before = int(found[0, 0])
