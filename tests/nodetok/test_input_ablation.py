@@ -3,7 +3,7 @@ import torch
 from nodetok_helpers import planted, task
 
 from nodetok.graph import Graph
-from nodetok.language.input_ablation import SHUFFLED, TEXT, TOKENS, ablate, diffused, eigenvectors
+from nodetok.language.input_ablation import SHUFFLED, TEXT, TOKENS, ablate, ablations, diffused, eigenvectors
 from nodetok.language.model import GraphModelSettings
 
 
@@ -53,3 +53,7 @@ def test_eigenvectors_are_those_of_the_dense_normalised_laplacian():
     few = eigenvectors(Graph.from_arrays(np.array([0, 1]), np.array([1, 2]), 3), 4)
     assert few.shape == (3, 4)
     assert not few[:, 1:].any()
+
+
+def test_node_tokens_come_first_as_the_budget_of_opponents_is_their_time():
+    assert ablations(task(), (SHUFFLED, TEXT, TOKENS)) == [TOKENS, SHUFFLED, TEXT]
