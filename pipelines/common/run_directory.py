@@ -257,7 +257,8 @@ class Run:
 PREPARED = ("data", "data.json", "features", "config.yaml", "environment.json", "logs")
 TRAINED = ("sasrec", "checkpoints", "model", "curves.jsonl")
 EVALUATED = (
-    "scorer.json", "metrics.json", "popularity_groups.json", "comparisons.json", "per_user.parquet", "examples.json",
+    "scorer.json", "metrics.json", "popularity_groups.json", "comparisons.json", "beyond_accuracy.json",
+    "per_user.parquet", "examples.json",
     "report.html",
 )  # fmt: skip
 FOLLOWING = (*EVALUATED, "bundle", "gate.json", "last_release.parquet", "audit.json")

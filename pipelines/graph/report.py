@@ -53,7 +53,7 @@ def write_graph_report(
     """
     pages = templates()
     pages.policies["json.dumps_kwargs"] = {"default": str, "ensure_ascii": False}
-    html = pages.get_template("report.html.j2").render(
+    html = pages.get_template("graph_report.html.j2").render(
         title=title,
         graph=graph,
         tokenizer=[(said, _shown(key, tokenizer[key])) for key, said in TOKENIZER.items() if key in tokenizer],

@@ -21,7 +21,7 @@ _USERS = 1024
 def best_items(scores: np.ndarray, history: Ragged, count: int = LENGTH) -> np.ndarray:
     """Rows of the ``count`` items with the largest of scores (b, I) outside the histories, int32 (b, count), the best
     first; -1 where a history leaves fewer items."""
-    left = scores.copy()
+    left = scores.astype(np.result_type(scores, np.float32))
     left[history.row_of_value, history.values] = -np.inf
     count_there = min(count, left.shape[1])
     best = np.argpartition(-left, count_there - 1, axis=1)[:, :count_there]

@@ -85,7 +85,7 @@ def command(place):
     arguments = ["setrec", "pipeline", "run", str(place / "config.yaml"), "--root", str(place / "nightly")]
     code = f"""
 import sys
-from pipelines import cli
+from pipelines.cli import app
 from pipelines.common import fingerprints
 fingerprints.of_code = lambda: "unchanged"
 sys.argv = {arguments!r}

@@ -13,7 +13,7 @@ import pytest
 JOB = """
 import sys, threading
 from pathlib import Path
-from pipelines.cli.app import app, options
+from pipelines.cli import app, options
 from pipelines.common import signals
 from pipelines.common.run_directory import Run
 signals.GRACE_SECONDS = GRACE
