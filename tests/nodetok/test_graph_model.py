@@ -3,7 +3,7 @@ import pytest
 import torch
 from nodetok_helpers import few, reader, task
 
-from nodetok import text
+from nodetok.language import generation
 from nodetok.language.input_ablation import ABLATIONS, LAPLACIAN, SHUFFLED, TEXT, TOKENS, ablate
 from nodetok.language.model import GraphModelSettings, NodeData
 from nodetok.language.prompts import NEIGHBOUR, PAD, Neighbourhoods, PromptBatch, PromptEncoder, Prompts
@@ -103,10 +103,10 @@ def test_one_step_lowers_the_loss_and_reaches_every_trained_part(planted_task, f
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     examples = of.valid
     batch, targets = made.encoder(examples.prompts), torch.from_numpy(examples.targets)
-    said = text.answer_ids(made.tokenizer, [of.candidates[row] for row in examples.targets])
+    said = generation.answer_ids(made.tokenizer, [of.candidates[row] for row in examples.targets])
     losses = []
     for _ in range(4):
-        loss = model.loss(batch, targets, made.data) + text.text_loss(model, batch, made.data, said)
+        loss = model.loss(batch, targets, made.data) + generation.text_loss(model, batch, made.data, said)
         optimizer.zero_grad()
         loss.backward()
         losses.append(float(loss.detach()))
@@ -170,12 +170,12 @@ def test_writing_step_by_step_gives_the_words_that_teacher_forcing_finds_likelie
     made = reader(planted_task, family, text_loss=1.0)
     prompts = planted_task.test.take(np.arange(3))
     batch = made.encoder(prompts.prompts)
-    written = text.write(made.model, batch, made.data, made.tokenizer, longest=3)
-    ids = text.answer_ids(made.tokenizer, written)
+    written = generation.write(made.model, batch, made.data, made.tokenizer, longest=3)
+    ids = generation.answer_ids(made.tokenizer, written)
     with torch.no_grad():
-        own = float(text.text_loss(made.model, batch, made.data, ids[:, :1]))
+        own = float(generation.text_loss(made.model, batch, made.data, ids[:, :1]))
         vocabulary = torch.arange(3, len(made.tokenizer))
-        others = [float(text.text_loss(made.model, batch, made.data, v.expand(3, 1))) for v in vocabulary]
+        others = [float(generation.text_loss(made.model, batch, made.data, v.expand(3, 1))) for v in vocabulary]
     assert own <= min(others) + 1e-4 or not any(written)
 
 
