@@ -112,6 +112,7 @@ def test_a_trials_curve_is_that_of_a_training_with_its_settings(searched, qwen3_
 def test_a_search_killed_outright_goes_on_where_it_was(ray_here, searched, qwen3_run, tmp_path):
     run = ready(qwen3_run, tmp_path)
     command = [sys.executable, "-m", "pipelines.cli.app", "tune", "--config", tmp_path / "tune.yaml", "--run", run.root]
+    command += ["--force"]  # the run is a trained one
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=_own_ray()
     )
@@ -139,7 +140,7 @@ def test_a_search_killed_outright_goes_on_where_it_was(ray_here, searched, qwen3
 @pytest.mark.slow
 def test_a_trial_that_fails_is_told_and_does_not_end_the_search(ray_here, qwen3_run, tmp_path):
     run = ready(qwen3_run, tmp_path)
-    space = {"sasrec.width": {"kind": "choice", "values": [8]}, "sasrec.heads": {"kind": "choice", "values": [3]}}
+    space = {"sasrec.learning_rate": {"kind": "choice", "values": [1e30]}}
     sets = [f"tune.space={json.dumps(space)}", "tune.trials=2", "training.epochs=1", "model.table=sasrec"]
     own, bad = stages.search(run, load_config(tmp_path / "tune.yaml", sets))
     assert (own.stop, len(own.curve)) == ("finished", 1)
