@@ -54,7 +54,7 @@ def ranges(begin: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 @dataclass(eq=False)
-class Arcs:
+class RelationArcs:
     """Labelled arcs by source: those of v are ``begin[v] .. begin[v + 1]``; label r + N is label r turned round."""
 
     begin: np.ndarray
@@ -62,7 +62,7 @@ class Arcs:
     end: np.ndarray
 
     @classmethod
-    def of(cls, source: np.ndarray, label: np.ndarray, end: np.ndarray, nodes: int) -> Arcs:
+    def of(cls, source: np.ndarray, label: np.ndarray, end: np.ndarray, nodes: int) -> RelationArcs:
         """From arcs in any order; those of one source come by label and end."""
         order = np.lexsort((end, label, source))
         return cls(np.searchsorted(source[order], np.arange(nodes + 1)), label[order], end[order])
@@ -71,13 +71,15 @@ class Arcs:
         """Source of every arc."""
         return np.repeat(np.arange(len(self.begin) - 1), np.diff(self.begin))
 
-    def drawn(self, most: int, always: np.ndarray, rng: np.random.Generator) -> Arcs:
+    def drawn(self, most: int, always: np.ndarray, rng: np.random.Generator) -> RelationArcs:
         """At most ``most`` of each node, drawn; labels that ``always`` (bool by label) names all stay."""
         shuffled = rng.permutation(len(self.end))
         shuffled = shuffled[np.argsort(self.source()[shuffled], kind="stable")]
         place = np.arange(len(shuffled)) - self.begin[self.source()[shuffled]]
         kept = np.sort(shuffled[(place < most) | always[self.label[shuffled]]])
-        return Arcs(np.searchsorted(self.source()[kept], np.arange(len(self.begin))), self.label[kept], self.end[kept])
+        return RelationArcs(
+            np.searchsorted(self.source()[kept], np.arange(len(self.begin))), self.label[kept], self.end[kept]
+        )
 
 
 class Paths:
@@ -97,7 +99,7 @@ class Paths:
             self.labels += len(NEAREST) + 1
         head, label, tail = np.concatenate(parts).astype(np.int64).T
         self.of_text = np.tile(np.arange(self.labels) >= relations, 2)
-        self.arcs = Arcs.of(
+        self.arcs = RelationArcs.of(
             np.concatenate([head, tail]), np.concatenate([label, label + self.labels]), np.concatenate([tail, head]),
             entities,
         )  # fmt: skip

@@ -101,7 +101,7 @@ def _tested(given: Problem, fitted: Fitted, record: Record, folder: Path) -> Rec
     """Rank the test users and keep every user's metrics in ``folder``; the record with its analyses."""
     began = time.perf_counter()
     # The parts first: the whole finds what they kept.
-    each = ranking.evaluate_each({**fitted.variants, "": fitted.scorer}, given.test, groups(given), ks=KS)
+    each = ranking.evaluate_each({**fitted.variants, "": fitted.scorer}, given.test, groups(given), ks=KS, lists=True)
     scoring = time.perf_counter() - began
     for variant, found in each.items():
         table(found).to_parquet(folder / _file(variant), index=False)

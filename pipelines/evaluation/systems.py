@@ -64,4 +64,4 @@ class Systems:
 
     def rank(self, history: Ragged, truth: Ragged, name: str) -> ranking.Ranks:
         """Ranks of one batch's truths by one system."""
-        return ranking.batch_ranks(self.scorers[name], history, truth, self.groups)
+        return ranking.batch_ranks(self.scorers[name], history, truth, self.groups, lists=True)

@@ -14,6 +14,7 @@ from nodetok.language.input_ablation import ABLATIONS, TOKENS
 from nodetok.language.model import GraphModelSettings
 from nodetok.language.training import GraphTrainingSettings
 from nodetok.tokenizer import TokenizerSettings
+from pipelines.common.yaml_file import read_yaml
 from pipelines.config.job import EncoderSettings, apply_overrides
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
@@ -116,15 +117,7 @@ def graph_config(task: str, file: Path | None = None, overrides: list[str] | Non
         raise ConfigError(f"unknown task '{task}' (known: {', '.join(DEFAULTS)})")
     raw: dict[str, Any] = {"name": task, **copy.deepcopy(DEFAULTS[task])}
     if file is not None:
-        try:
-            given = yaml.safe_load(file.read_text())
-        except OSError as error:
-            raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(given, dict):
-            raise ConfigError(f"{file}: a mapping of sections is expected")
-        raw = _merged(raw, given)
+        raw = _merged(raw, read_yaml(file))
     apply_overrides(raw, overrides)
     try:
         config = GraphConfig.model_validate(raw)

@@ -200,13 +200,15 @@ def evaluate(
     ks: Sequence[int] = (5, 10, 20),
     batch: int = 256,
     progress: Callable[[int, int], None] | None = None,
+    lists: bool = False,
 ) -> PerUser:
-    """Rank every case's truths in every group, history kept and removed, from one scoring of the catalogue.
+    """Rank every case's truths in every group, history kept and removed, from one scoring of the catalogue. With
+    ``lists`` each user's best items are kept too (:attr:`PerUser.lists`).
 
     Raises:
         DataError: a score is NaN.
     """
-    return evaluate_each({"": scorer}, cases, groups, ks=ks, batch=batch, progress=progress)[""]
+    return evaluate_each({"": scorer}, cases, groups, ks=ks, batch=batch, progress=progress, lists=lists)[""]
 
 
 def evaluate_each(
@@ -217,6 +219,7 @@ def evaluate_each(
     ks: Sequence[int] = (5, 10, 20),
     batch: int = 256,
     progress: Callable[[int, int], None] | None = None,
+    lists: bool = False,
 ) -> dict[str, PerUser]:
     """:func:`evaluate` of several scorers, a batch at a time: each is given the very same histories in turn, so what
     they have in common need not be worked out again."""
@@ -224,7 +227,7 @@ def evaluate_each(
     for start in range(0, len(cases), batch):
         history, truth = cases.batch(start, batch)
         for name, scorer in scorers.items():
-            found[name].append(batch_ranks(scorer, history, truth, groups))
+            found[name].append(batch_ranks(scorer, history, truth, groups, lists=lists))
         if progress is not None:
             progress(min(start + batch, len(cases)), len(cases))
     return {name: joined(cases.users, parts, groups, ks) for name, parts in found.items()}
@@ -238,7 +241,9 @@ def joined(users: np.ndarray, found: Sequence[Ranks], groups: Sequence[Group], k
     return PerUser(users, tables, np.concatenate(lists).reshape(len(users), -1) if lists else None)
 
 
-def batch_ranks(scorer: Scorer, history: Ragged, truth: Ragged, groups: Sequence[Group]) -> Ranks:
+def batch_ranks(
+    scorer: Scorer, history: Ragged, truth: Ragged, groups: Sequence[Group], *, lists: bool = False
+) -> Ranks:
     """The part of :func:`evaluate` that one batch of cases is, so that batches can be ranked apart.
 
     Raises:
@@ -252,7 +257,7 @@ def batch_ranks(scorer: Scorer, history: Ragged, truth: Ragged, groups: Sequence
     scores = scorer(history)
     counts = count_above([scores], _ALONE, truth, history, np.stack(list(pool_of.values())))
     rank = {"kept": counts.above[0], "removed": np.where(counts.seen, NO_RANK, counts.above[0] - counts.known[0])}
-    found = {BEST: Ragged.of(best_items(scores, history))}
+    found = {BEST: Ragged.of(best_items(scores, history))} if lists else {}
     for h, group in product(HISTORIES, groups):
         counted = group.truths[truth.values]
         found[h, group.name] = Ragged(

@@ -41,7 +41,7 @@ def scorer(history: Ragged) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def found(given) -> ranking.PerUser:
-    return ranking.evaluate(scorer, given.test, fits.groups(given), ks=(5, 10))
+    return ranking.evaluate(scorer, given.test, fits.groups(given), ks=(5, 10), lists=True)
 
 
 def kinds(history: Ragged) -> dict[str, np.ndarray]:
