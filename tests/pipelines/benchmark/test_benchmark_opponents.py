@@ -1,6 +1,7 @@
 """Opponents as systems: what each reaches on circles, repeats, within its time, and what is refused."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def small_grids(monkeypatch):
     monkeypatch.setattr(transitions, "GRID", first | {"text": (0.0, 0.1)})
 
 
-def fitted(system: System, given: Problem, seed: int = 0, minutes: float = 1.0):
+def fitted(system: System, given: Problem, seed: int = 0, minutes: float = math.inf):
     settings = {**system.grid[0], **QUICK} if system.random else system.grid[0]
     return system.fit(given, settings, seed, Clock(minutes))
 
