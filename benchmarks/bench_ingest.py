@@ -40,7 +40,12 @@ SMALL_STORE = 80 * 2**20
 
 def child(settings: dict[str, Any], out: Path) -> dict[str, float]:
     """Ingest in this process; called in one that does nothing else."""
-    from pipelines.ingest.ingest import DataSettings, ingest
+    try:
+        from pipelines.ingest.ingest import DataSettings, ingest
+    except ModuleNotFoundError:  # a checkout of before the engines
+        from pipelines.data_settings import DataSettings  # type: ignore[import-not-found, no-redef]
+
+        from pipelines.ingest import ingest  # type: ignore[no-redef]
 
     spilled, done = [0], threading.Event()
 

@@ -55,6 +55,13 @@ def plan(kind: pa.DataType) -> ColumnPlan:
     return ColumnPlan(kind, "other")
 
 
+def is_plain(kind: pa.DataType) -> bool:
+    """Whether DuckDB's own reader, which uses all cores, brings a column of a type as :func:`batches` does."""
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_int32(kind) or pa.types.is_int64(kind) or pa.types.is_float64(kind)
+    )
+
+
 def batches(file: File, names: list[str], plans: list[ColumnPlan], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The columns ``names`` as planned, with a column that says of rows whose text is no UTF-8 that they are faulty.
 

@@ -136,15 +136,9 @@ def scan(engine: DuckDbEngine, found: Layout, wanted: list[str], use: Use) -> No
         cells[column] = Cell(
             file.shown, column, f"json_extract({sql}, {literal(pointer(rest))})" if rest else sql, kind
         )
-    plain = not _starts_blank(file) and len(found.delimiter.encode()) <= 4 and not set(str(file.path)) & set("*?[")
-    try:
-        if plain:
-            use(_native(found, tops), cells)
-            return
-    except (duckdb.OutOfMemoryException, duckdb.InterruptException):
-        raise
-    except duckdb.Error:
-        pass  # somewhere a row is not as it should be: find out which
+    plain = not _starts_blank(file) and len(found.delimiter.encode()) <= 4
+    if plain and _read_natively(file, lambda: use(_native(found, tops), cells)):
+        return
     type_ = "JSON" if kind == "json" else "VARCHAR"
     selected = ", ".join(f"c{i}::{type_} AS c{i}" for i in range(len(tops)))
     rows = lines.rows_of_json(file, tops) if kind == "json" else lines.rows_of_text(
@@ -154,6 +148,19 @@ def scan(engine: DuckDbEngine, found: Layout, wanted: list[str], use: Use) -> No
     _arriving(
         engine, file, _batches(rows, schema), schema, lambda name: use(f"(SELECT {selected}, fault FROM {name})", cells)
     )
+
+
+def _read_natively(file: File, read: Callable[[], None]) -> bool:
+    """Whether DuckDB's own reader read the file; if not, something in it is not as it should be: find out what."""
+    if set(str(file.path)) & set("*?["):  # it would take the name for a pattern
+        return False
+    try:
+        read()
+    except (duckdb.OutOfMemoryException, duckdb.InterruptException):
+        raise
+    except duckdb.Error:
+        return False
+    return True
 
 
 def pointer(path: list[str]) -> str:
@@ -234,6 +241,13 @@ def _scan_parquet(
                 raise found.missing(column)
             sql = f"json_extract({sql}, {literal(pointer(path[1]))})"
         cells[column] = Cell(found.file.shown, column, sql, kind, str(found.schema.field(path[0]).type), unit)
+    if all(parquet.is_plain(found.schema.field(top).type) for top in tops):
+        taken = ", ".join(f"{quoted(top)} AS c{i}" for i, top in enumerate(tops))
+        place = literal(str(found.file.path))
+        if _read_natively(
+            found.file, lambda: use(f"(SELECT {taken}, NULL::VARCHAR AS fault FROM read_parquet({place}))", cells)
+        ):
+            return
     as_json = ", ".join(f"to_json(c{i}) AS c{i}" if plan.kind == "json" else f"c{i}" for i, plan in enumerate(plans))
     schema = pa.schema([*((f"c{i}", plan.type) for i, plan in enumerate(plans)), ("fault", pa.string())])
     batches = parquet.batches(found.file, tops, plans, schema)

@@ -6,21 +6,22 @@ import html
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.data import scans
 from pipelines.data.cells import Cell, first_fault, identifier
 from pipelines.data.engine import DuckDbEngine
 from pipelines.data.files import File, on_this_machine
+from pipelines.ingest import plain_cells
 from pipelines.ingest.rejects import Rejects, faulty
 from setrec.data.catalog import Catalog
-from setrec.data.item_texts import attribute_columns, compose, separator, text_columns
+from setrec.data.item_texts import TextColumns, attribute_columns, compose, separator, text_columns
 from setrec.data.schema import Schema
 from setrec.errors import DataError
 
@@ -31,16 +32,6 @@ _INSTANTS = {
     "d": "DATE '1970-01-01' + {}::INTEGER", "s": "make_timestamp({} * 1000000)", "ms": "make_timestamp({} * 1000)",
     "us": "make_timestamp({})", "ns": "make_timestamp_ns({})",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TextColumns:
-    """The columns of a table of items that become words and attributes, with what parts values in one string."""
-
-    text: tuple[str, ...] = ()
-    attributes: tuple[str, ...] = ()
-    separators: tuple[str | None, ...] = ()
-    strip_html: bool = False
 
 
 def load(engine: DuckDbEngine, schema: Schema, files: list[File], rejects: Rejects) -> TextColumns:
@@ -130,45 +121,65 @@ def write(engine: DuckDbEngine, words: TextColumns, kept: np.ndarray, out: Path,
     blank = 0
     writer: pq.ParquetWriter | None = None
     try:
-        for table, texts in _catalogs(engine.batches(query, PART), words, columns, bare):
+        for batch in _some(engine.batches(query, PART)):
+            table = catalogue_table(batch, words, columns, bare)
             writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
             writer.write_table(table)
-            blank += sum(not text for text in texts)
+            blank += int(np.sum(pc.equal(table["text"], "").to_numpy()))
     finally:
         if writer is not None:
             writer.close()
     return blank
 
 
-def _catalogs(
-    batches: Iterator[pa.RecordBatch], words: TextColumns, columns: list[str], bare: bool
-) -> Iterator[tuple[pa.Table, list[str]]]:
-    some = False
-    for batch in batches:
-        if some and not len(batch):
-            continue
-        some = True
+def _some(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches that hold rows, or one that holds none."""
+    for number, batch in enumerate(batches):
+        if len(batch) or not number:
+            yield batch
+
+
+def catalogue_table(batch: pa.RecordBatch, words: TextColumns, columns: list[str], bare: bool) -> pa.Table:
+    """The rows of ``items.parquet`` (:meth:`setrec.data.catalog.Catalog.table`) of a batch of ids and JSON cells.
+
+    Rows whose cells need no care (:mod:`pipelines.ingest.plain_cells`) are worked out a column at a time, which is
+    twenty times faster; others one by one.
+    """
+    if bare:
         names = batch.column(0).to_pylist()
-        raw = {name: batch.column(at + 1).to_pylist() for at, name in enumerate(columns)}
-        cells = {name: [_values(cell) for cell in raw[name]] for name in raw}
-        lines = [[line_of(values, words.strip_html) for values in cells[name]] for name in words.text]
-        tags = {
-            name: [tags_of(values, parted) for values in cells[name]]
-            for name, parted in zip(words.attributes, words.separators, strict=True)
-        }
-        titles = [title or item for title, item in zip(lines[0], names, strict=True)] if lines else names
-        texts = [""] * len(names)
-        if not bare:
-            texts = [
-                compose([line[row] for line in lines], {name: of[row] for name, of in tags.items()})
-                for row in range(len(names))
-            ]
-        yield Catalog(names, titles, texts, tags).table(), texts
+        return Catalog(names, names, [""] * len(names), {}).table()
+    cells = dict(zip(columns, batch.columns[1:], strict=True))
+    plain = plain_cells.rows(cells, words)
+    parts = [_one_by_one(batch.filter(pc.invert(plain)), words, columns)]
+    if pc.any(plain).as_py():
+        chosen = {name: cell.filter(plain) for name, cell in cells.items()}
+        parts.append(plain_cells.table(batch.column(0).filter(plain), chosen, words).cast(parts[0].schema))
+    mask = plain.to_numpy(zero_copy_only=False)
+    return pa.concat_tables(parts).take(np.argsort(np.argsort(mask, kind="stable")))
+
+
+def _one_by_one(batch: pa.RecordBatch, words: TextColumns, columns: list[str]) -> pa.Table:
+    names = batch.column(0).to_pylist()
+    cells = {name: [_values(cell) for cell in batch.column(at + 1).to_pylist()] for at, name in enumerate(columns)}
+    lines = [[line_of(values, words.strip_html) for values in cells[name]] for name in words.text]
+    tags = {
+        name: [tags_of(values, parted) for values in cells[name]]
+        for name, parted in zip(words.attributes, words.separators, strict=True)
+    }
+    titles = [title or item for title, item in zip(lines[0], names, strict=True)] if lines else names
+    texts = [
+        compose([line[row] for line in lines], {name: of[row] for name, of in tags.items()})
+        for row in range(len(names))
+    ]
+    return Catalog(names, titles, texts, tags).table()
+
+
+_DECODE = json.JSONDecoder(parse_constant=lambda _: None).decode
 
 
 def _values(cell: str | None) -> list[str] | str:
     """The text of one cell, or the texts of its list or object; nothing where it is missing or NaN."""
-    value = None if cell is None else json.loads(cell, parse_constant=lambda _: None)
+    value = None if cell is None else _DECODE(cell)
     if isinstance(value, list):
         return [text for each in value for text in _texts(each)]
     return _texts(value) if isinstance(value, dict) else "".join(_texts(value))

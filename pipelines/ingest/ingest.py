@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from pipelines.ingest.on_duckdb import OnDuckDB
 from pipelines.ingest.on_ray import OnRay
 from pipelines.ingest.rejects import DEFAULT_SHARE, Rejects, save
 from setrec.atomic import atomic_directory
+from setrec.data.item_texts import TextColumns
 from setrec.errors import DataError
 
 _STEPS = ("reading items", "reading interactions", "ordering histories", "minimum counts", "split", "writing")
@@ -91,7 +93,7 @@ class _Ingest:
     def run(self, new: Path, on: OnDuckDB | OnRay) -> dict[str, Any]:
         """The steps, one after another; ``on`` holds the interactions."""
         config, running = self.config, self.engine
-        bare, words = config.items is None, catalogue.TextColumns()
+        bare, words = config.items is None, TextColumns()
         self._step(0)
         if not bare:
             words = catalogue.load(running, config.columns, self.item_files, self.item_rejects)
@@ -118,12 +120,14 @@ class _Ingest:
         row_of = np.full(items, -1, dtype=np.int32)
         row_of[kept] = np.arange(len(kept), dtype=np.int32)
         self._step(5)
-        written = histories.write(on, split, row_of, new / "histories")
+        with ThreadPoolExecutor(1) as beside:  # most of both is Arrow and DuckDB, which let other threads run
+            writing = beside.submit(catalogue.write, running, words, kept, new / "items.parquet", bare)
+            written = histories.write(on, split, row_of, new / "histories")
+            blank = writing.result()
         if not written.splits[0]:
             raise DataError("the split leaves no interaction to train on", file=self.name)
         if config.cold_share:
             dropped["held_out_item"] = written.held
-        blank = catalogue.write(running, words, kept, new / "items.parquet", bare)
         save([self.rejects, self.item_rejects], new / "rejected")
         summary = self._summary(written, len(kept), blank, dropped, loaded, words)
         write_summary(new, summary)
@@ -134,7 +138,7 @@ class _Ingest:
 
     def _summary(
         self, written: histories.Written, items: int, blank: int, dropped: dict[str, int],
-        loaded: interactions.Loaded, words: catalogue.TextColumns,
+        loaded: interactions.Loaded, words: TextColumns,
     ) -> dict[str, Any]:  # fmt: skip
         warm, total = int(written.trained.sum()), int(written.splits.sum())
         given = [*places(self.config.interactions), *places(self.config.items)]

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from setrec.data.schema import Schema
+
+
+@dataclass(frozen=True)
+class TextColumns:
+    """The columns of a table of items that become words and attributes, with what parts values in one string."""
+
+    text: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    separators: tuple[str | None, ...] = ()
+    strip_html: bool = False
 
 
 def compose(text: list[str], attributes: dict[str, list[str]]) -> str:
     """The encoder's text of one item; columns without a value leave no trace. ``details.Brand`` is called Brand."""
     parts = [line.rstrip(".") for line in text if line]
-    parts += [
-        f"{name.rpartition('.')[2].replace('_', ' ').capitalize()}: {', '.join(v)}"
-        for name, v in attributes.items()
-        if v
-    ]
+    parts += [f"{label(name)}: {', '.join(values)}" for name, values in attributes.items() if values]
     return ". ".join(parts)
+
+
+def label(attribute: str) -> str:
+    """An attribute's name as its text shows it."""
+    return attribute.rpartition(".")[2].replace("_", " ").capitalize()
 
 
 def text_columns(types: Mapping[str, str], schema: Schema) -> tuple[str, ...]:
