@@ -154,7 +154,7 @@ def train(place: Place) -> float:
     """The first :data:`TRAINED` steps of training, from the shards."""
     import torch
 
-    from pipelines.ingest.ingest import history_shards
+    from pipelines.data.directory import history_shards
     from pipelines.training.shard_source import ShardSource
     from setrec.data.source import item_counts
     from setrec.training.trainer import Trainer
@@ -179,10 +179,10 @@ def evaluate(place: Place) -> float:
     """Full ranking for :data:`EVALUATED` test users."""
     import torch
 
-    from pipelines.ingest.ingest import load
+    from pipelines.data.directory import load
     from setrec.data.catalog import TEST
     from setrec.evaluation import ranking
-    from setrec.scoring import scorer
+    from setrec.scoring.model_scores import model_scorer
 
     torch.set_num_threads(CORES)
     with clocked() as seconds:
@@ -190,7 +190,7 @@ def evaluate(place: Place) -> float:
         counts = histories.train_counts(len(catalog))
         model = new_model(place, counts)
         cases = ranking.Cases.of(histories, TEST).sample(EVALUATED, 0)
-        score = scorer(model, dict.fromkeys(model.kinds, 1.0))
+        score = model_scorer(model)
         ranking.evaluate(score, cases, ranking.warm_cold_groups(counts > 0), batch=64)
     return seconds[0]
 

@@ -36,7 +36,7 @@ from setrec.atomic import atomic_file
 from setrec.data.catalog import TEST, TRAIN
 from setrec.evaluation import ranking
 from setrec.evaluation.intervals import paired_difference
-from setrec.scoring import scorer
+from setrec.scoring.model_scores import model_scorer
 
 HEADLINES = ("padding_share_before", "padding_share_after", "loading_share", "tokens_per_second", "ray_over_torchrun")
 EPOCHS, SOFTMAX_EPOCHS = 3, 6
@@ -130,7 +130,7 @@ def sampled(run: Run, config: JobConfig, draws: tuple[int, ...] = (512,)) -> dic
         while not trainer.progress.exhausted(training):
             trainer.epoch()
         model = trainer.restore_best()
-        results[size] = ranking.evaluate(scorer(model, dict.fromkeys(model.kinds, 1.0)), cases, groups, ks=(10,))
+        results[size] = ranking.evaluate(model_scorer(model), cases, groups, ks=(10,))
         name = f"{size} draws" if size else "full"
         found[name] = {metric: results[size].mean(metric) for metric in ("ndcg@10", "recall@10")}
         found[name]["seconds"] = time.perf_counter() - began

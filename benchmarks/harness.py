@@ -7,6 +7,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -46,7 +47,7 @@ def print_table(title: str, unit: str, found: dict[str, list[float]], reference:
     Console().print(table)
 
 
-def write_results(name: str, figures: dict[str, float]) -> None:
+def write_results(name: str, figures: dict[str, Any]) -> None:
     """Write ``results/NAME.json`` atomically."""
     record = {
         "name": name,
@@ -57,3 +58,9 @@ def write_results(name: str, figures: dict[str, float]) -> None:
     RESULTS.mkdir(exist_ok=True)
     with atomic_file(RESULTS / f"{name}.json") as path:
         path.write_text(json.dumps(record, indent=2))
+
+
+def previous(name: str) -> dict[str, Any]:
+    """The figures that ``results/NAME.json`` holds, none where it is not there."""
+    path = RESULTS / f"{name}.json"
+    return dict(json.loads(path.read_text())["figures"]) if path.exists() else {}
