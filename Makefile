@@ -45,4 +45,4 @@ bench: setup
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) runs benchmarks/results build *.egg-info
+	rm -rf $(VENV) runs build *.egg-info

@@ -48,12 +48,14 @@ def print_table(title: str, unit: str, found: dict[str, list[float]], reference:
 
 
 def write_results(name: str, figures: dict[str, Any]) -> None:
-    """Write ``results/NAME.json`` atomically."""
+    """Write ``results/NAME.json`` atomically; folders of this machine are left out of the command."""
+    shown = [Path(word).name if word.startswith("/") else word for word in sys.argv]
+    here = {key: value for key, value in environment().items() if key != "command"}
     record = {
         "name": name,
         "figures": figures,
-        "environment": {**environment(), "torch_threads": torch.get_num_threads()},
-        "command": " ".join(["python", *sys.argv]),
+        "environment": {**here, "torch_threads": torch.get_num_threads()},
+        "command": " ".join(["python", *shown]),
     }
     RESULTS.mkdir(exist_ok=True)
     with atomic_file(RESULTS / f"{name}.json") as path:
