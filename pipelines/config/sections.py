@@ -144,10 +144,10 @@ class GateSettings(Settings):
 
 
 class ReleaseSettings(Settings):
-    """Where released bundles go. ``folder``: ``null`` for ``releases`` under the root; it is the one that
-    ``setrec serve --releases`` is given. ``keep``: how many stay, the current one among them; each takes the disk of a
-    bundle and of a record of the run behind it.
+    """Where released bundles go. ``folder``: a path, or a URI such as ``s3://bucket/releases``; ``null`` for
+    ``releases`` under the root. It is the one that ``setrec serve --releases`` is given. ``keep``: how many stay, the
+    current one among them; each takes the disk of a bundle and of a record of the run behind it.
     """
 
-    folder: Path | None = None
+    folder: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] | None = None
     keep: int = Field(3, ge=1)

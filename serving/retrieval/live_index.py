@@ -102,9 +102,8 @@ class LiveIndex:
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         count, items = len(queries), len(self._base)
         ks = [int(n) for n in np.broadcast_to(np.asarray(k), count)]
-        banned = (
-            [np.asarray(e, dtype=np.int64) for e in excluded] if excluded is not None else [np.empty(0, np.int64)] * count
-        )
+        none: Sequence[np.ndarray] = [np.empty(0, np.int64)] * count
+        banned = [np.asarray(e, dtype=np.int64) for e in (none if excluded is None else excluded)]
         masks: list[np.ndarray | None] = list(allowed) if allowed is not None else [None] * count
         below, above = [b[b < items] for b in banned], [b[b >= items] - items for b in banned]
         if len(self._removed) <= _LISTED:

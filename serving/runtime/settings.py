@@ -44,9 +44,10 @@ class ServingSettings(Settings):
     ``store`` holds events, item changes and erasures: the path of an SQLite file, for the replicas of one machine, or a
     Redis URL, for those of several; ``null`` serves the bundle's own histories alone. ``releases``: a directory of
     bundles that ``POST /v1/admin/release`` may switch to; it is written to (``.state``), and must be shared where
-    replicas are on several machines. ``audit_share``: how many of the answers are compared with scores of all items,
-    for the metric ``setrec_recall``, unless search is exact anyway; each takes a tenth of a second of a core, when it
-    is free, at a million items.
+    replicas are on several machines. ``follow``: a URI such as ``s3://bucket/nightly/releases``; what becomes current
+    there is brought into ``releases`` and served, without a request; for ``setrec serve``. ``audit_share``: how many of
+    the answers are compared with scores of all items, for the metric ``setrec_recall``, unless search is exact anyway;
+    each takes a tenth of a second of a core, when it is free, at a million items.
 
     ``event_weights`` by type of event, 1 for types it does not name: what is above 0 is read as history, 0 is passed
     over, and an item whose last event is below 0 is not answered, nor part of the history, and lowers what is like it.
@@ -80,6 +81,7 @@ class ServingSettings(Settings):
     log_ids: bool = False
     store: str | None = Field(default=None, min_length=1)
     releases: Path | None = None
+    follow: str | None = Field(default=None, pattern=r"^[a-zA-Z][a-zA-Z0-9+.-]+://.")
     event_weights: dict[EventType, FiniteFloat] = Field(default={"dislike": -1.0})
     exposures: Path | None = None
     experiment: ExperimentSettings | None = None
@@ -97,6 +99,8 @@ class ServingSettings(Settings):
             raise ValueError("max_replicas is less than replicas")
         if self.experiment is not None and self.releases is None:
             raise ValueError("experiment: its bundle is one of `releases`, which is not set")
+        if self.follow is not None and self.releases is None:
+            raise ValueError("follow: bundles are brought into `releases`, which is not set")
         if self.auth == "off" and not is_loopback(self.host):
             raise ValueError(f"auth off is for a loopback address, and {self.host} is none: make a token instead")
         return self
