@@ -130,7 +130,9 @@ class Night:
     @property
     def _released(self) -> tuple[str, ...]:
         """What a release leaves: one that somebody removed is put back."""
-        return release_store.POINTER, release_store.RECORD, f"{self._releases[0]}/current"
+        folder = self._releases[0]
+        name = folder.relative_to(self.root) if folder.is_relative_to(self.root) else folder
+        return release_store.POINTER, release_store.RECORD, f"{name}/current"
 
     @property
     def _releases(self) -> tuple[Path, str | None]:

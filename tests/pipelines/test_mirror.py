@@ -113,6 +113,7 @@ def test_two_jobs_at_one_folder_exclude_each_other_and_a_missing_one_is_one_line
         mirror.fetched(store("runs/nothing"))
 
 
+@pytest.mark.slow
 def test_a_store_out_of_reach_is_one_line_without_its_keys(store):
     away = "s3://key:hush@bucket/x?endpoint_override=127.0.0.1%3A9&scheme=http&region=us-east-1"
     with pytest.raises(ConfigError, match=r"^s3://bucket/x: cannot be read: ") as caught:
