@@ -79,7 +79,7 @@ def tune(
     from pipelines.cli.trial_table import trial_table
     from pipelines.config.job import load_config
 
-    settings = load_config(config, overrides_of(set_, address))
+    settings = load_config(config, overrides_of(set_, address), agree=True)
     with held(run, "epochs that were judged are kept: the same command with --resume goes on from them") as folder:
         from pipelines.jobs import stages
 

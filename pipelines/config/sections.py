@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from pipelines.common.storage import is_uri
-from setrec.settings import Settings
+from setrec.settings import LocalPath, Settings
 
 
 def _absolute(where: str) -> str:
@@ -63,8 +63,8 @@ class StructuralSettings(Settings):
     edges: tuple[Literal["attributes", "interactions", "knowledge"], ...] = ("attributes", "interactions")
     window: int = Field(3, ge=1)
     neighbours: int = Field(10, ge=1)
-    triples: Path | None = None
-    links: Path | None = None
+    triples: LocalPath | None = None
+    links: LocalPath | None = None
     block: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")

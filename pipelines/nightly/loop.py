@@ -286,11 +286,9 @@ def _resolved(config: Path, overrides: Sequence[str], root: Path, code: str) -> 
             return dict(known["plain"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    from pipelines.config.job import load_config, require_agreement
+    from pipelines.config.job import load_config
 
-    found = load_config(config, list(overrides))
-    require_agreement(found, str(config))
-    plain = found.model_dump(mode="json")
+    plain = load_config(config, list(overrides), agree=True).model_dump(mode="json")
     with atomic_file(memory) as temporary:
         temporary.write_text(json.dumps({"asked": asked, "plain": plain}))
     return plain

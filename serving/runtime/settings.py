@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, StringConstraints, field_validator, model_validator
 
 from serving.runtime.release_state import BundleName
-from setrec.settings import Settings
+from setrec.settings import LocalPath, Settings
 
 EventType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
@@ -74,16 +73,16 @@ class ServingSettings(Settings):
     max_k: int = Field(default=100, ge=1)
     max_events: int = Field(default=500, ge=1)
     auth: Literal["tokens", "off"] = "tokens"
-    tokens: Path | None = None
+    tokens: LocalPath | None = None
     rate_limit: str | None = None
     rate_limit_storage: str = Field(default="memory://", pattern=r"^(memory|rediss?)://")
     log: Literal["errors", "requests"] = "errors"
     log_ids: bool = False
     store: str | None = Field(default=None, min_length=1)
-    releases: Path | None = None
+    releases: LocalPath | None = None
     follow: str | None = Field(default=None, pattern=r"^[a-zA-Z][a-zA-Z0-9+.-]+://.")
     event_weights: dict[EventType, FiniteFloat] = Field(default={"dislike": -1.0})
-    exposures: Path | None = None
+    exposures: LocalPath | None = None
     experiment: ExperimentSettings | None = None
     audit_share: float = Field(default=0.001, ge=0, le=1)
     start_timeout_seconds: float = Field(default=120.0, gt=0)
