@@ -109,6 +109,7 @@ def identifier(cell: Cell, text: str, what: str = "id") -> tuple[str, list[Fault
         faults.append(Fault(column, f"length({text}) > {MAX_ID}", f"'the {what} has more than {MAX_ID} characters'"))
         control = f"regexp_matches({text}, {literal(_CONTROL)})"
         faults.append(Fault(column, control, f"{_shown(text)} || ' holds a control character'"))
+        faults.append(Fault(column, f"{text} IN ('.', '..')", f"{_shown(text)} || ' cannot stand in a URL'"))
     return value, faults
 
 
