@@ -2,7 +2,7 @@
 
 Files are stored in the order in which they were written, and removed afterwards. So what points to others comes after
 them, and a job that is killed in between leaves the old pointers or the new ones. A link is stored as the object
-``NAME.link``, which holds the name that it leads to. Stores know no locks: jobs exclude each other on one machine only.
+``NAME.link``, which holds the name that it leads to.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pyarrow import fs
 
 from pipelines.common import storage
 from pipelines.common.locks import exclusive
+from pipelines.remote import lease
 from setrec.atomic import atomic_directory, atomic_file
 from setrec.errors import ConfigError
 
@@ -28,7 +29,7 @@ WORK = "SETREC_WORK"
 SMALL = 2**20
 """Bytes up to which a file is looked at to tell the state of a nightly loop; weights and tables are larger."""
 LINK = ".link"
-_NEVER = (".lock", "lock.json", ".held")
+_NEVER = (".lock", "lock.json", ".held", lease.NAME)
 _THREADS = 8
 _open: list[Mirror] = []
 
@@ -55,7 +56,7 @@ class Mirror:
             ConfigError: the store cannot be read.
         """
         known, here = self._known(), self._here()
-        with _told(self.where, "read"):
+        with lease.told(self.where, "read"):
             there = {name: s for name, s in self._there().items() if largest is None or s[0] <= largest}
             for name in here.keys() - there.keys():
                 self._at(name).unlink()
@@ -77,7 +78,7 @@ class Mirror:
         gone = [name for name in known if name not in here]
         if not changed and not gone:
             return
-        with _told(self.where, "written to"):
+        with lease.told(self.where, "written to"):
             for name in sorted(changed, key=lambda name: (here[name][1], name)):
                 self._store(name)
             for name in gone:
@@ -101,7 +102,9 @@ class Mirror:
         found = {
             i.path.removeprefix(f"{self._path}/"): (i.size, i.mtime_ns) for i in infos if i.type == fs.FileType.File
         }
-        return {name: stat for name, stat in found.items() if not {"..", ".", ""} & set(name.split("/"))}
+        return {
+            name: s for name, s in found.items() if not {"..", ".", ""} & set(name.split("/")) and name != lease.NAME
+        }
 
     def _at(self, name: str) -> Path:
         return self.folder / name.removesuffix(LINK)
@@ -148,10 +151,10 @@ def mirrored(where: str, largest: int | None = None) -> Iterator[Path]:
     ``largest``: see :meth:`Mirror.pull`.
 
     Raises:
-        ConfigError: the store cannot be reached, or another job on this machine is at this folder.
+        ConfigError: the store cannot be reached, or another job is at this folder, here or elsewhere.
     """
     place = _place(where)
-    with exclusive(place / "lock.json"):
+    with exclusive(place / "lock.json"), lease.held(where):
         mirror = _mirror(where, place / _kind("job", largest))
         mirror.pull(largest)
         _open.append(mirror)
@@ -194,7 +197,7 @@ def leads_to(where: str) -> str | None:
         ConfigError: the store cannot be read.
     """
     system, path = storage.filesystem(where)
-    with _told(where, "read"):
+    with lease.told(where, "read"):
         if system.get_file_info(f"{path}{LINK}").type != fs.FileType.File:
             return None
         return Path(system.open_input_file(f"{path}{LINK}").read().decode()).name
@@ -224,15 +227,3 @@ def _kind(name: str, largest: int | None) -> str:
 def _mirror(where: str, place: Path) -> Mirror:
     name = storage.shown(where).rstrip("/").rpartition("/")[2]
     return Mirror(where, place / name, place / "index.json")
-
-
-@contextmanager
-def _told(where: str, what: str) -> Iterator[None]:
-    """One line where the store fails; an error that names a file is one of this machine."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        reason = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:300]
-        raise ConfigError(f"{storage.shown(where)}: cannot be {what}: {reason}") from error

@@ -1,5 +1,6 @@
 """Folders in an object store: worked on here, stored again."""
 
+import json
 import os
 import time
 
@@ -7,7 +8,7 @@ import pytest
 from s3_server import s3_server
 
 from pipelines.common import storage
-from pipelines.remote import mirror
+from pipelines.remote import lease, mirror
 from setrec.errors import ConfigError
 
 
@@ -21,6 +22,7 @@ def store():
 def work(tmp_path, monkeypatch):
     """Where copies lie; another one is another machine."""
     monkeypatch.setenv(mirror.WORK, str(tmp_path / "work"))
+    monkeypatch.setattr(lease, "SETTLED", 0.0)
     return lambda name: monkeypatch.setenv(mirror.WORK, str(tmp_path / name))
 
 
@@ -105,10 +107,36 @@ def test_small_files_alone_are_read_to_tell_a_state_and_nothing_else_is_touched(
     assert content(mirror.fetched(uri, largest=10)) == {"state": "changed"}
 
 
-def test_two_jobs_at_one_folder_exclude_each_other_and_a_missing_one_is_one_line(store):
+def test_two_jobs_at_one_folder_exclude_each_other_and_a_killed_one_does_not(store, work, monkeypatch):
     uri = store("runs/e")
-    with mirror.mirrored(uri), pytest.raises(ConfigError, match="another job is under way"), mirror.mirrored(uri):
+    for machine in ("work", "other"):
+        with mirror.mirrored(uri):
+            work(machine)
+            with pytest.raises(ConfigError, match="another job is under way"), mirror.mirrored(uri):
+                pass
+    assert names(uri) == []
+    monkeypatch.setattr(lease, "SECONDS", -1.0)
+    with mirror.mirrored(uri):
+        work("third")
+        with mirror.mirrored(uri) as folder:
+            write(folder, taken="over")
+    assert names(uri) == ["taken"]
+
+
+def test_of_two_that_begin_at_once_the_first_to_write_gives_up(store, monkeypatch):
+    uri = store("runs/f")
+    system, path = storage.filesystem(f"{uri.partition('?')[0]}/{lease.NAME}?{uri.partition('?')[2]}")
+
+    def another(_):
+        with system.open_output_stream(path) as stream:
+            stream.write(json.dumps({"holder": "other", "host": "h", "pid": 1, "time": time.time()}).encode())
+
+    monkeypatch.setattr(lease.time, "sleep", another)
+    with pytest.raises(ConfigError, match=r"another job is under way \(process 1 on h\)"), mirror.mirrored(uri):
         pass
+
+
+def test_a_missing_folder_is_one_line(store):
     with pytest.raises(ConfigError, match=r"^s3://bucket/runs/nothing: no such folder$"):
         mirror.fetched(store("runs/nothing"))
 

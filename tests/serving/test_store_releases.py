@@ -12,7 +12,7 @@ from pipelines.cli import app
 from pipelines.common import storage
 from pipelines.jobs.serve_file import settings_of
 from pipelines.nightly import release_store
-from pipelines.remote import mirror
+from pipelines.remote import lease, mirror
 from pipelines.remote.follow import StoreFollower
 from serving.engine.requests import Request
 from serving.runtime.replica import open_live
@@ -30,6 +30,7 @@ def store():
 def work(tmp_path, monkeypatch):
     """Where copies lie; another one is another machine."""
     monkeypatch.setenv(mirror.WORK, str(tmp_path / "work"))
+    monkeypatch.setattr(lease, "SETTLED", 0.0)
     return lambda name: monkeypatch.setenv(mirror.WORK, str(tmp_path / name))
 
 
