@@ -1,7 +1,7 @@
 """One job at a time over a folder in a store, which knows no locks: an object says who is at it, and is renewed.
 
 A job that was killed renews it no more, and after :data:`SECONDS` the next may begin; clocks must agree within less
-than that. Of two that begin at once the first to write sees the other's name :data:`SETTLED` seconds later and gives up.
+than that. Of two that begin at once the first to write sees the other :data:`SETTLED` seconds later and gives up.
 """
 
 from __future__ import annotations
