@@ -17,6 +17,7 @@ from pipelines.cli.bundle import bundle_app, experiment
 from pipelines.cli.graph import graph_app
 from pipelines.cli.nightly import pipeline_app
 from pipelines.common import cluster, signals
+from pipelines.common.failures import as_given
 from pipelines.common.progress import alive
 from setrec import __version__
 from setrec.errors import SetRecError
@@ -81,7 +82,7 @@ def _command() -> str:
 def _told(error: BaseException) -> int:
     """Print the one line of an error and return its exit code; what is no user's to mend is raised."""
     if isinstance(error, SetRecError):
-        print(f"setrec: {error}", file=sys.stderr)
+        print(as_given(f"setrec: {error}"), file=sys.stderr)
         return 2
     if isinstance(error, BrokenPipeError):
         # Whoever read the results has gone; Python would say so once more when it flushes.

@@ -19,6 +19,7 @@ from filelock import FileLock
 from pyarrow import fs
 
 from pipelines.common import storage
+from pipelines.common.failures import copies
 from pipelines.common.locks import exclusive
 from pipelines.remote import lease
 from setrec.atomic import atomic_directory, atomic_file
@@ -226,4 +227,5 @@ def _kind(name: str, largest: int | None) -> str:
 
 def _mirror(where: str, place: Path) -> Mirror:
     name = storage.shown(where).rstrip("/").rpartition("/")[2]
+    copies[str(place / name)] = storage.shown(where)
     return Mirror(where, place / name, place / "index.json")

@@ -136,6 +136,15 @@ def test_of_two_that_begin_at_once_the_first_to_write_gives_up(store, monkeypatc
         pass
 
 
+def test_what_is_missing_is_told_by_the_name_that_was_given(store, commanded):
+    code, said = commanded("train", "--run", store("runs/g"))
+    assert code == 2
+    where = "s3://bucket/runs/g"
+    command = f"setrec prepare --config CONFIG --run {where}"
+    assert said == f"setrec: {where}/config.yaml is missing: run `{command}` first\n"
+    assert names(store("runs/g")) == []
+
+
 def test_a_missing_folder_is_one_line(store):
     with pytest.raises(ConfigError, match=r"^s3://bucket/runs/nothing: no such folder$"):
         mirror.fetched(store("runs/nothing"))
