@@ -1,10 +1,21 @@
 """The base of every configuration object."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 Precision = Literal["auto", "bf16", "float32"]
+
+
+def _of_this_machine(value: Any) -> Any:
+    if isinstance(value, str) and "://" in value:
+        raise ValueError("must be a path on this machine, not a URI")
+    return value
+
+
+LocalPath = Annotated[Path, BeforeValidator(_of_this_machine)]
+"""A path; of a URI, pathlib would make a folder of that name."""
 
 
 class Settings(BaseModel):

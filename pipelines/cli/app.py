@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import nullcontext
+from itertools import takewhile
 from typing import Annotated
 
 import typer
@@ -15,6 +17,8 @@ from pipelines.cli.bundle import bundle_app, experiment
 from pipelines.cli.graph import graph_app
 from pipelines.cli.nightly import pipeline_app
 from pipelines.common import cluster, signals
+from pipelines.common.failures import as_given
+from pipelines.common.progress import alive
 from setrec import __version__
 from setrec.errors import SetRecError
 
@@ -58,7 +62,8 @@ def main() -> None:
     if threading.current_thread() is threading.main_thread():
         signals.install()
     try:
-        code = app(standalone_mode=False)
+        with nullcontext() if sys.argv[1:2] == ["serve"] else alive(_command()):
+            code = app(standalone_mode=False)
     except BaseException as error:
         if signals.received(error) is not None:
             signals.end()
@@ -69,10 +74,15 @@ def main() -> None:
         sys.exit(code)
 
 
+def _command() -> str:
+    """The command that is run, without its options."""
+    return " ".join(["setrec", *takewhile(lambda word: not word.startswith("-"), sys.argv[1:3])])
+
+
 def _told(error: BaseException) -> int:
     """Print the one line of an error and return its exit code; what is no user's to mend is raised."""
     if isinstance(error, SetRecError):
-        print(f"setrec: {error}", file=sys.stderr)
+        print(as_given(f"setrec: {error}"), file=sys.stderr)
         return 2
     if isinstance(error, BrokenPipeError):
         # Whoever read the results has gone; Python would say so once more when it flushes.

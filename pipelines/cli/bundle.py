@@ -8,8 +8,12 @@ from typing import Annotated
 
 import typer
 
+from pipelines.cli.options import to_read
+
 bundle_app = typer.Typer(help="What bundles hold.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
+BundleArgument = Annotated[
+    Path, typer.Argument(help="Folder of a bundle, or a URI.", parser=str, callback=to_read, metavar="BUNDLE")
+]
 
 
 @bundle_app.command()

@@ -54,7 +54,7 @@ def prepare(
     from pipelines.config.job import load_config
     from pipelines.features import preparation
 
-    settings = load_config(config, overrides_of(set_, address))
+    settings = load_config(config, overrides_of(set_, address), agree=True)
     with held(run, "what was there before is kept where no new data had been accepted; run it again") as folder:
         preparation.require_force(folder, force)
         summary = preparation.prepare(folder, settings)

@@ -15,6 +15,7 @@ from pipelines.cli.options import (
     config_of,
     held,
     overrides_of,
+    place,
     print_json,
 )
 from pipelines.common.progress import results
@@ -49,7 +50,12 @@ def evaluate(
 def benchmark(
     data: Annotated[Path, typer.Option(help="Folder with interactions.parquet and items.parquet.")],
     protocol: Annotated[str, typer.Option(help="setrec (global time, warm and cold) or leave-one-out.")],
-    run: Annotated[Path | None, typer.Option("--run", help="Default: runs/benchmark/DATA-PROTOCOL.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", help="Default: runs/benchmark/DATA-PROTOCOL.", parser=str, callback=place, metavar="PATH"
+        ),
+    ] = None,
     minutes: Annotated[float, typer.Option(help="CPU time per fit; as much again for all tries.", min=0.01)] = 15.0,
     tries: Annotated[int, typer.Option(help="Settings of each system tried on validation.", min=1)] = 4,
     seeds: Annotated[int, typer.Option(help="Fits per system that stand in the table.", min=1)] = 3,
@@ -72,8 +78,8 @@ def benchmark(
         minutes=minutes, tries=tries, seeds=seeds, opponent_seeds=opponent_seeds, systems=systems, ablation=ablation,
         gpu=gpu,
     )  # fmt: skip
-    place = run or Path("runs/benchmark") / f"{data.resolve().name}-{known}"
-    with held(place, "fits that ended are kept; the same command goes on from them") as folder:
+    root = run or Path("runs/benchmark") / f"{data.resolve().name}-{known}"
+    with held(root, "fits that ended are kept; the same command goes on from them") as folder:
         found = compare(data.resolve(), known, folder, settings, encoder=encoder, address=address)
     if json_only:
         print_json(found)

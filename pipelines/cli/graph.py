@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from pipelines.cli.options import place, to_read
 from pipelines.common.progress import results
 from setrec.errors import ConfigError
 
@@ -27,7 +28,9 @@ TaskOption = Annotated[
         help="structure, classification, links, completion, connectivity, cycle, shortest_path or stance.",
     ),
 ]
-RunOption = Annotated[Path, typer.Option("--run", help="Folder to write to.")]
+RunOption = Annotated[
+    Path, typer.Option("--run", help="Folder to write to, or a URI.", parser=str, callback=place, metavar="PATH")
+]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML with what differs from the task's defaults.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. learning.epochs=5. Repeatable.")]
 
@@ -81,7 +84,9 @@ def evaluate(
 @graph_app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="A question; nodes by id, title, words of their text, or as [[id]].")],
-    run: RunOption,
+    run: Annotated[
+        Path, typer.Option("--run", help="Folder of the run, or a URI.", parser=str, callback=to_read, metavar="PATH")
+    ],
     k: Annotated[int, typer.Option("-k", help="How many answers.", min=1)] = 5,
     mode: Annotated[str, typer.Option(help="grounded or text.")] = "grounded",
     as_json: Annotated[bool, typer.Option("--json", help="Print all that is known of the answer as JSON.")] = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.options import print_json
+from pipelines.cli.options import place, place_of_state, print_json, state_to_read, store_changes
 from pipelines.common import signals
 
 pipeline_app = typer.Typer(
@@ -21,7 +21,10 @@ pipeline_app = typer.Typer(
 HELD_BACK = 3
 """Exit code where everything went well but the new model is not to be released."""
 
-RootOption = Annotated[Path, typer.Option("--root", help="Folder of the loop: run, releases, records, state.")]
+_HELP = "Folder of the loop, or a URI: run, releases, records, state."
+RootOption = Annotated[Path, typer.Option("--root", help=_HELP, parser=str, callback=place, metavar="PATH")]
+StateOption = Annotated[Path, typer.Option("--root", help=_HELP, parser=str, callback=place_of_state, metavar="PATH")]
+ReadOption = Annotated[Path, typer.Option("--root", help=_HELP, parser=str, callback=state_to_read, metavar="PATH")]
 
 
 @pipeline_app.command()
@@ -44,14 +47,14 @@ def run(
     overrides = [*(set_ or []), *([f"cluster.address={address}"] if address else [])]
     try:
         with signals.kept(lambda: "steps that ended are kept, training goes on from its last checkpoint: run it again"):
-            print_json(loop.run(config, root, overrides, first=first, force=force, cold=cold))
+            print_json(loop.run(config, root, overrides, first=first, force=force, cold=cold, ended=store_changes))
     except HeldBackError as error:
         print(f"setrec: {error}", file=sys.stderr)
         sys.exit(held_back_code)
 
 
 @pipeline_app.command()
-def status(root: RootOption = Path("runs/nightly")) -> None:
+def status(root: ReadOption = Path("runs/nightly")) -> None:
     """When each step last ended, how long it took, which release is current, and what is held back and why."""
     from pipelines.nightly import events, release_store
     from pipelines.nightly.loop import NAMES
@@ -65,7 +68,7 @@ def status(root: RootOption = Path("runs/nightly")) -> None:
 
 
 @pipeline_app.command()
-def approve(root: RootOption = Path("runs/nightly")) -> None:
+def approve(root: StateOption = Path("runs/nightly")) -> None:
     """Let the model or the data that is held back pass; `setrec pipeline run` then goes on."""
     from pipelines.nightly import events
 
@@ -89,7 +92,7 @@ def rollback(
 
 
 @pipeline_app.command()
-def history(root: RootOption = Path("runs/nightly")) -> None:
+def history(root: ReadOption = Path("runs/nightly")) -> None:
     """Releases that are kept, the current one among them, and all that happened, oldest first."""
     from pipelines.nightly import events, release_store
 

@@ -17,7 +17,56 @@ from setrec.errors import ConfigError
 if TYPE_CHECKING:
     from pipelines.config.job import JobConfig
 
-RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
+
+def place(context: typer.Context, value: str | Path | None) -> Path | None:
+    """A folder that a command works in: a path, or a copy of what lies at a URI, which is stored as the command ends.
+
+    Raises:
+        ConfigError: the store cannot be reached.
+    """
+    return _here(value, context)
+
+
+def place_of_state(context: typer.Context, value: str | Path | None) -> Path | None:
+    """The same for commands that read and change small files alone."""
+    return _here(value, context, small=True)
+
+
+def to_read(value: str | Path | None) -> Path | None:
+    """A folder that a command reads: a path, or a copy of what lies at a URI.
+
+    Raises:
+        ConfigError: the store cannot be reached, or nothing lies there.
+    """
+    return _here(value)
+
+
+def state_to_read(value: str | Path | None) -> Path | None:
+    """The same for commands that read small files alone."""
+    return _here(value, small=True)
+
+
+def _here(value: str | Path | None, context: typer.Context | None = None, *, small: bool = False) -> Path | None:
+    if value is None or "://" not in str(value):
+        return None if value is None else Path(value)
+    from pipelines.remote import mirror
+
+    largest = mirror.SMALL if small else None
+    if context is None:
+        return mirror.fetched(str(value), largest)
+    return context.with_resource(mirror.mirrored(str(value), largest))
+
+
+def store_changes() -> None:
+    """Store what changed so far in the folders of this command that lie in a store."""
+    from pipelines.remote.mirror import push
+
+    push()
+
+
+RunOption = Annotated[
+    Path, typer.Option("--run", help="Folder of the run, or a URI.", parser=str, callback=place, metavar="PATH")
+]
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. training.epochs=20. Repeatable.")]
 AddressOption = Annotated[

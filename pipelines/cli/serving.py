@@ -7,21 +7,40 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.cli.options import AddressOption, RunOption, SetOption, config_of, held, overrides_of, print_json
+from pipelines.cli.options import (
+    AddressOption,
+    RunOption,
+    SetOption,
+    config_of,
+    held,
+    overrides_of,
+    place,
+    print_json,
+    to_read,
+)
 from pipelines.common.progress import results
 from setrec.errors import ConfigError
 
 commands = typer.Typer()
 
 DEFAULT_K = 10
-BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle directory, as `setrec export` writes it.")]
+_BUNDLE = "Bundle directory or URI, as `setrec export` writes it."
+BundleOption = Annotated[Path, typer.Option("--bundle", help=_BUNDLE, parser=str, callback=to_read, metavar="PATH")]
 
 
 @commands.command()
 def export(
     run: RunOption,
-    out: Annotated[Path | None, typer.Option(help="Bundle directory; default: RUN/bundle.")] = None,
-    graph: Annotated[Path | None, typer.Option(help="Folder of a graph run: its node tokens are served too.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Bundle directory; default: RUN/bundle.", parser=str, callback=place, metavar="PATH"),
+    ] = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a graph run: its node tokens are served too.", parser=str, callback=to_read, metavar="PATH"
+        ),
+    ] = None,
     encoder: Annotated[bool, typer.Option(help="Take the sentence encoder along, so that items can be added.")] = True,
     set_: SetOption = None,
 ) -> None:
@@ -36,13 +55,14 @@ def export(
 
 @commands.command()
 def serve(
-    bundle: Annotated[Path | None, typer.Option(help="Bundle directory, as `setrec export` writes it.")] = None,
+    bundle: Annotated[str | None, typer.Option(help=_BUNDLE, metavar="PATH")] = None,
     config: Annotated[Path | None, typer.Option(help="Ray Serve configuration file; options here win.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: 8000.")] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="Default: 1.")] = None,
     store: Annotated[str | None, typer.Option(help="Live events and items: an SQLite file or a redis:// URL.")] = None,
     releases: Annotated[Path | None, typer.Option(help="Folder of bundles that may be released while serving.")] = None,
+    follow: Annotated[str | None, typer.Option(help="URI of releases: what is current there is served.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Token file, as `setrec token` writes it.")] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Answer anyone; on a loopback address only.")] = False,
     log: Annotated[str | None, typer.Option(help="errors (default), or requests: a JSON line for each.")] = None,
@@ -51,8 +71,15 @@ def serve(
     from pipelines.jobs.serve import serve_until_interrupted
     from pipelines.jobs.serve_file import read_serve_file, settings_of
 
-    given = {"bundle": bundle, "host": host, "port": port, "replicas": replicas, "store": store, "log": log}
-    given |= {"releases": releases, "tokens": tokens, "auth": "off" if no_auth else None}
+    given: dict[str, object] = {
+        "bundle": bundle,
+        "host": host,
+        "port": port,
+        "replicas": replicas,
+        "store": store,
+        "log": log,
+    }
+    given |= {"releases": releases, "follow": follow, "tokens": tokens, "auth": "off" if no_auth else None}
     changes = {key: value for key, value in given.items() if value is not None}
     if config is not None:
         serve_until_interrupted(*read_serve_file(config, changes))

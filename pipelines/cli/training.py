@@ -19,6 +19,7 @@ from pipelines.cli.options import (
     held,
     overrides_of,
     print_json,
+    to_read,
 )
 from pipelines.common.progress import results
 from pipelines.common.run_directory import Run
@@ -35,7 +36,12 @@ def train(
     workers: Annotated[int | None, typer.Option(help="Training workers.", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     address: AddressOption = None,
-    warm: Annotated[Path | None, typer.Option(help="Run or bundle whose weights training begins with.")] = None,
+    warm: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run or bundle whose weights training begins with.", parser=str, callback=to_read, metavar="PATH"
+        ),
+    ] = None,
     set_: SetOption = None,
 ) -> None:
     """Train the recommender with Ray Train."""
@@ -73,7 +79,7 @@ def tune(
     from pipelines.cli.trial_table import trial_table
     from pipelines.config.job import load_config
 
-    settings = load_config(config, overrides_of(set_, address))
+    settings = load_config(config, overrides_of(set_, address), agree=True)
     with held(run, "epochs that were judged are kept: the same command with --resume goes on from them") as folder:
         from pipelines.jobs import stages
 

@@ -1,4 +1,5 @@
-"""What went wrong on a cluster, in one line: the layers that Ray puts around an error are taken off."""
+"""What people are told of what went wrong: without the layers that Ray puts around an error on a cluster, and with the
+name that they gave in place of where a folder of a store was copied to."""
 
 from __future__ import annotations
 
@@ -8,6 +9,16 @@ from setrec.errors import ConfigError, SetRecError
 
 _RAISED = re.compile(r"[A-Za-z_.]*(?:Error|Exception|Interrupt|Exit)\b: ")
 _OURS = re.compile(r"^setrec\.errors\.\w+: (.+)$", re.MULTILINE)
+
+copies: dict[str, str] = {}
+"""Folders here, and the URIs that they are copies of."""
+
+
+def as_given(text: str) -> str:
+    """``text`` with the URIs of copied folders in place of where the copies lie."""
+    for folder, where in copies.items():
+        text = text.replace(folder, where)
+    return text
 
 
 def told(error: BaseException, what: str) -> SetRecError:

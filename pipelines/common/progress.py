@@ -1,5 +1,6 @@
 """Progress with the time left: a bar at a terminal; elsewhere a line every half minute and one at the end of a step.
 
+Whether it is a terminal is asked of the stream, for variables such as ``FORCE_COLOR`` are set where logs are kept, too.
 Nothing is wrapped where lines go to a file or a pipe.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 LINE_SECONDS = 30.0
 """Longest time between two lines of a step off a terminal."""
 _UNBOUNDED = 10_000
+_said = 0.0  # when a line was last written
 
 
 def console_on(stream: TextIO) -> Console:
@@ -68,9 +70,9 @@ class _Drawn(Bar):
 def bar(title: str) -> Iterator[Bar]:
     """The progress of one step; at its end a line says how long it took and its last note."""
     began = time.perf_counter()
-    with _drawn(title) if console.is_terminal else _lines(title, began) as shown:
+    with _drawn(title) if console.file.isatty() else _lines(title, began) as shown:
         yield shown
-    console.print(f"[green]✓[/green] {title:<34} {time.perf_counter() - began:6.1f} s  [dim]{shown.note}[/dim]")
+    _say(f"[green]✓[/green] {title:<34} {time.perf_counter() - began:6.1f} s  [dim]{shown.note}[/dim]")
 
 
 @contextmanager
@@ -93,16 +95,48 @@ def _lines(title: str, began: float) -> Iterator[Bar]:
     shown, ended = Bar(), threading.Event()
 
     def say() -> None:
-        while not ended.wait(LINE_SECONDS):
-            console.print(f"… {_line(title, shown, time.perf_counter() - began)}")
+        while not ended.wait(0.95 * LINE_SECONDS):  # before the command itself would speak
+            _say(f"… {_line(title, shown, time.perf_counter() - began)}")
 
-    speaker = threading.Thread(target=say, daemon=True, name="progress")
+    with _beside(say, ended):
+        yield shown
+
+
+@contextmanager
+def alive(title: str) -> Iterator[None]:
+    """Off a terminal, a line of the command ``title`` wherever none of a step has come for :data:`LINE_SECONDS`."""
+    if console.file.isatty():
+        yield
+        return
+    began, ended = time.perf_counter(), threading.Event()
+
+    def say() -> None:
+        due = LINE_SECONDS
+        while not ended.wait(due):
+            due = LINE_SECONDS - (time.perf_counter() - max(began, _said))
+            if due <= 0:
+                _say(f"… {_line(title, Bar(), time.perf_counter() - began)}")
+                due = LINE_SECONDS
+
+    with _beside(say, ended):
+        yield
+
+
+@contextmanager
+def _beside(work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
+    speaker = threading.Thread(target=work, daemon=True, name="progress")
     speaker.start()
     try:
-        yield shown
+        yield
     finally:
         ended.set()
         speaker.join()
+
+
+def _say(line: str) -> None:
+    global _said
+    console.print(line)
+    _said = time.perf_counter()
 
 
 def _line(title: str, shown: Bar, seconds: float) -> str:

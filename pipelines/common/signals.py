@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from pipelines.common.failures import as_given
+
 GRACE_SECONDS = 8.0
 """Docker and Kubernetes kill after 10 and 30 s."""
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -87,7 +89,7 @@ def _line(number: int) -> str:
         said = _advice[-1]() if _advice else "nothing is left half done; run the same command again"
     except Exception:  # a store that cannot be asked is no reason to lose the exit code
         said = "run the same command again"
-    return f"{name}: {said}"
+    return as_given(f"{name}: {said}")
 
 
 def _stop(number: int, _: FrameType | None) -> None:

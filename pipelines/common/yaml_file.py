@@ -24,6 +24,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def parse_yaml(text: str) -> Any:
+    """The plain values in ``text``; a mapping that repeats a key is refused.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, _Loader)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The sections of a YAML file as plain values.
 
@@ -31,9 +40,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, repeats a key, or holds something else.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        mark, what = error.problem_mark, error.problem or error.context
+        raise ConfigError(f"{path}: not YAML: {what}" + (f", line {mark.line + 1}" if mark else "")) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):

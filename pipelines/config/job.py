@@ -10,8 +10,8 @@ import yaml
 from pydantic import AfterValidator, ValidationError
 
 from pipelines.common.trackers import TrackingSettings
-from pipelines.common.yaml_file import read_yaml
-from pipelines.config.problems import SettingsError, conflicts, problems_of
+from pipelines.common.yaml_file import parse_yaml, read_yaml
+from pipelines.config.problems import SettingsError, conflicts, problems_of, unknown_keys
 from pipelines.config.search_space import TuneSettings
 from pipelines.config.sections import (
     ClusterSettings,
@@ -27,8 +27,15 @@ from serving.runtime.settings import ServingSettings
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
 from setrec.models.settings import ModelSettings, SasRecSettings
-from setrec.settings import Settings
+from setrec.settings import LocalPath, Settings
 from setrec.training.settings import ObjectiveSettings, TrainingSettings
+
+
+def _file_name(name: str) -> str:
+    """Checkpoints of a run lie in a folder of its name."""
+    if not name.strip() or name.startswith(".") or any(letter in "/\\\0" for letter in name):
+        raise ValueError("must be a name that a folder can have, not empty and with neither / nor a dot in front")
+    return name
 
 
 class JobConfig(Settings):
@@ -38,8 +45,8 @@ class JobConfig(Settings):
     have the same shape. ``null``: weights at random, or the backbone's pretrained ones.
     """
 
-    name: str = "run"
-    warm_start: Annotated[Path, AfterValidator(Path.absolute)] | None = None  # workers may stand elsewhere
+    name: Annotated[str, AfterValidator(_file_name)] = "run"
+    warm_start: Annotated[LocalPath, AfterValidator(Path.absolute)] | None = None  # workers may stand elsewhere
     data: DataSettings
     encoder: EncoderSettings = EncoderSettings()
     structural: StructuralSettings = StructuralSettings()
@@ -63,36 +70,35 @@ class JobConfig(Settings):
             temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> JobConfig:
+def load_config(path: Path, overrides: list[str] | None = None, *, agree: bool = False) -> JobConfig:
     """Read a YAML configuration and apply ``section.key=value`` overrides (values are YAML).
+
+    ``agree``: sections must also agree with each other, as they need not once a run has begun.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is not allowed; the message names it.
     """
-    return validate(read_yaml(path), str(path), overrides)
+    return validate(read_yaml(path), str(path), overrides, agree=agree)
 
 
-def validate(raw: dict[str, Any], source: str, overrides: list[str] | None = None) -> JobConfig:
-    """The configuration from plain values and overrides; ``source`` names them in an error.
+def validate(raw: dict[str, Any], source: str, overrides: list[str] | None = None, *, agree: bool = False) -> JobConfig:
+    """The configuration from plain values and overrides; ``source`` names them in an error; ``agree``: see
+    :func:`load_config`.
 
     Raises:
         SettingsError: keys or values are not allowed; it tells all of them.
     """
     apply_overrides(raw, overrides)
+    found, cause, config = list(conflicts(raw)) if agree else [], None, None
     try:
-        return JobConfig.model_validate(raw)
+        config = JobConfig.model_validate(raw)
     except ValidationError as error:
-        raise SettingsError(source, problems_of(error, JobConfig, raw)) from error
-
-
-def require_agreement(config: JobConfig, source: str) -> None:
-    """See that the settings of a whole night agree with each other.
-
-    Raises:
-        SettingsError: some do not.
-    """
-    if found := list(conflicts(config.gate.metric, config.evaluation.ks)):
-        raise SettingsError(source, found)
+        found, cause = [*problems_of(error, JobConfig, raw), *found], error
+    else:
+        found += unknown_keys(JobConfig, config.tune.space) if agree else ()
+    if config is None or found:
+        raise SettingsError(source, found) from cause
+    return config
 
 
 def apply_overrides(raw: dict[str, Any], overrides: list[str] | None) -> None:
@@ -115,6 +121,6 @@ def _override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(raw, dict):
             raise ConfigError(f"--set {override}: '{section}' is not a section")
     try:
-        raw[leaf] = yaml.safe_load(value)
+        raw[leaf] = parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: not YAML: {' '.join(str(error).split())}") from error

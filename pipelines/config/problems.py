@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from pipelines.config.sections import EvaluationSettings, GateSettings
 from setrec.errors import ConfigError
 
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+_PLAIN = {
+    r"^Input is not a valid path for <class .*>$": "must be one path",
+    r"^Input should be a valid dictionary or instance of \w+$": "must be a section of keys",
+    r"^Input should be a valid dictionary$": "must be a mapping",
+    r"^Input should be a valid (tuple|list)$": "must be a list",
+    r"^Input should be a valid string$": "must be text",
+    r"^Input should be a valid integer.*$": "must be a whole number",
+    r"^Input tag '.*' found using '(\w+)' does not match any of the expected tags: (.*)$": r"\1 must be one of \2",
+    r"^(List|Tuple) should have at least (\d+) items? after validation, not \d+$": r"must have at least \2 element",
+    r"^(List|Tuple) should have at most (\d+) items? after validation, not \d+$": r"must have at most \2 elements",
+}
+"""What pydantic says in the words of Python, and what that means to somebody who writes YAML."""
 _METRIC = re.compile(r"(ndcg|recall|mrr)@([1-9]\d*)")
 
 
@@ -47,7 +60,8 @@ def problems_of(error: ValidationError, model: type[BaseModel], raw: Mapping[str
         key = ".".join(map(str, field))
         message = _message(dict(one), model, path)
         if key in found and one["type"] != "too_short" and message not in found[key].message:
-            message = f"{found[key].message}; or {message.partition(': ')[2] or message}"
+            reason = message.removeprefix(f"{_shown(one['input'])}: ")
+            message = f"{found[key].message}; or {reason}"
         elif key in found:
             continue
         found[key] = SettingsProblem(key, message)
@@ -55,13 +69,32 @@ def problems_of(error: ValidationError, model: type[BaseModel], raw: Mapping[str
     return [found[key] for key in found if not any(other.startswith(f"{key}.") for other in found)]
 
 
-def conflicts(gate_metric: str, ks: Sequence[int]) -> Iterator[SettingsProblem]:
-    """Settings that are allowed each for itself and not together."""
-    metric = _METRIC.fullmatch(gate_metric)
-    if metric is None:
-        yield SettingsProblem("gate.metric", f"'{gate_metric}': a metric and its cut-off are expected, as ndcg@10")
-    elif int(metric[2]) not in ks:
-        yield SettingsProblem("gate.metric", f"'{gate_metric}': its cut-off must be in evaluation.ks, {list(ks)}")
+def conflicts(raw: Mapping[str, Any]) -> Iterator[SettingsProblem]:
+    """Settings of ``raw`` that are allowed each for itself and not together."""
+    sections = {name: raw.get(name) for name in ("gate", "evaluation")}
+    stated = {name: section if isinstance(section, Mapping) else {} for name, section in sections.items()}
+    given = stated["gate"].get("metric", GateSettings().metric)
+    ks = stated["evaluation"].get("ks", EvaluationSettings().ks)
+    metric = _METRIC.fullmatch(given) if isinstance(given, str) else None
+    if isinstance(given, str) and metric is None:
+        yield SettingsProblem("gate.metric", f"'{given}': a metric and its cut-off are expected, as ndcg@10")
+    elif metric is not None and isinstance(ks, list | tuple) and ks and int(metric[2]) not in ks:
+        yield SettingsProblem("gate.metric", f"'{given}': its cut-off must be in evaluation.ks, {list(ks)}")
+    if isinstance(names := stated["evaluation"].get("components"), list):
+        from setrec.scoring import registry
+
+        for name in (name for name in names if name not in registry.kinds()):
+            yield SettingsProblem("evaluation.components", f"'{name}': must be one of {', '.join(registry.kinds())}")
+
+
+def unknown_keys(model: type[BaseModel], keys: Iterable[Any]) -> Iterator[SettingsProblem]:
+    """Those of ``keys`` to be searched over that are none of ``model``."""
+    known = set(_keys(model))
+    for key in (str(key) for key in keys):
+        if key not in known:
+            near = _nearest(model, key.split("."))
+            said = "no such setting" + (f"; the nearest is {near}" if near else "")
+            yield SettingsProblem(f"tune.space.{key}", said)
 
 
 def _path(raw: Any, loc: Sequence[Any], *, missing: bool) -> list[Any]:
@@ -85,6 +118,8 @@ def _message(error: dict[str, Any], model: type[BaseModel], path: list[Any]) -> 
         near = _nearest(model, path)
         return "no such setting" + (f"; the nearest is {near}" if near else "")
     reason = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    for pattern, plain in _PLAIN.items():
+        reason = re.sub(pattern, plain, reason)
     reason = re.sub(
         r"^Input (should be|is not) ", lambda found: {"should be": "must be ", "is not": "is not "}[found[1]], reason
     )
@@ -93,8 +128,12 @@ def _message(error: dict[str, Any], model: type[BaseModel], path: list[Any]) -> 
             reason = f"must be {bounds}"
         elif bounds not in reason:
             reason = f"{reason}, {bounds}"
-    shown = repr(error["input"])
-    return f"{shown if len(shown) <= 60 else shown[:57] + '...'}: {reason}"
+    return f"{_shown(error['input'])}: {reason}"
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 def _field(model: type[BaseModel], path: Sequence[Any]) -> FieldInfo | None:

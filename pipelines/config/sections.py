@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from pipelines.common.storage import is_uri
-from setrec.settings import Settings
+from setrec.settings import LocalPath, Settings
 
 
 def _absolute(where: str) -> str:
@@ -63,8 +63,8 @@ class StructuralSettings(Settings):
     edges: tuple[Literal["attributes", "interactions", "knowledge"], ...] = ("attributes", "interactions")
     window: int = Field(3, ge=1)
     neighbours: int = Field(10, ge=1)
-    triples: Path | None = None
-    links: Path | None = None
+    triples: LocalPath | None = None
+    links: LocalPath | None = None
     block: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
@@ -144,10 +144,10 @@ class GateSettings(Settings):
 
 
 class ReleaseSettings(Settings):
-    """Where released bundles go. ``folder``: ``null`` for ``releases`` under the root; it is the one that
-    ``setrec serve --releases`` is given. ``keep``: how many stay, the current one among them; each takes the disk of a
-    bundle and of a record of the run behind it.
+    """Where released bundles go. ``folder``: a path, or a URI such as ``s3://bucket/releases``; ``null`` for
+    ``releases`` under the root. It is the one that ``setrec serve --releases`` is given. ``keep``: how many stay, the
+    current one among them; each takes the disk of a bundle and of a record of the run behind it.
     """
 
-    folder: Path | None = None
+    folder: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] | None = None
     keep: int = Field(3, ge=1)

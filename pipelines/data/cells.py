@@ -114,6 +114,7 @@ def identifier(cell: Cell, text: str, what: str = "id") -> tuple[str, list[Fault
         # One pattern clears nearly all ids of the three faults.
         usual = _matches(text, f"[!-~]{{1,{MAX_ID}}}")
         faults.append(Fault(column, f"NOT {usual} AND ({blank} OR {long} OR {control})", reason))
+        faults.append(Fault(column, f"{text} IN ('.', '..')", f"{_shown(text)} || ' cannot stand in a URL'"))
     return value, faults
 
 

@@ -14,7 +14,7 @@ from pipelines.common.storage import is_uri
 from setrec.data.interactions import Keep, Ties
 from setrec.data.schema import Schema
 from setrec.data.splits import GlobalTime, LeaveOneOut, SplitSettings
-from setrec.settings import Settings
+from setrec.settings import LocalPath, Settings
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -158,7 +158,7 @@ class DataSettings(Settings):
     rejected_share: float | None = Field(default=None, ge=0, lt=1)
     engine: Literal["duckdb", "ray"] = "duckdb"
     memory_limit: str = Field(default="2GB", pattern=_SIZE)
-    scratch: Annotated[Path, BeforeValidator(_located)] | None = None
+    scratch: Annotated[LocalPath, BeforeValidator(_located)] | None = None
     scratch_limit: str = Field(default="200GB", pattern=_SIZE)
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from pipelines.common.yaml_file import read_yaml
 from pipelines.config.job import EncoderSettings, apply_overrides
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
-from setrec.settings import Settings
+from setrec.settings import LocalPath, Settings
 
 TaskName = Literal[
     "structure", "classification", "links", "completion", "connectivity", "cycle", "shortest_path", "stance"
@@ -33,7 +33,7 @@ class GraphEvaluationSettings(Settings):
     ablations: tuple[str, ...] = ABLATIONS
     opponents: bool = True
     resamples: int = Field(1000, ge=10)
-    transfer: Path | None = None
+    transfer: LocalPath | None = None
 
 
 class GraphConfig(Settings):

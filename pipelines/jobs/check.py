@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.job import JobConfig, load_config, require_agreement
+from pipelines.config.job import JobConfig, load_config
 from pipelines.config.problems import SettingsError
 from pipelines.ingest import ingest
 from setrec.errors import ConfigError, DataError
@@ -21,8 +21,7 @@ def check(path: Path, overrides: list[str]) -> dict[str, Any]:
     """
     errors: list[dict[str, str]] = []
     try:
-        config = load_config(path, overrides)
-        require_agreement(config, str(path))
+        config = load_config(path, overrides, agree=True)
     except SettingsError as error:
         return {"errors": [{"key": p.key, "message": p.message} for p in error.problems]}
     except ConfigError as error:

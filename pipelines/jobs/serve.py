@@ -10,11 +10,13 @@ from typing import Any
 from pipelines.common import signals
 from pipelines.common.progress import console
 from pipelines.jobs.serve_file import settings_of
+from pipelines.remote.follow import StoreFollower
 from serving.bundle.reader import Bundle
 from serving.deployment import ray_app
 from serving.engine.engine import Engine, Request
 from serving.runtime.graph_service import GraphService
 from serving.runtime.settings import ServingSettings
+from setrec.errors import ConfigError
 
 _EVERYWHERE = "0.0.0.0"
 
@@ -31,12 +33,17 @@ def serve_until_interrupted(bundle: Path, settings: ServingSettings) -> None:
     with signals.kept(lambda: "the endpoint has ended; what was stored is kept, the same command serves again"):
         with signals.unchanged():
             ray_app.start(bundle, settings, graph_loader=load_graph)
+        follower = StoreFollower(bundle, settings) if settings.follow else None
         try:
+            if follower is not None:
+                follower.start()
             console.print(
                 f"Serving {bundle} at http://{settings.host}:{settings.port} (documentation at /docs). Ctrl-C ends."
             )
             threading.Event().wait()
         finally:
+            if follower is not None:
+                follower.close()
             ray_app.stop()
 
 
@@ -49,6 +56,8 @@ def application(args: dict[str, Any]) -> Any:
         ConfigError: a key or value is not allowed.
     """
     bundle, settings = settings_of(args, "args", {"host": _EVERYWHERE})
+    if settings.follow is not None:
+        raise ConfigError("args: follow: `setrec serve` alone follows a store; share the folder of releases instead")
     return ray_app.application(bundle, settings, graph_loader=load_graph)
 
 

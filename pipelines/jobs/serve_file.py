@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from pipelines.common import storage
 from pipelines.common.yaml_file import read_yaml
 from pipelines.config.problems import SettingsError, problems_of
+from pipelines.remote import mirror
 from serving.runtime.settings import ServingSettings
 from setrec.errors import ConfigError
 from setrec.settings import Settings
@@ -61,16 +63,20 @@ def read_serve_file(file: Path, changes: Mapping[str, Any]) -> tuple[Path, Servi
 def settings_of(
     args: Mapping[str, Any], source: str, place: Mapping[str, Any] | None = None
 ) -> tuple[Path, ServingSettings]:
-    """Bundle and settings from plain values; ``source`` names them in an error, ``place`` says host and port.
+    """Bundle and settings from plain values; ``source`` names them in an error, ``place`` says host and port. A bundle
+    in a store is brought here; where none is named, it is what is current at ``follow``.
 
     Raises:
         ConfigError: a key or value is not allowed, or there is no bundle.
     """
-    if not isinstance(args.get("bundle"), str | Path):
+    bundle, follow = args.get("bundle"), args.get("follow")
+    if bundle is None and isinstance(follow, str):
+        bundle = storage.join(follow, "current")
+    if not isinstance(bundle, str | Path):
         raise ConfigError(f"{source}: bundle: the directory of a bundle is expected")
     raw = {**(place or {}), **{key: value for key, value in args.items() if key != "bundle"}}
     try:
         settings = ServingSettings.model_validate(raw)
     except ValidationError as error:
         raise SettingsError(source, problems_of(error, ServingSettings, raw)) from error
-    return Path(args["bundle"]).resolve(), settings
+    return (mirror.fetched(str(bundle)) if storage.is_uri(bundle) else Path(bundle)).resolve(), settings

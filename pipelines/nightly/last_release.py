@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipelines.common.progress import bar
 from pipelines.common.run_directory import Run
 from pipelines.config.job import JobConfig
 from pipelines.data import directory
@@ -51,7 +52,8 @@ def rank_again(run: Run, config: JobConfig, record: Path) -> Path:
     }
     every = np.ones(len(catalog), dtype=bool)
     groups = [ranking.Group("all", every, every)]
-    found = ranking.evaluate_each(scorers, ranking.Cases.of(histories, TEST), groups, ks=config.evaluation.ks)
+    with bar("Rank the last release"):
+        found = ranking.evaluate_each(scorers, ranking.Cases.of(histories, TEST), groups, ks=config.evaluation.ks)
     run.claim(FILE)
     with atomic_file(run.root / FILE) as path:
         per_user_table(found, histories).to_parquet(path, index=False)

@@ -44,10 +44,12 @@ def run(
     force: bool = False,
     cold: bool = False,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    ended: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """One night under ``root``: the names of the steps that ran, and the release in use.
 
     ``first``: run this step and those after it in any case; ``force``: all; ``cold``: train from nothing.
+    ``ended`` is called when a step has ended.
 
     Raises:
         HeldBackError: gate, audit or endpoint want no release; ``run/gate.json`` says why, the last one stays in use.
@@ -58,7 +60,7 @@ def run(
         code = fingerprints.of_code()
         plain = _resolved(config, overrides, root, code)
         night = Night(root, config, tuple(overrides), plain, cold, say)
-        steps = Steps(root, night.steps(), _what_counts(plain), code, say)
+        steps = Steps(root, night.steps(), _what_counts(plain), code, say, ended)
         try:
             with night.run.job():
                 ran = steps.execute(first, force=force)
@@ -128,8 +130,16 @@ class Night:
     @property
     def _released(self) -> tuple[str, ...]:
         """What a release leaves: one that somebody removed is put back."""
-        folder = self.plain["release"]["folder"] or "releases"
-        return release_store.POINTER, release_store.RECORD, f"{folder}/current"
+        folder = self._releases[0]
+        name = folder.relative_to(self.root) if folder.is_relative_to(self.root) else folder
+        return release_store.POINTER, release_store.RECORD, f"{name}/current"
+
+    @property
+    def _releases(self) -> tuple[Path, str | None]:
+        """The folder of releases, and the URI of its copy in a store."""
+        given = self.plain["release"]["folder"]
+        store = given if given is not None and "://" in given else None
+        return (self.root / "releases" if given is None or store else Path(given)), store
 
     def _ingest(self, again: bool) -> None:
         from pipelines.features import preparation
@@ -213,10 +223,9 @@ class Night:
         self.run.write_json("audit.json", audit(self.run.bundle))
 
     def _release(self, again: bool) -> None:
-        s = self.config.release
-        before = release_store.current(self.root)
+        before, (folder, store) = release_store.current(self.root), self._releases
         found = release_store.release(
-            self.run.bundle, self.run.root, self.root, s.folder or self.root / "releases", s.keep
+            self.run.bundle, self.run.root, self.root, folder, self.config.release.keep, store=store
         )
         self.run.log("released", **found)
         if before is None or found["release"] != before[0]:
@@ -277,11 +286,9 @@ def _resolved(config: Path, overrides: Sequence[str], root: Path, code: str) -> 
             return dict(known["plain"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    from pipelines.config.job import load_config, require_agreement
+    from pipelines.config.job import load_config
 
-    found = load_config(config, list(overrides))
-    require_agreement(found, str(config))
-    plain = found.model_dump(mode="json")
+    plain = load_config(config, list(overrides), agree=True).model_dump(mode="json")
     with atomic_file(memory) as temporary:
         temporary.write_text(json.dumps({"asked": asked, "plain": plain}))
     return plain

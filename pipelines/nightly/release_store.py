@@ -43,9 +43,17 @@ def current(root: Path) -> tuple[str, Path] | None:
 
 
 def release(
-    bundle: Path, run: Path, root: Path, folder: Path, keep: int, environment: Mapping[str, str] = os.environ
+    bundle: Path,
+    run: Path,
+    root: Path,
+    folder: Path,
+    keep: int,
+    environment: Mapping[str, str] = os.environ,
+    store: str | None = None,
 ) -> dict[str, Any]:
     """Release ``bundle``, made by ``run``; twice is the same as once. Returns what ``released.json`` holds.
+
+    ``store``: the URI of a copy of ``folder``.
 
     In this order: the bundle takes its place in ``folder``, the endpoint named by :data:`URL` (if any) is told and
     agrees, the record is kept, the pointers move, all but the last ``keep`` go. Killed in between, it is done again.
@@ -69,10 +77,11 @@ def release(
         with atomic_directory(record) as target:
             for part in KEPT:
                 _copy(run / part, target / part)
-    found = {**before, "release": name, "bundle": str(folder / name), "endpoint": told}
+    found = {**before, "release": name, "bundle": _shown(folder / name, root), "endpoint": told, "store": store}
     _move(root, folder, found)
     for place in (folder, root / RECORD):
         _prune(place, keep, {name, *_served(folder)})
+    _copy_to(store, root, folder)
     return found
 
 
@@ -85,14 +94,16 @@ def rollback(root: Path, name: str, environment: Mapping[str, str] = os.environ)
         HeldBackError: the endpoint refused it.
     """
     before = _pointer(root)
-    folder = Path(before["bundle"]).parent if before else root / "releases"
+    folder = (root / before["bundle"]).parent if before else root / "releases"
     known = [release for release in released(root) if (folder / release).is_dir()]
     if name not in known:
         raise ConfigError(f"{root} holds no release '{name}'; there are {', '.join(known) or 'none'}")
     told = tell(environment[URL], environment.get(TOKEN, ""), name) if environment.get(URL) else None
     withdrawn = sorted({*before.get("withdrawn", ()), *(release for release in known if release > name)} - {name})
-    found = {**before, "release": name, "bundle": str(folder / name), "endpoint": told, "withdrawn": withdrawn}
+    changed = {"release": name, "bundle": _shown(folder / name, root), "endpoint": told, "withdrawn": withdrawn}
+    found = {**before, **changed}
     _move(root, folder, found)
+    _copy_to(before.get("store"), root, folder)
     return found
 
 
@@ -100,6 +111,18 @@ def released(root: Path) -> list[str]:
     """Names of the releases whose records are kept, oldest first."""
     records = root / RECORD
     return sorted(path.name for path in records.iterdir() if _OURS.fullmatch(path.name)) if records.is_dir() else []
+
+
+def _shown(path: Path, root: Path) -> str:
+    """Below the root, which may lie elsewhere the next time, a relative path."""
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def _copy_to(store: str | None, root: Path, folder: Path) -> None:
+    if store is not None:
+        from pipelines.remote.mirror import Mirror
+
+        Mirror(store, folder, root / "state" / "store.json").push()
 
 
 def _pointer(root: Path) -> dict[str, Any]:

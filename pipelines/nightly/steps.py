@@ -70,6 +70,7 @@ class Steps:
     plain: Plain
     code: str
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
+    ended: Callable[[], None] = lambda: None
     ran: list[str] = field(default_factory=list)
     at: str = ""
 
@@ -117,6 +118,7 @@ class Steps:
             temporary.write_text(json.dumps(asdict(Done(step.name, inputs, outputs, seconds, finished)), indent=2))
         begun.unlink()
         self.ran.append(step.name)
+        self.ended()
 
     def _inputs(self, step: NightlyStep, hashes: Hashes) -> dict[str, str]:
         chosen = {section: self.plain.get(section) for section in step.sections}

@@ -75,7 +75,7 @@ class Engine:
         self.synced = store is None
         self.state = State(bundle, event_weights)
         self._shown, self._answered = ShownItems(len(bundle.catalog)), list[np.ndarray]()
-        self.lock = threading.Lock()  # held around every use of ``state``
+        self.lock = threading.Lock()  # held around every use of ``state`` by requests, and every change to it
         self._applying = threading.Lock()  # one change after the other, in their order
         self.recommend([Request(history=(bundle.catalog.item_ids[0],), k=1)])  # the first pass is a slow one
         if store is not None:
@@ -215,8 +215,11 @@ class Engine:
                 self.state.rules.pop(change.id, None)
             elif change.kind == "erase":
                 self.state.users.erase(change.id)
-            if self.state.is_wasteful:
-                self.state = self.state.compact()
+        if self.state.is_wasteful:
+            # Seconds for a large catalogue. Changes alone write to the state, one after the other: requests go on.
+            compact = self.state.compact()
+            with self.lock:
+                self.state = compact
 
     def _live_histories(self, requests: Sequence[Request]) -> Mapping[str, LiveHistory | None]:
         """What the store knows of the users asked about, ``None`` for all where it cannot be read."""

@@ -46,7 +46,7 @@ class LiveIndex:
         self.table = CodeTable(base.codes, base.exact.largest)
         self._fresh = Exact(self.table.fresh, 0.0)
         self._alive = np.ones(len(base), dtype=bool)
-        self._removed = np.empty(0, np.int64)
+        self._removed: list[int] = []
 
     def __len__(self) -> int:
         return len(self.table)
@@ -85,7 +85,7 @@ class LiveIndex:
         if self._alive[row]:
             self._alive[row] = False
             if row < len(self._base):
-                self._removed = np.append(self._removed, row)
+                self._removed.append(row)
 
     def search(
         self,
@@ -102,13 +102,13 @@ class LiveIndex:
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         count, items = len(queries), len(self._base)
         ks = [int(n) for n in np.broadcast_to(np.asarray(k), count)]
-        banned = (
-            [np.asarray(e, dtype=np.int64) for e in excluded] if excluded is not None else [self._removed[:0]] * count
-        )
+        none: Sequence[np.ndarray] = [np.empty(0, np.int64)] * count
+        banned = [np.asarray(e, dtype=np.int64) for e in (none if excluded is None else excluded)]
         masks: list[np.ndarray | None] = list(allowed) if allowed is not None else [None] * count
         below, above = [b[b < items] for b in banned], [b[b >= items] - items for b in banned]
         if len(self._removed) <= _LISTED:
-            below = [np.concatenate([b, self._removed]) for b in below]
+            removed = np.array(self._removed, dtype=np.int64)
+            below = [np.concatenate([b, removed]) for b in below]
             base_masks = [None if mask is None else mask[:items] for mask in masks]
         else:
             alive = self._alive[:items]

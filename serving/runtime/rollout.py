@@ -104,6 +104,25 @@ class Releases:
                 self._write(bundle=name, version=live.model_version, before=self.state.bundle, refused=None)
             return self.state
 
+    def announce(self, name: str) -> bool:
+        """Have every replica over the folder take up the bundle ``name``, unless they use it or refused it; returns
+        whether they are asked to. For a process that is no replica.
+
+        Raises:
+            BundleError: it cannot be used.
+            UnknownBundleError: there is no such bundle.
+            UnderWayError: another release is being made.
+        """
+        with self._turn() as is_mine:
+            if not is_mine:
+                raise UnderWayError("another release is under way")
+            self.state = now = self._read()
+            if name == now.bundle or (now.refused is not None and now.refused.bundle == name):
+                return False
+            version = verify(self._path(name)).model_version
+            self._write(bundle=name, version=version, before=now.bundle, refused=None)
+            return True
+
     def _follow(self, live: Live) -> None:
         while not self._ended.wait(_LOOK_SECONDS):
             try:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, StringConstraints, field_validator, model_validator
 
 from serving.runtime.release_state import BundleName
-from setrec.settings import Settings
+from setrec.settings import LocalPath, Settings
 
 EventType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
@@ -44,9 +43,10 @@ class ServingSettings(Settings):
     ``store`` holds events, item changes and erasures: the path of an SQLite file, for the replicas of one machine, or a
     Redis URL, for those of several; ``null`` serves the bundle's own histories alone. ``releases``: a directory of
     bundles that ``POST /v1/admin/release`` may switch to; it is written to (``.state``), and must be shared where
-    replicas are on several machines. ``audit_share``: how many of the answers are compared with scores of all items,
-    for the metric ``setrec_recall``, unless search is exact anyway; each takes a tenth of a second of a core, when it
-    is free, at a million items.
+    replicas are on several machines. ``follow``: a URI such as ``s3://bucket/nightly/releases``; what becomes current
+    there is brought into ``releases`` and served, without a request; for ``setrec serve``. ``audit_share``: how many of
+    the answers are compared with scores of all items, for the metric ``setrec_recall``, unless search is exact anyway;
+    each takes a tenth of a second of a core, when it is free, at a million items.
 
     ``event_weights`` by type of event, 1 for types it does not name: what is above 0 is read as history, 0 is passed
     over, and an item whose last event is below 0 is not answered, nor part of the history, and lowers what is like it.
@@ -73,15 +73,16 @@ class ServingSettings(Settings):
     max_k: int = Field(default=100, ge=1)
     max_events: int = Field(default=500, ge=1)
     auth: Literal["tokens", "off"] = "tokens"
-    tokens: Path | None = None
+    tokens: LocalPath | None = None
     rate_limit: str | None = None
     rate_limit_storage: str = Field(default="memory://", pattern=r"^(memory|rediss?)://")
     log: Literal["errors", "requests"] = "errors"
     log_ids: bool = False
     store: str | None = Field(default=None, min_length=1)
-    releases: Path | None = None
+    releases: LocalPath | None = None
+    follow: str | None = Field(default=None, pattern=r"^[a-zA-Z][a-zA-Z0-9+.-]+://.")
     event_weights: dict[EventType, FiniteFloat] = Field(default={"dislike": -1.0})
-    exposures: Path | None = None
+    exposures: LocalPath | None = None
     experiment: ExperimentSettings | None = None
     audit_share: float = Field(default=0.001, ge=0, le=1)
     start_timeout_seconds: float = Field(default=120.0, gt=0)
@@ -97,6 +98,8 @@ class ServingSettings(Settings):
             raise ValueError("max_replicas is less than replicas")
         if self.experiment is not None and self.releases is None:
             raise ValueError("experiment: its bundle is one of `releases`, which is not set")
+        if self.follow is not None and self.releases is None:
+            raise ValueError("follow: bundles are brought into `releases`, which is not set")
         if self.auth == "off" and not is_loopback(self.host):
             raise ValueError(f"auth off is for a loopback address, and {self.host} is none: make a token instead")
         return self

@@ -12,7 +12,7 @@ from pipelines.config.problems import SettingsError
 from pipelines.jobs.check import check
 
 BAD = {
-    "evaluation.ks": ("evaluation: {ks: [0]}", "0: must be at least 1"),
+    "evaluation.ks": ("evaluation: {ks: [0, 10]}", "0: must be at least 1"),
     "training.epochs": ("training: {epochs: 0}", "0: must be at least 1"),
     "training.learning_rate": ("training: {learning_rate: -1}", "-1: must be more than 0"),
     "training.clip": ("training: {clip: .nan}", "nan: must be more than 0"),
@@ -20,8 +20,18 @@ BAD = {
     "model.max_items": ("model: {max_items: 0}", "0: must be at least 1"),
     "training.patience": ("training: {patience: 0}", "0: must be at least 1"),
     "model.id_dropout": ("model: {id_dropout: 1.5}", "1.5: must be at least 0 and less than 1"),
-    "encoder.path": ("encoder: {path: [a, b]}", "['a', 'b']: must be a valid string"),
-    "warm_start": ("warm_start: [a]", "['a']: is not a valid path"),
+    "encoder.path": ("encoder: {path: [a, b]}", "['a', 'b']: must be text"),
+    "warm_start": ("warm_start: [a]", "['a']: must be one path"),
+    "structural.anchors": ("structural: {anchors: 1.5}", "1.5: must be a whole number, at least 1"),
+    "serving.releases": ("serving: {releases: 's3://b/x'}", "'s3://b/x': must be a path on this machine, not a URI"),
+    "evaluation.opponents": ("evaluation: {opponents: sasrec}", "'sasrec': must be a list"),
+    "evaluation.components": ("evaluation: {components: [near]}", "'near': must be one of transitions_"),
+    "tune.space.training.epoch": (
+        "tune: {space: {training.epoch: {kind: integer, low: 1, high: 2}}}",
+        "the nearest is training.epochs",
+    ),
+    "model": ("model: 5", "5: must be a section of keys"),
+    "name": ("name: ../x", "'../x': must be a name"),
     "training.epocs": ("training: {epocs: 3}", "no such setting; the nearest is training.epochs"),
     "learning_rate": ("learning_rate: 1", "no such setting; the nearest is training.learning_rate"),
     "model.backbone.size": ("model: {backbone: {size: huge}}", "'huge': must be 'tiny', 'small' or 'base'"),
@@ -48,7 +58,7 @@ def config(tmp_path, text):
 def test_a_bad_setting_is_told_with_key_value_range_and_the_nearest_known_key(tmp_path, key):
     text, said = BAD[key]
     with pytest.raises(SettingsError) as caught:
-        load_config(config(tmp_path, f"data: {{interactions: x.csv}}\n{text}\n"))
+        load_config(config(tmp_path, f"data: {{interactions: x.csv}}\n{text}\n"), agree=True)
     assert [problem.key for problem in caught.value.problems] == [key]
     assert said in caught.value.problems[0].message
 
@@ -57,7 +67,7 @@ def test_all_of_them_are_told_at_once(tmp_path):
     text = "data: {interactions: x.csv, seed: -1}\ntraining: {epochs: 0, patience: 0}\nname: x\nmodel: {x: 1}\n"
     found = check(config(tmp_path, text), ["evaluation.ks=[0]"])
     assert [e["key"] for e in found["errors"]] == [
-        "data.seed", "model.x", "training.epochs", "training.patience", "evaluation.ks",
+        "data.seed", "model.x", "training.epochs", "training.patience", "evaluation.ks", "gate.metric",
     ]  # fmt: skip
 
 
@@ -66,6 +76,19 @@ def test_a_gate_on_a_cut_off_that_is_not_ranked_is_told(tmp_path, table):
     assert found["errors"] == [
         {"key": "gate.metric", "message": "'ndcg@10': its cut-off must be in evaluation.ks, [5]"}
     ]
+
+
+@pytest.mark.parametrize("command", [("prepare", "--run"), ("tune", "--run"), ("pipeline", "run", "--root")])
+def test_every_command_that_reads_a_configuration_tells_all_of_it(tmp_path, commanded, command):
+    file = config(tmp_path, "data: {interactions: x.csv}\nevaluation: {ks: [5]}\ntraining: {patience: 0}\n")
+    *words, place = command
+    given = [file] if words[0] == "pipeline" else ["--config", file]
+    code, said = commanded(*words, *given, place, tmp_path / "run")
+    assert code == 2
+    assert "2 settings cannot be used" in said
+    assert "training.patience: 0: must be at least 1" in said
+    assert "gate.metric: 'ndcg@10': its cut-off must be in evaluation.ks, [5]" in said
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 @pytest.mark.parametrize("text", ["name: a\nname: b\n", "training: {epochs: 1, epochs: 2}\n"])

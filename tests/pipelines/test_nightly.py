@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from s3_server import s3_server
 from typer.testing import CliRunner
 
 from pipelines.cli import app
@@ -21,6 +22,7 @@ from pipelines.nightly import bundle_checks, loop, release_store
 from pipelines.nightly.last_release import rank_again
 from pipelines.nightly.loop import NAMES
 from pipelines.nightly.steps import HeldBackError
+from pipelines.remote import lease, mirror
 from pipelines.training import train
 from pipelines.training.worker import trainer_of
 from serving.bundle.reader import Bundle
@@ -151,6 +153,24 @@ def test_a_second_night_without_news_does_nothing_and_says_so_at_once(released):
     assert found["release"] == done["release"]
     assert list(found["steps"]) == list(NAMES)
     assert all(step["seconds"] >= 0 for step in found["steps"].values())
+
+
+def test_a_root_in_a_store_goes_on_on_any_machine(released, tmp_path, monkeypatch, capfd):
+    place, _ = released
+    monkeypatch.setenv(mirror.WORK, str(tmp_path / "one"))
+    monkeypatch.setattr(lease, "SETTLED", 0.0)
+    with s3_server() as uri:
+        root = uri("nightly")
+        with mirror.mirrored(root) as copy:
+            shutil.copytree(place / "nightly", copy, symlinks=True, dirs_exist_ok=True)
+        for machine, overrides, ran in (("two", [], []), ("three", ["--set", "gate.margin=0.4"], ["gate", "export"])):
+            monkeypatch.setenv(mirror.WORK, str(tmp_path / machine))
+            arguments = ["pipeline", "run", str(place / "config.yaml"), "--root", root, *overrides]
+            done = CliRunner().invoke(app.app, arguments, catch_exceptions=False)
+            assert json.loads(done.stdout)["ran"][:2] == ran, capfd.readouterr().err
+        monkeypatch.setenv(mirror.WORK, str(tmp_path / "four"))
+        found = json.loads((mirror.fetched(root) / "state" / "gate.json").read_text())
+        assert found["inputs"] != json.loads((place / "nightly" / "state" / "gate.json").read_text())["inputs"]
 
 
 def test_a_step_runs_where_its_own_section_changed_and_the_release_stays_where_the_bundle_does(released):

@@ -33,6 +33,24 @@ def test_a_step_says_how_far_it_is_at_intervals_and_its_end(said, monkeypatch):
     assert re.fullmatch(r"✓ Train SETRec +\d+\.\d s  best NDCG@10 0\.1234", lines[-1])
 
 
+def test_where_no_step_speaks_the_command_does(said, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
+    with progress.alive("setrec evaluate"):
+        until = time.monotonic() + 30
+        while said.getvalue().count("\n") < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert re.fullmatch(r"(… setrec evaluate, 0:00 so far\n){3,}", said.getvalue())
+
+
+def test_colours_that_are_forced_draw_no_bar_into_a_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with (tmp_path / "log").open("w") as stream:
+        monkeypatch.setattr(progress, "console", progress.console_on(stream))
+        with progress.bar("Train") as shown:
+            shown.update(1, 2)
+    assert (tmp_path / "log").read_text().count("Train") == 1
+
+
 def test_what_is_not_known_yet_is_not_said():
     assert progress._line("Ingest", progress.Bar(), 75.0) == "Ingest, 1:15 so far"
     shown = progress.Bar()

@@ -84,12 +84,14 @@ def test_ray_is_everywhere_the_version_that_the_tests_ran_with(manifest):
     assert f"ray=={version('ray')}" in (ROOT / "constraints.txt").read_text().splitlines()
 
 
-def test_the_runtime_environment_is_one_that_ray_takes_with_every_version_pinned(monkeypatch):
+def test_the_runtime_environment_is_the_project_with_every_version_pinned_and_no_development_tool(monkeypatch):
     monkeypatch.chdir(ROOT)
     found = RuntimeEnv(**yaml.safe_load((ROOT / "deploy" / "runtime_env.yaml").read_text()))
-    packages = found.pip_config()["packages"]
-    assert f"ray=={version('ray')}" in packages
-    assert all("==" in package for package in packages if not package.startswith("#"))
+    here = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"  # the folder of the project, without extras
+    assert found.pip_config()["packages"] == [f"-c {here}/constraints.txt", here]
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    assert f"ray=={version('ray')}" in pinned
+    assert all("==" in line for line in pinned if not line.startswith("#"))
 
 
 def test_the_cron_job_creates_the_rayjob_and_is_what_kubernetes_takes():

@@ -22,6 +22,7 @@ from serving_helpers import (
 from serving.bundle.reader import Bundle
 from serving.bundle.texts import BundleTexts
 from serving.engine.engine import Engine, Request
+from serving.engine.state import State
 from serving.retrieval.retriever import RetrieverSettings
 from serving.runtime import edits
 from serving.stores import open_store
@@ -174,6 +175,25 @@ def test_compacted_rows_keep_their_similarities(tmp_path, store, monkeypatch):
     edits.remove_item(engine, "other")
     assert engine.state.items.added < 12
     same(before, engine.recommend_one(Request(history=("new", "item-3", "item-7"), k=50)))
+
+
+def test_requests_are_answered_while_rows_are_compacted(tmp_path, store, monkeypatch):
+    monkeypatch.setattr("serving.engine.state._SPARE_ROWS", 3)
+    engine = Engine(hybrid_bundle(tmp_path / "b"), store=store, max_k=50, encode=FakeText())
+    request, compact, meanwhile = Request(history=("item-3", "item-7"), k=40), State.compact, []
+
+    def compacted(state):
+        assert not engine.lock.locked(), "requests wait"
+        meanwhile.append(engine.recommend_one(request))
+        return compact(state)
+
+    monkeypatch.setattr(State, "compact", compacted)
+    edits.remove_item(engine, "item-12")
+    for number in range(12):
+        edits.put_item(engine, "other", ItemFields(title=str(number), text="text 4"))
+    assert meanwhile
+    for answer in meanwhile:
+        same(answer, engine.recommend_one(request))
 
 
 def test_a_bundle_item_described_anew_resembles_what_its_new_text_resembles(tmp_path, store):

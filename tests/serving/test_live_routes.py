@@ -238,6 +238,7 @@ BAD = [
     ("POST", "/v1/events", {"events": [event("", "item-1")]}, "user_id"),
     ("POST", "/v1/events", {"events": [event(LONG, "item-1")]}, "user_id"),
     ("POST", "/v1/events", {"events": [event("u", "a\nb")]}, "item_id"),
+    ("POST", "/v1/events", {"events": [event("..", "item-1")]}, "user_id"),
     ("POST", "/v1/events", {"events": [event("u", 7)]}, "item_id"),
     ("POST", "/v1/events", {"events": [event("u", "i", time=-1)]}, "time"),
     ("POST", "/v1/events", {"events": [event("u", "i", time=time.time() + 3600)]}, "time"),

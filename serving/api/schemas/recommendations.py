@@ -8,8 +8,9 @@ from serving.engine.requests import DEFAULT_RULES, FallbackReason, FallbackSourc
 from serving.retrieval.filters import Filter
 
 MAX_ID = 256
-# No control characters: an id is a name, and what reads it may be a terminal or a log.
-ID_PATTERN = r"^[^\x00-\x1f\x7f]+$"
+# No control characters: an id is a name, and what reads it may be a terminal or a log. Nor "." and "..", which clients
+# take out of a URL: such a user could never be erased.
+ID_PATTERN = r"^([^\x00-\x1f\x7f.]|\.[^\x00-\x1f\x7f.]|\.\.[^\x00-\x1f\x7f])[^\x00-\x1f\x7f]*$"
 Id = Annotated[StrictStr, Field(min_length=1, max_length=MAX_ID, pattern=ID_PATTERN)]
 
 _EXAMPLES: list[JsonValue] = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
@@ -34,9 +34,9 @@ class LiveItems:
         return len(self._added)
 
     @property
-    def gone(self) -> frozenset[str]:
-        """Ids of the items that were removed."""
-        return frozenset(self._gone)
+    def gone(self) -> Set[str]:
+        """Ids of the items that were removed; not copied, and not to be written to."""
+        return self._gone
 
     def find(self, item_id: str) -> int | None:
         """The row of an item, ``None`` where there is none of that id."""

@@ -162,6 +162,7 @@ BAD = {
     "blank.csv": (HEAD + " ,a,1\n" + lines(), (1, "user_id", "the id is blank")),
     "null.csv": (HEAD + "u3,,1\n" + lines(), (1, "item_id", "the id is missing")),
     "control.csv": (HEAD + "u\x013,a,1\n" + lines(), (1, "user_id", "'u?3' holds a control character")),
+    "dots.csv": (HEAD + "..,a,1\n" + lines(), (1, "user_id", "'..' cannot stand in a URL")),
     "long.csv": (HEAD + "u" * 257 + ",a,1\n" + lines(), (1, "user_id", "the id has more than 256 characters")),
     "broken.json": (jsonl() + '{"user_id": \n', (5, None, "malformed JSON (Expecting value at character 13)")),
     "list.json": ("[1]\n" + jsonl(), (1, None, "expected a JSON object, found list")),
