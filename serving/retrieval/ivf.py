@@ -21,7 +21,6 @@ import numpy as np
 
 from serving.retrieval import whitening
 from serving.retrieval.exact import as_selector
-from serving.retrieval.hnsw import inner_of, matrix_of, transform_of
 from serving.retrieval.policy import RetrieverSettings
 
 _PER_CELL, _ROUNDS = 64, 10
@@ -45,9 +44,9 @@ class Ivf:
 
     def __init__(self, index: Any, kind: str) -> None:
         self.index = index  # owns what the others look into
-        self._lists = inner_of(index)
+        self._lists = _lists_of(index)
         self._looked_at, self._allowed = _LOOKED_AT[kind], _ALLOWED[kind]
-        self._matrix = matrix_of(index)
+        self._matrix = _matrix_of(index)
         self._to_query = whitening.for_queries(self._matrix)
         self._centroids = self._lists.quantizer.reconstruct_n(0, self._lists.nlist)
         self.sizes = np.array([self._lists.invlists.list_size(c) for c in range(self._lists.nlist)])
@@ -70,7 +69,7 @@ class Ivf:
         lists.train(_sample(table, _PER_CELL * len(centroids), settings.seed))
         lists.add(table)
         del table
-        index = faiss.IndexPreTransform(transform_of(matrix), lists)
+        index = faiss.IndexPreTransform(_transform_of(matrix), lists)
         index.ntotal = lists.ntotal
         return cls(index, kind)
 
@@ -211,3 +210,23 @@ def _top(near: np.ndarray, count: int) -> np.ndarray:
     else:
         some = np.arange(len(near))
     return some[np.argsort(-near[some], kind="stable")]
+
+
+def _transform_of(matrix: np.ndarray) -> faiss.LinearTransform:
+    """FAISS's form of a matrix (D, D) that multiplies columns."""
+    width = len(matrix)
+    transform = faiss.LinearTransform(width, width, False)
+    faiss.copy_array_to_vector(np.ascontiguousarray(matrix, dtype=np.float32).ravel(), transform.A)
+    transform.is_trained = True
+    return transform
+
+
+def _matrix_of(index: Any) -> np.ndarray:
+    """The matrix (D, D) of an index's first transform."""
+    transform: Any = faiss.downcast_VectorTransform(index.chain.at(0))
+    return faiss.vector_to_array(transform.A).reshape(index.d, index.d)
+
+
+def _lists_of(index: Any) -> Any:
+    """The inverted lists behind a transform; they live as long as ``index`` does."""
+    return faiss.downcast_index(index.index)

@@ -1,9 +1,9 @@
-"""How much of exact search an index finds, and what is known to move that: insertion order and intrinsic dimension."""
+"""Recall of an index against exact search, and the intrinsic dimension of the codes, on which recall depends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
 
@@ -19,8 +19,7 @@ class Audit:
     """Recall@k against exact search, mean over ``queries``, with a 95% interval (Wilson, conservative for means).
 
     ``source``: the queries were ``given`` (of the model, or live) or ``derived`` from the codes, which says little.
-    ``insertion_seed`` draws the order in which items were entered, ``intrinsic_dimension`` is that of the codes
-    (maximum likelihood, 20 nearest): both move recall, the first of graphs alone, so an audit means little without.
+    ``intrinsic_dimension`` is that of the codes (maximum likelihood, 20 nearest neighbours); recall depends on it.
     """
 
     recall: float
@@ -29,17 +28,14 @@ class Audit:
     queries: int
     k: int
     source: Literal["given", "derived"] = "given"
-    insertion_seed: int | None = None
     intrinsic_dimension: float | None = None
 
 
 def of(shares: Sequence[float], k: int, like: Audit | None = None) -> Audit:
     """The audit of each query's share of the exact ``k`` best that was found, of the same index as ``like``."""
     recall = float(np.mean(shares)) if len(shares) else 1.0
-    found = Audit(recall, *wilson(recall, max(len(shares), 1)), len(shares), k)
-    if like is None:
-        return found
-    return replace(found, insertion_seed=like.insertion_seed, intrinsic_dimension=like.intrinsic_dimension)
+    known = None if like is None else like.intrinsic_dimension
+    return Audit(recall, *wilson(recall, max(len(shares), 1)), len(shares), k, intrinsic_dimension=known)
 
 
 def share(found: np.ndarray, best: np.ndarray) -> float:

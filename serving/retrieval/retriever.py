@@ -21,7 +21,6 @@ from pydantic import ValidationError
 
 from serving.retrieval import recall_audit, whitening
 from serving.retrieval.exact import NONE, Exact, Hits
-from serving.retrieval.hnsw import Hnsw
 from serving.retrieval.ivf import Ivf
 from serving.retrieval.policy import RetrieverSettings, SearchPlan, candidates
 from serving.retrieval.recall_audit import Audit
@@ -62,7 +61,7 @@ class Retriever:
         codes: np.ndarray,
         settings: RetrieverSettings,
         plan: SearchPlan,
-        index: Ivf | Hnsw | None = None,
+        index: Ivf | None = None,
         built_audit: Audit | None = None,
         exact: Exact | None = None,
     ) -> None:
@@ -104,7 +103,6 @@ class Retriever:
             built.built_audit = replace(
                 built.audit(sample[1::2], 10),
                 source="given" if given else "derived",
-                insertion_seed=settings.seed,
                 intrinsic_dimension=recall_audit.intrinsic_dimension(codes, settings.seed),
             )
             return built
@@ -236,15 +234,14 @@ def _certain(codes: np.ndarray, settings: RetrieverSettings) -> Audit:
     return Audit(1.0, 1.0, 1.0, 0, 10, intrinsic_dimension=known)
 
 
-def _read(file: Path, plan: SearchPlan, size: int | None, codes: np.ndarray) -> Ivf | Hnsw:
+def _read(file: Path, plan: SearchPlan, size: int | None, codes: np.ndarray) -> Ivf:
     try:
         # Reading past the end of a mapped file would end the process, so its length is checked first.
         if size is not None and file.stat().st_size != size:
             raise BundleError(f"{file}: no readable index: {file.stat().st_size} bytes of {size}")
-        flag = faiss.IO_FLAG_MMAP_IFC if plan.kind == "hnsw" else faiss.IO_FLAG_MMAP
-        index = faiss.read_index(str(file), flag)
+        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP)
         _require_fit(file, (index.d, index.ntotal, index.metric_type), codes)
-        return Hnsw(index) if plan.kind == "hnsw" else Ivf(index, plan.kind)
+        return Ivf(index, plan.kind)
     except (OSError, RuntimeError, AttributeError) as error:
         raise BundleError(f"{file}: no readable index") from error
 
