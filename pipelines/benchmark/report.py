@@ -9,11 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from pipelines.benchmark import registry
-from pipelines.benchmark.analysis import figures
 from pipelines.benchmark.analysis.sections import parts
 from pipelines.benchmark.analysis.significance import MEAN
 from pipelines.common.run_directory import Run
-from pipelines.reports import terminal
+from pipelines.reports import charts, terminal
 from pipelines.reports.pages import templates, write_page
 from setrec.evaluation import ranking
 
@@ -32,7 +31,6 @@ def write(run: Run, found: Found) -> Path:
         .render(
             found=found,
             ours=ours(found),
-            colours=figures.COLOURS,
             verdict=_verdict(found),
             dots=[_dots(found, group) for group in _groups(found)],
             tables=[_table(found, history, group) for history in _histories(found) for group in _groups(found)],
@@ -73,8 +71,9 @@ def _rows(found: Found, **where: str) -> list[Mapping[str, Any]]:
 
 
 def _dots(found: Found, group: str) -> dict[str, Any]:
-    chart = figures.dots(found["rows"], METRICS, history=found["history"], group=group, ours=ours(found))
-    return {"title": f"{group.capitalize()} items, history {found['history']}", "chart": chart}
+    title = f"{group.capitalize()} items, history {found['history']}"
+    rows = [row for row in _rows(found, history=found["history"], group=group) if row["metric"] in METRICS]
+    return {"title": title, "chart": charts.intervals(title, rows, ours=ours(found))}
 
 
 def _table(found: Found, history: str, group: str) -> dict[str, Any]:
@@ -110,5 +109,8 @@ def _verdict(found: Found) -> list[str]:
 
 
 def _curves(found: Found) -> Any:
-    curves = {s["system"]: s["curve"] for s in found["systems"] if s["curve"]}
-    return figures.learning_curves(curves) if curves else None
+    series = [
+        charts.Series(s["system"], [r["seconds"] for r in s["curve"]], [r["ndcg@10"] for r in s["curve"]])
+        for s in found["systems"]
+    ]
+    return charts.lines("Validation NDCG@10 by seconds", series, "seconds")

@@ -27,7 +27,7 @@ from pipelines.graph import report
 from pipelines.graph.config import GraphConfig
 from pipelines.graph.results import Result, ResultStore
 from pipelines.graph.tasks import load_task
-from pipelines.reports import scatter
+from pipelines.reports import charts
 from setrec.atomic import atomic_file
 from setrec.errors import UnknownNodeError
 from setrec.evaluation.intervals import bootstrap_means
@@ -234,11 +234,11 @@ def _report(
     path = out / "report.html" if not rows else out.with_suffix(".html")
     picture, gains = None, np.empty(0)
     if tokenizer is not None:
-        flat = scatter.project(tokenizer.transform())
-        groups = list(labels) if labels is not None else scatter.degree_groups(graph.degrees)
+        flat = charts.project(tokenizer.transform())
+        groups = list(labels) if labels is not None else charts.degree_groups(graph.degrees)
         marked = np.zeros(len(graph), dtype=bool)
         marked[tokenizer.anchors.rows] = True
-        picture = scatter.scatter("Positions in two dimensions", flat[:, 0], flat[:, 1], groups, marked)
+        picture = charts.scatter("Positions in two dimensions", flat[:, 0], flat[:, 1], groups, marked)
         gains = tokenizer.anchors.gains / tokenizer.anchors.nodes
     report.write_graph_report(
         path,

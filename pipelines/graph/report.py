@@ -1,4 +1,4 @@
-"""The report of a graph run: one HTML file that needs nothing else, to be read, mailed and kept."""
+"""The report of a graph run: a self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ OURS = "node tokens"
 OPPONENTS = ("text only", "shuffled tokens")
 CHARTED = 2
 """Metrics of a task that have a chart; the others are in its table."""
-LONGEST = 44
-"""Letters of a system's name in a chart."""
-
 TOKENIZER = {
     "strategy": "choice of anchors", "anchors": "anchors K", "radius": "radius in hops", "coverage": "coverage",
     "distances": "distances", "encoder": "encoder", "positions": "positions", "columns": "distances a node",
@@ -165,7 +162,7 @@ def _task(task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "metrics": [f"{m} (lower is better)" if _lower_is_better(m) else m for m in metrics],
         "rows": lines,
         "seeds": any(line["seeds"] for line in lines),
-        "dots": [d for d in (_dots(task, m, cells) for m in metrics[:CHARTED]) if d],
+        "dots": _dots(task, metrics, cells),
         "said": _said(cells, metrics),
     }
 
@@ -175,27 +172,17 @@ def _seeds(seeds: Any) -> str:
     return "" if seeds is None else f"{seeds if isinstance(seeds, int) else len(seeds)}"
 
 
-def _dots(task: str, metric: str, cells: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any] | None:
-    """Dots with whiskers; none where a value lies below zero, where the chart's axis begins."""
-    points = []
-    for system, own in cells.items():
-        if (cell := own.get(metric)) is not None:
-            low, high = (cell["value"] if cell[end] is None else cell[end] for end in ("low", "high"))
-            name = system if len(system) <= LONGEST else f"{system[: LONGEST - 1]}…"
-            points.append(charts.Interval(name, cell["value"], low, high, _ours(system)))
-    if not points or min(p.low for p in points) < 0:
-        return None
-    note = ", lower is better" if _lower_is_better(metric) else ""
-    longest = max(len(p.label) for p in points)
-    chart = _roomy(charts.intervals(f"{metric}, {task}", points), longest)
-    return {"title": f"{metric}{note}", "chart": chart, "long": longest > 20}
-
-
-def _roomy(chart: Markup, letters: int) -> Markup:
-    """``chart`` with room at its left for names longer than it provides for."""
-    extra = max(0, round(8.2 * letters) - 130)
-    old, new = f'viewBox="0 0 {charts.WIDTH} ', f'viewBox="{-extra} 0 {charts.WIDTH + extra} '
-    return Markup(str(chart).replace(old, new, 1))
+def _dots(task: str, metrics: Sequence[str], cells: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Markup | None:
+    """Chart the first metrics of a task; an end of an interval that is missing is the value itself."""
+    rows = []
+    for metric in metrics[:CHARTED]:
+        note = ", lower is better" if _lower_is_better(metric) else ""
+        for system, own in cells.items():
+            if (cell := own.get(metric)) is not None:
+                ends = {end: cell["value"] if cell[end] is None else cell[end] for end in ("low", "high")}
+                rows.append({"system": system, "metric": metric + note, "value": cell["value"], **ends})
+    ours = next((system for system in cells if _ours(system)), None)
+    return charts.intervals(task, rows, ours=ours) if rows else None
 
 
 def _said(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequence[str]) -> list[str]:

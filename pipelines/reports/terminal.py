@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from pipelines.reports.charts import metric_name
+
 METRICS = ("ndcg@10", "recall@10")
 GROUPS = ("all", "warm", "cold")
 
@@ -18,7 +20,7 @@ def ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
     table.add_column("Items (users)")
     table.add_column("System")
     for metric in METRICS:
-        table.add_column(_label(metric), justify="right", no_wrap=True)
+        table.add_column(metric_name(metric), justify="right", no_wrap=True)
     for history in ("removed", "kept"):
         for group in GROUPS:
             same = [r for r in rows if (r["history"], r["group"]) == (history, group)]
@@ -38,13 +40,8 @@ def difference_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         text = f"{row['difference']:+.4f} [dim]{row['low']:+.4f} to {row['high']:+.4f}[/dim]"
         told = f"[bold]{text}[/bold]" if row["low"] > 0 or row["high"] < 0 else text
         place = f"{row['group']} ({row['users']})"
-        table.add_row(place, row["system"], row["against"], _label(row["metric"]), told)
+        table.add_row(place, row["system"], row["against"], metric_name(row["metric"]), told)
     return table
-
-
-def _label(metric: str) -> str:
-    name, _, k = metric.partition("@")
-    return f"{'NDCG' if name == 'ndcg' else name.capitalize()}@{k}"
 
 
 def _cell(same: Sequence[dict[str, Any]], system: str, metric: str) -> str:
