@@ -22,6 +22,7 @@ from nodetok.graph import Graph
 from nodetok.positions import Positions, PositionSettings
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, UnknownNodeError
+from setrec.rows import top_k
 from setrec.settings import Settings
 
 FORMAT = 1
@@ -161,10 +162,7 @@ class NodeTokenizer:
         refuse_outside(np.array([row]), len(self))
         scores = self.every @ self.every[row]
         scores[row] = -np.inf
-        k = min(k, len(self) - 1)
-        # All that may be among the best, those equal to the last of them included, then in order.
-        some = np.flatnonzero(scores >= np.partition(scores, -k)[-k]) if k else np.empty(0, dtype=np.int64)
-        best = some[np.lexsort((some, -scores[some]))][:k]
+        best = top_k(scores[None], min(k, len(self) - 1))[0]
         return best, scores[best]
 
     def _added(self, grown: Graph, source: np.ndarray, target: np.ndarray) -> int | None:

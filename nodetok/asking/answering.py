@@ -20,6 +20,7 @@ from nodetok.language.interface import Examples
 from nodetok.language.prompts import Prompts
 from nodetok.language.training import Reader
 from setrec.errors import SetRecError
+from setrec.rows import top_k
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class GraphAnswerer:
         assert self.artifact.reader is not None
         scores, _ = next(self.artifact.reader.scores(examples))
         chances = torch.softmax(torch.from_numpy(scores[0]), dim=0).numpy()
-        best = np.argsort(-chances, kind="stable")[:k]
+        best = top_k(chances[None], k)[0]
         return [(self.artifact.candidates[row], float(chances[row])) for row in best]
 
     def _scope(self, rows: list[int]) -> str:

@@ -9,11 +9,12 @@ import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from setrec.rows import normalize_rows
+
 
 def centred(vectors: np.ndarray) -> np.ndarray:
-    """Rows about their mean, of length 1, float32: what all texts share tells none apart."""
-    moved = vectors.astype(np.float32) - vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+    """Return rows centred on their mean and scaled to length 1, float32."""
+    return normalize_rows(vectors.astype(np.float32) - vectors.mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
 def neighbours(vectors: np.ndarray, k: int, rows: int = 512) -> np.ndarray:

@@ -19,6 +19,7 @@ from nodetok.graph import Graph
 from nodetok.language.interface import Task
 from nodetok.language.model import GraphModelSettings, NodeData, attach
 from nodetok.language.prompts import Neighbourhoods
+from setrec.rows import normalize_rows
 
 TOKENS, TEXT, SHUFFLED, LAPLACIAN = "node tokens", "text only", "shuffled tokens", "Laplacian eigenvectors"
 TOKENS_ONLY = "tokens only"
@@ -108,14 +109,10 @@ def _feature_tokens(task: Task, restart: float, of: np.ndarray) -> np.ndarray:
     """Feature tokens (V, 1 or 2, F), rows of length 1: a node's own features and, if ``restart`` is above 0, the
     diffused ones of the node that ``of`` (V,) names."""
     assert task.features is not None
-    own = _unit(task.features.astype(np.float32))
+    own = normalize_rows(task.features.astype(np.float32))
     if not restart:
         return own[:, None]
-    return np.stack([own, _unit(diffused(task.graph, own, restart))[of]], axis=1)
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return np.stack([own, normalize_rows(diffused(task.graph, own, restart))[of]], axis=1)
 
 
 def _spectrum(task: Task, seed: int) -> np.ndarray:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from nodetok.artifact import GraphArtifact
 from nodetok.asking.answering import GraphAnswerer
@@ -21,8 +20,6 @@ class GraphReaderService:
     def __init__(self, artifact: GraphArtifact) -> None:
         self.artifact = artifact
         self._answerer = GraphAnswerer(artifact)
-        tokenizer = artifact.tokenizer
-        self.positions = None if tokenizer is None else tokenizer.transform()
 
     @property
     def model_version(self) -> str:
@@ -57,43 +54,24 @@ class GraphReaderService:
     def nodes(self, ids: Sequence[str], k: int) -> list[NodeDescription]:
         """See ``serving.api.routes.graph.GraphService``."""
         rows = [self.artifact.row(node) for node in ids]
-        if self.artifact.tokenizer is None or self.positions is None:
+        if self.artifact.tokenizer is None:
             raise SetRecError("the nodes of this task stand in many small graphs and have no common anchors")
         return [self._describe(row, k) for row in rows]
 
     def _describe(self, row: int, k: int) -> NodeDescription:
-        artifact, tokenizer, positions = self.artifact, self.artifact.tokenizer, self.positions
+        artifact, tokenizer = self.artifact, self.artifact.tokenizer
         assert tokenizer is not None
-        assert positions is not None
-        near = tuple(NearNode(artifact.ids[r], float(score)) for r, score in self._nearest(row, k))
-        own = np.where(self._reached(np.array([row]))[0], tokenizer.table[row].astype(float), np.nan)
+        # Nodes that reach no common anchor have a similarity of 0.
+        pairs = [pair for pair in zip(*tokenizer.nearest(row, k), strict=True) if pair[1] > 0]
+        near = tuple(NearNode(artifact.ids[r], float(score)) for r, score in pairs)
+        own = np.where(reached(tokenizer.table[row]), tokenizer.table[row].astype(float), np.nan)
         # Both directions of a directed graph stand side by side; the first K columns are distances to the anchors.
         anchors = tuple(
             AnchorDistance(str(node), None if np.isnan(d) else float(d))
             for node, d in zip(tokenizer.anchor_ids, own, strict=False)
         )
         text = None if artifact.texts is None else artifact.texts[row]
-        return NodeDescription(artifact.ids[row], text, [float(x) for x in positions[row]], near, anchors)
-
-    def _nearest(self, row: int, k: int) -> list[tuple[int, float]]:
-        """Up to ``k`` rows with their similarity; nodes that share no anchor within reach with ``row`` are not near."""
-        tokenizer, positions = self.artifact.tokenizer, self.positions
-        assert tokenizer is not None
-        assert positions is not None
-        every = torch.from_numpy(positions)
-        with torch.no_grad():
-            scores = tokenizer.positions.similarity(every[row][None], every).numpy()
-        scores[row] = -np.inf
-        some = np.argpartition(-scores, min(4 * k, len(scores) - 1))[: 4 * k]
-        some = some[np.lexsort((some, -scores[some]))]
-        shared = (self._reached(some) & self._reached(np.array([row]))).any(axis=1) & (some != row)
-        return [(int(r), float(scores[r])) for r in some[shared][:k]]
-
-    def _reached(self, rows: np.ndarray) -> np.ndarray:
-        """Which anchors ``rows`` reach, bool (rows, K)."""
-        assert self.artifact.tokenizer is not None
-        table = self.artifact.tokenizer.table[rows]
-        return reached(table)
+        return NodeDescription(artifact.ids[row], text, [float(x) for x in tokenizer.every[row]], near, anchors)
 
 
 def load(path: Path) -> GraphReaderService:

@@ -1,6 +1,6 @@
-"""What recommendation lists are beside accurate: how much of the catalogue they show, how evenly, how new, how varied.
+"""Beyond-accuracy metrics of recommendation lists: coverage, Gini index, popularity, novelty and diversity.
 
-Lists are each user's best items among the whole catalogue, the user's history removed.
+A list holds a user's best items of the whole catalogue, with the history removed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 
 from setrec.evaluation.intervals import bootstrap_means
 from setrec.ragged import Ragged
+from setrec.rows import top_k
 
 LENGTH = 10
 """Items of a list."""
@@ -19,18 +20,14 @@ _USERS = 1024
 
 
 def best_items(scores: np.ndarray, history: Ragged, count: int = LENGTH) -> np.ndarray:
-    """Rows of the ``count`` items with the largest of scores (b, I) outside the histories, int32 (b, count), the best
-    first; -1 where a history leaves fewer items."""
+    """Return the rows of the ``count`` items with the largest scores (b, I) outside the histories, int32 (b, count),
+    best first; -1 where a history leaves fewer items."""
     left = scores.astype(np.result_type(scores, np.float32))
     left[history.row_of_value, history.values] = -np.inf
-    count_there = min(count, left.shape[1])
-    best = np.argpartition(-left, count_there - 1, axis=1)[:, :count_there]
-    own = np.take_along_axis(left, best, axis=1)
-    order = np.lexsort((best, -own), axis=1)
-    best = np.where(np.isneginf(own), -1, best)
-    found = np.full((len(left), count), -1, dtype=np.int32)
-    found[:, :count_there] = np.take_along_axis(best, order, axis=1)
-    return found
+    best = top_k(left, count)
+    items = np.full((len(left), count), -1, dtype=np.int32)
+    items[:, : best.shape[1]] = np.where(np.isneginf(np.take_along_axis(left, best, axis=1)), -1, best)
+    return items
 
 
 def gini(counts: np.ndarray) -> float:

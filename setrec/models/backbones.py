@@ -7,9 +7,10 @@ Two shapes of backbone are enough for every model transformers offers: a stack o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,40 +38,6 @@ SIZES: dict[str, dict[str, int]] = {
     "small": {"width": 256, "layers": 4, "heads": 8, "feed_forward": 768},
     "base": {"width": 512, "layers": 6, "heads": 8, "feed_forward": 2048},
 }
-
-
-class Backbone(Protocol):
-    """What the recommender and the graph language model need of a backbone."""
-
-    width: int
-    heads: int
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """Layers whose weights nothing outside them reads, so that each can be sharded by itself."""
-
-    def recompute(self) -> None:
-        """In training, keep each layer's input alone and compute the rest again on the way back: a third more time,
-        memory of about one layer instead of all; the gradients are the same."""
-
-    def __call__(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
-        """Answers (B, Q, n, d) from instruction (a, d), items (B, L * m, d), queries (B or 1, Q, n, d) and visible
-        (B or 1, Q)."""
-
-    def attend(
-        self,
-        history: Tensor,
-        sees: Tensor,
-        positions: Tensor,
-        queries: Tensor,
-        asks: Tensor,
-        asked_at: Tensor,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """Answers (B, S, d) to queries (B, S, d) that see of a history (B, H, d) what ``asks`` bool (B or 1, S, H) says
-        and themselves; history tokens see each other by ``sees`` bool (B or 1, H, H). ``positions`` int (B or 1, H) and
-        ``asked_at`` int (B or 1, S) say where tokens and queries stand; ``bias`` (B, heads, H, H) is added to the
-        attention logits between history tokens."""
 
 
 def scratch_config(
@@ -183,34 +150,34 @@ def inject_lora(model: PreTrainedModel, lora: LoraSettings, targets: list[str]) 
     )
 
 
-class CausalBackbone(nn.Module):
-    """A decoder-only language model: queries follow the history in the same causal stack."""
+class Backbone(nn.Module, ABC):
+    """The interface to a transformers model that the recommender and the graph language model share."""
 
-    lora_targets: list[str] = ["q_proj", "v_proj", "o_proj"]  # noqa: RUF012
+    lora_targets: list[str]
+    causal_instruction: bool
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, width: int, heads: int) -> None:
         super().__init__()
-        self.model = model
-        self.width: int = model.config.hidden_size
-        self.heads: int = model.config.num_attention_heads
+        self.model, self.width, self.heads = model, width, heads
         model.get_input_embeddings().requires_grad_(False)
 
     @property
+    @abstractmethod
     def layers(self) -> list[nn.Module]:
-        """See :class:`Backbone`."""
-        return [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        """Layers whose weights are read by no other module, so that each can be sharded by itself."""
 
     def recompute(self) -> None:
-        """See :class:`Backbone`."""
+        """Enable gradient checkpointing: a third more time for the memory of about one layer, with equal gradients."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
-        """See :class:`Backbone`."""
+        """Return answers (B, Q, n, d) from instruction (a, d), items (B, L * m, d), queries (B or 1, Q, n, d) and
+        visible (B or 1, Q)."""
         batch, count = items.shape[0], items.shape[1] // m
         a, (blocks, n) = len(instruction), queries.shape[1:3]
         out = self.attend(
             torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
-            masks.history_mask(a, count, m, causal_instruction=True, device=items.device)[None],
+            masks.history_mask(a, count, m, causal_instruction=self.causal_instruction, device=items.device)[None],
             masks.history_positions(a, count, m, items.device)[None],
             queries.flatten(1, 2).expand(batch, -1, -1),
             masks.query_mask(visible, n, a, count, m),
@@ -218,8 +185,39 @@ class CausalBackbone(nn.Module):
         )
         return out.reshape(batch, blocks, n, self.width)
 
+    @abstractmethod
+    def attend(
+        self,
+        history: Tensor,
+        sees: Tensor,
+        positions: Tensor,
+        queries: Tensor,
+        asks: Tensor,
+        asked_at: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Return answers (B, S, d) to queries (B, S, d). A query attends to itself and to the tokens of the history
+        (B, H, d) in its row of ``asks``, bool (B or 1, S, H); history tokens attend to each other by ``sees``, bool
+        (B or 1, H, H). ``positions`` int (B or 1, H) and ``asked_at`` int (B or 1, S) are the positions of tokens and
+        queries; ``bias`` (B, heads, H, H) is added to the attention logits between history tokens."""
+
+
+class CausalBackbone(Backbone):
+    """A decoder-only language model: queries follow the history in the same causal stack."""
+
+    lora_targets: list[str] = ["q_proj", "v_proj", "o_proj"]  # noqa: RUF012
+    causal_instruction = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model, model.config.hidden_size, model.config.num_attention_heads)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """See :class:`Backbone`."""
+        return [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
     def read(self, instruction: Tensor, items: Tensor) -> Tensor:
-        """What is said at the instruction (a, d) and at each of the items (B, L, d): (B, a + L, d)."""
+        """Return the hidden states at the instruction (a, d) and at each of the items (B, L, d): (B, a + L, d)."""
         a, (batch, count) = len(instruction), items.shape[:2]
         return self.model(
             inputs_embeds=torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
@@ -252,7 +250,7 @@ class CausalBackbone(nn.Module):
         return out[:, history.shape[1] :]
 
 
-class EncoderDecoderBackbone(nn.Module):
+class EncoderDecoderBackbone(Backbone):
     """T5: the encoder reads the history under the sparse mask, the decoder's inputs are the queries.
 
     T5's relative bias is evaluated on the shared positions. Stock T5 has none between decoder and encoder; then a query
@@ -261,13 +259,10 @@ class EncoderDecoderBackbone(nn.Module):
     """
 
     lora_targets: list[str] = ["q", "v", "o"]  # noqa: RUF012
+    causal_instruction = False
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self.width: int = model.config.d_model
-        self.heads: int = model.config.num_heads
-        model.get_input_embeddings().requires_grad_(False)
+        super().__init__(model, model.config.d_model, model.config.num_heads)
         self._set_bias(stock=False)
         for block in cast(Any, model).decoder.block:
             # A query that sees only itself needs no query and key projections.
@@ -279,24 +274,6 @@ class EncoderDecoderBackbone(nn.Module):
         """See :class:`Backbone`. The first of either stack holds the biases of positions, read by all."""
         stacks = cast(Any, self.model)
         return [*stacks.encoder.block[1:], *stacks.decoder.block[1:]]
-
-    def recompute(self) -> None:
-        """See :class:`Backbone`."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
-
-    def forward(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
-        """See :class:`Backbone`."""
-        batch, count = items.shape[0], items.shape[1] // m
-        a, (blocks, n) = len(instruction), queries.shape[1:3]
-        out = self.attend(
-            torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
-            masks.history_mask(a, count, m, causal_instruction=False, device=items.device)[None],
-            masks.history_positions(a, count, m, items.device)[None],
-            queries.flatten(1, 2).expand(batch, -1, -1),
-            masks.query_mask(visible, n, a, count, m),
-            masks.query_positions(visible, n, a),
-        )
-        return out.reshape(batch, blocks, n, self.width)
 
     def attend(
         self,

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from setrec.rows import normalize_rows
+
 COLLABORATIVE = "collaborative"
 SEMANTIC = "semantic"
 TEXT = "text"
@@ -231,11 +233,11 @@ def _principal(rows: np.ndarray, width: int) -> np.ndarray:
 
 
 def unit_rows(text: np.ndarray, center: np.ndarray | None = None) -> np.ndarray:
-    """Text vectors, float32 (I, w), around their mean (or ``center``) and of length 1, so that products are cosines of
-    what differs; an item without a text (all zeros) stays zero."""
+    """Return text vectors, float32 (I, w), centred on their mean (or ``center``) and scaled to length 1; an item
+    without text (all zeros) stays zero."""
     some = np.abs(text).sum(axis=1, keepdims=True) > 0
     centred = np.where(some, text - (text_center(text) if center is None else center), 0.0)
-    return np.asarray(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-8), dtype=np.float32)
+    return np.asarray(normalize_rows(centred), dtype=np.float32)
 
 
 def text_center(text: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from setrec.atomic import atomic_file
+from setrec.rows import normalize_rows
 
 WIDTH = 256
 ITERATIONS = 7
@@ -72,8 +73,7 @@ class LexicalEncoder:
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Latent semantic vectors, float32 (len(texts), width), of length 1, or zero without a known word."""
-        projected = np.asarray(self.rows(texts) @ self.directions, dtype=np.float32)
-        return projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), 1e-6)
+        return normalize_rows(np.asarray(self.rows(texts) @ self.directions, dtype=np.float32))
 
     def save(self, folder: Path) -> None:
         """Write ``vocabulary.json`` and ``lexical.safetensors`` into ``folder``, each atomically."""

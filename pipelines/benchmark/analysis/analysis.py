@@ -17,6 +17,7 @@ from pipelines.benchmark.base.system import Fitted
 from setrec.data.catalog import VALID
 from setrec.evaluation import beyond_accuracy, ranking
 from setrec.ragged import Ragged
+from setrec.rows import top_k
 
 __all__ = ["analyse", "calibration", "significance"]
 
@@ -114,7 +115,7 @@ def overlap(
     for start in range(0, len(cases), batch):
         history, _ = cases.batch(start, batch)
         scores = {kind: _without(own, history) for kind, own in kinds(history).items()}
-        best = {kind: np.argsort(-own, axis=1, kind="stable")[:, :k] for kind, own in scores.items()}
+        best = {kind: top_k(own, k) for kind, own in scores.items()}
         ranked = {kind: _centred(rankdata(own, axis=1)) for kind, own in scores.items()}
         for a, b in combinations(scores, 2):
             common = [len(np.intersect1d(x, y)) / len(x) for x, y in zip(best[a], best[b], strict=True)]
