@@ -21,6 +21,7 @@ from nodetok.language.interface import Chunk, Examples, Task
 from nodetok.language.prompts import Prompts
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 from setrec.errors import DataError
+from setrec.ragged import Ragged
 
 FOLDS = 10
 
@@ -145,15 +146,9 @@ def trainer(
 
 def ranked(scores: np.ndarray, examples: Examples, known: dict[tuple[str, int], np.ndarray]) -> dict[str, np.ndarray]:
     """Filtered reciprocal rank and hits at 1, 3, 10 of every example."""
-    rows = np.arange(len(scores))
-    own = scores[rows, examples.targets].copy()
-    kept = scores.copy()
-    for row, (text, node) in enumerate(zip(examples.prompts.texts, examples.prompts.nodes[:, 0], strict=True)):
-        kept[row, known[(text, int(node))]] = -np.inf
-    # Not "kept > own": a score that is not a number would have nothing above it and rank first.
-    above = (~(kept <= own[:, None])).sum(axis=1)
-    level = (kept == own[:, None]).sum(axis=1)
-    rank = 1 + above + level / 2
+    nodes = examples.prompts.nodes[:, 0].tolist()
+    answers = [known[key] for key in zip(examples.prompts.texts, nodes, strict=True)]
+    rank = kge.filtered_ranks(scores.copy(), examples.targets, Ragged.of(answers))
     return {"MRR": 1 / rank, **{f"Hits@{k}": (rank <= k).astype(np.float64) for k in (1, 3, 10)}}
 
 

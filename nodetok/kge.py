@@ -7,7 +7,6 @@ library's one sampled negative per triple would make a weak opponent (Ruffinelli
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from setrec.errors import DataError
 from setrec.precision import Precision, resolve
 from setrec.ragged import Ragged
 from setrec.settings import Settings
+from setrec.training.epochs import Epochs
 
 LOGITS_AT_ONCE = 1 << 23
 """Logits held at a time: 32 MiB in float32. Fewer rows at a time would read the table of entities too often: with
@@ -128,17 +128,13 @@ def train_kge(
     optimizer = torch.optim.Adagrad(ranker.model.parameters(), s.learning_rate)
     questions = Questions.of(triples, directed=False)
     held = held_out(triples, valid, s.valid_sample, seed)
-    best, best_epoch, kept, until = -math.inf, 0, {}, time.process_time() + seconds
-    for epoch in range(1, s.epochs + 1):
-        _epoch(ranker, questions, optimizer, s, until)
-        value = filtered_mrr(ranker, *held) if len(valid) else epoch
-        if value > best:
-            best, best_epoch, kept = value, epoch, {k: v.clone() for k, v in ranker.model.state_dict().items()}
+    run = Epochs(ranker.model, s.epochs, s.patience, seconds)
+    for epoch in run:
+        _epoch(ranker, questions, optimizer, s, run)
+        run.finish(filtered_mrr(ranker, *held) if len(valid) else epoch)
         if on_epoch is not None:
             on_epoch(epoch, s.epochs)
-        if epoch - best_epoch >= s.patience or time.process_time() > until:
-            break
-    ranker.model.load_state_dict(kept)
+    run.restore()
     return ranker
 
 
@@ -199,12 +195,12 @@ class _AnswersCrossEntropy(torch.autograd.Function):
 
 
 def _epoch(
-    ranker: KgeRanker, questions: Questions, optimizer: torch.optim.Optimizer, s: KgeSettings, until: float
+    ranker: KgeRanker, questions: Questions, optimizer: torch.optim.Optimizer, s: KgeSettings, run: Epochs
 ) -> None:
     """One pass over all questions, or what of it CPU time allows."""
     product = torch.bfloat16 if resolve(s.precision, torch.device("cpu")) == "bf16" else torch.float32
     for rows in torch.randperm(len(questions.asked)).split(s.batch):
-        if time.process_time() > until:
+        if run.out_of_time:
             break
         batch = questions.take(rows.numpy())
         known, relation, _ = torch.from_numpy(batch.asked).T

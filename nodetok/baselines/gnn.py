@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from torch_geometric.utils import to_torch_csr_tensor, to_undirected
 
 from setrec.errors import ConfigError, DataError
 from setrec.settings import Settings
+from setrec.training.epochs import Epochs
 
 Kind = Literal["gcn", "sage", "mlp"]
 CLASSIFIERS: dict[str, Kind] = {"GCN": "gcn", "GraphSAGE": "sage", "MLP on words": "mlp"}
@@ -113,28 +113,27 @@ def _predicted(
     s: GnnSettings,
     seconds: float,
 ) -> np.ndarray:
-    until = time.process_time() + seconds
     torch.manual_seed(seed)
     words, arcs = Words(features, s.dropout), _adjacency(edges, len(features))
     y, fitted = torch.from_numpy(labels).long(), torch.from_numpy(train)
     model = TwoLayers(kind, features.shape[1], int(labels.max()) + 1, s)
     optimizer = _optimizer(model, s)
-    best, best_epoch, found = -1.0, 0, np.zeros(len(features), dtype=np.int64)
-    for epoch in range(s.epochs):
+
+    @torch.no_grad()
+    def predict() -> np.ndarray:
+        model.eval()
+        return model(words.whole, arcs).argmax(dim=1).numpy()
+
+    run = Epochs(model, s.epochs, s.patience, seconds)
+    for _ in run:
         model.train()
         loss = F.cross_entropy(model(words.dropped(), arcs)[fitted], y[fitted])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        model.eval()
-        with torch.no_grad():
-            said = model(words.whole, arcs).argmax(dim=1).numpy()
-        right = float((said[valid] == labels[valid]).mean())
-        if right > best:
-            best, best_epoch, found = right, epoch, said
-        if epoch - best_epoch >= s.patience or time.process_time() > until:
-            break
-    return found
+        run.finish(float((predict()[valid] == labels[valid]).mean()))
+    run.restore()
+    return predict()
 
 
 def _optimizer(model: TwoLayers, s: GnnSettings) -> torch.optim.Optimizer:

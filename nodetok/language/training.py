@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nodetok.distances import UNREACHABLE
@@ -26,6 +24,7 @@ from nodetok.language.vocabulary import train_tokenizer
 from setrec.errors import ConfigError
 from setrec.precision import Precision, autocast
 from setrec.settings import Settings
+from setrec.training.epochs import Epochs, cosine, scale_learning_rates
 
 CLASS_WORDS = 24
 """Tokens of each class's name and description that a prompt shows by default."""
@@ -196,40 +195,35 @@ def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on
     if task.train is not None:
         return task.train(ablation.name, learning, on_step)
     reader = build(task, ablation, learning)
-    model, began = reader.model, time.process_time()
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    model = reader.model
     optimizer = _optimizer(model, learning)
-    per_epoch, best, best_epoch, done = 0, -math.inf, 0, 0
-    weights: dict[str, Tensor] = {}
-    for epoch in range(learning.epochs):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    run = Epochs(
+        model, learning.epochs, learning.patience, math.inf if learning.minutes is None else 60 * learning.minutes
+    )
+    per_epoch, done = 0, 0
+    for epoch in run:
         model.train()
         losses = []
-        for step, (examples, data) in enumerate(_batches(task, ablation, reader.encoder, learning, epoch)):
-            share = _share(epoch, step, per_epoch, learning, time.process_time() - began)
-            for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * _rate(share, done, learning)
+        for step, (examples, data) in enumerate(_batches(task, ablation, reader.encoder, learning, epoch - 1)):
+            share = run.share(step / per_epoch if per_epoch else 0.0)
+            warm = done >= learning.warmup
+            scale_learning_rates(optimizer, cosine(share) if warm else (done + 1) / learning.warmup)
             losses.append(_step(reader, task, examples, data, optimizer, parameters, learning, done))
             done += 1
             if on_step is not None:
-                on_step(int(1000 * share), 1000, f"epoch {epoch + 1}")
-            if learning.minutes is not None and time.process_time() - began > 60 * learning.minutes:
+                on_step(int(1000 * share), 1000, f"epoch {epoch}")
+            if run.out_of_time:
                 break
         per_epoch = per_epoch or step + 1
-        value = float(np.nanmean(reader.evaluate(task, task.valid)[task.goal]))
-        seconds = round(time.process_time() - began, 2)
-        reader.curve.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "value": value, "seconds": seconds})
-        if not math.isfinite(value + reader.curve[-1]["loss"]):
-            raise ConfigError(f"training diverged in epoch {epoch + 1}: try a lower learning.learning_rate")
-        # A model that also writes is not done when it chooses well: of its epochs the choice alone takes the first.
-        chosen = value - model.settings.text_loss * reader.text_loss(task.valid) if model.settings.text_loss else value
-        if chosen > best:
-            best, best_epoch = chosen, epoch
-            weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-        over = learning.minutes is not None and seconds > 60 * learning.minutes
-        if over or epoch - best_epoch >= learning.patience:
-            break
-    model.load_state_dict(weights, strict=False)
-    model.eval()
+        value, loss = float(np.nanmean(reader.evaluate(task, task.valid)[task.goal])), float(np.mean(losses))
+        reader.curve.append({"epoch": epoch, "loss": loss, "value": value, "seconds": round(run.seconds, 2)})
+        if not math.isfinite(value + loss):
+            raise ConfigError(f"training diverged in epoch {epoch}: try a lower learning.learning_rate")
+        # A model that also generates text is chosen by both: by the choice alone the first epochs would win.
+        weight = model.settings.text_loss
+        run.finish(value - weight * reader.text_loss(task.valid) if weight else value)
+    run.restore()
     return reader
 
 
@@ -245,7 +239,7 @@ def _optimizer(model: GraphLanguageModel, learning: GraphTrainingSettings) -> to
             own = rate if id(p) in of_backbone else learning.learning_rate
             groups.setdefault((own, learning.weight_decay if p.ndim > 1 else 0.0), []).append(p)
     return torch.optim.AdamW(
-        [{"params": ps, "rate": own, "weight_decay": decay} for (own, decay), ps in groups.items()],
+        [{"params": ps, "lr": own, "weight_decay": decay} for (own, decay), ps in groups.items()],
         lr=learning.learning_rate,
     )
 
@@ -298,17 +292,3 @@ def _step(
     torch.nn.utils.clip_grad_norm_(parameters, learning.clip)
     optimizer.step()
     return float(loss.detach())
-
-
-def _share(epoch: int, step: int, per_epoch: int, learning: GraphTrainingSettings, seconds: float) -> float:
-    """Share of the training that is over, by epochs or by time, whichever is further."""
-    by_epochs = (epoch + (step / per_epoch if per_epoch else 0.0)) / learning.epochs
-    by_time = seconds / (60 * learning.minutes) if learning.minutes else 0.0
-    return min(1.0, max(by_epochs, by_time))
-
-
-def _rate(share: float, done: int, learning: GraphTrainingSettings) -> float:
-    """Linear warm-up, then half a cosine."""
-    if done < learning.warmup:
-        return (done + 1) / learning.warmup
-    return 0.5 + 0.5 * math.cos(math.pi * share)
