@@ -10,6 +10,7 @@ one that brings all nodes nearest to an anchor is chosen (greedy k-median), whic
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 from typing import Literal
 
@@ -210,37 +211,6 @@ def _approach(indptr, indices, start, nearest, mark, stamp, queue, keep):  # typ
 
 
 @njit(cache=True, nogil=True)
-def _before(a, b, bound, rank):  # type: ignore[no-untyped-def]
-    """Whether ``a`` is looked at before ``b``: a higher bound, or the lower rank."""
-    return bound[a] > bound[b] or (bound[a] == bound[b] and rank[a] < rank[b])
-
-
-@njit(cache=True, nogil=True)
-def _sift_down(heap, bound, rank, at, size):  # type: ignore[no-untyped-def]
-    v = heap[at]
-    while True:
-        child = 2 * at + 1
-        if child >= size:
-            break
-        if child + 1 < size and _before(heap[child + 1], heap[child], bound, rank):
-            child += 1
-        if not _before(heap[child], v, bound, rank):
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at] = v
-
-
-@njit(cache=True, nogil=True)
-def _sift_up(heap, bound, rank, at):  # type: ignore[no-untyped-def]
-    v = heap[at]
-    while at and _before(v, heap[(at - 1) // 2], bound, rank):
-        heap[at] = heap[(at - 1) // 2]
-        at = (at - 1) // 2
-    heap[at] = v
-
-
-@njit(cache=True, nogil=True)
 def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken, nearest, rank):  # type: ignore[no-untyped-def]
     n = len(indptr) - 1
     covered = np.zeros(n, dtype=np.bool_)
@@ -248,7 +218,7 @@ def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken, nearest, 
     exact = np.full(n, -1, dtype=np.int64)  # after how many anchors the bound was last known to be the gain
     mark, stamp = np.zeros(n, dtype=np.int64), 0
     queue = np.empty(n, dtype=np.int32)
-    heap, size = np.arange(n), n
+    heap = [(-bound[v], rank[v], v) for v in range(n)]
     ties = np.empty(TIES, dtype=np.int64)
     rows, gains = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
     chosen, total, searched, rebound_at = 0, 0, n, 0
@@ -257,31 +227,27 @@ def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken, nearest, 
         if searched >= n or chosen == rebound_at:
             _walk_bounds(indptr, indices, covered, radius, bound)
             for v in range(n):
-                heap[v] = v
                 if taken[v] or (exclude and covered[v]):
                     bound[v] = 0
-            size = n
-            for at in range(n // 2 - 1, -1, -1):
-                _sift_down(heap, bound, rank, at, n)
+            heap = [(-bound[v], rank[v], v) for v in range(n) if bound[v]]
+            heapq.heapify(heap)
             searched, rebound_at = 0, 2 * chosen + 1
         found = 0
-        while size and found < TIES:
-            v = heap[0]
-            if bound[v] == 0 or (found and bound[v] < bound[ties[0]]):
+        while heap and found < TIES:
+            v = heap[0][2]
+            if found and bound[v] < bound[ties[0]]:
                 break
+            heapq.heappop(heap)
             if exact[v] == chosen:
                 ties[found] = v
                 found += 1
-                size -= 1
-                heap[0] = heap[size]
-            elif exclude and covered[v]:
-                bound[v] = 0
-            else:
+            elif not (exclude and covered[v]):
                 stamp += 1
                 bound[v] = _ball(indptr, indices, v, radius, covered, mark, stamp, queue, False)
                 searched += 1
                 exact[v] = chosen
-            _sift_down(heap, bound, rank, 0, size)
+                if bound[v]:
+                    heapq.heappush(heap, (-bound[v], rank[v], v))
         if not found:
             break
         best, most = ties[0], -1
@@ -293,9 +259,7 @@ def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken, nearest, 
         for i in range(found):
             if ties[i] != best:
                 rank[ties[i]] += n  # others first, the next time
-                heap[size] = ties[i]
-                _sift_up(heap, bound, rank, size)
-                size += 1
+                heapq.heappush(heap, (-bound[ties[i]], rank[ties[i]], ties[i]))
         rows[chosen], gains[chosen] = best, bound[best]
         total += bound[best]
         bound[best] = 0
