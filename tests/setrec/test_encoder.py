@@ -1,4 +1,4 @@
-import json
+import shutil
 import threading
 
 import numpy as np
@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -174,10 +177,33 @@ def test_an_encoder_that_is_not_there_or_damaged_is_refused_in_one_line(tiny, tm
         assert "\n" not in str(caught.value)
 
 
-def test_an_encoder_made_for_another_pooling_is_said(tiny, tmp_path, caplog):
-    for path in tiny.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": False}))
-    TextEncoder(tmp_path, device="cpu").encode(["a"])
-    assert "another pooling" in caplog.text
+@pytest.fixture(scope="module")
+def dense(tiny, tmp_path_factory):
+    """The tiny encoder with pooling by its first token and a dense layer, as sentence-transformers saves it."""
+    path = tmp_path_factory.mktemp("dense")
+    torch.manual_seed(1)
+    parts = [Transformer(str(tiny)), Pooling(16, pooling_mode="cls"), Dense(16, 8)]
+    SentenceTransformer(modules=parts, device="cpu").save(str(path))
+    return path
+
+
+def test_pooling_and_dense_layers_are_those_of_the_checkpoint(dense, tiny):
+    encoder = TextEncoder(dense, normalize=False, device="cpu")
+    layer = load_file(next(dense.glob("*_Dense")) / "model.safetensors")
+    with torch.inference_mode():
+        first = BertModel.from_pretrained(tiny).eval()(torch.tensor([[2, 4, 5, 3]])).last_hidden_state[:, 0]
+        expected = torch.tanh(first @ layer["linear.weight"].T + layer["linear.bias"])
+    assert encoder.width == 8
+    np.testing.assert_allclose(encoder.encode(["toy story"]), expected.numpy(), atol=1e-5)
+
+
+def test_a_dense_layer_counts_for_the_cache_and_no_pickle_is_read(dense, tmp_path):
+    shutil.copytree(dense, tmp_path / "copy")
+    encoder = TextEncoder(tmp_path / "copy", device="cpu")
+    assert encoder.identity == TextEncoder(dense, device="cpu").identity
+    weights = next((tmp_path / "copy").glob("*_Dense")) / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    assert TextEncoder(tmp_path / "copy", device="cpu").identity != encoder.identity
+    with pytest.raises(ConfigError, match="is a pickle"):
+        encoder.encode(["a"])
