@@ -1,4 +1,4 @@
-"""Which nodes are anchors: greedy maximum coverage of c-hop neighbourhoods (NT-LLM section 3), and its opponents.
+"""Selection of anchors: greedy maximum coverage of c-hop neighbourhoods (NT-LLM section 3), and its baselines.
 
 Coverage is monotone and submodular, so the greedy choice of K anchors covers at least 1 - 1/e of what the best K cover.
 Gains only shrink as more is covered; an old gain is therefore an upper bound, and a priority queue of bounds needs few
@@ -30,7 +30,7 @@ Strategy = Literal["coverage", "paper", "degree", "random", "k_centre"]
 
 
 class AnchorSettings(Settings):
-    """How anchors are chosen.
+    """Settings of anchor selection.
 
     ``count`` is K, at most V; ``coverage`` stops earlier, at that share of nodes within ``radius`` hops of an anchor
     (the last tenth often costs more anchors than the rest). ``paper`` is ``coverage`` without anchors that another
@@ -46,7 +46,8 @@ class AnchorSettings(Settings):
 
 @dataclass(frozen=True, eq=False)
 class Anchors:
-    """The chosen rows, int64 (K,), in order of choice, and how many nodes each was the first to cover, int64 (K,)."""
+    """Selected anchors: their ``rows`` in order of selection, and ``gains``, the nodes each was the first to cover,
+    int64 (K,)."""
 
     rows: np.ndarray
     gains: np.ndarray
@@ -54,7 +55,7 @@ class Anchors:
 
     @property
     def coverage(self) -> float:
-        """Share of nodes within the radius of an anchor."""
+        """Return the share of nodes within the radius of an anchor."""
         return float(self.gains.sum() / self.nodes)
 
     @property
@@ -68,7 +69,7 @@ class Anchors:
 
 
 def choose(graph: Graph, settings: AnchorSettings | None = None) -> Anchors:
-    """Anchors of ``graph``, its directions ignored; the same for the same graph and settings.
+    """Select the anchors of ``graph``, ignoring directions; deterministic for a graph and settings.
 
     Raises:
         ConfigError: neither a count nor a coverage says when to stop.
@@ -91,7 +92,8 @@ def choose(graph: Graph, settings: AnchorSettings | None = None) -> Anchors:
 
 
 def _greedy(view: Graph, s: AnchorSettings, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Anchors left over where everything is covered and no coverage was asked cover everything once more, and again."""
+    """Select by coverage. If all nodes are covered before ``count`` is reached and no coverage is set, they are covered
+    again."""
     goal = len(view) if s.coverage is None else int(np.ceil(s.coverage * len(view) - 1e-9))
     exclude = s.strategy == "paper"
     taken, nearest = np.zeros(len(view), dtype=np.bool_), np.full(len(view), len(view), dtype=np.int64)
@@ -124,7 +126,7 @@ def _ordered(view: Graph, settings: AnchorSettings, count: int) -> np.ndarray:
 
 
 def _gains(view: Graph, rows: np.ndarray, radius: int) -> np.ndarray:
-    """How many nodes each of ``rows`` is the first to cover."""
+    """Return the number of nodes that each of ``rows`` is the first to cover."""
     covered = np.zeros(len(view), dtype=np.bool_)
     mark, queue = np.zeros(len(view), dtype=np.int64), np.empty(len(view), dtype=np.int32)
     gains = np.zeros(len(rows), dtype=np.int64)
@@ -135,7 +137,7 @@ def _gains(view: Graph, rows: np.ndarray, radius: int) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _ball(indptr, indices, start, radius, covered, mark, stamp, queue, cover):  # type: ignore[no-untyped-def]
-    """Number of uncovered nodes within ``radius`` hops of ``start``; ``cover`` marks them as covered."""
+    """Return the number of uncovered nodes within ``radius`` hops of ``start``; ``cover`` marks them as covered."""
     mark[start] = stamp
     queue[0] = start
     gain = 0 if covered[start] else 1
@@ -187,8 +189,8 @@ def _walk_bounds(indptr, indices, covered, radius, bound):  # type: ignore[no-un
 
 @njit(cache=True, nogil=True)
 def _approach(indptr, indices, start, nearest, mark, stamp, queue, keep):  # type: ignore[no-untyped-def]
-    """How many hops nearer to an anchor all nodes together come if ``start`` becomes one; ``keep`` lowers ``nearest``,
-    hops to the nearest anchor, accordingly. Only nodes that come nearer are visited."""
+    """Return by how much the sum of hops to the nearest anchor falls if ``start`` becomes an anchor; ``keep`` updates
+    ``nearest``, the hops to the nearest anchor. Only nodes that come nearer are visited."""
     mark[start] = stamp
     queue[0] = start
     begin, end, depth, saved = 0, 1, 0, 0

@@ -1,4 +1,4 @@
-"""A graph as three flat arrays, whatever it came from; node ids of any hashable type are kept through."""
+"""A graph in compressed sparse rows, from arrays, edge lists, NetworkX or PyTorch Geometric; node ids are kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Arcs leaving node v are ``indices[indptr[v]:indptr[v + 1]]``, ascending; an undirected edge is two arcs.
+    """A graph. Arcs leaving node v are ``indices[indptr[v]:indptr[v + 1]]``, ascending; an undirected edge is two arcs.
 
     ``indptr`` int64 (V + 1,), ``indices`` int32 (arcs,), ``weights`` float32 (arcs,), lengths and never negative, or
     ``None`` where every arc has length 1. Self-loops are dropped, for they shorten no path; of parallel edges the
@@ -44,7 +44,7 @@ class Graph:
 
     @property
     def degrees(self) -> np.ndarray:
-        """Arcs leaving each node, int64 (V,)."""
+        """Out-degree of each node, int64 (V,)."""
         return np.diff(self.indptr)
 
     @cached_property
@@ -73,25 +73,25 @@ class Graph:
         return int(row) if self.ids is None else self.ids[row]
 
     def neighbours(self, row: int) -> np.ndarray:
-        """Rows that the arcs of ``row`` lead to, ascending."""
+        """Return the rows that the arcs of ``row`` lead to, ascending."""
         return self.indices[self.indptr[row] : self.indptr[row + 1]]
 
     @cached_property
     def matrix(self) -> sparse.csr_matrix:
-        """The same arrays as a SciPy matrix (V, V) of lengths."""
+        """Matrix of arc lengths, SciPy CSR (V, V)."""
         data = np.ones(len(self.indices), dtype=np.float32) if self.weights is None else self.weights
         return sparse.csr_matrix((data, self.indices, self.indptr), shape=(len(self), len(self)))
 
     @cached_property
     def adjacency(self) -> sparse.csr_matrix:
-        """One for every arc, whatever its length, float32 (V, V)."""
+        """Binary adjacency matrix, float32 (V, V)."""
         return sparse.csr_matrix(
             (np.ones(len(self.indices), dtype=np.float32), self.indices, self.indptr), shape=(len(self), len(self))
         )
 
     @cached_property
     def reverse(self) -> Graph:
-        """Every arc turned round; an undirected graph is its own reverse."""
+        """The graph with reversed arcs; an undirected graph itself."""
         if not self.directed:
             return self
         turned = self.matrix.T.tocsr()
@@ -110,11 +110,12 @@ class Graph:
         )  # fmt: skip
 
     def arcs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Source and target row of every arc, int64."""
+        """Return source and target row of every arc, int64."""
         return np.repeat(np.arange(len(self)), self.degrees), self.indices.astype(np.int64)
 
     def find(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Where the arcs from ``source`` to ``target`` (rows, int (n,)) stand in ``indices``, int64; -1 for none."""
+        """Return the position in ``indices`` of the arcs from ``source`` to ``target`` (rows, int (n,)), int64; -1 for
+        none."""
         begin, end = self.arcs()
         every = begin * len(self) + end
         asked = np.asarray(source, dtype=np.int64) * len(self) + target
@@ -124,7 +125,7 @@ class Graph:
         return np.where(there, at, -1)
 
     def digests(self, arcs: np.ndarray) -> np.ndarray:
-        """A 64-bit hash of each of the given arcs (places in ``indices``): ends and length."""
+        """Return a 64-bit hash of the ends and length of each of the given arcs (positions in ``indices``)."""
         source = np.searchsorted(self.indptr, arcs, side="right") - 1
         length = np.zeros(len(arcs), np.uint64) if self.weights is None else self.weights[arcs].view(np.uint32)
         mixed = np.zeros(len(arcs), np.uint64)
@@ -145,7 +146,7 @@ class Graph:
         return sparse.csgraph.connected_components(self.matrix, directed=False)[1]
 
     def without(self, pairs: np.ndarray) -> Graph:
-        """The graph without the edges between the given pairs of rows, int (n, 2).
+        """Return the graph without the edges between the given pairs of rows, int (n, 2).
 
         Raises:
             DataError: a row outside the graph.
@@ -171,7 +172,7 @@ class Graph:
         new_ids: Sequence[Hashable] = (),
         new_texts: Sequence[str] | None = None,
     ) -> Graph:
-        """The graph with more edges between rows, and ``new_ids`` as rows V, V + 1, ... .
+        """Return the graph with additional edges between rows, and ``new_ids`` as rows V, V + 1, ... .
 
         Raises:
             DataError: as :meth:`from_arrays`, a new id that is there already, or weights where the graph has none.
@@ -208,7 +209,8 @@ class Graph:
         ids: Sequence[Hashable] | None = None,
         texts: Sequence[str] | None = None,
     ) -> Graph:
-        """From the rows of both ends of every edge, int (E,); an undirected edge is given once or both ways.
+        """Build a graph from the rows of both ends of every edge, int (E,); an undirected edge may be given once or
+        both ways.
 
         Raises:
             DataError: no nodes, an end outside 0 .. nodes - 1, a weight that is negative or not finite, ids that
@@ -240,7 +242,8 @@ class Graph:
         directed: bool = False,
         texts: Sequence[str] | None = None,
     ) -> Graph:
-        """From pairs of ids. ``nodes`` fixes the rows and admits nodes without edges; else rows follow first sight.
+        """Build a graph from pairs of ids. ``nodes`` fixes the order of rows and adds nodes without edges; by default
+        rows follow the first occurrence.
 
         Raises:
             DataError: as :meth:`from_arrays`, or an edge to a node that ``nodes`` does not hold.
@@ -263,7 +266,7 @@ class Graph:
 
     @classmethod
     def from_networkx(cls, graph: nx.Graph, *, weight: str | None = None, text: str | None = None) -> Graph:
-        """From NetworkX; ``weight`` and ``text`` name the attributes of edges and nodes to take, where wanted.
+        """Convert a NetworkX graph; ``weight`` and ``text`` name the attributes of edges and nodes to read.
 
         Raises:
             DataError: as :meth:`from_arrays`, or an edge or node that lacks the attribute.
@@ -286,7 +289,7 @@ class Graph:
 
     @classmethod
     def from_pyg(cls, data: Any, *, directed: bool | None = None, weight: str | None = "infer") -> Graph:
-        """From a PyTorch Geometric ``Data`` or ``HeteroData``; of the latter nodes are named (type, row).
+        """Convert a PyTorch Geometric ``Data`` or ``HeteroData``; nodes of the latter get ids (type, row).
 
         ``weight`` names the attribute of edges that is their length; ``infer`` takes the first there is of
         ``edge_weight``, ``weight`` and ``edge_attr``; with ``None`` every edge has length 1. Edge types without it
@@ -354,7 +357,7 @@ def _from_hetero(data: Any, directed: bool | None, weight: str | None) -> Graph:
 
 
 def _plain(node: Hashable) -> Hashable:
-    """An id as Python has it: ``numpy.int64(3)`` is 3, in tuples too."""
+    """Convert NumPy scalars in an id to Python's types."""
     if isinstance(node, tuple):
         return tuple(_plain(part) for part in node)
     return node.item() if isinstance(node, np.generic) else node
@@ -405,7 +408,7 @@ def _check_edges(source: np.ndarray, target: np.ndarray, weights: np.ndarray | N
 def _compress(
     source: np.ndarray, target: np.ndarray, weights: np.ndarray | None, nodes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Rows sorted, parallel arcs merged; SciPy's counting sort is linear and compiled."""
+    """Sort arcs and merge parallel ones; SciPy's counting sort is linear and compiled."""
     if weights is None:
         data = np.ones(len(source), dtype=np.int8)
         csr = sparse.csr_matrix((data, (source, target)), shape=(nodes, nodes))

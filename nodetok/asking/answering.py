@@ -1,4 +1,4 @@
-"""Answers to free questions by a trained model, with what they rest on, or a refusal with its reason."""
+"""Answers to free-text questions, with their supporting subgraph, or a refusal with its reason."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class GroundedAnswer:
 
 
 class GraphAnswerer:
-    """Asks a trained artefact.
+    """Answers questions with a trained artifact.
 
     A question is matched to one of the prompts that the model was trained on, and read as that prompt, so that it is
     answered alike in other words.
@@ -71,8 +71,8 @@ class GraphAnswerer:
         return ((half + half.T) > 0).astype(np.float32)
 
     def ask(self, question: str, k: int = 5, *, written: bool = False) -> GroundedAnswer:
-        """The answer to a question whose nodes are named by id, title or ``[[id]]``, chosen among the candidates or
-        ``written`` word by word.
+        """Answer a question whose nodes are named by id, title or ``[[id]]``: the best candidate, or generated text if
+        ``written``.
 
         Raises:
             UnknownNodeError: an id in double brackets is not in the graph.
@@ -110,8 +110,8 @@ class GraphAnswerer:
         )  # fmt: skip
 
     def _prompt(self, text: str, rows: list[int]) -> tuple[str | None, tuple[int, ...], float]:
-        """The prompt that a question is read as, ``None`` for none, which of its nodes stand in the slots, and how
-        certain that is."""
+        """Return the prompt that a question matches (or ``None``), the order of its nodes in the slots, and the
+        probability of the match."""
         if self._matcher is None:
             prompt = text if text.lower().endswith("answer :") else f"{text} answer :"
             return prompt, tuple(range(len(rows))), 1.0
@@ -126,7 +126,7 @@ class GraphAnswerer:
         return [(self.artifact.candidates[row], float(chances[row])) for row in best]
 
     def _scope(self, rows: list[int]) -> str:
-        """Why a question is refused."""
+        """Return the reason for refusing a question."""
         known = [" ".join(SLOT.sub("…", prompt.removesuffix("answer :")).split()) for prompt in self.artifact.wordings]
         return (
             f"with {len(rows)} node{'' if len(rows) == 1 else 's'} named, this is none of the questions the model was"
@@ -140,7 +140,7 @@ class GraphAnswerer:
         return GroundedAnswer(None, f"No answer: {reason}.", nodes, [], certain, True, reason, list(ranked))
 
     def _named(self, best: str, rows: list[int]) -> str:
-        """``first`` and ``second`` with the node meant."""
+        """Return the answer, with the node's id behind ``first`` and ``second``."""
         place = {"first": 1, "second": 2}.get(best)
         return best if place is None or len(rows) != 3 else f"{best} ({self.artifact.ids[rows[place]]})"
 
@@ -155,7 +155,7 @@ class GraphAnswerer:
 
 
 def _refuse_unless_written(reader: Reader | CompletionReader) -> None:
-    """Raise a SetRecError where a model cannot answer in words."""
+    """Raise a SetRecError if a model cannot generate text."""
     if isinstance(reader, CompletionReader):
         raise SetRecError("this model ranks entities and does not answer in words")
     s = reader.model.settings

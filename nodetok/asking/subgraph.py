@@ -1,4 +1,4 @@
-"""The part of a graph that an answer rests on: a small connected subgraph around the nodes of a question.
+"""Retrieval of the supporting subgraph of an answer: a small connected subgraph around the nodes of a question.
 
 Nodes near those of the question are found by personalised PageRank, and joined by a Steiner tree (Mehlhorn's
 approximation, within twice the smallest); both by NetworkX, on what lies around.
@@ -17,7 +17,8 @@ AROUND = 400
 
 
 def retrieve(adjacency: sparse.csr_matrix, rows: list[int], extra: int = 4) -> tuple[list[int], list[tuple[int, int]]]:
-    """Nodes and edges of a subgraph that joins ``rows`` where paths do, with up to ``extra`` nodes near them.
+    """Return nodes and edges of a subgraph that connects ``rows`` where paths exist, with up to ``extra`` nodes near
+    them.
 
     ``adjacency``: symmetric (V, V). The nodes of the question come first.
     """
@@ -41,8 +42,8 @@ def retrieve(adjacency: sparse.csr_matrix, rows: list[int], extra: int = 4) -> t
 
 
 def _around(adjacency: sparse.csr_matrix, rows: list[int]) -> np.ndarray:
-    """Rows of the nodes within reach of ``rows`` by breadth-first search, nearest first, and of those on shortest paths
-    between the first of them and the others."""
+    """Return the nodes nearest to ``rows`` by breadth-first search, and those on shortest paths from the first of
+    ``rows`` to the others."""
     found: dict[int, None] = dict.fromkeys(rows)
     for number, row in enumerate(rows):
         order, before = csgraph.breadth_first_order(adjacency, row, directed=False)

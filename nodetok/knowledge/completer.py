@@ -1,4 +1,5 @@
-"""One model for knowledge-graph completion: relation paths, an embedding, node tokens and texts, weighed on validation.
+"""A model for knowledge-graph completion: relation paths, DistMult, node tokens and texts, with weights chosen on
+validation.
 
     score(question, entity) = log p_paths + w_embedding * DistMult + w_tokens * log <z, z'> + w_text * <x, x'>
 
@@ -32,7 +33,7 @@ SCALE = {"embedding": 1.0, "tokens": 1.0, "text": 10.0}
 
 
 class CompletionSettings(Settings):
-    """``paths`` and ``embedding``: of the parts; ``sample``: validation questions that the weights are chosen on."""
+    """Settings of the parts; ``sample``: number of validation questions on which the weights are chosen."""
 
     paths: PathSettings = PathSettings()
     embedding: KgeSettings = KgeSettings(epochs=100, patience=5)
@@ -41,8 +42,8 @@ class CompletionSettings(Settings):
 
 @dataclass(frozen=True, eq=False)
 class Knowledge:
-    """What a model learns from: triples int64 (T, 3); ``vectors`` (V, w) of texts, ``texts`` themselves and node
-    ``tokens`` (V, K), each where there are any."""
+    """Training data: triples int64 (T, 3), and optionally text ``vectors`` (V, w), ``texts`` and node ``tokens`` (V,
+    K)."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -55,7 +56,7 @@ class Knowledge:
 
 @dataclass(eq=False)
 class Completer:
-    """A trained model: the parts that it has, and their weights."""
+    """A trained model: its parts and their weights."""
 
     paths: PathModel | None
     embedding: kge.KgeRanker | None
@@ -66,7 +67,7 @@ class Completer:
 
     @torch.no_grad()
     def parts(self, asked: np.ndarray) -> dict[str, np.ndarray]:
-        """Scores float32 (Q, V) of each part for questions (Q, 3)."""
+        """Return scores, float32 (Q, V), of each part for questions (Q, 3)."""
         known, relation, direction = asked.T
         found: dict[str, np.ndarray] = {}
         if self.paths is not None:
@@ -80,12 +81,12 @@ class Completer:
         return found
 
     def scores(self, asked: np.ndarray) -> np.ndarray:
-        """Scores float32 (Q, V) of all entities."""
+        """Return scores, float32 (Q, V), of all entities."""
         return self.mix(self.parts(asked), self.weights)
 
     @staticmethod
     def mix(parts: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
-        """The weighted sum; paths count as they are."""
+        """Return the weighted sum of the parts; paths have weight 1."""
         total = parts["paths"].copy() if "paths" in parts else np.zeros_like(next(iter(parts.values())))
         for name, weight in weights.items():
             if weight and name in parts:
@@ -94,7 +95,8 @@ class Completer:
 
 
 def _log_similarity(own: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
-    """Of positions this is minus a soft minimum of path lengths; what shares no anchor is farther than anything."""
+    """Return log inner products, for positions the negative soft minimum of path lengths; nodes without a common anchor
+    are farthest."""
     return torch.log((own @ tokens.T).clamp(min=1e-12)).numpy()
 
 
@@ -148,7 +150,7 @@ def train(
 
 
 def choose_weights(made: Completer, data: Knowledge, sample: int, seed: int) -> float:
-    """Set the weights that give validation questions the best filtered mean reciprocal rank, and return that."""
+    """Set the weights with the best filtered mean reciprocal rank on validation questions, and return it."""
     asked, answers, known = kge.held_out(data.train, data.valid, max(1, sample // 2), seed)
     chunks = np.array_split(np.arange(len(asked)), max(1, len(asked) // 100))
     parts = [made.parts(asked[rows]) for rows in chunks]

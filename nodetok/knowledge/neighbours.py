@@ -18,14 +18,15 @@ def centred(vectors: np.ndarray) -> np.ndarray:
 
 
 def neighbours(vectors: np.ndarray, k: int, rows: int = 512) -> np.ndarray:
-    """The ``k`` most similar other rows of each of ``vectors`` (V, w), by inner product, best first, int64 (V, k)."""
+    """Return the ``k`` most similar other rows of each of ``vectors`` (V, w), by inner product, best first, int64 (V,
+    k)."""
     # Half the width of float32 is enough to rank neighbours, and on processors with bfloat16 takes a third of the time.
     every = torch.from_numpy(vectors).bfloat16()
     return _best(len(vectors), k, rows, lambda part: (every[part[0] : part[-1] + 1] @ every.T).float())
 
 
 def lexical_neighbours(texts: Sequence[str], k: int, rows: int = 512) -> np.ndarray:
-    """The ``k`` other texts that share most with each, best first, int64 (V, k).
+    """Return the ``k`` lexically most similar other texts of each, best first, int64 (V, k).
 
     Cosine of TF-IDF over the words that stand in two texts or more and in no more than 2% (or ten) of them.
     """
@@ -39,7 +40,7 @@ def lexical_neighbours(texts: Sequence[str], k: int, rows: int = 512) -> np.ndar
 
 
 def lexical_vectors(texts: Sequence[str], width: int = 128) -> np.ndarray:
-    """Vectors float32 (V, width) of texts where no encoder is given: TF-IDF of words, reduced by a truncated SVD."""
+    """Return text vectors, float32 (V, width), for use without an encoder: TF-IDF reduced by a truncated SVD."""
     try:
         words = TfidfVectorizer(sublinear_tf=True, dtype=np.float32).fit_transform(texts)
     except ValueError:  # no text holds a word

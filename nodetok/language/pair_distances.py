@@ -35,7 +35,8 @@ class PairDistances(nn.Module):
         self.embedding = nn.Parameter(torch.randn(OTHERS, FAR + 2, width) * 0.5)
 
     def attention_bias(self, rows: Tensor, table: Tensor) -> Tensor:
-        """Attention bias (B, heads, H, H) between the tokens of nodes ``rows`` (B, H); 0 beside words, whose row is -1.
+        """Return attention bias (B, heads, H, H) between the tokens of nodes ``rows`` (B, H); 0 for text tokens, whose
+        row is -1.
 
         ``table`` (V, K): distances to the anchors.
         """
@@ -44,8 +45,8 @@ class PairDistances(nn.Module):
         return bias * (here[:, None, :, None] & here[:, None, None, :])
 
     def vectors(self, rows: Tensor, sees: Tensor, table: Tensor) -> Tensor:
-        """Vectors (B, S, d) for the nodes ``rows`` (B, S), in the order of the prompt and padded with -1: for each, the
-        mean over the other nodes that it ``sees`` (B, S, S)."""
+        """Return vectors (B, S, d) for the nodes ``rows`` (B, S), in prompt order and padded with -1: for each, the
+        mean over the other nodes in its row of the mask ``sees`` (B, S, S)."""
         here = rows >= 0
         order = (here.cumsum(dim=1) - 1).clamp(min=0, max=OTHERS - 1)
         embedded = self.embedding[order[:, None, :].expand_as(sees), buckets(rows, table)]
@@ -56,8 +57,9 @@ class PairDistances(nn.Module):
 
 
 def buckets(rows: Tensor, table: Tensor) -> Tensor:
-    """Shortest ways over an anchor, int64 (B, S, S), between nodes ``rows`` (B, S): one bucket a hop below NEAR, then
-    one for each doubling, the last of them FAR; FAR + 1 for no way; 0 from a node to itself.
+    """Return buckets of the shortest paths through an anchor, int64 (B, S, S), between nodes ``rows`` (B, S): one
+    bucket a hop below NEAR, then one for each doubling, the last of them FAR; FAR + 1 for no path; 0 from a node to
+    itself.
 
     Lengths, whatever their scale, count in parts of their mean over ``table``, of which there are UNITS.
     """

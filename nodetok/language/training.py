@@ -1,4 +1,4 @@
-"""Training a graph language model on a task, and asking it."""
+"""Training and evaluation of a graph language model on a task."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ OnStep = Callable[[int, int, str], None]
 
 
 class GraphTrainingSettings(Settings):
-    """How the model is trained; ``patience`` counts epochs without a better validation, ``minutes`` bounds the
-    time in CPU minutes of this process (``time.process_time``), ``warmup`` is how many steps the rate rises.
-    ``backbone_rate``: the learning rate of a pretrained backbone's own weights (``None``: a fiftieth of
-    ``learning_rate`` for all of them, a fifth for adapters).
+    """Settings of training. ``patience``: epochs without improvement on validation. ``minutes``: limit in CPU minutes
+    of this process. ``warmup``: steps of linear warm-up. ``backbone_rate``: the learning rate of a pretrained
+    backbone's own weights (``None``: a fiftieth of ``learning_rate`` for all of them, a fifth for adapters).
 
     ``consistency``: what examples without a label add to the loss, where a task has such. ``sampled``: wrong candidates
     that a step looks at (0: all); the cost of a step grows with it, 8,192 of 40,943 cost a fifth of the softmax.
@@ -60,7 +59,7 @@ class GraphTrainingSettings(Settings):
 
 @dataclass(eq=False)
 class Reader:
-    """A trained model with all it needs to be asked."""
+    """A trained model with all that is needed to answer."""
 
     model: GraphLanguageModel
     encoder: PromptEncoder
@@ -72,7 +71,7 @@ class Reader:
 
     @torch.no_grad()
     def scores(self, examples: Examples, batch: int = 256) -> Iterator[tuple[np.ndarray, Examples]]:
-        """Scores (b, C) of all candidates, part by part, with the examples they belong to."""
+        """Yield scores (b, C) of all candidates with their examples, part by part."""
         self.model.eval()
         data = self.data.to(self.model.device)
         codes = self.model.codes(data)
@@ -83,7 +82,7 @@ class Reader:
                 yield self.model.scores(encoded, data, codes).float().cpu().numpy(), part
 
     def evaluate(self, task: Task, examples: Examples) -> dict[str, np.ndarray]:
-        """The task's metrics of every example, (B,) each."""
+        """Return the task's metrics of every example, (B,) each."""
         if task.measured_whole:
             parts = list(self.scores(examples))
             return task.measure(np.concatenate([scores for scores, _ in parts]), examples)
@@ -97,7 +96,7 @@ class Reader:
 
     @torch.no_grad()
     def text_loss(self, examples: Examples, batch: int = 256) -> float:
-        """Mean cross-entropy of the words of the right answers."""
+        """Return the mean cross-entropy of the tokens of the correct answers."""
         self.model.eval()
         data, device = self.data.to(self.model.device), self.model.device
         total = 0.0
@@ -110,8 +109,8 @@ class Reader:
         return total / len(examples)
 
     def on(self, task: Task, name: str = TOKENS, seed: int = 0) -> Reader:
-        """This reader for the nodes of another task, on another graph: the weights as they are, nothing is trained.
-        ``name``: the input ablation.
+        """Return this reader for the nodes of another task on another graph, without training. ``name``: the input
+        ablation.
 
         Raises:
             ConfigError: the model is bound to its graph, by its anchors or by candidates or features that are its own.
@@ -133,14 +132,14 @@ class Reader:
         return replace(self, encoder=encoder, data=other.read(None))
 
     def write(self, examples: Examples, longest: int = 32) -> list[str]:
-        """Answers in words."""
+        """Generate answers as text."""
         self.model.eval()
         batch = self.encoder(examples.prompts).to(self.model.device)
         return write(self.model, batch, self.data.to(self.model.device), self.tokenizer, longest)
 
 
 def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) -> Reader:
-    """An untrained reader of a task: language model, projectors, candidates, all seeded."""
+    """Build an untrained reader of a task, seeded: language model, projectors and candidates."""
     torch.manual_seed(learning.seed)
     s = ablation.settings
     pretrained = s.backbone.pretrained
@@ -171,7 +170,7 @@ def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) 
 
 
 def prompt_text(task: Task, ablation: InputAblation, tokenizer: PreTrainedTokenizerBase) -> PromptText:
-    """What the prompts of a task hold in words, within the budgets of the settings."""
+    """Return the texts in the prompts of a task, within the budgets of the settings."""
     s = ablation.settings
     pretrained = s.backbone.pretrained is not None
     nodes = task.node_texts if ablation.words and s.node_words else None
@@ -228,7 +227,7 @@ def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on
 
 
 def _optimizer(model: GraphLanguageModel, learning: GraphTrainingSettings) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, vectors do not, and a pretrained backbone has a learning rate of its own."""
+    """Return AdamW with weight decay on matrices only and a separate learning rate for a pretrained backbone."""
     of_backbone = {id(p) for p in model.lm.parameters()} if model.settings.backbone.pretrained else set()
     rate = learning.backbone_rate
     if rate is None:
@@ -256,8 +255,8 @@ def _batches(
 
 
 def _alike(lengths: np.ndarray, batch: int, rng: np.random.Generator, window: int = 16) -> list[np.ndarray]:
-    """Batches of examples of about the same length, so that little is padding; sorted within windows of so many
-    batches, and the batches shuffled."""
+    """Return shuffled batches of examples of similar length, which saves padding; examples are sorted within windows of
+    ``window`` batches."""
     batches: list[np.ndarray] = []
     for rows in np.array_split(np.arange(len(lengths)), max(1, -(-len(lengths) // (window * batch)))):
         rows = rows[np.argsort(lengths[rows], kind="stable")]

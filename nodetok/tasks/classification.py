@@ -23,7 +23,7 @@ def classification(
     settings: TokenizerSettings,
     descriptions: Mapping[str, str] | None = None,
 ) -> Task:
-    """Which class does a node belong to? ``labels`` and ``split`` per node; ``""`` where there is none.
+    """Return the task of predicting the class of a node; ``labels`` and ``split`` per node, ``""`` for none.
 
     ``descriptions``: what a class means, by its name.
 

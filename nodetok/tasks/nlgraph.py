@@ -1,4 +1,4 @@
-"""NLGraph's problems in words: connectivity, cycles and shortest paths of many small graphs."""
+"""The problems of NLGraph: connectivity, cycles and shortest paths of many small graphs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def nlgraph(
     *,
     rows: Sequence[int] | None = None,
 ) -> Task:
-    """NLGraph (Wang et al. 2023): is there a path, is there a cycle, how long is the shortest path?
+    """Return a task of NLGraph (Wang et al. 2023): connectivity, cycle detection or shortest path length.
 
     Answers are yes or no, or the shortest path's total length (the published metric asks for the path itself). A tenth
     of the training part is for validation. The text-only control reads the problem as it is printed, graph and all.
@@ -60,7 +60,7 @@ def _question(problem: Problem, nodes: int) -> str:
 
 
 def _parse(question: str, answer: str, problem: Problem, row: int) -> tuple[Small, list[int], str]:
-    """The graph, the nodes asked for, and the answer."""
+    """Return the graph, the nodes of the question, and the answer."""
     body, _, asked = question.partition("Q:")
     weighted = re.findall(r"between node (\d+) and node (\d+) with weight (\d+)", body)
     pairs = weighted or re.findall(r"\((\d+),\s*(\d+)\)", body)
