@@ -1,4 +1,4 @@
-"""Many small tasks on a Ray cluster: as many at once as it has cores, each again where its worker died, then folded."""
+"""Execution of many small tasks on a Ray cluster, with retries of those whose workers died."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ RETRIES = 3
 def fan_out(
     task: Callable[..., Any], calls: Iterable[tuple[Any, ...]], what: str, *, gpu: float = 0.0
 ) -> Iterator[Any]:
-    """The results of ``task(*call)`` for every call, in the order they finish; each has a core, and that share of a
-    GPU.
+    """Yield the results of ``task(*call)`` for every call in order of completion; each task has a core and a share
+    ``gpu`` of a GPU.
 
     A task must leave the same when it runs twice. Arguments that are object references arrive as what they refer to.
 

@@ -1,4 +1,4 @@
-"""What `setrec benchmark` does, step by step."""
+"""The steps of `setrec benchmark`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def benchmark(
 
 
 def protocol_of(name: str) -> Protocol:
-    """The protocol of that name.
+    """Return the protocol called ``name``.
 
     Raises:
         ConfigError: there is none.

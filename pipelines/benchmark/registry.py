@@ -1,4 +1,4 @@
-"""Which systems take part: the opponents, SETRec as published, ours, and the rows of the ablation."""
+"""The registry of systems: opponents, SETRec as published, our configurations and the ablations."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ABLATION = {one.name: one for one in _ablation()}
 
 
 def system(name: str) -> System:
-    """A system by its name.
+    """Return a system by its name.
 
     Raises:
         ConfigError: there is none of that name; those there are are named.
@@ -71,7 +71,7 @@ def system(name: str) -> System:
 
 
 def names(problem: Problem, asked: Sequence[str] | None, *, ablation: bool) -> list[str]:
-    """The systems that take part: those ``asked`` for, or all that can do the problem.
+    """Return the names of the ``requested`` systems, or of all that apply to the problem.
 
     Raises:
         ConfigError: one is asked for that there is not.
@@ -83,5 +83,5 @@ def names(problem: Problem, asked: Sequence[str] | None, *, ablation: bool) -> l
 
 
 def ours(present: Container[str]) -> str | None:
-    """Which of the systems that are ``present`` the others are compared with."""
+    """Return the system among ``present`` that the others are compared with."""
     return next((name for name in (OURS, OURS_T5) if name in present), None)

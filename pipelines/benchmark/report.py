@@ -1,4 +1,4 @@
-"""A benchmark's report: one HTML file that needs nothing else, and tables for a terminal."""
+"""The report of a benchmark: a self-contained HTML file, and tables for a terminal."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write(run: Run, found: Found) -> Path:
 
 
 def terminal_tables(found: Found) -> list[Table]:
-    """The ranking, and ours against every other system in NDCG@10 over all and cold items."""
+    """Return the ranking table, and the differences in NDCG@10 between our system and the others."""
     rows = [row for row in found["rows"] if row["group"] in terminal.GROUPS]
     told = [row for row in _told(found) if row["metric"] == "ndcg@10"]
     ranked = terminal.ranking_table(rows)
@@ -51,12 +51,12 @@ def terminal_tables(found: Found) -> list[Table]:
 
 
 def ours(found: Found) -> str | None:
-    """Which of the systems that took part is ours."""
+    """Return our system among those of the benchmark."""
     return registry.ours({row["system"] for row in found["rows"]})
 
 
 def _histories(found: Found) -> list[str]:
-    """The history protocol of the published figures first."""
+    """Return the history protocols, that of the published results first."""
     return sorted(ranking.HISTORIES, key=lambda history: history != found["history"])
 
 
@@ -90,7 +90,7 @@ def _table(found: Found, history: str, group: str) -> dict[str, Any]:
 
 
 def _told(found: Found) -> list[Mapping[str, Any]]:
-    """The differences a reader asks for first: in the published figures' history protocol, whole groups."""
+    """Return the main differences: those in the history protocol of the published results."""
     groups = _groups(found)
     wanted = {"seed": MEAN, "history": found["history"]}
     rows = [c for c in found["comparisons"] if all(c[key] == value for key, value in wanted.items())]

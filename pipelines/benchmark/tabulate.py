@@ -1,4 +1,4 @@
-"""From finished fits to results: a table with intervals, differences to every opponent, files for others to test on."""
+"""The results of finished fits: metrics with intervals, differences to opponents, and per-user files."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def write(run: Run, finals: Finals, settings: Mapping[str, Any]) -> dict[str, An
 
 
 def comparisons(runs: Runs) -> list[dict[str, Any]]:
-    """Ours against every other system over the same users, by seed and on the mean over seeds; none where ours did not
-    take part."""
+    """Return comparisons of our system with every other over the same users, by seed and on the mean over seeds; none
+    without our system."""
     ours = registry.ours(runs)
     if ours is None:
         return []
@@ -67,7 +67,7 @@ def comparisons(runs: Runs) -> list[dict[str, Any]]:
 
 
 def _whole(found: ranking.PerUser) -> ranking.PerUser:
-    """All, warm and cold items alone."""
+    """Keep the groups of all, warm and cold items."""
     return replace(found, tables={key: own for key, own in found.tables.items() if key[1] in terminal.GROUPS})
 
 
@@ -77,7 +77,7 @@ def _records(run: Run, tasks: Sequence[FitTask]) -> list[Record]:
 
 
 def _system(given: Problem, name: str, records: Sequence[Record], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a system was, took and chose, and the command that makes its row again."""
+    """Return the settings, times and choices of a system, and the command that reproduces its row."""
     first = records[0]
     given_as = f"--data {given.name} --protocol {given.protocol}"
     sizes = f"--minutes {settings['minutes']:g} --tries {settings['tries']} --seeds {len(records)}"
@@ -94,7 +94,7 @@ def _system(given: Problem, name: str, records: Sequence[Record], settings: Mapp
 
 
 def _per_user(given: Problem, runs: Runs) -> pd.DataFrame:
-    """Every user's metrics by system and seed, with the user's id."""
+    """Return every user's metrics by system and seed, with the user's id."""
     ids, frames = np.asarray(given.histories.user_ids, dtype=object), []
     for name, seeds in runs.items():
         for seed, found in enumerate(seeds):

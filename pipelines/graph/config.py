@@ -1,4 +1,4 @@
-"""The configuration of a graph run: typed, with defaults that depend on the task, read from YAML and ``--set``."""
+"""The configuration of a graph run, with defaults that depend on the task, from YAML and ``--set``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ TaskName = Literal[
 
 
 class GraphEvaluationSettings(Settings):
-    """``seeds`` runs of each of ``ablations`` and, where there are any, ``opponents``; intervals by ``resamples``.
-    ``transfer``: the folder of another graph, whose test questions the trained models answer as well."""
+    """Settings of an evaluation: ``seeds`` runs of each of ``ablations`` and of the baselines with ``opponents``;
+    intervals by ``resamples`` bootstrap resamples. ``transfer``: the folder of another graph, whose test questions the
+    trained models answer as well."""
 
     seeds: int = Field(5, ge=1)
     ablations: tuple[str, ...] = ABLATIONS

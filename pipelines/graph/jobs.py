@@ -1,4 +1,4 @@
-"""The graph jobs behind ``setrec graph``: tokenise, train, evaluate. Each leaves a folder that needs nothing else."""
+"""The jobs of ``setrec graph``: tokenize, train and evaluate. Each writes a self-contained folder."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any
 
 @dataclass(eq=False)
 class _Evaluation:
-    """The runs of an evaluation; ``other``: a task on another graph, which the same models answer too."""
+    """The runs of an evaluation; ``other``: a task on another graph, on which the same models are tested too."""
 
     task: Task
     other: Task | None
@@ -108,12 +108,12 @@ class _Evaluation:
 
     @property
     def curves(self) -> list[dict[str, Any]]:
-        """Curves of the first seeds."""
+        """Learning curves of the first seeds."""
         first = ((name, runs[0]) for name, runs in self.results.items())
         return [{"system": name, **record} for name, result in first for record in result.curve]
 
     def _runs(self, name: str, budget: float | None, train: Callable[[int, Bar], Result]) -> None:
-        """Train a system with every seed that is not stored, and write the rows after each."""
+        """Train a system with every seed without a stored result, and write the rows after each."""
         own = self.results.setdefault(name, [])
         settings = self.config.evaluation
         with bar(name.capitalize()) as progress:
@@ -128,7 +128,7 @@ class _Evaluation:
                 self._write()
 
     def model(self, name: str) -> None:
-        """The language model under an input ablation."""
+        """Run the language model under an input ablation."""
 
         def train(number: int, progress: Bar) -> Result:
             seed = self.config.learning.seed + number
@@ -148,7 +148,7 @@ class _Evaluation:
         self._runs(name, None, train)
 
     def opponent(self, name: str) -> None:
-        """An opponent, for as many CPU seconds as the model with node tokens took."""
+        """Run a baseline for as many CPU seconds as the model with node tokens took."""
         budget = float(math.ceil(np.mean([run.seconds for run in self.results[TOKENS]])))
 
         def train(number: int, _: Bar) -> Result:
@@ -169,7 +169,7 @@ class _Evaluation:
 
 
 def summarise(task: Task, systems: dict[str, list[dict[str, np.ndarray]]], resamples: int) -> list[dict[str, Any]]:
-    """Means with 95% bootstrap intervals over examples, of the seeds' average, widened by the spread of the seeds."""
+    """Return means over examples and seeds with 95% bootstrap intervals, in which seeds are resampled as well."""
     rows = []
     for system, runs in systems.items():
         for metric in runs[0]:
@@ -256,7 +256,7 @@ def _report(
 
 
 def order_table(graph: Graph, tokenizer: NodeTokenizer, triplets: int = 50_000) -> list[dict[str, Any]]:
-    """How well the tokenizer's positions, and what they are made of, keep the order of hops on held-out pivots."""
+    """Return order accuracy and Kendall's tau of positions and of raw distances on held-out pivots."""
     hops = np.issubdtype(tokenizer.table.dtype, np.unsignedinteger)
     if not hops or len(graph) > 2_000_000 or tokenizer.table.shape[1] > len(graph):
         return []
@@ -282,7 +282,7 @@ def order_table(graph: Graph, tokenizer: NodeTokenizer, triplets: int = 50_000) 
 
 
 def answer(run: Path, question: str, k: int, mode: str) -> dict[str, Any]:
-    """One answer of a trained artefact, as the endpoint would give it, or a refusal: ``answer`` is then ``None``."""
+    """Return an answer of a trained artifact, as the endpoint does; ``answer`` is ``None`` for a refusal."""
     made = GraphArtifact.load(run / "graph")
     try:
         found = GraphAnswerer(made).ask(question, k, written=mode == "text")

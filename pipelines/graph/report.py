@@ -68,8 +68,8 @@ def write_graph_report(
 
 
 def fall_off(gains: Sequence[float]) -> int | None:
-    """Number of anchors after which the marginal gain has fallen off: the cumulative gain is farthest above the
-    straight line from the first anchor to the last. ``None`` where it hardly rises above that line."""
+    """Return the number of anchors after which the marginal gain has fallen off: the cumulative gain is farthest above
+    the straight line from the first anchor to the last. ``None`` where it hardly rises above that line."""
     total = np.cumsum(np.asarray(gains, dtype=np.float64))
     if len(total) < 3 or total[-1] <= 0:
         return None
@@ -78,7 +78,7 @@ def fall_off(gains: Sequence[float]) -> int | None:
 
 
 def _number(value: Any) -> float | None:
-    """``value`` as a float; ``None`` where it is absent or not finite."""
+    """Return ``value`` as a float; ``None`` if it is missing or not finite."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
@@ -90,7 +90,7 @@ def _shown(key: str, value: Any) -> str:
 
 
 def _coverage(gains: Sequence[float], radius: Any) -> dict[str, Any] | None:
-    """The curve of covered nodes over anchors and a sentence on where it bends."""
+    """Return the curve of covered nodes over anchors, and a sentence on where it flattens."""
     if not len(gains):
         return None
     total = [0.0, *np.cumsum(np.asarray(gains, dtype=np.float64)).tolist()]
@@ -135,7 +135,7 @@ def _lower_is_better(metric: str) -> bool:
 
 
 def _task(task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A task's table, charts and sentences."""
+    """Return the table, chart and sentences of a task."""
     metrics = list(dict.fromkeys(r["metric"] for r in rows))
     cells: dict[str, dict[str, dict[str, Any]]] = {}
     for r in rows:
@@ -168,7 +168,7 @@ def _task(task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _seeds(seeds: Any) -> str:
-    """How many there are, given their number or themselves."""
+    """Return the number of seeds, from their number or a list of them."""
     return "" if seeds is None else f"{seeds if isinstance(seeds, int) else len(seeds)}"
 
 
@@ -186,7 +186,7 @@ def _dots(task: str, metrics: Sequence[str], cells: Mapping[str, Mapping[str, Ma
 
 
 def _said(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequence[str]) -> list[str]:
-    """Plain sentences on how far ours stands from each opponent, and whether the intervals lie apart."""
+    """Return sentences on the differences between our system and each control, and whether the intervals overlap."""
     ours = OURS if OURS in cells else next((system for system in cells if _ours(system)), None)
     if ours is None:
         return []

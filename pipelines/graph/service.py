@@ -1,4 +1,4 @@
-"""A graph artefact as the service that ``serving`` offers over HTTP; ``serving`` itself knows no graphs."""
+"""A graph artifact as a service of ``serving``, which itself does not depend on graphs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GraphReaderService:
 
     @property
     def model_version(self) -> str:
-        """Version of the artefact."""
+        """Version of the artifact."""
         return self.artifact.version
 
     @property
@@ -33,12 +33,12 @@ class GraphReaderService:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What the model was trained for."""
+        """Tasks of the model."""
         return (self.artifact.task,)
 
     @property
     def can_ask(self) -> bool:
-        """Whether there is a trained model."""
+        """Whether the artifact has a trained model."""
         return self.artifact.reader is not None
 
     def ask(self, question: str, k: int, mode: Mode) -> GraphAnswer:
@@ -75,7 +75,7 @@ class GraphReaderService:
 
 
 def load(path: Path) -> GraphReaderService:
-    """The service over the artefact at ``path``.
+    """Load the artifact at ``path`` as a service.
 
     Raises:
         BundleError: it cannot be loaded.

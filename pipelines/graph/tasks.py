@@ -1,4 +1,4 @@
-"""From a folder of tables to a task of ``nodetok``; texts become feature vectors where an encoder is configured."""
+"""Loading of tasks from folders of tables; texts become feature vectors if an encoder is configured."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORMATS = (".parquet", ".csv", ".jsonl")
 
 
 def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
-    """The task ``config.name`` on the data in ``folder``.
+    """Load the task ``config.name`` from the tables in ``folder``.
 
     ``nodes`` and ``edges`` (structure, classification, links), ``entities`` and ``triples`` (completion), ``questions``
     (connectivity, cycle, shortest_path) or ``examples`` (stance), each Parquet, CSV or JSON lines. ``cache``: where
@@ -78,7 +78,7 @@ def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
 
 
 def _descriptions(folder: Path, labels: Sequence[str]) -> dict[str, str] | None:
-    """What the classes mean, from the optional table ``classes`` (``label``, ``description``)."""
+    """Return the descriptions of the classes from the optional table ``classes`` (``label``, ``description``)."""
     path = _find(folder, "classes")
     if path is None:
         return None
@@ -91,7 +91,7 @@ def _descriptions(folder: Path, labels: Sequence[str]) -> dict[str, str] | None:
 
 
 def _features(data: files.GraphData, config: GraphConfig, cache: Path) -> np.ndarray | None:
-    """The nodes' own features, or vectors of their texts where an encoder is configured."""
+    """Return the features of the nodes, or vectors of their texts if an encoder is configured."""
     if data.features is not None or data.texts is None:
         return data.features
     return _vectors(data.texts, config, cache)
@@ -112,7 +112,7 @@ def _needed(vectors: np.ndarray | None) -> np.ndarray:
 
 
 def _table(folder: Path, table: str) -> Path:
-    """The table of any format called ``table``."""
+    """Return the path of a table in any format."""
     path = _find(folder, table)
     if path is None:
         raise DataError(f"no {table}{FORMATS[0]} (or {', '.join(FORMATS[1:])}) there", file=folder)
@@ -124,14 +124,14 @@ def _find(folder: Path, table: str) -> Path | None:
 
 
 def _texts(path: Path, *names: str) -> list[list[str]]:
-    """Columns of texts, line breaks kept."""
+    """Return columns of texts, with their line breaks."""
     raw = read_raw(path)
     return [columns.ids(Column(raw.file, name, raw.column(name)), what=name).tolist() for name in names]
 
 
 @contextmanager
 def _in(path: Path) -> Iterator[None]:
-    """Errors about what a file holds name it."""
+    """Add the path to errors about the content of a file."""
     try:
         yield
     except DataError as error:

@@ -175,7 +175,7 @@ def degree_groups(degree: np.ndarray, count: int = 4) -> list[str]:
 
 
 class _Svg:
-    """The chart under way: titles of its marks, and its text once it is drawn."""
+    """A chart being drawn: the titles of its marks, and its markup once it is complete."""
 
     def __init__(self) -> None:
         self.titles: list[str] = []
@@ -189,7 +189,7 @@ class _Svg:
 
 @contextmanager
 def _chart(title: str, height: float, columns: int = 1) -> Iterator[tuple[_Svg, Any]]:
-    """Give axes of a figure 6.7 inches wide and ``height`` high; afterwards the markup is complete."""
+    """Yield the axes of a figure 6.7 inches wide and ``height`` high; on exit the markup is complete."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What ``setrec check`` found, for people."""
+"""The report of ``setrec check`` as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def profile_lines(found: dict[str, Any]) -> list[str]:
-    """A line per fact, errors last."""
+    """Return a line per fact, errors last."""
     lines = []
     if "rows" in found:
         dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in found["dropped"].items())

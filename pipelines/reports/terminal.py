@@ -1,4 +1,4 @@
-"""What a run found, as tables for a terminal."""
+"""Results of a run as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ GROUPS = ("all", "warm", "cold")
 
 
 def ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Systems by history protocol and group with 95% intervals, the best bold. ``rows``: those of metrics.json."""
+    """Return the table of systems by history protocol and group with 95% intervals, the best in bold, from the rows of
+    metrics.json."""
     table = Table(title="Full ranking of the catalogue, test items (95% bootstrap intervals over users)")
     table.add_column("History")
     table.add_column("Items (users)")
@@ -32,7 +33,8 @@ def ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def difference_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Paired differences, ``system`` minus ``against``, with 95% intervals; those that exclude zero are bold."""
+    """Return the table of paired differences, ``system`` minus ``against``, with 95% intervals; those that exclude zero
+    are bold."""
     table = Table(title="Differences over the same users (95% bootstrap intervals)")
     for name in ("Items (users)", "System", "minus", "Metric", "Difference"):
         table.add_column(name, justify="right" if name == "Difference" else "left")
@@ -53,7 +55,7 @@ def _cell(same: Sequence[dict[str, Any]], system: str, metric: str) -> str:
 
 
 def example_table(example: dict[str, Any]) -> Table:
-    """A user's history beside the recommendations, titles and attributes, hits on the held-out item marked."""
+    """Return the table of a user's history and recommendations, with hits on held-out items marked."""
     table = Table(title=f"User {example['user_id']}: the latest of the history, and what comes next")
     for name in ("#", "History, latest last", "Recommended", "Score"):
         table.add_column(name, justify="right" if name in ("#", "Score") else "left")
@@ -71,7 +73,7 @@ def example_table(example: dict[str, Any]) -> Table:
 
 
 def answer_table(answer: dict[str, Any], title: str | None = None) -> Table:
-    """The items of an answer of the endpoint, with what each slot kind, and what else, contributed to the score."""
+    """Return the table of an endpoint's answer, with the contribution of each slot kind and component to the score."""
     items = answer["items"]
     kinds = list(dict.fromkeys(kind for item in items for kind in item["shares"]))
     table = Table(title=title or "Recommended", caption=f"model {answer['model_version']}")
@@ -89,5 +91,5 @@ def _describe(item: dict[str, Any]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text in which brackets are no markup."""
+    """Escape brackets, which rich would read as markup."""
     return text.replace("[", r"\[")

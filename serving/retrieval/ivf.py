@@ -1,4 +1,4 @@
-"""Inverted lists: items in cells around centroids; a query looks into the cells of largest inner product.
+"""Inverted lists: items in cells around centroids; a query probes the cells with the largest inner products.
 
 FAISS trains the cells of an inner-product index on directions alone and assigns items by inner product. Codes of
 unequal norm want something else: cells of k-means by distance, which gather items alike in direction *and* norm,
@@ -40,7 +40,7 @@ _FIXED, _LOOKED_AT, _ALLOWED = (
 
 
 class Ivf:
-    """Cells, and the order in which a query looks into them."""
+    """An inverted file index, with the order in which a query probes its cells."""
 
     def __init__(self, index: Any, kind: str) -> None:
         self.index = index  # owns what the others look into
@@ -78,7 +78,7 @@ class Ivf:
 
     @property
     def cell_of(self) -> np.ndarray:
-        """The cell of each row, int32 (I,); read from the lists when first asked for."""
+        """The cell of each row, int32 (I,); read from the lists on first use."""
         if self._cell_of is None:
             found, lists = np.empty(len(self), dtype=np.int32), self._lists.invlists
             for cell, size in enumerate(self.sizes.tolist()):
@@ -90,7 +90,7 @@ class Ivf:
         return self._cell_of
 
     def ranks(self, queries: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """For every query float32 (Q, D), how many cells are looked into before those of its ``rows``, together."""
+        """Return the ranks of the cells of ``rows`` for each query, float32 (Q, D), concatenated."""
         found = []
         for query, wanted in zip(queries, rows, strict=True):
             rank = np.empty(len(self.sizes), dtype=np.int64)
@@ -99,11 +99,11 @@ class Ivf:
         return np.concatenate(found)
 
     def propose(self, query: np.ndarray, number: int, effort: int, mask: np.ndarray | None = None) -> np.ndarray | None:
-        """Up to ``number`` rows for ``query`` float32 (D,), of those that ``mask`` bool (I,) allows.
+        """Return up to ``number`` candidate rows for ``query``, float32 (D,), of those in ``mask``, bool (I,).
 
-        ``effort`` cells are looked into. With a mask, cells that hold nothing allowed are passed over, and looking
-        ends only when as many allowed rows were seen as that many cells hold on average: a filter may keep what lies
-        far from the query. ``None``: exact search of the allowed rows is cheaper.
+        ``effort`` cells are probed. With a mask, cells without allowed rows are skipped, and probing ends once as many
+        allowed rows were seen as that many cells contain on average: a filter may keep rows far from the query.
+        ``None`` means that exact search of the allowed rows is cheaper.
         """
         turned = self._turned(query)
         near = self._centroids @ turned
@@ -154,7 +154,7 @@ class Ivf:
 
 
 def _empty(kind: str, centroids: np.ndarray) -> Any:
-    """Lists around ``centroids`` (cells, D), without items. Items go to the nearest centroid by distance."""
+    """Return empty lists around ``centroids`` (cells, D). Items are assigned to the nearest centroid by distance."""
     cells, width = centroids.shape
     near = faiss.IndexFlatL2(width)
     near.add(centroids)
@@ -172,7 +172,7 @@ def _empty(kind: str, centroids: np.ndarray) -> Any:
 
 
 def _cells(table: np.ndarray, settings: RetrieverSettings) -> np.ndarray:
-    """Centroids of k-means by distance."""
+    """Return the centroids of k-means by distance."""
     items, width = table.shape
     count = min(settings.nlist or round(4 * sqrt(items)), items)
     means = faiss.Kmeans(
@@ -183,7 +183,7 @@ def _cells(table: np.ndarray, settings: RetrieverSettings) -> np.ndarray:
 
 
 def _rotation(table: np.ndarray, seed: int) -> np.ndarray:
-    """OPQ's rotation (D, D) for pairs of numbers in 4 bits."""
+    """Return OPQ's rotation (D, D) for sub-quantisers of two dimensions and 4 bits."""
     width = table.shape[1]
     pairs = _parts(width)
     opq = faiss.OPQMatrix(width, pairs)
@@ -193,7 +193,7 @@ def _rotation(table: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _parts(width: int) -> int:
-    """Of two numbers each; of one where the width is odd."""
+    """Return the number of sub-quantisers: of two dimensions each, or of one if the width is odd."""
     return width if width % 2 else width // 2
 
 
@@ -204,7 +204,7 @@ def _sample(table: np.ndarray, rows: int, seed: int) -> np.ndarray:
 
 
 def _top(near: np.ndarray, count: int) -> np.ndarray:
-    """Numbers of the ``count`` largest, falling; which of equal ones does not matter but is always the same."""
+    """Return the positions of the ``count`` largest entries in descending order, deterministically."""
     if count < len(near):
         some = np.argpartition(-near, count - 1)[:count]
     else:
@@ -213,7 +213,7 @@ def _top(near: np.ndarray, count: int) -> np.ndarray:
 
 
 def _transform_of(matrix: np.ndarray) -> faiss.LinearTransform:
-    """FAISS's form of a matrix (D, D) that multiplies columns."""
+    """Convert a matrix (D, D) that multiplies columns to FAISS's transform."""
     width = len(matrix)
     transform = faiss.LinearTransform(width, width, False)
     faiss.copy_array_to_vector(np.ascontiguousarray(matrix, dtype=np.float32).ravel(), transform.A)
@@ -222,11 +222,11 @@ def _transform_of(matrix: np.ndarray) -> faiss.LinearTransform:
 
 
 def _matrix_of(index: Any) -> np.ndarray:
-    """The matrix (D, D) of an index's first transform."""
+    """Return the matrix (D, D) of an index's first transform."""
     transform: Any = faiss.downcast_VectorTransform(index.chain.at(0))
     return faiss.vector_to_array(transform.A).reshape(index.d, index.d)
 
 
 def _lists_of(index: Any) -> Any:
-    """The inverted lists behind a transform; they live as long as ``index`` does."""
+    """Return the inverted lists behind a transform, valid as long as ``index`` exists."""
     return faiss.downcast_index(index.index)

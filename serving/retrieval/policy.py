@@ -49,7 +49,8 @@ class SearchPlan(Settings):
     reason: str = ""
 
     def effort_at(self, selectivity: float) -> int | None:
-        """Effort under a filter that a share ``selectivity`` of the items passes; ``None`` means exact search."""
+        """Return the effort under a filter that a share ``selectivity`` of the items passes; ``None`` means exact
+        search."""
         return next((effort for share, effort in self.filtered if share <= selectivity), None)
 
 

@@ -32,25 +32,25 @@ class Audit:
 
 
 def of(shares: Sequence[float], k: int, like: Audit | None = None) -> Audit:
-    """The audit of each query's share of the exact ``k`` best that was found, of the same index as ``like``."""
+    """Return the audit of the recall of each query, ``shares``, of the same index as ``like``."""
     recall = float(np.mean(shares)) if len(shares) else 1.0
     known = None if like is None else like.intrinsic_dimension
     return Audit(recall, *wilson(recall, max(len(shares), 1)), len(shares), k, intrinsic_dimension=known)
 
 
 def share(found: np.ndarray, best: np.ndarray) -> float:
-    """The share of the exact ``best`` scores, falling, that is among those ``found``; one tied with the last counts."""
+    """Return the share of the exact ``best`` scores (descending) among those ``found``; ties with the last count."""
     return float((found >= best[-1]).sum()) / len(best) if len(best) else 1.0
 
 
 def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share ``p`` of ``n``."""
+    """Return the Wilson interval of a proportion ``p`` of ``n``."""
     centre, spread = p + z * z / (2 * n), z * sqrt(max(p * (1 - p), 0.0) / n + z * z / (4 * n * n))
     return max(0.0, (centre - spread) / (1 + z * z / n)), min((centre + spread) / (1 + z * z / n), 1.0)
 
 
 def truth(codes: np.ndarray, queries: np.ndarray, k: int, masks: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-    """For each mask bool (I,) or ``None`` the rows (Q, min(k, allowed)) of largest float32 inner product."""
+    """Return the rows (Q, min(k, allowed)) of largest float32 inner product for each mask, bool (I,) or ``None``."""
     allowed = [None if mask is None else np.flatnonzero(mask) for mask in masks]
     found: list[list[np.ndarray]] = [[] for _ in masks]
     for start in range(0, len(queries), _BATCH):
@@ -63,7 +63,8 @@ def truth(codes: np.ndarray, queries: np.ndarray, k: int, masks: Sequence[np.nda
 
 
 def derived_queries(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Queries float32 (count, D) where a model's are not at hand: the mean code of an item and its three nearest.
+    """Return surrogate queries, float32 (count, D), for use without a model's: mean codes of an item and its three
+    nearest neighbours.
 
     Users' histories are of like items, and a query lies where such items are. But a model's queries live in
     coordinates of their own, which no code tells: pass theirs where there are any.
@@ -77,7 +78,8 @@ def derived_queries(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def intrinsic_dimension(codes: np.ndarray, seed: int = 0) -> float | None:
-    """Levina and Bickel's estimate from the 20 nearest, with MacKay and Ghahramani's mean over 500 points.
+    """Return Levina and Bickel's estimate from 20 nearest neighbours, with MacKay and Ghahramani's mean over 500
+    points.
 
     Of a sample of 100 thousand rows where there are more. Equal rows count once; ``None`` where too few are left.
     """

@@ -1,4 +1,4 @@
-"""Find the items with the largest inner products: an index proposes candidates, float64 arithmetic decides.
+"""Retrieval of the items with the largest inner products: an index proposes candidates, which are re-scored in float64.
 
 Which index, and how hard it searches, is the policy's choice (:mod:`serving.retrieval.policy`), made by measurement on
 held-out queries (:mod:`serving.retrieval.tuning`) and judged on others (:mod:`serving.retrieval.recall_audit`).
@@ -114,7 +114,7 @@ class Retriever:
 
     @property
     def kind(self) -> str:
-        """The kind of index that was chosen."""
+        """The kind of the index."""
         return self.plan.kind
 
     def search(
@@ -124,8 +124,8 @@ class Retriever:
         excluded: Sequence[np.ndarray] | None = None,
         allowed: Sequence[np.ndarray | None] | None = None,
     ) -> list[Hits]:
-        """The ``k`` (or ``k[b]``) best items of each query float32 (B, D), of the rows that ``allowed[b]``, bool (I,),
-        lets through, outside ``excluded[b]`` (rows).
+        """Return the ``k`` (or ``k[b]``) best items of each query, float32 (B, D), among the rows in ``allowed[b]``,
+        bool (I,), without ``excluded[b]`` (rows).
 
         Always min(k, items left) items, in order of score, equal scores by smaller row. What a query gets does not
         depend on the queries beside it.
@@ -143,14 +143,15 @@ class Retriever:
         return [self._approximate(*asked) for asked in zip(queries, ks, banned, masks, strict=True)]
 
     def audit(self, queries: np.ndarray, k: int) -> Audit:
-        """Recall@k of ``search`` on queries float32 (B, D) of the model; an item tied with the k-th best counts."""
+        """Measure recall@k of ``search`` on queries, float32 (B, D), of the model; an item tied with the k-th best
+        counts."""
         shares = []
         for query, hits in zip(np.asarray(queries, dtype=np.float32), self.search(queries, k), strict=True):
             shares.append(recall_audit.share(hits.scores, self.exact.best(query, k).scores))
         return recall_audit.of(shares, k, like=self.built_audit)
 
     def save(self, directory: str | Path) -> None:
-        """Write ``retriever.json`` and, but for exact search, ``index.faiss``, each as a whole."""
+        """Write ``retriever.json`` and, except for exact search, ``index.faiss``, each atomically."""
         size = None
         if self._index is not None:
             with atomic_file(Path(directory) / INDEX) as temporary:
@@ -171,7 +172,7 @@ class Retriever:
 
     @classmethod
     def load(cls, directory: str | Path, codes: np.ndarray) -> Retriever:
-        """Read what ``save`` wrote, over the same ``codes``, which are not copied. The index is memory-mapped.
+        """Load what :meth:`save` wrote, over the same ``codes``, which are not copied. The index is memory-mapped.
 
         Raises:
             BundleError: a file is missing or damaged, or the index does not fit the codes.
@@ -224,12 +225,12 @@ class Retriever:
 
 
 def is_exact(settings: RetrieverSettings, codes: np.ndarray) -> bool:
-    """Whether ``codes`` (I, D) get no index, whatever can be measured."""
+    """Return whether ``codes`` (I, D) are always searched exactly."""
     return candidates(settings, *codes.shape)[0][0] == "exact" or len(codes) < _FEWEST
 
 
 def _certain(codes: np.ndarray, settings: RetrieverSettings) -> Audit:
-    """Exact search needs no audit; what moves recall is stated all the same."""
+    """Return the audit of exact search: recall 1, with the intrinsic dimension."""
     known = recall_audit.intrinsic_dimension(codes, settings.seed)
     return Audit(1.0, 1.0, 1.0, 0, 10, intrinsic_dimension=known)
 

@@ -1,4 +1,4 @@
-"""The least effort that reaches a recall target on held-out queries.
+"""Tuning of the search effort to a recall target on held-out queries.
 
 Of inverted lists nothing has to be searched for that: an item is found if its cell is looked into, so the number of
 cells is a quantile of the ranks of the true items' cells. Half of what the target lets go may be lost that way, the
@@ -30,7 +30,8 @@ def choose(
     queries: np.ndarray,
     matrix: np.ndarray,
 ) -> tuple[Ivf | None, SearchPlan]:
-    """The first of ``kinds`` (with reasons) that suffices, or the last, built and tuned; ``None`` for exact search."""
+    """Build and tune the first of ``kinds`` (with reasons) that reaches the target, or the last; ``None`` for exact
+    search."""
     tuner = Tuner(exact, queries, settings)
     cells: Ivf | None = None
     for kind, reason in kinds:
@@ -44,7 +45,7 @@ def choose(
 
 
 class Tuner:
-    """Held-out queries float32 (Q, D) with their true items, without a filter and under random ones."""
+    """Tunes an index on held-out queries, float32 (Q, D), with their true items, without and with random filters."""
 
     def __init__(self, exact: Exact, queries: np.ndarray, settings: RetrieverSettings) -> None:
         self._exact, self._queries, self._settings = exact, queries, settings
@@ -57,12 +58,12 @@ class Tuner:
         )
 
     def plan(self, index: Ivf, kind: Kind) -> SearchPlan:
-        """Effort and over-sampling for ``index``; what the settings say is taken as it is."""
+        """Return effort and over-sampling for ``index``; values in the settings take precedence."""
         plan = self._cells(index, kind)
         return plan.model_copy(update={"oversample": self._settings.oversample or self._oversample(index, plan)})
 
     def suffices(self, index: Ivf, plan: SearchPlan) -> bool:
-        """Whether the target is reached, on the queries the plan was made with, by scanning less than a third."""
+        """Return whether the target is reached on the tuning queries by scanning less than a third of the items."""
         if plan.effort > len(index.sizes) / 3:
             return False
         return self._recall(index, plan.effort, plan.oversample) >= self._settings.recall_target
@@ -87,7 +88,7 @@ class Tuner:
         return _OVERSAMPLES[-1]
 
     def _recall(self, index: Ivf, effort: int, oversample: int) -> float:
-        """Mean recall@K on the held-out queries."""
+        """Return mean recall@K on the held-out queries."""
         shares = []
         for query, best in zip(self._queries, self._truth, strict=True):
             rows = index.propose(query, K * oversample + 1, effort)

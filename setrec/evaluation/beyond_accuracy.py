@@ -31,7 +31,7 @@ def best_items(scores: np.ndarray, history: Ragged, count: int = LENGTH) -> np.n
 
 
 def gini(counts: np.ndarray) -> float:
-    """The Gini index of how often items are shown: 0 where all are shown alike, near 1 where one is always shown."""
+    """Return the Gini index of item exposure: 0 if all items are shown equally often, near 1 if one is always shown."""
     shown = np.sort(counts.astype(np.float64))
     total = shown.sum()
     if not total:
@@ -41,7 +41,7 @@ def gini(counts: np.ndarray) -> float:
 
 
 def user_values(lists: np.ndarray, counts: np.ndarray, vectors: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Means over each user's list (U, k), by name, one number per user.
+    """Return per-user means over the lists (U, k), by metric.
 
     ``popularity``: training interactions of the items; ``novelty``: bits of surprise, -log2 of an item's share of the
     training interactions, each item counted once more than it occurs (Vargas and Castells 2011); ``new_items``: share
@@ -83,7 +83,7 @@ def rows(
     seed: int = 0,
     resamples: int = 1000,
 ) -> list[dict[str, Any]]:
-    """Rows as those of :meth:`setrec.evaluation.ranking.PerUser.rows`, metrics named ``coverage@10`` (share of the
+    """Return rows like :meth:`setrec.evaluation.ranking.PerUser.rows`, with metrics ``coverage@10`` (share of the
     catalogue that is in some list), ``gini@10`` and those of :func:`user_values`. The first two are of all lists
     together and have no interval.
 

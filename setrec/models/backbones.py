@@ -43,8 +43,8 @@ SIZES: dict[str, dict[str, int]] = {
 def scratch_config(
     family: str, size: str, dropout: float, words: int = 1, layers: int | None = None
 ) -> PretrainedConfig:
-    """Configuration of a backbone trained from scratch; ``words`` is the size of its vocabulary, a single row where all
-    that it reads are vectors; ``layers`` as :func:`keep_layers`."""
+    """Return the configuration of a backbone trained from scratch; ``words`` is the size of its vocabulary, a single
+    row where all that it reads are vectors; ``layers`` as :func:`keep_layers`."""
     s = SIZES[size]
     if family == "t5":
         config = AutoConfig.for_model(
@@ -64,7 +64,7 @@ def scratch_config(
 
 
 def keep_layers(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
-    """``config``, changed in place to its first ``layers`` layers; all of them if ``layers`` is ``None``.
+    """Reduce ``config`` in place to its first ``layers`` layers, and return it; ``None`` keeps all.
 
     Raises:
         ConfigError: it has fewer.
@@ -85,14 +85,14 @@ def keep_layers(config: PretrainedConfig, layers: int | None) -> PretrainedConfi
 def build_backbone(
     config: PretrainedConfig, lora: LoraSettings | None = None
 ) -> CausalBackbone | EncoderDecoderBackbone:
-    """The interface around a newly built model of ``config`` (random weights, float32 whatever ``config`` says)."""
+    """Build a backbone with random float32 weights from ``config``."""
     return wrap(AutoModel.from_config(config, attn_implementation=attention.NAME, dtype=MASTER), lora)
 
 
 def load_backbone(
     path_or_hub_id: str, *, speaking: bool = False, layers: int | None = None, **kwargs: Any
 ) -> PreTrainedModel:
-    """A pretrained model by local path or hub id, to be given to :func:`wrap`; safetensors or GGUF, never pickles.
+    """Load a pretrained model by local path or hub id for :func:`wrap`, from safetensors or GGUF.
 
     Its weights are float32 and its configuration says so, whatever type they are stored as (hub checkpoints: mostly
     bf16), unless ``kwargs`` ask for another ``dtype``. ``speaking``: with the head that writes words. ``layers`` as
@@ -133,7 +133,7 @@ def _quiet(quiet: bool) -> Iterator[None]:
 
 
 def wrap(model: PreTrainedModel, lora: LoraSettings | None = None) -> CausalBackbone | EncoderDecoderBackbone:
-    """The interface around a transformers model, with LoRA adapters injected when asked for."""
+    """Wrap a transformers model, with LoRA adapters if ``lora`` is given."""
     kind = EncoderDecoderBackbone if model.config.is_encoder_decoder else CausalBackbone
     if lora is not None:
         inject_lora(model, lora, kind.lora_targets)
@@ -141,7 +141,7 @@ def wrap(model: PreTrainedModel, lora: LoraSettings | None = None) -> CausalBack
 
 
 def inject_lora(model: PreTrainedModel, lora: LoraSettings, targets: list[str]) -> None:
-    """Put low-rank adapters beside the named projections of ``model``, in place."""
+    """Inject low-rank adapters into the named projections of ``model``, in place."""
     from peft import LoraConfig, inject_adapter_in_model
 
     inject_adapter_in_model(
@@ -300,7 +300,7 @@ class EncoderDecoderBackbone(Backbone):
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
-        """Inside, the decoder is the stock one that writes word after word; outside, its inputs are queries."""
+        """Restore the stock decoder, which generates text, within the context; outside, its inputs are queries."""
         self._set_bias(stock=True)
         try:
             yield
@@ -318,13 +318,14 @@ class EncoderDecoderBackbone(Backbone):
                 first.compute_bias = _no_bias
 
     def encode(self, history: Tensor, sees: Tensor, positions: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The encoder's states (B, H, d) of the history."""
+        """Return the encoder states (B, H, d) of the history."""
         mask = self._bias("encoder", positions, positions, sees)
         mask = mask if bias is None else mask + bias
         return cast(Any, self.model).encoder(inputs_embeds=history, attention_mask=mask).last_hidden_state
 
     def _bias(self, stack: str, looking: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
-        """T5's relative bias between positions, with minus infinity where the mask is false; (B or 1, heads, S, H)."""
+        """Return T5's relative bias between positions, (B or 1, heads, S, H), minus infinity where the mask is
+        false."""
         layer = cast(Any, getattr(self.model, stack)).block[0].layer[0].SelfAttention
         buckets = layer._relative_position_bucket(
             seen[:, None, :] - looking[:, :, None],

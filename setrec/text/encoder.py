@@ -56,7 +56,7 @@ class TextEncoder:
     def encode(
         self, texts: Sequence[str], cache_dir: str | Path | None = None, progress: Progress | None = None
     ) -> np.ndarray:
-        """Vectors, float32 (len(texts), width), in the order of ``texts``.
+        """Return vectors, float32 (len(texts), width), in the order of ``texts``.
 
         With ``cache_dir`` texts encoded before by the same model, weights and settings are read from there and new
         ones are added. ``progress(done, total)`` counts distinct texts. The result does not depend on the order of
@@ -145,7 +145,7 @@ class TextEncoder:
         return model.requires_grad_(False)
 
     def _batch(self, texts: list[str]) -> np.ndarray:
-        """Vectors of one batch, (b, width)."""
+        """Return the vectors of one batch, (b, width)."""
         # Some tokenizers make no token of an empty text, and a model cannot read none.
         vectors = self._model.encode(
             [text or " " for text in texts], batch_size=len(texts), normalize_embeddings=self.normalize,

@@ -1,4 +1,4 @@
-"""What a table of means hides: who is served well, what the kinds of slots add to each other, what ties decide."""
+"""Analyses of a fit: metrics by group of users, agreement of slot kinds, and the influence of ties."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PAIRED = 250
 
 
 def analyse(fitted: Fitted, problem: Problem, found: ranking.PerUser, system: str = "") -> dict[str, list[Row]]:
-    """All analyses of one fit; ``found`` are its test metrics, thirds by popularity among the groups."""
+    """Return all analyses of a fit from its test metrics, which include thirds by popularity."""
     cases, groups = problem.test.sample(SAMPLE, 0), ranking.warm_cold_groups(problem.trained)
     return {
         "popularity": by_popularity(system, found, problem.goal),
@@ -49,13 +49,13 @@ def analyse(fitted: Fitted, problem: Problem, found: ranking.PerUser, system: st
 
 
 def by_popularity(system: str, found: ranking.PerUser, history: str) -> list[Row]:
-    """Metrics of the truths among the most popular items, the next and the rest (``ranking.popularity_groups``)."""
+    """Return metrics of the truths by popularity of the item (``ranking.popularity_groups``)."""
     tables = {key: own for key, own in found.tables.items() if key[0] == history and key[1].startswith("popularity:")}
     return replace(found, tables=tables).rows(system)
 
 
 def by_history_length(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
-    """Metrics over all items of users with so many items in their history; groups ``length:1-3`` to ``length:16+``."""
+    """Return metrics over all items by length of the user's history; groups ``length:1-3`` to ``length:16+``."""
     lengths, rows = problem.test.history.lengths, []
     for low, high in LENGTHS:
         chosen = (lengths >= low) & (lengths <= high if high else True)
@@ -64,8 +64,8 @@ def by_history_length(system: str, found: ranking.PerUser, problem: Problem) -> 
 
 
 def by_cold_share(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
-    """Metrics over all items of users whose truths are all warm, some cold, or all cold; groups ``truths:warm``,
-    ``truths:mixed``, ``truths:cold``."""
+    """Return metrics over all items of users whose truths are all warm, partly cold, or all cold; groups
+    ``truths:warm``, ``truths:mixed``, ``truths:cold``."""
     truth = problem.test.truth
     share = np.bincount(truth.row_of_value, ~problem.trained[truth.values], len(truth)) / truth.lengths
     parts = {"warm": share == 0, "mixed": (share > 0) & (share < 1), "cold": share == 1}
@@ -73,8 +73,9 @@ def by_cold_share(system: str, found: ranking.PerUser, problem: Problem) -> list
 
 
 def by_seen_transition(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
-    """Metrics over all items of users whose last item was followed by a truth of theirs, within three steps, in what
-    is known of anybody (``next:seen``), and of the others (``next:unseen``): the first are what counting can know."""
+    """Return metrics over all items of users with a truth that followed their last item within three steps in any
+    training or validation history (``next:seen``), and of the others (``next:unseen``). Transition counts can predict
+    the first only."""
     known, items = problem.histories.upto(VALID), problem.items
     user, pairs = known.row_of_value, []
     for step in range(1, STEPS + 1):
@@ -89,7 +90,7 @@ def by_seen_transition(system: str, found: ranking.PerUser, problem: Problem) ->
 
 
 def beyond(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
-    """What the lists are beside accurate (``setrec.evaluation.beyond_accuracy``)."""
+    """Return beyond-accuracy metrics of the lists (``setrec.evaluation.beyond_accuracy``)."""
     if found.lists is None:
         return []
     vectors = None if problem.texts is None else problem.texts.sentences
@@ -97,7 +98,7 @@ def beyond(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
 
 
 def _subset(system: str, found: ranking.PerUser, history: str, group: str, chosen: np.ndarray) -> list[Row]:
-    """Rows of the users whose flag in ``chosen`` is true, over all items."""
+    """Return rows over all items of the users whose flag in ``chosen`` is true."""
     own = {metric: values[chosen] for metric, values in found.tables[history, "all"].items()}
     return ranking.PerUser(found.users[chosen], {(history, group): own}).rows(system)
 
@@ -105,7 +106,7 @@ def _subset(system: str, found: ranking.PerUser, history: str, group: str, chose
 def overlap(
     system: str, kinds: ranking.KindScorer, cases: ranking.Cases, *, users: int = PAIRED, k: int = 10, batch: int = 128
 ) -> list[Row]:
-    """How alike two kinds of slots rank the catalogue without the history, for every pair (group ``a, b``).
+    """Return the agreement of the rankings by two kinds of slots, history removed, for every pair (group ``a, b``).
 
     ``common@k``: share of the k best of one that are among the k best of the other. ``spearman``: correlation of the
     ranks, equal scores sharing their mean rank; users whose scores by one kind are all equal have none.
@@ -130,14 +131,14 @@ def overlap(
 
 
 def _without(scores: np.ndarray, history: Ragged) -> np.ndarray:
-    """A copy with the items of the history last."""
+    """Return a copy with the items of the history set to minus infinity."""
     scores = scores.copy()
     scores[history.row_of_value, history.values] = -np.inf
     return scores
 
 
 def _centred(ranks: np.ndarray) -> np.ndarray:
-    """Rows of mean 0 and length 1, NaN where all entries are equal: their products are correlations."""
+    """Return rows of mean 0 and length 1, NaN if all entries are equal; their products are correlations."""
     ranks = ranks - ranks.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
         return ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
@@ -153,7 +154,7 @@ def shuffled_rows_check(
     seed: int = 0,
     batch: int = 256,
 ) -> list[Row]:
-    """Metrics, and the same when the items' rows are numbered anew at random, so that ties fall differently.
+    """Return metrics before and after a random permutation of the items' rows, which breaks ties differently.
 
     Both come from one scoring. ``value``, ``low`` and ``high`` are of the numbering as it is, ``shuffled`` is the
     other value, ``inside`` whether the interval holds it: a system for which it does not owes its place to ties.

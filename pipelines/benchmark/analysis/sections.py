@@ -1,4 +1,4 @@
-"""The analyses of a benchmark as parts of its report: a title, what it says, charts, and a table."""
+"""The analyses of a benchmark as sections of its report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Part = dict[str, Any]
 
 
 def parts(found: Mapping[str, Any]) -> list[Part]:
-    """The analyses of the first seed of every system; those of which there is nothing to say are left out."""
+    """Return the non-empty analyses of the first seed of every system."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for system in found["systems"]:
         for name, own in system["analysis"].items():

@@ -1,4 +1,4 @@
-"""SETRec as a system of the benchmark: the configuration's defaults, or overrides of them (``pipelines.recipes``)."""
+"""SETRec as a system of the benchmark: the default configuration, or overrides of it (``pipelines.recipes``)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SetRecSystem:
 
 
 class WithoutModel:
-    """The components of the hybrid score without a trained model, their weights searched as beside one."""
+    """The components of the hybrid score without a trained model; their weights are searched in the same way."""
 
     name = "SETRec, without model"
     grid: Sequence[Settings] = ({},)
@@ -71,7 +71,7 @@ def _prepared(problem: Problem) -> tuple[Run, JobConfig]:
 
 
 def _train(trainer: Trainer, clock: Clock) -> list[dict[str, Any]]:
-    """Train until the epochs or the time are used up, or validation no longer rises."""
+    """Train until the epochs or the time are used up, or early stopping ends it."""
     while True:
         record = trainer.epoch(on_step=lambda epochs: clock.tell(f"epoch {epochs:.1f}"))
         clock.tell(f"NDCG@10 {record['ndcg@10']:.4f}")

@@ -1,4 +1,4 @@
-"""TIGER (Rajput and others 2023, arXiv 2305.05065): the next item's codes, written one after the other.
+"""TIGER (Rajput et al. 2023, arXiv 2305.05065): generation of the codes of the next item.
 
 Codes come from the items' texts (:mod:`residual_codes`), a small T5 reads those of a user's last items and writes those
 of the next (:mod:`code_t5`), and beam search finds the likeliest items, apart for items that occur in training and for
@@ -72,7 +72,7 @@ class Tiger:
     )
 
     def fit(self, problem: Problem, settings: Mapping[str, Any], seed: int, clock: Clock) -> Fitted:
-        """Learn from the training histories; the best epoch on a sample of the validation users is kept.
+        """Train on the training histories, and keep the best epoch on a sample of the validation users.
 
         Raises:
             ConfigError: the items have no texts, of which codes are made.
@@ -142,7 +142,7 @@ class _Training:
 
 
 def _scorer(model: CodeT5, forest: Forest, max_items: int, beams: int) -> ranking.Scorer:
-    """Log-probabilities (b, I) of the items that beam search finds, minus infinity for all others."""
+    """Return a scorer: log probabilities (b, I) of the items in the beams, minus infinity for all others."""
 
     @torch.inference_mode()
     def score(history: Ragged) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A training-free opponent: the graph of which item followed which, walked from the last items of a history.
+"""A training-free opponent: random walks on the transition graph from the last items of a history.
 
 After arXiv 2605.07125. With P the transition probabilities (:mod:`setrec.scoring.transitions`) and x the start of the
 walk at the last items of a history (:func:`setrec.scoring.item_graph.start_weights`), the score is
@@ -40,7 +40,7 @@ class TransitionWalkSettings(TransitionSettings):
 
     @property
     def reading(self) -> Reading:
-        """How histories read the graph."""
+        """The reading of the graph by histories."""
         return Reading(last=self.last, decay=self.decay)
 
 
@@ -56,7 +56,7 @@ class TransitionScorer:
         self.graph, self.text, self.settings = graph, text, settings
 
     def kinds(self, history: Ragged) -> dict[str, np.ndarray]:
-        """Each term of the score without its weight, float32 (b, I)."""
+        """Return each term of the score without its weight, float32 (b, I)."""
         near, weight = start_weights(history, self.settings.reading)
         x = step = sp.csr_matrix((weight, near.values, near.offsets), (len(near), self.graph.shape[0]))
         found = {}
@@ -68,14 +68,14 @@ class TransitionScorer:
         return found
 
     def __call__(self, history: Ragged) -> np.ndarray:
-        """Scores, float32 (b, I)."""
+        """Return scores, float32 (b, I)."""
         weights = term_weights(self.settings, self.text is not None)
         kinds = self.kinds(history)
         return np.asarray(sum(np.float32(weight) * kinds[kind] for kind, weight in weights.items()), dtype=np.float32)
 
 
 def term_weights(s: TransitionWalkSettings, text: bool) -> dict[str, float]:
-    """The weight of each term of the score."""
+    """Return the weight of each term of the score."""
     hops = {f"hop {hop}": s.damping ** (hop - 1) for hop in range(1, s.hops + 1)}
     return hops | {TEXT: s.text} if text else hops
 
@@ -110,7 +110,7 @@ def tune_transitions(
     users: int = 5_000,
     seed: int = 0,
 ) -> tuple[TransitionScorer, list[dict[str, Any]]]:
-    """The walk of :data:`GRID` with the best validation NDCG@10 (history removed), and the whole grid's values.
+    """Return the walk of :data:`GRID` with the best validation NDCG@10 (history removed), and the values of the grid.
 
     ``text`` float32 (I, w), ``None`` where there is none. Every setting is tried on the same ``users`` validation
     users, drawn by ``seed`` where there are more. All weights of the terms share one walk. ``over``: whether the time
@@ -143,7 +143,7 @@ def tune_transitions(
 
 
 def _weighted(model: TransitionScorer, cases: ranking.Cases) -> list[tuple[TransitionWalkSettings, float]]:
-    """The NDCG@10 of a walk under every weighting of its terms in the grid."""
+    """Return the NDCG@10 of a walk for all weights of its terms in the grid."""
     text = GRID["text"] if model.text is not None else (0.0,)
     options = [
         model.settings.model_copy(update={"damping": damping, "text": weight})
