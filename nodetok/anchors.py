@@ -234,15 +234,15 @@ def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken, nearest, 
             heap = [(-bound[v], rank[v], v) for v in range(n) if bound[v]]
             heapq.heapify(heap)
             searched, rebound_at = 0, 2 * chosen + 1
-        found = 0
-        while heap and found < TIES:
+        tied = 0
+        while heap and tied < TIES:
             v = heap[0][2]
-            if found and bound[v] < bound[ties[0]]:
+            if tied and bound[v] < bound[ties[0]]:
                 break
             heapq.heappop(heap)
             if exact[v] == chosen:
-                ties[found] = v
-                found += 1
+                ties[tied] = v
+                tied += 1
             elif not (exclude and covered[v]):
                 stamp += 1
                 bound[v] = _ball(indptr, indices, v, radius, covered, mark, stamp, queue, False)
@@ -250,15 +250,15 @@ def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken, nearest, 
                 exact[v] = chosen
                 if bound[v]:
                     heapq.heappush(heap, (-bound[v], rank[v], v))
-        if not found:
+        if not tied:
             break
         best, most = ties[0], -1
-        for i in range(found if found > 1 else 0):
+        for i in range(tied if tied > 1 else 0):
             stamp += 1
             saved = _approach(indptr, indices, ties[i], nearest, mark, stamp, queue, False)
             if saved > most:
                 best, most = ties[i], saved
-        for i in range(found):
+        for i in range(tied):
             if ties[i] != best:
                 rank[ties[i]] += n  # others first, the next time
                 heapq.heappush(heap, (-bound[ties[i]], rank[ties[i]], ties[i]))

@@ -91,8 +91,8 @@ def completion(
         relation = np.tile(test[:, 1], 2)
         queries = np.stack([everything.prompts.nodes[:, 0], relation, directions], axis=1)
         parts = np.array_split(np.arange(len(queries)), max(1, len(queries) // 256))
-        found = [measure(model.scores(queries[rows]), everything.take(rows)) for rows in parts]
-        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        parts_measured = [measure(model.scores(queries[rows]), everything.take(rows)) for rows in parts]
+        return {name: np.concatenate([part[name] for part in parts_measured]) for name in parts_measured[0]}
 
     everything = ask(test, hide=False)
     rng = np.random.default_rng(seed)
@@ -154,11 +154,11 @@ def ranked(scores: np.ndarray, examples: Examples, known: dict[tuple[str, int], 
 
 def answers(triples: np.ndarray, texts: Sequence[Sequence[str]]) -> dict[tuple[str, int], np.ndarray]:
     """Return the known answers by question and given entity; ``texts``: the questions for tails and for heads."""
-    found: dict[tuple[str, int], list[int]] = {}
+    rows_of: dict[tuple[str, int], list[int]] = {}
     for head, relation, tail in triples.tolist():
-        found.setdefault((texts[0][relation], head), []).append(tail)
-        found.setdefault((texts[1][relation], tail), []).append(head)
-    return {key: np.unique(rows) for key, rows in found.items()}
+        rows_of.setdefault((texts[0][relation], head), []).append(tail)
+        rows_of.setdefault((texts[1][relation], tail), []).append(head)
+    return {key: np.unique(rows) for key, rows in rows_of.items()}
 
 
 def facts(triples: np.ndarray, relations: int) -> np.ndarray:

@@ -195,19 +195,19 @@ def _level(indptr, indices, seen, frontier, following, full, out, start, level):
 @njit(cache=True, nogil=True)
 def _step(back_ptr, back, seen, frontier, following, active, out, start, level):  # type: ignore[no-untyped-def]
     """Advance the search by one level over the frontier's neighbours only, which on long graphs are few."""
-    found = [active[0] for _ in range(0)]
+    reached_list = [active[0] for _ in range(0)]
     for u in active:
         for e in range(back_ptr[u], back_ptr[u + 1]):
             v = back[e]
             new = frontier[u] & ~seen[v]
             if new != 0:
                 if following[v] == 0:
-                    found.append(np.int64(v))
+                    reached_list.append(np.int64(v))
                 following[v] |= new
     for u in active:
         frontier[u] = 0
-    reached_now = np.empty(len(found), dtype=np.int64)
-    for i, v in enumerate(found):
+    reached_now = np.empty(len(reached_list), dtype=np.int64)
+    for i, v in enumerate(reached_list):
         reached_now[i] = v
         frontier[v] = following[v]
         following[v] = 0
@@ -218,8 +218,8 @@ def _step(back_ptr, back, seen, frontier, following, active, out, start, level):
 def lengths(graph: Graph, anchors: np.ndarray) -> np.ndarray:
     """Return the length of the shortest path from each node to each anchor, float32 (V, K), infinite without a path."""
     # csgraph searches away from its sources; arcs turned round lead from the anchors to the nodes.
-    found = csgraph.dijkstra(graph.reverse.matrix, directed=True, indices=anchors)
-    return np.ascontiguousarray(found.T, dtype=np.float32)
+    table = csgraph.dijkstra(graph.reverse.matrix, directed=True, indices=anchors)
+    return np.ascontiguousarray(table.T, dtype=np.float32)
 
 
 def walks(graph: Graph, anchors: np.ndarray, restart: float, steps: int) -> np.ndarray:
@@ -237,12 +237,12 @@ def walks(graph: Graph, anchors: np.ndarray, restart: float, steps: int) -> np.n
     stay = np.where(total > 0, restart, 1.0).astype(np.float32)[:, None]
     ends = np.zeros((n, k), dtype=np.float32)
     ends[anchors, np.arange(k)] = 1.0
-    found = ends
+    probabilities = ends
     for _ in range(steps):
-        found = moves @ found
-        found[anchors, np.arange(k)] += stay[anchors, 0]
+        probabilities = moves @ probabilities
+        probabilities[anchors, np.arange(k)] += stay[anchors, 0]
     with np.errstate(divide="ignore"):
-        return -np.log(found)
+        return -np.log(probabilities)
 
 
 def relax(graph: Graph, table: np.ndarray, touched: np.ndarray, *, weighted: bool) -> np.ndarray:

@@ -287,10 +287,10 @@ def _find(folder: Path, table: str, settings: GraphDataSettings) -> RawTable | N
 
 
 def _table(folder: Path, table: str, settings: GraphDataSettings) -> RawTable:
-    found = _find(folder, table, settings)
-    if found is None:
+    raw = _find(folder, table, settings)
+    if raw is None:
         raise DataError(f"no {table}{FORMATS[0]} (or {', '.join(FORMATS[1:])}) there", file=folder)
-    return found
+    return raw
 
 
 def _ids(raw: RawTable, name: str) -> pd.Series:

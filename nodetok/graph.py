@@ -118,10 +118,10 @@ class Graph:
         none."""
         begin, end = self.arcs()
         every = begin * len(self) + end
-        asked = np.asarray(source, dtype=np.int64) * len(self) + target
-        at = np.searchsorted(every, asked)
+        wanted = np.asarray(source, dtype=np.int64) * len(self) + target
+        at = np.searchsorted(every, wanted)
         there = at < len(every)
-        there[there] = every[at[there]] == asked[there]
+        there[there] = every[at[there]] == wanted[there]
         return np.where(there, at, -1)
 
     def digests(self, arcs: np.ndarray) -> np.ndarray:

@@ -17,11 +17,11 @@ from pydantic import Field
 from torch import Tensor
 from torch_geometric.nn import DistMult
 
+from setrec.epochs import Epochs
 from setrec.errors import DataError
 from setrec.precision import Precision, resolve
 from setrec.ragged import Ragged
 from setrec.settings import Settings
-from setrec.training.epochs import Epochs
 
 LOGITS_AT_ONCE = 1 << 23
 """Logits held at a time: 32 MiB in float32. Fewer rows at a time would read the table of entities too often: with
@@ -82,7 +82,7 @@ class KgeRanker:
 class Questions:
     """Distinct questions [given entity, relation, direction], int64 (Q, 3), and their answers."""
 
-    asked: np.ndarray
+    rows: np.ndarray
     answers: Ragged
 
     @classmethod
@@ -91,14 +91,14 @@ class Questions:
         head, relation, tail = triples.T.astype(np.int64)
         towards = np.repeat([0, int(directed)], len(triples))
         rows = np.stack([np.concatenate([head, tail]), np.tile(relation, 2), towards], axis=1)
-        asked, where = np.unique(rows, axis=0, return_inverse=True)
+        distinct, where = np.unique(rows, axis=0, return_inverse=True)
         order = np.argsort(where.ravel(), kind="stable")
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(where.ravel(), minlength=len(asked)))])
-        return cls(asked, Ragged(np.concatenate([tail, head])[order], offsets))
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(where.ravel(), minlength=len(distinct)))])
+        return cls(distinct, Ragged(np.concatenate([tail, head])[order], offsets))
 
     def take(self, rows: np.ndarray) -> Questions:
         """The given rows, in the given order."""
-        return Questions(self.asked[rows], self.answers.take(rows))
+        return Questions(self.rows[rows], self.answers.take(rows))
 
 
 def train_kge(
@@ -113,7 +113,8 @@ def train_kge(
 ) -> KgeRanker:
     """Train on ``triples`` int (T, 3) [head, relation, tail]; the epoch is chosen by filtered MRR on ``valid`` (N, 3).
 
-    ``on_epoch`` is told the epoch, from 1, and how many there can be. Without validation triples the last is taken.
+    ``on_epoch`` is called with the epoch, from 1, and the maximum number of epochs. Without validation triples the last
+    epoch is kept.
     ``seconds`` of CPU time end the training within an epoch, which counts like a whole one.
 
     Raises:
@@ -139,15 +140,15 @@ def train_kge(
     return ranker
 
 
-def filtered_mrr(ranker: KgeRanker, asked: np.ndarray, answers: np.ndarray, known: Ragged) -> float:
+def filtered_mrr(ranker: KgeRanker, questions: np.ndarray, answers: np.ndarray, known: Ragged) -> float:
     """Return the mean reciprocal rank of ``answers`` (B,) to ``questions`` (B, 3) among all entities without the other
     ``known`` answers.
 
     Of equal scores half count before the right one.
     """
     ranks = []
-    for rows in np.array_split(np.arange(len(asked)), math.ceil(len(asked) / 256)):
-        ranks.append(filtered_ranks(ranker.scores(asked[rows]), answers[rows], known.take(rows)))
+    for rows in np.array_split(np.arange(len(questions)), math.ceil(len(questions) / 256)):
+        ranks.append(filtered_ranks(ranker.scores(questions[rows]), answers[rows], known.take(rows)))
     return float((1 / np.concatenate(ranks)).mean())
 
 
@@ -202,11 +203,11 @@ def _epoch(
 ) -> None:
     """Train for one pass over all questions, or until the time is used up."""
     product = torch.bfloat16 if resolve(s.precision, torch.device("cpu")) == "bf16" else torch.float32
-    for rows in torch.randperm(len(questions.asked)).split(s.batch):
+    for rows in torch.randperm(len(questions.rows)).split(s.batch):
         if run.out_of_time:
             break
         batch = questions.take(rows.numpy())
-        known, relation, _ = torch.from_numpy(batch.asked).T
+        known, relation, _ = torch.from_numpy(batch.rows).T
         owner, answer = torch.from_numpy(batch.answers.row_of_value), torch.from_numpy(batch.answers.values)
         queries = ranker.queries(known, relation)
         loss = _AnswersCrossEntropy.apply(queries, ranker.entities, owner, answer, product)
@@ -220,10 +221,10 @@ def held_out(triples: np.ndarray, valid: np.ndarray, count: int, seed: int) -> t
     """Return questions (B, 3) of ``count`` validation triples, their answers (B,), and all known answers to each."""
     known = Questions.of(np.concatenate([triples, valid]))
     drawn = Questions.of(valid[np.random.default_rng(seed).permutation(len(valid))[:count]])
-    row_of = {tuple(row): index for index, row in enumerate(known.asked.tolist())}
-    asked = np.repeat(drawn.asked, drawn.answers.lengths, axis=0)
-    rows = np.array([row_of[tuple(row)] for row in asked.tolist()], dtype=np.int64)
-    return asked, drawn.answers.values, known.answers.take(rows)
+    row_of = {tuple(row): index for index, row in enumerate(known.rows.tolist())}
+    questions = np.repeat(drawn.rows, drawn.answers.lengths, axis=0)
+    rows = np.array([row_of[tuple(row)] for row in questions.tolist()], dtype=np.int64)
+    return questions, drawn.answers.values, known.answers.take(rows)
 
 
 def _refuse_outside(rows: np.ndarray, sizes: tuple[int, int, int], name: str) -> None:

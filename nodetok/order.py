@@ -71,14 +71,14 @@ def kendall(
     pivot; mean over pivots. Hops tie often, so a perfect order stays below 1."""
     rng = np.random.default_rng(0)
     table = hops(graph.undirected, pivots)
-    found = []
+    taus = []
     for column, pivot in enumerate(pivots):
         others = np.flatnonzero(reached(table[:, column]) & (np.arange(len(graph)) != pivot))
         some = rng.permutation(others)[:nodes]
         if len(np.unique(table[some, column])) > 1:
             own = np.broadcast_to(positions[pivot], (len(some), positions.shape[1]))
-            found.append(kendalltau(table[some, column], -similarity(own, positions[some])).statistic)
-    return float(np.mean(found)) if found else 0.0
+            taus.append(kendalltau(table[some, column], -similarity(own, positions[some])).statistic)
+    return float(np.mean(taus)) if taus else 0.0
 
 
 def euclidean(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ class AddAnchorDistances(BaseTransform):
     def forward(self, data: Data) -> Data:
         """``data`` with the new attribute, on the device of its edges."""
         tokenizer = NodeTokenizer.fit(Graph.from_pyg(data, weight=self.weight), self.settings)
-        found = as_lengths(torch.from_numpy(tokenizer.table)) if self.raw else torch.from_numpy(tokenizer.transform())
-        columns = torch.full((len(found), self.k), float("inf") if self.raw else 0.0)
-        columns[:, : found.shape[1]] = found
+        values = as_lengths(torch.from_numpy(tokenizer.table)) if self.raw else torch.from_numpy(tokenizer.transform())
+        columns = torch.full((len(values), self.k), float("inf") if self.raw else 0.0)
+        columns[:, : values.shape[1]] = values
         return add_node_attr(data, columns.to(data.edge_index.device), self.attr_name)

@@ -145,8 +145,8 @@ class GraphAnswerer:
         return best if place is None or len(rows) != 3 else f"{best} ({self.artifact.ids[rows[place]]})"
 
     def _spoken(self, prompt: str, rows: list[int]) -> str:
-        asked = SLOT.sub(lambda match: self.artifact.ids[rows[int(match[1])]], prompt.removesuffix("answer :"))
-        return " ".join(asked.split()).replace(" ?", "?").replace(" ,", ",")
+        question = SLOT.sub(lambda match: self.artifact.ids[rows[int(match[1])]], prompt.removesuffix("answer :"))
+        return " ".join(question.split()).replace(" ?", "?").replace(" ,", ",")
 
     def _edge(self, edge: tuple[int, int]) -> list[str]:
         source, target = (self.artifact.ids[row] for row in edge)

@@ -43,21 +43,21 @@ class NodeFinder:
     @cached_property
     def _names(self) -> dict[str, list[int]]:
         """Return rows by lower-cased id, title, and first word of a title."""
-        found: dict[str, list[int]] = {}
+        rows_of: dict[str, list[int]] = {}
         for row, node in enumerate(self.ids):
-            found.setdefault(_normal(node), []).append(row)
+            rows_of.setdefault(_normal(node), []).append(row)
         first: dict[str, list[int]] = {}
         for row, text in enumerate(self.texts or ()):
             title = _normal(re.split(r"[,;:.(\n]", text or "", maxsplit=1)[0])
             words = title.split()
             if words and len(words) <= TITLE_WORDS:
-                rows = found.setdefault(title, [])
+                rows = rows_of.setdefault(title, [])
                 if row not in rows:
                     rows.append(row)
                 first.setdefault(words[0], []).append(row)
         for word, rows in first.items():
-            found.setdefault(word, rows)
-        return {name: rows for name, rows in found.items() if name and name not in self.reserved}
+            rows_of.setdefault(word, rows)
+        return {name: rows for name, rows in rows_of.items() if name and name not in self.reserved}
 
     def find(self, question: str) -> tuple[str, list[int]]:
         """Return the question with ``[[0]]``, ``[[1]]`` ... in place of nodes, and the rows of these nodes.

@@ -125,12 +125,12 @@ class QuestionMatcher:
 
 def _synonyms(text: str) -> list[str]:
     """Return the text and its variants in which a word is replaced by a synonym."""
-    found = [text]
+    variants = [text]
     for group in SYNONYMS:
         for word in group:
             if re.search(rf"\b{word}\b", text):
-                found += [re.sub(rf"\b{word}\b", other, text) for other in group if other != word]
-    return found
+                variants += [re.sub(rf"\b{word}\b", other, text) for other in group if other != word]
+    return variants
 
 
 def _content(text: str) -> list[str]:

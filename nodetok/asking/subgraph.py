@@ -37,14 +37,14 @@ def retrieve(adjacency: sparse.csr_matrix, rows: list[int], extra: int = 4) -> t
             edges |= {
                 (min(a, b), max(a, b)) for a, b in steiner_tree(local.subgraph(part), wanted, method="mehlhorn").edges
             }
-    found = dict.fromkeys([*own, *(place for edge in sorted(edges) for place in edge)])
-    return [int(around[p]) for p in found], [(int(around[a]), int(around[b])) for a, b in sorted(edges)]
+    selected = dict.fromkeys([*own, *(place for edge in sorted(edges) for place in edge)])
+    return [int(around[p]) for p in selected], [(int(around[a]), int(around[b])) for a, b in sorted(edges)]
 
 
 def _around(adjacency: sparse.csr_matrix, rows: list[int]) -> np.ndarray:
     """Return the nodes nearest to ``rows`` by breadth-first search, and those on shortest paths from the first of
     ``rows`` to the others."""
-    found: dict[int, None] = dict.fromkeys(rows)
+    visited: dict[int, None] = dict.fromkeys(rows)
     for number, row in enumerate(rows):
         order, before = csgraph.breadth_first_order(adjacency, row, directed=False)
         if number == 0:
@@ -52,6 +52,6 @@ def _around(adjacency: sparse.csr_matrix, rows: list[int]) -> np.ndarray:
                 at = other
                 while before[at] >= 0:
                     at = int(before[at])
-                    found[at] = None
-        found |= dict.fromkeys(order[: AROUND // len(rows)].tolist())
-    return np.fromiter(found, dtype=np.int64)
+                    visited[at] = None
+        visited |= dict.fromkeys(order[: AROUND // len(rows)].tolist())
+    return np.fromiter(visited, dtype=np.int64)

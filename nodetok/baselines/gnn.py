@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, SAGEConv
 from torch_geometric.utils import to_torch_csr_tensor, to_undirected
 
+from setrec.epochs import Epochs
 from setrec.errors import ConfigError, DataError
 from setrec.settings import Settings
-from setrec.training.epochs import Epochs
 
 Kind = Literal["gcn", "sage", "mlp"]
 CLASSIFIERS: dict[str, Kind] = {"GCN": "gcn", "GraphSAGE": "sage", "MLP on words": "mlp"}

@@ -66,23 +66,23 @@ class Completer:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     @torch.no_grad()
-    def parts(self, asked: np.ndarray) -> dict[str, np.ndarray]:
+    def parts(self, questions: np.ndarray) -> dict[str, np.ndarray]:
         """Return scores, float32 (Q, V), of each part for questions (Q, 3)."""
-        known, relation, direction = asked.T
-        found: dict[str, np.ndarray] = {}
+        known, relation, direction = questions.T
+        scores: dict[str, np.ndarray] = {}
         if self.paths is not None:
-            found["paths"] = self.paths.scores(known, self.paths.paths.label(relation, direction))
+            scores["paths"] = self.paths.scores(known, self.paths.paths.label(relation, direction))
         if self.embedding is not None:
-            found["embedding"] = self.embedding.scores(asked)
+            scores["embedding"] = self.embedding.scores(questions)
         if self.tokens is not None:
-            found["tokens"] = _log_similarity(self.tokens[torch.from_numpy(known)], self.tokens)
+            scores["tokens"] = _log_similarity(self.tokens[torch.from_numpy(known)], self.tokens)
         if self.vectors is not None:
-            found["text"] = (self.vectors[torch.from_numpy(known)] @ self.vectors.T).numpy()
-        return found
+            scores["text"] = (self.vectors[torch.from_numpy(known)] @ self.vectors.T).numpy()
+        return scores
 
-    def scores(self, asked: np.ndarray) -> np.ndarray:
+    def scores(self, questions: np.ndarray) -> np.ndarray:
         """Return scores, float32 (Q, V), of all entities."""
-        return self.mix(self.parts(asked), self.weights)
+        return self.mix(self.parts(questions), self.weights)
 
     @staticmethod
     def mix(parts: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
@@ -151,9 +151,9 @@ def train(
 
 def choose_weights(made: Completer, data: Knowledge, sample: int, seed: int) -> float:
     """Set the weights with the best filtered mean reciprocal rank on validation questions, and return it."""
-    asked, answers, known = kge.held_out(data.train, data.valid, max(1, sample // 2), seed)
-    chunks = np.array_split(np.arange(len(asked)), max(1, len(asked) // 100))
-    parts = [made.parts(asked[rows]) for rows in chunks]
+    questions, answers, known = kge.held_out(data.train, data.valid, max(1, sample // 2), seed)
+    chunks = np.array_split(np.arange(len(questions)), max(1, len(questions) // 100))
+    parts = [made.parts(questions[rows]) for rows in chunks]
 
     def value(weights: dict[str, float]) -> float:
         ranks = []
@@ -166,8 +166,8 @@ def choose_weights(made: Completer, data: Knowledge, sample: int, seed: int) -> 
     for _ in range(2):
         for name in weights:
             for weight in GRID:
-                found = value({**weights, name: weight})
-                if found > best:
-                    best, weights = found, {**weights, name: weight}
+                candidate = value({**weights, name: weight})
+                if candidate > best:
+                    best, weights = candidate, {**weights, name: weight}
     made.weights = weights
     return best

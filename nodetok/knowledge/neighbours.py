@@ -51,9 +51,9 @@ def lexical_vectors(texts: Sequence[str], width: int = 128) -> np.ndarray:
 
 def _best(n: int, k: int, rows: int, scores_of: Callable[[np.ndarray], torch.Tensor]) -> np.ndarray:
     k = max(0, min(k, n - 1))
-    found = np.empty((n, k), dtype=np.int64)
+    best = np.empty((n, k), dtype=np.int64)
     for part in np.array_split(np.arange(n), max(1, n // rows)):
         scores = scores_of(part)
         scores[torch.arange(len(part)), torch.from_numpy(part)] = -torch.inf
-        found[part] = scores.topk(k, dim=1).indices.numpy()
-    return found
+        best[part] = scores.topk(k, dim=1).indices.numpy()
+    return best

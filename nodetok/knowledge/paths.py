@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from setrec.settings import Settings
 
 MOST_BODIES = 1 << 24
-"""Kinds of paths that are told apart at most; with more relations paths are shorter."""
+"""Maximum number of kinds of paths; with more relations paths are shorter."""
 WALKS_AT_ONCE = 3_000_000
 NEAREST = (2, 8)
 """The first two neighbours by text are one relation, those up to the eighth another, the rest a third."""
@@ -118,7 +118,7 @@ class Paths:
         Text is followed once at most, and not in paths of three arcs.
         """
         place, now, body = np.arange(len(starts)), starts, np.zeros(len(starts), dtype=np.int64)
-        texts, visited, found = np.zeros(len(starts), dtype=bool), np.empty((0, len(starts)), dtype=np.int64), []
+        texts, visited, levels = np.zeros(len(starts), dtype=bool), np.empty((0, len(starts)), dtype=np.int64), []
         for step in range(self.length):
             arcs = self.within if step else self.arcs
             at, before = ranges(arcs.begin[now], np.diff(arcs.begin)[now])
@@ -129,8 +129,8 @@ class Paths:
             at, before = at[good], before[good]
             place, now, body = place[before], arcs.end[at], body[before] * self.base + arcs.label[at] + 1
             texts, visited = texts[before] | by_text[good], visited[:, before]
-            found.append(np.unique((place * self.entities + now) * self.bodies + body))
-        every = np.sort(np.concatenate(found))
+            levels.append(np.unique((place * self.entities + now) * self.bodies + body))
+        every = np.sort(np.concatenate(levels))
         pair, body = every // self.bodies, every % self.bodies
         return pair // self.entities, body, pair % self.entities
 
@@ -247,15 +247,15 @@ class PathModel(nn.Module):
         done = 0
         for part in self.paths.chunks(nodes, np.diff(begin)):
             place, body, end = self.paths.walk(part)
-            asked = by_node[begin[done] : begin[done + len(part)]]
+            positions = by_node[begin[done] : begin[done + len(part)]]
             first = np.searchsorted(place, np.arange(len(part) + 1))
-            node = where[asked] - done
+            node = where[positions] - done
             at, question = ranges(first[node], np.diff(first)[node])
-            rule = self.rules.find(label[asked][question] * self.paths.bodies + body[at])
+            rule = self.rules.find(label[positions][question] * self.paths.bodies + body[at])
             at, question, rule = at[rule >= 0], question[rule >= 0], rule[rule >= 0]
             pairs, pair = np.unique(question * self.paths.entities + end[at], return_inverse=True)
-            found = Reached(pairs // self.paths.entities, pairs % self.paths.entities, pair.ravel(), rule)
-            yield asked, found
+            part_reached = Reached(pairs // self.paths.entities, pairs % self.paths.entities, pair.ravel(), rule)
+            yield positions, part_reached
             done += len(part)
 
     def forward(self, reached: Reached, known: np.ndarray, label: np.ndarray, own: np.ndarray | None = None) -> Tensor:
@@ -299,8 +299,8 @@ class PathModel(nn.Module):
         at, owner = at[known], owner[known]
         if not len(at):
             return
-        asked, question = np.unique(owner * labels + arcs.label[at], return_inverse=True)
-        known_end, label = starts[asked // labels], asked % labels
+        distinct, question = np.unique(owner * labels + arcs.label[at], return_inverse=True)
+        known_end, label = starts[distinct // labels], distinct % labels
         answers = np.unique(question.ravel() * self.paths.entities + arcs.end[at])
         for part, reached in self.reached(known_end, label):
             loss = self._loss(part, reached, known_end, label, answers)

@@ -39,7 +39,7 @@ class CompletionReader:
     def _question_of(self) -> dict[str, tuple[int, int]]:
         return {_plain(text): (r, way) for way, texts in enumerate(self.texts) for r, text in enumerate(texts)}
 
-    def asked(self, examples: Examples) -> np.ndarray:
+    def questions(self, examples: Examples) -> np.ndarray:
         """Return the questions, int64 (B, 3), of prompts.
 
         Raises:
@@ -53,14 +53,14 @@ class CompletionReader:
 
     def scores(self, examples: Examples, batch: int = 128) -> Iterator[tuple[np.ndarray, Examples]]:
         """Yield scores (b, V) of all entities with their examples, part by part."""
-        asked = self.asked(examples)
+        questions = self.questions(examples)
         for rows in np.array_split(np.arange(len(examples)), max(1, -(-len(examples) // batch))):
-            yield self.made.scores(asked[rows]), examples.take(rows)
+            yield self.made.scores(questions[rows]), examples.take(rows)
 
     def evaluate(self, task: Task, examples: Examples) -> dict[str, np.ndarray]:
         """Return the task's metrics of every example, (B,) each."""
-        found = [task.measure(*part) for part in self.scores(examples)]
-        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        measured = [task.measure(*part) for part in self.scores(examples)]
+        return {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
 
     def write(self, examples: Examples, longest: int = 32) -> list[str]:
         """Raise an error: the model ranks entities and does not generate text."""
@@ -72,17 +72,17 @@ class CompletionReader:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all trained and measured tensors."""
-        made, found = self.made, {}
+        made, stored = self.made, {}
         if made.paths is not None:
             walks = made.paths.paths
-            found = {"triples": torch.from_numpy(walks.triples), "rules": torch.from_numpy(made.paths.rules.keys)}
-            found["confidence"] = torch.from_numpy(made.paths.rules.confidence)
-            found |= {f"texts.{i}": torch.from_numpy(table) for i, table in enumerate(walks.texts)}
-            found |= {f"paths.{name}": value for name, value in made.paths.state_dict().items()}
+            stored = {"triples": torch.from_numpy(walks.triples), "rules": torch.from_numpy(made.paths.rules.keys)}
+            stored["confidence"] = torch.from_numpy(made.paths.rules.confidence)
+            stored |= {f"texts.{i}": torch.from_numpy(table) for i, table in enumerate(walks.texts)}
+            stored |= {f"paths.{name}": value for name, value in made.paths.state_dict().items()}
         if made.embedding is not None:
-            found |= {f"embedding.{name}": value for name, value in made.embedding.model.state_dict().items()}
-        found |= {} if made.tokens is None else {"tokens": made.tokens}
-        return found | ({} if made.vectors is None else {"vectors": made.vectors})
+            stored |= {f"embedding.{name}": value for name, value in made.embedding.model.state_dict().items()}
+        stored |= {} if made.tokens is None else {"tokens": made.tokens}
+        return stored | ({} if made.vectors is None else {"vectors": made.vectors})
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write ``completion.safetensors`` and return the record for :meth:`load`."""

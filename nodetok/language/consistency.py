@@ -52,14 +52,14 @@ def consistency_loss(model: GraphLanguageModel, batch: PromptBatch, data: NodeDa
     the same features.
     """
     codes = model.codes(data).float()
-    said = [model.asked(model.answers(batch, data)).float() @ codes.T for _ in range(PASSES)]
-    return disagreement(torch.stack(said), temperature)
+    scores = [model.fold(model.answers(batch, data)).float() @ codes.T for _ in range(PASSES)]
+    return disagreement(torch.stack(scores), temperature)
 
 
 def disagreement(scores: Tensor, temperature: float) -> Tensor:
     """Return the mean cross-entropy of the passes' softmax, scores (P, B, C), against their mean raised to 1 /
     ``temperature`` and normalised. The mean is a target: no gradient runs through it."""
-    said = scores.log_softmax(dim=-1)
+    log_p = scores.log_softmax(dim=-1)
     with torch.no_grad():
-        target = (said.exp().mean(dim=0).log() / temperature).softmax(dim=-1)
-    return -(target * said).sum(dim=-1).mean()
+        target = (log_p.exp().mean(dim=0).log() / temperature).softmax(dim=-1)
+    return -(target * log_p).sum(dim=-1).mean()

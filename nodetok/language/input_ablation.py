@@ -98,11 +98,11 @@ def diffused(graph: Graph, features: np.ndarray, restart: float) -> np.ndarray:
     adjacency = view.adjacency + sparse.identity(len(view), dtype=np.float32)
     scale = sparse.diags_array(1 / np.sqrt(np.asarray(adjacency.sum(axis=1)).ravel()), dtype=np.float32)
     step = ((1 - restart) * (scale @ adjacency @ scale)).tocsr()
-    found = features.astype(np.float32)
-    again = restart * found
+    averaged = features.astype(np.float32)
+    again = restart * averaged
     for _ in range(math.ceil(math.log(1e-3) / math.log1p(-restart))):
-        found = step @ found + again
-    return found
+        averaged = step @ averaged + again
+    return averaged
 
 
 def _feature_tokens(task: Task, restart: float, of: np.ndarray) -> np.ndarray:

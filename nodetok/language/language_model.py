@@ -71,8 +71,8 @@ class LowerLayers:
     def __call__(self, ids: list[Tensor], places: list[Tensor]) -> list[Tensor]:
         """Return states (W, d) of the tokens of each prompt, whose ids and positions are int64 (W,)."""
         keys = [(*i.tolist(), *p.tolist()) for i, p in zip(ids, places, strict=True)]
-        found = {key: self._states[key] for key in keys if key in self._states}
-        missing = [row for row, key in enumerate(keys) if key not in found]
+        cached = {key: self._states[key] for key in keys if key in self._states}
+        missing = [row for row, key in enumerate(keys) if key not in cached]
         if missing:
             device = ids[0].device
             self._lower.to(device).eval()
@@ -86,11 +86,11 @@ class LowerLayers:
             ).last_hidden_state
             for row, own in zip(missing, states, strict=True):
                 kept = own[: len(ids[row])].to(torch.bfloat16)
-                found[keys[row]] = kept
+                cached[keys[row]] = kept
                 if kept.numel() * 2 <= self._room:
                     self._room -= kept.numel() * 2
                     self._states[keys[row]] = kept.cpu()
-        return [found[key].to(ids[0].device).float() for key in keys]
+        return [cached[key].to(ids[0].device).float() for key in keys]
 
 
 def build_language_model(

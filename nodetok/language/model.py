@@ -148,7 +148,7 @@ class GraphLanguageModel(nn.Module):
         self.kinds = nn.Embedding(5, d)
         for embedding in (self.kinds, *([self.feature_kind] if shape.features else [])):
             nn.init.normal_(embedding.weight, std=0.02)
-        # Beside a normalised token, and told from the first step on what the neighbour is to the node.
+        # On the scale of a normalised token, so that relations count from the first step on.
         nn.init.normal_(self.relation.weight, std=0.5)
         self._add_candidates(settings, shape, d, start)
         self.dropout = nn.Dropout(settings.dropout)
@@ -175,7 +175,7 @@ class GraphLanguageModel(nn.Module):
         if not widths:
             raise ConfigError("candidates need an identity, features or positions")
         if "identity" in widths and shape.node_candidates and settings.position_tokens:
-            # A node that is a candidate too is told apart by the same vector when it is read: an answer that stands
+            # A node that is also a candidate is identified by the same vector when it is read: an answer that stands
             # among the neighbours can be passed on.
             self.entity = nn.Linear(settings.identity, d, bias=False)
             nn.init.normal_(self.entity.weight)
@@ -356,7 +356,7 @@ class GraphLanguageModel(nn.Module):
                 parts.append(data.table[rows].float() if data.raw else self.decayed(data.table[rows])[:, 1])
         return torch.cat(parts, dim=1)
 
-    def asked(self, answers: Tensor) -> Tensor:
+    def fold(self, answers: Tensor) -> Tensor:
         """Return folded answers (B, D): their inner products with :meth:`codes` are the scores, sum over slots <o_k,
         z_k>."""
         gain = WORDS_GAIN * self.width**0.5 / min(BASE_WIDTH, self.width)
@@ -370,7 +370,7 @@ class GraphLanguageModel(nn.Module):
         the batch (importance sampling of the partition function, Bengio & Senécal 2008): the cost no longer grows with
         the number of candidates.
         """
-        folded = self.asked(self.answers(batch, data))
+        folded = self.fold(self.answers(batch, data))
         count = self.shape.candidates
         if not 0 < sampled < count:
             return catalogue_cross_entropy(folded, self.codes(data), targets) / len(targets)
@@ -384,7 +384,7 @@ class GraphLanguageModel(nn.Module):
     def scores(self, batch: PromptBatch, data: NodeData, codes: Tensor | None = None) -> Tensor:
         """Return scores (B, C) of all candidates: one forward pass and one matrix product."""
         codes = self.codes(data) if codes is None else codes
-        return self.asked(self.answers(batch, data)).float() @ codes.float().T
+        return self.fold(self.answers(batch, data)).float() @ codes.float().T
 
 
 def _reader(model: PreTrainedModel) -> CausalBackbone | EncoderDecoderBackbone:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from nodetok.positions import as_lengths
 
 FAR = 24
-"""The last bucket: ways of 16 * 2 ** 8 hops or more are not told apart; no way at all has a bucket of its own."""
+"""The last bucket, of paths of 16 * 2 ** 8 hops or more; unreachable nodes have a separate bucket."""
 
 OTHERS = 3
-"""Nodes seen are told apart by their order in the prompt: the first, the second, and all that follow."""
+"""Number of distinguished orders in the prompt: the first node, the second, and all that follow."""
 
 NEAR = 16
-"""Ways of fewer hops have a bucket each."""
+"""Paths of fewer hops have a bucket each."""
 
 UNITS = 6
 """Parts of the mean length to an anchor that count as hops; a typical way over an anchor is then of 12."""

@@ -190,9 +190,9 @@ class PromptEncoder:
             neighbour, relation = self.neighbourhoods.rows[node, at], self.neighbourhoods.relations[node, at]
             gone = neighbour < 0
             if prompts.hidden is not None:
-                asked, own = prompts.hidden[row, slot].T
+                hidden, own = prompts.hidden[row, slot].T
                 # A node's fact about itself stands beside it from both ends.
-                gone |= (neighbour == asked) & ((relation == own) | (asked == node))
+                gone |= (neighbour == hidden) & ((relation == own) | (hidden == node))
             value = np.where(beside, neighbour, value)
             relations[row, column] = np.where(beside & ~gone, relation, 0)
             kind = np.where(beside & gone, PAD, kind)

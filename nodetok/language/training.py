@@ -21,10 +21,10 @@ from nodetok.language.language_model import build_language_model, chat_template,
 from nodetok.language.model import GraphLanguageModel, NodeData, Shape
 from nodetok.language.prompts import PromptEncoder, PromptText
 from nodetok.language.vocabulary import train_tokenizer
+from setrec.epochs import Epochs, cosine, scale_learning_rates
 from setrec.errors import ConfigError
 from setrec.precision import Precision, autocast
 from setrec.settings import Settings
-from setrec.training.epochs import Epochs, cosine, scale_learning_rates
 
 CLASS_WORDS = 24
 """Tokens of each class's name and description that a prompt shows by default."""
@@ -86,11 +86,11 @@ class Reader:
         if task.measured_whole:
             parts = list(self.scores(examples))
             return task.measure(np.concatenate([scores for scores, _ in parts]), examples)
-        found = [task.measure(*part) for part in self.scores(examples)]
-        names = dict.fromkeys(name for part in found for name in part)
-        width = [len(next(iter(part.values()))) for part in found]
+        measured = [task.measure(*part) for part in self.scores(examples)]
+        names = dict.fromkeys(name for part in measured for name in part)
+        width = [len(next(iter(part.values()))) for part in measured]
         return {
-            name: np.concatenate([part.get(name, np.full(w, np.nan)) for part, w in zip(found, width, strict=True)])
+            name: np.concatenate([part.get(name, np.full(w, np.nan)) for part, w in zip(measured, width, strict=True)])
             for name in names
         }
 

@@ -63,8 +63,8 @@ def classification(
             source, target = graph.undirected.arcs()
             edges = np.stack([source, target])[:, source < target]
             fitted, held = (np.array([part == which for part in split]) for which in ("train", "valid"))
-            found = gnn.classify_nodes(kind, features, edges, known, fitted, held, seed, seconds=seconds)
-            return {"accuracy": (found[test.prompts.nodes[:, 0]] == test.targets).astype(np.float64)}
+            predicted = gnn.classify_nodes(kind, features, edges, known, fitted, held, seed, seconds=seconds)
+            return {"accuracy": (predicted[test.prompts.nodes[:, 0]] == test.targets).astype(np.float64)}
 
         return run
 

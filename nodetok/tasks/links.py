@@ -50,12 +50,12 @@ def links(
     tokenizer = NodeTokenizer.fit(whole, settings)
 
     def pairs_without(count: int, rng: np.random.Generator) -> np.ndarray:
-        found = np.empty((0, 2), dtype=np.int64)
-        while len(found) < count:
+        pairs = np.empty((0, 2), dtype=np.int64)
+        while len(pairs) < count:
             drawn = np.sort(rng.integers(len(graph), size=(2 * count, 2)), axis=1)
             new = ~np.isin(drawn[:, 0] * len(graph) + drawn[:, 1], known) & (drawn[:, 0] != drawn[:, 1])
-            found = np.concatenate([found, drawn[new]])
-        return found[:count]
+            pairs = np.concatenate([pairs, drawn[new]])
+        return pairs[:count]
 
     def ask(positive: np.ndarray, rng: np.random.Generator, *, hide: bool) -> Examples:
         pairs = np.concatenate([positive, pairs_without(len(positive), rng)])

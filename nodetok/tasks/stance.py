@@ -68,7 +68,7 @@ def stance(
 
 def _triples(graph: str, row: int) -> list[tuple[str, str, str]]:
     """Parse ``(head; relation; tail)(...)`` into triples."""
-    found = [tuple(part.strip() for part in body.split(";")) for body in re.findall(r"\(([^()]*)\)", graph)]
-    if any(len(triple) != 3 for triple in found) or (graph.strip() and not found):
+    triples = [tuple(part.strip() for part in body.split(";")) for body in re.findall(r"\(([^()]*)\)", graph)]
+    if any(len(triple) != 3 for triple in triples) or (graph.strip() and not triples):
         raise DataError("a triple is not (head; relation; tail)", row=row + 1, column="graph")
-    return [(h, r, t) for h, r, t in found]
+    return [(h, r, t) for h, r, t in triples]

@@ -76,22 +76,22 @@ class _Measure:
         """Return the share of a question's test wordings that are matched to it, with the nodes in their slots."""
         split = {template: Wordings.split(texts) for template, texts in self._wordings.items()}
         matcher = QuestionMatcher(split)
-        found = {}
+        shares = {}
         for template, given in split.items():
             matches = [matcher.match(text) for text in given.test]
             slots = tuple(range(matcher.slots[template]))
-            found[template] = float(np.mean([(m.template, m.order) == (template, slots) for m in matches]))
-        return found
+            shares[template] = float(np.mean([(m.template, m.order) == (template, slots) for m in matches]))
+        return shares
 
     def __call__(self, scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
         right = (scores.argmax(axis=1) == examples.targets).astype(np.float64)
-        found = {"mean accuracy": right}
+        metrics = {"mean accuracy": right}
         for name, text in TEMPLATES.items():
             mine = np.array([t == text for t in examples.prompts.texts])
             if mine.any():
-                found[f"{name} accuracy"] = np.where(mine, right, np.nan)
+                metrics[f"{name} accuracy"] = np.where(mine, right, np.nan)
         share = np.array([self._recognised[text] for text in examples.prompts.texts])
-        return {**found, "accuracy in unseen wording": right * share}
+        return {**metrics, "accuracy in unseen wording": right * share}
 
 
 class _Asker:
@@ -114,14 +114,14 @@ class _Asker:
     def kinds(self) -> dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]]:
         """Kinds of questions with more than one answer on this graph."""
         near = [d for d in self.pools if d != UNREACHABLE]
-        found: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {}
+        questions: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {}
         if len(near) > 1:
-            found |= {"hops": self.hops, "nearer": self.nearer, "common": self.common}
+            questions |= {"hops": self.hops, "nearer": self.nearer, "common": self.common}
             if 1 in self.pools:
-                found["adjacent"] = self.adjacent
+                questions["adjacent"] = self.adjacent
         if UNREACHABLE in self.pools and near:
-            found["connected"] = self.connected
-        return found
+            questions["connected"] = self.connected
+        return questions
 
     def _part(self, pairs: np.ndarray) -> np.ndarray:
         """Return the tenth to which an unordered pair belongs, by a hash of its rows."""

@@ -78,14 +78,14 @@ class Record:
     environment: dict[str, Any] = field(default_factory=dict)
 
 
-def fit(root: Path, system: System, task: FitTask, told: Callable[[float, str], None]) -> Record:
+def fit(root: Path, system: System, task: FitTask, on_progress: Callable[[float, str], None]) -> Record:
     """Fit and evaluate a system, and store the result. Test users are ranked once, for final fits only; choices are
     made inside ``system.fit`` and by the records' ``valid``."""
     given = problem.load(root / "problem")
-    clock = Clock(task.minutes, told)
+    clock = Clock(task.minutes, on_progress)
     fitted = system.fit(given, system.grid[task.number], task.seed, clock)
     seconds = clock.seconds
-    told(0.99, "ranks")
+    on_progress(0.99, "ranks")
     record = Record(
         task.system, task.number, task.seed, task.minutes, dict(system.grid[task.number]), _valid(given, fitted),
         seconds, 0.0, fitted.chosen, fitted.curve, list(fitted.variants), {}, given.hash, environment(),
@@ -103,8 +103,8 @@ def _tested(given: Problem, fitted: Fitted, record: Record, folder: Path) -> Rec
     # The parts first: the whole finds what they kept.
     each = ranking.evaluate_each({**fitted.variants, "": fitted.scorer}, given.test, groups(given), ks=KS, lists=True)
     scoring = time.perf_counter() - began
-    for variant, found in each.items():
-        table(found).to_parquet(folder / _file(variant), index=False)
+    for variant, results in each.items():
+        table(results).to_parquet(folder / _file(variant), index=False)
     return replace(record, scoring=scoring, analysis=analysis.analyse(fitted, given, each[""], record.system))
 
 
@@ -142,12 +142,12 @@ def done(root: Path, task: FitTask) -> Record | None:
         raise DataError("is no record of a fit; remove its folder to fit anew", file=path) from error
 
 
-def table(found: ranking.PerUser) -> pd.DataFrame:
+def table(results: ranking.PerUser) -> pd.DataFrame:
     """Return a table with one row per user, history protocol and group."""
     return pd.concat(
         [
-            pd.DataFrame({"user": found.users, "history": history, "group": group, **metrics})
-            for (history, group), metrics in found.tables.items()
+            pd.DataFrame({"user": results.users, "history": history, "group": group, **metrics})
+            for (history, group), metrics in results.tables.items()
         ],
         ignore_index=True,
     )

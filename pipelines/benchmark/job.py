@@ -33,16 +33,16 @@ def benchmark(
         DataError: the data cannot be used.
     """
     for name in settings.systems or ():
-        registry.system(name)  # a wrong name is told before texts are encoded for minutes
+        registry.system(name)  # report a wrong name before texts are encoded for minutes
     place = run.root / "problem"
     if not problem.is_prepared(place):
         problem.prepare(data, protocol, place, encoder or _packaged())
     known = problem.load(place)
     if (known.name, known.protocol, known.hash) != (data.name, protocol, problem.hash_of(data, protocol)):
         raise ConfigError(f"{run.root} holds a benchmark of {known.name} under {known.protocol}: name another --run")
-    found = Benchmark(run.root, settings, address).execute()
-    report.write(run, found)
-    return found
+    results = Benchmark(run.root, settings, address).execute()
+    report.write(run, results)
+    return results
 
 
 def protocol_of(name: str) -> Protocol:

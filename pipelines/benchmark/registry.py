@@ -70,14 +70,14 @@ def system(name: str) -> System:
     return every[name]
 
 
-def names(problem: Problem, asked: Sequence[str] | None, *, ablation: bool) -> list[str]:
+def names(problem: Problem, requested: Sequence[str] | None, *, ablation: bool) -> list[str]:
     """Return the names of the ``requested`` systems, or of all that apply to the problem.
 
     Raises:
         ConfigError: one is asked for that there is not.
     """
-    if asked is not None:
-        return [system(name).name for name in asked]
+    if requested is not None:
+        return [system(name).name for name in requested]
     every = [*COMPARED, *(ABLATION if ablation else ())]
     return [name for name in every if problem.text is not None or name not in READ_TEXTS]
 

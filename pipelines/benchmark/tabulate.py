@@ -49,8 +49,8 @@ def write(run: Run, finals: Finals, settings: Mapping[str, Any]) -> dict[str, An
     }  # fmt: skip
     for name in ("rows", "comparisons", "systems"):
         run.write_json({"rows": "metrics.json"}.get(name, f"{name}.json"), results[name])
-    told = {key: value for key, value in results.items() if key not in ("rows", "comparisons", "systems")}
-    run.write_json("benchmark.json", told)
+    summary = {key: value for key, value in results.items() if key not in ("rows", "comparisons", "systems")}
+    run.write_json("benchmark.json", summary)
     with atomic_file(run.root / "per_user.parquet") as path:
         _per_user(given, runs).to_parquet(path, index=False)
     return results
@@ -66,9 +66,9 @@ def comparisons(runs: Runs) -> list[dict[str, Any]]:
     return significance(ours, whole.pop(ours), whole)
 
 
-def _whole(found: ranking.PerUser) -> ranking.PerUser:
+def _whole(results: ranking.PerUser) -> ranking.PerUser:
     """Keep the groups of all, warm and cold items."""
-    return replace(found, tables={key: own for key, own in found.tables.items() if key[1] in terminal.GROUPS})
+    return replace(results, tables={key: own for key, own in results.tables.items() if key[1] in terminal.GROUPS})
 
 
 def _records(run: Run, tasks: Sequence[FitTask]) -> list[Record]:
@@ -97,8 +97,8 @@ def _per_user(given: Problem, runs: Runs) -> pd.DataFrame:
     """Return every user's metrics by system and seed, with the user's id."""
     ids, frames = np.asarray(given.histories.user_ids, dtype=object), []
     for name, seeds in runs.items():
-        for seed, found in enumerate(seeds):
-            frame = fits.table(found)
+        for seed, results in enumerate(seeds):
+            frame = fits.table(results)
             frame.insert(0, "user_id", ids[frame.pop("user").to_numpy()])
             frame.insert(0, "seed", seed)
             frame.insert(0, "system", name)

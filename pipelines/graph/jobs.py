@@ -68,9 +68,9 @@ def train(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
     with atomic_file(out / "curves.jsonl") as path:
         path.write_text("".join(json.dumps({"system": TOKENS, **record}) + "\n" for record in reader.curve))
     with bar("Test") as progress:
-        found = {name: float(np.nanmean(values)) for name, values in reader.evaluate(task, task.test).items()}
-        progress.update(1, 1, f"{task.goal} {found[task.goal]:.4f}")
-    return {"task": task.name, "version": made.version, "validation": best["value"], "test": found}
+        test = {name: float(np.nanmean(values)) for name, values in reader.evaluate(task, task.test).items()}
+        progress.update(1, 1, f"{task.goal} {test[task.goal]:.4f}")
+    return {"task": task.name, "version": made.version, "validation": best["value"], "test": test}
 
 
 def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any]]:
@@ -285,22 +285,22 @@ def answer(run: Path, question: str, k: int, mode: str) -> dict[str, Any]:
     """Return an answer of a trained artifact, as the endpoint does; ``answer`` is ``None`` for a refusal."""
     made = GraphArtifact.load(run / "graph")
     try:
-        found = GraphAnswerer(made).ask(question, k, written=mode == "text")
+        result = GraphAnswerer(made).ask(question, k, written=mode == "text")
     except UnknownNodeError as error:
-        found = GroundedAnswer(None, f"No answer: {error}.", [], [], 0.0, True, str(error))
+        result = GroundedAnswer(None, f"No answer: {error}.", [], [], 0.0, True, str(error))
     return {
-        "answer": found.answer,
-        "nodes": found.nodes,
-        "edges": found.edges,
-        "confidence": round(found.confidence, 4),
-        "refused": found.refused,
-        "reason": found.reason,
-        "sentence": found.sentence,
-        "answers": _answers(found, mode),
+        "answer": result.answer,
+        "nodes": result.nodes,
+        "edges": result.edges,
+        "confidence": round(result.confidence, 4),
+        "refused": result.refused,
+        "reason": result.reason,
+        "sentence": result.sentence,
+        "answers": _answers(result, mode),
     }
 
 
-def _answers(found: GroundedAnswer, mode: str) -> list[dict[str, Any]]:
-    if mode == "text" and not found.refused:
-        return [{"answer": found.answer, "score": None}]
-    return [{"answer": text, "score": round(score, 4)} for text, score in found.ranked]
+def _answers(result: GroundedAnswer, mode: str) -> list[dict[str, Any]]:
+    if mode == "text" and not result.refused:
+        return [{"answer": result.answer, "score": None}]
+    return [{"answer": text, "score": round(score, 4)} for text, score in result.ranked]

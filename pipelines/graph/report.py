@@ -53,7 +53,7 @@ def write_graph_report(
     html = pages.get_template("graph_report.html.j2").render(
         title=title,
         graph=graph,
-        tokenizer=[(said, _shown(key, tokenizer[key])) for key, said in TOKENIZER.items() if key in tokenizer],
+        tokenizer=[(label, _shown(key, tokenizer[key])) for key, label in TOKENIZER.items() if key in tokenizer],
         anchors=tokenizer.get("anchors", len(gains) or None),
         covered=_number(tokenizer.get("coverage", math.fsum(gains) if len(gains) else None)),
         coverage=_coverage(gains, tokenizer.get("radius")),
@@ -98,16 +98,16 @@ def _coverage(gains: Sequence[float], radius: Any) -> dict[str, Any] | None:
     at = np.unique(np.linspace(0, last, min(last, 200) + 1).round().astype(int)).tolist()
     at = sorted({*at, knee or 0})
     series = [charts.Series("share of nodes covered", at, [total[i] for i in at])]
-    said = f"{_counted(last, 'anchor')} {'cover' if last > 1 else 'covers'} {total[-1]:.1%} of the nodes"
-    said += f" within {_counted(radius, 'hop')}." if isinstance(radius, int) else "."
+    sentence = f"{_counted(last, 'anchor')} {'cover' if last > 1 else 'covers'} {total[-1]:.1%} of the nodes"
+    sentence += f" within {_counted(radius, 'hop')}." if isinstance(radius, int) else "."
     if knee is not None:
         series.append(charts.Series(f"the gain falls off after {_counted(knee, 'anchor')}", [knee], [total[knee]]))
         before, after = total[knee] / knee, (total[-1] - total[knee]) / max(1, last - knee)
-        said += (
+        sentence += (
             f" The gain falls off after the first {knee:,}, which cover {total[knee]:.1%}: up to there an anchor adds"
             f" {before:.2%} of the nodes on average, beyond {after:.2%}."
         )
-    return {"chart": charts.lines("Share of nodes covered by the first anchors", series, "anchors"), "said": said}
+    return {"chart": charts.lines("Share of nodes covered by the first anchors", series, "anchors"), "said": sentence}
 
 
 def _counted(count: int, noun: str) -> str:
@@ -163,7 +163,7 @@ def _task(task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "rows": lines,
         "seeds": any(line["seeds"] for line in lines),
         "dots": _dots(task, metrics, cells),
-        "said": _said(cells, metrics),
+        "said": _comparisons(cells, metrics),
     }
 
 
@@ -185,12 +185,12 @@ def _dots(task: str, metrics: Sequence[str], cells: Mapping[str, Mapping[str, Ma
     return charts.intervals(task, rows, ours=ours) if rows else None
 
 
-def _said(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequence[str]) -> list[str]:
+def _comparisons(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequence[str]) -> list[str]:
     """Return sentences on the differences between our system and each control, and whether the intervals overlap."""
     ours = OURS if OURS in cells else next((system for system in cells if _ours(system)), None)
     if ours is None:
         return []
-    found = []
+    sentences = []
     for opponent in OPPONENTS:
         parts = []
         for metric in metrics:
@@ -208,13 +208,13 @@ def _said(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequenc
                 part += ", the intervals apart" if apart else ", the intervals overlapping"
             parts.append(part)
         if parts:
-            found.append(f"Against {opponent}, {ours}: {'; '.join(parts)}.")
-    return found
+            sentences.append(f"Against {opponent}, {ours}: {'; '.join(parts)}.")
+    return sentences
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     systems = sorted(dict.fromkeys(r["system"] for r in records), key=lambda system: not _ours(system))
-    found = []
+    figures = []
     for key, title in (("value", "Validation value by epoch"), ("loss", "Training loss by epoch")):
         series = []
         for system in systems:
@@ -224,5 +224,5 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             if mine:
                 series.append(charts.Series(system, [epoch for epoch, _ in mine], [value for _, value in mine]))
         if series:
-            found.append({"title": title, "chart": charts.lines(title, series, "epoch")})
-    return found
+            figures.append({"title": title, "chart": charts.lines(title, series, "epoch")})
+    return figures

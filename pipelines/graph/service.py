@@ -43,13 +43,13 @@ class GraphReaderService:
 
     def ask(self, question: str, k: int, mode: Mode) -> GraphAnswer:
         """See ``serving.api.routes.graph.GraphService``."""
-        found = self._answerer.ask(question, k, written=mode == "text")
-        ranked: list[tuple[str, float | None]] = [] if found.refused else list(found.ranked)
-        if mode == "text" and found.answer is not None:
-            ranked = [(found.answer, None)]
+        result = self._answerer.ask(question, k, written=mode == "text")
+        ranked: list[tuple[str, float | None]] = [] if result.refused else list(result.ranked)
+        if mode == "text" and result.answer is not None:
+            ranked = [(result.answer, None)]
         answers = tuple(ScoredAnswer(answer, score) for answer, score in ranked)
-        edges = tuple(tuple(edge) for edge in found.edges)
-        return GraphAnswer(answers, mode, tuple(found.nodes), edges, found.refused, found.reason)
+        edges = tuple(tuple(edge) for edge in result.edges)
+        return GraphAnswer(answers, mode, tuple(result.nodes), edges, result.refused, result.reason)
 
     def nodes(self, ids: Sequence[str], k: int) -> list[NodeDescription]:
         """See ``serving.api.routes.graph.GraphService``."""

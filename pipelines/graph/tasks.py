@@ -56,15 +56,15 @@ def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
         names = ("belief", "argument", "stance", "graph", "split")
         encode = None if config.encoder.path is None else lambda texts: _needed(_vectors(texts, config, cache))
         with _in(path := _table(folder, "examples")):
-            belief, argument, said, graph, split = _texts(path, *names)
-            return stance(belief, argument, said, graph, split, encode, config.tokenizer)
+            belief, argument, stances, graph, split = _texts(path, *names)
+            return stance(belief, argument, stances, graph, split, encode, config.tokenizer)
     with _in(path := _table(folder, "questions")):
         task, split, question, answer = _texts(path, "task", "split", "question", "answer")
         mine = [row for row, kind in enumerate(task) if kind == name]
         if not mine:
             raise DataError(f"no question of the task '{name}'")
-        asked, answers, parts = ([column[r] for r in mine] for column in (question, answer, split))
-        return nlgraph(asked, answers, parts, name, config.tokenizer, rows=mine)
+        questions, answers, parts = ([column[r] for r in mine] for column in (question, answer, split))
+        return nlgraph(questions, answers, parts, name, config.tokenizer, rows=mine)
 
 
 def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:

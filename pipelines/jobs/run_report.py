@@ -65,7 +65,7 @@ def _verdict(comparisons: list[dict[str, Any]]) -> list[str]:
         elif c["high"] < 0:
             said.append(f"below {c['against']} by {span}")
         else:
-            said.append(f"not told apart from {c['against']} by these users: {span}")
+            said.append(f"not distinguishable from {c['against']} on these users: {span}")
     return said
 
 

@@ -154,11 +154,11 @@ def project(positions: np.ndarray) -> np.ndarray:
     """Return the first two principal components, float (V, 2), of ``positions`` (V, K); missing ones are zero."""
     from sklearn.decomposition import PCA
 
-    found, count = np.zeros((len(positions), 2)), min(2, *positions.shape)
+    components, count = np.zeros((len(positions), 2)), min(2, *positions.shape)
     if count and np.ptp(positions, axis=0).any():
         solver = "covariance_eigh" if len(positions) > positions.shape[1] else "full"
-        found[:, :count] = PCA(count, svd_solver=solver).fit_transform(positions)
-    return found
+        components[:, :count] = PCA(count, svd_solver=solver).fit_transform(positions)
+    return components
 
 
 def degree_groups(degree: np.ndarray, count: int = 4) -> list[str]:

@@ -40,9 +40,9 @@ def difference_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(name, justify="right" if name == "Difference" else "left")
     for row in rows:
         text = f"{row['difference']:+.4f} [dim]{row['low']:+.4f} to {row['high']:+.4f}[/dim]"
-        told = f"[bold]{text}[/bold]" if row["low"] > 0 or row["high"] < 0 else text
+        shown = f"[bold]{text}[/bold]" if row["low"] > 0 or row["high"] < 0 else text
         place = f"{row['group']} ({row['users']})"
-        table.add_row(place, row["system"], row["against"], metric_name(row["metric"]), told)
+        table.add_row(place, row["system"], row["against"], metric_name(row["metric"]), shown)
     return table
 
 
@@ -59,14 +59,14 @@ def example_table(example: dict[str, Any]) -> Table:
     table = Table(title=f"User {example['user_id']}: the latest of the history, and what comes next")
     for name in ("#", "History, latest last", "Recommended", "Score"):
         table.add_column(name, justify="right" if name in ("#", "Score") else "left")
-    history, found = example["history"], example["recommendations"]
-    for i in range(max(len(history), len(found))):
+    history, recommended = example["history"], example["recommendations"]
+    for i in range(max(len(history), len(recommended))):
         left = _describe(history[i]) if i < len(history) else ""
-        if i >= len(found):
+        if i >= len(recommended):
             table.add_row(str(i + 1), left, "", "")
             continue
-        right = ("[bold green]✓[/bold green] " if found[i].get("hit") else "") + _describe(found[i])
-        table.add_row(str(i + 1), left, right, f"{found[i]['score']:.2f}")
+        right = ("[bold green]✓[/bold green] " if recommended[i].get("hit") else "") + _describe(recommended[i])
+        table.add_row(str(i + 1), left, right, f"{recommended[i]['score']:.2f}")
     if held_out := example.get("held_out"):
         table.caption = "Held out: " + "; ".join(_describe(item) for item in held_out)
     return table

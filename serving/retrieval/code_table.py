@@ -46,6 +46,6 @@ class CodeTable:
         old = rows < len(self.base)
         if old.all():
             return self.base[rows]
-        found = np.empty((len(rows), self._table.shape[1]), np.float32)
-        found[old], found[~old] = self.base[rows[old]], self._table[rows[~old] - len(self.base)]
-        return found
+        codes = np.empty((len(rows), self._table.shape[1]), np.float32)
+        codes[old], codes[~old] = self.base[rows[old]], self._table[rows[~old] - len(self.base)]
+        return codes

@@ -126,8 +126,8 @@ def _kind(value: Any) -> str | None:
         return next((key for cls, key in _KINDS.items() if isinstance(value, cls)), None)
     if not isinstance(value, Mapping):
         return None
-    found = [key for key in _KEYS if key in value]
-    return found[0] if len(found) == 1 else None
+    keys = [key for key in _KEYS if key in value]
+    return keys[0] if len(keys) == 1 else None
 
 
 Node = Annotated[

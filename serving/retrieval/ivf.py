@@ -80,23 +80,23 @@ class Ivf:
     def cell_of(self) -> np.ndarray:
         """The cell of each row, int32 (I,); read from the lists on first use."""
         if self._cell_of is None:
-            found, lists = np.empty(len(self), dtype=np.int32), self._lists.invlists
+            cells, lists = np.empty(len(self), dtype=np.int32), self._lists.invlists
             for cell, size in enumerate(self.sizes.tolist()):
                 if size:
                     ids = lists.get_ids(cell)
-                    found[faiss.rev_swig_ptr(ids, size)] = cell
+                    cells[faiss.rev_swig_ptr(ids, size)] = cell
                     lists.release_ids(cell, ids)
-            self._cell_of = found
+            self._cell_of = cells
         return self._cell_of
 
     def ranks(self, queries: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
         """Return the ranks of the cells of ``rows`` for each query, float32 (Q, D), concatenated."""
-        found = []
+        cell_ranks = []
         for query, wanted in zip(queries, rows, strict=True):
             rank = np.empty(len(self.sizes), dtype=np.int64)
             rank[np.argsort(-(self._centroids @ self._turned(query)), kind="stable")] = np.arange(len(self.sizes))
-            found.append(rank[self.cell_of[wanted]])
-        return np.concatenate(found)
+            cell_ranks.append(rank[self.cell_of[wanted]])
+        return np.concatenate(cell_ranks)
 
     def propose(self, query: np.ndarray, number: int, effort: int, mask: np.ndarray | None = None) -> np.ndarray | None:
         """Return up to ``number`` candidate rows for ``query``, float32 (D,), of those in ``mask``, bool (I,).
@@ -110,10 +110,10 @@ class Ivf:
         if mask is None:
             cells, selector = _top(near, min(effort, len(near))), None
         else:
-            found = self._cells_under(near, effort, mask)
-            if found is None:
+            selected = self._cells_under(near, effort, mask)
+            if selected is None:
                 return None
-            cells, selector = found, as_selector(mask)
+            cells, selector = selected, as_selector(mask)
         return self._search(turned, number, cells, near, selector)
 
     def write(self, file: Path) -> None:
@@ -126,7 +126,7 @@ class Ivf:
     def _cells_under(self, near: np.ndarray, effort: int, mask: np.ndarray) -> np.ndarray | None:
         allowed = int(np.count_nonzero(mask))
         if _FIXED + self._looked_at * effort / len(near) * len(self) >= allowed:
-            return None  # told before the cells are counted, which takes as long as searching a narrow filter exactly
+            return None  # before counting cells, which takes as long as exact search of a narrow filter
         step = max(1, allowed // _COUNTED)
         # Of a narrow filter every row; of a wide one every so many, found without listing them all first.
         rows = np.flatnonzero(mask)[::step] if step < _LISTED else step * np.flatnonzero(mask[::step])

@@ -113,12 +113,12 @@ class LiveIndex:
         else:
             alive = self._alive[:items]
             base_masks = [alive if mask is None else mask[:items] & alive for mask in masks]
-        found = self._base.search(queries, ks, below, base_masks)
+        hits_of = self._base.search(queries, ks, below, base_masks)
         if len(self) == items:
-            return found
+            return hits_of
         return [
             self._join(query, n, hits, mask, ban)
-            for query, n, hits, mask, ban in zip(queries, ks, found, masks, above, strict=True)
+            for query, n, hits, mask, ban in zip(queries, ks, hits_of, masks, above, strict=True)
         ]
 
     def audit(self, queries: np.ndarray, k: int) -> Audit:

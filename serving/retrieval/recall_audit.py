@@ -38,9 +38,9 @@ def of(shares: Sequence[float], k: int, like: Audit | None = None) -> Audit:
     return Audit(recall, *wilson(recall, max(len(shares), 1)), len(shares), k, intrinsic_dimension=known)
 
 
-def share(found: np.ndarray, best: np.ndarray) -> float:
+def share(scores: np.ndarray, best: np.ndarray) -> float:
     """Return the share of the exact ``best`` scores (descending) among those ``found``; ties with the last count."""
-    return float((found >= best[-1]).sum()) / len(best) if len(best) else 1.0
+    return float((scores >= best[-1]).sum()) / len(best) if len(best) else 1.0
 
 
 def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -52,14 +52,14 @@ def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
 def truth(codes: np.ndarray, queries: np.ndarray, k: int, masks: Sequence[np.ndarray | None]) -> list[np.ndarray]:
     """Return the rows (Q, min(k, allowed)) of largest float32 inner product for each mask, bool (I,) or ``None``."""
     allowed = [None if mask is None else np.flatnonzero(mask) for mask in masks]
-    found: list[list[np.ndarray]] = [[] for _ in masks]
+    best_of: list[list[np.ndarray]] = [[] for _ in masks]
     for start in range(0, len(queries), _BATCH):
         scores = queries[start : start + _BATCH] @ codes.T
         for at, rows in enumerate(allowed):
             part = scores if rows is None else scores[:, rows]
             best = np.argpartition(-part, min(k, part.shape[1]) - 1, axis=1)[:, :k]
-            found[at].append(best if rows is None else rows[best])
-    return [np.concatenate(parts) for parts in found]
+            best_of[at].append(best if rows is None else rows[best])
+    return [np.concatenate(parts) for parts in best_of]
 
 
 def derived_queries(codes: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -93,9 +93,10 @@ class Retriever:
         faiss.omp_set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
         try:
             count = 2 * settings.tune_queries
-            found = queries(count) if callable(queries) else queries
-            given = found is not None and len(found) > 1
-            sample = found if found is not None and given else recall_audit.derived_queries(codes, count, settings.seed)
+            provided = queries(count) if callable(queries) else queries
+            given = provided is not None and len(provided) > 1
+            derived = recall_audit.derived_queries
+            sample = provided if provided is not None and given else derived(codes, count, settings.seed)
             sample = np.ascontiguousarray(sample[:count], dtype=np.float32)
             matrix = whitening.from_queries(sample[::2] if given else None, codes.shape[1])
             index, plan = choose(exact, settings, kinds, sample[::2], matrix)
@@ -140,7 +141,7 @@ class Retriever:
         ks = [int(n) for n in np.broadcast_to(np.asarray(k), count)]
         if self._index is None:
             return self._exactly(queries, ks, banned, masks)
-        return [self._approximate(*asked) for asked in zip(queries, ks, banned, masks, strict=True)]
+        return [self._approximate(*arguments) for arguments in zip(queries, ks, banned, masks, strict=True)]
 
     def audit(self, queries: np.ndarray, k: int) -> Audit:
         """Measure recall@k of ``search`` on queries, float32 (B, D), of the model; an item tied with the k-th best
@@ -196,8 +197,8 @@ class Retriever:
         if plain:
             some = [min(ks[b], len(self) - len(banned[b])) for b in plain]
             spare = [n * (self.plan.oversample - 1) + 1 for n in some]
-            found = self.exact.first(queries[plain], some, [banned[b] for b in plain], spare)
-            for b, hit in zip(plain, found, strict=True):
+            first = self.exact.first(queries[plain], some, [banned[b] for b in plain], spare)
+            for b, hit in zip(plain, first, strict=True):
                 hits[b] = hit
         for b, mask in enumerate(masks):
             if mask is not None:
@@ -247,7 +248,7 @@ def _read(file: Path, plan: SearchPlan, size: int | None, codes: np.ndarray) -> 
         raise BundleError(f"{file}: no readable index") from error
 
 
-def _require_fit(file: Path, found: tuple[int, int, int], codes: np.ndarray) -> None:
+def _require_fit(file: Path, actual: tuple[int, int, int], codes: np.ndarray) -> None:
     expected = (codes.shape[1], len(codes), faiss.METRIC_INNER_PRODUCT)
-    if found != expected:
-        raise BundleError(f"{file}: (dimension, items, metric) is {found}, the codes need {expected}")
+    if actual != expected:
+        raise BundleError(f"{file}: (dimension, items, metric) is {actual}, the codes need {expected}")

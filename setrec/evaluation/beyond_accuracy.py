@@ -56,13 +56,13 @@ def user_values(lists: np.ndarray, counts: np.ndarray, vectors: np.ndarray | Non
     def mean(values: np.ndarray) -> np.ndarray:
         return np.where(there, values[rows], 0).sum(axis=1) / some
 
-    found = {
+    means = {
         "popularity": mean(counts.astype(np.float64)), "novelty": mean(surprise), "new_items": mean(counts == 0)
     }  # fmt: skip
     if vectors is not None:
         parts = [_distance(lists[at : at + _USERS], vectors) for at in range(0, len(lists), _USERS)]
-        found["distance"] = np.concatenate(parts) if parts else np.zeros(0)
-    return found
+        means["distance"] = np.concatenate(parts) if parts else np.zeros(0)
+    return means
 
 
 def _distance(lists: np.ndarray, vectors: np.ndarray) -> np.ndarray:

@@ -116,26 +116,26 @@ def _count(  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _distinct(items, out):  # type: ignore[no-untyped-def]
     """Return the distinct items, and flag them in ``out``."""
-    found, count = np.empty(len(items), dtype=np.int64), 0
+    distinct, count = np.empty(len(items), dtype=np.int64), 0
     for item in items:
         if not out[item]:
             out[item] = True
-            found[count] = item
+            distinct[count] = item
             count += 1
-    return found[:count]
+    return distinct[:count]
 
 
 @njit(cache=True, nogil=True)
 def _mixed_at(scores, weights, row, items):  # type: ignore[no-untyped-def]
     """Return mixed scores (weightings, items) of some items of a row."""
-    found = np.empty((len(weights), len(items)), dtype=scores.dtype)
+    mixed = np.empty((len(weights), len(items)), dtype=scores.dtype)
     for g in range(len(weights)):
         for i in range(len(items)):
             value = weights[g, 0] * scores[0, row, items[i]]
             for k in range(1, len(scores)):
                 value += weights[g, k] * scores[k, row, items[i]]
-            found[g, i] = value
-    return found
+            mixed[g, i] = value
+    return mixed
 
 
 @njit(cache=True, nogil=True)

@@ -60,11 +60,9 @@ class Cases:
         if split not in (VALID, TEST):
             raise ValueError("cases are taken from VALID or TEST")
         history, truth = histories.upto(split - 1), histories.of(split)
-        asked = truth.lengths > 0
-        users = np.flatnonzero(asked & (history.lengths > 0))
-        return cls(
-            users, history.take(users), _distinct(truth.take(users)), int((asked & (history.lengths == 0)).sum())
-        )
+        some = truth.lengths > 0
+        users = np.flatnonzero(some & (history.lengths > 0))
+        return cls(users, history.take(users), _distinct(truth.take(users)), int((some & (history.lengths == 0)).sum()))
 
     def __len__(self) -> int:
         return len(self.users)
@@ -133,9 +131,9 @@ def ranks(
     return np.where(pool[truth.values] & ~counts.seen, (counts.above - counts.known)[0, 0], NO_RANK)
 
 
-def user_metrics(found: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:
+def user_metrics(ranks: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:
     """Return metrics per user from the ranks of the user's truths, NaN without truths."""
-    row, rank, users = found.row_of_value, found.values, len(found)
+    row, rank, users = ranks.row_of_value, ranks.values, len(ranks)
     metrics: dict[str, np.ndarray] = {}
     with np.errstate(invalid="ignore", divide="ignore"):
         for k in ks:
@@ -143,9 +141,9 @@ def user_metrics(found: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:
             gain = np.where(hit, 1.0 / np.log2(np.minimum(rank, k) + 2.0), 0.0)
             first = np.full(users, NO_RANK)
             np.minimum.at(first, row, rank)
-            ideal = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))[np.clip(found.lengths, 1, k) - 1]
-            some = np.where(found.lengths > 0, 1.0, np.nan)
-            metrics[f"recall@{k}"] = np.bincount(row, hit, users) / found.lengths
+            ideal = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))[np.clip(ranks.lengths, 1, k) - 1]
+            some = np.where(ranks.lengths > 0, 1.0, np.nan)
+            metrics[f"recall@{k}"] = np.bincount(row, hit, users) / ranks.lengths
             metrics[f"ndcg@{k}"] = np.bincount(row, gain, users) / ideal * some
             metrics[f"mrr@{k}"] = np.where(first < k, 1.0 / (first + 1.0), 0.0) * some
     return metrics
@@ -166,7 +164,7 @@ class PerUser:
 
     def rows(self, system: str, *, seed: int = 0, resamples: int = 1000) -> list[dict[str, Any]]:
         """Return one row per history protocol, group and metric, with a bootstrap 95% interval over users."""
-        found = []
+        records = []
         for (history, group), metrics in self.tables.items():
             some = ~np.isnan(next(iter(metrics.values())))
             if not some.any():
@@ -175,14 +173,14 @@ class PerUser:
             means = bootstrap_means(table, resamples, seed)
             low, high = np.percentile(means, [2.5, 97.5], axis=0)
             for j, name in enumerate(metrics):
-                found.append(
+                records.append(
                     {
                         "system": system, "history": history, "group": group, "metric": name,
                         "value": float(table[:, j].mean()), "low": float(low[j]), "high": float(high[j]),
                         "users": int(some.sum()),
                     }
                 )  # fmt: skip
-        return found
+        return records
 
 
 def averaged(runs: Sequence[PerUser]) -> PerUser:
@@ -225,21 +223,21 @@ def evaluate_each(
 ) -> dict[str, PerUser]:
     """Evaluate several scorers (see :func:`evaluate`) batch by batch on the same history objects, so that they can
     share intermediate results."""
-    found: dict[str, list[Ranks]] = {name: [] for name in scorers}
+    ranks_of: dict[str, list[Ranks]] = {name: [] for name in scorers}
     for start in range(0, len(cases), batch):
         history, truth = cases.batch(start, batch)
         for name, scorer in scorers.items():
-            found[name].append(batch_ranks(scorer, history, truth, groups, lists=lists))
+            ranks_of[name].append(batch_ranks(scorer, history, truth, groups, lists=lists))
         if progress is not None:
             progress(min(start + batch, len(cases)), len(cases))
-    return {name: joined(cases.users, parts, groups, ks) for name, parts in found.items()}
+    return {name: joined(cases.users, parts, groups, ks) for name, parts in ranks_of.items()}
 
 
-def joined(users: np.ndarray, found: Sequence[Ranks], groups: Sequence[Group], ks: Sequence[int]) -> PerUser:
+def joined(users: np.ndarray, parts: Sequence[Ranks], groups: Sequence[Group], ks: Sequence[int]) -> PerUser:
     """Return the metrics of all ``users`` from the ranks of their batches, in order."""
     keys = [(h, group.name) for group in groups for h in HISTORIES]
-    tables = {key: user_metrics(_stack([part[key] for part in found]), ks) for key in keys}
-    lists = [part[BEST].values for part in found if BEST in part]
+    tables = {key: user_metrics(_stack([part[key] for part in parts]), ks) for key in keys}
+    lists = [part[BEST].values for part in parts if BEST in part]
     return PerUser(users, tables, np.concatenate(lists).reshape(len(users), -1) if lists else None)
 
 
@@ -259,13 +257,13 @@ def batch_ranks(
     scores = scorer(history)
     counts = count_above([scores], _ALONE, truth, history, np.stack(list(pool_of.values())))
     rank = {"kept": counts.above[0], "removed": np.where(counts.seen, NO_RANK, counts.above[0] - counts.known[0])}
-    found = {BEST: Ragged.of(best_items(scores, history))} if lists else {}
+    ranks_of = {BEST: Ragged.of(best_items(scores, history))} if lists else {}
     for h, group in product(HISTORIES, groups):
         counted = group.truths[truth.values]
-        found[h, group.name] = Ragged(
+        ranks_of[h, group.name] = Ragged(
             rank[h][number[group.candidates.tobytes()]][counted], truth.where(counted).offsets
         )
-    return found
+    return ranks_of
 
 
 def mean_metric(scorer: Scorer, cases: Cases, metric: str = "ndcg@10", history: str = "removed") -> float:
@@ -327,15 +325,15 @@ def mixed_ranks(
     """
     from setrec.evaluation.rank_kernels import count_above
 
-    found = np.empty((len(grid), len(pools), len(truth.values)), dtype=np.int64)
+    ranked = np.empty((len(grid), len(pools), len(truth.values)), dtype=np.int64)
     # Sums are rounded in the order of their terms, so weightings go together that name the kinds in one order.
     for names in dict.fromkeys(tuple(weights) for weights in grid):
         numbers = [number for number, weights in enumerate(grid) if tuple(weights) == names]
         table = np.array([list(grid[number].values()) for number in numbers], dtype=np.float32)
         counts = count_above([kinds[name] for name in names], table, truth, history, pools)
         removed = np.where(counts.seen, NO_RANK, counts.above - counts.known)
-        found[numbers] = removed if protocol == "removed" else counts.above
-    return found
+        ranked[numbers] = removed if protocol == "removed" else counts.above
+    return ranked
 
 
 def _distinct(rows: Ragged) -> Ragged:

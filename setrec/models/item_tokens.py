@@ -332,13 +332,13 @@ class ItemTokens(nn.Module):
 
     def text_codes(self, texts: Tensor) -> Tensor:
         """Return codes (rows, D) of new items from text vectors (rows, width); columns of other kinds are zero."""
-        found = []
+        parts = []
         for part in self._tokenizers():
             if isinstance(part, TableTokenizer):
-                found.append(texts.new_zeros(len(texts), part.code_width))
+                parts.append(texts.new_zeros(len(texts), part.code_width))
             else:
-                found.append(part.new_codes(texts))
-        return torch.cat(found, dim=1)
+                parts.append(part.new_codes(texts))
+        return torch.cat(parts, dim=1)
 
     def maps(self) -> list[tuple[Tensor, Tensor]]:
         """Return the affine map of each slot, A (d, its columns) and b (d,): z_k = A code[start:stop] + b."""

@@ -39,9 +39,9 @@ class VectorCache:
     def shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield keys, uint8 (s, 32), and vectors, float32 (s, width), of every intact shard, one at a time."""
         for path in sorted(self.directory.glob("*.safetensors")):
-            found = _shard(path)
-            if found is not None:
-                yield found
+            shard = _shard(path)
+            if shard is not None:
+                yield shard
 
     def write(self, vectors: dict[bytes, np.ndarray]) -> None:
         """Add vectors; all keys have 32 bytes, all vectors one width."""
@@ -87,8 +87,8 @@ class VectorTable:
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the vectors (r, width) of ``rows``."""
         size = 4 * self._width
-        found = [os.pread(self._file.fileno(), size, self._place(row)) for row in rows.tolist()]
-        return np.frombuffer(b"".join(found), dtype=np.float32).reshape(len(rows), self._width)
+        rows_read = [os.pread(self._file.fileno(), size, self._place(row)) for row in rows.tolist()]
+        return np.frombuffer(b"".join(rows_read), dtype=np.float32).reshape(len(rows), self._width)
 
     def _place(self, row: int) -> int:
         return self._start + 4 * self._width * row

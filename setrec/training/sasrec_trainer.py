@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from setrec.data.catalog import TRAIN, VALID, Histories
+from setrec.epochs import Epochs, cosine, scale_learning_rates
 from setrec.evaluation import ranking
 from setrec.models.sasrec import ItemText, SasRec, scorer
 from setrec.models.settings import SasRecSettings
 from setrec.precision import autocast
 from setrec.ragged import Ragged
 from setrec.training import batches
-from setrec.training.epochs import Epochs, cosine, scale_learning_rates
 from setrec.training.sampled_softmax import Candidates, LogUniformSampler, sampled_cross_entropy
 from setrec.training.softmax import catalogue_cross_entropy
 

@@ -33,46 +33,46 @@ PAIRED = 250
 """Test users whose whole rankings by two kinds of slots are compared."""
 
 
-def analyse(fitted: Fitted, problem: Problem, found: ranking.PerUser, system: str = "") -> dict[str, list[Row]]:
+def analyse(fitted: Fitted, problem: Problem, results: ranking.PerUser, system: str = "") -> dict[str, list[Row]]:
     """Return all analyses of a fit from its test metrics, which include thirds by popularity."""
     cases, groups = problem.test.sample(SAMPLE, 0), ranking.warm_cold_groups(problem.trained)
     return {
-        "popularity": by_popularity(system, found, problem.goal),
-        "length": by_history_length(system, found, problem),
-        "cold": by_cold_share(system, found, problem),
-        "transition": by_seen_transition(system, found, problem),
-        "beyond": beyond(system, found, problem),
+        "popularity": by_popularity(system, results, problem.goal),
+        "length": by_history_length(system, results, problem),
+        "cold": by_cold_share(system, results, problem),
+        "transition": by_seen_transition(system, results, problem),
+        "beyond": beyond(system, results, problem),
         "calibration": calibration(system, fitted.scorer, problem.valid, cases),
         "overlap": overlap(system, fitted.kinds, problem.test) if fitted.kinds else [],
         "shuffled": shuffled_rows_check(system, fitted.scorer, cases, groups),
     }
 
 
-def by_popularity(system: str, found: ranking.PerUser, history: str) -> list[Row]:
+def by_popularity(system: str, results: ranking.PerUser, history: str) -> list[Row]:
     """Return metrics of the truths by popularity of the item (``ranking.popularity_groups``)."""
-    tables = {key: own for key, own in found.tables.items() if key[0] == history and key[1].startswith("popularity:")}
-    return replace(found, tables=tables).rows(system)
+    tables = {key: own for key, own in results.tables.items() if key[0] == history and key[1].startswith("popularity:")}
+    return replace(results, tables=tables).rows(system)
 
 
-def by_history_length(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
+def by_history_length(system: str, results: ranking.PerUser, problem: Problem) -> list[Row]:
     """Return metrics over all items by length of the user's history; groups ``length:1-3`` to ``length:16+``."""
     lengths, rows = problem.test.history.lengths, []
     for low, high in LENGTHS:
         chosen = (lengths >= low) & (lengths <= high if high else True)
-        rows += _subset(system, found, problem.goal, f"length:{low}-{high}" if high else f"length:{low}+", chosen)
+        rows += _subset(system, results, problem.goal, f"length:{low}-{high}" if high else f"length:{low}+", chosen)
     return rows
 
 
-def by_cold_share(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
+def by_cold_share(system: str, results: ranking.PerUser, problem: Problem) -> list[Row]:
     """Return metrics over all items of users whose truths are all warm, partly cold, or all cold; groups
     ``truths:warm``, ``truths:mixed``, ``truths:cold``."""
     truth = problem.test.truth
     share = np.bincount(truth.row_of_value, ~problem.trained[truth.values], len(truth)) / truth.lengths
     parts = {"warm": share == 0, "mixed": (share > 0) & (share < 1), "cold": share == 1}
-    return [row for name, own in parts.items() for row in _subset(system, found, problem.goal, f"truths:{name}", own)]
+    return [row for name, own in parts.items() for row in _subset(system, results, problem.goal, f"truths:{name}", own)]
 
 
-def by_seen_transition(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
+def by_seen_transition(system: str, results: ranking.PerUser, problem: Problem) -> list[Row]:
     """Return metrics over all items of users with a truth that followed their last item within three steps in any
     training or validation history (``next:seen``), and of the others (``next:unseen``). Transition counts can predict
     the first only."""
@@ -86,21 +86,21 @@ def by_seen_transition(system: str, found: ranking.PerUser, problem: Problem) ->
     followed = np.isin(last[truth.row_of_value] * items + truth.values, np.concatenate(pairs))
     seen = np.bincount(truth.row_of_value, followed, len(truth)) > 0
     parts = {"seen": seen, "unseen": ~seen}
-    return [row for name, own in parts.items() for row in _subset(system, found, problem.goal, f"next:{name}", own)]
+    return [row for name, own in parts.items() for row in _subset(system, results, problem.goal, f"next:{name}", own)]
 
 
-def beyond(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
+def beyond(system: str, results: ranking.PerUser, problem: Problem) -> list[Row]:
     """Return beyond-accuracy metrics of the lists (``setrec.evaluation.beyond_accuracy``)."""
-    if found.lists is None:
+    if results.lists is None:
         return []
     vectors = None if problem.texts is None else problem.texts.sentences
-    return beyond_accuracy.rows(system, found.lists, problem.counts, vectors)
+    return beyond_accuracy.rows(system, results.lists, problem.counts, vectors)
 
 
-def _subset(system: str, found: ranking.PerUser, history: str, group: str, chosen: np.ndarray) -> list[Row]:
+def _subset(system: str, results: ranking.PerUser, history: str, group: str, chosen: np.ndarray) -> list[Row]:
     """Return rows over all items of the users whose flag in ``chosen`` is true."""
-    own = {metric: values[chosen] for metric, values in found.tables[history, "all"].items()}
-    return ranking.PerUser(found.users[chosen], {(history, group): own}).rows(system)
+    own = {metric: values[chosen] for metric, values in results.tables[history, "all"].items()}
+    return ranking.PerUser(results.users[chosen], {(history, group): own}).rows(system)
 
 
 def overlap(
@@ -112,7 +112,7 @@ def overlap(
     ranks, equal scores sharing their mean rank; users whose scores by one kind are all equal have none.
     """
     cases = cases.sample(users, 0)
-    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    values_of: dict[tuple[str, str], list[np.ndarray]] = {}
     for start in range(0, len(cases), batch):
         history, _ = cases.batch(start, batch)
         scores = {kind: _without(own, history) for kind, own in kinds(history).items()}
@@ -120,9 +120,9 @@ def overlap(
         ranked = {kind: _centred(rankdata(own, axis=1)) for kind, own in scores.items()}
         for a, b in combinations(scores, 2):
             common = [len(np.intersect1d(x, y)) / len(x) for x, y in zip(best[a], best[b], strict=True)]
-            found.setdefault((a, b), []).append(np.stack([common, (ranked[a] * ranked[b]).sum(axis=1)], axis=1))
+            values_of.setdefault((a, b), []).append(np.stack([common, (ranked[a] * ranked[b]).sum(axis=1)], axis=1))
     rows = []
-    for (a, b), parts in found.items():
+    for (a, b), parts in values_of.items():
         for at, metric in enumerate((f"common@{k}", "spearman")):
             values = np.concatenate(parts)[:, at]
             tables = {("removed", f"{a}, {b}"): {metric: values}}

@@ -48,9 +48,9 @@ def _rows(head: Mapping[str, str], read: _Read) -> list[dict[str, Any]]:
         users = int(some.sum()) if metric != "possible" else len(some)
         rows.append({**head, "metric": metric, **_interval(value[metric], drawn[metric]), "users": users})
     for number in np.unique(bins[some]).tolist():
-        told = _interval(value["accuracy"][:, number], drawn["accuracy"][:, number])
-        told |= {"confidence": float(value["confidence"][0, number]), "users": int((some & (bins == number)).sum())}
-        rows.append({**head, "group": f"bin {number + 1}", "metric": "accuracy", **told})
+        row = _interval(value["accuracy"][:, number], drawn["accuracy"][:, number])
+        row |= {"confidence": float(value["confidence"][0, number]), "users": int((some & (bins == number)).sum())}
+        rows.append({**head, "group": f"bin {number + 1}", "metric": "accuracy", **row})
     return rows
 
 

@@ -12,19 +12,19 @@ Part = dict[str, Any]
 """``title``, ``text``, ``figures`` (each ``title`` and ``chart``), ``head`` and ``rows`` of a table."""
 
 
-def parts(found: Mapping[str, Any]) -> list[Part]:
+def parts(results: Mapping[str, Any]) -> list[Part]:
     """Return the non-empty analyses of the first seed of every system."""
     rows: dict[str, list[dict[str, Any]]] = {}
-    for system in found["systems"]:
+    for system in results["systems"]:
         for name, own in system["analysis"].items():
             rows.setdefault(name, []).extend(own)
     made = [
-        _groups(rows.get("popularity", []), found["history"], "popularity:", "By popularity of the item",
+        _groups(rows.get("popularity", []), results["history"], "popularity:", "By popularity of the item",
                 "Head: the most popular items that make up a third of the training interactions; mid, the next third."),
-        _groups(rows.get("length", []), found["history"], "length:", "By length of the history", ""),
-        _groups(rows.get("cold", []), found["history"], "truths:", "By share of cold items among the truths",
+        _groups(rows.get("length", []), results["history"], "length:", "By length of the history", ""),
+        _groups(rows.get("cold", []), results["history"], "truths:", "By share of cold items among the truths",
                 "Users whose items to be found are all warm, some cold, or all cold; over the whole catalogue."),
-        _groups(rows.get("transition", []), found["history"], "next:", "By what counting can know",
+        _groups(rows.get("transition", []), results["history"], "next:", "By what counting can know",
                 "Seen: some item to be found followed the user's last one within three steps in somebody's history."),
         _beyond(rows.get("beyond", [])),
         _calibration(rows.get("calibration", [])),

@@ -28,7 +28,7 @@ class Clock:
     ``on_progress`` is called with the used share and a note."""
 
     minutes: float
-    told: Callable[[float, str], None] = lambda share, note: None
+    on_progress: Callable[[float, str], None] = lambda share, note: None
     began: float = field(default_factory=time.process_time)
 
     @property
@@ -48,7 +48,7 @@ class Clock:
 
     def tell(self, note: str) -> None:
         """Report progress."""
-        self.told(min(1.0, self.share), note)
+        self.on_progress(min(1.0, self.share), note)
 
 
 @dataclass

@@ -41,8 +41,8 @@ class ItemKnnSystem:
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
         """See :class:`System`."""
-        told = _Steps(clock)
-        model, tried = baselines.tune_item_knn(problem.histories, problem.items, told, users=VALIDATED)
+        progress = _Steps(clock)
+        model, tried = baselines.tune_item_knn(problem.histories, problem.items, progress, users=VALIDATED)
         return Fitted(model, {**model.settings.model_dump(), "tried": len(tried)})
 
 

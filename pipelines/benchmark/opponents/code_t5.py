@@ -90,8 +90,8 @@ class CodeT5(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of the codes, summed over levels and targets."""
         items, visible, targets = batch.tensors(self.codes.device)
-        asked = targets >= 0
-        hidden, codes = self(items, visible, targets.clamp(min=0))[asked], self.codes[targets[asked]]
+        real = targets >= 0
+        hidden, codes = self(items, visible, targets.clamp(min=0))[real], self.codes[targets[real]]
         losses = [
             F.cross_entropy(self.logits(hidden[:, at], at).float(), codes[:, at], reduction="sum")
             for at in range(self.levels)

@@ -43,11 +43,11 @@ class SetRecSystem:
         model = trainer.restore_best()
         torch.nn.Module.to(model, "cpu")
         clock.tell("searches weights")
-        found = _weights(problem, config, model)
-        term = ModelScores(model, found.weights.slots)
-        scorer = hybrid_scorer(model, found.weights, known_at_test(problem.histories), problem.trained, problem.texts)
-        variants = {"model alone": ModelOnly(term)} if found.weights.used else {}
-        return Fitted(scorer, _chosen(found), curve, term.by_kind, found.weights.slots, variants, found.valid)
+        weights = _weights(problem, config, model)
+        term = ModelScores(model, weights.weights.slots)
+        scorer = hybrid_scorer(model, weights.weights, known_at_test(problem.histories), problem.trained, problem.texts)
+        variants = {"model alone": ModelOnly(term)} if weights.weights.used else {}
+        return Fitted(scorer, _chosen(weights), curve, term.by_kind, weights.weights.slots, variants, weights.valid)
 
 
 class WithoutModel:
@@ -59,9 +59,9 @@ class WithoutModel:
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
         """See :class:`System`."""
-        found = _weights(problem, _prepared(problem)[1], None)
-        scorer = hybrid_scorer(None, found.weights, known_at_test(problem.histories), problem.trained, problem.texts)
-        return Fitted(scorer, _chosen(found), valid=found.valid)
+        weights = _weights(problem, _prepared(problem)[1], None)
+        scorer = hybrid_scorer(None, weights.weights, known_at_test(problem.histories), problem.trained, problem.texts)
+        return Fitted(scorer, _chosen(weights), valid=weights.valid)
 
 
 def _prepared(problem: Problem) -> tuple[Run, JobConfig]:
@@ -86,5 +86,5 @@ def _weights(problem: Problem, config: JobConfig, model: SetRecModel | None) -> 
     )  # fmt: skip
 
 
-def _chosen(found: Found) -> dict[str, Any]:
-    return {"weights": found.weights.model_dump(mode="json"), "components": found.gains, "tried": len(found.tried)}
+def _chosen(search: Found) -> dict[str, Any]:
+    return {"weights": search.weights.model_dump(mode="json"), "components": search.gains, "tried": len(search.tried)}

@@ -27,12 +27,12 @@ from pipelines.benchmark.opponents.code_beam import Forest, beam_search, catalog
 from pipelines.benchmark.opponents.code_t5 import CodeT5, CodeT5Settings
 from pipelines.benchmark.opponents.code_writer import CachedWriter
 from pipelines.benchmark.opponents.residual_codes import residual_codes
+from setrec.epochs import Epochs, cosine, scale_learning_rates
 from setrec.errors import ConfigError
 from setrec.evaluation import ranking
 from setrec.precision import Precision, autocast
 from setrec.ragged import Ragged
 from setrec.training import batches
-from setrec.training.epochs import Epochs, cosine, scale_learning_rates
 
 USERS_AT_ONCE = 64
 """Users in one beam search: enough for products of matrices, few enough for the processor's cache."""
@@ -154,8 +154,8 @@ def _scorer(model: CodeT5, forest: Forest, max_items: int, beams: int) -> rankin
             rows = order[start : start + USERS_AT_ONCE]
             read = history.take(rows).pad(max_items)
             items, lengths = (torch.from_numpy(x).long().to(model.codes.device) for x in read)
-            found = beam_search(CachedWriter(model, items, lengths), forest, beams)
-            scores[rows] = catalogue_scores(*found, len(forest.items)).cpu().numpy()
+            best = beam_search(CachedWriter(model, items, lengths), forest, beams)
+            scores[rows] = catalogue_scores(*best, len(forest.items)).cpu().numpy()
         return scores
 
     return score

@@ -59,13 +59,13 @@ class TransitionScorer:
         """Return each term of the score without its weight, float32 (b, I)."""
         near, weight = start_weights(history, self.settings.reading)
         x = step = sp.csr_matrix((weight, near.values, near.offsets), (len(near), self.graph.shape[0]))
-        found = {}
+        terms = {}
         for hop in range(1, self.settings.hops + 1):
             step = step @ self.graph
-            found[f"hop {hop}"] = step.toarray().astype(np.float32)
+            terms[f"hop {hop}"] = step.toarray().astype(np.float32)
         if self.text is not None:
-            found[TEXT] = (x @ self.text).astype(np.float32) @ self.text.T
-        return found
+            terms[TEXT] = (x @ self.text).astype(np.float32) @ self.text.T
+        return terms
 
     def __call__(self, history: Ragged) -> np.ndarray:
         """Return scores, float32 (b, I)."""
@@ -126,9 +126,9 @@ def tune_transitions(
         base = TransitionWalkSettings(**shape, backward=backward, shrink=shrink)
         graph = transition_probabilities(rows, items, base)
         for start in GRID["start"]:
-            found = _weighted(TransitionScorer(graph, unit, base.model_copy(update=start)), cases)
-            tried += [{**s.model_dump(), "ndcg@10": value} for s, value in found]
-            settings, value = max(found, key=lambda one: one[1])
+            weighted = _weighted(TransitionScorer(graph, unit, base.model_copy(update=start)), cases)
+            tried += [{**s.model_dump(), "ndcg@10": value} for s, value in weighted]
+            settings, value = max(weighted, key=lambda one: one[1])
             if best is None or value > best[0]:
                 best = (value, TransitionScorer(graph, unit, settings))
             if over():
