@@ -58,15 +58,6 @@ class Anchors:
         """Return the share of nodes within the radius of an anchor."""
         return float(self.gains.sum() / self.nodes)
 
-    @property
-    def knee(self) -> int:
-        """Number of anchors after which the marginal gain has fallen off: the cumulative gain is farthest above the
-        straight line from the first anchor to the last."""
-        if len(self.gains) < 3:
-            return len(self.gains)
-        total = np.cumsum(self.gains) / max(1, self.gains.sum())
-        return int(np.argmax(total - np.linspace(total[0], 1.0, len(total)))) + 1
-
 
 def choose(graph: Graph, settings: AnchorSettings | None = None) -> Anchors:
     """Select the anchors of ``graph``, ignoring directions; deterministic for a graph and settings.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -297,8 +296,3 @@ def _relax(indptr, indices, own, back_ptr, back, table, starts, none, cap):  # t
                 if not queued[u]:
                     queued[u] = True
                     work.append(u)
-
-
-def open_mapped(path: Path, nodes: int, columns: int) -> np.ndarray:
-    """Create a matrix of hops on disk, in NumPy's format, to be filled block by block."""
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(nodes, columns))

@@ -134,7 +134,7 @@ def read_graph(folder: Path, settings: GraphDataSettings | None = None, *, direc
         DataError: a file is missing or cannot be used, or an edge ends at no node.
     """
     s = settings or GraphDataSettings()
-    edges, nodes = _table(folder, "edges", s), _find(folder, "nodes", s)
+    edges, nodes = _read(require_table(folder, "edges"), s), _read_optional(folder, "nodes", s)
     of_edge = _optional_ids(edges, "graph_id")
     of_node = None if nodes is None else _optional_ids(nodes, "graph_id")
     if nodes is not None and (of_edge is None) != (of_node is None):
@@ -173,7 +173,7 @@ def read_triples(folder: Path, settings: GraphDataSettings | None = None) -> Tri
         DataError: a file is missing or cannot be used, or a triple ends at no entity.
     """
     s = settings or GraphDataSettings()
-    triples, entities = _table(folder, "triples", s), _find(folder, "entities", s)
+    triples, entities = _read(require_table(folder, "triples"), s), _read_optional(folder, "entities", s)
     head, relation, tail = (_ids(triples, name) for name in ("head", "relation", "tail"))
     known = None if entities is None else _unique(entities, "entity_id")
     names, (begin, end), kept = _resolve(triples, ("head", "tail"), [list(head), list(tail)], known, s.dangling)
@@ -274,11 +274,25 @@ def _resolve(
     return names, (rows[0][kept], rows[1][kept]), kept
 
 
-def _find(folder: Path, table: str, settings: GraphDataSettings) -> RawTable | None:
-    paths = (folder / f"{table}{suffix}" for suffix in FORMATS)
-    path = next((path for path in paths if path.is_file()), None)
+def find_table(folder: Path, table: str) -> Path | None:
+    """Return the path of a table in any format, or ``None``."""
+    return next((path for suffix in FORMATS if (path := folder / f"{table}{suffix}").is_file()), None)
+
+
+def require_table(folder: Path, table: str) -> Path:
+    """Return the path of a table in any format.
+
+    Raises:
+        DataError: it is missing.
+    """
+    path = find_table(folder, table)
     if path is None:
-        return None
+        raise DataError(f"no {table}{FORMATS[0]} (or {', '.join(FORMATS[1:])}) there", file=folder)
+    return path
+
+
+def _read(path: Path, settings: GraphDataSettings) -> RawTable:
+    """Read a table and rename its columns."""
     raw = read_raw(path)
     given = {theirs: ours for ours, theirs in settings.columns.items()}
     # A column of the name that another is read as steps aside.
@@ -286,11 +300,9 @@ def _find(folder: Path, table: str, settings: GraphDataSettings) -> RawTable | N
     return RawTable(raw.file, raw.table.rename_columns(names), raw.types)
 
 
-def _table(folder: Path, table: str, settings: GraphDataSettings) -> RawTable:
-    raw = _find(folder, table, settings)
-    if raw is None:
-        raise DataError(f"no {table}{FORMATS[0]} (or {', '.join(FORMATS[1:])}) there", file=folder)
-    return raw
+def _read_optional(folder: Path, table: str, settings: GraphDataSettings) -> RawTable | None:
+    path = find_table(folder, table)
+    return None if path is None else _read(path, settings)
 
 
 def _ids(raw: RawTable, name: str) -> pd.Series:

@@ -189,7 +189,7 @@ class NodeTokenizer:
         s = self.settings
         return {
             "strategy": s.anchors.strategy, "anchors": len(self.anchors.rows), "radius": s.anchors.radius,
-            "coverage": self.anchors.coverage, "knee": self.anchors.knee, "distances": s.distances.kind,
+            "coverage": self.anchors.coverage, "distances": s.distances.kind,
             "tau": float(self.positions.log_tau.detach().exp().mean()), "columns": self.table.shape[1],
             "width": self.width,
         }  # fmt: skip

@@ -38,7 +38,7 @@ CACHE = ".text_cache"
 def tokenize(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
     """Fit a node tokenizer to the graph in ``folder`` and write it, with a report, to ``out``."""
     with bar("Read graph") as progress:
-        if any((folder / f"triples{suffix}").exists() for suffix in files.FORMATS):
+        if files.find_table(folder, "triples"):
             triples = files.read_triples(folder, config.data)
             graph, labels = triples.graph, None
         else:

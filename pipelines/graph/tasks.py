@@ -24,8 +24,6 @@ from setrec.data.formats import read_raw
 from setrec.errors import DataError
 from setrec.text.encoder import TextEncoder
 
-FORMATS = (".parquet", ".csv", ".jsonl")
-
 
 def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
     """Load the task ``config.name`` from the tables in ``folder``.
@@ -55,10 +53,10 @@ def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
     if name == "stance":
         names = ("belief", "argument", "stance", "graph", "split")
         encode = None if config.encoder.path is None else lambda texts: _needed(_vectors(texts, config, cache))
-        with _in(path := _table(folder, "examples")):
+        with _in(path := files.require_table(folder, "examples")):
             belief, argument, stances, graph, split = _texts(path, *names)
             return stance(belief, argument, stances, graph, split, encode, config.tokenizer)
-    with _in(path := _table(folder, "questions")):
+    with _in(path := files.require_table(folder, "questions")):
         task, split, question, answer = _texts(path, "task", "split", "question", "answer")
         mine = [row for row, kind in enumerate(task) if kind == name]
         if not mine:
@@ -79,7 +77,7 @@ def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
 
 def _descriptions(folder: Path, labels: Sequence[str]) -> dict[str, str] | None:
     """Return the descriptions of the classes from the optional table ``classes`` (``label``, ``description``)."""
-    path = _find(folder, "classes")
+    path = files.find_table(folder, "classes")
     if path is None:
         return None
     with _in(path):
@@ -109,18 +107,6 @@ def _vectors(texts: Sequence[str], config: GraphConfig, cache: Path) -> np.ndarr
 def _needed(vectors: np.ndarray | None) -> np.ndarray:
     assert vectors is not None
     return vectors
-
-
-def _table(folder: Path, table: str) -> Path:
-    """Return the path of a table in any format."""
-    path = _find(folder, table)
-    if path is None:
-        raise DataError(f"no {table}{FORMATS[0]} (or {', '.join(FORMATS[1:])}) there", file=folder)
-    return path
-
-
-def _find(folder: Path, table: str) -> Path | None:
-    return next((folder / f"{table}{suffix}" for suffix in FORMATS if (folder / f"{table}{suffix}").is_file()), None)
 
 
 def _texts(path: Path, *names: str) -> list[list[str]]:

@@ -40,13 +40,6 @@ def two_sided_p(means: np.ndarray) -> np.ndarray:
     return np.minimum(1.0, 2.0 * (rarer + 1) / (len(means) + 1))
 
 
-def paired_p(a: np.ndarray, b: np.ndarray, resamples: int = 1000, seed: int = 0) -> float:
-    """Return the two-sided p-value of "a and b are equal on average", from the resamples of
-    :func:`paired_difference`."""
-    difference = (np.asarray(a) - np.asarray(b))[:, None]
-    return float(two_sided_p(bootstrap_means(difference, resamples, seed))[0])
-
-
 def holm(p: np.ndarray) -> np.ndarray:
     """Return p-values (m, ...) with Holm's correction along the first axis (Holm 1979), which controls the family-wise
     error rate under any dependence."""

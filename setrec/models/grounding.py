@@ -59,9 +59,3 @@ def joined(tokens: ItemTokens, own: Sequence[Tensor], weights: Mapping[str, floa
     for slot, code in zip(tokens.slots, own, strict=True):
         columns[slot.kind].append(weights[slot.kind] * code)
     return torch.cat([torch.stack(codes).sum(dim=0) for codes in columns.values()], dim=-1)
-
-
-def slot_scores(tokens: ItemTokens, outputs: Tensor, codes: Tensor) -> Tensor:
-    """Return the unfolded scores <o_k, z_k(i)>, (B, n, I), from outputs (B, n, d): the definition, for tests and
-    analysis."""
-    return torch.einsum("bkd,ikd->bki", outputs, tokens.tokens(codes))
