@@ -32,7 +32,7 @@ from nodetok.language.reader_files import has_base, load_reader, own_weights, sa
 from nodetok.language.training import Reader
 from nodetok.tokenizer import NodeTokenizer
 from setrec.atomic import atomic_directory
-from setrec.errors import ConfigError, SetRecError, UnknownNodeError
+from setrec.errors import ConfigError, SetRecError, UnknownNodeError, first_line
 
 FORMAT = 2
 
@@ -145,8 +145,7 @@ class GraphArtifact:
         except (
             OSError, KeyError, ValueError, RuntimeError, TypeError, ValidationError, SafetensorError, pa.ArrowException,
         ) as error:  # fmt: skip
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(f"{folder}: graph cannot be loaded: {reason}") from error
+            raise ConfigError(f"{folder}: graph cannot be loaded: {first_line(error)}") from error
 
 
 def artifact(task: Task, reader: Reader | CompletionReader | None, texts: Sequence[str] | None = None) -> GraphArtifact:

@@ -21,7 +21,7 @@ from nodetok.distances import DistanceSettings, as_type, fitting, reached, refus
 from nodetok.graph import Graph
 from nodetok.positions import Positions, PositionSettings
 from setrec.atomic import atomic_directory
-from setrec.errors import ConfigError, UnknownNodeError
+from setrec.errors import ConfigError, UnknownNodeError, first_line
 from setrec.rows import top_k
 from setrec.settings import Settings
 
@@ -241,8 +241,7 @@ class NodeTokenizer:
             encoder = Positions(table.shape[1])
             encoder.load_state_dict({name.removeprefix("positions."): value for name, value in tensors.items()})
         except (OSError, KeyError, ValueError, RuntimeError, TypeError, ValidationError, SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(f"{folder}: node tokenizer cannot be loaded: {reason}") from error
+            raise ConfigError(f"{folder}: node tokenizer cannot be loaded: {first_line(error)}") from error
         return cls(settings, Anchors(rows, gains, len(table)), ids, table, encoder.eval(), record.get("digest"))
 
     def check(self, graph: Graph) -> None:

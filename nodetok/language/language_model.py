@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from setrec.errors import ConfigError
+from setrec.errors import ConfigError, first_line
 from setrec.models import attention
 from setrec.models.backbones import (
     MASTER,
@@ -161,8 +161,7 @@ def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path_or_hub_id)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"'{path_or_hub_id}' has no usable tokenizer: {reason}") from error
+        raise ConfigError(f"'{path_or_hub_id}' has no usable tokenizer: {first_line(error)}") from error
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

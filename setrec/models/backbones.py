@@ -25,7 +25,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
-from setrec.errors import ConfigError
+from setrec.errors import ConfigError, first_line
 from setrec.models import attention, masks
 from setrec.models.settings import LoraSettings
 
@@ -117,7 +117,7 @@ def load_backbone(
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
-        raise ConfigError(f"backbone '{path_or_hub_id}' cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"backbone '{path_or_hub_id}' cannot be loaded: {first_line(error)}") from error
 
 
 @contextmanager

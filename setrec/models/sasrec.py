@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from setrec.atomic import atomic_directory
-from setrec.errors import ConfigError
+from setrec.errors import ConfigError, first_line
 from setrec.evaluation import ranking
 from setrec.models.settings import SasRecSettings
 from setrec.ragged import Ragged
@@ -150,7 +150,7 @@ class SasRec(nn.Module):
             model = cls(len(weights["trained"]), settings, weights.get("text.table"))
             model.load_state_dict(weights)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise ConfigError(f"'{folder}' holds no SASRec: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"'{folder}' holds no SASRec: {first_line(error)}") from error
         return model.eval()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from setrec.errors import ConfigError
+from setrec.errors import ConfigError, first_line
 from setrec.text.vector_store import VectorCache
 
 Progress = Callable[[int, int], None]
@@ -137,8 +137,7 @@ class TextEncoder:
                     str(self.directory), device=str(self.device), local_files_only=True, model_kwargs=options
                 )
         except Exception as error:  # damaged weights, configurations and tokenizers raise many kinds
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"text encoder {self.name}: cannot be loaded ({reason})") from error
+            raise ConfigError(f"text encoder {self.name}: cannot be loaded ({first_line(error)})") from error
         model.max_seq_length = min(self.max_length, model.max_seq_length or self.max_length)
         if model.tokenizer.pad_token is None:
             model.tokenizer.pad_token = model.tokenizer.eos_token
