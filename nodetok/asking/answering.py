@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from nodetok.artifact import GraphArtifact
+from nodetok.asking.artifact import GraphArtifact
 from nodetok.asking.nodes import AmbiguousNodeError, NodeFinder
 from nodetok.asking.questions import SLOT, QuestionMatcher
 from nodetok.asking.subgraph import retrieve

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from nodetok import files, order
-from nodetok.artifact import GraphArtifact, artifact
 from nodetok.asking.answering import GraphAnswerer, GroundedAnswer
+from nodetok.asking.artifact import GraphArtifact, artifact
 from nodetok.distances import reached
 from nodetok.graph import Graph
 from nodetok.language.input_ablation import LAPLACIAN, TOKENS, ablate, ablations

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nodetok.artifact import GraphArtifact
 from nodetok.asking.answering import GraphAnswerer
+from nodetok.asking.artifact import GraphArtifact
 from nodetok.distances import reached
 from serving.runtime.graph_service import AnchorDistance, GraphAnswer, Mode, NearNode, NodeDescription, ScoredAnswer
 from setrec.errors import BundleError, ConfigError, SetRecError

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from nodetok import files
-from nodetok.completion import completion
 from nodetok.language.interface import Task
 from nodetok.tasks.classification import classification
+from nodetok.tasks.completion import completion
 from nodetok.tasks.links import links
 from nodetok.tasks.nlgraph import nlgraph
 from nodetok.tasks.stance import stance
