@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from nodetok.pyg import edge_arrays, hetero_edges
 from setrec.errors import DataError, UnknownNodeError
 
 if TYPE_CHECKING:
@@ -300,60 +301,15 @@ class Graph:
             DataError: as :meth:`from_arrays`; an attribute of edges with several columns, which is no length.
         """
         if hasattr(data, "node_types"):
-            return _from_hetero(data, directed, weight)
-        ends, lengths = _edge_tensors(data, "the data", weight)
+            ids, ends, lengths = hetero_edges(data, weight)
+            return cls.from_arrays(*ends, len(ids), weights=lengths, directed=bool(directed), ids=ids)
+        ends, lengths = edge_arrays(data, "the data", weight)
         way = data.is_directed() if directed is None else directed
         texts = data.get("text") if hasattr(data, "get") else None
         texts = [str(text) for text in texts] if isinstance(texts, list | tuple) else None
         return cls.from_arrays(
             ends[0], ends[1], int(data.num_nodes or 0), weights=lengths, directed=way, texts=texts
         )  # fmt: skip
-
-
-LENGTHS = ("edge_weight", "weight", "edge_attr")
-"""Names under which PyTorch Geometric keeps lengths of edges."""
-
-
-def _edge_tensors(data: Any, what: str, weight: str | None) -> tuple[np.ndarray, np.ndarray | None]:
-    ends = getattr(data, "edge_index", None)
-    if ends is None:
-        raise DataError(f"{what} has no edge_index")
-    if ends.dim() != 2 or len(ends) != 2:
-        raise DataError(f"edge_index of {what} must have the shape (2, edges), not {tuple(ends.shape)}")
-    names = LENGTHS if weight == "infer" else () if weight is None else (weight,)
-    name = next((name for name in names if getattr(data, name, None) is not None), None)
-    if name is None:
-        return ends.cpu().numpy(), None
-    given = np.asarray(getattr(data, name).detach().cpu().numpy() if hasattr(getattr(data, name), "detach") else
-                       getattr(data, name))  # fmt: skip
-    if given.shape not in ((ends.shape[1],), (ends.shape[1], 1)) or given.dtype.kind not in "fiu":
-        raise DataError(
-            f"{name} of {what} is {given.dtype} {given.shape}: no length for each of {ends.shape[1]} edges; "
-            "weight=None leaves it out"
-        )
-    return ends.cpu().numpy(), given.reshape(-1)
-
-
-def _from_hetero(data: Any, directed: bool | None, weight: str | None) -> Graph:
-    ids: list[Hashable] = []
-    start, size = {}, {}
-    for kind in data.node_types:
-        start[kind], size[kind] = len(ids), int(data[kind].num_nodes or 0)
-        ids += [(kind, row) for row in range(size[kind])]
-    both, lengths = [np.empty((2, 0), dtype=np.int64)], []
-    for kind in data.edge_types:
-        ends, own = _edge_tensors(data[kind], f"edge type {kind}", weight)
-        for end, side in zip(ends, (kind[0], kind[2]), strict=True):
-            if len(end) and (end.min() < 0 or end.max() >= size.get(side, 0)):
-                raise DataError(f"edge type {kind} ends outside the {size.get(side, 0)} nodes of type '{side}'")
-        both.append(ends + np.array([[start.get(kind[0], 0)], [start.get(kind[2], 0)]]))
-        lengths.append(own)
-    weights = None
-    if any(own is not None for own in lengths):
-        pairs = zip(both[1:], lengths, strict=True)
-        weights = np.concatenate([np.ones(ends.shape[1]) if own is None else own for ends, own in pairs])
-    every = np.concatenate(both, axis=1)
-    return Graph.from_arrays(every[0], every[1], len(ids), weights=weights, directed=bool(directed), ids=ids)
 
 
 def _plain(node: Hashable) -> Hashable:
