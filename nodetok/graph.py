@@ -302,7 +302,7 @@ class Graph:
         """
         if hasattr(data, "node_types"):
             ids, ends, lengths = hetero_edges(data, weight)
-            return cls.from_arrays(*ends, len(ids), weights=lengths, directed=bool(directed), ids=ids)
+            return cls.from_arrays(ends[0], ends[1], len(ids), weights=lengths, directed=bool(directed), ids=ids)
         ends, lengths = edge_arrays(data, "the data", weight)
         way = data.is_directed() if directed is None else directed
         texts = data.get("text") if hasattr(data, "get") else None
