@@ -2,7 +2,7 @@
 
 Coverage is monotone and submodular, so the greedy choice of K anchors covers at least 1 - 1/e of what the best K cover.
 Gains only shrink as more is covered; an old gain is therefore an upper bound, and a priority queue of bounds needs few
-exact ones. Balls are searched when a candidate comes to the top and never kept.
+exact ones. Balls are searched when a candidate reaches the top of the queue, and are not stored.
 
 On grids, paths and trees most candidates cover equally much. Of :data:`TIES` such candidates, drawn by the seed, the
 one that brings all nodes nearest to an anchor is chosen (greedy k-median), which spreads anchors over the whole graph.
@@ -24,7 +24,7 @@ from setrec.errors import ConfigError
 from setrec.settings import Settings
 
 TIES = 16
-"""Candidates of equal coverage that are compared; 64 would give a binary tree a point of order accuracy more."""
+"""Number of candidates of equal coverage that are compared; 64 would add a point of order accuracy on a binary tree."""
 
 Strategy = Literal["coverage", "paper", "degree", "random", "k_centre"]
 
@@ -63,11 +63,11 @@ def choose(graph: Graph, settings: AnchorSettings | None = None) -> Anchors:
     """Select the anchors of ``graph``, ignoring directions; deterministic for a graph and settings.
 
     Raises:
-        ConfigError: neither a count nor a coverage says when to stop.
+        ConfigError: neither a count nor a coverage is set.
     """
     s = settings or AnchorSettings()
     if s.count is None and s.coverage is None:
-        raise ConfigError("anchors need a count or a coverage to stop at")
+        raise ConfigError("anchors need a count or a coverage")
     view = graph.undirected
     count = min(len(view), s.count or len(view))
     if s.strategy in ("coverage", "paper"):

@@ -1,7 +1,7 @@
 """Distances from every node to every anchor: hops, path lengths or random walks, as one matrix (NT-LLM section 3).
 
-Hops run 64 anchors at a time as the bits of one word: a level of the search is one OR per arc, whatever the number of
-anchors in the word, and a node that all anchors have reached is not looked at again.
+Hops are computed for 64 anchors at a time as the bits of one word: a level of the search is one OR per arc for all
+anchors of the word, and a node that all anchors have reached is skipped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FARTHEST = 254
 """Longest path that one byte holds."""
 WORD = 64
 NARROW = 32
-"""Where the frontier is less than this part of the nodes, only its neighbours are looked at."""
+"""The frontier's neighbours alone are visited if the frontier is smaller than this fraction of the nodes."""
 
 PARALLEL = threading.Lock()
 """Held while a parallel loop runs: numba's own thread pool ends the process when two threads enter it."""
@@ -91,8 +91,8 @@ def distances(graph: Graph, anchors: np.ndarray, settings: DistanceSettings | No
     """Return the distances (V, K) of every node to the anchors (rows of ``graph``), or (V, 2 K) for ``both``
     directions.
 
-    Hops are uint8, or int32 where a path is longer than 254; lengths and walks float32. :func:`unreachable` says what
-    stands where there is no path.
+    Hops are uint8, or int32 where a path is longer than 254; lengths and walks float32. :func:`unreachable` is the
+    value without a path.
 
     Raises:
         ConfigError: no anchors, or one outside the graph.

@@ -106,7 +106,7 @@ def _attribute(data: Any, name: str, nodes: int, *, columns: bool = False) -> np
     values = np.asarray(given.detach().cpu()) if hasattr(given, "detach") else np.asarray(given)
     values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 and not columns else values
     if values.ndim != 1 + columns or len(values) != nodes:
-        raise DataError(f"{name} has the shape {values.shape}, where {nodes} nodes want one row each")
+        raise DataError(f"{name} has the shape {values.shape}, but {nodes} nodes need one row each")
     return values
 
 

@@ -74,7 +74,7 @@ class GraphArtifact:
         """Return the row of a node by its id.
 
         Raises:
-            UnknownNodeError: there is none.
+            UnknownNodeError: no node has this id.
         """
         if node not in self._row_of:
             raise UnknownNodeError(f"unknown node {node!r}")

@@ -1,8 +1,8 @@
 """Matching of free-text questions to the questions that a model was trained on.
 
-A linear classifier over words and letter groups with a class for everything else. It learns from the wordings of
-:mod:`nodetok.asking.wordings` when it is built, so there is nothing to store; its threshold is chosen on wordings that
-it did not learn from. A question most of whose content words stand in no wording is none of them.
+A linear classifier over words and character n-grams with a class for all other questions. It is fitted to the wordings
+of :mod:`nodetok.asking.wordings` when it is built, so nothing is stored; its threshold is chosen on held-out wordings.
+A question most of whose content words occur in no wording is rejected.
 """
 
 from __future__ import annotations

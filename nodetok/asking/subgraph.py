@@ -13,7 +13,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 AROUND = 400
-"""Nodes that are looked at, besides those on shortest paths."""
+"""Number of nodes in the search, besides those on shortest paths."""
 
 
 def retrieve(adjacency: sparse.csr_matrix, rows: list[int], extra: int = 4) -> tuple[list[int], list[tuple[int, int]]]:

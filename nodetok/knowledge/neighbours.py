@@ -28,7 +28,7 @@ def neighbours(vectors: np.ndarray, k: int, rows: int = 512) -> np.ndarray:
 def lexical_neighbours(texts: Sequence[str], k: int, rows: int = 512) -> np.ndarray:
     """Return the ``k`` lexically most similar other texts of each, best first, int64 (V, k).
 
-    Cosine of TF-IDF over the words that stand in two texts or more and in no more than 2% (or ten) of them.
+    The similarity is the cosine of TF-IDF over words in at least two texts and at most 2% (or ten) of them.
     """
     counts = TfidfVectorizer(sublinear_tf=True, min_df=2, max_df=max(0.02, min(1.0, 10 / len(texts))), dtype=np.float32)
     try:

@@ -156,7 +156,7 @@ def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the checkpoint has no usable tokenizer.
     """
     try:
         return AutoTokenizer.from_pretrained(path_or_hub_id)

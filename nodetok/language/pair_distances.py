@@ -2,8 +2,8 @@
 path through an anchor.
 
 It enters twice. As a bias between all node tokens, the way T5 has one by the words between. And as a vector that a node
-receives for each other node it sees: a bias can only turn a head's attention, and with it alone a model needs about
-five times as many questions before it can say which of two nodes is nearer.
+receives for each other node it sees: a bias only changes attention weights, and with it alone a model needs about five
+times as many training questions to decide which of two nodes is nearer.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def buckets(rows: Tensor, table: Tensor) -> Tensor:
     bucket a hop below NEAR, then one for each doubling, the last of them FAR; FAR + 1 for no path; 0 from a node to
     itself.
 
-    Lengths, whatever their scale, count in parts of their mean over ``table``, of which there are UNITS.
+    Lengths are scaled so that their mean over ``table`` is UNITS.
     """
     lengths = as_lengths(table[rows.clamp(min=0)])
     if table.is_floating_point():

@@ -3,7 +3,7 @@
 A node is an order-agnostic **set**: its position tokens, its feature token where there are features, and a token for
 each of some neighbours. Tokens of one set share one place in the order and do not see each other, exactly like the
 tokens of an item in ``setrec.models.masks``; so permuting a node's neighbours changes nothing. The words of its text
-follow. A node that is named again in the same prompt shows its position tokens and its words.
+follow. A repeated node has position tokens and text only.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SLOT = re.compile(r"\[\[(\d+)\]\]")
 class Prompts:
     """``texts``: B prompts; ``nodes`` int64 (B, S): the rows that [[0]] .. [[S - 1]] stand for, -1 where there is none.
 
-    ``hidden`` int64 (B, S, 2) or ``None``: the neighbour, and the relation to it, that the node in that slot must not
-    show, because that is what is asked for. ``plain``: the whole prompt in words alone, where it is more than the words
-    of the nodes; it is read by a model that is shown no node tokens.
+    ``hidden`` int64 (B, S, 2) or ``None``: the neighbour and relation that the node in that slot must not show, because
+    they are the answer. ``plain``: the whole prompt in words alone, where it is more than the words of the nodes; it is
+    read by a model that is shown no node tokens.
     """
 
     texts: Sequence[str]
@@ -145,7 +145,7 @@ class PromptEncoder:
         self._words = lru_cache(maxsize=200_000)(self._look_up)
         self._template = lru_cache(maxsize=50_000)(self._layout)
         before, after = self.text.template
-        # A tokenizer that begins every text with a token of its own (Gemma) has it written by its chat template.
+        # A tokenizer with a begin token (Gemma) has it in its chat template.
         begins = list(tokenizer("")["input_ids"])[:1] if not before else []
         self._before = begins if begins and begins[0] == tokenizer.bos_token_id else self._words(before)
         self._after = self._words(after)
@@ -191,7 +191,7 @@ class PromptEncoder:
             gone = neighbour < 0
             if prompts.hidden is not None:
                 hidden, own = prompts.hidden[row, slot].T
-                # A node's fact about itself stands beside it from both ends.
+                # A fact that relates a node to itself is a neighbour in both directions.
                 gone |= (neighbour == hidden) & ((relation == own) | (hidden == node))
             value = np.where(beside, neighbour, value)
             relations[row, column] = np.where(beside & ~gone, relation, 0)

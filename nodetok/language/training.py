@@ -38,8 +38,8 @@ class GraphTrainingSettings(Settings):
     of this process. ``warmup``: steps of linear warm-up. ``backbone_rate``: the learning rate of a pretrained
     backbone's own weights (``None``: a fiftieth of ``learning_rate`` for all of them, a fifth for adapters).
 
-    ``consistency``: what examples without a label add to the loss, where a task has such. ``sampled``: wrong candidates
-    that a step looks at (0: all); the cost of a step grows with it, 8,192 of 40,943 cost a fifth of the softmax.
+    ``consistency``: what examples without a label add to the loss, where a task has such. ``sampled``: number of wrong
+    candidates sampled per step (0: all); the cost of a step grows with it, 8,192 of 40,943 cost a fifth of the softmax.
     """
 
     epochs: int = Field(10, ge=1)

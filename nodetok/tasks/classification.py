@@ -49,7 +49,7 @@ def classification(
     train = part("train")
 
     def draw(rng: np.random.Generator) -> Iterator[Chunk]:
-        # Often a handful of labels: an epoch, after which validation is asked, holds some thousand examples.
+        # There may be few labels: an epoch, which ends with validation, has about a thousand examples.
         passes = max(1, 1_000 // len(train))
         yield train.take(np.concatenate([rng.permutation(len(train)) for _ in range(passes)])), None
 

@@ -31,8 +31,8 @@ def side_by_side(graphs: Sequence[Small], settings: TokenizerSettings) -> tuple[
     """Return the combined graph, the table (V, K) of distances inside each graph, and the first row of each, int64
     (graphs + 1,).
 
-    K is the number of anchors asked for; a graph with fewer nodes uses all of them, in order, and leaves the rest
-    unreachable.
+    K is the configured number of anchors; a graph with fewer nodes uses all of them, in order, and the other columns
+    are unreachable.
     """
     starts = np.concatenate([[0], np.cumsum([g.nodes for g in graphs])])
     ends = np.concatenate([g.edges + start for g, start in zip(graphs, starts[:-1], strict=True)])

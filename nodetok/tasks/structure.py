@@ -27,8 +27,8 @@ def structure(
     """Return the task of structural questions with exact answers, resampled every epoch.
 
     Pairs of nodes are held out: a tenth for validation, a tenth for the test, never seen in training in either order.
-    Answers are balanced: hops 1 to 6 are equally frequent (more are not asked for); chance is 1/6, 1/2, 1/2, 1/4, 1/2.
-    Beside the accuracy of each question stands that in unseen wording: an answer counts only as far as the test
+    Answers are balanced: hops 1 to 6 are equally frequent (longer paths do not occur); chance is 1/6, 1/2, 1/2, 1/4,
+    1/2. Beside the accuracy of each question stands that in unseen wording: an answer counts only as far as the test
     wordings of the question are recognised (:mod:`nodetok.asking.questions`).
 
     Raises:

@@ -23,14 +23,14 @@ def fan_out(
 
     Raises:
         SetRecError: a task raised one, or (ConfigError) failed for good; ``what`` is the subject of the message.
-        ConfigError: GPUs are asked for, and the cluster has none.
+        ConfigError: the tasks need a GPU, and the cluster has none.
     """
     import ray
     from ray.exceptions import RayError
 
     remote: Any = ray.remote(task)
     if gpu and not ray.cluster_resources().get("GPU"):
-        raise ConfigError(f"{what} is to have {gpu:g} of a GPU, and the cluster has no GPU")
+        raise ConfigError(f"{what} needs {gpu:g} of a GPU, and the cluster has none")
     remote = remote.options(num_cpus=1, num_gpus=gpu, max_retries=RETRIES, retry_exceptions=[MemoryError, OSError])
     waiting, running = deque(calls), set[Any]()
     room = max(1, int(ray.cluster_resources().get("CPU", 1)))

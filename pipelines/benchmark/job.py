@@ -49,12 +49,12 @@ def protocol_of(name: str) -> Protocol:
     """Return the protocol called ``name``.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: unknown protocol.
     """
     for known in get_args(Protocol):
         if name == known:
             return known
-    raise ConfigError(f"there is no protocol '{name}'; there are {' and '.join(get_args(Protocol))}")
+    raise ConfigError(f"unknown protocol '{name}' (known: {', '.join(get_args(Protocol))})")
 
 
 def _packaged() -> str | None:

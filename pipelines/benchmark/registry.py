@@ -62,11 +62,11 @@ def system(name: str) -> System:
     """Return a system by its name.
 
     Raises:
-        ConfigError: there is none of that name; those there are are named.
+        ConfigError: unknown name; the message lists the known ones.
     """
     every = COMPARED | ABLATION
     if name not in every:
-        raise ConfigError(f"there is no system '{name}'; there are: {'; '.join(every)}")
+        raise ConfigError(f"unknown system '{name}' (known: {'; '.join(every)})")
     return every[name]
 
 
@@ -74,7 +74,7 @@ def names(problem: Problem, requested: Sequence[str] | None, *, ablation: bool) 
     """Return the names of the ``requested`` systems, or of all that apply to the problem.
 
     Raises:
-        ConfigError: one is asked for that there is not.
+        ConfigError: a requested system is unknown.
     """
     if requested is not None:
         return [system(name).name for name in requested]

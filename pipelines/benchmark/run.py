@@ -27,8 +27,8 @@ from setrec.settings import Settings
 
 class BenchmarkSettings(Settings):
     """Settings of a benchmark. ``minutes``: CPU time of a system's final training, and again of all its tries on
-    validation together, in equal parts. ``seeds``: fits of ours that stand in the table, ``opponent_seeds`` those of
-    the others (``null``: as many). ``tries``: settings of each system that are tried, the first of its grid.
+    validation together, in equal parts. ``seeds``: number of fits of our system in the table, ``opponent_seeds`` those
+    of the others (``null``: as many). ``tries``: settings of each system that are tried, the first of its grid.
     ``systems``: the systems by name, ``null`` for all of the table; ``ablation``: with the rows between the published
     design and ours. ``gpu``: the share of a GPU that every fit gets beside its core.
     """

@@ -21,7 +21,7 @@ from setrec.atomic import atomic_file
 from setrec.evaluation import ranking
 
 Finals = Mapping[str, Sequence[FitTask]]
-"""By system the fits of seeds 0, 1, ... that stand in the table."""
+"""By system the fits of seeds 0, 1, ... in the table."""
 
 Runs = Mapping[str, Sequence[ranking.PerUser]]
 """By row of the table the metrics of every user, of each seed."""

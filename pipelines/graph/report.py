@@ -42,11 +42,11 @@ def write_graph_report(
 ) -> Path:
     """Write the report of a graph run to ``path`` as a whole or not at all; parts without data are left out.
 
-    ``graph``: nodes, edges, components, directed, weighted. ``tokenizer``: any of the keys of :data:`TOKENIZER`, what
-    a node tokenizer says of itself. ``gains``: the share of all nodes each anchor was the first to cover, in order of
-    choice. ``order``: similarity, order_accuracy, kendall_tau. ``rows``: task, system, metric, value, low, high (the
-    ends of a 95% interval or None) and seeds. Systems named "node tokens..." are ours. ``picture``: a plane of the
-    nodes. ``curves``: system, epoch, loss, value, the last two possibly None.
+    ``graph``: nodes, edges, components, directed, weighted. ``tokenizer``: any of the keys of :data:`TOKENIZER`, as
+    :meth:`nodetok.tokenizer.NodeTokenizer.describe` returns them. ``gains``: the share of all nodes each anchor was the
+    first to cover, in order of choice. ``order``: similarity, order_accuracy, kendall_tau. ``rows``: task, system,
+    metric, value, low, high (the ends of a 95% interval or None) and seeds. Systems named "node tokens..." are ours.
+    ``picture``: a plane of the nodes. ``curves``: system, epoch, loss, value, the last two possibly None.
     """
     pages = templates()
     pages.policies["json.dumps_kwargs"] = {"default": str, "ensure_ascii": False}

@@ -86,7 +86,7 @@ def grouped(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Markup
 def lines(title: str, series: Sequence[Series], x_label: str, *, diagonal: bool = False) -> Markup:
     """Draw lines over a shared x axis, or points with intervals; ``diagonal`` adds the line y = x.
 
-    Returns an empty text where there are no points.
+    Returns an empty text without points.
     """
     series = [one for one in series if len(one.x)]
     if not series:

@@ -1,9 +1,9 @@
 """Exact search for the largest inner products in float64, the reference for all other search; ties go to the smaller
 row.
 
-A float32 product over the rows sorts out the hopeless; those within its rounding error of the k-th best are scored
-again in float64, one sum per row, so that equal codes get equal scores wherever they stand and whatever is searched
-beside them. No index is built: FAISS scans the codes where they lie, which may be a memory-mapped file.
+A float32 product over the rows excludes most of them; those within its rounding error of the k-th best are scored again
+in float64, one sum per row, so that equal codes get equal scores, independently of position and batch. No index is
+built: FAISS scans the codes where they lie, which may be a memory-mapped file.
 """
 
 from __future__ import annotations

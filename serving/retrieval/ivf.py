@@ -31,7 +31,7 @@ _COUNTED = 1 << 16
 """Rows of a filter that are counted by cell; of a wider one, as many are drawn evenly."""
 _LISTED = 4
 # What a filtered query costs, in rows gathered and scored exactly (0.2 us each; 1M codes of 192 numbers, one core of an
-# AMD EPYC): ordering and counting cells, each code in a cell looked into, and each of these that the filter allows.
+# AMD EPYC): ordering and counting cells, each code in a probed cell, and each of these that the filter allows.
 _FIXED, _LOOKED_AT, _ALLOWED = (
     2500,
     {"ivf": 0.05, "ivf_sq8": 0.05, "ivf_pq": 0.08},
@@ -43,7 +43,7 @@ class Ivf:
     """An inverted file index, with the order in which a query probes its cells."""
 
     def __init__(self, index: Any, kind: str) -> None:
-        self.index = index  # owns what the others look into
+        self.index = index  # owns the memory of the others
         self._lists = _lists_of(index)
         self._looked_at, self._allowed = _LOOKED_AT[kind], _ALLOWED[kind]
         self._matrix = _matrix_of(index)

@@ -1,7 +1,7 @@
 """A search index over an immutable base index, added rows and removed rows.
 
-Fresh rows are searched exactly beside the base, which is cheap while they are few (100 thousand take 5 ms) and needs no
-rebuilding under load; removed ones are rows that no query may get. A new bundle folds both into its base.
+Added rows are searched exactly, which is cheap while they are few (100 thousand take 5 ms) and needs no rebuild under
+load; removed rows are excluded from all queries. A new bundle includes both changes in its base.
 """
 
 from __future__ import annotations

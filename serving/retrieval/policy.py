@@ -60,7 +60,7 @@ def candidates(settings: RetrieverSettings, items: int, width: int) -> tuple[tup
         return ((settings.kind, "set in the configuration"),)
     size = 4 * items * width
     if size <= EXACT_BYTES or settings.recall_target == 1:
-        why = "a recall of 1 is asked for" if settings.recall_target == 1 else f"{size / 1e6:.1f} MB are read at once"
+        why = "the recall target is 1" if settings.recall_target == 1 else f"{size / 1e6:.1f} MB are read at once"
         return (("exact", why),)
     return (
         ("ivf_pq", "reaches the target with the least memory and time"),

@@ -66,8 +66,8 @@ def derived_queries(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Return surrogate queries, float32 (count, D), for use without a model's: mean codes of an item and its three
     nearest neighbours.
 
-    Users' histories are of like items, and a query lies where such items are. But a model's queries live in
-    coordinates of their own, which no code tells: pass theirs where there are any.
+    Histories contain similar items, and a query lies near such items. The directions of a model's queries do not follow
+    from codes, so pass the model's queries if possible.
     """
     rng = np.random.default_rng(seed)
     table = codes[np.sort(rng.choice(len(codes), min(len(codes), _LID_TABLE), replace=False))]
@@ -81,7 +81,7 @@ def intrinsic_dimension(codes: np.ndarray, seed: int = 0) -> float | None:
     """Return Levina and Bickel's estimate from 20 nearest neighbours, with MacKay and Ghahramani's mean over 500
     points.
 
-    Of a sample of 100 thousand rows where there are more. Equal rows count once; ``None`` where too few are left.
+    At most 100 thousand sampled rows are used. Equal rows count once; ``None`` if too few remain.
     """
     rng = np.random.default_rng(seed)
     table = codes[np.sort(rng.choice(len(codes), min(len(codes), _LID_TABLE), replace=False))]

@@ -2,9 +2,8 @@
 
 Which index, and how hard it searches, is the policy's choice (:mod:`serving.retrieval.policy`), made by measurement on
 held-out queries (:mod:`serving.retrieval.tuning`) and judged on others (:mod:`serving.retrieval.recall_audit`).
-``exact`` keeps no index at all: FAISS scans the codes. Whatever the kind, scores are exact, ties go to the smaller row,
-and an answer is short only where fewer items are left than were asked for: where an index finds too few, everything is
-searched.
+``exact`` has no index: FAISS scans the codes. For every kind scores are exact, ties go to the smaller row, and an
+answer has fewer than k items only if fewer are allowed: if an index returns too few, all items are searched.
 """
 
 from __future__ import annotations
@@ -78,10 +77,10 @@ class Retriever:
     ) -> Retriever:
         """Index ``codes`` float32 (I, D); the same codes, settings and queries give the same index.
 
-        ``queries`` float32 (Q, D), of the model, for users to come, or a function that gives so many if an index needs
-        them: every other one shapes the space and tunes, the rest audit; some hundred are enough. Where there are none,
-        queries are derived from the codes, and the audit says so: the index then does not know what scores depend on,
-        and may be many times slower at equal recall.
+        ``queries``: float32 (Q, D), of the model, representative of future users, or a function that returns a given
+        number of them if an index needs them. Every other query is for whitening and tuning, the rest for the audit;
+        some hundred suffice. Without queries, surrogates are derived from the codes, as the audit records; the index
+        may then be many times slower at equal recall.
         """
         codes = np.ascontiguousarray(codes, dtype=np.float32)
         exact = Exact(codes)

@@ -1,8 +1,8 @@
 """Tuning of the search effort to a recall target on held-out queries.
 
-Of inverted lists nothing has to be searched for that: an item is found if its cell is looked into, so the number of
-cells is a quantile of the ranks of the true items' cells. Half of what the target lets go may be lost that way, the
-rest to quantisation, against which candidates are re-scored.
+The effort of inverted lists needs no search: an item is found if its cell is probed, so the number of cells is a
+quantile of the ranks of the true items' cells. Half of the allowed loss of recall is for missed cells, the other half
+for quantisation, against which candidates are re-scored.
 """
 
 from __future__ import annotations

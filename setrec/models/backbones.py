@@ -94,9 +94,8 @@ def load_backbone(
 ) -> PreTrainedModel:
     """Load a pretrained model by local path or hub id for :func:`wrap`, from safetensors or GGUF.
 
-    Its weights are float32 and its configuration says so, whatever type they are stored as (hub checkpoints: mostly
-    bf16), unless ``kwargs`` ask for another ``dtype``. ``speaking``: with the head that writes words. ``layers`` as
-    :func:`keep_layers`.
+    Weights and configuration are float32, whatever the stored type (hub checkpoints: mostly bf16), unless ``kwargs``
+    contain another ``dtype``. ``speaking``: with the head that writes words. ``layers`` as :func:`keep_layers`.
 
     Raises:
         ConfigError: nothing usable is found there, or weights that are stored quantised.

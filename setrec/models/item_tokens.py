@@ -44,7 +44,7 @@ class ItemFeatures:
         """Return the feature matrix of a kind of slot.
 
         Raises:
-            KeyError: there is none.
+            KeyError: no slot of this kind.
         """
         table = {COLLABORATIVE: self.collaborative, SEMANTIC: self.text, TEXT: self.text, **self.extra}[kind]
         if table is None:

@@ -73,9 +73,9 @@ def _backbone_config(given: dict[str, Any] | None) -> PretrainedConfig:
 
 
 class Answers(NamedTuple):
-    """What :meth:`SetRecModel.forward` returns. ``slots``: each slot's answers (T, its columns) in the columns of its
-    code; ``codes`` (I, D), or (J, D) of the rows asked for; ``repeats``: the learned bias of items that a query block
-    has seen; ``reconstruction``: the autoencoder's mean squared error."""
+    """The output of :meth:`SetRecModel.forward`. ``slots``: each slot's answers (T, its columns) in the columns of its
+    code; ``codes`` (I, D), or (J, D) of the given rows; ``repeats``: the learned bias of items that a query block has
+    seen; ``reconstruction``: the autoencoder's mean squared error."""
 
     slots: list[Tensor]
     codes: Tensor

@@ -84,8 +84,8 @@ class SasRecSettings(Settings):
     """Shape and training of SASRec. ``patience``: epochs without a better validation NDCG@10.
 
     ``negatives``: draws of the sampled softmax, which all targets of a batch share; 0 is the full softmax. With text
-    alone: ``text_dropout``, of texts once projected, drawn apart for what is read and what is asked for;
-    ``id_dropout``, the share of items that training shows and asks for by their text alone, as new items are.
+    alone: ``text_dropout``, of texts once projected, drawn separately for inputs and targets; ``id_dropout``, the share
+    of items that training shows and asks for by their text alone, as new items are.
     """
 
     width: int = Field(64, ge=1)

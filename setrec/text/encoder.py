@@ -72,7 +72,7 @@ class TextEncoder:
         cache = VectorCache(Path(cache_dir) / self.identity) if cache_dir is not None else None
         known = cache.read(distinct) if cache is not None else {}
         # Longest first: the slowest and largest batch comes first, so memory and the time left show early. The text
-        # itself breaks ties, so the batches do not depend on the order asked for.
+        # itself breaks ties, so the batches do not depend on the order of ``texts``.
         missing = sorted((key for key in distinct if key not in known), key=lambda k: (-len(distinct[k]), distinct[k]))
         done = len(known)
         _tell(progress, done, len(distinct))

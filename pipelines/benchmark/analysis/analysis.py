@@ -26,11 +26,11 @@ Row = dict[str, Any]
 LENGTHS = ((1, 3), (4, 7), (8, 15), (16, None))
 """Items of a history: from, to."""
 SAMPLE = 4000
-"""Test users whose scores are looked at as a whole, drawn by seed 0; tables of metrics have all."""
+"""Number of test users whose full scores are analysed, drawn by seed 0; tables of metrics contain all users."""
 STEPS = 3
-"""Steps within which an item counts as having followed another."""
+"""Maximum number of steps of a transition."""
 PAIRED = 250
-"""Test users whose whole rankings by two kinds of slots are compared."""
+"""Number of test users whose full rankings by two kinds of slots are compared."""
 
 
 def analyse(fitted: Fitted, problem: Problem, results: ranking.PerUser, system: str = "") -> dict[str, list[Row]]:

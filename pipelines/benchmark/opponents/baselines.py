@@ -90,7 +90,7 @@ class SasRecSystem:
         """See :class:`System`.
 
         Raises:
-            DataError: texts are to be read, and there are none.
+            DataError: the system needs texts, and the items have none.
         """
         if self.text and problem.text is None:
             raise DataError(f"{self.name} needs texts, and the items of {problem.name} have none")

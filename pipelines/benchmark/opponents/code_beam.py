@@ -1,8 +1,8 @@
 """Beam search constrained to codes of the catalogue, for many users and several parts of the catalogue at once.
 
-The codes of all items stand in one forest with a root for each part of the catalogue. Its nodes are numbered level by
-level, so that a step is a few gathers and one top-k for all users, parts and beams together. Sizes: b users, G parts,
-W beams, I items, n codes an item, C codes of a level.
+The codes of all items form a forest with a root for each part of the catalogue. Its nodes are numbered level by level,
+so that a step is a few gathers and one top-k for all users, parts and beams together. Sizes: b users, G parts, W beams,
+I items, n codes an item, C codes of a level.
 """
 
 from __future__ import annotations

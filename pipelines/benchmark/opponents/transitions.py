@@ -112,10 +112,9 @@ def tune_transitions(
 ) -> tuple[TransitionScorer, list[dict[str, Any]]]:
     """Return the walk of :data:`GRID` with the best validation NDCG@10 (history removed), and the values of the grid.
 
-    ``text`` float32 (I, w), ``None`` where there is none. Every setting is tried on the same ``users`` validation
-    users, drawn by ``seed`` where there are more. All weights of the terms share one walk. ``over``: whether the time
-    is used up, asked after every walk; then what was tried has to do. Without validation items the default settings
-    are taken.
+    ``text``: float32 (I, w), or ``None``. Every setting is evaluated on the same sample of ``users`` validation users,
+    drawn by ``seed``. All weights of the terms share one walk. ``over`` is called after every walk; once it returns
+    true, the best setting so far is used. Without validation items the default settings are used.
     """
     cases = ranking.Cases.of(histories, VALID).sample(users, seed)
     rows, unit = histories.upto(TRAIN), None if text is None else unit_rows(text)
