@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from small_models import tiny_bert
 from transformers import (
-    BertConfig,
     BertModel,
-    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3Model,
     T5Config,
@@ -24,30 +22,12 @@ from setrec.errors import ConfigError
 from setrec.text.encoder import TextEncoder
 from setrec.text.vector_store import VectorCache
 
-WORDS = ["toy", "story", "heat", "drama", "war", "of", "the", "stars"]
 TEXTS = ["toy story", "heat", "", "the war of the stars", "heat", "drama " * 40, "unheard words"]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A randomly initialised BERT of two layers with a tokenizer of eight words."""
-    path = tmp_path_factory.mktemp("tiny")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **names).save_pretrained(path)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(path)
-    return path
+    return tiny_bert(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +68,9 @@ def test_pooling_is_the_mean_over_real_tokens_of_the_models_last_states(encoder,
 def test_other_families_encode_batched_as_alone(tiny, tmp_path, family):
     torch.manual_seed(0)
     if family == "t5":
-        model = T5Model(T5Config(vocab_size=12, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
+        model = T5Model(T5Config(vocab_size=14, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
     else:
-        sizes = {"vocab_size": 12, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+        sizes = {"vocab_size": 14, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
         heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
         model = Qwen3Model(Qwen3Config(**sizes, **heads, pad_token_id=0))
     model.save_pretrained(tmp_path)
