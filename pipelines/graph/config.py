@@ -14,7 +14,7 @@ from nodetok.language.input_ablation import ABLATIONS, TOKENS
 from nodetok.language.model import GraphModelSettings
 from nodetok.language.training import GraphTrainingSettings
 from nodetok.tokenizer import TokenizerSettings
-from pipelines.common.yaml_file import read_yaml
+from pipelines.common.yaml_file import merged, read_yaml
 from pipelines.config.job import EncoderSettings, apply_overrides
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
@@ -118,7 +118,7 @@ def graph_config(task: str, file: Path | None = None, overrides: list[str] | Non
         raise ConfigError(f"unknown task '{task}' (known: {', '.join(DEFAULTS)})")
     raw: dict[str, Any] = {"name": task, **copy.deepcopy(DEFAULTS[task])}
     if file is not None:
-        raw = _merged(raw, read_yaml(file))
+        raw = merged(raw, read_yaml(file))
     apply_overrides(raw, overrides)
     try:
         config = GraphConfig.model_validate(raw)
@@ -129,11 +129,3 @@ def graph_config(task: str, file: Path | None = None, overrides: list[str] | Non
     if unknown or TOKENS not in config.evaluation.ablations:
         raise ConfigError(f"evaluation.ablations: '{TOKENS}' and any of {', '.join(ABLATIONS)} are expected")
     return config
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    out = dict(base)
-    for key, value in over.items():
-        own = out.get(key)
-        out[key] = _merged(own, value) if isinstance(own, dict) and isinstance(value, dict) else value
-    return out
