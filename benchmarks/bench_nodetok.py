@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import resource
@@ -232,18 +231,12 @@ def drawn(rows: list[dict[str, float]]) -> str:
     """Seconds and memory by size as one SVG file, both axes logarithmic."""
     from plots import stacked
 
-    from pipelines.reports.charts import Series
-
-    def logs(key: str) -> list[float]:
-        return [math.log10(row[key]) for row in rows]
-
     seconds = {"build_seconds": "arrays", "anchor_seconds": "anchors", "distance_seconds": "hops"}
-    x = logs("nodes")
-    charts = [
-        ("seconds", [Series(name, x, logs(key)) for key, name in seconds.items()]),
-        ("peak GB of memory", [Series("peak memory", x, logs("peak_gb"))]),
-    ]
-    return stacked(charts, "number of nodes")
+    charts = {
+        "seconds": {name: [row[key] for row in rows] for key, name in seconds.items()},
+        "peak GB of memory": {"peak memory": [row["peak_gb"] for row in rows]},
+    }
+    return stacked([row["nodes"] for row in rows], charts, "number of nodes")
 
 
 def real_graphs(data: Path) -> dict[str, Graph]:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -248,16 +247,12 @@ def drawn(rows: list[dict[str, Any]]) -> str:
     """Seconds and memory by size, as an SVG file."""
     from plots import stacked
 
-    from pipelines.reports.charts import Series
-
-    x = [math.log10(row["users"]) for row in rows]
-
-    def series(key: str) -> list[Series]:
-        names = list(rows[0]["steps"])
-        return [Series(name, x, [math.log10(row["steps"][name][key]) for row in rows]) for name in names]
-
     titles = {"seconds": "seconds", "peak_gb": "peak GB, all processes", "process_gb": "peak GB of one process"}
-    return stacked([(title, series(key)) for key, title in titles.items()], "number of users and of items")
+    charts = {
+        title: {name: [row["steps"][name][key] for row in rows] for name in rows[0]["steps"]}
+        for key, title in titles.items()
+    }
+    return stacked([row["users"] for row in rows], charts, "number of users and of items")
 
 
 def keep(rows: list[dict[str, Any]], plot: bool) -> None:

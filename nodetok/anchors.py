@@ -1,8 +1,8 @@
-"""Which nodes are anchors: greedy maximum coverage of c-hop neighbourhoods (NT-LLM section 3), and its opponents.
+"""Selection of anchors: greedy maximum coverage of c-hop neighbourhoods (NT-LLM section 3), and its baselines.
 
 Coverage is monotone and submodular, so the greedy choice of K anchors covers at least 1 - 1/e of what the best K cover.
 Gains only shrink as more is covered; an old gain is therefore an upper bound, and a priority queue of bounds needs few
-exact ones. Balls are searched when a candidate comes to the top and never kept.
+exact ones. Balls are searched when a candidate reaches the top of the queue, and are not stored.
 
 On grids, paths and trees most candidates cover equally much. Of :data:`TIES` such candidates, drawn by the seed, the
 one that brings all nodes nearest to an anchor is chosen (greedy k-median), which spreads anchors over the whole graph.
@@ -10,6 +10,7 @@ one that brings all nodes nearest to an anchor is chosen (greedy k-median), whic
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,13 +24,13 @@ from setrec.errors import ConfigError
 from setrec.settings import Settings
 
 TIES = 16
-"""Candidates of equal coverage that are compared; 64 would give a binary tree a point of order accuracy more."""
+"""Number of candidates of equal coverage that are compared; 64 would add a point of order accuracy on a binary tree."""
 
 Strategy = Literal["coverage", "paper", "degree", "random", "k_centre"]
 
 
 class AnchorSettings(Settings):
-    """How anchors are chosen.
+    """Settings of anchor selection.
 
     ``count`` is K, at most V; ``coverage`` stops earlier, at that share of nodes within ``radius`` hops of an anchor
     (the last tenth often costs more anchors than the rest). ``paper`` is ``coverage`` without anchors that another
@@ -45,7 +46,8 @@ class AnchorSettings(Settings):
 
 @dataclass(frozen=True, eq=False)
 class Anchors:
-    """The chosen rows, int64 (K,), in order of choice, and how many nodes each was the first to cover, int64 (K,)."""
+    """Selected anchors: their ``rows`` in order of selection, and ``gains``, the nodes each was the first to cover,
+    int64 (K,)."""
 
     rows: np.ndarray
     gains: np.ndarray
@@ -53,28 +55,19 @@ class Anchors:
 
     @property
     def coverage(self) -> float:
-        """Share of nodes within the radius of an anchor."""
+        """Return the share of nodes within the radius of an anchor."""
         return float(self.gains.sum() / self.nodes)
-
-    @property
-    def knee(self) -> int:
-        """Number of anchors after which the marginal gain has fallen off: the cumulative gain is farthest above the
-        straight line from the first anchor to the last."""
-        if len(self.gains) < 3:
-            return len(self.gains)
-        total = np.cumsum(self.gains) / max(1, self.gains.sum())
-        return int(np.argmax(total - np.linspace(total[0], 1.0, len(total)))) + 1
 
 
 def choose(graph: Graph, settings: AnchorSettings | None = None) -> Anchors:
-    """Anchors of ``graph``, its directions ignored; the same for the same graph and settings.
+    """Select the anchors of ``graph``, ignoring directions; deterministic for a graph and settings.
 
     Raises:
-        ConfigError: neither a count nor a coverage says when to stop.
+        ConfigError: neither a count nor a coverage is set.
     """
     s = settings or AnchorSettings()
     if s.count is None and s.coverage is None:
-        raise ConfigError("anchors need a count or a coverage to stop at")
+        raise ConfigError("anchors need a count or a coverage")
     view = graph.undirected
     count = min(len(view), s.count or len(view))
     if s.strategy in ("coverage", "paper"):
@@ -90,7 +83,8 @@ def choose(graph: Graph, settings: AnchorSettings | None = None) -> Anchors:
 
 
 def _greedy(view: Graph, s: AnchorSettings, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Anchors left over where everything is covered and no coverage was asked cover everything once more, and again."""
+    """Select by coverage. If all nodes are covered before ``count`` is reached and no coverage is set, they are covered
+    again."""
     goal = len(view) if s.coverage is None else int(np.ceil(s.coverage * len(view) - 1e-9))
     exclude = s.strategy == "paper"
     taken, nearest = np.zeros(len(view), dtype=np.bool_), np.full(len(view), len(view), dtype=np.int64)
@@ -123,7 +117,7 @@ def _ordered(view: Graph, settings: AnchorSettings, count: int) -> np.ndarray:
 
 
 def _gains(view: Graph, rows: np.ndarray, radius: int) -> np.ndarray:
-    """How many nodes each of ``rows`` is the first to cover."""
+    """Return the number of nodes that each of ``rows`` is the first to cover."""
     covered = np.zeros(len(view), dtype=np.bool_)
     mark, queue = np.zeros(len(view), dtype=np.int64), np.empty(len(view), dtype=np.int32)
     gains = np.zeros(len(rows), dtype=np.int64)
@@ -134,7 +128,7 @@ def _gains(view: Graph, rows: np.ndarray, radius: int) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _ball(indptr, indices, start, radius, covered, mark, stamp, queue, cover):  # type: ignore[no-untyped-def]
-    """Number of uncovered nodes within ``radius`` hops of ``start``; ``cover`` marks them as covered."""
+    """Return the number of uncovered nodes within ``radius`` hops of ``start``; ``cover`` marks them as covered."""
     mark[start] = stamp
     queue[0] = start
     gain = 0 if covered[start] else 1
@@ -186,8 +180,8 @@ def _walk_bounds(indptr, indices, covered, radius, bound):  # type: ignore[no-un
 
 @njit(cache=True, nogil=True)
 def _approach(indptr, indices, start, nearest, mark, stamp, queue, keep):  # type: ignore[no-untyped-def]
-    """How many hops nearer to an anchor all nodes together come if ``start`` becomes one; ``keep`` lowers ``nearest``,
-    hops to the nearest anchor, accordingly. Only nodes that come nearer are visited."""
+    """Return by how much the sum of hops to the nearest anchor falls if ``start`` becomes an anchor; ``keep`` updates
+    ``nearest``, the hops to the nearest anchor. Only nodes that come nearer are visited."""
     mark[start] = stamp
     queue[0] = start
     begin, end, depth, saved = 0, 1, 0, 0
@@ -210,37 +204,6 @@ def _approach(indptr, indices, start, nearest, mark, stamp, queue, keep):  # typ
 
 
 @njit(cache=True, nogil=True)
-def _before(a, b, bound, rank):  # type: ignore[no-untyped-def]
-    """Whether ``a`` is looked at before ``b``: a higher bound, or the lower rank."""
-    return bound[a] > bound[b] or (bound[a] == bound[b] and rank[a] < rank[b])
-
-
-@njit(cache=True, nogil=True)
-def _sift_down(heap, bound, rank, at, size):  # type: ignore[no-untyped-def]
-    v = heap[at]
-    while True:
-        child = 2 * at + 1
-        if child >= size:
-            break
-        if child + 1 < size and _before(heap[child + 1], heap[child], bound, rank):
-            child += 1
-        if not _before(heap[child], v, bound, rank):
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at] = v
-
-
-@njit(cache=True, nogil=True)
-def _sift_up(heap, bound, rank, at):  # type: ignore[no-untyped-def]
-    v = heap[at]
-    while at and _before(v, heap[(at - 1) // 2], bound, rank):
-        heap[at] = heap[(at - 1) // 2]
-        at = (at - 1) // 2
-    heap[at] = v
-
-
-@njit(cache=True, nogil=True)
 def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken, nearest, rank):  # type: ignore[no-untyped-def]
     n = len(indptr) - 1
     covered = np.zeros(n, dtype=np.bool_)
@@ -248,7 +211,7 @@ def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken, nearest, 
     exact = np.full(n, -1, dtype=np.int64)  # after how many anchors the bound was last known to be the gain
     mark, stamp = np.zeros(n, dtype=np.int64), 0
     queue = np.empty(n, dtype=np.int32)
-    heap, size = np.arange(n), n
+    heap = [(-bound[v], rank[v], v) for v in range(n)]
     ties = np.empty(TIES, dtype=np.int64)
     rows, gains = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
     chosen, total, searched, rebound_at = 0, 0, n, 0
@@ -257,45 +220,39 @@ def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken, nearest, 
         if searched >= n or chosen == rebound_at:
             _walk_bounds(indptr, indices, covered, radius, bound)
             for v in range(n):
-                heap[v] = v
                 if taken[v] or (exclude and covered[v]):
                     bound[v] = 0
-            size = n
-            for at in range(n // 2 - 1, -1, -1):
-                _sift_down(heap, bound, rank, at, n)
+            heap = [(-bound[v], rank[v], v) for v in range(n) if bound[v]]
+            heapq.heapify(heap)
             searched, rebound_at = 0, 2 * chosen + 1
-        found = 0
-        while size and found < TIES:
-            v = heap[0]
-            if bound[v] == 0 or (found and bound[v] < bound[ties[0]]):
+        tied = 0
+        while heap and tied < TIES:
+            v = heap[0][2]
+            if tied and bound[v] < bound[ties[0]]:
                 break
+            heapq.heappop(heap)
             if exact[v] == chosen:
-                ties[found] = v
-                found += 1
-                size -= 1
-                heap[0] = heap[size]
-            elif exclude and covered[v]:
-                bound[v] = 0
-            else:
+                ties[tied] = v
+                tied += 1
+            elif not (exclude and covered[v]):
                 stamp += 1
                 bound[v] = _ball(indptr, indices, v, radius, covered, mark, stamp, queue, False)
                 searched += 1
                 exact[v] = chosen
-            _sift_down(heap, bound, rank, 0, size)
-        if not found:
+                if bound[v]:
+                    heapq.heappush(heap, (-bound[v], rank[v], v))
+        if not tied:
             break
         best, most = ties[0], -1
-        for i in range(found if found > 1 else 0):
+        for i in range(tied if tied > 1 else 0):
             stamp += 1
             saved = _approach(indptr, indices, ties[i], nearest, mark, stamp, queue, False)
             if saved > most:
                 best, most = ties[i], saved
-        for i in range(found):
+        for i in range(tied):
             if ties[i] != best:
                 rank[ties[i]] += n  # others first, the next time
-                heap[size] = ties[i]
-                _sift_up(heap, bound, rank, size)
-                size += 1
+                heapq.heappush(heap, (-bound[ties[i]], rank[ties[i]], ties[i]))
         rows[chosen], gains[chosen] = best, bound[best]
         total += bound[best]
         bound[best] = 0

@@ -1,14 +1,13 @@
-"""From every node to every anchor: hops, lengths or random walks, as one contiguous matrix (NT-LLM section 3).
+"""Distances from every node to every anchor: hops, path lengths or random walks, as one matrix (NT-LLM section 3).
 
-Hops run 64 anchors at a time as the bits of one word: a level of the search is one OR per arc, whatever the number of
-anchors in the word, and a node that all anchors have reached is not looked at again.
+Hops are computed for 64 anchors at a time as the bits of one word: a level of the search is one OR per arc for all
+anchors of the word, and a node that all anchors have reached is skipped.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +26,7 @@ FARTHEST = 254
 """Longest path that one byte holds."""
 WORD = 64
 NARROW = 32
-"""Where the frontier is less than this part of the nodes, only its neighbours are looked at."""
+"""The frontier's neighbours alone are visited if the frontier is smaller than this fraction of the nodes."""
 
 PARALLEL = threading.Lock()
 """Held while a parallel loop runs: numba's own thread pool ends the process when two threads enter it."""
@@ -36,7 +35,7 @@ Kind = Literal["hops", "weighted", "walks"]
 
 
 class DistanceSettings(Settings):
-    """Which distance stands between a node and an anchor.
+    """Settings of the distance between a node and an anchor.
 
     ``hops`` counts edges (uint8, K bytes a node). ``weighted`` adds the lengths of edges (float32). ``walks`` is minus
     the logarithm of the personalised PageRank of the anchor for a walk that starts at the node and stops at each step
@@ -52,19 +51,18 @@ class DistanceSettings(Settings):
 
 
 def unreachable(dtype: np.dtype[Any] | type) -> float:
-    """What stands for "no path" in a matrix of this type: 255 in bytes, the largest number of wider integers (hops
-    where a path is longer than 254), infinity in floats."""
+    """Return the value that stands for "no path" in a matrix of this type: the largest integer, or infinity."""
     kind = np.dtype(dtype)
     return float("inf") if kind.kind == "f" else int(np.iinfo(kind).max)
 
 
 def reached(table: np.ndarray) -> np.ndarray:
-    """Whether there is a path, bool, for each distance of ``table``."""
+    """Return whether there is a path, bool, for each distance of ``table``."""
     return table != unreachable(table.dtype)
 
 
 def as_type(table: np.ndarray, kind: np.dtype[Any] | type) -> np.ndarray:
-    """Hops as another type of integers that holds them; "no path" stays that."""
+    """Convert hops to another integer type, keeping "no path"."""
     if table.dtype == kind:
         return table
     out = table.astype(kind)
@@ -73,13 +71,13 @@ def as_type(table: np.ndarray, kind: np.dtype[Any] | type) -> np.ndarray:
 
 
 def fitting(table: np.ndarray) -> np.ndarray:
-    """Hops of any integer type in the type that :func:`hops` gives them: bytes, or int32 where one is above 254."""
+    """Convert hops to the type that :func:`hops` returns: uint8, or int32 if one is above 254."""
     longest = table.max(where=reached(table), initial=0)
     return as_type(table, np.uint8 if longest <= FARTHEST else np.int32)
 
 
 def refuse_outside(rows: np.ndarray, nodes: int) -> None:
-    """Refuse rows that a graph of so many nodes does not have; NumPy would count negative ones from the end.
+    """Raise an error for rows outside a graph of ``nodes`` nodes; NumPy would count negative ones from the end.
 
     Raises:
         ConfigError: there is such a row.
@@ -90,10 +88,11 @@ def refuse_outside(rows: np.ndarray, nodes: int) -> None:
 
 
 def distances(graph: Graph, anchors: np.ndarray, settings: DistanceSettings | None = None) -> np.ndarray:
-    """Distances (V, K) of every node to the anchors (rows of ``graph``), or (V, 2 K) for ``both`` directions.
+    """Return the distances (V, K) of every node to the anchors (rows of ``graph``), or (V, 2 K) for ``both``
+    directions.
 
-    Hops are uint8, or int32 where a path is longer than 254; lengths and walks float32. :func:`unreachable` says what
-    stands where there is no path.
+    Hops are uint8, or int32 where a path is longer than 254; lengths and walks float32. :func:`unreachable` is the
+    value without a path.
 
     Raises:
         ConfigError: no anchors, or one outside the graph.
@@ -103,7 +102,7 @@ def distances(graph: Graph, anchors: np.ndarray, settings: DistanceSettings | No
 
 
 def views(graph: Graph, settings: DistanceSettings) -> list[Graph]:
-    """The graph as each block of K columns sees it: arcs lead from a node towards the anchors."""
+    """Return the graph of each block of K columns, its arcs directed from nodes towards anchors."""
     if settings.direction == "ignored" or not graph.directed:
         return [graph.undirected]
     ways = {"to": [graph], "from": [graph.reverse], "both": [graph, graph.reverse]}
@@ -111,7 +110,7 @@ def views(graph: Graph, settings: DistanceSettings) -> list[Graph]:
 
 
 def measure(view: Graph, anchors: np.ndarray, settings: DistanceSettings) -> np.ndarray:
-    """Distances (V, K) along the arcs of ``view``."""
+    """Return distances (V, K) along the arcs of ``view``."""
     anchors = np.ascontiguousarray(anchors, dtype=np.int64)
     if not len(anchors):
         raise ConfigError("distances need at least one anchor")
@@ -125,8 +124,8 @@ def measure(view: Graph, anchors: np.ndarray, settings: DistanceSettings) -> np.
 
 
 def hops(graph: Graph, anchors: np.ndarray, limit: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
-    """Number of arcs on the shortest path from each node to each anchor, uint8 (V, K), or int32 where one is longer
-    than 254; :func:`unreachable` of that type where there is none.
+    """Return the number of arcs on the shortest path from each node to each anchor, uint8 (V, K), or int32 if one is
+    longer than 254; :func:`unreachable` of that type without a path.
 
     ``limit``: paths longer than this count as none. ``out``: a matrix to fill, memory-mapped perhaps.
 
@@ -167,7 +166,7 @@ def hops(graph: Graph, anchors: np.ndarray, limit: int | None = None, out: np.nd
 
 @njit(cache=True, nogil=True)
 def _reach(v, new, seen, following, out, start, level):  # type: ignore[no-untyped-def]
-    """Node ``v`` is ``level`` hops from the anchors whose bits are in ``new``."""
+    """Record that node ``v`` is ``level`` hops from the anchors whose bits are in ``new``."""
     following[v] = new
     seen[v] |= new
     column = start
@@ -180,7 +179,7 @@ def _reach(v, new, seen, following, out, start, level):  # type: ignore[no-untyp
 
 @njit(parallel=True, cache=True, nogil=True)
 def _level(indptr, indices, seen, frontier, following, full, out, start, level):  # type: ignore[no-untyped-def]
-    """One level by looking at every node."""
+    """Advance the search by one level over all nodes."""
     for v in prange(len(seen)):
         if seen[v] == full:
             continue
@@ -194,20 +193,20 @@ def _level(indptr, indices, seen, frontier, following, full, out, start, level):
 
 @njit(cache=True, nogil=True)
 def _step(back_ptr, back, seen, frontier, following, active, out, start, level):  # type: ignore[no-untyped-def]
-    """One level by looking at the frontier's neighbours alone: on long graphs it is small and levels are many."""
-    found = [active[0] for _ in range(0)]
+    """Advance the search by one level over the frontier's neighbours only, which on long graphs are few."""
+    reached_list = [active[0] for _ in range(0)]
     for u in active:
         for e in range(back_ptr[u], back_ptr[u + 1]):
             v = back[e]
             new = frontier[u] & ~seen[v]
             if new != 0:
                 if following[v] == 0:
-                    found.append(np.int64(v))
+                    reached_list.append(np.int64(v))
                 following[v] |= new
     for u in active:
         frontier[u] = 0
-    reached_now = np.empty(len(found), dtype=np.int64)
-    for i, v in enumerate(found):
+    reached_now = np.empty(len(reached_list), dtype=np.int64)
+    for i, v in enumerate(reached_list):
         reached_now[i] = v
         frontier[v] = following[v]
         following[v] = 0
@@ -216,14 +215,14 @@ def _step(back_ptr, back, seen, frontier, following, active, out, start, level):
 
 
 def lengths(graph: Graph, anchors: np.ndarray) -> np.ndarray:
-    """Length of the shortest path from each node to each anchor, float32 (V, K), infinite where there is none."""
+    """Return the length of the shortest path from each node to each anchor, float32 (V, K), infinite without a path."""
     # csgraph searches away from its sources; arcs turned round lead from the anchors to the nodes.
-    found = csgraph.dijkstra(graph.reverse.matrix, directed=True, indices=anchors)
-    return np.ascontiguousarray(found.T, dtype=np.float32)
+    table = csgraph.dijkstra(graph.reverse.matrix, directed=True, indices=anchors)
+    return np.ascontiguousarray(table.T, dtype=np.float32)
 
 
 def walks(graph: Graph, anchors: np.ndarray, restart: float, steps: int) -> np.ndarray:
-    """Minus the log probability that a walk from each node ends at each anchor, float32 (V, K).
+    """Return the negative log probability that a walk from each node ends at each anchor, float32 (V, K).
 
     A walk ends at every step with probability ``restart``, and for certain at a node without arcs or after ``steps``
     steps; so the probabilities of all ends of one start add up to 1. Shorter arcs are likelier, by one over length.
@@ -237,16 +236,16 @@ def walks(graph: Graph, anchors: np.ndarray, restart: float, steps: int) -> np.n
     stay = np.where(total > 0, restart, 1.0).astype(np.float32)[:, None]
     ends = np.zeros((n, k), dtype=np.float32)
     ends[anchors, np.arange(k)] = 1.0
-    found = ends
+    probabilities = ends
     for _ in range(steps):
-        found = moves @ found
-        found[anchors, np.arange(k)] += stay[anchors, 0]
+        probabilities = moves @ probabilities
+        probabilities[anchors, np.arange(k)] += stay[anchors, 0]
     with np.errstate(divide="ignore"):
-        return -np.log(found)
+        return -np.log(probabilities)
 
 
 def relax(graph: Graph, table: np.ndarray, touched: np.ndarray, *, weighted: bool) -> np.ndarray:
-    """Make ``table`` (V, K), distances from before some arcs were added, exact again; in place, and returned.
+    """Update ``table`` (V, K), distances before some arcs were added, in place, and return it.
 
     Only nodes whose distances change, and their neighbours, are visited: ``touched`` are the rows from which the new
     arcs leave. Exact because added arcs can only shorten paths, and a path that got shorter runs through a new arc.
@@ -297,8 +296,3 @@ def _relax(indptr, indices, own, back_ptr, back, table, starts, none, cap):  # t
                 if not queued[u]:
                     queued[u] = True
                     work.append(u)
-
-
-def open_mapped(path: Path, nodes: int, columns: int) -> np.ndarray:
-    """A new matrix of hops on disk (NumPy's own format), to be filled block by block."""
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(nodes, columns))

@@ -1,4 +1,4 @@
-"""Graphs and triples from folders of tables (Parquet, CSV, JSON lines); every complaint names file, row and column."""
+"""Readers of graphs and triples from folders of tables (Parquet, CSV, JSON lines); errors name file, row and column."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ MOST_WORDS = 1_000_000
 
 
 class RandomSplit(Settings):
-    """Shares drawn by ``seed`` where the data has no column ``split``: nodes within each class, whole graphs with
-    ``by`` ``graph``; of triples only such whose entities and relation others keep in training."""
+    """Random split for data without a column ``split``: of nodes within each class, or of whole graphs with ``by``
+    ``graph``; of triples only those whose entities and relation occur in other training triples."""
 
     valid: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
@@ -44,7 +44,7 @@ class RandomSplit(Settings):
 
 
 class GraphDataSettings(Settings):
-    """How tables become a graph.
+    """Settings of the readers.
 
     ``columns`` renames: ``{source: from, target: to}`` reads the column ``from`` as ``source``. ``dangling`` says what
     becomes of edges and triples that end at a node which the table of nodes does not hold: an error, dropped, or the
@@ -58,8 +58,8 @@ class GraphDataSettings(Settings):
 
 @dataclass(frozen=True, eq=False)
 class GraphData:
-    """A graph and what is known of its nodes, in row order: class ("" for none), part of the split ("" for none),
-    texts, and features float32 (V, F).
+    """A graph with the labels ("" for none), split parts ("" for none), texts and features, float32 (V, F), of its
+    nodes.
 
     Several graphs of one data set stand side by side in one: ``graph_ids`` are their names, ``member`` int64 (V,) says
     which a node belongs to, and node ids are pairs (graph, node).
@@ -76,8 +76,8 @@ class GraphData:
 
     @classmethod
     def from_pyg(cls, data: Any, **options: Any) -> GraphData:
-        """From a PyTorch Geometric ``Data``: ``y`` as labels, ``train_mask``, ``val_mask`` and ``test_mask`` as split,
-        ``x`` as features, ``text`` as texts; ``options`` are :meth:`Graph.from_pyg`'s.
+        """Convert a PyTorch Geometric ``Data``: ``y`` as labels, ``train_mask``, ``val_mask`` and ``test_mask`` as
+        split, ``x`` as features, ``text`` as texts; ``options`` are :meth:`Graph.from_pyg`'s.
 
         Raises:
             DataError: as :meth:`Graph.from_pyg`, or ``y``, ``x`` or a mask of another length than nodes.
@@ -106,7 +106,7 @@ def _attribute(data: Any, name: str, nodes: int, *, columns: bool = False) -> np
     values = np.asarray(given.detach().cpu()) if hasattr(given, "detach") else np.asarray(given)
     values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 and not columns else values
     if values.ndim != 1 + columns or len(values) != nodes:
-        raise DataError(f"{name} has the shape {values.shape}, where {nodes} nodes want one row each")
+        raise DataError(f"{name} has the shape {values.shape}, but {nodes} nodes need one row each")
     return values
 
 
@@ -126,15 +126,15 @@ class TripleData:
 
 
 def read_graph(folder: Path, settings: GraphDataSettings | None = None, *, directed: bool = False) -> GraphData:
-    """``edges`` (``source``, ``target``, optional ``weight``) and optional ``nodes`` (``node_id``, optional ``text``,
-    ``label``, ``split``, and ``words``: lists of word indices). With a column ``graph_id`` in both, ids count within
-    their graph.
+    """Read a graph from the tables ``edges`` (``source``, ``target``, optional ``weight``) and optionally ``nodes``
+    (``node_id``, optional ``text``, ``label``, ``split``, and ``words``: lists of word indices). With a column
+    ``graph_id`` in both, ids count within their graph.
 
     Raises:
         DataError: a file is missing or cannot be used, or an edge ends at no node.
     """
     s = settings or GraphDataSettings()
-    edges, nodes = _table(folder, "edges", s), _find(folder, "nodes", s)
+    edges, nodes = _read(require_table(folder, "edges"), s), _read_optional(folder, "nodes", s)
     of_edge = _optional_ids(edges, "graph_id")
     of_node = None if nodes is None else _optional_ids(nodes, "graph_id")
     if nodes is not None and (of_edge is None) != (of_node is None):
@@ -165,14 +165,15 @@ def read_graph(folder: Path, settings: GraphDataSettings | None = None, *, direc
 
 
 def read_triples(folder: Path, settings: GraphDataSettings | None = None) -> TripleData:
-    """``triples`` (``head``, ``relation``, ``tail``, optional ``split``) and optional ``entities`` (``entity_id``,
-    optional ``text``). Without a split, and none asked for, all are for training.
+    """Read triples from the tables ``triples`` (``head``, ``relation``, ``tail``, optional ``split``) and optionally
+    ``entities`` (``entity_id``, optional ``text``). Without a column ``split`` or a split in the settings, all triples
+    are for training.
 
     Raises:
         DataError: a file is missing or cannot be used, or a triple ends at no entity.
     """
     s = settings or GraphDataSettings()
-    triples, entities = _table(folder, "triples", s), _find(folder, "entities", s)
+    triples, entities = _read(require_table(folder, "triples"), s), _read_optional(folder, "entities", s)
     head, relation, tail = (_ids(triples, name) for name in ("head", "relation", "tail"))
     known = None if entities is None else _unique(entities, "entity_id")
     names, (begin, end), kept = _resolve(triples, ("head", "tail"), [list(head), list(tail)], known, s.dangling)
@@ -194,7 +195,7 @@ def read_triples(folder: Path, settings: GraphDataSettings | None = None) -> Tri
 def split_nodes(
     nodes: int, labels: Sequence[str] | None, member: np.ndarray | None, settings: RandomSplit
 ) -> list[str]:
-    """A part for every node, by the seed: each class in the same shares, or whole graphs."""
+    """Return a random split part for every node: each class in the same shares, or whole graphs."""
     rng = np.random.default_rng(settings.seed)
     if settings.by == "graph":
         if member is None:
@@ -209,15 +210,15 @@ def split_nodes(
 
 
 def _dealt(count: int, settings: RandomSplit, rng: np.random.Generator) -> np.ndarray:
-    """Parts 0, 1, 2 of ``count`` things; at least one is left to train on."""
+    """Return random parts 0, 1, 2 for ``count`` rows; at least one row is for training."""
     test = min(round(settings.test * count), max(count - 1, 0))
     valid = min(round(settings.valid * count), max(count - 1 - test, 0))
     return rng.permutation(np.repeat([0, 1, 2], [count - valid - test, valid, test]))
 
 
 def split_triples(triples: np.ndarray, settings: RandomSplit) -> np.ndarray:
-    """A part for every triple, by the seed. One whose head, tail or relation no training triple would show otherwise
-    stays in training."""
+    """Return a random split part for every triple. A triple stays in training if no other training triple has its head,
+    tail or relation."""
     order = np.random.default_rng(settings.seed).permutation(len(triples))
     left = [np.bincount(triples[:, 0], minlength=triples.max() + 1) + np.bincount(
         triples[:, 2], minlength=triples.max() + 1), np.bincount(triples[:, 1])]  # fmt: skip
@@ -258,7 +259,8 @@ def _padded(values: list[str] | None, added: int) -> list[str] | None:
 def _resolve(
     raw: RawTable, columns: tuple[str, str], ends: list[list[Any]], known: list[Any] | None, dangling: str
 ) -> tuple[list[Any], tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Names of nodes, the rows of both ends of the edges that stay, int64, and which do, bool."""
+    """Return the names of nodes, the rows of both ends of the edges that are kept, int64, and the mask of these
+    edges."""
     names = list(known) if known is not None else []
     if known is None or dangling == "add":
         names = list(dict.fromkeys([*names, *(end for pair in zip(*ends, strict=True) for end in pair)]))
@@ -272,11 +274,25 @@ def _resolve(
     return names, (rows[0][kept], rows[1][kept]), kept
 
 
-def _find(folder: Path, table: str, settings: GraphDataSettings) -> RawTable | None:
-    paths = (folder / f"{table}{suffix}" for suffix in FORMATS)
-    path = next((path for path in paths if path.is_file()), None)
+def find_table(folder: Path, table: str) -> Path | None:
+    """Return the path of a table in any format, or ``None``."""
+    return next((path for suffix in FORMATS if (path := folder / f"{table}{suffix}").is_file()), None)
+
+
+def require_table(folder: Path, table: str) -> Path:
+    """Return the path of a table in any format.
+
+    Raises:
+        DataError: it is missing.
+    """
+    path = find_table(folder, table)
     if path is None:
-        return None
+        raise DataError(f"no {table}{FORMATS[0]} (or {', '.join(FORMATS[1:])}) there", file=folder)
+    return path
+
+
+def _read(path: Path, settings: GraphDataSettings) -> RawTable:
+    """Read a table and rename its columns."""
     raw = read_raw(path)
     given = {theirs: ours for ours, theirs in settings.columns.items()}
     # A column of the name that another is read as steps aside.
@@ -284,11 +300,9 @@ def _find(folder: Path, table: str, settings: GraphDataSettings) -> RawTable | N
     return RawTable(raw.file, raw.table.rename_columns(names), raw.types)
 
 
-def _table(folder: Path, table: str, settings: GraphDataSettings) -> RawTable:
-    found = _find(folder, table, settings)
-    if found is None:
-        raise DataError(f"no {table}{FORMATS[0]} (or {', '.join(FORMATS[1:])}) there", file=folder)
-    return found
+def _read_optional(folder: Path, table: str, settings: GraphDataSettings) -> RawTable | None:
+    path = find_table(folder, table)
+    return None if path is None else _read(path, settings)
 
 
 def _ids(raw: RawTable, name: str) -> pd.Series:

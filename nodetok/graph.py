@@ -1,4 +1,4 @@
-"""A graph as three flat arrays, whatever it came from; node ids of any hashable type are kept through."""
+"""A graph in compressed sparse rows, from arrays, edge lists, NetworkX or PyTorch Geometric; node ids are kept."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from nodetok.pyg import edge_arrays, hetero_edges
 from setrec.errors import DataError, UnknownNodeError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Arcs leaving node v are ``indices[indptr[v]:indptr[v + 1]]``, ascending; an undirected edge is two arcs.
+    """A graph. Arcs leaving node v are ``indices[indptr[v]:indptr[v + 1]]``, ascending; an undirected edge is two arcs.
 
     ``indptr`` int64 (V + 1,), ``indices`` int32 (arcs,), ``weights`` float32 (arcs,), lengths and never negative, or
     ``None`` where every arc has length 1. Self-loops are dropped, for they shorten no path; of parallel edges the
@@ -44,7 +45,7 @@ class Graph:
 
     @property
     def degrees(self) -> np.ndarray:
-        """Arcs leaving each node, int64 (V,)."""
+        """Out-degree of each node, int64 (V,)."""
         return np.diff(self.indptr)
 
     @cached_property
@@ -73,25 +74,25 @@ class Graph:
         return int(row) if self.ids is None else self.ids[row]
 
     def neighbours(self, row: int) -> np.ndarray:
-        """Rows that the arcs of ``row`` lead to, ascending."""
+        """Return the rows that the arcs of ``row`` lead to, ascending."""
         return self.indices[self.indptr[row] : self.indptr[row + 1]]
 
     @cached_property
     def matrix(self) -> sparse.csr_matrix:
-        """The same arrays as a SciPy matrix (V, V) of lengths."""
+        """Matrix of arc lengths, SciPy CSR (V, V)."""
         data = np.ones(len(self.indices), dtype=np.float32) if self.weights is None else self.weights
         return sparse.csr_matrix((data, self.indices, self.indptr), shape=(len(self), len(self)))
 
     @cached_property
     def adjacency(self) -> sparse.csr_matrix:
-        """One for every arc, whatever its length, float32 (V, V)."""
+        """Binary adjacency matrix, float32 (V, V)."""
         return sparse.csr_matrix(
             (np.ones(len(self.indices), dtype=np.float32), self.indices, self.indptr), shape=(len(self), len(self))
         )
 
     @cached_property
     def reverse(self) -> Graph:
-        """Every arc turned round; an undirected graph is its own reverse."""
+        """The graph with reversed arcs; an undirected graph itself."""
         if not self.directed:
             return self
         turned = self.matrix.T.tocsr()
@@ -110,21 +111,22 @@ class Graph:
         )  # fmt: skip
 
     def arcs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Source and target row of every arc, int64."""
+        """Return source and target row of every arc, int64."""
         return np.repeat(np.arange(len(self)), self.degrees), self.indices.astype(np.int64)
 
     def find(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Where the arcs from ``source`` to ``target`` (rows, int (n,)) stand in ``indices``, int64; -1 for none."""
+        """Return the position in ``indices`` of the arcs from ``source`` to ``target`` (rows, int (n,)), int64; -1 for
+        none."""
         begin, end = self.arcs()
         every = begin * len(self) + end
-        asked = np.asarray(source, dtype=np.int64) * len(self) + target
-        at = np.searchsorted(every, asked)
+        wanted = np.asarray(source, dtype=np.int64) * len(self) + target
+        at = np.searchsorted(every, wanted)
         there = at < len(every)
-        there[there] = every[at[there]] == asked[there]
+        there[there] = every[at[there]] == wanted[there]
         return np.where(there, at, -1)
 
     def digests(self, arcs: np.ndarray) -> np.ndarray:
-        """A 64-bit hash of each of the given arcs (places in ``indices``): ends and length."""
+        """Return a 64-bit hash of the ends and length of each of the given arcs (positions in ``indices``)."""
         source = np.searchsorted(self.indptr, arcs, side="right") - 1
         length = np.zeros(len(arcs), np.uint64) if self.weights is None else self.weights[arcs].view(np.uint32)
         mixed = np.zeros(len(arcs), np.uint64)
@@ -145,7 +147,7 @@ class Graph:
         return sparse.csgraph.connected_components(self.matrix, directed=False)[1]
 
     def without(self, pairs: np.ndarray) -> Graph:
-        """The graph without the edges between the given pairs of rows, int (n, 2).
+        """Return the graph without the edges between the given pairs of rows, int (n, 2).
 
         Raises:
             DataError: a row outside the graph.
@@ -171,7 +173,7 @@ class Graph:
         new_ids: Sequence[Hashable] = (),
         new_texts: Sequence[str] | None = None,
     ) -> Graph:
-        """The graph with more edges between rows, and ``new_ids`` as rows V, V + 1, ... .
+        """Return the graph with additional edges between rows, and ``new_ids`` as rows V, V + 1, ... .
 
         Raises:
             DataError: as :meth:`from_arrays`, a new id that is there already, or weights where the graph has none.
@@ -208,7 +210,8 @@ class Graph:
         ids: Sequence[Hashable] | None = None,
         texts: Sequence[str] | None = None,
     ) -> Graph:
-        """From the rows of both ends of every edge, int (E,); an undirected edge is given once or both ways.
+        """Build a graph from the rows of both ends of every edge, int (E,); an undirected edge may be given once or
+        both ways.
 
         Raises:
             DataError: no nodes, an end outside 0 .. nodes - 1, a weight that is negative or not finite, ids that
@@ -240,7 +243,8 @@ class Graph:
         directed: bool = False,
         texts: Sequence[str] | None = None,
     ) -> Graph:
-        """From pairs of ids. ``nodes`` fixes the rows and admits nodes without edges; else rows follow first sight.
+        """Build a graph from pairs of ids. ``nodes`` fixes the order of rows and adds nodes without edges; by default
+        rows follow the first occurrence.
 
         Raises:
             DataError: as :meth:`from_arrays`, or an edge to a node that ``nodes`` does not hold.
@@ -263,7 +267,7 @@ class Graph:
 
     @classmethod
     def from_networkx(cls, graph: nx.Graph, *, weight: str | None = None, text: str | None = None) -> Graph:
-        """From NetworkX; ``weight`` and ``text`` name the attributes of edges and nodes to take, where wanted.
+        """Convert a NetworkX graph; ``weight`` and ``text`` name the attributes of edges and nodes to read.
 
         Raises:
             DataError: as :meth:`from_arrays`, or an edge or node that lacks the attribute.
@@ -286,7 +290,7 @@ class Graph:
 
     @classmethod
     def from_pyg(cls, data: Any, *, directed: bool | None = None, weight: str | None = "infer") -> Graph:
-        """From a PyTorch Geometric ``Data`` or ``HeteroData``; of the latter nodes are named (type, row).
+        """Convert a PyTorch Geometric ``Data`` or ``HeteroData``; nodes of the latter get ids (type, row).
 
         ``weight`` names the attribute of edges that is their length; ``infer`` takes the first there is of
         ``edge_weight``, ``weight`` and ``edge_attr``; with ``None`` every edge has length 1. Edge types without it
@@ -297,8 +301,9 @@ class Graph:
             DataError: as :meth:`from_arrays`; an attribute of edges with several columns, which is no length.
         """
         if hasattr(data, "node_types"):
-            return _from_hetero(data, directed, weight)
-        ends, lengths = _edge_tensors(data, "the data", weight)
+            ids, ends, lengths = hetero_edges(data, weight)
+            return cls.from_arrays(ends[0], ends[1], len(ids), weights=lengths, directed=bool(directed), ids=ids)
+        ends, lengths = edge_arrays(data, "the data", weight)
         way = data.is_directed() if directed is None else directed
         texts = data.get("text") if hasattr(data, "get") else None
         texts = [str(text) for text in texts] if isinstance(texts, list | tuple) else None
@@ -307,54 +312,8 @@ class Graph:
         )  # fmt: skip
 
 
-LENGTHS = ("edge_weight", "weight", "edge_attr")
-"""Names under which PyTorch Geometric keeps lengths of edges."""
-
-
-def _edge_tensors(data: Any, what: str, weight: str | None) -> tuple[np.ndarray, np.ndarray | None]:
-    ends = getattr(data, "edge_index", None)
-    if ends is None:
-        raise DataError(f"{what} has no edge_index")
-    if ends.dim() != 2 or len(ends) != 2:
-        raise DataError(f"edge_index of {what} must have the shape (2, edges), not {tuple(ends.shape)}")
-    names = LENGTHS if weight == "infer" else () if weight is None else (weight,)
-    name = next((name for name in names if getattr(data, name, None) is not None), None)
-    if name is None:
-        return ends.cpu().numpy(), None
-    given = np.asarray(getattr(data, name).detach().cpu().numpy() if hasattr(getattr(data, name), "detach") else
-                       getattr(data, name))  # fmt: skip
-    if given.shape not in ((ends.shape[1],), (ends.shape[1], 1)) or given.dtype.kind not in "fiu":
-        raise DataError(
-            f"{name} of {what} is {given.dtype} {given.shape}: no length for each of {ends.shape[1]} edges; "
-            "weight=None leaves it out"
-        )
-    return ends.cpu().numpy(), given.reshape(-1)
-
-
-def _from_hetero(data: Any, directed: bool | None, weight: str | None) -> Graph:
-    ids: list[Hashable] = []
-    start, size = {}, {}
-    for kind in data.node_types:
-        start[kind], size[kind] = len(ids), int(data[kind].num_nodes or 0)
-        ids += [(kind, row) for row in range(size[kind])]
-    both, lengths = [np.empty((2, 0), dtype=np.int64)], []
-    for kind in data.edge_types:
-        ends, own = _edge_tensors(data[kind], f"edge type {kind}", weight)
-        for end, side in zip(ends, (kind[0], kind[2]), strict=True):
-            if len(end) and (end.min() < 0 or end.max() >= size.get(side, 0)):
-                raise DataError(f"edge type {kind} ends outside the {size.get(side, 0)} nodes of type '{side}'")
-        both.append(ends + np.array([[start.get(kind[0], 0)], [start.get(kind[2], 0)]]))
-        lengths.append(own)
-    weights = None
-    if any(own is not None for own in lengths):
-        pairs = zip(both[1:], lengths, strict=True)
-        weights = np.concatenate([np.ones(ends.shape[1]) if own is None else own for ends, own in pairs])
-    every = np.concatenate(both, axis=1)
-    return Graph.from_arrays(every[0], every[1], len(ids), weights=weights, directed=bool(directed), ids=ids)
-
-
 def _plain(node: Hashable) -> Hashable:
-    """An id as Python has it: ``numpy.int64(3)`` is 3, in tuples too."""
+    """Convert NumPy scalars in an id to Python's types."""
     if isinstance(node, tuple):
         return tuple(_plain(part) for part in node)
     return node.item() if isinstance(node, np.generic) else node
@@ -405,7 +364,7 @@ def _check_edges(source: np.ndarray, target: np.ndarray, weights: np.ndarray | N
 def _compress(
     source: np.ndarray, target: np.ndarray, weights: np.ndarray | None, nodes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Rows sorted, parallel arcs merged; SciPy's counting sort is linear and compiled."""
+    """Sort arcs and merge parallel ones; SciPy's counting sort is linear and compiled."""
     if weights is None:
         data = np.ones(len(source), dtype=np.int8)
         csr = sparse.csr_matrix((data, (source, target)), shape=(nodes, nodes))

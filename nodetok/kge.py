@@ -1,4 +1,4 @@
-"""DistMult, well trained: what a model of knowledge-graph completion has to beat, and a part of ours.
+"""DistMult with a full softmax: a baseline of knowledge-graph completion, and a component of our model.
 
 The model is PyTorch Geometric's: its parameters, its scores. It is trained in a softmax over all entities, because the
 library's one sampled negative per triple would make a weak opponent (Ruffinelli et al. 2020).
@@ -7,7 +7,6 @@ library's one sampled negative per triple would make a weak opponent (Ruffinelli
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch_geometric.nn import DistMult
 
+from setrec.epochs import Epochs
 from setrec.errors import DataError
 from setrec.precision import Precision, resolve
 from setrec.ragged import Ragged
@@ -43,7 +43,7 @@ class KgeSettings(Settings):
 
 
 class KgeRanker:
-    """An embedding model, untrained at first; its score is the same in both directions of a relation."""
+    """A DistMult model; its score is symmetric in head and tail."""
 
     def __init__(self, entities: int, relations: int, width: int) -> None:
         self.relations = relations
@@ -52,7 +52,7 @@ class KgeRanker:
             torch.nn.init.normal_(weight, std=1e-2)
 
     def queries(self, known: Tensor, relation: Tensor) -> Tensor:
-        """What entities are compared with, (B, width): the known ones (B,) times the relations (B,)."""
+        """Return query vectors (B, width): embeddings of the given entities (B,) times those of the relations (B,)."""
         return self.model.node_emb(known) * self.model.rel_emb(relation)
 
     @property
@@ -61,13 +61,14 @@ class KgeRanker:
         return self.model.node_emb.weight
 
     def cubed_norms(self, known: Tensor, relation: Tensor, answer: Tensor) -> Tensor:
-        """Sum over triples (T,) of |h|^3 + |r|^3 + |t|^3."""
+        """Return the sum over triples (T,) of |h|^3 + |r|^3 + |t|^3."""
         ends = self.model.node_emb(torch.stack([known, answer]))
         return ends.abs().pow(3).sum() + self.model.rel_emb(relation).abs().pow(3).sum()
 
     @torch.no_grad()
     def scores(self, queries: np.ndarray) -> np.ndarray:
-        """Scores float32 (B, V) of all entities for rows [known entity, relation, 0 for the tail or 1 for the head].
+        """Return scores, float32 (B, V), of all entities for rows [given entity, relation, 0 for the tail or 1 for the
+        head].
 
         Raises:
             DataError: queries of another shape, or with rows outside the entities or relations.
@@ -79,25 +80,25 @@ class KgeRanker:
 
 @dataclass(frozen=True)
 class Questions:
-    """Every different question [known entity, relation, direction], int64 (Q, 3), and its answers."""
+    """Distinct questions [given entity, relation, direction], int64 (Q, 3), and their answers."""
 
-    asked: np.ndarray
+    rows: np.ndarray
     answers: Ragged
 
     @classmethod
     def of(cls, triples: np.ndarray, *, directed: bool = True) -> Questions:
-        """Both questions of each triple; without ``directed`` those of both directions are one."""
+        """Build both questions of each triple; without ``directed`` the two directions are not distinguished."""
         head, relation, tail = triples.T.astype(np.int64)
         towards = np.repeat([0, int(directed)], len(triples))
         rows = np.stack([np.concatenate([head, tail]), np.tile(relation, 2), towards], axis=1)
-        asked, where = np.unique(rows, axis=0, return_inverse=True)
+        distinct, where = np.unique(rows, axis=0, return_inverse=True)
         order = np.argsort(where.ravel(), kind="stable")
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(where.ravel(), minlength=len(asked)))])
-        return cls(asked, Ragged(np.concatenate([tail, head])[order], offsets))
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(where.ravel(), minlength=len(distinct)))])
+        return cls(distinct, Ragged(np.concatenate([tail, head])[order], offsets))
 
     def take(self, rows: np.ndarray) -> Questions:
         """The given rows, in the given order."""
-        return Questions(self.asked[rows], self.answers.take(rows))
+        return Questions(self.rows[rows], self.answers.take(rows))
 
 
 def train_kge(
@@ -112,7 +113,8 @@ def train_kge(
 ) -> KgeRanker:
     """Train on ``triples`` int (T, 3) [head, relation, tail]; the epoch is chosen by filtered MRR on ``valid`` (N, 3).
 
-    ``on_epoch`` is told the epoch, from 1, and how many there can be. Without validation triples the last is taken.
+    ``on_epoch`` is called with the epoch, from 1, and the maximum number of epochs. Without validation triples the last
+    epoch is kept.
     ``seconds`` of CPU time end the training within an epoch, which counts like a whole one.
 
     Raises:
@@ -128,33 +130,31 @@ def train_kge(
     optimizer = torch.optim.Adagrad(ranker.model.parameters(), s.learning_rate)
     questions = Questions.of(triples, directed=False)
     held = held_out(triples, valid, s.valid_sample, seed)
-    best, best_epoch, kept, until = -math.inf, 0, {}, time.process_time() + seconds
-    for epoch in range(1, s.epochs + 1):
-        _epoch(ranker, questions, optimizer, s, until)
-        value = filtered_mrr(ranker, *held) if len(valid) else epoch
-        if value > best:
-            best, best_epoch, kept = value, epoch, {k: v.clone() for k, v in ranker.model.state_dict().items()}
+    run = Epochs(ranker.model, s.epochs, s.patience, seconds)
+    for epoch in run:
+        _epoch(ranker, questions, optimizer, s, run)
+        run.finish(filtered_mrr(ranker, *held) if len(valid) else epoch)
         if on_epoch is not None:
             on_epoch(epoch, s.epochs)
-        if epoch - best_epoch >= s.patience or time.process_time() > until:
-            break
-    ranker.model.load_state_dict(kept)
+    run.restore()
     return ranker
 
 
-def filtered_mrr(ranker: KgeRanker, asked: np.ndarray, answers: np.ndarray, known: Ragged) -> float:
-    """Mean reciprocal rank of ``answers`` (B,) to ``asked`` (B, 3) among all entities but the other ``known`` ones.
+def filtered_mrr(ranker: KgeRanker, questions: np.ndarray, answers: np.ndarray, known: Ragged) -> float:
+    """Return the mean reciprocal rank of ``answers`` (B,) to ``questions`` (B, 3) among all entities without the other
+    ``known`` answers.
 
     Of equal scores half count before the right one.
     """
     ranks = []
-    for rows in np.array_split(np.arange(len(asked)), math.ceil(len(asked) / 256)):
-        ranks.append(filtered_ranks(ranker.scores(asked[rows]), answers[rows], known.take(rows)))
+    for rows in np.array_split(np.arange(len(questions)), math.ceil(len(questions) / 256)):
+        ranks.append(filtered_ranks(ranker.scores(questions[rows]), answers[rows], known.take(rows)))
     return float((1 / np.concatenate(ranks)).mean())
 
 
 def filtered_ranks(scores: np.ndarray, answers: np.ndarray, known: Ragged) -> np.ndarray:
-    """Ranks of ``answers`` (B,) by ``scores`` (B, V), which are written to, without the other ``known`` answers."""
+    """Return the ranks of ``answers`` (B,) by ``scores`` (B, V), which are modified, without the other ``known``
+    answers."""
     own = scores[np.arange(len(scores)), answers][:, None].copy()
     scores[known.row_of_value, known.values] = -np.inf
     # Not "scores > own": what is not a number would rank first.
@@ -199,15 +199,15 @@ class _AnswersCrossEntropy(torch.autograd.Function):
 
 
 def _epoch(
-    ranker: KgeRanker, questions: Questions, optimizer: torch.optim.Optimizer, s: KgeSettings, until: float
+    ranker: KgeRanker, questions: Questions, optimizer: torch.optim.Optimizer, s: KgeSettings, run: Epochs
 ) -> None:
-    """One pass over all questions, or what of it CPU time allows."""
+    """Train for one pass over all questions, or until the time is used up."""
     product = torch.bfloat16 if resolve(s.precision, torch.device("cpu")) == "bf16" else torch.float32
-    for rows in torch.randperm(len(questions.asked)).split(s.batch):
-        if time.process_time() > until:
+    for rows in torch.randperm(len(questions.rows)).split(s.batch):
+        if run.out_of_time:
             break
         batch = questions.take(rows.numpy())
-        known, relation, _ = torch.from_numpy(batch.asked).T
+        known, relation, _ = torch.from_numpy(batch.rows).T
         owner, answer = torch.from_numpy(batch.answers.row_of_value), torch.from_numpy(batch.answers.values)
         queries = ranker.queries(known, relation)
         loss = _AnswersCrossEntropy.apply(queries, ranker.entities, owner, answer, product)
@@ -218,17 +218,17 @@ def _epoch(
 
 
 def held_out(triples: np.ndarray, valid: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, Ragged]:
-    """Questions (B, 3) of ``count`` validation triples, their answers (B,), and all known answers to each."""
+    """Return questions (B, 3) of ``count`` validation triples, their answers (B,), and all known answers to each."""
     known = Questions.of(np.concatenate([triples, valid]))
     drawn = Questions.of(valid[np.random.default_rng(seed).permutation(len(valid))[:count]])
-    row_of = {tuple(row): index for index, row in enumerate(known.asked.tolist())}
-    asked = np.repeat(drawn.asked, drawn.answers.lengths, axis=0)
-    rows = np.array([row_of[tuple(row)] for row in asked.tolist()], dtype=np.int64)
-    return asked, drawn.answers.values, known.answers.take(rows)
+    row_of = {tuple(row): index for index, row in enumerate(known.rows.tolist())}
+    questions = np.repeat(drawn.rows, drawn.answers.lengths, axis=0)
+    rows = np.array([row_of[tuple(row)] for row in questions.tolist()], dtype=np.int64)
+    return questions, drawn.answers.values, known.answers.take(rows)
 
 
 def _refuse_outside(rows: np.ndarray, sizes: tuple[int, int, int], name: str) -> None:
-    """Refuse what is not (T, 3), or holds a number outside ``sizes``."""
+    """Raise a DataError unless ``rows`` are integers (T, 3) within ``sizes``."""
     if rows.ndim != 2 or rows.shape[1] != 3 or rows.dtype.kind not in "iu":
         raise DataError(f"{name} must be integers of shape (T, 3), not {rows.dtype} {rows.shape}")
     if len(rows) and (rows.min() < 0 or (rows.max(axis=0) >= sizes).any()):

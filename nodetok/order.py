@@ -1,4 +1,4 @@
-"""Does a similarity of positions keep the order of distances? Triplets, order accuracy, Kendall's tau.
+"""Agreement of a similarity of positions with the order of distances: triplets, order accuracy, Kendall's tau.
 
 NT-LLM's claim is about order: of two nodes the one nearer in hops must be the nearer in the embedding. Raw anchor
 vectors under Euclidean distance do not keep it; some similarities built on the same vectors do, without training.
@@ -22,14 +22,14 @@ Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Triplets:
-    """``near`` is fewer hops from ``pivot`` than ``far``; rows, int64 (n,)."""
+    """Triplets of rows, int64 (n,): ``near`` is fewer hops from ``pivot`` than ``far``."""
 
     pivot: np.ndarray
     near: np.ndarray
     far: np.ndarray
 
     def accuracy(self, similarity: Similarity, positions: np.ndarray) -> float:
-        """Share of triplets whose order the similarity keeps; a tie counts half, so chance is 0.5."""
+        """Return the share of triplets whose order the similarity preserves; a tie counts half, so chance is 0.5."""
         right = 0.0
         for part in np.array_split(np.arange(len(self.pivot)), max(1, len(self.pivot) // 20_000)):
             own = positions[self.pivot[part]]
@@ -39,14 +39,14 @@ class Triplets:
 
 
 def sample_pivots(graph: Graph, count: int, rng: np.random.Generator, without: np.ndarray | None = None) -> np.ndarray:
-    """Random rows of the largest component, none of those in ``without``."""
+    """Return random rows of the largest component that are not in ``without``."""
     members = np.flatnonzero(graph.components == np.bincount(graph.components).argmax())
     members = members if without is None else np.setdiff1d(members, without)
     return rng.permutation(members)[:count]
 
 
 def sample_triplets(graph: Graph, pivots: np.ndarray, count: int, rng: np.random.Generator) -> Triplets:
-    """Random triplets with exact distances, one search per pivot; unequal and both reachable.
+    """Return random triplets of reachable nodes at different distances from their pivot.
 
     Raises:
         ConfigError: the graph has no pivot from which two nodes lie at different distances.
@@ -67,35 +67,35 @@ def sample_triplets(graph: Graph, pivots: np.ndarray, count: int, rng: np.random
 def kendall(
     graph: Graph, pivots: np.ndarray, similarity: Similarity, positions: np.ndarray, nodes: int = 1000
 ) -> float:
-    """Kendall's tau-b between hops from a pivot and falling similarity to it, over ``nodes`` random nodes a pivot;
-    mean over pivots. Hops tie often, so a perfect order stays below 1."""
+    """Return Kendall's tau-b between hops from a pivot and falling similarity to it, over ``nodes`` random nodes a
+    pivot; mean over pivots. Hops tie often, so a perfect order stays below 1."""
     rng = np.random.default_rng(0)
     table = hops(graph.undirected, pivots)
-    found = []
+    taus = []
     for column, pivot in enumerate(pivots):
         others = np.flatnonzero(reached(table[:, column]) & (np.arange(len(graph)) != pivot))
         some = rng.permutation(others)[:nodes]
         if len(np.unique(table[some, column])) > 1:
             own = np.broadcast_to(positions[pivot], (len(some), positions.shape[1]))
-            found.append(kendalltau(table[some, column], -similarity(own, positions[some])).statistic)
-    return float(np.mean(found)) if found else 0.0
+            taus.append(kendalltau(table[some, column], -similarity(own, positions[some])).statistic)
+    return float(np.mean(taus)) if taus else 0.0
 
 
 def euclidean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Minus the Euclidean distance, as NT-LLM measures."""
+    """Return the negative Euclidean distance, as in NT-LLM."""
     return -np.linalg.norm(a.astype(np.float32) - b.astype(np.float32), axis=-1)
 
 
 def min_sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Minus the shortest way over an anchor, an upper bound of the distance."""
+    """Return the negative length of the shortest path through an anchor, an upper bound of the distance."""
     return -(a.astype(np.float32) + b.astype(np.float32)).min(axis=-1)
 
 
 def max_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Minus the largest difference to an anchor, a lower bound of the distance."""
+    """Return the negative largest difference of anchor distances, a lower bound of the distance."""
     return -np.abs(a.astype(np.float32) - b.astype(np.float32)).max(axis=-1)
 
 
 def inner_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """What attention and an index compute."""
+    """Return the inner product, as attention and an index compute it."""
     return (a.astype(np.float32) * b.astype(np.float32)).sum(axis=-1)

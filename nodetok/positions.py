@@ -24,7 +24,7 @@ LARGEST = 40.0
 
 
 class PositionSettings(Settings):
-    """How distances become positions.
+    """Settings of the positions.
 
     ``tau`` is the rate of decay per hop, or per median length of an edge where edges have lengths; it is lowered where
     the farthest node would else vanish (see :func:`rate`). With ``steps`` > 0 a tau per anchor is fitted to the order
@@ -41,7 +41,7 @@ class PositionSettings(Settings):
 
 
 def as_lengths(distances: Tensor) -> Tensor:
-    """Distances of any type as float, infinite where there is no path."""
+    """Convert distances of any type to float, infinite without a path."""
     if distances.is_floating_point():
         return distances.float()
     return distances.float().masked_fill(distances == torch.iinfo(distances.dtype).max, float("inf"))
@@ -56,18 +56,18 @@ class Positions(nn.Module):
         self.log_tau = nn.Parameter(torch.full((anchors,), float(np.log(tau))))
 
     def forward(self, distances: Tensor) -> Tensor:
-        """Positions (..., K) from distances (..., K)."""
+        """Return positions (..., K) from distances (..., K)."""
         lengths = as_lengths(distances)
         # Not exp(-inf), whose gradient with respect to tau is not a number.
         there = torch.isfinite(lengths)
         return torch.exp(-self.log_tau.exp() * lengths.masked_fill(~there, 0.0)) * there
 
     def similarity(self, a: Tensor, b: Tensor) -> Tensor:
-        """Inner product over the last axis."""
+        """Return the inner product over the last axis."""
         return (a * b).sum(-1)
 
     def margin(self, pivot: Tensor, near: Tensor, far: Tensor) -> Tensor:
-        """How much more similar ``near`` is, in hops: the difference of the logarithms of the soft minima."""
+        """Return the difference of the soft minima of path lengths to ``far`` and ``near``, in hops."""
         tau = self.log_tau.exp()
         beyond = 3 * LARGEST / float(tau.detach().min())
         a, b, c = (-tau * as_lengths(x).clamp(max=beyond) for x in (pivot, near, far))
@@ -75,7 +75,7 @@ class Positions(nn.Module):
 
 
 def rate(table: np.ndarray, unit: float, tau: float) -> float:
-    """The rate of decay for path lengths (V, K) measured in edges of length ``unit``, whatever their scale.
+    """Return the rate of decay for path lengths (V, K) whose edges have the length ``unit``.
 
     ``tau`` over the unit, but at most :data:`LARGEST` over the longest distance: the default of 2 stays as it is where
     no path has more than 20 hops.
@@ -111,7 +111,7 @@ def fit(positions: Positions, graph: Graph, anchors: np.ndarray, table: np.ndarr
 
 
 def _draw(exact: np.ndarray, batch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Columns of pivots, rows of nearer and of farther nodes."""
+    """Draw columns of pivots and rows of nearer and farther nodes."""
     i = rng.integers(exact.shape[1], size=batch)
     j, k = rng.integers(len(exact), size=(2, batch))
     a, b = exact[j, i], exact[k, i]

@@ -1,4 +1,4 @@
-"""Graph to node tokens in one object: anchors, distances and positions, saved as safetensors and JSON."""
+"""The node tokenizer: anchors, distances and positions of a graph, saved as safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from nodetok.distances import DistanceSettings, as_type, fitting, reached, refus
 from nodetok.graph import Graph
 from nodetok.positions import Positions, PositionSettings
 from setrec.atomic import atomic_directory
-from setrec.errors import ConfigError, UnknownNodeError
+from setrec.errors import ConfigError, UnknownNodeError, first_line
+from setrec.rows import top_k
 from setrec.settings import Settings
 
 FORMAT = 1
 
 
 class TokenizerSettings(Settings):
-    """How nodes become tokens; anchors of 64 and hops need 64 bytes a node."""
+    """Settings of the node tokenizer; 64 anchors and hops take 64 bytes per node."""
 
     anchors: AnchorSettings = AnchorSettings()
     distances: DistanceSettings = DistanceSettings()
@@ -37,7 +38,7 @@ class TokenizerSettings(Settings):
 
 @dataclass(eq=False)
 class NodeTokenizer:
-    """Fitted to a graph: the anchors' ids, the distance table (V, columns) and the position encoder.
+    """A node tokenizer fitted to a graph: anchor ids, distance table (V, columns) and position encoder.
 
     Columns are K, or 2 K where both directions of a directed graph count. ``digest`` is the graph's.
     """
@@ -59,7 +60,7 @@ class NodeTokenizer:
 
     @classmethod
     def of(cls, graph: Graph, settings: TokenizerSettings, chosen: Anchors, table: np.ndarray) -> NodeTokenizer:
-        """From anchors and distances measured elsewhere, by blocks on a cluster for instance."""
+        """Build a tokenizer from given anchors and distances, for instance those measured on a cluster."""
         encoder = Positions(table.shape[1], _rate(graph, table, settings))
         if settings.positions.steps:
             positions.fit(encoder, graph, chosen.rows, table, settings.positions)
@@ -67,7 +68,7 @@ class NodeTokenizer:
 
     @property
     def width(self) -> int:
-        """Numbers in a node's position."""
+        """Dimension of a position."""
         return self.positions.width
 
     @cached_property
@@ -80,7 +81,7 @@ class NodeTokenizer:
 
     @torch.no_grad()
     def transform(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """Positions, float32 (V, width), or of the given rows only.
+        """Return positions, float32 (V, width), of all or of the given rows.
 
         Raises:
             ConfigError: a row lies outside the graph.
@@ -92,7 +93,7 @@ class NodeTokenizer:
         return np.concatenate([self.positions(torch.from_numpy(np.ascontiguousarray(p))).numpy() for p in parts])
 
     def measure(self, graph: Graph) -> np.ndarray:
-        """Distances (V, columns) in another graph that holds the anchors by their ids, e.g. renumbered or grown.
+        """Return distances (V, columns) in another graph that contains the anchors by their ids, such as a grown one.
 
         Raises:
             UnknownNodeError: an anchor is missing there.
@@ -101,7 +102,7 @@ class NodeTokenizer:
 
     @torch.no_grad()
     def transform_new(self, neighbours: Sequence[np.ndarray]) -> np.ndarray:
-        """Positions, float32 (n, width), of nodes the graph does not hold, from the rows of their neighbours.
+        """Return positions, float32 (n, width), of nodes outside the graph, from the rows of their neighbours.
 
         Exact for hops of a node that shortens no path between others; its arcs have length 1. Walks are averaged.
 
@@ -126,8 +127,8 @@ class NodeTokenizer:
         return nearest + reached(nearest).astype(table.dtype)
 
     def update(self, grown: Graph, source: np.ndarray, target: np.ndarray) -> NodeTokenizer:
-        """The tokenizer for a graph to which the edges ``source`` to ``target`` (rows) and perhaps nodes at the end
-        were added (:meth:`Graph.with_edges`); only what changed is visited. Walks are measured anew, and so is
+        """Return the tokenizer of a graph to which the edges ``source`` to ``target`` (rows) and perhaps nodes at the
+        end were added (:meth:`Graph.with_edges`); only what changed is visited. Walks are measured anew, and so is
         everything where more has changed than that, an edge removed or a length: the result is always exact.
 
         Raises:
@@ -153,7 +154,8 @@ class NodeTokenizer:
         return replace(self, anchors=chosen, table=table, digest=grown.digest)
 
     def nearest(self, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``k`` most similar other nodes by position, rows and similarities, best first; ties by row.
+        """Return rows and similarities of the ``k`` other nodes with the most similar positions, best first; ties by
+        row.
 
         Raises:
             ConfigError: ``row`` lies outside the graph.
@@ -161,14 +163,11 @@ class NodeTokenizer:
         refuse_outside(np.array([row]), len(self))
         scores = self.every @ self.every[row]
         scores[row] = -np.inf
-        k = min(k, len(self) - 1)
-        # All that may be among the best, those equal to the last of them included, then in order.
-        some = np.flatnonzero(scores >= np.partition(scores, -k)[-k]) if k else np.empty(0, dtype=np.int64)
-        best = some[np.lexsort((some, -scores[some]))][:k]
+        best = top_k(scores[None], min(k, len(self) - 1))[0]
         return best, scores[best]
 
     def _added(self, grown: Graph, source: np.ndarray, target: np.ndarray) -> int | None:
-        """The digest of the graph known so far with the given edges added; ``None`` where that one has no digest."""
+        """Return the digest of the fitted graph with the given edges added; ``None`` if it has no digest."""
         if len(grown) < len(self):
             raise ConfigError(f"a graph of {len(grown)} nodes cannot have grown from one of {len(self)}")
         refuse_outside(np.concatenate([source, target]), len(grown))
@@ -186,17 +185,17 @@ class NodeTokenizer:
         return None if self.digest is None else (self.digest + more) % 2**64
 
     def describe(self) -> dict[str, Any]:
-        """What a report says of it."""
+        """Return the figures for a report."""
         s = self.settings
         return {
             "strategy": s.anchors.strategy, "anchors": len(self.anchors.rows), "radius": s.anchors.radius,
-            "coverage": self.anchors.coverage, "knee": self.anchors.knee, "distances": s.distances.kind,
+            "coverage": self.anchors.coverage, "distances": s.distances.kind,
             "tau": float(self.positions.log_tau.detach().exp().mean()), "columns": self.table.shape[1],
             "width": self.width,
         }  # fmt: skip
 
     def save(self, folder: str | Path) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer.safetensors``, as a whole or not at all.
+        """Write ``tokenizer.json`` and ``tokenizer.safetensors`` atomically.
 
         Raises:
             ConfigError: an anchor's id is neither text nor a whole number (nor a tuple of these).
@@ -223,7 +222,7 @@ class NodeTokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> NodeTokenizer:
-        """Read what :meth:`save` wrote.
+        """Load a tokenizer that :meth:`save` wrote.
 
         Raises:
             ConfigError: it is missing, damaged or of another format.
@@ -242,12 +241,11 @@ class NodeTokenizer:
             encoder = Positions(table.shape[1])
             encoder.load_state_dict({name.removeprefix("positions."): value for name, value in tensors.items()})
         except (OSError, KeyError, ValueError, RuntimeError, TypeError, ValidationError, SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(f"{folder}: node tokenizer cannot be loaded: {reason}") from error
+            raise ConfigError(f"{folder}: node tokenizer cannot be loaded: {first_line(error)}") from error
         return cls(settings, Anchors(rows, gains, len(table)), ids, table, encoder.eval(), record.get("digest"))
 
     def check(self, graph: Graph) -> None:
-        """Whether ``graph`` is the one this tokenizer was fitted to, by size, anchors and, where it is known, digest.
+        """Check that ``graph`` is the one this tokenizer was fitted to, by size, anchors and digest.
 
         Raises:
             ConfigError: it is not.
@@ -262,7 +260,7 @@ class NodeTokenizer:
 
 
 def _rate(graph: Graph, table: np.ndarray, settings: TokenizerSettings) -> float:
-    """Tau of untrained positions; walks are logarithms of probabilities and have no scale to adapt to."""
+    """Return the initial tau; walks are logarithms of probabilities and have no scale to adapt to."""
     tau, kind = settings.positions.tau, settings.distances.kind
     if kind == "walks":
         return tau

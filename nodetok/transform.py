@@ -23,14 +23,14 @@ from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 class AddAnchorDistances(BaseTransform):
     """Add each node's position relative to ``k`` anchors, exp(-tau d), float32 (V, k).
 
-    An inner product of two rows falls with their distance in the graph. A graph of fewer nodes has zeros in the columns
-    left over, so that batches of graphs have rows of one width.
+    An inner product of two rows falls with their distance in the graph. A graph with fewer nodes has zeros in the
+    remaining columns, so that batches of graphs have rows of one width.
 
     Args:
         k: Number of anchors.
         attr_name: Attribute of ``data`` to write; ``None`` appends to ``data.x``.
         strategy: How anchors are chosen, as in :class:`nodetok.anchors.AnchorSettings`.
-        raw: Add the distances themselves instead, infinite where there is no path.
+        raw: Add the distances themselves instead, infinite without a path.
         weight: Attribute of edges that is their length, as in :meth:`nodetok.graph.Graph.from_pyg`; ``None``, the
             default, counts hops.
 
@@ -51,7 +51,7 @@ class AddAnchorDistances(BaseTransform):
     def forward(self, data: Data) -> Data:
         """``data`` with the new attribute, on the device of its edges."""
         tokenizer = NodeTokenizer.fit(Graph.from_pyg(data, weight=self.weight), self.settings)
-        found = as_lengths(torch.from_numpy(tokenizer.table)) if self.raw else torch.from_numpy(tokenizer.transform())
-        columns = torch.full((len(found), self.k), float("inf") if self.raw else 0.0)
-        columns[:, : found.shape[1]] = found
+        values = as_lengths(torch.from_numpy(tokenizer.table)) if self.raw else torch.from_numpy(tokenizer.transform())
+        columns = torch.full((len(values), self.k), float("inf") if self.raw else 0.0)
+        columns[:, : values.shape[1]] = values
         return add_node_attr(data, columns.to(data.edge_index.device), self.attr_name)

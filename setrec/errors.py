@@ -35,3 +35,8 @@ class BundleError(SetRecError):
 
 class ConfigError(SetRecError):
     """A configuration that cannot be used."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type without one."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,12 +1,18 @@
-"""Small recommenders for tests."""
+"""Small recommenders and a small text encoder for tests."""
+
+from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from setrec.models.item_tokens import ItemFeatures
 from setrec.models.setrec_model import SetRecModel
 from setrec.models.settings import BackboneSettings, ModelSettings
 
 ITEMS = 40
+WORDS = ["toy", "story", "heat", "drama", "war", "of", "the", "stars", "and", "peace"]
+"""The vocabulary of :func:`tiny_bert`, from id 4 on."""
 
 
 def small_model(features: ItemFeatures, family: str = "qwen3", history: str = "set", **changes) -> SetRecModel:
@@ -22,3 +28,23 @@ def small_model(features: ItemFeatures, family: str = "qwen3", history: str = "s
                 parameter.normal_(std=0.3)
         model.queries.normal_(std=1.0)
     return model
+
+
+def tiny_bert(path: Path) -> Path:
+    """A randomly initialised BERT of two layers with a tokenizer of ten words, saved in ``path``."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **names).save_pretrained(path)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=14, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(path)
+    return path

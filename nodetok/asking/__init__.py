@@ -1,1 +1,1 @@
-"""Free questions to a trained model: which question it is, which nodes it names, what the answer rests on."""
+"""Free-text questions to a trained model: question matching, node linking and the supporting subgraph."""

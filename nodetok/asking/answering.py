@@ -1,4 +1,4 @@
-"""Answers to free questions by a trained model, with what they rest on, or a refusal with its reason."""
+"""Answers to free-text questions, with their supporting subgraph, or a refusal with its reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from nodetok.artifact import GraphArtifact
+from nodetok.asking.artifact import GraphArtifact
 from nodetok.asking.nodes import AmbiguousNodeError, NodeFinder
 from nodetok.asking.questions import SLOT, QuestionMatcher
 from nodetok.asking.subgraph import retrieve
@@ -20,6 +20,7 @@ from nodetok.language.interface import Examples
 from nodetok.language.prompts import Prompts
 from nodetok.language.training import Reader
 from setrec.errors import SetRecError
+from setrec.rows import top_k
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class GroundedAnswer:
 
 
 class GraphAnswerer:
-    """Asks a trained artefact.
+    """Answers questions with a trained artifact.
 
     A question is matched to one of the prompts that the model was trained on, and read as that prompt, so that it is
     answered alike in other words.
@@ -70,8 +71,8 @@ class GraphAnswerer:
         return ((half + half.T) > 0).astype(np.float32)
 
     def ask(self, question: str, k: int = 5, *, written: bool = False) -> GroundedAnswer:
-        """The answer to a question whose nodes are named by id, title or ``[[id]]``, chosen among the candidates or
-        ``written`` word by word.
+        """Answer a question whose nodes are named by id, title or ``[[id]]``: the best candidate, or generated text if
+        ``written``.
 
         Raises:
             UnknownNodeError: an id in double brackets is not in the graph.
@@ -109,8 +110,8 @@ class GraphAnswerer:
         )  # fmt: skip
 
     def _prompt(self, text: str, rows: list[int]) -> tuple[str | None, tuple[int, ...], float]:
-        """The prompt that a question is read as, ``None`` for none, which of its nodes stand in the slots, and how
-        certain that is."""
+        """Return the prompt that a question matches (or ``None``), the order of its nodes in the slots, and the
+        probability of the match."""
         if self._matcher is None:
             prompt = text if text.lower().endswith("answer :") else f"{text} answer :"
             return prompt, tuple(range(len(rows))), 1.0
@@ -121,11 +122,11 @@ class GraphAnswerer:
         assert self.artifact.reader is not None
         scores, _ = next(self.artifact.reader.scores(examples))
         chances = torch.softmax(torch.from_numpy(scores[0]), dim=0).numpy()
-        best = np.argsort(-chances, kind="stable")[:k]
+        best = top_k(chances[None], k)[0]
         return [(self.artifact.candidates[row], float(chances[row])) for row in best]
 
     def _scope(self, rows: list[int]) -> str:
-        """Why a question is refused."""
+        """Return the reason for refusing a question."""
         known = [" ".join(SLOT.sub("…", prompt.removesuffix("answer :")).split()) for prompt in self.artifact.wordings]
         return (
             f"with {len(rows)} node{'' if len(rows) == 1 else 's'} named, this is none of the questions the model was"
@@ -139,13 +140,13 @@ class GraphAnswerer:
         return GroundedAnswer(None, f"No answer: {reason}.", nodes, [], certain, True, reason, list(ranked))
 
     def _named(self, best: str, rows: list[int]) -> str:
-        """``first`` and ``second`` with the node meant."""
+        """Return the answer, with the node's id behind ``first`` and ``second``."""
         place = {"first": 1, "second": 2}.get(best)
         return best if place is None or len(rows) != 3 else f"{best} ({self.artifact.ids[rows[place]]})"
 
     def _spoken(self, prompt: str, rows: list[int]) -> str:
-        asked = SLOT.sub(lambda match: self.artifact.ids[rows[int(match[1])]], prompt.removesuffix("answer :"))
-        return " ".join(asked.split()).replace(" ?", "?").replace(" ,", ",")
+        question = SLOT.sub(lambda match: self.artifact.ids[rows[int(match[1])]], prompt.removesuffix("answer :"))
+        return " ".join(question.split()).replace(" ?", "?").replace(" ,", ",")
 
     def _edge(self, edge: tuple[int, int]) -> list[str]:
         source, target = (self.artifact.ids[row] for row in edge)
@@ -154,7 +155,7 @@ class GraphAnswerer:
 
 
 def _refuse_unless_written(reader: Reader | CompletionReader) -> None:
-    """Raise a SetRecError where a model cannot answer in words."""
+    """Raise a SetRecError if a model cannot generate text."""
     if isinstance(reader, CompletionReader):
         raise SetRecError("this model ranks entities and does not answer in words")
     s = reader.model.settings

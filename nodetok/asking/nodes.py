@@ -1,4 +1,4 @@
-"""Finding the nodes that a free question names: by ``[[id]]``, by id or title, or by a search of the texts."""
+"""Linking of the nodes that a question names: by ``[[id]]``, by id or title, or by a search of the node texts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _WORD = re.compile(r"[^\W_]+(?:[-'.:/_@][^\W_]+)*|\"[^\"]+\"")
 
 
 class AmbiguousNodeError(SetRecError):
-    """Words that name several nodes."""
+    """The words of a question match several nodes."""
 
 
 class NodeFinder:
-    """Names of nodes in questions.
+    """Links names in questions to nodes.
 
     Args:
         ids, texts: of every node, in row order; a node's title is its text up to the first punctuation mark.
@@ -42,25 +42,25 @@ class NodeFinder:
 
     @cached_property
     def _names(self) -> dict[str, list[int]]:
-        """Rows by lower-cased id, title, and first word of a title."""
-        found: dict[str, list[int]] = {}
+        """Return rows by lower-cased id, title, and first word of a title."""
+        rows_of: dict[str, list[int]] = {}
         for row, node in enumerate(self.ids):
-            found.setdefault(_normal(node), []).append(row)
+            rows_of.setdefault(_normal(node), []).append(row)
         first: dict[str, list[int]] = {}
         for row, text in enumerate(self.texts or ()):
             title = _normal(re.split(r"[,;:.(\n]", text or "", maxsplit=1)[0])
             words = title.split()
             if words and len(words) <= TITLE_WORDS:
-                rows = found.setdefault(title, [])
+                rows = rows_of.setdefault(title, [])
                 if row not in rows:
                     rows.append(row)
                 first.setdefault(words[0], []).append(row)
         for word, rows in first.items():
-            found.setdefault(word, rows)
-        return {name: rows for name, rows in found.items() if name and name not in self.reserved}
+            rows_of.setdefault(word, rows)
+        return {name: rows for name, rows in rows_of.items() if name and name not in self.reserved}
 
     def find(self, question: str) -> tuple[str, list[int]]:
-        """The question with ``[[0]]``, ``[[1]]`` ... for nodes, and their rows.
+        """Return the question with ``[[0]]``, ``[[1]]`` ... in place of nodes, and the rows of these nodes.
 
         Raises:
             UnknownNodeError: an id in double brackets is not in the graph.
@@ -87,7 +87,7 @@ class NodeFinder:
         return self._row_of[node]
 
     def _by_name(self, question: str, slot: Callable[[int], str]) -> str:
-        """Longest names first, at every place of the question."""
+        """Replace names by slots, the longest match first."""
         words = list(_WORD.finditer(question))
         out, at, index = "", 0, 0
         while index < len(words):
@@ -114,7 +114,7 @@ class NodeFinder:
         return vectorizer, vectorizer.fit_transform([text or "" for text in self.texts or ()])
 
     def _by_search(self, question: str, slot: Callable[[int], str]) -> str:
-        """Runs of words that questions do not consist of, searched for in the texts."""
+        """Replace runs of unreserved words by the nodes whose texts match them best."""
         runs: list[tuple[int, int]] = []
         for word in _WORD.finditer(question):
             if word[0].lower() in self.reserved:

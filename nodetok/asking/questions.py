@@ -1,8 +1,8 @@
-"""Which of the questions a model was trained on a free question is, or that it is none of them.
+"""Matching of free-text questions to the questions that a model was trained on.
 
-A linear classifier over words and letter groups with a class for everything else. It learns from the wordings of
-:mod:`nodetok.asking.wordings` when it is built, so there is nothing to store; its threshold is chosen on wordings that
-it did not learn from. A question most of whose content words stand in no wording is none of them.
+A linear classifier over words and character n-grams with a class for all other questions. It is fitted to the wordings
+of :mod:`nodetok.asking.wordings` when it is built, so nothing is stored; its threshold is chosen on held-out wordings.
+A question most of whose content words occur in no wording is rejected.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _JOINED = re.compile(r"^\W*(or|and|than|versus|vs\.?)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Match:
-    """``template``: the question as the model was trained on it, or ``""`` for none; ``probability`` of that;
-    ``order``: which mention each slot of the template stands for."""
+    """A match: ``template`` is the training question, or ``""`` for none; ``probability`` of the match; ``order``: the
+    mention that fills each slot of the template."""
 
     template: str
     probability: float
@@ -86,7 +86,7 @@ class QuestionMatcher:
         self._classifier = LogisticRegression(C=10.0, max_iter=60, tol=1e-3).fit(features.tocsr(), classes)
 
     def _calibrated(self, wordings: Mapping[str, Wordings], outside: Sequence[str]) -> float:
-        """The threshold that parts the validation wordings that are recognised best from questions outside."""
+        """Return the threshold that best separates recognised validation wordings from questions outside."""
         inside = np.array([
             self._best(text)[1] for template, w in wordings.items() for text in w.valid
             if self._best(text)[0] == template
@@ -97,8 +97,8 @@ class QuestionMatcher:
         return float(tried[gain >= gain.max() - 1e-9].mean())
 
     def _best(self, question: str) -> tuple[str, float]:
-        """The likeliest of the templates with as many slots as the question has nodes, and its probability against that
-        of being outside; ``""`` and 0 for none."""
+        """Return the most likely template with as many slots as the question has nodes, and its probability relative to
+        the outside class; ``""`` and 0 without one."""
         nodes = len(set(SLOT.findall(question)))
         plain = [_plain(question)]
         features = sparse.hstack([self._words.transform(plain), self._letters.transform(plain)])
@@ -111,7 +111,7 @@ class QuestionMatcher:
         return template, float(chances[template] / (chances[template] + chances[OTHER]))
 
     def match(self, question: str) -> Match:
-        """The template that the question is, if any; one that needs another number of nodes is none."""
+        """Match a question to a template with the same number of nodes."""
         mentions = [int(slot) for slot in SLOT.findall(question)]
         nodes = list(dict.fromkeys(mentions))
         for template in self.templates:
@@ -124,13 +124,13 @@ class QuestionMatcher:
 
 
 def _synonyms(text: str) -> list[str]:
-    """The text, and with every word that has synonyms exchanged for each of them."""
-    found = [text]
+    """Return the text and its variants in which a word is replaced by a synonym."""
+    variants = [text]
     for group in SYNONYMS:
         for word in group:
             if re.search(rf"\b{word}\b", text):
-                found += [re.sub(rf"\b{word}\b", other, text) for other in group if other != word]
-    return found
+                variants += [re.sub(rf"\b{word}\b", other, text) for other in group if other != word]
+    return variants
 
 
 def _content(text: str) -> list[str]:
@@ -151,8 +151,8 @@ def _plain(text: str) -> str:
 
 
 def _order(question: str, nodes: Sequence[int]) -> tuple[int, ...]:
-    """Mentions in the order of a template's slots: of three the one compared to comes first, the two that ``or``,
-    ``and`` or ``than`` joins follow; of fewer, the order of the question."""
+    """Return mentions in the order of a template's slots. Of three, the reference node comes first, followed by the two
+    nodes joined by ``or``, ``and`` or ``than``; fewer keep the order of the question."""
     if len(nodes) != 3:
         return tuple(nodes)
     parts = SLOT.split(question)

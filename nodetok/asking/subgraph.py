@@ -1,4 +1,4 @@
-"""The part of a graph that an answer rests on: a small connected subgraph around the nodes of a question.
+"""Retrieval of the supporting subgraph of an answer: a small connected subgraph around the nodes of a question.
 
 Nodes near those of the question are found by personalised PageRank, and joined by a Steiner tree (Mehlhorn's
 approximation, within twice the smallest); both by NetworkX, on what lies around.
@@ -13,11 +13,12 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 AROUND = 400
-"""Nodes that are looked at, besides those on shortest paths."""
+"""Number of nodes in the search, besides those on shortest paths."""
 
 
 def retrieve(adjacency: sparse.csr_matrix, rows: list[int], extra: int = 4) -> tuple[list[int], list[tuple[int, int]]]:
-    """Nodes and edges of a subgraph that joins ``rows`` where paths do, with up to ``extra`` nodes near them.
+    """Return nodes and edges of a subgraph that connects ``rows`` where paths exist, with up to ``extra`` nodes near
+    them.
 
     ``adjacency``: symmetric (V, V). The nodes of the question come first.
     """
@@ -36,14 +37,14 @@ def retrieve(adjacency: sparse.csr_matrix, rows: list[int], extra: int = 4) -> t
             edges |= {
                 (min(a, b), max(a, b)) for a, b in steiner_tree(local.subgraph(part), wanted, method="mehlhorn").edges
             }
-    found = dict.fromkeys([*own, *(place for edge in sorted(edges) for place in edge)])
-    return [int(around[p]) for p in found], [(int(around[a]), int(around[b])) for a, b in sorted(edges)]
+    selected = dict.fromkeys([*own, *(place for edge in sorted(edges) for place in edge)])
+    return [int(around[p]) for p in selected], [(int(around[a]), int(around[b])) for a, b in sorted(edges)]
 
 
 def _around(adjacency: sparse.csr_matrix, rows: list[int]) -> np.ndarray:
-    """Rows of the nodes within reach of ``rows`` by breadth-first search, nearest first, and of those on shortest paths
-    between the first of them and the others."""
-    found: dict[int, None] = dict.fromkeys(rows)
+    """Return the nodes nearest to ``rows`` by breadth-first search, and those on shortest paths from the first of
+    ``rows`` to the others."""
+    visited: dict[int, None] = dict.fromkeys(rows)
     for number, row in enumerate(rows):
         order, before = csgraph.breadth_first_order(adjacency, row, directed=False)
         if number == 0:
@@ -51,6 +52,6 @@ def _around(adjacency: sparse.csr_matrix, rows: list[int]) -> np.ndarray:
                 at = other
                 while before[at] >= 0:
                     at = int(before[at])
-                    found[at] = None
-        found |= dict.fromkeys(order[: AROUND // len(rows)].tolist())
-    return np.fromiter(found, dtype=np.int64)
+                    visited[at] = None
+        visited |= dict.fromkeys(order[: AROUND // len(rows)].tolist())
+    return np.fromiter(visited, dtype=np.int64)

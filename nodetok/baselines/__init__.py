@@ -1,1 +1,1 @@
-"""Opponents of the graph language model."""
+"""Baselines of the graph language model."""

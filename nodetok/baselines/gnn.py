@@ -1,9 +1,8 @@
-"""What a graph language model has to beat at node classification: PyTorch Geometric's GCN and GraphSAGE, and an MLP."""
+"""Baselines for node classification: PyTorch Geometric's GCN and GraphSAGE, and an MLP."""
 
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, SAGEConv
 from torch_geometric.utils import to_torch_csr_tensor, to_undirected
 
+from setrec.epochs import Epochs
 from setrec.errors import ConfigError, DataError
 from setrec.settings import Settings
 
@@ -44,14 +44,14 @@ class TwoLayers(nn.Module):
         self.graph, self.dropout = kind != "mlp", settings.dropout
 
     def forward(self, x: Tensor, arcs: Tensor) -> Tensor:
-        """Class logits (V, C) of features (V, F) and the sparse adjacency (V, V)."""
+        """Return class logits (V, C) from features (V, F) and the sparse adjacency (V, V)."""
         more = (arcs,) if self.graph else ()
         x = F.dropout(F.relu(self.first(x, *more)), self.dropout, self.training)
         return self.second(x, *more)
 
 
 class Words:
-    """Features (V, F), each row made to sum to 1, and what dropout leaves of them.
+    """Node features (V, F) with rows scaled to sum 1, and a fast dropout of their non-zero entries.
 
     Zeros stay zeros: only the others are drawn for, which on bags of words takes a hundredth of the time.
     """
@@ -64,7 +64,7 @@ class Words:
         self._values, self._dropped = self._flat[self._places], self._flat.clone()
 
     def dropped(self) -> Tensor:
-        """(V, F), drawn anew; valid until the next call."""
+        """Return features (V, F) after dropout; valid until the next call."""
         self._dropped[self._places] = F.dropout(self._values, self.dropout)
         return self._dropped.view_as(self.whole)
 
@@ -80,7 +80,8 @@ def classify_nodes(
     settings: GnnSettings | None = None,
     seconds: float = math.inf,
 ) -> np.ndarray:
-    """Predicted class of every node, int64 (V,), by the weights of the best validation epoch.
+    """Train a classifier and return the predicted class of every node, int64 (V,), by the weights of the best
+    validation epoch.
 
     ``features`` (V, F); ``edges`` int (2, E), each undirected edge once; ``labels`` int (V,), -1 where unknown;
     ``train`` and ``valid`` bool (V,). Training ends after ``seconds`` of CPU time at the latest.
@@ -113,38 +114,38 @@ def _predicted(
     s: GnnSettings,
     seconds: float,
 ) -> np.ndarray:
-    until = time.process_time() + seconds
     torch.manual_seed(seed)
     words, arcs = Words(features, s.dropout), _adjacency(edges, len(features))
     y, fitted = torch.from_numpy(labels).long(), torch.from_numpy(train)
     model = TwoLayers(kind, features.shape[1], int(labels.max()) + 1, s)
     optimizer = _optimizer(model, s)
-    best, best_epoch, found = -1.0, 0, np.zeros(len(features), dtype=np.int64)
-    for epoch in range(s.epochs):
+
+    @torch.no_grad()
+    def predict() -> np.ndarray:
+        model.eval()
+        return model(words.whole, arcs).argmax(dim=1).numpy()
+
+    run = Epochs(model, s.epochs, s.patience, seconds)
+    for _ in run:
         model.train()
         loss = F.cross_entropy(model(words.dropped(), arcs)[fitted], y[fitted])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        model.eval()
-        with torch.no_grad():
-            said = model(words.whole, arcs).argmax(dim=1).numpy()
-        right = float((said[valid] == labels[valid]).mean())
-        if right > best:
-            best, best_epoch, found = right, epoch, said
-        if epoch - best_epoch >= s.patience or time.process_time() > until:
-            break
-    return found
+        run.finish(float((predict()[valid] == labels[valid]).mean()))
+    run.restore()
+    return predict()
 
 
 def _optimizer(model: TwoLayers, s: GnnSettings) -> torch.optim.Optimizer:
-    """Adam; weight decay on the first layer only, as in the GCN paper."""
+    """Return Adam with weight decay on the first layer only, as in the GCN paper."""
     decays = {"params": model.first.parameters(), "weight_decay": s.weight_decay}
     return torch.optim.Adam([decays, {"params": model.second.parameters(), "weight_decay": 0.0}], lr=s.learning_rate)
 
 
 def _adjacency(edges: np.ndarray, nodes: int) -> Tensor:
-    """Both directions of every edge, sparse (V, V): the library then multiplies instead of copying a row per arc."""
+    """Return the symmetric adjacency, sparse (V, V); with it the library multiplies instead of copying a row per
+    arc."""
     arcs = to_undirected(torch.from_numpy(np.ascontiguousarray(edges)).long(), num_nodes=nodes)
     return to_torch_csr_tensor(arcs, size=(nodes, nodes))
 
@@ -152,7 +153,7 @@ def _adjacency(edges: np.ndarray, nodes: int) -> Tensor:
 def _refuse_misfits(
     features: np.ndarray, edges: np.ndarray, labels: np.ndarray, train: np.ndarray, valid: np.ndarray
 ) -> None:
-    """Refuse shapes and types that do not fit together, and edges to nodes there are not."""
+    """Raise a DataError for inconsistent shapes or types, or edges to missing nodes."""
     if features.ndim != 2 or edges.ndim != 2 or len(edges) != 2:
         raise DataError(f"features (V, F) and edges (2, E) are expected, not {features.shape} and {edges.shape}")
     for name, given, kinds in (("labels", labels, "iu"), ("train", train, "b"), ("valid", valid, "b")):

@@ -1,4 +1,5 @@
-"""One model for knowledge-graph completion: relation paths, an embedding, node tokens and texts, weighed on validation.
+"""A model for knowledge-graph completion: relation paths, DistMult, node tokens and texts, with weights chosen on
+validation.
 
     score(question, entity) = log p_paths + w_embedding * DistMult + w_tokens * log <z, z'> + w_text * <x, x'>
 
@@ -32,7 +33,7 @@ SCALE = {"embedding": 1.0, "tokens": 1.0, "text": 10.0}
 
 
 class CompletionSettings(Settings):
-    """``paths`` and ``embedding``: of the parts; ``sample``: validation questions that the weights are chosen on."""
+    """Settings of the parts; ``sample``: number of validation questions on which the weights are chosen."""
 
     paths: PathSettings = PathSettings()
     embedding: KgeSettings = KgeSettings(epochs=100, patience=5)
@@ -41,8 +42,8 @@ class CompletionSettings(Settings):
 
 @dataclass(frozen=True, eq=False)
 class Knowledge:
-    """What a model learns from: triples int64 (T, 3); ``vectors`` (V, w) of texts, ``texts`` themselves and node
-    ``tokens`` (V, K), each where there are any."""
+    """Training data: triples int64 (T, 3), and optionally text ``vectors`` (V, w), ``texts`` and node ``tokens`` (V,
+    K)."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -55,7 +56,7 @@ class Knowledge:
 
 @dataclass(eq=False)
 class Completer:
-    """A trained model: the parts that it has, and their weights."""
+    """A trained model: its parts and their weights."""
 
     paths: PathModel | None
     embedding: kge.KgeRanker | None
@@ -65,27 +66,27 @@ class Completer:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     @torch.no_grad()
-    def parts(self, asked: np.ndarray) -> dict[str, np.ndarray]:
-        """Scores float32 (Q, V) of each part for questions (Q, 3)."""
-        known, relation, direction = asked.T
-        found: dict[str, np.ndarray] = {}
+    def parts(self, questions: np.ndarray) -> dict[str, np.ndarray]:
+        """Return scores, float32 (Q, V), of each part for questions (Q, 3)."""
+        known, relation, direction = questions.T
+        scores: dict[str, np.ndarray] = {}
         if self.paths is not None:
-            found["paths"] = self.paths.scores(known, self.paths.paths.label(relation, direction))
+            scores["paths"] = self.paths.scores(known, self.paths.paths.label(relation, direction))
         if self.embedding is not None:
-            found["embedding"] = self.embedding.scores(asked)
+            scores["embedding"] = self.embedding.scores(questions)
         if self.tokens is not None:
-            found["tokens"] = _log_similarity(self.tokens[torch.from_numpy(known)], self.tokens)
+            scores["tokens"] = _log_similarity(self.tokens[torch.from_numpy(known)], self.tokens)
         if self.vectors is not None:
-            found["text"] = (self.vectors[torch.from_numpy(known)] @ self.vectors.T).numpy()
-        return found
+            scores["text"] = (self.vectors[torch.from_numpy(known)] @ self.vectors.T).numpy()
+        return scores
 
-    def scores(self, asked: np.ndarray) -> np.ndarray:
-        """Scores float32 (Q, V) of all entities."""
-        return self.mix(self.parts(asked), self.weights)
+    def scores(self, questions: np.ndarray) -> np.ndarray:
+        """Return scores, float32 (Q, V), of all entities."""
+        return self.mix(self.parts(questions), self.weights)
 
     @staticmethod
     def mix(parts: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
-        """The weighted sum; paths count as they are."""
+        """Return the weighted sum of the parts; paths have weight 1."""
         total = parts["paths"].copy() if "paths" in parts else np.zeros_like(next(iter(parts.values())))
         for name, weight in weights.items():
             if weight and name in parts:
@@ -94,7 +95,8 @@ class Completer:
 
 
 def _log_similarity(own: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
-    """Of positions this is minus a soft minimum of path lengths; what shares no anchor is farther than anything."""
+    """Return log inner products, for positions the negative soft minimum of path lengths; nodes without a common anchor
+    are farthest."""
     return torch.log((own @ tokens.T).clamp(min=1e-12)).numpy()
 
 
@@ -148,10 +150,10 @@ def train(
 
 
 def choose_weights(made: Completer, data: Knowledge, sample: int, seed: int) -> float:
-    """Set the weights that give validation questions the best filtered mean reciprocal rank, and return that."""
-    asked, answers, known = kge.held_out(data.train, data.valid, max(1, sample // 2), seed)
-    chunks = np.array_split(np.arange(len(asked)), max(1, len(asked) // 100))
-    parts = [made.parts(asked[rows]) for rows in chunks]
+    """Set the weights with the best filtered mean reciprocal rank on validation questions, and return it."""
+    questions, answers, known = kge.held_out(data.train, data.valid, max(1, sample // 2), seed)
+    chunks = np.array_split(np.arange(len(questions)), max(1, len(questions) // 100))
+    parts = [made.parts(questions[rows]) for rows in chunks]
 
     def value(weights: dict[str, float]) -> float:
         ranks = []
@@ -164,8 +166,8 @@ def choose_weights(made: Completer, data: Knowledge, sample: int, seed: int) -> 
     for _ in range(2):
         for name in weights:
             for weight in GRID:
-                found = value({**weights, name: weight})
-                if found > best:
-                    best, weights = found, {**weights, name: weight}
+                candidate = value({**weights, name: weight})
+                if candidate > best:
+                    best, weights = candidate, {**weights, name: weight}
     made.weights = weights
     return best

@@ -9,24 +9,26 @@ import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from setrec.rows import normalize_rows
+
 
 def centred(vectors: np.ndarray) -> np.ndarray:
-    """Rows about their mean, of length 1, float32: what all texts share tells none apart."""
-    moved = vectors.astype(np.float32) - vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+    """Return rows centred on their mean and scaled to length 1, float32."""
+    return normalize_rows(vectors.astype(np.float32) - vectors.mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
 def neighbours(vectors: np.ndarray, k: int, rows: int = 512) -> np.ndarray:
-    """The ``k`` most similar other rows of each of ``vectors`` (V, w), by inner product, best first, int64 (V, k)."""
+    """Return the ``k`` most similar other rows of each of ``vectors`` (V, w), by inner product, best first, int64 (V,
+    k)."""
     # Half the width of float32 is enough to rank neighbours, and on processors with bfloat16 takes a third of the time.
     every = torch.from_numpy(vectors).bfloat16()
     return _best(len(vectors), k, rows, lambda part: (every[part[0] : part[-1] + 1] @ every.T).float())
 
 
 def lexical_neighbours(texts: Sequence[str], k: int, rows: int = 512) -> np.ndarray:
-    """The ``k`` other texts that share most with each, best first, int64 (V, k).
+    """Return the ``k`` lexically most similar other texts of each, best first, int64 (V, k).
 
-    Cosine of TF-IDF over the words that stand in two texts or more and in no more than 2% (or ten) of them.
+    The similarity is the cosine of TF-IDF over words in at least two texts and at most 2% (or ten) of them.
     """
     counts = TfidfVectorizer(sublinear_tf=True, min_df=2, max_df=max(0.02, min(1.0, 10 / len(texts))), dtype=np.float32)
     try:
@@ -38,7 +40,7 @@ def lexical_neighbours(texts: Sequence[str], k: int, rows: int = 512) -> np.ndar
 
 
 def lexical_vectors(texts: Sequence[str], width: int = 128) -> np.ndarray:
-    """Vectors float32 (V, width) of texts where no encoder is given: TF-IDF of words, reduced by a truncated SVD."""
+    """Return text vectors, float32 (V, width), for use without an encoder: TF-IDF reduced by a truncated SVD."""
     try:
         words = TfidfVectorizer(sublinear_tf=True, dtype=np.float32).fit_transform(texts)
     except ValueError:  # no text holds a word
@@ -49,9 +51,9 @@ def lexical_vectors(texts: Sequence[str], width: int = 128) -> np.ndarray:
 
 def _best(n: int, k: int, rows: int, scores_of: Callable[[np.ndarray], torch.Tensor]) -> np.ndarray:
     k = max(0, min(k, n - 1))
-    found = np.empty((n, k), dtype=np.int64)
+    best = np.empty((n, k), dtype=np.int64)
     for part in np.array_split(np.arange(n), max(1, n // rows)):
         scores = scores_of(part)
         scores[torch.arange(len(part)), torch.from_numpy(part)] = -torch.inf
-        found[part] = scores.topk(k, dim=1).indices.numpy()
-    return found
+        best[part] = scores.topk(k, dim=1).indices.numpy()
+    return best

@@ -1,4 +1,4 @@
-"""Relation paths as evidence: which entity is reached from the known one over which relations, and what that is worth.
+"""Relation paths: rules mined from the paths between entities, and a model that weighs them.
 
 A rule says that a path of up to three arcs implies a relation, e.g. "part of, then part of" implies "part of". Its
 confidence is how often it holds in the training triples among heads that have the relation at all (the partial
@@ -24,17 +24,17 @@ from torch import Tensor, nn
 from setrec.settings import Settings
 
 MOST_BODIES = 1 << 24
-"""Kinds of paths that are told apart at most; with more relations paths are shorter."""
+"""Maximum number of kinds of paths; with more relations paths are shorter."""
 WALKS_AT_ONCE = 3_000_000
 NEAREST = (2, 8)
 """The first two neighbours by text are one relation, those up to the eighth another, the rest a third."""
 
 
 class PathSettings(Settings):
-    """``length``: arcs of a path. ``fanout``: triples of an entity in the middle of a path that are followed, drawn
-    where it has more. ``neighbours``: by text, of each entity. ``support``: times a rule must have held; ``smoothing``
-    is added to the times it could have; rules of a confidence below ``least`` are left out. ``epochs``: passes over the
-    training questions, where time allows."""
+    """Settings of the paths. ``length``: arcs of a path. ``fanout``: maximum number of triples followed from an inner
+    entity of a path, sampled. ``neighbours``: by text, of each entity. ``support``: times a rule must have held;
+    ``smoothing`` is added to the times it could have; rules of a confidence below ``least`` are left out. ``epochs``:
+    passes over the training questions, where time allows."""
 
     length: int = Field(3, ge=1, le=3)
     fanout: int = Field(32, ge=1)
@@ -48,14 +48,14 @@ class PathSettings(Settings):
 
 
 def ranges(begin: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each i the numbers begin[i] .. begin[i] + count[i] - 1, one after the other, and which i they belong to."""
+    """Return the concatenated ranges begin[i] .. begin[i] + count[i] - 1, and the i of each number."""
     owner = np.repeat(np.arange(len(count)), count)
     return np.arange(len(owner)) + np.repeat(begin - (np.cumsum(count) - count), count), owner
 
 
 @dataclass(eq=False)
 class RelationArcs:
-    """Labelled arcs by source: those of v are ``begin[v] .. begin[v + 1]``; label r + N is label r turned round."""
+    """Labelled arcs by source: those of v are ``begin[v] .. begin[v + 1]``; label r + N is the inverse of label r."""
 
     begin: np.ndarray
     label: np.ndarray
@@ -63,7 +63,7 @@ class RelationArcs:
 
     @classmethod
     def of(cls, source: np.ndarray, label: np.ndarray, end: np.ndarray, nodes: int) -> RelationArcs:
-        """From arcs in any order; those of one source come by label and end."""
+        """Build from arcs in any order; those of one source are sorted by label and end."""
         order = np.lexsort((end, label, source))
         return cls(np.searchsorted(source[order], np.arange(nodes + 1)), label[order], end[order])
 
@@ -72,7 +72,7 @@ class RelationArcs:
         return np.repeat(np.arange(len(self.begin) - 1), np.diff(self.begin))
 
     def drawn(self, most: int, always: np.ndarray, rng: np.random.Generator) -> RelationArcs:
-        """At most ``most`` of each node, drawn; labels that ``always`` (bool by label) names all stay."""
+        """Sample at most ``most`` arcs of each node; labels with ``always`` (bool by label) are kept completely."""
         shuffled = rng.permutation(len(self.end))
         shuffled = shuffled[np.argsort(self.source()[shuffled], kind="stable")]
         place = np.arange(len(shuffled)) - self.begin[self.source()[shuffled]]
@@ -83,7 +83,7 @@ class RelationArcs:
 
 
 class Paths:
-    """All paths from given entities. ``texts``: tables (V, k) of neighbours by text, nearest first."""
+    """Enumerates the paths from entities. ``texts``: tables (V, k) of neighbours by text, nearest first."""
 
     def __init__(
         self, triples: np.ndarray, entities: int, relations: int, texts: Sequence[np.ndarray], s: PathSettings
@@ -109,16 +109,16 @@ class Paths:
         self.bodies = self.base**self.length
 
     def label(self, relation: np.ndarray, direction: np.ndarray) -> np.ndarray:
-        """The label that a question's answers are reached by, int64 (Q,)."""
+        """Return the arc label that leads from a question's entity to its answers, int64 (Q,)."""
         return relation + direction * self.labels
 
     def walk(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Place in ``starts``, kind of path and end, each combination once, sorted by place, end and kind.
+        """Return the distinct (position in ``starts``, path kind, end) of all paths, sorted by position, end and kind.
 
         Text is followed once at most, and not in paths of three arcs.
         """
         place, now, body = np.arange(len(starts)), starts, np.zeros(len(starts), dtype=np.int64)
-        texts, visited, found = np.zeros(len(starts), dtype=bool), np.empty((0, len(starts)), dtype=np.int64), []
+        texts, visited, levels = np.zeros(len(starts), dtype=bool), np.empty((0, len(starts)), dtype=np.int64), []
         for step in range(self.length):
             arcs = self.within if step else self.arcs
             at, before = ranges(arcs.begin[now], np.diff(arcs.begin)[now])
@@ -129,13 +129,13 @@ class Paths:
             at, before = at[good], before[good]
             place, now, body = place[before], arcs.end[at], body[before] * self.base + arcs.label[at] + 1
             texts, visited = texts[before] | by_text[good], visited[:, before]
-            found.append(np.unique((place * self.entities + now) * self.bodies + body))
-        every = np.sort(np.concatenate(found))
+            levels.append(np.unique((place * self.entities + now) * self.bodies + body))
+        every = np.sort(np.concatenate(levels))
         pair, body = every // self.bodies, every % self.bodies
         return pair // self.entities, body, pair % self.entities
 
     def chunks(self, nodes: np.ndarray, times: np.ndarray | int = 1) -> list[np.ndarray]:
-        """``nodes`` in parts from which about :data:`WALKS_AT_ONCE` paths lead; those of a node count ``times``."""
+        """Split ``nodes`` into parts with about :data:`WALKS_AT_ONCE` paths; those of a node count ``times``."""
         count: np.ndarray = np.ones(self.entities)
         for step in range(self.length):
             arcs = self.arcs if step == self.length - 1 else self.within
@@ -146,14 +146,14 @@ class Paths:
 
 @dataclass(frozen=True, eq=False)
 class Rules:
-    """``keys`` int64 ascending: label times the number of bodies, plus the body; ``confidence`` of each."""
+    """Rules: ``keys``, int64 ascending, are label times the number of bodies plus the body; ``confidence`` of each."""
 
     keys: np.ndarray
     confidence: np.ndarray
 
     @classmethod
     def mine(cls, paths: Paths, s: PathSettings, seconds: float = float("inf")) -> Rules:
-        """Count over all entities in random order, or as many as ``seconds`` of CPU time allow."""
+        """Mine rules from all entities in random order, or from as many as ``seconds`` of CPU time allow."""
         began, counts = time.process_time(), [_Counts(), _Counts()]
         for starts in paths.chunks(np.random.default_rng(s.seed).permutation(paths.entities)):
             _count(paths, starts, *counts)
@@ -165,7 +165,7 @@ class Rules:
         return cls(keys[kept], confidence[kept])
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Place of each key, or -1."""
+        """Return the position of each key, or -1."""
         if not len(self.keys):
             return np.full(len(keys), -1)
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
@@ -189,8 +189,8 @@ class _Counts:
 
 
 def _count(paths: Paths, starts: np.ndarray, held: _Counts, could: _Counts) -> None:
-    """``held``: pairs that a path and a triple join, by label and body; ``could``: pairs a path joins, by each label
-    that its start has at all, and body."""
+    """Add to ``held`` the pairs joined by a path and a triple, by label and body, and to ``could`` the pairs joined by
+    a path, by each label of its start and body."""
     place, body, end = paths.walk(starts)
     arcs = paths.arcs
     at, owner = ranges(arcs.begin[starts], np.diff(arcs.begin)[starts])
@@ -214,8 +214,8 @@ def _count(paths: Paths, starts: np.ndarray, held: _Counts, could: _Counts) -> N
 
 @dataclass(frozen=True, eq=False)
 class Reached:
-    """What paths reach from questions: pair p, ascending, is entity ``end[p]`` for question ``question[p]``; entry e
-    says that rule ``rule[e]`` reaches pair ``pair[e]``."""
+    """Entities reached by paths from questions: pair p, ascending, is entity ``end[p]`` for question ``question[p]``;
+    in entry e rule ``rule[e]`` reaches pair ``pair[e]``."""
 
     question: np.ndarray
     end: np.ndarray
@@ -239,26 +239,28 @@ class PathModel(nn.Module):
         self.frequency.add(labels[~paths.of_text[labels]] * paths.entities + ends[~paths.of_text[labels]])
 
     def reached(self, known: np.ndarray, label: np.ndarray) -> Iterator[tuple[np.ndarray, Reached]]:
-        """In parts: which questions, by place, and what paths reach from them, numbered as in that part."""
+        """Yield, part by part, the positions of questions and the entities reached from them, numbered within the
+        part."""
         nodes, where = np.unique(known, return_inverse=True)
         by_node = np.argsort(where, kind="stable")
         begin = np.searchsorted(where[by_node], np.arange(len(nodes) + 1))
         done = 0
         for part in self.paths.chunks(nodes, np.diff(begin)):
             place, body, end = self.paths.walk(part)
-            asked = by_node[begin[done] : begin[done + len(part)]]
+            positions = by_node[begin[done] : begin[done + len(part)]]
             first = np.searchsorted(place, np.arange(len(part) + 1))
-            node = where[asked] - done
+            node = where[positions] - done
             at, question = ranges(first[node], np.diff(first)[node])
-            rule = self.rules.find(label[asked][question] * self.paths.bodies + body[at])
+            rule = self.rules.find(label[positions][question] * self.paths.bodies + body[at])
             at, question, rule = at[rule >= 0], question[rule >= 0], rule[rule >= 0]
             pairs, pair = np.unique(question * self.paths.entities + end[at], return_inverse=True)
-            found = Reached(pairs // self.paths.entities, pairs % self.paths.entities, pair.ravel(), rule)
-            yield asked, found
+            part_reached = Reached(pairs // self.paths.entities, pairs % self.paths.entities, pair.ravel(), rule)
+            yield positions, part_reached
             done += len(part)
 
     def forward(self, reached: Reached, known: np.ndarray, label: np.ndarray, own: np.ndarray | None = None) -> Tensor:
-        """Score of each pair; ``own``: pairs that are training answers, whose frequency does not count themselves."""
+        """Return the score of each pair; ``own`` marks training answers, which are excluded from their own
+        frequency."""
         score = torch.zeros(len(reached.end)).index_add(
             0, torch.from_numpy(reached.pair), self.weight[torch.from_numpy(reached.rule)]
         )
@@ -276,7 +278,7 @@ class PathModel(nn.Module):
         return score
 
     def train_weights(self, s: PathSettings, seconds: float) -> None:
-        """Train on the questions of the training triples, for ``seconds`` of CPU time at most."""
+        """Train the weights on the questions of the training triples, for at most ``seconds`` of CPU time."""
         began, rng = time.process_time(), np.random.default_rng([s.seed, 1])
         optimizer = torch.optim.Adam(self.parameters(), lr=s.learning_rate)
         for epoch in range(s.epochs):
@@ -290,15 +292,15 @@ class PathModel(nn.Module):
                     return
 
     def _step(self, starts: np.ndarray, optimizer: torch.optim.Optimizer) -> None:
-        """A step on all questions about the entities ``starts``."""
+        """Take a step on all questions about the entities ``starts``."""
         arcs, labels = self.paths.arcs, 2 * self.paths.labels
         at, owner = ranges(arcs.begin[starts], np.diff(arcs.begin)[starts])
         known = ~self.paths.of_text[arcs.label[at]]
         at, owner = at[known], owner[known]
         if not len(at):
             return
-        asked, question = np.unique(owner * labels + arcs.label[at], return_inverse=True)
-        known_end, label = starts[asked // labels], asked % labels
+        distinct, question = np.unique(owner * labels + arcs.label[at], return_inverse=True)
+        known_end, label = starts[distinct // labels], distinct % labels
         answers = np.unique(question.ravel() * self.paths.entities + arcs.end[at])
         for part, reached in self.reached(known_end, label):
             loss = self._loss(part, reached, known_end, label, answers)
@@ -309,7 +311,7 @@ class PathModel(nn.Module):
     def _loss(
         self, part: np.ndarray, reached: Reached, known: np.ndarray, label: np.ndarray, answers: np.ndarray
     ) -> Tensor:
-        """Mean over answers reached of -log of its share among itself, what is no answer, and what is not reached."""
+        """Return the mean cross-entropy of reached answers against wrong reached entities and the unreached ones."""
         key = part[reached.question] * self.paths.entities + reached.end
         at = np.minimum(np.searchsorted(answers, key), len(answers) - 1)
         right = answers[at] == key
@@ -324,7 +326,7 @@ class PathModel(nn.Module):
 
     @torch.no_grad()
     def scores(self, known: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """Logarithms of probabilities float32 (Q, V); what paths do not reach shares what is left evenly."""
+        """Return log probabilities, float32 (Q, V); unreached entities share the remaining mass evenly."""
         V = self.paths.entities
         out = np.empty((len(known), V), dtype=np.float32)
         for part, reached in self.reached(known, label):

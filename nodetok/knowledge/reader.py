@@ -1,4 +1,5 @@
-"""A trained completer behind the interface of a task's readers: prompts in, scores of all entities out; and on disk."""
+"""The completion model behind the reader interface of tasks: from prompts to scores of all entities, with saving and
+loading."""
 
 from __future__ import annotations
 
@@ -23,22 +24,23 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class CompletionReader:
-    """``texts``: the questions for tails and for heads, by relation; they are all that can be asked."""
+    """Reads prompts with a completion model. ``texts``: the supported questions for tails and for heads, by
+    relation."""
 
     made: Completer
     texts: Sequence[Sequence[str]]
 
     @property
     def curve(self) -> list[dict[str, Any]]:
-        """Validation after training."""
+        """Records of validation after training."""
         return self.made.curve
 
     @cached_property
     def _question_of(self) -> dict[str, tuple[int, int]]:
         return {_plain(text): (r, way) for way, texts in enumerate(self.texts) for r, text in enumerate(texts)}
 
-    def asked(self, examples: Examples) -> np.ndarray:
-        """Questions int64 (B, 3) of prompts.
+    def questions(self, examples: Examples) -> np.ndarray:
+        """Return the questions, int64 (B, 3), of prompts.
 
         Raises:
             SetRecError: a prompt is none of the task's questions.
@@ -50,40 +52,40 @@ class CompletionReader:
         return np.concatenate([examples.prompts.nodes[:, :1], questions.reshape(-1, 2)], axis=1)
 
     def scores(self, examples: Examples, batch: int = 128) -> Iterator[tuple[np.ndarray, Examples]]:
-        """Scores (b, V) of all entities, part by part, with the examples they belong to."""
-        asked = self.asked(examples)
+        """Yield scores (b, V) of all entities with their examples, part by part."""
+        questions = self.questions(examples)
         for rows in np.array_split(np.arange(len(examples)), max(1, -(-len(examples) // batch))):
-            yield self.made.scores(asked[rows]), examples.take(rows)
+            yield self.made.scores(questions[rows]), examples.take(rows)
 
     def evaluate(self, task: Task, examples: Examples) -> dict[str, np.ndarray]:
-        """The task's metrics of every example, (B,) each."""
-        found = [task.measure(*part) for part in self.scores(examples)]
-        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        """Return the task's metrics of every example, (B,) each."""
+        measured = [task.measure(*part) for part in self.scores(examples)]
+        return {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
 
     def write(self, examples: Examples, longest: int = 32) -> list[str]:
-        """Refuse: it ranks entities and writes no words."""
+        """Raise an error: the model ranks entities and does not generate text."""
         raise SetRecError("this model ranks entities and does not answer in words")
 
     def on(self, task: Task, name: str = "", seed: int = 0) -> CompletionReader:
-        """Refuse: its candidates are the entities of its graph."""
+        """Raise an error: the candidates are the entities of the model's graph."""
         raise ConfigError("a model whose candidates are the entities of its graph cannot read another one")
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All that was learned or measured."""
-        made, found = self.made, {}
+        """Return all trained and measured tensors."""
+        made, stored = self.made, {}
         if made.paths is not None:
             walks = made.paths.paths
-            found = {"triples": torch.from_numpy(walks.triples), "rules": torch.from_numpy(made.paths.rules.keys)}
-            found["confidence"] = torch.from_numpy(made.paths.rules.confidence)
-            found |= {f"texts.{i}": torch.from_numpy(table) for i, table in enumerate(walks.texts)}
-            found |= {f"paths.{name}": value for name, value in made.paths.state_dict().items()}
+            stored = {"triples": torch.from_numpy(walks.triples), "rules": torch.from_numpy(made.paths.rules.keys)}
+            stored["confidence"] = torch.from_numpy(made.paths.rules.confidence)
+            stored |= {f"texts.{i}": torch.from_numpy(table) for i, table in enumerate(walks.texts)}
+            stored |= {f"paths.{name}": value for name, value in made.paths.state_dict().items()}
         if made.embedding is not None:
-            found |= {f"embedding.{name}": value for name, value in made.embedding.model.state_dict().items()}
-        found |= {} if made.tokens is None else {"tokens": made.tokens}
-        return found | ({} if made.vectors is None else {"vectors": made.vectors})
+            stored |= {f"embedding.{name}": value for name, value in made.embedding.model.state_dict().items()}
+        stored |= {} if made.tokens is None else {"tokens": made.tokens}
+        return stored | ({} if made.vectors is None else {"vectors": made.vectors})
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write ``completion.safetensors``; return the record that :meth:`load` wants."""
+        """Write ``completion.safetensors`` and return the record for :meth:`load`."""
         folder.mkdir()
         save_file({n: value.contiguous() for n, value in self.tensors().items()}, folder / "completion.safetensors")
         made, walks = self.made, None if self.made.paths is None else self.made.paths.paths
@@ -96,7 +98,7 @@ class CompletionReader:
 
     @classmethod
     def load(cls, folder: Path, record: dict[str, Any]) -> CompletionReader:
-        """Read what :meth:`save` wrote; errors are those of JSON, safetensors and shapes."""
+        """Load what :meth:`save` wrote; errors are those of JSON, safetensors and shapes."""
         tensors = load_file(folder / "completion.safetensors")
         relations, vectors, paths, embedding = len(record["texts"][0]), tensors.get("vectors"), None, None
 

@@ -1,4 +1,4 @@
-"""Consistency training: what is said of a node without a label should not depend on what dropout leaves of it.
+"""Consistency training: predictions for an unlabelled node should not depend on dropout.
 
 After GRAND (Feng et al., "Graph Random Neural Networks for Semi-Supervised Learning on Graphs", NeurIPS 2020,
 arXiv:2005.11079): several passes with different dropout over the same unlabelled nodes, their mean made sharper, and
@@ -24,9 +24,9 @@ PASSES = 2
 
 
 class ConsistencySettings(Settings):
-    """``weight`` of the term in the loss (0: off), reached in equal parts over ``ramp`` steps, since the first answers
-    are not worth agreeing on. ``nodes`` drawn a step, read twice each: the cost of as many labelled ones.
-    ``temperature`` below 1 sharpens what the passes are drawn towards."""
+    """Settings of consistency training. ``weight`` of the term in the loss (0: off), after a linear ramp of ``ramp``
+    steps. ``nodes`` drawn a step, read twice each: the cost of as many labelled ones. ``temperature`` below 1 sharpens
+    what the passes are drawn towards."""
 
     weight: float = Field(0.0, ge=0)
     nodes: int = Field(256, ge=1)
@@ -34,31 +34,32 @@ class ConsistencySettings(Settings):
     ramp: int = Field(100, ge=0)
 
     def at(self, step: int) -> float:
-        """The weight at a step, from 0."""
+        """Return the weight at a step, from 0."""
         return self.weight * min(1.0, (step + 1) / (self.ramp + 1))
 
 
 def draw(unlabelled: Prompts, settings: ConsistencySettings, seed: int, step: int) -> Prompts:
-    """The nodes to agree on at a step: the same for the same seed and step."""
+    """Sample the unlabelled nodes of a step, deterministic for a seed and step."""
     rng = np.random.default_rng([seed, step, 29])
     return unlabelled.take(rng.choice(len(unlabelled), min(settings.nodes, len(unlabelled)), replace=False))
 
 
 def consistency_loss(model: GraphLanguageModel, batch: PromptBatch, data: NodeData, temperature: float) -> Tensor:
-    """How far passes over the same batch are from their sharpened mean; the model must be in training mode.
+    """Return the divergence of several passes over a batch from their sharpened mean; the model must be in training
+    mode.
 
     The passes are calls of their own: within one call a node that occurs twice is projected once, so both would lose
     the same features.
     """
     codes = model.codes(data).float()
-    said = [model.asked(model.answers(batch, data)).float() @ codes.T for _ in range(PASSES)]
-    return disagreement(torch.stack(said), temperature)
+    scores = [model.fold(model.answers(batch, data)).float() @ codes.T for _ in range(PASSES)]
+    return disagreement(torch.stack(scores), temperature)
 
 
 def disagreement(scores: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy of the passes' softmax, scores (P, B, C), against their mean raised to 1 / ``temperature`` and
-    scaled to sum to 1. The mean is a target: no gradient runs through it."""
-    said = scores.log_softmax(dim=-1)
+    """Return the mean cross-entropy of the passes' softmax, scores (P, B, C), against their mean raised to 1 /
+    ``temperature`` and normalised. The mean is a target: no gradient runs through it."""
+    log_p = scores.log_softmax(dim=-1)
     with torch.no_grad():
-        target = (said.exp().mean(dim=0).log() / temperature).softmax(dim=-1)
-    return -(target * said).sum(dim=-1).mean()
+        target = (log_p.exp().mean(dim=0).log() / temperature).softmax(dim=-1)
+    return -(target * log_p).sum(dim=-1).mean()

@@ -1,4 +1,4 @@
-"""Answers in words: the graph language model's other way to answer, on transformers' ``generate``.
+"""Text generation with the graph language model, by transformers' ``generate``.
 
 The prompt is read under the same mask as for grounded answers. With a decoder-only backbone all of it but the last
 token is read into a key-value cache first, because ``generate`` knows plain masks only; an encoder-decoder's encoder
@@ -23,14 +23,14 @@ IGNORED = -100
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> Tensor:
-    """Word ids of the answers with their end, int64 (B, A), :data:`IGNORED` behind it."""
+    """Return token ids of the answers with their end token, int64 (B, A), padded with :data:`IGNORED`."""
     rows = [[*tokenizer(a, add_special_tokens=False)["input_ids"], _end(tokenizer)] for a in answers]
     width = max(map(len, rows))
     return torch.tensor([row + [IGNORED] * (width - len(row)) for row in rows], dtype=torch.int64)
 
 
 def text_loss(model: GraphLanguageModel, batch: PromptBatch, data: NodeData, answers: Tensor) -> Tensor:
-    """Mean cross-entropy of the answers' words (B, A) given the prompt and the words before."""
+    """Return the mean cross-entropy of the answers' tokens (B, A) given the prompt and the previous tokens."""
     vectors, sees, places, real, bias = _packed(model, batch, data)
     lm = cast(Any, model.lm)
     if not model.causal:
@@ -64,7 +64,7 @@ def write(
     tokenizer: PreTrainedTokenizerBase,
     longest: int = 32,
 ) -> list[str]:
-    """The answers in words, greedily, at most ``longest`` tokens each."""
+    """Generate answers greedily, at most ``longest`` tokens each."""
     vectors, sees, places, real, bias = _packed(model, batch, data)
     lm = cast(Any, model.lm)
     common = {
@@ -96,7 +96,8 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> int:
 def _packed(
     model: GraphLanguageModel, batch: PromptBatch, data: NodeData
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Vectors, mask, places, which tokens are real, and bias, padding moved to the left as ``generate`` wants it."""
+    """Return vectors, mask, positions, padding mask and bias, with the padding on the left as ``generate`` expects
+    it."""
     vectors, sees, places, bias = model.read(batch, data)
     a = model.settings.soft_prompt
     real = torch.cat([batch.kinds.new_ones(len(vectors), a) > 0, batch.kinds != PAD], dim=1)

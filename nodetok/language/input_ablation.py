@@ -1,4 +1,4 @@
-"""What a model is shown of the nodes: words and tokens, or one of the ablations that tell what each of them adds.
+"""Input ablations: what a model reads of the nodes, texts and tokens, or only some of them.
 
 Language models with graph tokens have been found to ignore them. So each task is also learned from the text alone,
 from the tokens alone, from node tokens shuffled among the nodes, and from Laplacian eigenvectors in their place.
@@ -19,6 +19,7 @@ from nodetok.graph import Graph
 from nodetok.language.interface import Task
 from nodetok.language.model import GraphModelSettings, NodeData, attach
 from nodetok.language.prompts import Neighbourhoods
+from setrec.rows import normalize_rows
 
 TOKENS, TEXT, SHUFFLED, LAPLACIAN = "node tokens", "text only", "shuffled tokens", "Laplacian eigenvectors"
 TOKENS_ONLY = "tokens only"
@@ -27,8 +28,8 @@ ABLATIONS = (TOKENS, TEXT, TOKENS_ONLY, SHUFFLED, LAPLACIAN)
 
 @dataclass(frozen=True, eq=False)
 class InputAblation:
-    """``read`` turns a table of distances (the task's own, or one without a fold's edges) into node data. ``plain``:
-    prompts are read as words alone; ``words``: node texts are shown in words."""
+    """The input of a model. ``read`` converts a table of distances (the task's own, or one without a fold's edges) to
+    node data. ``plain``: prompts are read as words alone; ``words``: node texts are shown in words."""
 
     name: str
     settings: GraphModelSettings
@@ -41,7 +42,7 @@ class InputAblation:
 
 
 def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -> InputAblation:
-    """A task's input under the ablation called ``name``.
+    """Return the input of a task under the ablation ``name``.
 
     ``node tokens``: positions, features, neighbours, and the words of the nodes' texts. ``text only``: the words and
     the node's own features. ``tokens only``: no words of nodes; where no node has a text it is ``node tokens``.
@@ -73,14 +74,14 @@ def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -
 
 
 def ablations(task: Task, names: Sequence[str]) -> list[str]:
-    """Those of ``names`` that differ for this task: without node texts, ``tokens only`` is ``node tokens``. That one
-    comes first: what it shares with the others counts as its own training time."""
+    """Return the ablations among ``names`` that differ for this task: without node texts, ``tokens only`` equals ``node
+    tokens``. That one comes first: what it shares with the others counts as its own training time."""
     shown = [name for name in names if name != TOKENS_ONLY or task.node_texts is not None]
     return sorted(shown, key=lambda name: name != TOKENS)
 
 
 def facts(task: Task) -> np.ndarray:
-    """What stands beside every node, int64 (A, 3): node, relation, neighbour; relation 0 where edges have none."""
+    """Return the facts of every node, int64 (A, 3): node, relation, neighbour; relation 0 if edges have none."""
     if task.facts is not None:
         return task.facts
     source, target = task.graph.arcs()
@@ -88,8 +89,8 @@ def facts(task: Task) -> np.ndarray:
 
 
 def diffused(graph: Graph, features: np.ndarray, restart: float) -> np.ndarray:
-    """Features (V, F) averaged over a walk that starts at each node and returns there with probability ``restart`` at
-    every step, to about 1e-3: restart * (I - (1 - restart) A)^-1 X with A = D^-1/2 (adjacency + I) D^-1/2.
+    """Return features (V, F) averaged over a random walk with restart from each node, to about 1e-3: restart * (I - (1
+    - restart) A)^-1 X with A = D^-1/2 (adjacency + I) D^-1/2.
 
     Personalised PageRank by power iteration (Gasteiger et al., "Predict then Propagate", ICLR 2019).
     """
@@ -97,29 +98,25 @@ def diffused(graph: Graph, features: np.ndarray, restart: float) -> np.ndarray:
     adjacency = view.adjacency + sparse.identity(len(view), dtype=np.float32)
     scale = sparse.diags_array(1 / np.sqrt(np.asarray(adjacency.sum(axis=1)).ravel()), dtype=np.float32)
     step = ((1 - restart) * (scale @ adjacency @ scale)).tocsr()
-    found = features.astype(np.float32)
-    again = restart * found
+    averaged = features.astype(np.float32)
+    again = restart * averaged
     for _ in range(math.ceil(math.log(1e-3) / math.log1p(-restart))):
-        found = step @ found + again
-    return found
+        averaged = step @ averaged + again
+    return averaged
 
 
 def _feature_tokens(task: Task, restart: float, of: np.ndarray) -> np.ndarray:
-    """Feature tokens (V, 1 or 2, F), rows of length 1: a node's own features and, if ``restart`` is above 0, the
-    diffused ones of the node that ``of`` (V,) names."""
+    """Return feature tokens (V, 1 or 2, F), rows of length 1: a node's own features and, if ``restart`` is above 0, the
+    diffused features of node ``of`` (V,)."""
     assert task.features is not None
-    own = _unit(task.features.astype(np.float32))
+    own = normalize_rows(task.features.astype(np.float32))
     if not restart:
         return own[:, None]
-    return np.stack([own, _unit(diffused(task.graph, own, restart))[of]], axis=1)
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return np.stack([own, normalize_rows(diffused(task.graph, own, restart))[of]], axis=1)
 
 
 def _spectrum(task: Task, seed: int) -> np.ndarray:
-    """Eigenvectors of the graph, or of each of the small graphs it consists of."""
+    """Return eigenvectors of the graph, or of each of the small graphs in it."""
     if task.starts is None:
         return eigenvectors(task.graph, task.table.shape[1], seed)
     out = np.zeros((len(task.graph), task.table.shape[1]), dtype=np.float32)
@@ -134,8 +131,8 @@ def _spectrum(task: Task, seed: int) -> np.ndarray:
 
 
 def eigenvectors(graph: Graph, count: int, seed: int = 0) -> np.ndarray:
-    """The ``count`` eigenvectors (V, count) of the normalised Laplacian with the smallest eigenvalues, each scaled to
-    unit mean square; padded with zeros where the graph has fewer."""
+    """Return the ``count`` eigenvectors (V, count) of the normalised Laplacian with the smallest eigenvalues, each
+    scaled to unit mean square; padded with zeros where the graph has fewer."""
     view = graph.undirected
     n = len(view)
     k = min(count, n - 2)

@@ -1,4 +1,4 @@
-"""What a graph language model is asked: one small interface for every task."""
+"""The interface of all tasks of the graph language model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nodetok.tokenizer import NodeTokenizer
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Prompts and the row of the right candidate of each, int64 (B,)."""
+    """Prompts and the row of the correct candidate of each, int64 (B,)."""
 
     prompts: Prompts
     targets: np.ndarray
@@ -24,7 +24,7 @@ class Examples:
         return len(self.targets)
 
     def take(self, rows: np.ndarray) -> Examples:
-        """The given examples."""
+        """Return the examples at ``rows``."""
         return Examples(self.prompts.take(rows), self.targets[rows])
 
 
@@ -83,5 +83,5 @@ class Task:
 
 
 def accuracy(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
-    """Whether the best candidate is the right one; of equal scores the first counts as best."""
+    """Return whether the best candidate is correct; of equal scores the first counts as best."""
     return {"accuracy": (scores.argmax(axis=1) == examples.targets).astype(np.float64)}

@@ -1,4 +1,4 @@
-"""The language model behind the graph language model: loaded or new, what of it trains, and the scale of its words."""
+"""The backbone of the graph language model: loading, trainable parameters, and the scale of its embeddings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from setrec.errors import ConfigError
+from setrec.errors import ConfigError, first_line
 from setrec.models import attention
 from setrec.models.backbones import (
     MASTER,
@@ -40,8 +40,8 @@ CACHED = 2 << 30
 
 
 class LowerLayers:
-    """The first layers of a decoder, taken out of it and frozen: they read the words of a prompt and nothing else, so
-    that their states are computed once for each prompt and kept (bf16, in memory, up to a bound).
+    """The frozen first layers of a decoder. They read only the text of a prompt, so their states are computed once for
+    each prompt and kept (bf16, in memory, up to a bound).
 
     Args:
         model: keeps the other layers, which get the states in place of word vectors.
@@ -69,10 +69,10 @@ class LowerLayers:
 
     @torch.no_grad()
     def __call__(self, ids: list[Tensor], places: list[Tensor]) -> list[Tensor]:
-        """States (W, d) of the words of each prompt, whose ids and places are int64 (W,)."""
+        """Return states (W, d) of the tokens of each prompt, whose ids and positions are int64 (W,)."""
         keys = [(*i.tolist(), *p.tolist()) for i, p in zip(ids, places, strict=True)]
-        found = {key: self._states[key] for key in keys if key in self._states}
-        missing = [row for row, key in enumerate(keys) if key not in found]
+        cached = {key: self._states[key] for key in keys if key in self._states}
+        missing = [row for row, key in enumerate(keys) if key not in cached]
         if missing:
             device = ids[0].device
             self._lower.to(device).eval()
@@ -86,17 +86,18 @@ class LowerLayers:
             ).last_hidden_state
             for row, own in zip(missing, states, strict=True):
                 kept = own[: len(ids[row])].to(torch.bfloat16)
-                found[keys[row]] = kept
+                cached[keys[row]] = kept
                 if kept.numel() * 2 <= self._room:
                     self._room -= kept.numel() * 2
                     self._states[keys[row]] = kept.cpu()
-        return [found[key].to(ids[0].device).float() for key in keys]
+        return [cached[key].to(ids[0].device).float() for key in keys]
 
 
 def build_language_model(
     settings: BackboneSettings, tuning: Tuning, words: int, frozen_layers: int = 0
 ) -> PreTrainedModel:
-    """T5 or a decoder with its head, float32: pretrained by path or hub id, or new with a vocabulary of ``words``.
+    """Build T5 or a decoder with its head, float32: pretrained by path or hub id, or new with a vocabulary of
+    ``words``.
 
     ``frozen_layers``: so many of the first layers are taken out as ``lower`` (:class:`LowerLayers`).
 
@@ -119,7 +120,7 @@ def build_language_model(
 
 
 def from_config(config: PretrainedConfig | dict[str, Any]) -> PreTrainedModel:
-    """A language model with random weights, float32 whatever ``config`` says."""
+    """Build a language model with random float32 weights."""
     if isinstance(config, dict):
         fields = dict(config)
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
@@ -128,7 +129,7 @@ def from_config(config: PretrainedConfig | dict[str, Any]) -> PreTrainedModel:
 
 
 def tune(model: PreTrainedModel, settings: BackboneSettings, tuning: Tuning) -> PreTrainedModel:
-    """Choose what trains; must come after the weights are in place."""
+    """Select the trainable parameters; call it after loading the weights."""
     if tuning == "lora":
         targets = (
             EncoderDecoderBackbone.lora_targets if model.config.is_encoder_decoder else CausalBackbone.lora_targets
@@ -142,7 +143,7 @@ def tune(model: PreTrainedModel, settings: BackboneSettings, tuning: Tuning) -> 
 
 
 def base_sha256(model: PreTrainedModel) -> str:
-    """SHA-256 of the weights that the language model was loaded with; adapters beside them do not count."""
+    """Return the SHA-256 of the language model's weights without adapters."""
     digest = hashlib.sha256()
     for name, value in sorted((name.replace(_BASE, ""), value) for name, value in model.state_dict().items()):
         if _ADAPTER not in name:
@@ -152,20 +153,19 @@ def base_sha256(model: PreTrainedModel) -> str:
 
 
 def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
+    """Load the tokenizer of a checkpoint.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the checkpoint has no usable tokenizer.
     """
     try:
         return AutoTokenizer.from_pretrained(path_or_hub_id)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"'{path_or_hub_id}' has no usable tokenizer: {reason}") from error
+        raise ConfigError(f"'{path_or_hub_id}' has no usable tokenizer: {first_line(error)}") from error
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What stands before and after a user's message in the tokenizer's chat template; nothing without one."""
+    """Return the text before and after a user's message in the tokenizer's chat template; empty without one."""
     if not tokenizer.chat_template:
         return "", ""
     mark = "THE PROMPT"
@@ -180,12 +180,12 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
 @torch.no_grad()
 def word_vectors(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Input vectors (..., d) of word ids, as the first layer gets them."""
+    """Return input embeddings (..., d) of token ids."""
     return model.get_input_embeddings()(ids.to(model.device)).float()
 
 
 def word_scale(model: PreTrainedModel, sample: int = 4096) -> float:
-    """Root mean square of the numbers in the vectors of words."""
+    """Return the root mean square of the token embeddings."""
     rows = len(cast(Tensor, model.get_input_embeddings().weight))
     ids = torch.linspace(0, rows - 1, min(rows, sample)).long()
     return float(word_vectors(model, ids).square().mean().sqrt())
@@ -193,8 +193,8 @@ def word_scale(model: PreTrainedModel, sample: int = 4096) -> float:
 
 @torch.no_grad()
 def answer_vectors(model: PreTrainedModel, answers: list[list[int]]) -> Tensor:
-    """Unit vectors (C, d): the mean over each answer's word ids of the rows of the model's head, less the mean of all
-    answers. The inner product with a state is then the model's own preference among the answers, on a scale of its
+    """Return unit vectors (C, d): the mean over each answer's token ids of the rows of the model's head, centred over
+    all answers. The inner product with a state is then the model's own preference among the answers, on a scale of its
     own."""
     head = model.get_output_embeddings().weight.float()
     means = torch.stack([head[torch.tensor(ids)].mean(dim=0) for ids in answers])

@@ -1,4 +1,4 @@
-"""The graph language model: words and node tokens in; answers to learned queries, grounded in candidates, out.
+"""The graph language model: it reads text and node tokens, and answers learned queries grounded in candidates.
 
 One backbone (T5, or a decoder such as Qwen) answers in two ways. *Grounded*: n query vectors read the prompt at once
 and are compared with the candidates' codes by one inner product, as items are in SETRec. *Text*: the same weights
@@ -93,7 +93,7 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class NodeData:
-    """What stands behind the nodes: distances (V, columns) to the anchors, features (V, tokens, F) or ``None``.
+    """Data of the nodes: distances (V, columns) to the anchors, features (V, tokens, F) or ``None``.
 
     ``raw``: the table holds coordinates to be read as they are, such as eigenvectors, not distances.
     """
@@ -103,7 +103,7 @@ class NodeData:
     raw: bool = False
 
     def to(self, device: torch.device) -> NodeData:
-        """On another device."""
+        """Return the data on ``device``."""
         return NodeData(self.table.to(device), None if self.features is None else self.features.to(device), self.raw)
 
 
@@ -148,13 +148,13 @@ class GraphLanguageModel(nn.Module):
         self.kinds = nn.Embedding(5, d)
         for embedding in (self.kinds, *([self.feature_kind] if shape.features else [])):
             nn.init.normal_(embedding.weight, std=0.02)
-        # Beside a normalised token, and told from the first step on what the neighbour is to the node.
+        # On the scale of a normalised token, so that relations count from the first step on.
         nn.init.normal_(self.relation.weight, std=0.5)
         self._add_candidates(settings, shape, d, start)
         self.dropout = nn.Dropout(settings.dropout)
 
     def _add_candidates(self, settings: GraphModelSettings, shape: Shape, d: int, start: float) -> None:
-        """One slot per kind of candidate token; z = A c + b with a small code c, so scores fold as in SETRec."""
+        """Add one slot per kind of candidate token; z = A c + b with a small code c, so scores fold as in SETRec."""
         widths = {}
         if settings.identity:
             self.identity = nn.Embedding(shape.candidates, settings.identity)
@@ -175,7 +175,7 @@ class GraphLanguageModel(nn.Module):
         if not widths:
             raise ConfigError("candidates need an identity, features or positions")
         if "identity" in widths and shape.node_candidates and settings.position_tokens:
-            # A node that is a candidate too is told apart by the same vector when it is read: an answer that stands
+            # A node that is also a candidate is identified by the same vector when it is read: an answer that stands
             # among the neighbours can be passed on.
             self.entity = nn.Linear(settings.identity, d, bias=False)
             nn.init.normal_(self.entity.weight)
@@ -189,9 +189,8 @@ class GraphLanguageModel(nn.Module):
 
     @torch.no_grad()
     def start_from_words(self, answers: list[list[int]], prompts: PromptBatch) -> None:
-        """Start where the pretrained language model stands: candidates by the word ids of their names, queries that
-        stand for the last word of ``prompts``, after which a decoder would write the answer; an encoder-decoder's
-        stand for the token that its decoder starts with."""
+        """Initialise from the pretrained language model: candidates from the token ids of their names, queries from the
+        last token of ``prompts``, or from the start token of an encoder-decoder."""
         if "words" in self.slots:
             self.answer_words.copy_(answer_vectors(self.lm, answers))
         if self.causal:
@@ -211,7 +210,7 @@ class GraphLanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.queries.device
 
     @property
@@ -220,13 +219,13 @@ class GraphLanguageModel(nn.Module):
         return isinstance(self.reader, CausalBackbone)
 
     def decayed(self, distances: Tensor) -> Tensor:
-        """exp(-tau d) at each scale, (..., scales, columns) from (..., columns); unreachable is 0."""
+        """Return exp(-tau d) at each scale, (..., scales, columns) from (..., columns); unreachable is 0."""
         lengths = as_lengths(distances)[..., None, :]
         reached = torch.isfinite(lengths)
         return torch.exp(-self.log_tau.exp() * lengths.masked_fill(~reached, 0.0)) * reached
 
     def vectors(self, batch: PromptBatch, data: NodeData) -> Tensor:
-        """Token vectors (B, H, d); rows of nodes that occur more than once are projected once."""
+        """Return token vectors (B, H, d); nodes that occur more than once are projected once."""
         out = torch.zeros(*batch.kinds.shape, self.width, device=self.device)
         words = batch.kinds == WORD
         if words.any():
@@ -243,7 +242,7 @@ class GraphLanguageModel(nn.Module):
         return out
 
     def _words(self, batch: PromptBatch, words: Tensor) -> Tensor:
-        """Vectors (n, d) of the words, row after row: of the embedding, or of the frozen lower layers."""
+        """Return vectors (n, d) of text tokens, row after row: embeddings, or states of the frozen lower layers."""
         lower = cast(LowerLayers | None, getattr(self.lm, "lower", None))
         if lower is None:
             return self.lm.get_input_embeddings()(batch.values[words])
@@ -251,7 +250,7 @@ class GraphLanguageModel(nn.Module):
         return torch.cat(lower(ids, [row[here] for row, here in zip(batch.places, words, strict=True)]))
 
     def _positions(self, values: Tensor, data: NodeData) -> Tensor:
-        """Position tokens of values = row * groups + group: (n, d)."""
+        """Return position tokens (n, d) of values = row * groups + group."""
         groups = self.settings.position_tokens
         rows, group = values // groups, values % groups
         used, back = torch.unique(rows, return_inverse=True)
@@ -261,7 +260,7 @@ class GraphLanguageModel(nn.Module):
         return made[back, group]
 
     def _grouped(self, distances: Tensor, raw: bool) -> Tensor:
-        """All position tokens (n, groups, d) of distances (n, columns)."""
+        """Return all position tokens (n, groups, d) of distances (n, columns)."""
         groups = self.settings.position_tokens
         if self.settings.profile == "sorted" and not raw:
             distances = distances.sort(dim=1).values
@@ -271,14 +270,14 @@ class GraphLanguageModel(nn.Module):
         return torch.einsum("ngx,gxd->ngd", near.flatten(2), self.position) + self.position_bias
 
     def _features(self, values: Tensor, data: NodeData) -> Tensor:
-        """Feature tokens of values = row * tokens + number: (n, d)."""
+        """Return feature tokens (n, d) of values = row * tokens + number."""
         assert data.features is not None
         tokens = self.shape.feature_tokens
         features = self.feature_dropout(data.features[values // tokens, values % tokens].float())
         return self.feature(features) + self.feature_kind(values % tokens)
 
     def _neighbours(self, rows: Tensor, data: NodeData) -> Tensor:
-        """One token a neighbour: the sum of its tokens, through a map of its own."""
+        """Return one token per neighbour: the projected sum of its tokens."""
         total = torch.zeros(len(rows), self.width, device=rows.device)
         if self.settings.position_tokens:
             total = total + self._grouped(data.table[rows], data.raw).sum(dim=1)
@@ -289,7 +288,7 @@ class GraphLanguageModel(nn.Module):
         return self.beside(total)
 
     def answers(self, batch: PromptBatch, data: NodeData) -> Tensor:
-        """Answers (B, n, d) to the queries, one per slot, in one pass."""
+        """Return answers (B, n, d) to the queries, one per slot, in one forward pass."""
         history, sees, places, bias = self.read(batch, data)
         n = len(self.slots)
         queries = (self.queries * self.scale).expand(len(history), -1, -1)
@@ -302,8 +301,8 @@ class GraphLanguageModel(nn.Module):
         return self.dropout(out) * self.log_scale.exp()[:, None]
 
     def read(self, batch: PromptBatch, data: NodeData) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Vectors (B, H, d), who sees whom (B, H, H), places (B, H) and attention bias (B, heads, H, H), the soft
-        prompt in front."""
+        """Return vectors (B, H, d), attention mask (B, H, H), positions (B, H) and attention bias (B, heads, H, H), the
+        soft prompt first."""
         sees, places = batch.sees(causal=self.causal), batch.places
         vectors, bias = self._add_pair_distances(batch, self.vectors(batch, data), sees, data)
         a = self.settings.soft_prompt
@@ -326,8 +325,8 @@ class GraphLanguageModel(nn.Module):
     def _add_pair_distances(
         self, batch: PromptBatch, vectors: Tensor, sees: Tensor, data: NodeData
     ) -> tuple[Tensor, Tensor | None]:
-        """Vectors (B, H, d) with pair distances added to the first position token of each node, and the attention bias
-        (B, heads, H, H)."""
+        """Return vectors (B, H, d) with pair distances added to the first position token of each node, and the
+        attention bias (B, heads, H, H)."""
         groups = self.settings.position_tokens
         rows = batch.rows(groups, self.shape.feature_tokens)
         if self.pair_distances is None or data.raw or not (rows >= 0).any():
@@ -343,7 +342,7 @@ class GraphLanguageModel(nn.Module):
         return vectors, self.pair_distances.attention_bias(rows, data.table)
 
     def codes(self, data: NodeData, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Codes of all candidates, (C, D), or of some: small, and all that a ranking needs of them."""
+        """Return codes (C, D) of all candidates, or of some, which suffice for a ranking."""
         parts = []
         for kind in self.slots:
             if kind == "identity":
@@ -357,20 +356,21 @@ class GraphLanguageModel(nn.Module):
                 parts.append(data.table[rows].float() if data.raw else self.decayed(data.table[rows])[:, 1])
         return torch.cat(parts, dim=1)
 
-    def asked(self, answers: Tensor) -> Tensor:
-        """Folded answers (B, D): their inner products with :meth:`codes` are the scores, sum over slots <o_k, z_k>."""
+    def fold(self, answers: Tensor) -> Tensor:
+        """Return folded answers (B, D): their inner products with :meth:`codes` are the scores, sum over slots <o_k,
+        z_k>."""
         gain = WORDS_GAIN * self.width**0.5 / min(BASE_WIDTH, self.width)
         own = dict(zip(self.slots, answers.unbind(dim=1), strict=True))
         return torch.cat([self.answer_maps[k](o) if k in self.answer_maps else o * gain for k, o in own.items()], dim=1)
 
     def loss(self, batch: PromptBatch, targets: Tensor, data: NodeData, sampled: int = 0) -> Tensor:
-        """Mean cross-entropy of the right candidate (B,) among all.
+        """Return the mean cross-entropy of the correct candidates (B,).
 
         With ``sampled`` above 0 the sum over the wrong ones is estimated from so many, drawn uniformly and shared by
         the batch (importance sampling of the partition function, Bengio & Senécal 2008): the cost no longer grows with
         the number of candidates.
         """
-        folded = self.asked(self.answers(batch, data))
+        folded = self.fold(self.answers(batch, data))
         count = self.shape.candidates
         if not 0 < sampled < count:
             return catalogue_cross_entropy(folded, self.codes(data), targets) / len(targets)
@@ -382,9 +382,9 @@ class GraphLanguageModel(nn.Module):
 
     @torch.no_grad()
     def scores(self, batch: PromptBatch, data: NodeData, codes: Tensor | None = None) -> Tensor:
-        """Scores (B, C) of all candidates: one pass and one matrix product."""
+        """Return scores (B, C) of all candidates: one forward pass and one matrix product."""
         codes = self.codes(data) if codes is None else codes
-        return self.asked(self.answers(batch, data)).float() @ codes.float().T
+        return self.fold(self.answers(batch, data)).float() @ codes.float().T
 
 
 def _reader(model: PreTrainedModel) -> CausalBackbone | EncoderDecoderBackbone:
@@ -394,6 +394,6 @@ def _reader(model: PreTrainedModel) -> CausalBackbone | EncoderDecoderBackbone:
 
 
 def attach(table: np.ndarray, features: np.ndarray | None, *, raw: bool = False) -> NodeData:
-    """Arrays of a graph as tensors."""
+    """Convert the arrays of a graph to tensors."""
     own = None if features is None else torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
     return NodeData(torch.from_numpy(np.ascontiguousarray(table)), own, raw)

@@ -2,8 +2,8 @@
 path through an anchor.
 
 It enters twice. As a bias between all node tokens, the way T5 has one by the words between. And as a vector that a node
-receives for each other node it sees: a bias can only turn a head's attention, and with it alone a model needs about
-five times as many questions before it can say which of two nodes is nearer.
+receives for each other node it sees: a bias only changes attention weights, and with it alone a model needs about five
+times as many training questions to decide which of two nodes is nearer.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from nodetok.positions import as_lengths
 
 FAR = 24
-"""The last bucket: ways of 16 * 2 ** 8 hops or more are not told apart; no way at all has a bucket of its own."""
+"""The last bucket, of paths of 16 * 2 ** 8 hops or more; unreachable nodes have a separate bucket."""
 
 OTHERS = 3
-"""Nodes seen are told apart by their order in the prompt: the first, the second, and all that follow."""
+"""Number of distinguished orders in the prompt: the first node, the second, and all that follow."""
 
 NEAR = 16
-"""Ways of fewer hops have a bucket each."""
+"""Paths of fewer hops have a bucket each."""
 
 UNITS = 6
 """Parts of the mean length to an anchor that count as hops; a typical way over an anchor is then of 12."""
@@ -35,7 +35,8 @@ class PairDistances(nn.Module):
         self.embedding = nn.Parameter(torch.randn(OTHERS, FAR + 2, width) * 0.5)
 
     def attention_bias(self, rows: Tensor, table: Tensor) -> Tensor:
-        """Attention bias (B, heads, H, H) between the tokens of nodes ``rows`` (B, H); 0 beside words, whose row is -1.
+        """Return attention bias (B, heads, H, H) between the tokens of nodes ``rows`` (B, H); 0 for text tokens, whose
+        row is -1.
 
         ``table`` (V, K): distances to the anchors.
         """
@@ -44,8 +45,8 @@ class PairDistances(nn.Module):
         return bias * (here[:, None, :, None] & here[:, None, None, :])
 
     def vectors(self, rows: Tensor, sees: Tensor, table: Tensor) -> Tensor:
-        """Vectors (B, S, d) for the nodes ``rows`` (B, S), in the order of the prompt and padded with -1: for each, the
-        mean over the other nodes that it ``sees`` (B, S, S)."""
+        """Return vectors (B, S, d) for the nodes ``rows`` (B, S), in prompt order and padded with -1: for each, the
+        mean over the other nodes in its row of the mask ``sees`` (B, S, S)."""
         here = rows >= 0
         order = (here.cumsum(dim=1) - 1).clamp(min=0, max=OTHERS - 1)
         embedded = self.embedding[order[:, None, :].expand_as(sees), buckets(rows, table)]
@@ -56,10 +57,11 @@ class PairDistances(nn.Module):
 
 
 def buckets(rows: Tensor, table: Tensor) -> Tensor:
-    """Shortest ways over an anchor, int64 (B, S, S), between nodes ``rows`` (B, S): one bucket a hop below NEAR, then
-    one for each doubling, the last of them FAR; FAR + 1 for no way; 0 from a node to itself.
+    """Return buckets of the shortest paths through an anchor, int64 (B, S, S), between nodes ``rows`` (B, S): one
+    bucket a hop below NEAR, then one for each doubling, the last of them FAR; FAR + 1 for no path; 0 from a node to
+    itself.
 
-    Lengths, whatever their scale, count in parts of their mean over ``table``, of which there are UNITS.
+    Lengths are scaled so that their mean over ``table`` is UNITS.
     """
     lengths = as_lengths(table[rows.clamp(min=0)])
     if table.is_floating_point():

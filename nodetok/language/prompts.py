@@ -1,9 +1,9 @@
-"""Prompts in which nodes stand as tokens: words in order, and ``[[0]]``, ``[[1]]`` ... where a node stands.
+"""Prompts with node tokens: text in which ``[[0]]``, ``[[1]]`` ... stand for nodes.
 
 A node is an order-agnostic **set**: its position tokens, its feature token where there are features, and a token for
 each of some neighbours. Tokens of one set share one place in the order and do not see each other, exactly like the
 tokens of an item in ``setrec.models.masks``; so permuting a node's neighbours changes nothing. The words of its text
-follow. A node that is named again in the same prompt shows its position tokens and its words.
+follow. A repeated node has position tokens and text only.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SLOT = re.compile(r"\[\[(\d+)\]\]")
 class Prompts:
     """``texts``: B prompts; ``nodes`` int64 (B, S): the rows that [[0]] .. [[S - 1]] stand for, -1 where there is none.
 
-    ``hidden`` int64 (B, S, 2) or ``None``: the neighbour, and the relation to it, that the node in that slot must not
-    show, because that is what is asked for. ``plain``: the whole prompt in words alone, where it is more than the words
-    of the nodes; it is read by a model that is shown no node tokens.
+    ``hidden`` int64 (B, S, 2) or ``None``: the neighbour and relation that the node in that slot must not show, because
+    they are the answer. ``plain``: the whole prompt in words alone, where it is more than the words of the nodes; it is
+    read by a model that is shown no node tokens.
     """
 
     texts: Sequence[str]
@@ -40,7 +40,7 @@ class Prompts:
         return len(self.texts)
 
     def take(self, rows: np.ndarray) -> Prompts:
-        """The given prompts."""
+        """Return the prompts at ``rows``."""
         hidden = None if self.hidden is None else self.hidden[rows]
         plain = None if self.plain is None else [self.plain[row] for row in rows]
         return Prompts([self.texts[row] for row in rows], self.nodes[rows], hidden, plain)
@@ -56,7 +56,7 @@ class Neighbourhoods:
 
     @classmethod
     def sample(cls, nodes: int, facts: np.ndarray, most: int, rng: np.random.Generator) -> Neighbourhoods:
-        """A random choice of ``most`` facts where a node has more; ``facts`` int (A, 3): node, relation, neighbour."""
+        """Sample at most ``most`` facts of each node; ``facts`` int (A, 3): node, relation, neighbour."""
         node, relation, neighbour = facts[np.lexsort((rng.random(len(facts)), facts[:, 0]))].T
         degrees = np.bincount(node, minlength=nodes)
         rank = np.arange(len(node)) - (np.cumsum(degrees) - degrees)[node]
@@ -70,9 +70,9 @@ class Neighbourhoods:
 
 @dataclass(frozen=True, eq=False)
 class PromptBatch:
-    """What the model reads, int64 (B, H): the kind of every token, a word id or node row (row *
-    tokens + number where a node has several), the relation of a neighbour, and its place in the order, which the
-    tokens of one set share."""
+    """Input arrays of the model, int64 (B, H): the kind of every token, a word id or node row (row * tokens + number
+    where a node has several), the relation of a neighbour, and its place in the order, which the tokens of one set
+    share."""
 
     kinds: Tensor
     values: Tensor
@@ -81,34 +81,35 @@ class PromptBatch:
 
     @property
     def lengths(self) -> Tensor:
-        """Places of each prompt, int64 (B,): where an answer stands."""
+        """Length of each prompt in positions, int64 (B,): the position of an answer."""
         return self.places.masked_fill(self.kinds == PAD, -1).amax(dim=1) + 1
 
     def rows(self, groups: int, features: int) -> Tensor:
-        """Row of each token's node, int64 (B, H); -1 for words and padding."""
+        """Return the node row of each token, int64 (B, H); -1 for text and padding."""
         own = torch.where(self.kinds == POSITION, self.values // max(1, groups), self.values)
         own = torch.where(self.kinds == FEATURE, self.values // max(1, features), own)
         return own.masked_fill(self.kinds <= WORD, -1)
 
     def sees(self, *, causal: bool) -> Tensor:
-        """Who sees whom, bool (B, H, H): earlier places (``causal``) or all other places, and itself; never padding."""
+        """Return the attention mask, bool (B, H, H): earlier positions (``causal``) or all other positions, and the
+        token itself; never padding."""
         rows, columns = self.places[:, :, None], self.places[:, None, :]
         allowed = columns < rows if causal else columns != rows
         allowed = allowed & (self.kinds != PAD)[:, None, :]
         return allowed | torch.eye(self.places.shape[1], dtype=torch.bool, device=self.places.device)
 
     def asks(self, queries: int) -> Tensor:
-        """What ``queries`` queries see, bool (B, S, H): all but padding."""
+        """Return the mask of ``queries`` queries, bool (B, S, H): all but padding."""
         return (self.kinds != PAD)[:, None, :].expand(-1, queries, -1)
 
     def to(self, device: torch.device) -> PromptBatch:
-        """On another device."""
+        """Return the batch on ``device``."""
         return PromptBatch(*(x.to(device) for x in (self.kinds, self.values, self.relations, self.places)))
 
 
 @dataclass(frozen=True, eq=False)
 class PromptText:
-    """What stands in words.
+    """Texts in prompts.
 
     ``nodes``: the text of every node (``None``: no node has words), of which a prompt shows the first ``node_budget``
     tokens. ``prefix``: what every prompt begins with, for instance the classes to choose from. ``template``: text
@@ -122,7 +123,7 @@ class PromptText:
 
 
 class PromptEncoder:
-    """Prompts to arrays; the words of a text are looked up once.
+    """Encodes prompts as arrays; the tokens of a text are looked up once.
 
     ``groups`` position tokens and ``features`` feature tokens a node (0: none).
     """
@@ -144,7 +145,7 @@ class PromptEncoder:
         self._words = lru_cache(maxsize=200_000)(self._look_up)
         self._template = lru_cache(maxsize=50_000)(self._layout)
         before, after = self.text.template
-        # A tokenizer that begins every text with a token of its own (Gemma) has it written by its chat template.
+        # A tokenizer with a begin token (Gemma) has it in its chat template.
         begins = list(tokenizer("")["input_ids"])[:1] if not before else []
         self._before = begins if begins and begins[0] == tokenizer.bos_token_id else self._words(before)
         self._after = self._words(after)
@@ -166,8 +167,8 @@ class PromptEncoder:
         return PromptBatch(*(torch.from_numpy(x) for x in arrays))
 
     def lengths(self, prompts: Prompts) -> np.ndarray:
-        """About how many tokens each prompt has, int64 (B,): hidden neighbours count, and a node as often as it is
-        named in ``prompts.nodes``."""
+        """Return an estimate of the number of tokens of each prompt, int64 (B,), hidden neighbours and repeated nodes
+        included."""
         fixed = np.array([int((t[0] != NEIGHBOUR).sum()) for t in self._templates(prompts)], dtype=np.int64)
         if self.neighbourhoods is None:
             return fixed
@@ -177,7 +178,7 @@ class PromptEncoder:
     def _fill(
         self, prompts: Prompts, kinds: np.ndarray, values: np.ndarray, extra: np.ndarray, relations: np.ndarray
     ) -> None:
-        """Put nodes where slots are; ``values`` holds slots so far, ``extra`` the group or the neighbour's number."""
+        """Replace slots by nodes; ``values`` holds slots, ``extra`` the group or the neighbour's number."""
         row, column = np.nonzero(kinds > WORD)
         kind, slot, number = kinds[row, column], values[row, column], extra[row, column]
         node = prompts.nodes[row, slot]
@@ -189,9 +190,9 @@ class PromptEncoder:
             neighbour, relation = self.neighbourhoods.rows[node, at], self.neighbourhoods.relations[node, at]
             gone = neighbour < 0
             if prompts.hidden is not None:
-                asked, own = prompts.hidden[row, slot].T
-                # A node's fact about itself stands beside it from both ends.
-                gone |= (neighbour == asked) & ((relation == own) | (asked == node))
+                hidden, own = prompts.hidden[row, slot].T
+                # A fact that relates a node to itself is a neighbour in both directions.
+                gone |= (neighbour == hidden) & ((relation == own) | (hidden == node))
             value = np.where(beside, neighbour, value)
             relations[row, column] = np.where(beside & ~gone, relation, 0)
             kind = np.where(beside & gone, PAD, kind)
@@ -207,8 +208,8 @@ class PromptEncoder:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text.strip() else []
 
     def _layout(self, text: str, nodes: tuple[int, ...]) -> np.ndarray:
-        """Kinds, values (word ids or slots), numbers and places of a text, int64 (4, H); ``nodes`` are the rows whose
-        words it shows."""
+        """Return kinds, values (token ids or slots), numbers and positions of a text, int64 (4, H); ``nodes`` are the
+        rows whose texts it includes."""
         columns: list[tuple[int, int, int, int]] = []
         place = 0
         named: set[int] = set()
@@ -242,7 +243,7 @@ class PromptEncoder:
         return np.array(whole, dtype=np.int64).reshape(-1, 4).T
 
     def _node(self, slot: int, place: int, *, again: bool) -> list[tuple[int, int, int, int]]:
-        """The tokens of a node at a place; all but its positions are left out where it stands ``again``."""
+        """Return the tokens of a node at a position; repeated nodes (``again``) have position tokens only."""
         columns = [(POSITION, slot, group, place) for group in range(self.groups)]
         if again:
             return columns

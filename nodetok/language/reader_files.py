@@ -25,12 +25,12 @@ from setrec.errors import ConfigError
 
 
 def has_base(settings: GraphModelSettings) -> bool:
-    """Whether the language model's own weights stay those of a checkpoint, so that they need not be saved."""
+    """Return whether the language model's weights are those of a checkpoint, so that they need not be saved."""
     return settings.backbone.pretrained is not None and settings.tuning != "full"
 
 
 def own_weights(model: GraphLanguageModel) -> dict[str, Tensor]:
-    """The weights to save: all, or those beside the checkpoint's."""
+    """Return the weights to save: all, or those not in the checkpoint."""
     state = model.state_dict()
     if not has_base(model.settings):
         return state
@@ -38,8 +38,7 @@ def own_weights(model: GraphLanguageModel) -> dict[str, Tensor]:
 
 
 def save_reader(reader: Reader, folder: Path) -> dict[str, Any]:
-    """Write weights, tokenizer and what is read of the nodes to the new ``folder``; returns the record that
-    :func:`load_reader` wants."""
+    """Write weights, tokenizer and node data to the new ``folder``, and return the record for :func:`load_reader`."""
     folder.mkdir()
     model, encoder = reader.model, reader.encoder
     base = None
@@ -75,8 +74,8 @@ def save_reader(reader: Reader, folder: Path) -> dict[str, Any]:
 def load_reader(
     folder: Path, record: dict[str, Any], node_texts: Sequence[str] | None, candidates: Sequence[str]
 ) -> Reader:
-    """Read what :func:`save_reader` wrote; ``node_texts``: the texts of the nodes, in row order;
-    ``candidates``: what it chooses from.
+    """Load what :func:`save_reader` wrote; ``node_texts``: the texts of the nodes, in row order; ``candidates``: the
+    answers to choose from.
 
     Raises:
         ConfigError: the checkpoint that the reader was trained on is not at hand, or has changed.

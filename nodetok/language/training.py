@@ -1,9 +1,8 @@
-"""Training a graph language model on a task, and asking it."""
+"""Training and evaluation of a graph language model on a task."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nodetok.distances import UNREACHABLE
@@ -23,6 +21,7 @@ from nodetok.language.language_model import build_language_model, chat_template,
 from nodetok.language.model import GraphLanguageModel, NodeData, Shape
 from nodetok.language.prompts import PromptEncoder, PromptText
 from nodetok.language.vocabulary import train_tokenizer
+from setrec.epochs import Epochs, cosine, scale_learning_rates
 from setrec.errors import ConfigError
 from setrec.precision import Precision, autocast
 from setrec.settings import Settings
@@ -35,13 +34,12 @@ OnStep = Callable[[int, int, str], None]
 
 
 class GraphTrainingSettings(Settings):
-    """How the model is trained; ``patience`` counts epochs without a better validation, ``minutes`` bounds the
-    time in CPU minutes of this process (``time.process_time``), ``warmup`` is how many steps the rate rises.
-    ``backbone_rate``: the learning rate of a pretrained backbone's own weights (``None``: a fiftieth of
-    ``learning_rate`` for all of them, a fifth for adapters).
+    """Settings of training. ``patience``: epochs without improvement on validation. ``minutes``: limit in CPU minutes
+    of this process. ``warmup``: steps of linear warm-up. ``backbone_rate``: the learning rate of a pretrained
+    backbone's own weights (``None``: a fiftieth of ``learning_rate`` for all of them, a fifth for adapters).
 
-    ``consistency``: what examples without a label add to the loss, where a task has such. ``sampled``: wrong candidates
-    that a step looks at (0: all); the cost of a step grows with it, 8,192 of 40,943 cost a fifth of the softmax.
+    ``consistency``: what examples without a label add to the loss, where a task has such. ``sampled``: number of wrong
+    candidates sampled per step (0: all); the cost of a step grows with it, 8,192 of 40,943 cost a fifth of the softmax.
     """
 
     epochs: int = Field(10, ge=1)
@@ -61,7 +59,7 @@ class GraphTrainingSettings(Settings):
 
 @dataclass(eq=False)
 class Reader:
-    """A trained model with all it needs to be asked."""
+    """A trained model with all that is needed to answer."""
 
     model: GraphLanguageModel
     encoder: PromptEncoder
@@ -73,7 +71,7 @@ class Reader:
 
     @torch.no_grad()
     def scores(self, examples: Examples, batch: int = 256) -> Iterator[tuple[np.ndarray, Examples]]:
-        """Scores (b, C) of all candidates, part by part, with the examples they belong to."""
+        """Yield scores (b, C) of all candidates with their examples, part by part."""
         self.model.eval()
         data = self.data.to(self.model.device)
         codes = self.model.codes(data)
@@ -84,21 +82,21 @@ class Reader:
                 yield self.model.scores(encoded, data, codes).float().cpu().numpy(), part
 
     def evaluate(self, task: Task, examples: Examples) -> dict[str, np.ndarray]:
-        """The task's metrics of every example, (B,) each."""
+        """Return the task's metrics of every example, (B,) each."""
         if task.measured_whole:
             parts = list(self.scores(examples))
             return task.measure(np.concatenate([scores for scores, _ in parts]), examples)
-        found = [task.measure(*part) for part in self.scores(examples)]
-        names = dict.fromkeys(name for part in found for name in part)
-        width = [len(next(iter(part.values()))) for part in found]
+        measured = [task.measure(*part) for part in self.scores(examples)]
+        names = dict.fromkeys(name for part in measured for name in part)
+        width = [len(next(iter(part.values()))) for part in measured]
         return {
-            name: np.concatenate([part.get(name, np.full(w, np.nan)) for part, w in zip(found, width, strict=True)])
+            name: np.concatenate([part.get(name, np.full(w, np.nan)) for part, w in zip(measured, width, strict=True)])
             for name in names
         }
 
     @torch.no_grad()
     def text_loss(self, examples: Examples, batch: int = 256) -> float:
-        """Mean cross-entropy of the words of the right answers."""
+        """Return the mean cross-entropy of the tokens of the correct answers."""
         self.model.eval()
         data, device = self.data.to(self.model.device), self.model.device
         total = 0.0
@@ -111,8 +109,8 @@ class Reader:
         return total / len(examples)
 
     def on(self, task: Task, name: str = TOKENS, seed: int = 0) -> Reader:
-        """This reader for the nodes of another task, on another graph: the weights as they are, nothing is trained.
-        ``name``: the input ablation.
+        """Return this reader for the nodes of another task on another graph, without training. ``name``: the input
+        ablation.
 
         Raises:
             ConfigError: the model is bound to its graph, by its anchors or by candidates or features that are its own.
@@ -134,14 +132,14 @@ class Reader:
         return replace(self, encoder=encoder, data=other.read(None))
 
     def write(self, examples: Examples, longest: int = 32) -> list[str]:
-        """Answers in words."""
+        """Generate answers as text."""
         self.model.eval()
         batch = self.encoder(examples.prompts).to(self.model.device)
         return write(self.model, batch, self.data.to(self.model.device), self.tokenizer, longest)
 
 
 def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) -> Reader:
-    """An untrained reader of a task: language model, projectors, candidates, all seeded."""
+    """Build an untrained reader of a task, seeded: language model, projectors and candidates."""
     torch.manual_seed(learning.seed)
     s = ablation.settings
     pretrained = s.backbone.pretrained
@@ -172,7 +170,7 @@ def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) 
 
 
 def prompt_text(task: Task, ablation: InputAblation, tokenizer: PreTrainedTokenizerBase) -> PromptText:
-    """What the prompts of a task hold in words, within the budgets of the settings."""
+    """Return the texts in the prompts of a task, within the budgets of the settings."""
     s = ablation.settings
     pretrained = s.backbone.pretrained is not None
     nodes = task.node_texts if ablation.words and s.node_words else None
@@ -196,45 +194,40 @@ def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on
     if task.train is not None:
         return task.train(ablation.name, learning, on_step)
     reader = build(task, ablation, learning)
-    model, began = reader.model, time.process_time()
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    model = reader.model
     optimizer = _optimizer(model, learning)
-    per_epoch, best, best_epoch, done = 0, -math.inf, 0, 0
-    weights: dict[str, Tensor] = {}
-    for epoch in range(learning.epochs):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    run = Epochs(
+        model, learning.epochs, learning.patience, math.inf if learning.minutes is None else 60 * learning.minutes
+    )
+    per_epoch, done = 0, 0
+    for epoch in run:
         model.train()
         losses = []
-        for step, (examples, data) in enumerate(_batches(task, ablation, reader.encoder, learning, epoch)):
-            share = _share(epoch, step, per_epoch, learning, time.process_time() - began)
-            for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * _rate(share, done, learning)
+        for step, (examples, data) in enumerate(_batches(task, ablation, reader.encoder, learning, epoch - 1)):
+            share = run.share(step / per_epoch if per_epoch else 0.0)
+            warm = done >= learning.warmup
+            scale_learning_rates(optimizer, cosine(share) if warm else (done + 1) / learning.warmup)
             losses.append(_step(reader, task, examples, data, optimizer, parameters, learning, done))
             done += 1
             if on_step is not None:
-                on_step(int(1000 * share), 1000, f"epoch {epoch + 1}")
-            if learning.minutes is not None and time.process_time() - began > 60 * learning.minutes:
+                on_step(int(1000 * share), 1000, f"epoch {epoch}")
+            if run.out_of_time:
                 break
         per_epoch = per_epoch or step + 1
-        value = float(np.nanmean(reader.evaluate(task, task.valid)[task.goal]))
-        seconds = round(time.process_time() - began, 2)
-        reader.curve.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "value": value, "seconds": seconds})
-        if not math.isfinite(value + reader.curve[-1]["loss"]):
-            raise ConfigError(f"training diverged in epoch {epoch + 1}: try a lower learning.learning_rate")
-        # A model that also writes is not done when it chooses well: of its epochs the choice alone takes the first.
-        chosen = value - model.settings.text_loss * reader.text_loss(task.valid) if model.settings.text_loss else value
-        if chosen > best:
-            best, best_epoch = chosen, epoch
-            weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-        over = learning.minutes is not None and seconds > 60 * learning.minutes
-        if over or epoch - best_epoch >= learning.patience:
-            break
-    model.load_state_dict(weights, strict=False)
-    model.eval()
+        value, loss = float(np.nanmean(reader.evaluate(task, task.valid)[task.goal])), float(np.mean(losses))
+        reader.curve.append({"epoch": epoch, "loss": loss, "value": value, "seconds": round(run.seconds, 2)})
+        if not math.isfinite(value + loss):
+            raise ConfigError(f"training diverged in epoch {epoch}: try a lower learning.learning_rate")
+        # A model that also generates text is chosen by both: by the choice alone the first epochs would win.
+        weight = model.settings.text_loss
+        run.finish(value - weight * reader.text_loss(task.valid) if weight else value)
+    run.restore()
     return reader
 
 
 def _optimizer(model: GraphLanguageModel, learning: GraphTrainingSettings) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, vectors do not, and a pretrained backbone has a learning rate of its own."""
+    """Return AdamW with weight decay on matrices only and a separate learning rate for a pretrained backbone."""
     of_backbone = {id(p) for p in model.lm.parameters()} if model.settings.backbone.pretrained else set()
     rate = learning.backbone_rate
     if rate is None:
@@ -245,7 +238,7 @@ def _optimizer(model: GraphLanguageModel, learning: GraphTrainingSettings) -> to
             own = rate if id(p) in of_backbone else learning.learning_rate
             groups.setdefault((own, learning.weight_decay if p.ndim > 1 else 0.0), []).append(p)
     return torch.optim.AdamW(
-        [{"params": ps, "rate": own, "weight_decay": decay} for (own, decay), ps in groups.items()],
+        [{"params": ps, "lr": own, "weight_decay": decay} for (own, decay), ps in groups.items()],
         lr=learning.learning_rate,
     )
 
@@ -262,8 +255,8 @@ def _batches(
 
 
 def _alike(lengths: np.ndarray, batch: int, rng: np.random.Generator, window: int = 16) -> list[np.ndarray]:
-    """Batches of examples of about the same length, so that little is padding; sorted within windows of so many
-    batches, and the batches shuffled."""
+    """Return shuffled batches of examples of similar length, which saves padding; examples are sorted within windows of
+    ``window`` batches."""
     batches: list[np.ndarray] = []
     for rows in np.array_split(np.arange(len(lengths)), max(1, -(-len(lengths) // (window * batch)))):
         rows = rows[np.argsort(lengths[rows], kind="stable")]
@@ -298,17 +291,3 @@ def _step(
     torch.nn.utils.clip_grad_norm_(parameters, learning.clip)
     optimizer.step()
     return float(loss.detach())
-
-
-def _share(epoch: int, step: int, per_epoch: int, learning: GraphTrainingSettings, seconds: float) -> float:
-    """Share of the training that is over, by epochs or by time, whichever is further."""
-    by_epochs = (epoch + (step / per_epoch if per_epoch else 0.0)) / learning.epochs
-    by_time = seconds / (60 * learning.minutes) if learning.minutes else 0.0
-    return min(1.0, max(by_epochs, by_time))
-
-
-def _rate(share: float, done: int, learning: GraphTrainingSettings) -> float:
-    """Linear warm-up, then half a cosine."""
-    if done < learning.warmup:
-        return (done + 1) / learning.warmup
-    return 0.5 + 0.5 * math.cos(math.pi * share)

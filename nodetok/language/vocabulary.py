@@ -1,4 +1,4 @@
-"""A tokenizer made on the spot, for language models trained from scratch: no download, a vocabulary of the task."""
+"""Training of a tokenizer for language models trained from scratch, on the texts of a task."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ PAD, EOS, UNKNOWN, INSIDE = "<pad>", "<eos>", "<unk>", "##"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 8000) -> PreTrainedTokenizerFast:
-    """Lower-cased word pieces learned from ``texts``, the same ones for the same texts; ids 0, 1, 2 are padding, end
-    and unknown."""
+    """Train a lower-cased WordPiece tokenizer on ``texts``, deterministically; ids 0, 1, 2 are padding, end and
+    unknown."""
     texts = list(texts)
     draft = _pieces(models.WordPiece(unk_token=UNKNOWN))
     # The library numbers letters inside words as a hash table happens to hold them, and breaks ties by these numbers:

@@ -23,7 +23,7 @@ def classification(
     settings: TokenizerSettings,
     descriptions: Mapping[str, str] | None = None,
 ) -> Task:
-    """Which class does a node belong to? ``labels`` and ``split`` per node; ``""`` where there is none.
+    """Return the task of predicting the class of a node; ``labels`` and ``split`` per node, ``""`` for none.
 
     ``descriptions``: what a class means, by its name.
 
@@ -49,7 +49,7 @@ def classification(
     train = part("train")
 
     def draw(rng: np.random.Generator) -> Iterator[Chunk]:
-        # Often a handful of labels: an epoch, after which validation is asked, holds some thousand examples.
+        # There may be few labels: an epoch, which ends with validation, has about a thousand examples.
         passes = max(1, 1_000 // len(train))
         yield train.take(np.concatenate([rng.permutation(len(train)) for _ in range(passes)])), None
 
@@ -63,8 +63,8 @@ def classification(
             source, target = graph.undirected.arcs()
             edges = np.stack([source, target])[:, source < target]
             fitted, held = (np.array([part == which for part in split]) for which in ("train", "valid"))
-            found = gnn.classify_nodes(kind, features, edges, known, fitted, held, seed, seconds=seconds)
-            return {"accuracy": (found[test.prompts.nodes[:, 0]] == test.targets).astype(np.float64)}
+            predicted = gnn.classify_nodes(kind, features, edges, known, fitted, held, seed, seconds=seconds)
+            return {"accuracy": (predicted[test.prompts.nodes[:, 0]] == test.targets).astype(np.float64)}
 
         return run
 

@@ -1,4 +1,4 @@
-"""Link prediction: is there an edge between two nodes, among pairs that are held out of the graph?"""
+"""Link prediction on held-out pairs of nodes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def links(
     graph: Graph, features: np.ndarray | None, settings: TokenizerSettings, seed: int = 0,
     parts: tuple[float, float] = (0.05, 0.10),
 ) -> Task:  # fmt: skip
-    """Of the edges, shares ``parts`` are for validation and the test, at random by ``seed``; the graph that the model
-    reads holds the others. Beside every edge stands a pair without one.
+    """Return the task of predicting held-out edges. Random shares ``parts`` of the edges, drawn by ``seed``, are for
+    validation and test; the model reads the graph of the others. Each edge is paired with a pair of nodes without an
+    edge.
 
-    No edge is learned with itself in sight: edges are dealt into folds each epoch, a fold is read with distances
-    measured without its edges, and neither end shows the other among its neighbours.
+    A training edge is hidden: each epoch splits the edges into folds, a fold is read with distances measured without
+    its edges, and neither end shows the other among its neighbours.
 
     Metrics: the area under the ROC curve, as the share of pairs without an edge that score below an edge, and the mean
     reciprocal rank of an edge among :data:`RANKED_AGAINST` of them; of equal scores half count.
@@ -49,12 +50,12 @@ def links(
     tokenizer = NodeTokenizer.fit(whole, settings)
 
     def pairs_without(count: int, rng: np.random.Generator) -> np.ndarray:
-        found = np.empty((0, 2), dtype=np.int64)
-        while len(found) < count:
+        pairs = np.empty((0, 2), dtype=np.int64)
+        while len(pairs) < count:
             drawn = np.sort(rng.integers(len(graph), size=(2 * count, 2)), axis=1)
             new = ~np.isin(drawn[:, 0] * len(graph) + drawn[:, 1], known) & (drawn[:, 0] != drawn[:, 1])
-            found = np.concatenate([found, drawn[new]])
-        return found[:count]
+            pairs = np.concatenate([pairs, drawn[new]])
+        return pairs[:count]
 
     def ask(positive: np.ndarray, rng: np.random.Generator, *, hide: bool) -> Examples:
         pairs = np.concatenate([positive, pairs_without(len(positive), rng)])

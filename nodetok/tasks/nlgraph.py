@@ -1,4 +1,4 @@
-"""NLGraph's problems in words: connectivity, cycles and shortest paths of many small graphs."""
+"""The problems of NLGraph: connectivity, cycles and shortest paths of many small graphs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def nlgraph(
     *,
     rows: Sequence[int] | None = None,
 ) -> Task:
-    """NLGraph (Wang et al. 2023): is there a path, is there a cycle, how long is the shortest path?
+    """Return a task of NLGraph (Wang et al. 2023): connectivity, cycle detection or shortest path length.
 
     Answers are yes or no, or the shortest path's total length (the published metric asks for the path itself). A tenth
     of the training part is for validation. The text-only control reads the problem as it is printed, graph and all.
@@ -40,12 +40,12 @@ def nlgraph(
     read = [_parse(q, a, problem, row) for q, a, row in zip(questions, answers, places, strict=True)]
     graph, table, starts = side_by_side([small for small, _, _ in read], settings)
     names = sorted({answer for _, _, answer in read}, key=lambda name: (len(name), name))
-    nodes = [list(range(small.nodes)) if problem == "cycle" else asked for small, asked, _ in read]
+    nodes = [list(range(small.nodes)) if problem == "cycle" else asked_nodes for small, asked_nodes, _ in read]
     width = max(map(len, nodes))
     shown = np.full((len(read), width), -1, dtype=np.int64)
-    for row, (asked, start) in enumerate(zip(nodes, starts[:-1], strict=True)):
-        shown[row, : len(asked)] = np.array(asked) + start
-    texts = [_question(problem, len(asked)) for asked in nodes]
+    for row, (asked_nodes, start) in enumerate(zip(nodes, starts[:-1], strict=True)):
+        shown[row, : len(asked_nodes)] = np.array(asked_nodes) + start
+    texts = [_question(problem, len(asked_nodes)) for asked_nodes in nodes]
     plain = [" ".join(q.split()) + " answer :" for q in questions]
     examples = Examples(Prompts(texts, shown, plain=plain), np.array([names.index(answer) for _, _, answer in read]))
     return split_task(f"nlgraph {problem}", graph, table, starts, names, examples, split, [*plain, *texts], seed)
@@ -60,18 +60,18 @@ def _question(problem: Problem, nodes: int) -> str:
 
 
 def _parse(question: str, answer: str, problem: Problem, row: int) -> tuple[Small, list[int], str]:
-    """The graph, the nodes asked for, and the answer."""
-    body, _, asked = question.partition("Q:")
+    """Return the graph, the nodes of the question, and the answer."""
+    body, _, tail = question.partition("Q:")
     weighted = re.findall(r"between node (\d+) and node (\d+) with weight (\d+)", body)
     pairs = weighted or re.findall(r"\((\d+),\s*(\d+)\)", body)
     ends = np.array([pair[:2] for pair in pairs], dtype=np.int64).reshape(-1, 2)
     weights = np.array([float(pair[2]) for pair in weighted]) if weighted else None
-    two = [int(n) for n in re.findall(r"node (\d+)", asked)]
+    two = [int(n) for n in re.findall(r"node (\d+)", tail)]
     if (problem != "cycle" and len(two) != 2) or (problem == "shortest_path" and weights is None):
         raise DataError(f"not a {problem} problem of NLGraph's form", row=row + 1, column="question")
-    said = re.search(r"total weight of (\d+)" if problem == "shortest_path" else r"\b(yes|no)\b", answer.lower())
-    if said is None:
+    answered = re.search(r"total weight of (\d+)" if problem == "shortest_path" else r"\b(yes|no)\b", answer.lower())
+    if answered is None:
         raise DataError(f"no answer of NLGraph's form to a {problem} problem", row=row + 1, column="answer")
     numbered = re.search(r"numbered from 0 to (\d+)", body)
     last = max([int(ends.max(initial=0)), *two, int(numbered[1]) if numbered else 0])
-    return Small(last + 1, ends, weights), two, said[1]
+    return Small(last + 1, ends, weights), two, answered[1]

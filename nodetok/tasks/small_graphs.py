@@ -1,4 +1,4 @@
-"""Tasks with many small graphs, one for each example: all stand side by side in one graph, each with its own anchors.
+"""Tasks with one small graph for each example, combined into one graph; each has its own anchors.
 
 Column k of the distance table is the distance to the k-th anchor of a node's own graph.
 """
@@ -28,10 +28,11 @@ class Small:
 
 
 def side_by_side(graphs: Sequence[Small], settings: TokenizerSettings) -> tuple[Graph, np.ndarray, np.ndarray]:
-    """The graphs as one, the table (V, K) of distances inside each, and where each begins, int64 (graphs + 1,).
+    """Return the combined graph, the table (V, K) of distances inside each graph, and the first row of each, int64
+    (graphs + 1,).
 
-    K is the number of anchors asked for; a graph with fewer nodes uses all of them, in order, and leaves the rest
-    unreachable.
+    K is the configured number of anchors; a graph with fewer nodes uses all of them, in order, and the other columns
+    are unreachable.
     """
     starts = np.concatenate([[0], np.cumsum([g.nodes for g in graphs])])
     ends = np.concatenate([g.edges + start for g, start in zip(graphs, starts[:-1], strict=True)])
@@ -55,7 +56,8 @@ def split_task(
     name: str, graph: Graph, table: np.ndarray, starts: np.ndarray, names: Sequence[str], examples: Examples,
     split: Sequence[str], words: Sequence[str], seed: int,
 ) -> Task:  # fmt: skip
-    """``test`` (or ``dev``) is the test part; of ``train`` a tenth validates, unless there is a ``valid`` part."""
+    """Return a task from split examples: ``test`` (or ``dev``) is the test part; a tenth of ``train`` is for
+    validation, unless there is a ``valid`` part."""
     part = np.array(split)
     test = np.flatnonzero((part == "test") | (part == "dev"))
     train = np.random.default_rng(seed).permutation(np.flatnonzero(part == "train"))

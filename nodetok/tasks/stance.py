@@ -1,4 +1,4 @@
-"""ExplaGraphs' stances: does an argument support or counter a belief, given a graph of concepts?"""
+"""The stance task of ExplaGraphs: whether an argument supports or counters a belief, given a graph of concepts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stance(
     settings: TokenizerSettings,
     seed: int = 0,
 ) -> Task:
-    """ExplaGraphs (Saha et al. 2021): does the argument support or counter the belief, given a graph of concepts?
+    """Return the stance task of ExplaGraphs (Saha et al. 2021).
 
     Belief and argument are nodes without edges beside the concepts. The prompt holds belief, argument and every triple,
     each node with its words, the relations as words; ``encode`` gives texts feature vectors, as tokens beside.
@@ -67,8 +67,8 @@ def stance(
 
 
 def _triples(graph: str, row: int) -> list[tuple[str, str, str]]:
-    """``(head; relation; tail)(...)`` to triples."""
-    found = [tuple(part.strip() for part in body.split(";")) for body in re.findall(r"\(([^()]*)\)", graph)]
-    if any(len(triple) != 3 for triple in found) or (graph.strip() and not found):
+    """Parse ``(head; relation; tail)(...)`` into triples."""
+    triples = [tuple(part.strip() for part in body.split(";")) for body in re.findall(r"\(([^()]*)\)", graph)]
+    if any(len(triple) != 3 for triple in triples) or (graph.strip() and not triples):
         raise DataError("a triple is not (head; relation; tail)", row=row + 1, column="graph")
-    return [(h, r, t) for h, r, t in found]
+    return [(h, r, t) for h, r, t in triples]

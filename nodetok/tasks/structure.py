@@ -1,4 +1,4 @@
-"""Structural questions on any graph: hops, which of two is nearer, connected or not, shared neighbours, adjacent."""
+"""Structural questions on any graph: hop count, nearer node, connectivity, common neighbours and adjacency."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TRAIN, VALID, TEST = (0, 1, 2, 3, 4, 5, 6, 7), (8,), (9,)
 def structure(
     graph: Graph, settings: TokenizerSettings, per_epoch: int = 32_768, held_out: int = 2_000, seed: int = 0
 ) -> Task:
-    """Questions with exact answers, drawn anew every epoch.
+    """Return the task of structural questions with exact answers, resampled every epoch.
 
     Pairs of nodes are held out: a tenth for validation, a tenth for the test, never seen in training in either order.
-    Answers are balanced: hops 1 to 6 are equally frequent (more are not asked for); chance is 1/6, 1/2, 1/2, 1/4, 1/2.
-    Beside the accuracy of each question stands that in unseen wording: an answer counts only as far as the test
+    Answers are balanced: hops 1 to 6 are equally frequent (longer paths do not occur); chance is 1/6, 1/2, 1/2, 1/4,
+    1/2. Beside the accuracy of each question stands that in unseen wording: an answer counts only as far as the test
     wordings of the question are recognised (:mod:`nodetok.asking.questions`).
 
     Raises:
@@ -66,36 +66,36 @@ def structure(
 
 
 class _Measure:
-    """Accuracy of all questions, of each, and of all in the wordings that were kept for the test."""
+    """Accuracy of all questions, of each kind, and of all in the held-out wordings."""
 
     def __init__(self, wordings: Mapping[str, Sequence[str]]) -> None:
         self._wordings = wordings
 
     @cached_property
     def _recognised(self) -> dict[str, float]:
-        """The share of a question's test wordings that are taken for it, with the nodes in their slots."""
+        """Return the share of a question's test wordings that are matched to it, with the nodes in their slots."""
         split = {template: Wordings.split(texts) for template, texts in self._wordings.items()}
         matcher = QuestionMatcher(split)
-        found = {}
+        shares = {}
         for template, given in split.items():
             matches = [matcher.match(text) for text in given.test]
             slots = tuple(range(matcher.slots[template]))
-            found[template] = float(np.mean([(m.template, m.order) == (template, slots) for m in matches]))
-        return found
+            shares[template] = float(np.mean([(m.template, m.order) == (template, slots) for m in matches]))
+        return shares
 
     def __call__(self, scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
         right = (scores.argmax(axis=1) == examples.targets).astype(np.float64)
-        found = {"mean accuracy": right}
+        metrics = {"mean accuracy": right}
         for name, text in TEMPLATES.items():
             mine = np.array([t == text for t in examples.prompts.texts])
             if mine.any():
-                found[f"{name} accuracy"] = np.where(mine, right, np.nan)
+                metrics[f"{name} accuracy"] = np.where(mine, right, np.nan)
         share = np.array([self._recognised[text] for text in examples.prompts.texts])
-        return {**found, "accuracy in unseen wording": right * share}
+        return {**metrics, "accuracy in unseen wording": right * share}
 
 
 class _Asker:
-    """Pools of pairs by distance, from all or many sources, and the questions drawn from them."""
+    """Samples questions from pools of pairs by distance, from all or many sources."""
 
     def __init__(self, view: Graph, rng: np.random.Generator, pool: int = 200_000) -> None:
         n = len(view)
@@ -112,19 +112,19 @@ class _Asker:
 
     @property
     def kinds(self) -> dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]]:
-        """The questions this graph has more than one answer to."""
+        """Kinds of questions with more than one answer on this graph."""
         near = [d for d in self.pools if d != UNREACHABLE]
-        found: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {}
+        questions: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {}
         if len(near) > 1:
-            found |= {"hops": self.hops, "nearer": self.nearer, "common": self.common}
+            questions |= {"hops": self.hops, "nearer": self.nearer, "common": self.common}
             if 1 in self.pools:
-                found["adjacent"] = self.adjacent
+                questions["adjacent"] = self.adjacent
         if UNREACHABLE in self.pools and near:
-            found["connected"] = self.connected
-        return found
+            questions["connected"] = self.connected
+        return questions
 
     def _part(self, pairs: np.ndarray) -> np.ndarray:
-        """Tenth that an unordered pair belongs to, by a hash of its rows."""
+        """Return the tenth to which an unordered pair belongs, by a hash of its rows."""
         low, high = pairs.min(axis=1).astype(np.uint64), pairs.max(axis=1).astype(np.uint64)
         mixed = (low * np.uint64(len(self.view)) + high) * np.uint64(0x9E3779B97F4A7C15)
         return ((mixed >> np.uint64(33)) % np.uint64(10)).astype(np.int64)
@@ -150,7 +150,7 @@ class _Asker:
         return _padded(np.concatenate([yes, no])), targets
 
     def adjacent(self, count: int, parts: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """As many neighbours as others, half of these two hops apart where there are such."""
+        """Sample as many adjacent pairs as others, half of the latter two hops apart where possible."""
         yes = self._pick(1, count // 2, parts, rng)
         far = [d for d in self.pools if d not in (1, 2)]
         near = len(yes) // 2 if 2 in self.pools and far else len(yes) * (2 in self.pools)
@@ -162,7 +162,7 @@ class _Asker:
         return _padded(np.concatenate(pairs)), targets
 
     def nearer(self, count: int, parts: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Both pairs are of the same part; distances differ, most often by one hop."""
+        """Sample two pairs of the same part whose distances differ, mostly by one hop."""
         of = rng.integers(len(self.sources), size=20 * count)
         j, k = rng.integers(len(self.view), size=(2, 20 * count))
         a, b, source = self.table[j, of], self.table[k, of], self.sources[of]
@@ -174,7 +174,7 @@ class _Asker:
         return np.stack([source[row], j[row], k[row]], axis=1), targets
 
     def common(self, count: int, parts: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs one to three hops apart, answers balanced as far as the graph has them."""
+        """Sample pairs one to three hops apart, with answers balanced as far as possible."""
         pairs = np.concatenate([self._pick(d, 4 * count, parts, rng) for d in (1, 2, 3) if d in self.pools])
         pairs = pairs[rng.permutation(len(pairs))]
         adjacency = self.view.adjacency

@@ -1,1 +1,1 @@
-"""Published protocols, systems tuned alike, one table: `setrec benchmark`."""
+"""The benchmark (`setrec benchmark`): published protocols and systems tuned with equal budgets."""

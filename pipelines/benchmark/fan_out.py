@@ -1,4 +1,4 @@
-"""Many small tasks on a Ray cluster: as many at once as it has cores, each again where its worker died, then folded."""
+"""Execution of many small tasks on a Ray cluster, with retries of those whose workers died."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ RETRIES = 3
 def fan_out(
     task: Callable[..., Any], calls: Iterable[tuple[Any, ...]], what: str, *, gpu: float = 0.0
 ) -> Iterator[Any]:
-    """The results of ``task(*call)`` for every call, in the order they finish; each has a core, and that share of a
-    GPU.
+    """Yield the results of ``task(*call)`` for every call in order of completion; each task has a core and a share
+    ``gpu`` of a GPU.
 
     A task must leave the same when it runs twice. Arguments that are object references arrive as what they refer to.
 
     Raises:
         SetRecError: a task raised one, or (ConfigError) failed for good; ``what`` is the subject of the message.
-        ConfigError: GPUs are asked for, and the cluster has none.
+        ConfigError: the tasks need a GPU, and the cluster has none.
     """
     import ray
     from ray.exceptions import RayError
 
     remote: Any = ray.remote(task)
     if gpu and not ray.cluster_resources().get("GPU"):
-        raise ConfigError(f"{what} is to have {gpu:g} of a GPU, and the cluster has no GPU")
+        raise ConfigError(f"{what} needs {gpu:g} of a GPU, and the cluster has none")
     remote = remote.options(num_cpus=1, num_gpus=gpu, max_retries=RETRIES, retry_exceptions=[MemoryError, OSError])
     waiting, running = deque(calls), set[Any]()
     room = max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -1,4 +1,4 @@
-"""One fit of one system, kept in a folder of its own: what it was given, what it reached, and every user's metrics.
+"""Storage of fits: the settings, record and per-user metrics of each fit in its own folder.
 
 A fit whose folder is there is not done again, so a benchmark that was broken off goes on where it was.
 """
@@ -32,8 +32,8 @@ PER_USER = "per_user.parquet"
 
 @dataclass(frozen=True)
 class FitTask:
-    """A fit to be done: a system under the setting of that number in its grid, with a seed, within CPU minutes; either
-    a try, for validation alone, or ``final``. ``key``: a hash of all that the result depends on (:func:`task`)."""
+    """A fit: a system under the setting ``number`` of its grid, with a seed and a budget in CPU minutes; either a try,
+    for validation only, or ``final``. ``key``: a hash of all that the result depends on (:func:`task`)."""
 
     system: str
     number: int
@@ -43,7 +43,7 @@ class FitTask:
     final: bool = True
 
     def folder(self, root: Path) -> Path:
-        """Where it is kept."""
+        """Return the folder of the fit."""
         kind = "fits" if self.final else "tries"
         return root / kind / _slug(self.system) / f"seed-{self.seed}-{self.key[:16]}"
 
@@ -51,16 +51,16 @@ class FitTask:
 def task(
     system: System, number: int, seed: int, minutes: float, data: str, code: str, *, final: bool = True
 ) -> FitTask:
-    """The task of a system under a setting of its grid, found again by its settings, the hash of the ``data`` and the
-    version of the ``code``: where any of them changed it is another task."""
+    """Return the fit of a system under a setting of its grid, identified by settings, the hash of the ``data`` and the
+    version of the ``code``."""
     key = of_value([system.name, system.grid[number], seed, minutes, final, data, code])
     return FitTask(system.name, number, seed, minutes, key, final)
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of a fit beside its users' metrics. ``valid``: NDCG@10 on validation, in the history protocol of the
-    published figures; ``seconds`` of fitting, and ``scoring`` of ranking all test users, variants included."""
+    """The record of a fit, stored with its per-user metrics. ``valid``: NDCG@10 on validation, in the history protocol
+    of the published figures; ``seconds`` of fitting, and ``scoring`` of ranking all test users, variants included."""
 
     system: str
     number: int
@@ -78,14 +78,14 @@ class Record:
     environment: dict[str, Any] = field(default_factory=dict)
 
 
-def fit(root: Path, system: System, task: FitTask, told: Callable[[float, str], None]) -> Record:
-    """Fit, rank, and keep it. What is chosen is chosen inside ``system.fit`` and by the records' ``valid``; the test
-    users are ranked once, at the end, and not for a try."""
+def fit(root: Path, system: System, task: FitTask, on_progress: Callable[[float, str], None]) -> Record:
+    """Fit and evaluate a system, and store the result. Test users are ranked once, for final fits only; choices are
+    made inside ``system.fit`` and by the records' ``valid``."""
     given = problem.load(root / "problem")
-    clock = Clock(task.minutes, told)
+    clock = Clock(task.minutes, on_progress)
     fitted = system.fit(given, system.grid[task.number], task.seed, clock)
     seconds = clock.seconds
-    told(0.99, "ranks")
+    on_progress(0.99, "ranks")
     record = Record(
         task.system, task.number, task.seed, task.minutes, dict(system.grid[task.number]), _valid(given, fitted),
         seconds, 0.0, fitted.chosen, fitted.curve, list(fitted.variants), {}, given.hash, environment(),
@@ -98,13 +98,13 @@ def fit(root: Path, system: System, task: FitTask, told: Callable[[float, str], 
 
 
 def _tested(given: Problem, fitted: Fitted, record: Record, folder: Path) -> Record:
-    """Rank the test users and keep every user's metrics in ``folder``; the record with its analyses."""
+    """Rank the test users, store their metrics in ``folder``, and return the record with its analyses."""
     began = time.perf_counter()
     # The parts first: the whole finds what they kept.
     each = ranking.evaluate_each({**fitted.variants, "": fitted.scorer}, given.test, groups(given), ks=KS, lists=True)
     scoring = time.perf_counter() - began
-    for variant, found in each.items():
-        table(found).to_parquet(folder / _file(variant), index=False)
+    for variant, results in each.items():
+        table(results).to_parquet(folder / _file(variant), index=False)
     return replace(record, scoring=scoring, analysis=analysis.analyse(fitted, given, each[""], record.system))
 
 
@@ -117,7 +117,7 @@ def _slug(name: str) -> str:
 
 
 def groups(given: Problem) -> list[ranking.Group]:
-    """All, warm and cold items, and thirds by popularity."""
+    """Return the groups: all, warm and cold items, and thirds by popularity."""
     return [*ranking.warm_cold_groups(given.trained), *ranking.popularity_groups(given.counts)]
 
 
@@ -128,7 +128,7 @@ def _valid(given: Problem, fitted: Fitted) -> float:
 
 
 def done(root: Path, task: FitTask) -> Record | None:
-    """The record of a fit, ``None`` where there is none.
+    """Return the record of a fit, or ``None``.
 
     Raises:
         DataError: there is one that cannot be read.
@@ -142,19 +142,19 @@ def done(root: Path, task: FitTask) -> Record | None:
         raise DataError("is no record of a fit; remove its folder to fit anew", file=path) from error
 
 
-def table(found: ranking.PerUser) -> pd.DataFrame:
-    """One row per user, history protocol and group."""
+def table(results: ranking.PerUser) -> pd.DataFrame:
+    """Return a table with one row per user, history protocol and group."""
     return pd.concat(
         [
-            pd.DataFrame({"user": found.users, "history": history, "group": group, **metrics})
-            for (history, group), metrics in found.tables.items()
+            pd.DataFrame({"user": results.users, "history": history, "group": group, **metrics})
+            for (history, group), metrics in results.tables.items()
         ],
         ignore_index=True,
     )
 
 
 def per_user(root: Path, task: FitTask, variant: str = "") -> ranking.PerUser:
-    """What :func:`table` made of a fit, or of a variant of it."""
+    """Load the per-user metrics of a fit, or of a variant of it."""
     rows = pd.read_parquet(task.folder(root) / _file(variant))
     metrics = [name for name in rows.columns if "@" in name]
     places = rows.groupby(["history", "group"], sort=False).indices

@@ -1,4 +1,4 @@
-"""What `setrec benchmark` does, step by step."""
+"""The steps of `setrec benchmark`."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ def benchmark(
         DataError: the data cannot be used.
     """
     for name in settings.systems or ():
-        registry.system(name)  # a wrong name is told before texts are encoded for minutes
+        registry.system(name)  # report a wrong name before texts are encoded for minutes
     place = run.root / "problem"
     if not problem.is_prepared(place):
         problem.prepare(data, protocol, place, encoder or _packaged())
     known = problem.load(place)
     if (known.name, known.protocol, known.hash) != (data.name, protocol, problem.hash_of(data, protocol)):
         raise ConfigError(f"{run.root} holds a benchmark of {known.name} under {known.protocol}: name another --run")
-    found = Benchmark(run.root, settings, address).execute()
-    report.write(run, found)
-    return found
+    results = Benchmark(run.root, settings, address).execute()
+    report.write(run, results)
+    return results
 
 
 def protocol_of(name: str) -> Protocol:
-    """The protocol of that name.
+    """Return the protocol called ``name``.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: unknown protocol.
     """
     for known in get_args(Protocol):
         if name == known:
             return known
-    raise ConfigError(f"there is no protocol '{name}'; there are {' and '.join(get_args(Protocol))}")
+    raise ConfigError(f"unknown protocol '{name}' (known: {', '.join(get_args(Protocol))})")
 
 
 def _packaged() -> str | None:

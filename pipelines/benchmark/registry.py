@@ -1,4 +1,4 @@
-"""Which systems take part: the opponents, SETRec as published, ours, and the rows of the ablation."""
+"""The registry of systems: opponents, SETRec as published, our configurations and the ablations."""
 
 from __future__ import annotations
 
@@ -59,29 +59,29 @@ ABLATION = {one.name: one for one in _ablation()}
 
 
 def system(name: str) -> System:
-    """A system by its name.
+    """Return a system by its name.
 
     Raises:
-        ConfigError: there is none of that name; those there are are named.
+        ConfigError: unknown name; the message lists the known ones.
     """
     every = COMPARED | ABLATION
     if name not in every:
-        raise ConfigError(f"there is no system '{name}'; there are: {'; '.join(every)}")
+        raise ConfigError(f"unknown system '{name}' (known: {'; '.join(every)})")
     return every[name]
 
 
-def names(problem: Problem, asked: Sequence[str] | None, *, ablation: bool) -> list[str]:
-    """The systems that take part: those ``asked`` for, or all that can do the problem.
+def names(problem: Problem, requested: Sequence[str] | None, *, ablation: bool) -> list[str]:
+    """Return the names of the ``requested`` systems, or of all that apply to the problem.
 
     Raises:
-        ConfigError: one is asked for that there is not.
+        ConfigError: a requested system is unknown.
     """
-    if asked is not None:
-        return [system(name).name for name in asked]
+    if requested is not None:
+        return [system(name).name for name in requested]
     every = [*COMPARED, *(ABLATION if ablation else ())]
     return [name for name in every if problem.text is not None or name not in READ_TEXTS]
 
 
 def ours(present: Container[str]) -> str | None:
-    """Which of the systems that are ``present`` the others are compared with."""
+    """Return the system among ``present`` that the others are compared with."""
     return next((name for name in (OURS, OURS_T5) if name in present), None)

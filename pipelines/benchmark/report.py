@@ -1,4 +1,4 @@
-"""A benchmark's report: one HTML file that needs nothing else, and tables for a terminal."""
+"""The report of a benchmark: a self-contained HTML file, and tables for a terminal."""
 
 from __future__ import annotations
 
@@ -9,106 +9,108 @@ from typing import Any
 from rich.table import Table
 
 from pipelines.benchmark import registry
-from pipelines.benchmark.analysis import figures
 from pipelines.benchmark.analysis.sections import parts
 from pipelines.benchmark.analysis.significance import MEAN
 from pipelines.common.run_directory import Run
-from pipelines.reports import terminal
+from pipelines.reports import charts, terminal
 from pipelines.reports.pages import templates, write_page
 from setrec.evaluation import ranking
 
 METRICS = ("ndcg@10", "recall@10")
-TOLD = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+SHOWN = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 
-Found = Mapping[str, Any]
+Results = Mapping[str, Any]
 """What :func:`pipelines.benchmark.tabulate.write` returns."""
 
 
-def write(run: Run, found: Found) -> Path:
+def write(run: Run, results: Results) -> Path:
     """Write ``report.html``."""
     html = (
         templates()
         .get_template("benchmark_report.html.j2")
         .render(
-            found=found,
-            ours=ours(found),
-            colours=figures.COLOURS,
-            verdict=_verdict(found),
-            dots=[_dots(found, group) for group in _groups(found)],
-            tables=[_table(found, history, group) for history in _histories(found) for group in _groups(found)],
-            comparisons=_told(found),
-            curves=_curves(found),
-            analyses=parts(found),
+            results=results,
+            ours=ours(results),
+            verdict=_verdict(results),
+            dots=[_dots(results, group) for group in _groups(results)],
+            tables=[_table(results, history, group) for history in _histories(results) for group in _groups(results)],
+            comparisons=_main_differences(results),
+            curves=_curves(results),
+            analyses=parts(results),
         )
     )
     return write_page(run.root / "report.html", html)
 
 
-def terminal_tables(found: Found) -> list[Table]:
-    """The ranking, and ours against every other system in NDCG@10 over all and cold items."""
-    rows = [row for row in found["rows"] if row["group"] in terminal.GROUPS]
-    told = [row for row in _told(found) if row["metric"] == "ndcg@10"]
+def terminal_tables(results: Results) -> list[Table]:
+    """Return the ranking table, and the differences in NDCG@10 between our system and the others."""
+    rows = [row for row in results["rows"] if row["group"] in terminal.GROUPS]
+    differences = [row for row in _main_differences(results) if row["metric"] == "ndcg@10"]
     ranked = terminal.ranking_table(rows)
-    return [ranked, terminal.difference_table(told)] if told else [ranked]
+    return [ranked, terminal.difference_table(differences)] if differences else [ranked]
 
 
-def ours(found: Found) -> str | None:
-    """Which of the systems that took part is ours."""
-    return registry.ours({row["system"] for row in found["rows"]})
+def ours(results: Results) -> str | None:
+    """Return our system among those of the benchmark."""
+    return registry.ours({row["system"] for row in results["rows"]})
 
 
-def _histories(found: Found) -> list[str]:
-    """The history protocol of the published figures first."""
-    return sorted(ranking.HISTORIES, key=lambda history: history != found["history"])
+def _histories(results: Results) -> list[str]:
+    """Return the history protocols, that of the published results first."""
+    return sorted(ranking.HISTORIES, key=lambda history: history != results["history"])
 
 
-def _groups(found: Found) -> list[str]:
-    present = {row["group"] for row in found["rows"]}
+def _groups(results: Results) -> list[str]:
+    present = {row["group"] for row in results["rows"]}
     groups = [group for group in terminal.GROUPS if group in present]
-    return groups if found["protocol"] == "setrec" else groups[:1]
+    return groups if results["protocol"] == "setrec" else groups[:1]
 
 
-def _rows(found: Found, **where: str) -> list[Mapping[str, Any]]:
-    return [row for row in found["rows"] if all(row[key] == value for key, value in where.items())]
+def _rows(results: Results, **where: str) -> list[Mapping[str, Any]]:
+    return [row for row in results["rows"] if all(row[key] == value for key, value in where.items())]
 
 
-def _dots(found: Found, group: str) -> dict[str, Any]:
-    chart = figures.dots(found["rows"], METRICS, history=found["history"], group=group, ours=ours(found))
-    return {"title": f"{group.capitalize()} items, history {found['history']}", "chart": chart}
+def _dots(results: Results, group: str) -> dict[str, Any]:
+    title = f"{group.capitalize()} items, history {results['history']}"
+    rows = [row for row in _rows(results, history=results["history"], group=group) if row["metric"] in METRICS]
+    return {"title": title, "chart": charts.intervals(title, rows, ours=ours(results))}
 
 
-def _table(found: Found, history: str, group: str) -> dict[str, Any]:
-    rows = _rows(found, history=history, group=group)
+def _table(results: Results, history: str, group: str) -> dict[str, Any]:
+    rows = _rows(results, history=history, group=group)
     by = {(row["system"], row["metric"]): row for row in rows}
     systems = list(dict.fromkeys(row["system"] for row in rows))
-    published = [p for p in found["published"] if (p["history"], p["group"]) == (history, group)]
+    published = [p for p in results["published"] if (p["history"], p["group"]) == (history, group)]
     return {
-        "history": history, "group": group, "users": rows[0]["users"] if rows else 0, "metrics": TOLD,
-        "rows": [(system, [by.get((system, metric)) for metric in TOLD]) for system in systems],
-        "best": {m: max((r["value"] for r in rows if r["metric"] == m), default=0.0) for m in TOLD},
+        "history": history, "group": group, "users": rows[0]["users"] if rows else 0, "metrics": SHOWN,
+        "rows": [(system, [by.get((system, metric)) for metric in SHOWN]) for system in systems],
+        "best": {m: max((r["value"] for r in rows if r["metric"] == m), default=0.0) for m in SHOWN},
         "published": published,
     }  # fmt: skip
 
 
-def _told(found: Found) -> list[Mapping[str, Any]]:
-    """The differences a reader asks for first: in the published figures' history protocol, whole groups."""
-    groups = _groups(found)
-    wanted = {"seed": MEAN, "history": found["history"]}
-    rows = [c for c in found["comparisons"] if all(c[key] == value for key, value in wanted.items())]
+def _main_differences(results: Results) -> list[Mapping[str, Any]]:
+    """Return the main differences: those in the history protocol of the published results."""
+    groups = _groups(results)
+    wanted = {"seed": MEAN, "history": results["history"]}
+    rows = [c for c in results["comparisons"] if all(c[key] == value for key, value in wanted.items())]
     return [c for c in rows if c["group"] in groups and c["metric"] in METRICS]
 
 
-def _verdict(found: Found) -> list[str]:
-    said = []
-    for c in _told(found):
+def _verdict(results: Results) -> list[str]:
+    sentences = []
+    for c in _main_differences(results):
         if (c["group"], c["metric"]) != ("all", "ndcg@10"):
             continue
         span = f"{c['difference']:+.4f} ({c['low']:+.4f} to {c['high']:+.4f})"
-        where = "above" if c["low"] > 0 else "below" if c["high"] < 0 else "not told apart from"
-        said.append(f"{where} {c['against']} by {span}")
-    return said
+        where = "above" if c["low"] > 0 else "below" if c["high"] < 0 else "not distinguishable from"
+        sentences.append(f"{where} {c['against']} by {span}")
+    return sentences
 
 
-def _curves(found: Found) -> Any:
-    curves = {s["system"]: s["curve"] for s in found["systems"] if s["curve"]}
-    return figures.learning_curves(curves) if curves else None
+def _curves(results: Results) -> Any:
+    series = [
+        charts.Series(s["system"], [r["seconds"] for r in s["curve"]], [r["ndcg@10"] for r in s["curve"]])
+        for s in results["systems"]
+    ]
+    return charts.lines("Validation NDCG@10 by seconds", series, "seconds")

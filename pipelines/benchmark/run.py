@@ -1,5 +1,5 @@
-"""A whole benchmark: every system tuned on validation with the same number of tries and minutes, then fitted with every
-seed, then one table. Fits are tasks on a Ray cluster, a core each; those that are done already are not done again."""
+"""A benchmark: every system is tuned on validation with the same number of tries and minutes, then fitted with every
+seed. Fits are tasks on a Ray cluster with a core each; finished fits are reused."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from setrec.settings import Settings
 
 
 class BenchmarkSettings(Settings):
-    """``minutes``: CPU time for a system's final training, and again for all its tries on validation together
-    (each gets an equal part). ``seeds``: fits of ours that stand in the table, ``opponent_seeds`` those of the others
-    (``null``: as many). ``tries``: settings of each system that are tried, the first of its grid. ``systems``:
-    the systems by name, ``null`` for all of the table; ``ablation``: with the rows between the published design and
-    ours. ``gpu``: the share of a GPU that every fit gets beside its core.
+    """Settings of a benchmark. ``minutes``: CPU time of a system's final training, and again of all its tries on
+    validation together, in equal parts. ``seeds``: number of fits of our system in the table, ``opponent_seeds`` those
+    of the others (``null``: as many). ``tries``: settings of each system that are tried, the first of its grid.
+    ``systems``: the systems by name, ``null`` for all of the table; ``ablation``: with the rows between the published
+    design and ours. ``gpu``: the share of a GPU that every fit gets beside its core.
     """
 
     minutes: float = 15.0
@@ -44,7 +44,7 @@ class BenchmarkSettings(Settings):
 
 @dataclass
 class Benchmark:
-    """A folder, and what is to be in it."""
+    """A benchmark in a folder."""
 
     root: Path
     settings: BenchmarkSettings
@@ -53,7 +53,7 @@ class Benchmark:
     _code: str = ""
 
     def execute(self) -> dict[str, Any]:
-        """Do what is not done, write the results, return the table; the problem must be prepared."""
+        """Run the missing fits, write the results, and return them; the problem must be prepared."""
         s = self.settings
         given = problem.load(self.root / "problem")
         names = registry.names(given, s.systems, ablation=s.ablation)
@@ -72,7 +72,7 @@ class Benchmark:
         return [self._task(name, number, 0, s.minutes / s.tries, final=False) for number in tries]
 
     def _best(self, name: str) -> int:
-        """The setting with the best validation metric; the first of equals."""
+        """Return the setting with the best validation metric; the first of equal ones."""
         values = [self._record(task).valid for task in self._tries(name)]
         return max(range(len(values)), key=values.__getitem__) if values else 0
 
@@ -111,14 +111,14 @@ class Benchmark:
 
 @dataclass
 class _Done:
-    """How far the driver is: fits that ended, and all fits."""
+    """Progress: the number of finished fits, and of all fits."""
 
     count: int
     total: int
 
 
 def _work(root: str, task: FitTask, board: Any) -> None:
-    """One fit, on one core of whatever machine."""
+    """Run one fit on one core."""
     import torch
 
     torch.set_num_threads(1)

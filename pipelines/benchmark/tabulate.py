@@ -1,4 +1,4 @@
-"""From finished fits to results: a table with intervals, differences to every opponent, files for others to test on."""
+"""The results of finished fits: metrics with intervals, differences to opponents, and per-user files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from setrec.atomic import atomic_file
 from setrec.evaluation import ranking
 
 Finals = Mapping[str, Sequence[FitTask]]
-"""By system the fits of seeds 0, 1, ... that stand in the table."""
+"""By system the fits of seeds 0, 1, ... in the table."""
 
 Runs = Mapping[str, Sequence[ranking.PerUser]]
 """By row of the table the metrics of every user, of each seed."""
@@ -49,16 +49,16 @@ def write(run: Run, finals: Finals, settings: Mapping[str, Any]) -> dict[str, An
     }  # fmt: skip
     for name in ("rows", "comparisons", "systems"):
         run.write_json({"rows": "metrics.json"}.get(name, f"{name}.json"), results[name])
-    told = {key: value for key, value in results.items() if key not in ("rows", "comparisons", "systems")}
-    run.write_json("benchmark.json", told)
+    summary = {key: value for key, value in results.items() if key not in ("rows", "comparisons", "systems")}
+    run.write_json("benchmark.json", summary)
     with atomic_file(run.root / "per_user.parquet") as path:
         _per_user(given, runs).to_parquet(path, index=False)
     return results
 
 
 def comparisons(runs: Runs) -> list[dict[str, Any]]:
-    """Ours against every other system over the same users, by seed and on the mean over seeds; none where ours did not
-    take part."""
+    """Return comparisons of our system with every other over the same users, by seed and on the mean over seeds; none
+    without our system."""
     ours = registry.ours(runs)
     if ours is None:
         return []
@@ -66,9 +66,9 @@ def comparisons(runs: Runs) -> list[dict[str, Any]]:
     return significance(ours, whole.pop(ours), whole)
 
 
-def _whole(found: ranking.PerUser) -> ranking.PerUser:
-    """All, warm and cold items alone."""
-    return replace(found, tables={key: own for key, own in found.tables.items() if key[1] in terminal.GROUPS})
+def _whole(results: ranking.PerUser) -> ranking.PerUser:
+    """Keep the groups of all, warm and cold items."""
+    return replace(results, tables={key: own for key, own in results.tables.items() if key[1] in terminal.GROUPS})
 
 
 def _records(run: Run, tasks: Sequence[FitTask]) -> list[Record]:
@@ -77,7 +77,7 @@ def _records(run: Run, tasks: Sequence[FitTask]) -> list[Record]:
 
 
 def _system(given: Problem, name: str, records: Sequence[Record], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a system was, took and chose, and the command that makes its row again."""
+    """Return the settings, times and choices of a system, and the command that reproduces its row."""
     first = records[0]
     given_as = f"--data {given.name} --protocol {given.protocol}"
     sizes = f"--minutes {settings['minutes']:g} --tries {settings['tries']} --seeds {len(records)}"
@@ -94,11 +94,11 @@ def _system(given: Problem, name: str, records: Sequence[Record], settings: Mapp
 
 
 def _per_user(given: Problem, runs: Runs) -> pd.DataFrame:
-    """Every user's metrics by system and seed, with the user's id."""
+    """Return every user's metrics by system and seed, with the user's id."""
     ids, frames = np.asarray(given.histories.user_ids, dtype=object), []
     for name, seeds in runs.items():
-        for seed, found in enumerate(seeds):
-            frame = fits.table(found)
+        for seed, results in enumerate(seeds):
+            frame = fits.table(results)
             frame.insert(0, "user_id", ids[frame.pop("user").to_numpy()])
             frame.insert(0, "seed", seed)
             frame.insert(0, "system", name)

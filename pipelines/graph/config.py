@@ -1,4 +1,4 @@
-"""The configuration of a graph run: typed, with defaults that depend on the task, read from YAML and ``--set``."""
+"""The configuration of a graph run, with defaults that depend on the task, from YAML and ``--set``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nodetok.language.input_ablation import ABLATIONS, TOKENS
 from nodetok.language.model import GraphModelSettings
 from nodetok.language.training import GraphTrainingSettings
 from nodetok.tokenizer import TokenizerSettings
-from pipelines.common.yaml_file import read_yaml
+from pipelines.common.yaml_file import merged, read_yaml
 from pipelines.config.job import EncoderSettings, apply_overrides
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
@@ -26,8 +26,9 @@ TaskName = Literal[
 
 
 class GraphEvaluationSettings(Settings):
-    """``seeds`` runs of each of ``ablations`` and, where there are any, ``opponents``; intervals by ``resamples``.
-    ``transfer``: the folder of another graph, whose test questions the trained models answer as well."""
+    """Settings of an evaluation: ``seeds`` runs of each of ``ablations`` and of the baselines with ``opponents``;
+    intervals by ``resamples`` bootstrap resamples. ``transfer``: the folder of another graph, whose test questions the
+    trained models answer as well."""
 
     seeds: int = Field(5, ge=1)
     ablations: tuple[str, ...] = ABLATIONS
@@ -117,7 +118,7 @@ def graph_config(task: str, file: Path | None = None, overrides: list[str] | Non
         raise ConfigError(f"unknown task '{task}' (known: {', '.join(DEFAULTS)})")
     raw: dict[str, Any] = {"name": task, **copy.deepcopy(DEFAULTS[task])}
     if file is not None:
-        raw = _merged(raw, read_yaml(file))
+        raw = merged(raw, read_yaml(file))
     apply_overrides(raw, overrides)
     try:
         config = GraphConfig.model_validate(raw)
@@ -128,11 +129,3 @@ def graph_config(task: str, file: Path | None = None, overrides: list[str] | Non
     if unknown or TOKENS not in config.evaluation.ablations:
         raise ConfigError(f"evaluation.ablations: '{TOKENS}' and any of {', '.join(ABLATIONS)} are expected")
     return config
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    out = dict(base)
-    for key, value in over.items():
-        own = out.get(key)
-        out[key] = _merged(own, value) if isinstance(own, dict) and isinstance(value, dict) else value
-    return out

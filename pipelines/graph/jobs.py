@@ -1,4 +1,4 @@
-"""The graph jobs behind ``setrec graph``: tokenise, train, evaluate. Each leaves a folder that needs nothing else."""
+"""The jobs of ``setrec graph``: tokenize, train and evaluate. Each writes a self-contained folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from nodetok import files, order
-from nodetok.artifact import GraphArtifact, artifact
 from nodetok.asking.answering import GraphAnswerer, GroundedAnswer
+from nodetok.asking.artifact import GraphArtifact, artifact
 from nodetok.distances import reached
 from nodetok.graph import Graph
 from nodetok.language.input_ablation import LAPLACIAN, TOKENS, ablate, ablations
@@ -27,7 +27,7 @@ from pipelines.graph import report
 from pipelines.graph.config import GraphConfig
 from pipelines.graph.results import Result, ResultStore
 from pipelines.graph.tasks import load_task
-from pipelines.reports import scatter
+from pipelines.reports import charts
 from setrec.atomic import atomic_file
 from setrec.errors import UnknownNodeError
 from setrec.evaluation.intervals import bootstrap_means
@@ -38,7 +38,7 @@ CACHE = ".text_cache"
 def tokenize(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
     """Fit a node tokenizer to the graph in ``folder`` and write it, with a report, to ``out``."""
     with bar("Read graph") as progress:
-        if any((folder / f"triples{suffix}").exists() for suffix in files.FORMATS):
+        if files.find_table(folder, "triples"):
             triples = files.read_triples(folder, config.data)
             graph, labels = triples.graph, None
         else:
@@ -68,9 +68,9 @@ def train(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
     with atomic_file(out / "curves.jsonl") as path:
         path.write_text("".join(json.dumps({"system": TOKENS, **record}) + "\n" for record in reader.curve))
     with bar("Test") as progress:
-        found = {name: float(np.nanmean(values)) for name, values in reader.evaluate(task, task.test).items()}
-        progress.update(1, 1, f"{task.goal} {found[task.goal]:.4f}")
-    return {"task": task.name, "version": made.version, "validation": best["value"], "test": found}
+        test = {name: float(np.nanmean(values)) for name, values in reader.evaluate(task, task.test).items()}
+        progress.update(1, 1, f"{task.goal} {test[task.goal]:.4f}")
+    return {"task": task.name, "version": made.version, "validation": best["value"], "test": test}
 
 
 def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any
 
 @dataclass(eq=False)
 class _Evaluation:
-    """The runs of an evaluation; ``other``: a task on another graph, which the same models answer too."""
+    """The runs of an evaluation; ``other``: a task on another graph, on which the same models are tested too."""
 
     task: Task
     other: Task | None
@@ -108,12 +108,12 @@ class _Evaluation:
 
     @property
     def curves(self) -> list[dict[str, Any]]:
-        """Curves of the first seeds."""
+        """Learning curves of the first seeds."""
         first = ((name, runs[0]) for name, runs in self.results.items())
         return [{"system": name, **record} for name, result in first for record in result.curve]
 
     def _runs(self, name: str, budget: float | None, train: Callable[[int, Bar], Result]) -> None:
-        """Train a system with every seed that is not stored, and write the rows after each."""
+        """Train a system with every seed without a stored result, and write the rows after each."""
         own = self.results.setdefault(name, [])
         settings = self.config.evaluation
         with bar(name.capitalize()) as progress:
@@ -128,7 +128,7 @@ class _Evaluation:
                 self._write()
 
     def model(self, name: str) -> None:
-        """The language model under an input ablation."""
+        """Run the language model under an input ablation."""
 
         def train(number: int, progress: Bar) -> Result:
             seed = self.config.learning.seed + number
@@ -148,7 +148,7 @@ class _Evaluation:
         self._runs(name, None, train)
 
     def opponent(self, name: str) -> None:
-        """An opponent, for as many CPU seconds as the model with node tokens took."""
+        """Run a baseline for as many CPU seconds as the model with node tokens took."""
         budget = float(math.ceil(np.mean([run.seconds for run in self.results[TOKENS]])))
 
         def train(number: int, _: Bar) -> Result:
@@ -169,7 +169,7 @@ class _Evaluation:
 
 
 def summarise(task: Task, systems: dict[str, list[dict[str, np.ndarray]]], resamples: int) -> list[dict[str, Any]]:
-    """Means with 95% bootstrap intervals over examples, of the seeds' average, widened by the spread of the seeds."""
+    """Return means over examples and seeds with 95% bootstrap intervals, in which seeds are resampled as well."""
     rows = []
     for system, runs in systems.items():
         for metric in runs[0]:
@@ -234,11 +234,11 @@ def _report(
     path = out / "report.html" if not rows else out.with_suffix(".html")
     picture, gains = None, np.empty(0)
     if tokenizer is not None:
-        flat = scatter.project(tokenizer.transform())
-        groups = list(labels) if labels is not None else scatter.degree_groups(graph.degrees)
+        flat = charts.project(tokenizer.transform())
+        groups = list(labels) if labels is not None else charts.degree_groups(graph.degrees)
         marked = np.zeros(len(graph), dtype=bool)
         marked[tokenizer.anchors.rows] = True
-        picture = scatter.scatter("Positions in two dimensions", flat[:, 0], flat[:, 1], groups, marked)
+        picture = charts.scatter("Positions in two dimensions", flat[:, 0], flat[:, 1], groups, marked)
         gains = tokenizer.anchors.gains / tokenizer.anchors.nodes
     report.write_graph_report(
         path,
@@ -256,7 +256,7 @@ def _report(
 
 
 def order_table(graph: Graph, tokenizer: NodeTokenizer, triplets: int = 50_000) -> list[dict[str, Any]]:
-    """How well the tokenizer's positions, and what they are made of, keep the order of hops on held-out pivots."""
+    """Return order accuracy and Kendall's tau of positions and of raw distances on held-out pivots."""
     hops = np.issubdtype(tokenizer.table.dtype, np.unsignedinteger)
     if not hops or len(graph) > 2_000_000 or tokenizer.table.shape[1] > len(graph):
         return []
@@ -282,25 +282,25 @@ def order_table(graph: Graph, tokenizer: NodeTokenizer, triplets: int = 50_000) 
 
 
 def answer(run: Path, question: str, k: int, mode: str) -> dict[str, Any]:
-    """One answer of a trained artefact, as the endpoint would give it, or a refusal: ``answer`` is then ``None``."""
+    """Return an answer of a trained artifact, as the endpoint does; ``answer`` is ``None`` for a refusal."""
     made = GraphArtifact.load(run / "graph")
     try:
-        found = GraphAnswerer(made).ask(question, k, written=mode == "text")
+        result = GraphAnswerer(made).ask(question, k, written=mode == "text")
     except UnknownNodeError as error:
-        found = GroundedAnswer(None, f"No answer: {error}.", [], [], 0.0, True, str(error))
+        result = GroundedAnswer(None, f"No answer: {error}.", [], [], 0.0, True, str(error))
     return {
-        "answer": found.answer,
-        "nodes": found.nodes,
-        "edges": found.edges,
-        "confidence": round(found.confidence, 4),
-        "refused": found.refused,
-        "reason": found.reason,
-        "sentence": found.sentence,
-        "answers": _answers(found, mode),
+        "answer": result.answer,
+        "nodes": result.nodes,
+        "edges": result.edges,
+        "confidence": round(result.confidence, 4),
+        "refused": result.refused,
+        "reason": result.reason,
+        "sentence": result.sentence,
+        "answers": _answers(result, mode),
     }
 
 
-def _answers(found: GroundedAnswer, mode: str) -> list[dict[str, Any]]:
-    if mode == "text" and not found.refused:
-        return [{"answer": found.answer, "score": None}]
-    return [{"answer": text, "score": round(score, 4)} for text, score in found.ranked]
+def _answers(result: GroundedAnswer, mode: str) -> list[dict[str, Any]]:
+    if mode == "text" and not result.refused:
+        return [{"answer": result.answer, "score": None}]
+    return [{"answer": text, "score": round(score, 4)} for text, score in result.ranked]

@@ -1,4 +1,4 @@
-"""The report of a graph run: one HTML file that needs nothing else, to be read, mailed and kept."""
+"""The report of a graph run: a self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ OURS = "node tokens"
 OPPONENTS = ("text only", "shuffled tokens")
 CHARTED = 2
 """Metrics of a task that have a chart; the others are in its table."""
-LONGEST = 44
-"""Letters of a system's name in a chart."""
-
 TOKENIZER = {
     "strategy": "choice of anchors", "anchors": "anchors K", "radius": "radius in hops", "coverage": "coverage",
     "distances": "distances", "encoder": "encoder", "positions": "positions", "columns": "distances a node",
@@ -45,18 +42,18 @@ def write_graph_report(
 ) -> Path:
     """Write the report of a graph run to ``path`` as a whole or not at all; parts without data are left out.
 
-    ``graph``: nodes, edges, components, directed, weighted. ``tokenizer``: any of the keys of :data:`TOKENIZER`, what
-    a node tokenizer says of itself. ``gains``: the share of all nodes each anchor was the first to cover, in order of
-    choice. ``order``: similarity, order_accuracy, kendall_tau. ``rows``: task, system, metric, value, low, high (the
-    ends of a 95% interval or None) and seeds. Systems named "node tokens..." are ours. ``picture``: a plane of the
-    nodes. ``curves``: system, epoch, loss, value, the last two possibly None.
+    ``graph``: nodes, edges, components, directed, weighted. ``tokenizer``: any of the keys of :data:`TOKENIZER`, as
+    :meth:`nodetok.tokenizer.NodeTokenizer.describe` returns them. ``gains``: the share of all nodes each anchor was the
+    first to cover, in order of choice. ``order``: similarity, order_accuracy, kendall_tau. ``rows``: task, system,
+    metric, value, low, high (the ends of a 95% interval or None) and seeds. Systems named "node tokens..." are ours.
+    ``picture``: a plane of the nodes. ``curves``: system, epoch, loss, value, the last two possibly None.
     """
     pages = templates()
     pages.policies["json.dumps_kwargs"] = {"default": str, "ensure_ascii": False}
     html = pages.get_template("graph_report.html.j2").render(
         title=title,
         graph=graph,
-        tokenizer=[(said, _shown(key, tokenizer[key])) for key, said in TOKENIZER.items() if key in tokenizer],
+        tokenizer=[(label, _shown(key, tokenizer[key])) for key, label in TOKENIZER.items() if key in tokenizer],
         anchors=tokenizer.get("anchors", len(gains) or None),
         covered=_number(tokenizer.get("coverage", math.fsum(gains) if len(gains) else None)),
         coverage=_coverage(gains, tokenizer.get("radius")),
@@ -71,8 +68,8 @@ def write_graph_report(
 
 
 def fall_off(gains: Sequence[float]) -> int | None:
-    """Number of anchors after which the marginal gain has fallen off: the cumulative gain is farthest above the
-    straight line from the first anchor to the last. ``None`` where it hardly rises above that line."""
+    """Return the number of anchors after which the marginal gain has fallen off: the cumulative gain is farthest above
+    the straight line from the first anchor to the last. ``None`` where it hardly rises above that line."""
     total = np.cumsum(np.asarray(gains, dtype=np.float64))
     if len(total) < 3 or total[-1] <= 0:
         return None
@@ -81,7 +78,7 @@ def fall_off(gains: Sequence[float]) -> int | None:
 
 
 def _number(value: Any) -> float | None:
-    """``value`` as a float; ``None`` where it is absent or not finite."""
+    """Return ``value`` as a float; ``None`` if it is missing or not finite."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
@@ -93,7 +90,7 @@ def _shown(key: str, value: Any) -> str:
 
 
 def _coverage(gains: Sequence[float], radius: Any) -> dict[str, Any] | None:
-    """The curve of covered nodes over anchors and a sentence on where it bends."""
+    """Return the curve of covered nodes over anchors, and a sentence on where it flattens."""
     if not len(gains):
         return None
     total = [0.0, *np.cumsum(np.asarray(gains, dtype=np.float64)).tolist()]
@@ -101,16 +98,16 @@ def _coverage(gains: Sequence[float], radius: Any) -> dict[str, Any] | None:
     at = np.unique(np.linspace(0, last, min(last, 200) + 1).round().astype(int)).tolist()
     at = sorted({*at, knee or 0})
     series = [charts.Series("share of nodes covered", at, [total[i] for i in at])]
-    said = f"{_counted(last, 'anchor')} {'cover' if last > 1 else 'covers'} {total[-1]:.1%} of the nodes"
-    said += f" within {_counted(radius, 'hop')}." if isinstance(radius, int) else "."
+    sentence = f"{_counted(last, 'anchor')} {'cover' if last > 1 else 'covers'} {total[-1]:.1%} of the nodes"
+    sentence += f" within {_counted(radius, 'hop')}." if isinstance(radius, int) else "."
     if knee is not None:
         series.append(charts.Series(f"the gain falls off after {_counted(knee, 'anchor')}", [knee], [total[knee]]))
         before, after = total[knee] / knee, (total[-1] - total[knee]) / max(1, last - knee)
-        said += (
+        sentence += (
             f" The gain falls off after the first {knee:,}, which cover {total[knee]:.1%}: up to there an anchor adds"
             f" {before:.2%} of the nodes on average, beyond {after:.2%}."
         )
-    return {"chart": charts.lines("Share of nodes covered by the first anchors", series, "anchors"), "said": said}
+    return {"chart": charts.lines("Share of nodes covered by the first anchors", series, "anchors"), "said": sentence}
 
 
 def _counted(count: int, noun: str) -> str:
@@ -138,7 +135,7 @@ def _lower_is_better(metric: str) -> bool:
 
 
 def _task(task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A task's table, charts and sentences."""
+    """Return the table, chart and sentences of a task."""
     metrics = list(dict.fromkeys(r["metric"] for r in rows))
     cells: dict[str, dict[str, dict[str, Any]]] = {}
     for r in rows:
@@ -165,45 +162,35 @@ def _task(task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "metrics": [f"{m} (lower is better)" if _lower_is_better(m) else m for m in metrics],
         "rows": lines,
         "seeds": any(line["seeds"] for line in lines),
-        "dots": [d for d in (_dots(task, m, cells) for m in metrics[:CHARTED]) if d],
-        "said": _said(cells, metrics),
+        "dots": _dots(task, metrics, cells),
+        "said": _comparisons(cells, metrics),
     }
 
 
 def _seeds(seeds: Any) -> str:
-    """How many there are, given their number or themselves."""
+    """Return the number of seeds, from their number or a list of them."""
     return "" if seeds is None else f"{seeds if isinstance(seeds, int) else len(seeds)}"
 
 
-def _dots(task: str, metric: str, cells: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any] | None:
-    """Dots with whiskers; none where a value lies below zero, where the chart's axis begins."""
-    points = []
-    for system, own in cells.items():
-        if (cell := own.get(metric)) is not None:
-            low, high = (cell["value"] if cell[end] is None else cell[end] for end in ("low", "high"))
-            name = system if len(system) <= LONGEST else f"{system[: LONGEST - 1]}…"
-            points.append(charts.Interval(name, cell["value"], low, high, _ours(system)))
-    if not points or min(p.low for p in points) < 0:
-        return None
-    note = ", lower is better" if _lower_is_better(metric) else ""
-    longest = max(len(p.label) for p in points)
-    chart = _roomy(charts.intervals(f"{metric}, {task}", points), longest)
-    return {"title": f"{metric}{note}", "chart": chart, "long": longest > 20}
+def _dots(task: str, metrics: Sequence[str], cells: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Markup | None:
+    """Chart the first metrics of a task; an end of an interval that is missing is the value itself."""
+    rows = []
+    for metric in metrics[:CHARTED]:
+        note = ", lower is better" if _lower_is_better(metric) else ""
+        for system, own in cells.items():
+            if (cell := own.get(metric)) is not None:
+                ends = {end: cell["value"] if cell[end] is None else cell[end] for end in ("low", "high")}
+                rows.append({"system": system, "metric": metric + note, "value": cell["value"], **ends})
+    ours = next((system for system in cells if _ours(system)), None)
+    return charts.intervals(task, rows, ours=ours) if rows else None
 
 
-def _roomy(chart: Markup, letters: int) -> Markup:
-    """``chart`` with room at its left for names longer than it provides for."""
-    extra = max(0, round(8.2 * letters) - 130)
-    old, new = f'viewBox="0 0 {charts.WIDTH} ', f'viewBox="{-extra} 0 {charts.WIDTH + extra} '
-    return Markup(str(chart).replace(old, new, 1))
-
-
-def _said(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequence[str]) -> list[str]:
-    """Plain sentences on how far ours stands from each opponent, and whether the intervals lie apart."""
+def _comparisons(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequence[str]) -> list[str]:
+    """Return sentences on the differences between our system and each control, and whether the intervals overlap."""
     ours = OURS if OURS in cells else next((system for system in cells if _ours(system)), None)
     if ours is None:
         return []
-    found = []
+    sentences = []
     for opponent in OPPONENTS:
         parts = []
         for metric in metrics:
@@ -221,13 +208,13 @@ def _said(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequenc
                 part += ", the intervals apart" if apart else ", the intervals overlapping"
             parts.append(part)
         if parts:
-            found.append(f"Against {opponent}, {ours}: {'; '.join(parts)}.")
-    return found
+            sentences.append(f"Against {opponent}, {ours}: {'; '.join(parts)}.")
+    return sentences
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     systems = sorted(dict.fromkeys(r["system"] for r in records), key=lambda system: not _ours(system))
-    found = []
+    figures = []
     for key, title in (("value", "Validation value by epoch"), ("loss", "Training loss by epoch")):
         series = []
         for system in systems:
@@ -237,5 +224,5 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             if mine:
                 series.append(charts.Series(system, [epoch for epoch, _ in mine], [value for _, value in mine]))
         if series:
-            found.append({"title": title, "chart": charts.lines(title, series, "epoch")})
-    return found
+            figures.append({"title": title, "chart": charts.lines(title, series, "epoch")})
+    return figures

@@ -1,4 +1,4 @@
-"""Results of an evaluation as they are earned: one file a system and seed, found again by all they depend on."""
+"""Stored results of an evaluation: one file per system and seed, named by a hash of everything it depends on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TABLES = (".parquet", ".csv", ".jsonl")
 
 @dataclass(eq=False)
 class Result:
-    """Metrics of every test example (B,), CPU seconds of training, and the curve, if any."""
+    """Metrics of every test example (B,), CPU seconds of training, and the learning curve, if any."""
 
     metrics: dict[str, np.ndarray]
     seconds: float
@@ -27,7 +27,7 @@ class Result:
 
 
 class ResultStore:
-    """Results below ``folder``, by a hash of settings, data, code, system, seed and, for opponents, their budget."""
+    """Stores results in ``folder`` by a hash of settings, data, code, system, seed and, for baselines, budget."""
 
     def __init__(self, folder: Path, data: Path, config: GraphConfig) -> None:
         self.folder = folder
@@ -48,7 +48,7 @@ class ResultStore:
         return self.folder / f"{fingerprints.of_value(given)[:24]}.npz"
 
     def get(self, system: str, seed: int, budget: float | None = None) -> Result | None:
-        """What was stored; ``None`` where there is nothing, or nothing that can be read."""
+        """Return a stored result; ``None`` if it is missing or unreadable."""
         try:
             with np.load(self._path(system, seed, budget), allow_pickle=False) as stored:
                 record = json.loads(str(stored["record"]))
@@ -58,7 +58,7 @@ class ResultStore:
         return Result(metrics, record["seconds"], record["curve"])
 
     def put(self, result: Result, system: str, seed: int, budget: float | None = None) -> None:
-        """Store a result, as a whole or not at all."""
+        """Store a result atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {"metrics": list(result.metrics), "seconds": result.seconds, "curve": result.curve}
         arrays = {f"metric {name}": values for name, values in result.metrics.items()}

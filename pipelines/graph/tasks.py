@@ -1,4 +1,4 @@
-"""From a folder of tables to a task of ``nodetok``; texts become feature vectors where an encoder is configured."""
+"""Loading of tasks from folders of tables; texts become feature vectors if an encoder is configured."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from nodetok import files
-from nodetok.completion import completion
 from nodetok.language.interface import Task
 from nodetok.tasks.classification import classification
+from nodetok.tasks.completion import completion
 from nodetok.tasks.links import links
 from nodetok.tasks.nlgraph import nlgraph
 from nodetok.tasks.stance import stance
@@ -24,11 +24,9 @@ from setrec.data.formats import read_raw
 from setrec.errors import DataError
 from setrec.text.encoder import TextEncoder
 
-FORMATS = (".parquet", ".csv", ".jsonl")
-
 
 def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
-    """The task ``config.name`` on the data in ``folder``.
+    """Load the task ``config.name`` from the tables in ``folder``.
 
     ``nodes`` and ``edges`` (structure, classification, links), ``entities`` and ``triples`` (completion), ``questions``
     (connectivity, cycle, shortest_path) or ``examples`` (stance), each Parquet, CSV or JSON lines. ``cache``: where
@@ -55,16 +53,16 @@ def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
     if name == "stance":
         names = ("belief", "argument", "stance", "graph", "split")
         encode = None if config.encoder.path is None else lambda texts: _needed(_vectors(texts, config, cache))
-        with _in(path := _table(folder, "examples")):
-            belief, argument, said, graph, split = _texts(path, *names)
-            return stance(belief, argument, said, graph, split, encode, config.tokenizer)
-    with _in(path := _table(folder, "questions")):
+        with _in(path := files.require_table(folder, "examples")):
+            belief, argument, stances, graph, split = _texts(path, *names)
+            return stance(belief, argument, stances, graph, split, encode, config.tokenizer)
+    with _in(path := files.require_table(folder, "questions")):
         task, split, question, answer = _texts(path, "task", "split", "question", "answer")
         mine = [row for row, kind in enumerate(task) if kind == name]
         if not mine:
             raise DataError(f"no question of the task '{name}'")
-        asked, answers, parts = ([column[r] for r in mine] for column in (question, answer, split))
-        return nlgraph(asked, answers, parts, name, config.tokenizer, rows=mine)
+        questions, answers, parts = ([column[r] for r in mine] for column in (question, answer, split))
+        return nlgraph(questions, answers, parts, name, config.tokenizer, rows=mine)
 
 
 def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
@@ -78,8 +76,8 @@ def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
 
 
 def _descriptions(folder: Path, labels: Sequence[str]) -> dict[str, str] | None:
-    """What the classes mean, from the optional table ``classes`` (``label``, ``description``)."""
-    path = _find(folder, "classes")
+    """Return the descriptions of the classes from the optional table ``classes`` (``label``, ``description``)."""
+    path = files.find_table(folder, "classes")
     if path is None:
         return None
     with _in(path):
@@ -91,7 +89,7 @@ def _descriptions(folder: Path, labels: Sequence[str]) -> dict[str, str] | None:
 
 
 def _features(data: files.GraphData, config: GraphConfig, cache: Path) -> np.ndarray | None:
-    """The nodes' own features, or vectors of their texts where an encoder is configured."""
+    """Return the features of the nodes, or vectors of their texts if an encoder is configured."""
     if data.features is not None or data.texts is None:
         return data.features
     return _vectors(data.texts, config, cache)
@@ -111,27 +109,15 @@ def _needed(vectors: np.ndarray | None) -> np.ndarray:
     return vectors
 
 
-def _table(folder: Path, table: str) -> Path:
-    """The table of any format called ``table``."""
-    path = _find(folder, table)
-    if path is None:
-        raise DataError(f"no {table}{FORMATS[0]} (or {', '.join(FORMATS[1:])}) there", file=folder)
-    return path
-
-
-def _find(folder: Path, table: str) -> Path | None:
-    return next((folder / f"{table}{suffix}" for suffix in FORMATS if (folder / f"{table}{suffix}").is_file()), None)
-
-
 def _texts(path: Path, *names: str) -> list[list[str]]:
-    """Columns of texts, line breaks kept."""
+    """Return columns of texts, with their line breaks."""
     raw = read_raw(path)
     return [columns.ids(Column(raw.file, name, raw.column(name)), what=name).tolist() for name in names]
 
 
 @contextmanager
 def _in(path: Path) -> Iterator[None]:
-    """Errors about what a file holds name it."""
+    """Add the path to errors about the content of a file."""
     try:
         yield
     except DataError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nodetok.artifact import GraphArtifact
+from nodetok.asking.artifact import GraphArtifact
 from pipelines.common.progress import bar
 from pipelines.common.run_directory import Run
 from pipelines.config.job import JobConfig

@@ -1,4 +1,4 @@
-"""The run's report: one HTML file that needs nothing else, to be read, mailed and kept."""
+"""The report of a run: a self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_report(root: Path) -> Path:
             data=run.read_json("data.json") or {},
             systems=list(dict.fromkeys(r["system"] for r in rows)),
             tables=_tables(rows),
-            dots=[_dots(rows, metric) for metric in ("ndcg@10", "recall@10") if rows],
+            dots=_dots(rows) if rows else None,
             comparisons=[c for c in run.read_json("comparisons.json") or [] if c["history"] == "removed"],
             curves=_curves(run),
             beyond=_beyond(run.read_json("beyond_accuracy.json") or []),
@@ -65,7 +65,7 @@ def _verdict(comparisons: list[dict[str, Any]]) -> list[str]:
         elif c["high"] < 0:
             said.append(f"below {c['against']} by {span}")
         else:
-            said.append(f"not told apart from {c['against']} by these users: {span}")
+            said.append(f"not distinguishable from {c['against']} on these users: {span}")
     return said
 
 
@@ -99,11 +99,10 @@ def _beyond(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {"metrics": metrics, "rows": [(s, [_value(rows, system=s, metric=m) for m in metrics]) for s in systems]}
 
 
-def _dots(rows: list[dict[str, Any]], metric: str) -> Any:
-    mine = [r for r in rows if (r["history"], r["group"], r["metric"]) == ("removed", "all", metric)]
-    name = metric.replace("ndcg", "NDCG").replace("recall", "Recall")
-    points = [charts.Interval(r["system"], r["value"], r["low"], r["high"], r["system"] == OURS) for r in mine]
-    return {"title": f"{name}, all items, history removed", "chart": charts.intervals(name, points)}
+def _dots(rows: list[dict[str, Any]]) -> Any:
+    metrics = ("ndcg@10", "recall@10")
+    mine = [r for r in rows if (r["history"], r["group"]) == ("removed", "all") and r["metric"] in metrics]
+    return charts.intervals("NDCG@10 and Recall@10, all items, history removed", mine, ours=OURS)
 
 
 def _curves(run: Run) -> list[dict[str, Any]]:
@@ -122,13 +121,5 @@ def _curves(run: Run) -> list[dict[str, Any]]:
 
 def _popularity(rows: list[dict[str, Any]]) -> Any:
     mine = [r for r in rows if (r["history"], r["metric"]) == ("removed", "recall@10")]
-    groups = list(dict.fromkeys(r["group"] for r in mine))
-    if not groups:
-        return None
-    series = []
-    for system in dict.fromkeys(r["system"] for r in mine):
-        values = [_value(mine, system=system, group=group) for group in groups]
-        series.append((system, [v["value"] if v else 0.0 for v in values]))
-    users = {g: next(r["users"] for r in mine if r["group"] == g) for g in groups}
-    labels = [f"{g.removeprefix('popularity:')} ({users[g]} users)" for g in groups]
-    return charts.bars("Recall@10 by popularity of the item", labels, series)
+    names = {r["group"]: f"{r['group'].removeprefix('popularity:')} ({r['users']} users)" for r in mine}
+    return charts.grouped("Recall@10 by popularity of the item", mine, names) if mine else None

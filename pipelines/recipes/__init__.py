@@ -12,7 +12,10 @@ from typing import Any
 
 import yaml
 
+from pipelines.common.yaml_file import merged
 from pipelines.config.job import JobConfig, validate
+
+__all__ = ["ablations", "applied", "load", "merged"]
 
 
 def load(name: str) -> dict[str, Any]:
@@ -24,15 +27,6 @@ def ablations() -> list[str]:
     """Names of the ablation's recipes, in order."""
     found = (path.name for path in files(__package__).joinpath("ablation").iterdir())
     return [f"ablation/{name.removesuffix('.yaml')}" for name in sorted(found) if name.endswith(".yaml")]
-
-
-def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``change`` in it, section by section; a value that is no section is replaced."""
-    result = dict(base)
-    for key, value in change.items():
-        old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
 
 
 def applied(config: JobConfig, overrides: Mapping[str, Any], *changes: str, source: str = "recipe") -> JobConfig:

@@ -1,4 +1,4 @@
-"""Reports as HTML pages that need nothing else, from the templates of this package."""
+"""Self-contained HTML pages from the templates of this package."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from setrec.atomic import atomic_file
 
 
 def templates() -> Environment:
-    """The package's templates; what is put into them is escaped."""
+    """Return the environment of the package's templates, which escapes values."""
     return Environment(loader=PackageLoader("pipelines.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def write_page(path: Path, html: str) -> Path:
-    """Write a page as a whole or not at all."""
+    """Write a page atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return path

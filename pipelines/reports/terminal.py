@@ -1,4 +1,4 @@
-"""What a run found, as tables for a terminal."""
+"""Results of a run as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from typing import Any
 
 from rich.table import Table
 
+from pipelines.reports.charts import metric_name
+
 METRICS = ("ndcg@10", "recall@10")
 GROUPS = ("all", "warm", "cold")
 
 
 def ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Systems by history protocol and group with 95% intervals, the best bold. ``rows``: those of metrics.json."""
+    """Return the table of systems by history protocol and group with 95% intervals, the best in bold, from the rows of
+    metrics.json."""
     table = Table(title="Full ranking of the catalogue, test items (95% bootstrap intervals over users)")
     table.add_column("History")
     table.add_column("Items (users)")
     table.add_column("System")
     for metric in METRICS:
-        table.add_column(_label(metric), justify="right", no_wrap=True)
+        table.add_column(metric_name(metric), justify="right", no_wrap=True)
     for history in ("removed", "kept"):
         for group in GROUPS:
             same = [r for r in rows if (r["history"], r["group"]) == (history, group)]
@@ -30,21 +33,17 @@ def ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def difference_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Paired differences, ``system`` minus ``against``, with 95% intervals; those that exclude zero are bold."""
+    """Return the table of paired differences, ``system`` minus ``against``, with 95% intervals; those that exclude zero
+    are bold."""
     table = Table(title="Differences over the same users (95% bootstrap intervals)")
     for name in ("Items (users)", "System", "minus", "Metric", "Difference"):
         table.add_column(name, justify="right" if name == "Difference" else "left")
     for row in rows:
         text = f"{row['difference']:+.4f} [dim]{row['low']:+.4f} to {row['high']:+.4f}[/dim]"
-        told = f"[bold]{text}[/bold]" if row["low"] > 0 or row["high"] < 0 else text
+        shown = f"[bold]{text}[/bold]" if row["low"] > 0 or row["high"] < 0 else text
         place = f"{row['group']} ({row['users']})"
-        table.add_row(place, row["system"], row["against"], _label(row["metric"]), told)
+        table.add_row(place, row["system"], row["against"], metric_name(row["metric"]), shown)
     return table
-
-
-def _label(metric: str) -> str:
-    name, _, k = metric.partition("@")
-    return f"{'NDCG' if name == 'ndcg' else name.capitalize()}@{k}"
 
 
 def _cell(same: Sequence[dict[str, Any]], system: str, metric: str) -> str:
@@ -56,25 +55,25 @@ def _cell(same: Sequence[dict[str, Any]], system: str, metric: str) -> str:
 
 
 def example_table(example: dict[str, Any]) -> Table:
-    """A user's history beside the recommendations, titles and attributes, hits on the held-out item marked."""
+    """Return the table of a user's history and recommendations, with hits on held-out items marked."""
     table = Table(title=f"User {example['user_id']}: the latest of the history, and what comes next")
     for name in ("#", "History, latest last", "Recommended", "Score"):
         table.add_column(name, justify="right" if name in ("#", "Score") else "left")
-    history, found = example["history"], example["recommendations"]
-    for i in range(max(len(history), len(found))):
+    history, recommended = example["history"], example["recommendations"]
+    for i in range(max(len(history), len(recommended))):
         left = _describe(history[i]) if i < len(history) else ""
-        if i >= len(found):
+        if i >= len(recommended):
             table.add_row(str(i + 1), left, "", "")
             continue
-        right = ("[bold green]✓[/bold green] " if found[i].get("hit") else "") + _describe(found[i])
-        table.add_row(str(i + 1), left, right, f"{found[i]['score']:.2f}")
+        right = ("[bold green]✓[/bold green] " if recommended[i].get("hit") else "") + _describe(recommended[i])
+        table.add_row(str(i + 1), left, right, f"{recommended[i]['score']:.2f}")
     if held_out := example.get("held_out"):
         table.caption = "Held out: " + "; ".join(_describe(item) for item in held_out)
     return table
 
 
 def answer_table(answer: dict[str, Any], title: str | None = None) -> Table:
-    """The items of an answer of the endpoint, with what each slot kind, and what else, contributed to the score."""
+    """Return the table of an endpoint's answer, with the contribution of each slot kind and component to the score."""
     items = answer["items"]
     kinds = list(dict.fromkeys(kind for item in items for kind in item["shares"]))
     table = Table(title=title or "Recommended", caption=f"model {answer['model_version']}")
@@ -92,5 +91,5 @@ def _describe(item: dict[str, Any]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text in which brackets are no markup."""
+    """Escape brackets, which rich would read as markup."""
     return text.replace("[", r"\[")

@@ -131,7 +131,7 @@ def _save_featurizer(featurizer: TextFeaturizer, target: Path) -> EncoderEntry |
         return None
     if not isinstance(sentence, TextEncoder):
         raise BundleError("a sentence encoder that is no directory of files cannot go into a bundle")
-    _copy(sentence.directory.glob("*"), sentence.directory, target / "encoder")
+    _copy(sentence.files, sentence.directory, target / "encoder")
     return EncoderEntry(max_length=sentence.max_length)
 
 

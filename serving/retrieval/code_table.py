@@ -1,4 +1,4 @@
-"""Codes of the bundle's items where they lie, and of live items beside them."""
+"""Codes of the items of a bundle, without a copy, and of live items."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOM = 1024
 
 
 class CodeTable:
-    """``base`` float32 (I, D), never copied nor written to, then fresh rows. Rows are never changed.
+    """A table of ``base`` codes, float32 (I, D), which are neither copied nor modified, followed by added rows.
 
     ``largest``: the largest norm of any row.
     """
@@ -26,11 +26,11 @@ class CodeTable:
 
     @property
     def fresh(self) -> np.ndarray:
-        """The rows beyond the base's, float32 (n, D); it stays as it is when rows come."""
+        """The added rows, float32 (n, D); the array does not change when rows are added."""
         return self._table[: self._fresh]
 
     def add(self, code: np.ndarray) -> int:
-        """Add a row with ``code`` float32 (D,) and return its number. Room doubles when there is none."""
+        """Append ``code``, float32 (D,), and return its row. Capacity doubles when it is exhausted."""
         if self._fresh == len(self._table):
             table = np.empty((max(2 * self._fresh, ROOM), self._table.shape[1]), np.float32)
             table[: self._fresh] = self._table
@@ -41,11 +41,11 @@ class CodeTable:
         return len(self) - 1
 
     def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Codes of ``rows``, float32 (len(rows), D), copied."""
+        """Return a copy of the codes of ``rows``, float32 (len(rows), D)."""
         rows = np.asarray(rows, dtype=np.int64)
         old = rows < len(self.base)
         if old.all():
             return self.base[rows]
-        found = np.empty((len(rows), self._table.shape[1]), np.float32)
-        found[old], found[~old] = self.base[rows[old]], self._table[rows[~old] - len(self.base)]
-        return found
+        codes = np.empty((len(rows), self._table.shape[1]), np.float32)
+        codes[old], codes[~old] = self.base[rows[old]], self._table[rows[~old] - len(self.base)]
+        return codes

@@ -1,8 +1,9 @@
-"""Exact search: the largest inner products, in float64, equal scores by smaller row. Everything else is judged by it.
+"""Exact search for the largest inner products in float64, the reference for all other search; ties go to the smaller
+row.
 
-A float32 product over the rows sorts out the hopeless; those within its rounding error of the k-th best are scored
-again in float64, one sum per row, so that equal codes get equal scores wherever they stand and whatever is searched
-beside them. No index is built: FAISS scans the codes where they lie, which may be a memory-mapped file.
+A float32 product over the rows excludes most of them; those within its rounding error of the k-th best are scored again
+in float64, one sum per row, so that equal codes get equal scores, independently of position and batch. No index is
+built: FAISS scans the codes where they lie, which may be a memory-mapped file.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Exact:
         self.largest = largest_norm(codes) if largest is None else largest
 
     def best(self, query: np.ndarray, k: int, mask: np.ndarray | None = None, banned: np.ndarray | None = None) -> Hits:
-        """The ``k`` best of the rows that ``mask`` bool (I,) allows, without the rows ``banned``."""
+        """Return the ``k`` best of the rows in ``mask``, bool (I,), without the rows ``banned``."""
         rough, rows = self._rough(query, mask, banned)
         k = min(k, len(rough)) if rows is not None else min(k, int(np.count_nonzero(rough > -np.inf)))
         if k <= 0:
@@ -57,7 +58,7 @@ class Exact:
     def first(
         self, queries: np.ndarray, ks: Sequence[int], banned: Sequence[np.ndarray], spare: Sequence[int]
     ) -> list[Hits]:
-        """The ``ks[b]`` best of all rows but ``banned[b]``, for queries float32 (B, D) that share FAISS's scans.
+        """Return the ``ks[b]`` best of all rows but ``banned[b]``, for queries float32 (B, D) that share FAISS's scans.
 
         ``spare[b]``: how many more rows than wanted a scan returns; an answer that may tie with one beyond them is
         searched again over everything.
@@ -74,26 +75,27 @@ class Exact:
         return hits
 
     def among(self, query: np.ndarray, rows: np.ndarray, k: int) -> Hits:
-        """The ``k`` best of ``rows``."""
+        """Return the ``k`` best of ``rows``."""
         with stages.part("rescore"):
             scores = self.scores(query, rows)
             order = np.lexsort((rows, -scores))[:k]
             return Hits(rows[order].astype(np.int64), scores[order])
 
     def scores(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Inner products with ``rows`` in float64; equal codes get equal scores wherever they stand."""
+        """Return inner products with ``rows`` in float64; equal codes have equal scores."""
         wide = query.astype(np.float64)
         parts = [(self.codes[rows[i : i + _CHUNK]] * wide).sum(axis=1) for i in range(0, len(rows), _CHUNK)]
         return np.concatenate(parts) if parts else np.empty(0)
 
     def slack(self, query: np.ndarray) -> float:
-        """More than the rounding error of a float32 inner product."""
+        """Return an upper bound of the rounding error of a float32 inner product."""
         return 4e-6 * float(np.linalg.norm(query)) * self.largest
 
     def _rough(
         self, query: np.ndarray, mask: np.ndarray | None, banned: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Float32 scores of the allowed rows, with their numbers; or of all rows, minus infinity where not allowed."""
+        """Return float32 scores and numbers of the allowed rows; or scores of all rows, minus infinity where not
+        allowed."""
         if mask is not None and np.count_nonzero(mask) <= _GATHER * len(mask):
             rows = np.flatnonzero(mask)
             if banned is not None and len(banned):
@@ -122,9 +124,9 @@ class Exact:
 
 @contextmanager
 def flat_scan(queries: int) -> Iterator[None]:
-    """Has FAISS scan flat codes in the way that is faster for so many ``queries`` (its own rule counts numbers, not
-    queries, and takes the slow way for a hundred of them). It is one setting of the process: where threads change it at
-    once, a scan may be the slower one, its answer is the same."""
+    """Let FAISS scan flat codes by the faster method for the number of ``queries``; its own rule chooses the slow one
+    for a hundred of them. The setting is global to the process: a concurrent scan may be slower, with the same
+    result."""
     faiss.cvar.distance_compute_blas_threshold = 0 if queries >= _PRODUCTS_FROM else _ROW_BY_ROW
     try:
         yield
@@ -133,13 +135,13 @@ def flat_scan(queries: int) -> Iterator[None]:
 
 
 def largest_norm(codes: np.ndarray) -> float:
-    """The largest Euclidean norm among codes float32 (I, D)."""
+    """Return the largest Euclidean norm among codes float32 (I, D)."""
     parts = (codes[i : i + _CHUNK] for i in range(0, len(codes), _CHUNK))
     return max((float(np.sqrt(np.einsum("id,id->i", p, p, dtype=np.float64).max())) for p in parts), default=0.0)
 
 
 def as_selector(mask: np.ndarray) -> faiss.IDSelector:
-    """FAISS's form of a mask bool (I,)."""
+    """Convert a mask, bool (I,), to FAISS's selector."""
     bits = np.packbits(mask, bitorder="little")
     selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
     selector.bits = bits  # type: ignore[attr-defined]  # FAISS keeps a bare pointer

@@ -1,4 +1,4 @@
-"""Which items a request allows, by their attributes: predicates, and an index that evaluates them.
+"""Filters on item attributes: predicates, and an index that evaluates them.
 
 As users write it::
 
@@ -43,7 +43,7 @@ Name = Annotated[StrictStr, Field(min_length=1, max_length=200)]
 
 
 class FilterError(SetRecError):
-    """A filter that asks for an attribute no item has."""
+    """A filter on an attribute that no item has."""
 
 
 class _Part(BaseModel):
@@ -51,21 +51,21 @@ class _Part(BaseModel):
 
 
 class Equals(_Part):
-    """Items one of whose values of ``attribute`` is ``equals``; a whole number means its decimal digits."""
+    """Items with the value ``equals`` of ``attribute``; an integer matches its decimal digits."""
 
     attribute: Name
     equals: Value
 
 
 class In(_Part):
-    """Items one of whose values of ``attribute`` is among ``in``."""
+    """Items with a value of ``attribute`` among ``in``."""
 
     attribute: Name
     values: tuple[Value, ...] = Field(alias="in", min_length=1, max_length=MAX_VALUES)
 
 
 class Bounds(_Part):
-    """Numbers between bounds, of which there must be one at least."""
+    """Bounds of numbers, at least one."""
 
     gte: FiniteFloat | None = None
     gt: FiniteFloat | None = None
@@ -79,7 +79,7 @@ class Bounds(_Part):
         return self
 
     def hold(self, numbers: np.ndarray) -> np.ndarray:
-        """Which of ``numbers`` float64 (V,) lie inside; NaN never does."""
+        """Return the mask of ``numbers``, float64 (V,), inside the bounds; NaN is outside."""
         inside = ~np.isnan(numbers)
         for bound, compare in (
             (self.gte, np.greater_equal),
@@ -93,14 +93,14 @@ class Bounds(_Part):
 
 
 class Range(_Part):
-    """Items one of whose values of ``attribute`` is a number in ``range``."""
+    """Items with a value of ``attribute`` that is a number in ``range``."""
 
     attribute: Name
     range: Bounds
 
 
 class Not(_Part):
-    """Items that the filter inside does not allow."""
+    """Items that the inner filter does not allow."""
 
     negated: Node = Field(alias="not")
 
@@ -121,13 +121,13 @@ _KEYS = ("equals", "in", "range", "not", "and", "or")
 
 
 def _kind(value: Any) -> str | None:
-    """Which filter a value is, by the one key that only this kind has."""
+    """Return the kind of a filter by its characteristic key."""
     if isinstance(value, _Part):
         return next((key for cls, key in _KINDS.items() if isinstance(value, cls)), None)
     if not isinstance(value, Mapping):
         return None
-    found = [key for key in _KEYS if key in value]
-    return found[0] if len(found) == 1 else None
+    keys = [key for key in _KEYS if key in value]
+    return keys[0] if len(keys) == 1 else None
 
 
 Node = Annotated[
@@ -150,7 +150,7 @@ for _model in (Not, And, Or):
 
 
 def _bounded(raw: Any) -> Any:
-    """Refuse what is too deep or too long before anything is built from it; a loop, so depth costs no stack."""
+    """Reject filters that are too deep or too long before they are built; a loop, so that depth costs no stack."""
     level, predicates, values = [raw], 0, 0
     for _depth in range(MAX_DEPTH):
         below: list[Any] = []
@@ -173,10 +173,10 @@ Filter = Annotated[Node, BeforeValidator(_bounded)]
 
 
 class AttributeIndex:
-    """Rows by attribute and value, for R items; rows are only ever added."""
+    """An inverted index of rows by attribute and value, for R items; rows can only be added."""
 
     def __init__(self, attributes: Mapping[str, Sequence[Sequence[str]]], rows: int) -> None:
-        """``attributes``: of each name the values of every item, ``rows`` lists of strings."""
+        """Build from ``attributes``: by name the values of every item, ``rows`` lists of strings."""
         self._rows = rows
         self._columns = {name: _Column.of(values) for name, values in attributes.items()}
         self._cache: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -185,7 +185,7 @@ class AttributeIndex:
         return self._rows
 
     def append(self, attributes: Mapping[str, Sequence[str]]) -> None:
-        """One more row with these values; a name that no item had so far becomes an attribute."""
+        """Append a row with these values; a new name becomes an attribute."""
         for name, values in attributes.items():
             column = self._columns.setdefault(name, _Column({}, {}))
             for value in dict.fromkeys(values):
@@ -194,7 +194,7 @@ class AttributeIndex:
         self._cache.clear()
 
     def rows(self, filter: Filter) -> np.ndarray:
-        """The rows that ``filter`` allows, bool (R,), not to be written to.
+        """Return the mask of rows that ``filter`` allows, bool (R,), read-only.
 
         Raises:
             FilterError: no item has an attribute of that name.
@@ -210,7 +210,7 @@ class AttributeIndex:
         return mask
 
     def common(self, count: int) -> dict[str, list[str]]:
-        """Of each attribute the values of the most rows, at most ``count``, most rows first."""
+        """Return the most frequent values of each attribute, at most ``count``."""
         return {name: column.common(count) for name, column in self._columns.items()}
 
     def _evaluate(self, node: Node) -> np.ndarray:
@@ -231,7 +231,7 @@ class AttributeIndex:
 
 
 class _Column:
-    """Rows by value: an array of those there were at the start, a list of those that came since."""
+    """Rows by value: an array of the initial ones, a list of added ones."""
 
     def __init__(self, first: dict[str, np.ndarray], later: dict[str, list[int]]) -> None:
         self._first, self._later = first, later

@@ -1,4 +1,4 @@
-"""Inverted lists: items in cells around centroids; a query looks into the cells of largest inner product.
+"""Inverted lists: items in cells around centroids; a query probes the cells with the largest inner products.
 
 FAISS trains the cells of an inner-product index on directions alone and assigns items by inner product. Codes of
 unequal norm want something else: cells of k-means by distance, which gather items alike in direction *and* norm,
@@ -21,7 +21,6 @@ import numpy as np
 
 from serving.retrieval import whitening
 from serving.retrieval.exact import as_selector
-from serving.retrieval.hnsw import inner_of, matrix_of, transform_of
 from serving.retrieval.policy import RetrieverSettings
 
 _PER_CELL, _ROUNDS = 64, 10
@@ -32,7 +31,7 @@ _COUNTED = 1 << 16
 """Rows of a filter that are counted by cell; of a wider one, as many are drawn evenly."""
 _LISTED = 4
 # What a filtered query costs, in rows gathered and scored exactly (0.2 us each; 1M codes of 192 numbers, one core of an
-# AMD EPYC): ordering and counting cells, each code in a cell looked into, and each of these that the filter allows.
+# AMD EPYC): ordering and counting cells, each code in a probed cell, and each of these that the filter allows.
 _FIXED, _LOOKED_AT, _ALLOWED = (
     2500,
     {"ivf": 0.05, "ivf_sq8": 0.05, "ivf_pq": 0.08},
@@ -41,13 +40,13 @@ _FIXED, _LOOKED_AT, _ALLOWED = (
 
 
 class Ivf:
-    """Cells, and the order in which a query looks into them."""
+    """An inverted file index, with the order in which a query probes its cells."""
 
     def __init__(self, index: Any, kind: str) -> None:
-        self.index = index  # owns what the others look into
-        self._lists = inner_of(index)
+        self.index = index  # owns the memory of the others
+        self._lists = _lists_of(index)
         self._looked_at, self._allowed = _LOOKED_AT[kind], _ALLOWED[kind]
-        self._matrix = matrix_of(index)
+        self._matrix = _matrix_of(index)
         self._to_query = whitening.for_queries(self._matrix)
         self._centroids = self._lists.quantizer.reconstruct_n(0, self._lists.nlist)
         self.sizes = np.array([self._lists.invlists.list_size(c) for c in range(self._lists.nlist)])
@@ -70,7 +69,7 @@ class Ivf:
         lists.train(_sample(table, _PER_CELL * len(centroids), settings.seed))
         lists.add(table)
         del table
-        index = faiss.IndexPreTransform(transform_of(matrix), lists)
+        index = faiss.IndexPreTransform(_transform_of(matrix), lists)
         index.ntotal = lists.ntotal
         return cls(index, kind)
 
@@ -79,42 +78,42 @@ class Ivf:
 
     @property
     def cell_of(self) -> np.ndarray:
-        """The cell of each row, int32 (I,); read from the lists when first asked for."""
+        """The cell of each row, int32 (I,); read from the lists on first use."""
         if self._cell_of is None:
-            found, lists = np.empty(len(self), dtype=np.int32), self._lists.invlists
+            cells, lists = np.empty(len(self), dtype=np.int32), self._lists.invlists
             for cell, size in enumerate(self.sizes.tolist()):
                 if size:
                     ids = lists.get_ids(cell)
-                    found[faiss.rev_swig_ptr(ids, size)] = cell
+                    cells[faiss.rev_swig_ptr(ids, size)] = cell
                     lists.release_ids(cell, ids)
-            self._cell_of = found
+            self._cell_of = cells
         return self._cell_of
 
     def ranks(self, queries: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """For every query float32 (Q, D), how many cells are looked into before those of its ``rows``, together."""
-        found = []
+        """Return the ranks of the cells of ``rows`` for each query, float32 (Q, D), concatenated."""
+        cell_ranks = []
         for query, wanted in zip(queries, rows, strict=True):
             rank = np.empty(len(self.sizes), dtype=np.int64)
             rank[np.argsort(-(self._centroids @ self._turned(query)), kind="stable")] = np.arange(len(self.sizes))
-            found.append(rank[self.cell_of[wanted]])
-        return np.concatenate(found)
+            cell_ranks.append(rank[self.cell_of[wanted]])
+        return np.concatenate(cell_ranks)
 
     def propose(self, query: np.ndarray, number: int, effort: int, mask: np.ndarray | None = None) -> np.ndarray | None:
-        """Up to ``number`` rows for ``query`` float32 (D,), of those that ``mask`` bool (I,) allows.
+        """Return up to ``number`` candidate rows for ``query``, float32 (D,), of those in ``mask``, bool (I,).
 
-        ``effort`` cells are looked into. With a mask, cells that hold nothing allowed are passed over, and looking
-        ends only when as many allowed rows were seen as that many cells hold on average: a filter may keep what lies
-        far from the query. ``None``: exact search of the allowed rows is cheaper.
+        ``effort`` cells are probed. With a mask, cells without allowed rows are skipped, and probing ends once as many
+        allowed rows were seen as that many cells contain on average: a filter may keep rows far from the query.
+        ``None`` means that exact search of the allowed rows is cheaper.
         """
         turned = self._turned(query)
         near = self._centroids @ turned
         if mask is None:
             cells, selector = _top(near, min(effort, len(near))), None
         else:
-            found = self._cells_under(near, effort, mask)
-            if found is None:
+            selected = self._cells_under(near, effort, mask)
+            if selected is None:
                 return None
-            cells, selector = found, as_selector(mask)
+            cells, selector = selected, as_selector(mask)
         return self._search(turned, number, cells, near, selector)
 
     def write(self, file: Path) -> None:
@@ -127,7 +126,7 @@ class Ivf:
     def _cells_under(self, near: np.ndarray, effort: int, mask: np.ndarray) -> np.ndarray | None:
         allowed = int(np.count_nonzero(mask))
         if _FIXED + self._looked_at * effort / len(near) * len(self) >= allowed:
-            return None  # told before the cells are counted, which takes as long as searching a narrow filter exactly
+            return None  # before counting cells, which takes as long as exact search of a narrow filter
         step = max(1, allowed // _COUNTED)
         # Of a narrow filter every row; of a wide one every so many, found without listing them all first.
         rows = np.flatnonzero(mask)[::step] if step < _LISTED else step * np.flatnonzero(mask[::step])
@@ -155,7 +154,7 @@ class Ivf:
 
 
 def _empty(kind: str, centroids: np.ndarray) -> Any:
-    """Lists around ``centroids`` (cells, D), without items. Items go to the nearest centroid by distance."""
+    """Return empty lists around ``centroids`` (cells, D). Items are assigned to the nearest centroid by distance."""
     cells, width = centroids.shape
     near = faiss.IndexFlatL2(width)
     near.add(centroids)
@@ -173,7 +172,7 @@ def _empty(kind: str, centroids: np.ndarray) -> Any:
 
 
 def _cells(table: np.ndarray, settings: RetrieverSettings) -> np.ndarray:
-    """Centroids of k-means by distance."""
+    """Return the centroids of k-means by distance."""
     items, width = table.shape
     count = min(settings.nlist or round(4 * sqrt(items)), items)
     means = faiss.Kmeans(
@@ -184,7 +183,7 @@ def _cells(table: np.ndarray, settings: RetrieverSettings) -> np.ndarray:
 
 
 def _rotation(table: np.ndarray, seed: int) -> np.ndarray:
-    """OPQ's rotation (D, D) for pairs of numbers in 4 bits."""
+    """Return OPQ's rotation (D, D) for sub-quantisers of two dimensions and 4 bits."""
     width = table.shape[1]
     pairs = _parts(width)
     opq = faiss.OPQMatrix(width, pairs)
@@ -194,7 +193,7 @@ def _rotation(table: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _parts(width: int) -> int:
-    """Of two numbers each; of one where the width is odd."""
+    """Return the number of sub-quantisers: of two dimensions each, or of one if the width is odd."""
     return width if width % 2 else width // 2
 
 
@@ -205,9 +204,29 @@ def _sample(table: np.ndarray, rows: int, seed: int) -> np.ndarray:
 
 
 def _top(near: np.ndarray, count: int) -> np.ndarray:
-    """Numbers of the ``count`` largest, falling; which of equal ones does not matter but is always the same."""
+    """Return the positions of the ``count`` largest entries in descending order, deterministically."""
     if count < len(near):
         some = np.argpartition(-near, count - 1)[:count]
     else:
         some = np.arange(len(near))
     return some[np.argsort(-near[some], kind="stable")]
+
+
+def _transform_of(matrix: np.ndarray) -> faiss.LinearTransform:
+    """Convert a matrix (D, D) that multiplies columns to FAISS's transform."""
+    width = len(matrix)
+    transform = faiss.LinearTransform(width, width, False)
+    faiss.copy_array_to_vector(np.ascontiguousarray(matrix, dtype=np.float32).ravel(), transform.A)
+    transform.is_trained = True
+    return transform
+
+
+def _matrix_of(index: Any) -> np.ndarray:
+    """Return the matrix (D, D) of an index's first transform."""
+    transform: Any = faiss.downcast_VectorTransform(index.chain.at(0))
+    return faiss.vector_to_array(transform.A).reshape(index.d, index.d)
+
+
+def _lists_of(index: Any) -> Any:
+    """Return the inverted lists behind a transform, valid as long as ``index`` exists."""
+    return faiss.downcast_index(index.index)

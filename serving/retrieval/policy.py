@@ -1,4 +1,4 @@
-"""Which index a catalogue gets, and how hard it searches."""
+"""The choice of an index for a catalogue, and its search effort."""
 
 from __future__ import annotations
 
@@ -8,36 +8,30 @@ from pydantic import Field
 
 from setrec.settings import Settings
 
-Kind = Literal["exact", "hnsw", "ivf", "ivf_sq8", "ivf_pq"]
+Kind = Literal["exact", "ivf", "ivf_sq8", "ivf_pq"]
 
 EXACT_BYTES = 80_000_000
 """Codes that one query may read in full: 100 thousand items of 192 numbers are 77 MB."""
 
 
 class RetrieverSettings(Settings):
-    """How candidates are found. Every kind ends in the same exact re-scoring.
+    """Settings of the index. Every kind ends in the same exact re-scoring.
 
     ``auto`` is exact search while a query reads at most 80 MB of codes (100 thousand items of 192 numbers), or where
     ``recall_target`` is 1. Beyond, ``ivf_pq``, the fastest and smallest (62 bytes an item of 192 numbers, against 203
     of ``ivf_sq8`` and 777 of ``ivf``), if it is measured to reach the target on held-out queries by scanning less than
     a third of the items; else the next larger kind, at last ``exact``.
-    ``hnsw`` is never chosen: at equal recall it takes longer, a kilobyte an item, and the longest to build.
 
-    ``recall_target``: share of the ten best that is to be found; cells probed, ``ef_search`` and how many candidates
-    are re-scored are chosen to reach it, unless set here; under filters, random ones: a wide filter that goes with the
-    codes and takes away what lies nearest may find less. ``oversample``: candidates re-scored per item asked for.
-    HNSW: ``m`` links per item (8 m bytes each), ``ef_construction`` build effort, ``ef_search`` search effort. IVF:
-    ``nlist`` cells (``null``: 4 sqrt(I); building takes time in proportion), ``nprobe`` of them searched. ``seed``: of
-    k-means, of samples, and of the order in which items enter HNSW. ``tune_queries`` are held out for the choice, as
-    many again for the audit.
+    ``recall_target``: minimum recall@10; the number of cells probed and of candidates re-scored are tuned to reach it,
+    unless they are set here. Under filters it holds for random filters; a wide filter that is correlated with the codes
+    may have a lower recall. ``oversample``: candidates re-scored per requested item. ``nlist``: number of cells
+    (``null``: 4 sqrt(I); build time is proportional to it), ``nprobe`` of which are searched. ``seed``: of k-means and
+    of samples. ``tune_queries``: held-out queries for tuning, and as many again for the audit.
     """
 
-    kind: Literal["auto", "exact", "hnsw", "ivf", "ivf_sq8", "ivf_pq"] = "auto"
+    kind: Literal["auto"] | Kind = "auto"
     recall_target: float = Field(default=0.99, gt=0, le=1)
     oversample: int | None = Field(default=None, ge=1, le=100)
-    m: int = Field(default=32, ge=2, le=256)
-    ef_construction: int = Field(default=200, ge=8)
-    ef_search: int | None = Field(default=None, ge=1)
     nlist: int | None = Field(default=None, ge=1)
     nprobe: int | None = Field(default=None, ge=1)
     seed: int = 0
@@ -45,8 +39,8 @@ class RetrieverSettings(Settings):
 
 
 class SearchPlan(Settings):
-    """What was chosen for an index. ``effort``: cells probed or ef_search. ``filtered``: (selectivity, effort) pairs,
-    falling; between two of them the greater effort holds, below the last one exact search is the faster."""
+    """Search parameters of an index. ``effort``: number of cells probed. ``filtered``: (selectivity, effort) pairs with
+    falling selectivity; between two of them the greater effort applies, below the last one exact search is faster."""
 
     kind: Kind
     effort: int = 1
@@ -55,17 +49,18 @@ class SearchPlan(Settings):
     reason: str = ""
 
     def effort_at(self, selectivity: float) -> int | None:
-        """Effort where a filter lets ``selectivity`` of the items through; ``None``: search exactly."""
+        """Return the effort under a filter that a share ``selectivity`` of the items passes; ``None`` means exact
+        search."""
         return next((effort for share, effort in self.filtered if share <= selectivity), None)
 
 
 def candidates(settings: RetrieverSettings, items: int, width: int) -> tuple[tuple[Kind, str], ...]:
-    """The kinds to try, in order, each with the reason for it; the last one is taken whatever it reaches."""
+    """Return the kinds to try in order, each with its reason; the last one is used whatever its recall."""
     if settings.kind != "auto":
-        return ((settings.kind, "asked for"),)
+        return ((settings.kind, "set in the configuration"),)
     size = 4 * items * width
     if size <= EXACT_BYTES or settings.recall_target == 1:
-        why = "a recall of 1 is asked for" if settings.recall_target == 1 else f"{size / 1e6:.1f} MB are read at once"
+        why = "the recall target is 1" if settings.recall_target == 1 else f"{size / 1e6:.1f} MB are read at once"
         return (("exact", why),)
     return (
         ("ivf_pq", "reaches the target with the least memory and time"),

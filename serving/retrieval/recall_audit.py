@@ -1,9 +1,9 @@
-"""How much of exact search an index finds, and what is known to move that: insertion order and intrinsic dimension."""
+"""Recall of an index against exact search, and the intrinsic dimension of the codes, on which recall depends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
 
@@ -19,8 +19,7 @@ class Audit:
     """Recall@k against exact search, mean over ``queries``, with a 95% interval (Wilson, conservative for means).
 
     ``source``: the queries were ``given`` (of the model, or live) or ``derived`` from the codes, which says little.
-    ``insertion_seed`` draws the order in which items were entered, ``intrinsic_dimension`` is that of the codes
-    (maximum likelihood, 20 nearest): both move recall, the first of graphs alone, so an audit means little without.
+    ``intrinsic_dimension`` is that of the codes (maximum likelihood, 20 nearest neighbours); recall depends on it.
     """
 
     recall: float
@@ -29,48 +28,46 @@ class Audit:
     queries: int
     k: int
     source: Literal["given", "derived"] = "given"
-    insertion_seed: int | None = None
     intrinsic_dimension: float | None = None
 
 
 def of(shares: Sequence[float], k: int, like: Audit | None = None) -> Audit:
-    """The audit of each query's share of the exact ``k`` best that was found, of the same index as ``like``."""
+    """Return the audit of the recall of each query, ``shares``, of the same index as ``like``."""
     recall = float(np.mean(shares)) if len(shares) else 1.0
-    found = Audit(recall, *wilson(recall, max(len(shares), 1)), len(shares), k)
-    if like is None:
-        return found
-    return replace(found, insertion_seed=like.insertion_seed, intrinsic_dimension=like.intrinsic_dimension)
+    known = None if like is None else like.intrinsic_dimension
+    return Audit(recall, *wilson(recall, max(len(shares), 1)), len(shares), k, intrinsic_dimension=known)
 
 
-def share(found: np.ndarray, best: np.ndarray) -> float:
-    """The share of the exact ``best`` scores, falling, that is among those ``found``; one tied with the last counts."""
-    return float((found >= best[-1]).sum()) / len(best) if len(best) else 1.0
+def share(scores: np.ndarray, best: np.ndarray) -> float:
+    """Return the share of the exact ``best`` scores (descending) among those ``found``; ties with the last count."""
+    return float((scores >= best[-1]).sum()) / len(best) if len(best) else 1.0
 
 
 def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share ``p`` of ``n``."""
+    """Return the Wilson interval of a proportion ``p`` of ``n``."""
     centre, spread = p + z * z / (2 * n), z * sqrt(max(p * (1 - p), 0.0) / n + z * z / (4 * n * n))
     return max(0.0, (centre - spread) / (1 + z * z / n)), min((centre + spread) / (1 + z * z / n), 1.0)
 
 
 def truth(codes: np.ndarray, queries: np.ndarray, k: int, masks: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-    """For each mask bool (I,) or ``None`` the rows (Q, min(k, allowed)) of largest float32 inner product."""
+    """Return the rows (Q, min(k, allowed)) of largest float32 inner product for each mask, bool (I,) or ``None``."""
     allowed = [None if mask is None else np.flatnonzero(mask) for mask in masks]
-    found: list[list[np.ndarray]] = [[] for _ in masks]
+    best_of: list[list[np.ndarray]] = [[] for _ in masks]
     for start in range(0, len(queries), _BATCH):
         scores = queries[start : start + _BATCH] @ codes.T
         for at, rows in enumerate(allowed):
             part = scores if rows is None else scores[:, rows]
             best = np.argpartition(-part, min(k, part.shape[1]) - 1, axis=1)[:, :k]
-            found[at].append(best if rows is None else rows[best])
-    return [np.concatenate(parts) for parts in found]
+            best_of[at].append(best if rows is None else rows[best])
+    return [np.concatenate(parts) for parts in best_of]
 
 
 def derived_queries(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Queries float32 (count, D) where a model's are not at hand: the mean code of an item and its three nearest.
+    """Return surrogate queries, float32 (count, D), for use without a model's: mean codes of an item and its three
+    nearest neighbours.
 
-    Users' histories are of like items, and a query lies where such items are. But a model's queries live in
-    coordinates of their own, which no code tells: pass theirs where there are any.
+    Histories contain similar items, and a query lies near such items. The directions of a model's queries do not follow
+    from codes, so pass the model's queries if possible.
     """
     rng = np.random.default_rng(seed)
     table = codes[np.sort(rng.choice(len(codes), min(len(codes), _LID_TABLE), replace=False))]
@@ -81,9 +78,10 @@ def derived_queries(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def intrinsic_dimension(codes: np.ndarray, seed: int = 0) -> float | None:
-    """Levina and Bickel's estimate from the 20 nearest, with MacKay and Ghahramani's mean over 500 points.
+    """Return Levina and Bickel's estimate from 20 nearest neighbours, with MacKay and Ghahramani's mean over 500
+    points.
 
-    Of a sample of 100 thousand rows where there are more. Equal rows count once; ``None`` where too few are left.
+    At most 100 thousand sampled rows are used. Equal rows count once; ``None`` if too few remain.
     """
     rng = np.random.default_rng(seed)
     table = codes[np.sort(rng.choice(len(codes), min(len(codes), _LID_TABLE), replace=False))]

@@ -1,10 +1,9 @@
-"""Find the items with the largest inner products: an index proposes candidates, float64 arithmetic decides.
+"""Retrieval of the items with the largest inner products: an index proposes candidates, which are re-scored in float64.
 
 Which index, and how hard it searches, is the policy's choice (:mod:`serving.retrieval.policy`), made by measurement on
 held-out queries (:mod:`serving.retrieval.tuning`) and judged on others (:mod:`serving.retrieval.recall_audit`).
-``exact`` keeps no index at all: FAISS scans the codes. Whatever the kind, scores are exact, ties go to the smaller row,
-and an answer is short only where fewer items are left than were asked for: where an index finds too few, everything is
-searched.
+``exact`` has no index: FAISS scans the codes. For every kind scores are exact, ties go to the smaller row, and an
+answer has fewer than k items only if fewer are allowed: if an index returns too few, all items are searched.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from pydantic import ValidationError
 
 from serving.retrieval import recall_audit, whitening
 from serving.retrieval.exact import NONE, Exact, Hits
-from serving.retrieval.hnsw import Hnsw
 from serving.retrieval.ivf import Ivf
 from serving.retrieval.policy import RetrieverSettings, SearchPlan, candidates
 from serving.retrieval.recall_audit import Audit
@@ -62,7 +60,7 @@ class Retriever:
         codes: np.ndarray,
         settings: RetrieverSettings,
         plan: SearchPlan,
-        index: Ivf | Hnsw | None = None,
+        index: Ivf | None = None,
         built_audit: Audit | None = None,
         exact: Exact | None = None,
     ) -> None:
@@ -79,10 +77,10 @@ class Retriever:
     ) -> Retriever:
         """Index ``codes`` float32 (I, D); the same codes, settings and queries give the same index.
 
-        ``queries`` float32 (Q, D), of the model, for users to come, or a function that gives so many if an index needs
-        them: every other one shapes the space and tunes, the rest audit; some hundred are enough. Where there are none,
-        queries are derived from the codes, and the audit says so: the index then does not know what scores depend on,
-        and may be many times slower at equal recall.
+        ``queries``: float32 (Q, D), of the model, representative of future users, or a function that returns a given
+        number of them if an index needs them. Every other query is for whitening and tuning, the rest for the audit;
+        some hundred suffice. Without queries, surrogates are derived from the codes, as the audit records; the index
+        may then be many times slower at equal recall.
         """
         codes = np.ascontiguousarray(codes, dtype=np.float32)
         exact = Exact(codes)
@@ -94,9 +92,10 @@ class Retriever:
         faiss.omp_set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
         try:
             count = 2 * settings.tune_queries
-            found = queries(count) if callable(queries) else queries
-            given = found is not None and len(found) > 1
-            sample = found if found is not None and given else recall_audit.derived_queries(codes, count, settings.seed)
+            provided = queries(count) if callable(queries) else queries
+            given = provided is not None and len(provided) > 1
+            derived = recall_audit.derived_queries
+            sample = provided if provided is not None and given else derived(codes, count, settings.seed)
             sample = np.ascontiguousarray(sample[:count], dtype=np.float32)
             matrix = whitening.from_queries(sample[::2] if given else None, codes.shape[1])
             index, plan = choose(exact, settings, kinds, sample[::2], matrix)
@@ -104,7 +103,6 @@ class Retriever:
             built.built_audit = replace(
                 built.audit(sample[1::2], 10),
                 source="given" if given else "derived",
-                insertion_seed=settings.seed,
                 intrinsic_dimension=recall_audit.intrinsic_dimension(codes, settings.seed),
             )
             return built
@@ -116,7 +114,7 @@ class Retriever:
 
     @property
     def kind(self) -> str:
-        """The kind of index that was chosen."""
+        """The kind of the index."""
         return self.plan.kind
 
     def search(
@@ -126,8 +124,8 @@ class Retriever:
         excluded: Sequence[np.ndarray] | None = None,
         allowed: Sequence[np.ndarray | None] | None = None,
     ) -> list[Hits]:
-        """The ``k`` (or ``k[b]``) best items of each query float32 (B, D), of the rows that ``allowed[b]``, bool (I,),
-        lets through, outside ``excluded[b]`` (rows).
+        """Return the ``k`` (or ``k[b]``) best items of each query, float32 (B, D), among the rows in ``allowed[b]``,
+        bool (I,), without ``excluded[b]`` (rows).
 
         Always min(k, items left) items, in order of score, equal scores by smaller row. What a query gets does not
         depend on the queries beside it.
@@ -142,17 +140,18 @@ class Retriever:
         ks = [int(n) for n in np.broadcast_to(np.asarray(k), count)]
         if self._index is None:
             return self._exactly(queries, ks, banned, masks)
-        return [self._approximate(*asked) for asked in zip(queries, ks, banned, masks, strict=True)]
+        return [self._approximate(*arguments) for arguments in zip(queries, ks, banned, masks, strict=True)]
 
     def audit(self, queries: np.ndarray, k: int) -> Audit:
-        """Recall@k of ``search`` on queries float32 (B, D) of the model; an item tied with the k-th best counts."""
+        """Measure recall@k of ``search`` on queries, float32 (B, D), of the model; an item tied with the k-th best
+        counts."""
         shares = []
         for query, hits in zip(np.asarray(queries, dtype=np.float32), self.search(queries, k), strict=True):
             shares.append(recall_audit.share(hits.scores, self.exact.best(query, k).scores))
         return recall_audit.of(shares, k, like=self.built_audit)
 
     def save(self, directory: str | Path) -> None:
-        """Write ``retriever.json`` and, but for exact search, ``index.faiss``, each as a whole."""
+        """Write ``retriever.json`` and, except for exact search, ``index.faiss``, each atomically."""
         size = None
         if self._index is not None:
             with atomic_file(Path(directory) / INDEX) as temporary:
@@ -173,7 +172,7 @@ class Retriever:
 
     @classmethod
     def load(cls, directory: str | Path, codes: np.ndarray) -> Retriever:
-        """Read what ``save`` wrote, over the same ``codes``, which are not copied. The index is memory-mapped.
+        """Load what :meth:`save` wrote, over the same ``codes``, which are not copied. The index is memory-mapped.
 
         Raises:
             BundleError: a file is missing or damaged, or the index does not fit the codes.
@@ -197,8 +196,8 @@ class Retriever:
         if plain:
             some = [min(ks[b], len(self) - len(banned[b])) for b in plain]
             spare = [n * (self.plan.oversample - 1) + 1 for n in some]
-            found = self.exact.first(queries[plain], some, [banned[b] for b in plain], spare)
-            for b, hit in zip(plain, found, strict=True):
+            first = self.exact.first(queries[plain], some, [banned[b] for b in plain], spare)
+            for b, hit in zip(plain, first, strict=True):
                 hits[b] = hit
         for b, mask in enumerate(masks):
             if mask is not None:
@@ -226,30 +225,29 @@ class Retriever:
 
 
 def is_exact(settings: RetrieverSettings, codes: np.ndarray) -> bool:
-    """Whether ``codes`` (I, D) get no index, whatever can be measured."""
+    """Return whether ``codes`` (I, D) are always searched exactly."""
     return candidates(settings, *codes.shape)[0][0] == "exact" or len(codes) < _FEWEST
 
 
 def _certain(codes: np.ndarray, settings: RetrieverSettings) -> Audit:
-    """Exact search needs no audit; what moves recall is stated all the same."""
+    """Return the audit of exact search: recall 1, with the intrinsic dimension."""
     known = recall_audit.intrinsic_dimension(codes, settings.seed)
     return Audit(1.0, 1.0, 1.0, 0, 10, intrinsic_dimension=known)
 
 
-def _read(file: Path, plan: SearchPlan, size: int | None, codes: np.ndarray) -> Ivf | Hnsw:
+def _read(file: Path, plan: SearchPlan, size: int | None, codes: np.ndarray) -> Ivf:
     try:
         # Reading past the end of a mapped file would end the process, so its length is checked first.
         if size is not None and file.stat().st_size != size:
             raise BundleError(f"{file}: no readable index: {file.stat().st_size} bytes of {size}")
-        flag = faiss.IO_FLAG_MMAP_IFC if plan.kind == "hnsw" else faiss.IO_FLAG_MMAP
-        index = faiss.read_index(str(file), flag)
+        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP)
         _require_fit(file, (index.d, index.ntotal, index.metric_type), codes)
-        return Hnsw(index) if plan.kind == "hnsw" else Ivf(index, plan.kind)
+        return Ivf(index, plan.kind)
     except (OSError, RuntimeError, AttributeError) as error:
         raise BundleError(f"{file}: no readable index") from error
 
 
-def _require_fit(file: Path, found: tuple[int, int, int], codes: np.ndarray) -> None:
+def _require_fit(file: Path, actual: tuple[int, int, int], codes: np.ndarray) -> None:
     expected = (codes.shape[1], len(codes), faiss.METRIC_INNER_PRODUCT)
-    if found != expected:
-        raise BundleError(f"{file}: (dimension, items, metric) is {found}, the codes need {expected}")
+    if actual != expected:
+        raise BundleError(f"{file}: (dimension, items, metric) is {actual}, the codes need {expected}")

@@ -1,8 +1,8 @@
-"""The least effort that reaches a recall target on held-out queries.
+"""Tuning of the search effort to a recall target on held-out queries.
 
-Of inverted lists nothing has to be searched for that: an item is found if its cell is looked into, so the number of
-cells is a quantile of the ranks of the true items' cells. Half of what the target lets go may be lost that way, the
-rest to quantisation, against which candidates are re-scored.
+The effort of inverted lists needs no search: an item is found if its cell is probed, so the number of cells is a
+quantile of the ranks of the true items' cells. Half of the allowed loss of recall is for missed cells, the other half
+for quantisation, against which candidates are re-scored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 
 from serving.retrieval import recall_audit
 from serving.retrieval.exact import Exact
-from serving.retrieval.hnsw import Hnsw
 from serving.retrieval.ivf import Ivf
 from serving.retrieval.policy import Kind, RetrieverSettings, SearchPlan
 
@@ -21,7 +20,6 @@ K = 10
 SELECTIVITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 _FEWEST_ALLOWED = 1000
 _FILTERED_QUERIES = 96
-_EFFORTS = (16, 32, 64, 128, 256, 512, 1024)
 _OVERSAMPLES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -31,18 +29,15 @@ def choose(
     kinds: Sequence[tuple[Kind, str]],
     queries: np.ndarray,
     matrix: np.ndarray,
-) -> tuple[Ivf | Hnsw | None, SearchPlan]:
-    """The first of ``kinds`` (with reasons) that suffices, or the last, built and tuned; ``None`` for exact search."""
+) -> tuple[Ivf | None, SearchPlan]:
+    """Build and tune the first of ``kinds`` (with reasons) that reaches the target, or the last; ``None`` for exact
+    search."""
     tuner = Tuner(exact, queries, settings)
     cells: Ivf | None = None
     for kind, reason in kinds:
         if kind == "exact":
             return None, SearchPlan(kind=kind, reason=reason)
-        index: Ivf | Hnsw
-        if kind == "hnsw":
-            index = Hnsw.build(exact.codes, matrix, settings)
-        else:
-            index = cells = Ivf.build(exact.codes, kind, matrix, settings, like=cells)
+        index = cells = Ivf.build(exact.codes, kind, matrix, settings, like=cells)
         plan = tuner.plan(index, kind).model_copy(update={"reason": reason})
         if kind == kinds[-1][0] or tuner.suffices(index, plan):
             return index, plan
@@ -50,7 +45,7 @@ def choose(
 
 
 class Tuner:
-    """Held-out queries float32 (Q, D) with their true items, without a filter and under random ones."""
+    """Tunes an index on held-out queries, float32 (Q, D), with their true items, without and with random filters."""
 
     def __init__(self, exact: Exact, queries: np.ndarray, settings: RetrieverSettings) -> None:
         self._exact, self._queries, self._settings = exact, queries, settings
@@ -62,17 +57,16 @@ class Tuner:
             recall_audit.truth(exact.codes, queries[:_FILTERED_QUERIES], K, self._masks) if self._masks else []
         )
 
-    def plan(self, index: Ivf | Hnsw, kind: Kind) -> SearchPlan:
-        """Effort and over-sampling for ``index``; what the settings say is taken as it is."""
-        plan = self._cells(index, kind) if isinstance(index, Ivf) else self._graph(index)
+    def plan(self, index: Ivf, kind: Kind) -> SearchPlan:
+        """Return effort and over-sampling for ``index``; values in the settings take precedence."""
+        plan = self._cells(index, kind)
         return plan.model_copy(update={"oversample": self._settings.oversample or self._oversample(index, plan)})
 
-    def suffices(self, index: Ivf | Hnsw, plan: SearchPlan) -> bool:
-        """Whether the target is reached, on the queries the plan was made with, by scanning less than a third."""
-        if isinstance(index, Ivf) and plan.effort > len(index.sizes) / 3:
+    def suffices(self, index: Ivf, plan: SearchPlan) -> bool:
+        """Return whether the target is reached on the tuning queries by scanning less than a third of the items."""
+        if plan.effort > len(index.sizes) / 3:
             return False
-        recall = self._recall(index, plan.effort, plan.oversample, self._queries, self._truth)
-        return recall >= self._settings.recall_target
+        return self._recall(index, plan.effort, plan.oversample) >= self._settings.recall_target
 
     def _cells(self, index: Ivf, kind: Kind) -> SearchPlan:
         def probes(queries: np.ndarray, rows: np.ndarray) -> int:
@@ -86,40 +80,19 @@ class Tuner:
             filtered.append((share, max(filtered[-1][1], probes(self._queries[:_FILTERED_QUERIES], rows))))
         return SearchPlan(kind=kind, effort=min(effort, len(index.sizes)), filtered=tuple(filtered))
 
-    def _graph(self, index: Hnsw) -> SearchPlan:
-        effort = self._settings.ef_search or next(
-            (
-                effort
-                for effort in _EFFORTS
-                if self._recall(index, effort, 1, self._queries, self._truth) >= self._settings.recall_target
-            ),
-            _EFFORTS[-1],
-        )
-        return SearchPlan(kind="hnsw", effort=effort)
-
-    def _oversample(self, index: Ivf | Hnsw, plan: SearchPlan) -> int:
-        if isinstance(index, Hnsw):
-            return 1
+    def _oversample(self, index: Ivf, plan: SearchPlan) -> int:
         allowed = 1 - 0.8 * (1 - self._settings.recall_target)
         for oversample in _OVERSAMPLES:
-            if self._recall(index, plan.effort, oversample, self._queries, self._truth) >= allowed:
+            if self._recall(index, plan.effort, oversample) >= allowed:
                 return oversample
         return _OVERSAMPLES[-1]
 
-    def _recall(
-        self,
-        index: Ivf | Hnsw,
-        effort: int,
-        oversample: int,
-        queries: np.ndarray,
-        truth: np.ndarray,
-    ) -> float:
-        found = []
-        for query, best in zip(queries, truth, strict=True):
+    def _recall(self, index: Ivf, effort: int, oversample: int) -> float:
+        """Return mean recall@K on the held-out queries."""
+        shares = []
+        for query, best in zip(self._queries, self._truth, strict=True):
             rows = index.propose(query, K * oversample + 1, effort)
             if rows is None:
                 return 1.0  # searched exactly
-            if isinstance(index, Hnsw) and len(rows) < K * oversample + 1:
-                return 0.0  # a walk that ends early is not trusted when it is served, and costs a search of everything
-            found.append(np.isin(best, self._exact.among(query, rows, K).rows).mean())
-        return float(np.mean(found))
+            shares.append(np.isin(best, self._exact.among(query, rows, K).rows).mean())
+        return float(np.mean(shares))

@@ -1,4 +1,4 @@
-"""The shape that queries give to the space of codes.
+"""Whitening of codes by the second moments of queries.
 
 Inner products do not care for the coordinates: <q, c> = <A^-T q, A c> for every invertible A. Cells, graphs and
 quantisers do: they gather codes that are near each other, in coordinates that training happened to choose. With
@@ -15,7 +15,7 @@ _RIDGE = 0.03
 
 
 def from_queries(queries: np.ndarray | None, width: int) -> np.ndarray:
-    """A, float32 (D, D), symmetric, from queries float32 (Q, D); the identity where there are none."""
+    """Return A, float32 (D, D), symmetric, from queries float32 (Q, D); the identity without queries."""
     if queries is None or not len(queries):
         return np.eye(width, dtype=np.float32)
     second = queries.T.astype(np.float64) @ queries.astype(np.float64) / len(queries)
@@ -27,5 +27,5 @@ def from_queries(queries: np.ndarray | None, width: int) -> np.ndarray:
 
 
 def for_queries(matrix: np.ndarray) -> np.ndarray:
-    """A^-1, by which row vectors of queries are multiplied on the right, where A multiplies codes as columns."""
+    """Return A^-1, which multiplies row vectors of queries from the right, where A multiplies codes as columns."""
     return np.ascontiguousarray(np.linalg.inv(matrix.astype(np.float64)).astype(np.float32))

@@ -1,6 +1,6 @@
-"""What recommendation lists are beside accurate: how much of the catalogue they show, how evenly, how new, how varied.
+"""Beyond-accuracy metrics of recommendation lists: coverage, Gini index, popularity, novelty and diversity.
 
-Lists are each user's best items among the whole catalogue, the user's history removed.
+A list holds a user's best items of the whole catalogue, with the history removed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 
 from setrec.evaluation.intervals import bootstrap_means
 from setrec.ragged import Ragged
+from setrec.rows import top_k
 
 LENGTH = 10
 """Items of a list."""
@@ -19,22 +20,18 @@ _USERS = 1024
 
 
 def best_items(scores: np.ndarray, history: Ragged, count: int = LENGTH) -> np.ndarray:
-    """Rows of the ``count`` items with the largest of scores (b, I) outside the histories, int32 (b, count), the best
-    first; -1 where a history leaves fewer items."""
+    """Return the rows of the ``count`` items with the largest scores (b, I) outside the histories, int32 (b, count),
+    best first; -1 where a history leaves fewer items."""
     left = scores.astype(np.result_type(scores, np.float32))
     left[history.row_of_value, history.values] = -np.inf
-    count_there = min(count, left.shape[1])
-    best = np.argpartition(-left, count_there - 1, axis=1)[:, :count_there]
-    own = np.take_along_axis(left, best, axis=1)
-    order = np.lexsort((best, -own), axis=1)
-    best = np.where(np.isneginf(own), -1, best)
-    found = np.full((len(left), count), -1, dtype=np.int32)
-    found[:, :count_there] = np.take_along_axis(best, order, axis=1)
-    return found
+    best = top_k(left, count)
+    items = np.full((len(left), count), -1, dtype=np.int32)
+    items[:, : best.shape[1]] = np.where(np.isneginf(np.take_along_axis(left, best, axis=1)), -1, best)
+    return items
 
 
 def gini(counts: np.ndarray) -> float:
-    """The Gini index of how often items are shown: 0 where all are shown alike, near 1 where one is always shown."""
+    """Return the Gini index of item exposure: 0 if all items are shown equally often, near 1 if one is always shown."""
     shown = np.sort(counts.astype(np.float64))
     total = shown.sum()
     if not total:
@@ -44,7 +41,7 @@ def gini(counts: np.ndarray) -> float:
 
 
 def user_values(lists: np.ndarray, counts: np.ndarray, vectors: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Means over each user's list (U, k), by name, one number per user.
+    """Return per-user means over the lists (U, k), by metric.
 
     ``popularity``: training interactions of the items; ``novelty``: bits of surprise, -log2 of an item's share of the
     training interactions, each item counted once more than it occurs (Vargas and Castells 2011); ``new_items``: share
@@ -59,13 +56,13 @@ def user_values(lists: np.ndarray, counts: np.ndarray, vectors: np.ndarray | Non
     def mean(values: np.ndarray) -> np.ndarray:
         return np.where(there, values[rows], 0).sum(axis=1) / some
 
-    found = {
+    means = {
         "popularity": mean(counts.astype(np.float64)), "novelty": mean(surprise), "new_items": mean(counts == 0)
     }  # fmt: skip
     if vectors is not None:
         parts = [_distance(lists[at : at + _USERS], vectors) for at in range(0, len(lists), _USERS)]
-        found["distance"] = np.concatenate(parts) if parts else np.zeros(0)
-    return found
+        means["distance"] = np.concatenate(parts) if parts else np.zeros(0)
+    return means
 
 
 def _distance(lists: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -86,7 +83,7 @@ def rows(
     seed: int = 0,
     resamples: int = 1000,
 ) -> list[dict[str, Any]]:
-    """Rows as those of :meth:`setrec.evaluation.ranking.PerUser.rows`, metrics named ``coverage@10`` (share of the
+    """Return rows like :meth:`setrec.evaluation.ranking.PerUser.rows`, with metrics ``coverage@10`` (share of the
     catalogue that is in some list), ``gini@10`` and those of :func:`user_values`. The first two are of all lists
     together and have no interval.
 

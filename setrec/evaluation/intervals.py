@@ -9,7 +9,7 @@ CELLS_AT_ONCE = 1 << 22
 
 
 def bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means of ``resamples`` resamples with replacement of the rows of ``values`` (users, m); (resamples, m)."""
+    """Return means (resamples, m) of resamples with replacement of the rows of ``values`` (users, m)."""
     rng, users = np.random.default_rng(seed), len(values)
     step = max(1, CELLS_AT_ONCE // users)
     parts = []
@@ -23,14 +23,15 @@ def bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, resamples: int = 1000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of a - b over the same users and its 95% interval: ``(difference, low, high)``."""
+    """Return the mean of a - b over the same users and its 95% interval: ``(difference, low, high)``."""
     difference = (np.asarray(a) - np.asarray(b))[:, None]
     low, high = np.percentile(bootstrap_means(difference, resamples, seed), [2.5, 97.5])
     return float(difference.mean()), float(low), float(high)
 
 
 def two_sided_p(means: np.ndarray) -> np.ndarray:
-    """p-values (m,) of "the mean is 0" from resampled means (resamples, m), the percentile interval turned round.
+    """Return two-sided p-values (m,) of "the mean is 0" from resampled means (resamples, m), by inverting the
+    percentile interval.
 
     Twice the share of resamples on the rarer side of 0, the sample itself counted among them: at or below 0.05 just
     where the 95% percentile interval leaves 0 out (up to one resample), and never below 2 / (resamples + 1).
@@ -39,15 +40,9 @@ def two_sided_p(means: np.ndarray) -> np.ndarray:
     return np.minimum(1.0, 2.0 * (rarer + 1) / (len(means) + 1))
 
 
-def paired_p(a: np.ndarray, b: np.ndarray, resamples: int = 1000, seed: int = 0) -> float:
-    """Two-sided p-value of "a and b are equal on average", beside :func:`paired_difference` from the same resamples."""
-    difference = (np.asarray(a) - np.asarray(b))[:, None]
-    return float(two_sided_p(bootstrap_means(difference, resamples, seed))[0])
-
-
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values corrected for their number, (m, ...) along the first axis (Holm 1979): the chance of a single false
-    finding among all m stays below the level, whatever their dependence."""
+    """Return p-values (m, ...) with Holm's correction along the first axis (Holm 1979), which controls the family-wise
+    error rate under any dependence."""
     order = np.argsort(p, axis=0, kind="stable")
     left = np.arange(len(p), 0, -1).reshape(-1, *[1] * (p.ndim - 1))
     raised = np.minimum(1.0, np.maximum.accumulate(np.take_along_axis(p, order, axis=0) * left, axis=0))

@@ -1,4 +1,4 @@
-"""Ranks by counting, compiled: how many candidates stand above each truth, for many mixtures of scores in one pass.
+"""Compiled ranking: the number of candidates above each truth, for many weighted sums of scores in one pass.
 
 Rows are apart from each other, so threads share nothing and their number changes no result. A row is read once, block
 by block: every weighting is mixed into a block that stays in the nearest cache and compared with all truths of the row
@@ -31,7 +31,7 @@ ROWS = 32
 
 @dataclass(frozen=True)
 class Counts:
-    """What stands above the truths (T in all rows together): ``above`` of all items in a pool, and ``known`` of the
+    """Counts of items above the truths (T in all rows together): ``above`` of all items in a pool, and ``known`` of the
     row's seen items in it, both int64 (weightings, pools, T); ``seen``: which truths are seen items, bool (T,)."""
 
     above: np.ndarray
@@ -42,7 +42,7 @@ class Counts:
 def count_above(
     kinds: Sequence[np.ndarray], weights: np.ndarray, truth: Ragged, seen: Ragged, pools: np.ndarray
 ) -> Counts:
-    """How many items of each pool rank above each truth, under every weighting of the kinds.
+    """Count the items of each pool that rank above each truth, under every weighting of the kinds.
 
     ``kinds``: scores, each (b, I), of one type; ``weights``: float32 (weightings, kinds); ``pools``: bool (pools, I).
     A mixture is the sum of weight times kind, first kind first, each step rounded to the scores' type, as
@@ -73,14 +73,14 @@ def count_above(
 
 
 def _stacked(kinds: Sequence[np.ndarray]) -> np.ndarray:
-    """(kinds, b, I), of the type that a product with float32 has; a single kind of that type is not copied."""
+    """Stack scores, (kinds, b, I), in the result type with float32; a single kind of that type is not copied."""
     scores = np.asarray(kinds[0])[None] if len(kinds) == 1 else np.stack(kinds)
     # Writable, because numba compiles anew for arrays that are not.
     return np.require(scores, np.result_type(scores.dtype, np.float32), ["C", "W"])
 
 
 def _check(scores: np.ndarray, weights: np.ndarray, truth: Ragged, seen: Ragged, pools: np.ndarray) -> None:
-    """Compiled code looks at no bounds."""
+    """Check shapes and bounds, which compiled code does not."""
     kinds, rows, items = scores.shape
     if weights.shape[1:] != (kinds,) or pools.shape[1:] != (items,) or not len(truth) == len(seen) == rows:
         raise ValueError("scores, weights, truths, seen items and pools are not of the same rows, kinds and items")
@@ -97,7 +97,7 @@ def _flat(rows: Ragged) -> tuple[np.ndarray, np.ndarray]:
 def _count(  # type: ignore[no-untyped-def]
     first, last, scores, weights, truth, truth_at, seen, seen_at, pools, whole, block, above, known, met
 ):
-    """Fill ``above``, ``known`` and ``met`` for rows from ``first`` to ``last``; how many mixed scores are NaN."""
+    """Fill ``above``, ``known`` and ``met`` for rows from ``first`` to ``last``; return the number of NaN scores."""
     nans, out = 0, np.zeros(scores.shape[2], dtype=np.bool_)
     mixed = np.empty(min(block, scores.shape[2]), dtype=scores.dtype)
     for row in range(first, last):
@@ -115,32 +115,32 @@ def _count(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _distinct(items, out):  # type: ignore[no-untyped-def]
-    """The items without repetitions; they are flagged in ``out``."""
-    found, count = np.empty(len(items), dtype=np.int64), 0
+    """Return the distinct items, and flag them in ``out``."""
+    distinct, count = np.empty(len(items), dtype=np.int64), 0
     for item in items:
         if not out[item]:
             out[item] = True
-            found[count] = item
+            distinct[count] = item
             count += 1
-    return found[:count]
+    return distinct[:count]
 
 
 @njit(cache=True, nogil=True)
 def _mixed_at(scores, weights, row, items):  # type: ignore[no-untyped-def]
-    """Mixed scores (weightings, items) of some items of a row."""
-    found = np.empty((len(weights), len(items)), dtype=scores.dtype)
+    """Return mixed scores (weightings, items) of some items of a row."""
+    mixed = np.empty((len(weights), len(items)), dtype=scores.dtype)
     for g in range(len(weights)):
         for i in range(len(items)):
             value = weights[g, 0] * scores[0, row, items[i]]
             for k in range(1, len(scores)):
                 value += weights[g, k] * scores[k, row, items[i]]
-            found[g, i] = value
-    return found
+            mixed[g, i] = value
+    return mixed
 
 
 @njit(cache=True, nogil=True)
 def _count_row(scores, weights, row, truth, a, own, pools, whole, mixed, above):  # type: ignore[no-untyped-def]
-    """Fill ``above`` for the truths from ``a`` on, whose mixed scores are ``own``; how many mixed scores are NaN."""
+    """Fill ``above`` for the truths from ``a`` on, whose mixed scores are ``own``; return the number of NaN scores."""
     total, nans = scores.shape[2], 0
     for start in range(0, total, len(mixed)):
         size = min(len(mixed), total - start)
@@ -157,7 +157,7 @@ def _count_row(scores, weights, row, truth, a, own, pools, whole, mixed, above):
 
 @njit(cache=True, nogil=True)
 def _mix(scores, weights, g, row, start, mixed):  # type: ignore[no-untyped-def]
-    """One block of a mixture, kind after kind; how many of it are NaN."""
+    """Compute one block of a weighted sum, and return the number of NaN scores."""
     for k in range(len(scores)):
         weight, kind = weights[g, k], scores[k, row, start : start + len(mixed)]
         if k == 0:
@@ -174,7 +174,7 @@ def _mix(scores, weights, g, row, start, mixed):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _above(mixed, cut, own, pool, whole):  # type: ignore[no-untyped-def]
-    """Candidates of a block above a score ``own``, or as high and before ``cut``."""
+    """Return the number of candidates of a block above a score ``own``, or equal and before ``cut``."""
     before, after, count = mixed[:cut], mixed[cut:], 0
     if whole:
         for j in range(len(before)):

@@ -29,7 +29,7 @@ class Scorer(Protocol):
     """Scores of the whole catalogue, float32 (b, I), for a batch of histories."""
 
     def __call__(self, history: Ragged, /) -> np.ndarray:
-        """Scores (b, I); one row per history."""
+        """Return scores (b, I), one row per history."""
         ...
 
 
@@ -45,7 +45,8 @@ BEST = ("removed", "best items")
 
 @dataclass(frozen=True)
 class Cases:
-    """What is asked: for each user a history and the items that followed. ``skipped`` users had no history."""
+    """Evaluation cases: a history and its held-out items (truths) for each user. ``skipped`` counts users without a
+    history."""
 
     users: np.ndarray
     history: Ragged
@@ -54,21 +55,20 @@ class Cases:
 
     @classmethod
     def of(cls, histories: Histories, split: int) -> Cases:
-        """Validation cases (training history, validation items) or test cases (both before, test items)."""
+        """Build validation cases (training history, validation items) or test cases (training and validation history,
+        test items)."""
         if split not in (VALID, TEST):
             raise ValueError("cases are taken from VALID or TEST")
         history, truth = histories.upto(split - 1), histories.of(split)
-        asked = truth.lengths > 0
-        users = np.flatnonzero(asked & (history.lengths > 0))
-        return cls(
-            users, history.take(users), _distinct(truth.take(users)), int((asked & (history.lengths == 0)).sum())
-        )
+        some = truth.lengths > 0
+        users = np.flatnonzero(some & (history.lengths > 0))
+        return cls(users, history.take(users), _distinct(truth.take(users)), int((some & (history.lengths == 0)).sum()))
 
     def __len__(self) -> int:
         return len(self.users)
 
     def sample(self, size: int, seed: int) -> Cases:
-        """``size`` of the cases drawn by ``seed``, in their order; all where there are no more."""
+        """Sample ``size`` cases by ``seed``, in their order; all if there are no more."""
         if len(self) <= size:
             return self
         rows = np.sort(np.random.default_rng(seed).choice(len(self), size, replace=False))
@@ -76,13 +76,13 @@ class Cases:
 
     @classmethod
     def joined(cls, parts: Sequence[Cases]) -> Cases:
-        """The cases of all parts, one part after the other; ``parts`` has at least one."""
+        """Concatenate the cases of all parts; ``parts`` has at least one."""
         users = np.concatenate([part.users for part in parts])
         history, truth = (Ragged.joined([getattr(part, name) for part in parts]) for name in ("history", "truth"))
         return cls(users, history, truth, sum(part.skipped for part in parts))
 
     def batch(self, start: int, size: int) -> tuple[Ragged, Ragged]:
-        """Histories and truths of some cases."""
+        """Return histories and truths of the cases from ``start`` on."""
         rows = np.arange(start, min(start + size, len(self)))
         return self.history.take(rows), self.truth.take(rows)
 
@@ -97,14 +97,14 @@ class Group:
 
 
 def warm_cold_groups(trained: np.ndarray) -> list[Group]:
-    """``all``, ``warm`` and ``cold`` from the flags of the items that occur in training."""
+    """Return the groups ``all``, ``warm`` and ``cold`` from the flags of the items that occur in training."""
     every = np.ones_like(trained)
     return [Group("all", every, every), Group("warm", trained, trained), Group("cold", ~trained, ~trained)]
 
 
 def popularity_groups(counts: np.ndarray) -> list[Group]:
-    """``popularity:head``, ``:mid``, ``:tail``: the most popular items that make up a third of the training
-    interactions, the next third, and the rest. All items stay candidates."""
+    """Return the groups ``popularity:head``, ``:mid``, ``:tail``: the most popular items that make up a third of the
+    training interactions, the next third, and the rest. All items stay candidates."""
     order = np.argsort(-counts, kind="stable")
     before = np.cumsum(counts[order]) - counts[order]
     third = np.empty(len(counts), dtype=np.int64)
@@ -116,7 +116,7 @@ def popularity_groups(counts: np.ndarray) -> list[Group]:
 def ranks(
     scores: np.ndarray, truth: Ragged, seen: Ragged | None = None, candidates: np.ndarray | None = None
 ) -> np.ndarray:
-    """0-based rank of every truth among the candidates, without the ``seen`` items of its row.
+    """Return the 0-based rank of every truth among the candidates, without the ``seen`` items of its row.
 
     A truth that is no candidate, or was seen, gets ``NO_RANK``.
 
@@ -131,9 +131,9 @@ def ranks(
     return np.where(pool[truth.values] & ~counts.seen, (counts.above - counts.known)[0, 0], NO_RANK)
 
 
-def user_metrics(found: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:
-    """Metrics per user from the ranks of the user's truths (rows without truths give NaN)."""
-    row, rank, users = found.row_of_value, found.values, len(found)
+def user_metrics(ranks: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return metrics per user from the ranks of the user's truths, NaN without truths."""
+    row, rank, users = ranks.row_of_value, ranks.values, len(ranks)
     metrics: dict[str, np.ndarray] = {}
     with np.errstate(invalid="ignore", divide="ignore"):
         for k in ks:
@@ -141,9 +141,9 @@ def user_metrics(found: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:
             gain = np.where(hit, 1.0 / np.log2(np.minimum(rank, k) + 2.0), 0.0)
             first = np.full(users, NO_RANK)
             np.minimum.at(first, row, rank)
-            ideal = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))[np.clip(found.lengths, 1, k) - 1]
-            some = np.where(found.lengths > 0, 1.0, np.nan)
-            metrics[f"recall@{k}"] = np.bincount(row, hit, users) / found.lengths
+            ideal = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))[np.clip(ranks.lengths, 1, k) - 1]
+            some = np.where(ranks.lengths > 0, 1.0, np.nan)
+            metrics[f"recall@{k}"] = np.bincount(row, hit, users) / ranks.lengths
             metrics[f"ndcg@{k}"] = np.bincount(row, gain, users) / ideal * some
             metrics[f"mrr@{k}"] = np.where(first < k, 1.0 / (first + 1.0), 0.0) * some
     return metrics
@@ -159,12 +159,12 @@ class PerUser:
     lists: np.ndarray | None = None
 
     def mean(self, metric: str = "ndcg@10", group: str = "all", history: str = "removed") -> float:
-        """The metric averaged over the users that have a truth in the group; NaN where there are none."""
+        """Return the mean of a metric over the users with a truth in the group; NaN without any."""
         return _mean(self.tables[history, group][metric])
 
     def rows(self, system: str, *, seed: int = 0, resamples: int = 1000) -> list[dict[str, Any]]:
-        """One row per history protocol, group and metric, with a bootstrap 95% interval over users."""
-        found = []
+        """Return one row per history protocol, group and metric, with a bootstrap 95% interval over users."""
+        records = []
         for (history, group), metrics in self.tables.items():
             some = ~np.isnan(next(iter(metrics.values())))
             if not some.any():
@@ -173,18 +173,18 @@ class PerUser:
             means = bootstrap_means(table, resamples, seed)
             low, high = np.percentile(means, [2.5, 97.5], axis=0)
             for j, name in enumerate(metrics):
-                found.append(
+                records.append(
                     {
                         "system": system, "history": history, "group": group, "metric": name,
                         "value": float(table[:, j].mean()), "low": float(low[j]), "high": float(high[j]),
                         "users": int(some.sum()),
                     }
                 )  # fmt: skip
-        return found
+        return records
 
 
 def averaged(runs: Sequence[PerUser]) -> PerUser:
-    """The metrics of every user, averaged over runs (seeds) on the same users."""
+    """Average the metrics of every user over runs (seeds) on the same users."""
     tables = {
         key: {metric: np.mean([one.tables[key][metric] for one in runs], axis=0) for metric in metrics}
         for key, metrics in runs[0].tables.items()
@@ -221,30 +221,30 @@ def evaluate_each(
     progress: Callable[[int, int], None] | None = None,
     lists: bool = False,
 ) -> dict[str, PerUser]:
-    """:func:`evaluate` of several scorers, a batch at a time: each is given the very same histories in turn, so what
-    they have in common need not be worked out again."""
-    found: dict[str, list[Ranks]] = {name: [] for name in scorers}
+    """Evaluate several scorers (see :func:`evaluate`) batch by batch on the same history objects, so that they can
+    share intermediate results."""
+    ranks_of: dict[str, list[Ranks]] = {name: [] for name in scorers}
     for start in range(0, len(cases), batch):
         history, truth = cases.batch(start, batch)
         for name, scorer in scorers.items():
-            found[name].append(batch_ranks(scorer, history, truth, groups, lists=lists))
+            ranks_of[name].append(batch_ranks(scorer, history, truth, groups, lists=lists))
         if progress is not None:
             progress(min(start + batch, len(cases)), len(cases))
-    return {name: joined(cases.users, parts, groups, ks) for name, parts in found.items()}
+    return {name: joined(cases.users, parts, groups, ks) for name, parts in ranks_of.items()}
 
 
-def joined(users: np.ndarray, found: Sequence[Ranks], groups: Sequence[Group], ks: Sequence[int]) -> PerUser:
-    """Metrics of all ``users`` from the ranks of their batches, in order."""
+def joined(users: np.ndarray, parts: Sequence[Ranks], groups: Sequence[Group], ks: Sequence[int]) -> PerUser:
+    """Return the metrics of all ``users`` from the ranks of their batches, in order."""
     keys = [(h, group.name) for group in groups for h in HISTORIES]
-    tables = {key: user_metrics(_stack([part[key] for part in found]), ks) for key in keys}
-    lists = [part[BEST].values for part in found if BEST in part]
+    tables = {key: user_metrics(_stack([part[key] for part in parts]), ks) for key in keys}
+    lists = [part[BEST].values for part in parts if BEST in part]
     return PerUser(users, tables, np.concatenate(lists).reshape(len(users), -1) if lists else None)
 
 
 def batch_ranks(
     scorer: Scorer, history: Ragged, truth: Ragged, groups: Sequence[Group], *, lists: bool = False
 ) -> Ranks:
-    """The part of :func:`evaluate` that one batch of cases is, so that batches can be ranked apart.
+    """Rank one batch of cases for :func:`evaluate`.
 
     Raises:
         DataError: a score is NaN.
@@ -257,17 +257,17 @@ def batch_ranks(
     scores = scorer(history)
     counts = count_above([scores], _ALONE, truth, history, np.stack(list(pool_of.values())))
     rank = {"kept": counts.above[0], "removed": np.where(counts.seen, NO_RANK, counts.above[0] - counts.known[0])}
-    found = {BEST: Ragged.of(best_items(scores, history))} if lists else {}
+    ranks_of = {BEST: Ragged.of(best_items(scores, history))} if lists else {}
     for h, group in product(HISTORIES, groups):
         counted = group.truths[truth.values]
-        found[h, group.name] = Ragged(
+        ranks_of[h, group.name] = Ragged(
             rank[h][number[group.candidates.tobytes()]][counted], truth.where(counted).offsets
         )
-    return found
+    return ranks_of
 
 
 def mean_metric(scorer: Scorer, cases: Cases, metric: str = "ndcg@10", history: str = "removed") -> float:
-    """One number over all items, for validation."""
+    """Return one metric over all items, for validation."""
     every = np.ones(int(scorer(cases.batch(0, 1)[0]).shape[1]), dtype=bool)
     k = int(metric.partition("@")[2])
     return evaluate(scorer, cases, [Group("all", every, every)], ks=(k,)).mean(metric, "all", history)
@@ -281,7 +281,8 @@ def choose_weights(
     metric: str = "ndcg@10",
     batch: int = 256,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The weighting of the slot kinds with the best metric on (validation) cases, history removed, and all of them.
+    """Return the weights of the slot kinds with the best metric on (validation) cases, history removed, and the metric
+    of all weights.
 
     All weightings share one pass of the model; of equals the first in the grid is taken.
     """
@@ -297,7 +298,7 @@ def choose_weights(
 def weighted_ranks(
     kind_scorer: KindScorer, history: Ragged, truth: Ragged, grid: Sequence[Mapping[str, float]]
 ) -> list[Ragged]:
-    """Ranks of the truths under every weighting of the grid, history removed, for one batch of cases.
+    """Return the ranks of the truths under every weighting of the grid, history removed, for one batch of cases.
 
     Raises:
         DataError: a mixed score is NaN.
@@ -315,27 +316,28 @@ def mixed_ranks(
     pools: np.ndarray,
     protocol: str,
 ) -> np.ndarray:
-    """Ranks int64 (weightings, pools, T) of T truths under weighted sums of scores by kind, each (b, I), among the
-    items of each pool, bool (pools, I), in a history protocol. A kind that a weighting does not name counts nothing.
+    """Return ranks, int64 (weightings, pools, T), of T truths under weighted sums of scores by kind, each (b, I), among
+    the items of each pool, bool (pools, I), in a history protocol. A kind that a weighting does not name counts
+    nothing.
 
     Raises:
         DataError: a mixed score is NaN.
     """
     from setrec.evaluation.rank_kernels import count_above
 
-    found = np.empty((len(grid), len(pools), len(truth.values)), dtype=np.int64)
+    ranked = np.empty((len(grid), len(pools), len(truth.values)), dtype=np.int64)
     # Sums are rounded in the order of their terms, so weightings go together that name the kinds in one order.
     for names in dict.fromkeys(tuple(weights) for weights in grid):
         numbers = [number for number, weights in enumerate(grid) if tuple(weights) == names]
         table = np.array([list(grid[number].values()) for number in numbers], dtype=np.float32)
         counts = count_above([kinds[name] for name in names], table, truth, history, pools)
         removed = np.where(counts.seen, NO_RANK, counts.above - counts.known)
-        found[numbers] = removed if protocol == "removed" else counts.above
-    return found
+        ranked[numbers] = removed if protocol == "removed" else counts.above
+    return ranked
 
 
 def _distinct(rows: Ragged) -> Ragged:
-    """Without repetitions inside a row: an item met twice is one truth, or NDCG could pass 1."""
+    """Remove repetitions within a row; with repeated truths NDCG could exceed 1."""
     key = rows.row_of_value * (int(rows.values.max(initial=0)) + 1) + rows.values
     first = np.zeros(len(key), dtype=bool)
     first[np.unique(key, return_index=True)[1]] = True

@@ -84,7 +84,7 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: fl
 def _history_and_self(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, seen: int, scaling: float | None, dropout: float
 ) -> Tensor:
-    """Attention of the tokens from ``seen`` on over the history and themselves; (B, heads, S - seen, c)."""
+    """Return attention (B, heads, S - seen, c) of the tokens from ``seen`` on over the history and themselves."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     own_query, own_key, own_value = query[:, :, seen:] * scale, key[:, :, seen:], value[:, :, seen:]
     logits = own_query @ key[:, :, :seen].transpose(2, 3)
@@ -96,7 +96,7 @@ def _history_and_self(
 
 
 def _plain_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """A mask even where a kernel could do without: no mask means everything may be seen."""
+    """Return an explicit mask where a kernel could omit it: no mask would mean full attention."""
     return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
 
 

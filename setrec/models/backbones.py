@@ -7,9 +7,10 @@ Two shapes of backbone are enough for every model transformers offers: a stack o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
-from setrec.errors import ConfigError
+from setrec.errors import ConfigError, first_line
 from setrec.models import attention, masks
 from setrec.models.settings import LoraSettings
 
@@ -39,45 +40,11 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-class Backbone(Protocol):
-    """What the recommender and the graph language model need of a backbone."""
-
-    width: int
-    heads: int
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """Layers whose weights nothing outside them reads, so that each can be sharded by itself."""
-
-    def recompute(self) -> None:
-        """In training, keep each layer's input alone and compute the rest again on the way back: a third more time,
-        memory of about one layer instead of all; the gradients are the same."""
-
-    def __call__(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
-        """Answers (B, Q, n, d) from instruction (a, d), items (B, L * m, d), queries (B or 1, Q, n, d) and visible
-        (B or 1, Q)."""
-
-    def attend(
-        self,
-        history: Tensor,
-        sees: Tensor,
-        positions: Tensor,
-        queries: Tensor,
-        asks: Tensor,
-        asked_at: Tensor,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """Answers (B, S, d) to queries (B, S, d) that see of a history (B, H, d) what ``asks`` bool (B or 1, S, H) says
-        and themselves; history tokens see each other by ``sees`` bool (B or 1, H, H). ``positions`` int (B or 1, H) and
-        ``asked_at`` int (B or 1, S) say where tokens and queries stand; ``bias`` (B, heads, H, H) is added to the
-        attention logits between history tokens."""
-
-
 def scratch_config(
     family: str, size: str, dropout: float, words: int = 1, layers: int | None = None
 ) -> PretrainedConfig:
-    """Configuration of a backbone trained from scratch; ``words`` is the size of its vocabulary, a single row where all
-    that it reads are vectors; ``layers`` as :func:`keep_layers`."""
+    """Return the configuration of a backbone trained from scratch; ``words`` is the size of its vocabulary, a single
+    row where all that it reads are vectors; ``layers`` as :func:`keep_layers`."""
     s = SIZES[size]
     if family == "t5":
         config = AutoConfig.for_model(
@@ -97,7 +64,7 @@ def scratch_config(
 
 
 def keep_layers(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
-    """``config``, changed in place to its first ``layers`` layers; all of them if ``layers`` is ``None``.
+    """Reduce ``config`` in place to its first ``layers`` layers, and return it; ``None`` keeps all.
 
     Raises:
         ConfigError: it has fewer.
@@ -118,18 +85,17 @@ def keep_layers(config: PretrainedConfig, layers: int | None) -> PretrainedConfi
 def build_backbone(
     config: PretrainedConfig, lora: LoraSettings | None = None
 ) -> CausalBackbone | EncoderDecoderBackbone:
-    """The interface around a newly built model of ``config`` (random weights, float32 whatever ``config`` says)."""
+    """Build a backbone with random float32 weights from ``config``."""
     return wrap(AutoModel.from_config(config, attn_implementation=attention.NAME, dtype=MASTER), lora)
 
 
 def load_backbone(
     path_or_hub_id: str, *, speaking: bool = False, layers: int | None = None, **kwargs: Any
 ) -> PreTrainedModel:
-    """A pretrained model by local path or hub id, to be given to :func:`wrap`; safetensors or GGUF, never pickles.
+    """Load a pretrained model by local path or hub id for :func:`wrap`, from safetensors or GGUF.
 
-    Its weights are float32 and its configuration says so, whatever type they are stored as (hub checkpoints: mostly
-    bf16), unless ``kwargs`` ask for another ``dtype``. ``speaking``: with the head that writes words. ``layers`` as
-    :func:`keep_layers`.
+    Weights and configuration are float32, whatever the stored type (hub checkpoints: mostly bf16), unless ``kwargs``
+    contain another ``dtype``. ``speaking``: with the head that writes words. ``layers`` as :func:`keep_layers`.
 
     Raises:
         ConfigError: nothing usable is found there, or weights that are stored quantised.
@@ -150,7 +116,7 @@ def load_backbone(
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
-        raise ConfigError(f"backbone '{path_or_hub_id}' cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"backbone '{path_or_hub_id}' cannot be loaded: {first_line(error)}") from error
 
 
 @contextmanager
@@ -166,7 +132,7 @@ def _quiet(quiet: bool) -> Iterator[None]:
 
 
 def wrap(model: PreTrainedModel, lora: LoraSettings | None = None) -> CausalBackbone | EncoderDecoderBackbone:
-    """The interface around a transformers model, with LoRA adapters injected when asked for."""
+    """Wrap a transformers model, with LoRA adapters if ``lora`` is given."""
     kind = EncoderDecoderBackbone if model.config.is_encoder_decoder else CausalBackbone
     if lora is not None:
         inject_lora(model, lora, kind.lora_targets)
@@ -174,7 +140,7 @@ def wrap(model: PreTrainedModel, lora: LoraSettings | None = None) -> CausalBack
 
 
 def inject_lora(model: PreTrainedModel, lora: LoraSettings, targets: list[str]) -> None:
-    """Put low-rank adapters beside the named projections of ``model``, in place."""
+    """Inject low-rank adapters into the named projections of ``model``, in place."""
     from peft import LoraConfig, inject_adapter_in_model
 
     inject_adapter_in_model(
@@ -183,34 +149,34 @@ def inject_lora(model: PreTrainedModel, lora: LoraSettings, targets: list[str]) 
     )
 
 
-class CausalBackbone(nn.Module):
-    """A decoder-only language model: queries follow the history in the same causal stack."""
+class Backbone(nn.Module, ABC):
+    """The interface to a transformers model that the recommender and the graph language model share."""
 
-    lora_targets: list[str] = ["q_proj", "v_proj", "o_proj"]  # noqa: RUF012
+    lora_targets: list[str]
+    causal_instruction: bool
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, width: int, heads: int) -> None:
         super().__init__()
-        self.model = model
-        self.width: int = model.config.hidden_size
-        self.heads: int = model.config.num_attention_heads
+        self.model, self.width, self.heads = model, width, heads
         model.get_input_embeddings().requires_grad_(False)
 
     @property
+    @abstractmethod
     def layers(self) -> list[nn.Module]:
-        """See :class:`Backbone`."""
-        return [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        """Layers whose weights are read by no other module, so that each can be sharded by itself."""
 
     def recompute(self) -> None:
-        """See :class:`Backbone`."""
+        """Enable gradient checkpointing: a third more time for the memory of about one layer, with equal gradients."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
-        """See :class:`Backbone`."""
+        """Return answers (B, Q, n, d) from instruction (a, d), items (B, L * m, d), queries (B or 1, Q, n, d) and
+        visible (B or 1, Q)."""
         batch, count = items.shape[0], items.shape[1] // m
         a, (blocks, n) = len(instruction), queries.shape[1:3]
         out = self.attend(
             torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
-            masks.history_mask(a, count, m, causal_instruction=True, device=items.device)[None],
+            masks.history_mask(a, count, m, causal_instruction=self.causal_instruction, device=items.device)[None],
             masks.history_positions(a, count, m, items.device)[None],
             queries.flatten(1, 2).expand(batch, -1, -1),
             masks.query_mask(visible, n, a, count, m),
@@ -218,8 +184,39 @@ class CausalBackbone(nn.Module):
         )
         return out.reshape(batch, blocks, n, self.width)
 
+    @abstractmethod
+    def attend(
+        self,
+        history: Tensor,
+        sees: Tensor,
+        positions: Tensor,
+        queries: Tensor,
+        asks: Tensor,
+        asked_at: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Return answers (B, S, d) to queries (B, S, d). A query attends to itself and to the tokens of the history
+        (B, H, d) in its row of ``asks``, bool (B or 1, S, H); history tokens attend to each other by ``sees``, bool
+        (B or 1, H, H). ``positions`` int (B or 1, H) and ``asked_at`` int (B or 1, S) are the positions of tokens and
+        queries; ``bias`` (B, heads, H, H) is added to the attention logits between history tokens."""
+
+
+class CausalBackbone(Backbone):
+    """A decoder-only language model: queries follow the history in the same causal stack."""
+
+    lora_targets: list[str] = ["q_proj", "v_proj", "o_proj"]  # noqa: RUF012
+    causal_instruction = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model, model.config.hidden_size, model.config.num_attention_heads)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """See :class:`Backbone`."""
+        return [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
     def read(self, instruction: Tensor, items: Tensor) -> Tensor:
-        """What is said at the instruction (a, d) and at each of the items (B, L, d): (B, a + L, d)."""
+        """Return the hidden states at the instruction (a, d) and at each of the items (B, L, d): (B, a + L, d)."""
         a, (batch, count) = len(instruction), items.shape[:2]
         return self.model(
             inputs_embeds=torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
@@ -252,7 +249,7 @@ class CausalBackbone(nn.Module):
         return out[:, history.shape[1] :]
 
 
-class EncoderDecoderBackbone(nn.Module):
+class EncoderDecoderBackbone(Backbone):
     """T5: the encoder reads the history under the sparse mask, the decoder's inputs are the queries.
 
     T5's relative bias is evaluated on the shared positions. Stock T5 has none between decoder and encoder; then a query
@@ -261,13 +258,10 @@ class EncoderDecoderBackbone(nn.Module):
     """
 
     lora_targets: list[str] = ["q", "v", "o"]  # noqa: RUF012
+    causal_instruction = False
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self.width: int = model.config.d_model
-        self.heads: int = model.config.num_heads
-        model.get_input_embeddings().requires_grad_(False)
+        super().__init__(model, model.config.d_model, model.config.num_heads)
         self._set_bias(stock=False)
         for block in cast(Any, model).decoder.block:
             # A query that sees only itself needs no query and key projections.
@@ -279,24 +273,6 @@ class EncoderDecoderBackbone(nn.Module):
         """See :class:`Backbone`. The first of either stack holds the biases of positions, read by all."""
         stacks = cast(Any, self.model)
         return [*stacks.encoder.block[1:], *stacks.decoder.block[1:]]
-
-    def recompute(self) -> None:
-        """See :class:`Backbone`."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
-
-    def forward(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
-        """See :class:`Backbone`."""
-        batch, count = items.shape[0], items.shape[1] // m
-        a, (blocks, n) = len(instruction), queries.shape[1:3]
-        out = self.attend(
-            torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
-            masks.history_mask(a, count, m, causal_instruction=False, device=items.device)[None],
-            masks.history_positions(a, count, m, items.device)[None],
-            queries.flatten(1, 2).expand(batch, -1, -1),
-            masks.query_mask(visible, n, a, count, m),
-            masks.query_positions(visible, n, a),
-        )
-        return out.reshape(batch, blocks, n, self.width)
 
     def attend(
         self,
@@ -323,7 +299,7 @@ class EncoderDecoderBackbone(nn.Module):
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
-        """Inside, the decoder is the stock one that writes word after word; outside, its inputs are queries."""
+        """Restore the stock decoder, which generates text, within the context; outside, its inputs are queries."""
         self._set_bias(stock=True)
         try:
             yield
@@ -341,13 +317,14 @@ class EncoderDecoderBackbone(nn.Module):
                 first.compute_bias = _no_bias
 
     def encode(self, history: Tensor, sees: Tensor, positions: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The encoder's states (B, H, d) of the history."""
+        """Return the encoder states (B, H, d) of the history."""
         mask = self._bias("encoder", positions, positions, sees)
         mask = mask if bias is None else mask + bias
         return cast(Any, self.model).encoder(inputs_embeds=history, attention_mask=mask).last_hidden_state
 
     def _bias(self, stack: str, looking: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
-        """T5's relative bias between positions, with minus infinity where the mask is false; (B or 1, heads, S, H)."""
+        """Return T5's relative bias between positions, (B or 1, heads, S, H), minus infinity where the mask is
+        false."""
         layer = cast(Any, getattr(self.model, stack)).block[0].layer[0].SelfAttention
         buckets = layer._relative_position_bucket(
             seen[:, None, :] - looking[:, :, None],

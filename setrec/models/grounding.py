@@ -1,4 +1,5 @@
-"""From answers to items: s(u, i) = sum over slots of w_k <o_k, z_k(i)> (SETRec section 3.2), as one inner product.
+"""Grounding of answers in items: s(u, i) = sum over slots of w_k <o_k, z_k(i)> (SETRec section 3.2), as one inner
+product.
 
 With z_k(i) = A_k c_i + b_k, where c_i is the code of item i,
 
@@ -20,31 +21,32 @@ from setrec.models.item_tokens import ItemTokens
 
 
 class LogitBias(NamedTuple):
-    """Logits to which one learned number is added, ``by`` (a scalar): those of the pairs (``rows``, ``items``), int64
-    (P,) each, every pair once, in the order of rows."""
+    """A learned bias ``by`` (scalar) on the logits of the distinct pairs (``rows``, ``items``), int64 (P,) each, sorted
+    by row."""
 
     rows: Tensor
     items: Tensor
     by: Tensor
 
     def between(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Rows, counted from ``start``, and items of the pairs of rows below ``stop``."""
+        """Return rows, relative to ``start``, and items of the pairs with rows from ``start`` to ``stop``."""
         a, b = torch.searchsorted(self.rows, torch.tensor([start, stop], device=self.rows.device)).tolist()
         return self.rows[a:b] - start, self.items[a:b]
 
 
 def slot_codes(tokens: ItemTokens, outputs: Tensor) -> list[Tensor]:
-    """Each slot's answer in the columns of its code, A_k^T o_k: n tensors (..., columns) from (..., n, d)."""
+    """Return each slot's answer in the columns of its code, A_k^T o_k: n tensors (..., columns) from (..., n, d)."""
     return [outputs[..., k, :] @ a for k, (a, _) in enumerate(tokens.maps())]
 
 
 def slot_weights(tokens: ItemTokens, weights: Mapping[str, float]) -> list[float]:
-    """Weight of each slot from the weights of the kinds; every slot of a kind carries the kind's weight."""
+    """Return the weight of each slot from the weights of the kinds."""
     return [weights[slot.kind] for slot in tokens.slots]
 
 
 def fold(tokens: ItemTokens, outputs: Tensor, weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-    """User code (..., D) and constant (...,): their inner product with item codes plus the constant is the score."""
+    """Return user code (..., D) and constant (...,): the score is the inner product with item codes plus the
+    constant."""
     constant = outputs.new_zeros(outputs.shape[:-2])
     for k, w in enumerate(slot_weights(tokens, weights)):
         constant = constant + w * (outputs[..., k, :] @ tokens.maps()[k][1])
@@ -52,13 +54,8 @@ def fold(tokens: ItemTokens, outputs: Tensor, weights: Mapping[str, float]) -> t
 
 
 def joined(tokens: ItemTokens, own: Sequence[Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The user code (..., D) of the slots' answers in the columns of their codes, as :func:`slot_codes` gives them."""
+    """Return the user code (..., D) from the slots' answers in the columns of their codes (:func:`slot_codes`)."""
     columns: dict[str, list[Tensor]] = {kind: [] for kind in tokens.kinds}
     for slot, code in zip(tokens.slots, own, strict=True):
         columns[slot.kind].append(weights[slot.kind] * code)
     return torch.cat([torch.stack(codes).sum(dim=0) for codes in columns.values()], dim=-1)
-
-
-def slot_scores(tokens: ItemTokens, outputs: Tensor, codes: Tensor) -> Tensor:
-    """The unfolded scores <o_k, z_k(i)>, (B, n, I), from outputs (B, n, d): the definition, for tests and analysis."""
-    return torch.einsum("bkd,ikd->bki", outputs, tokens.tokens(codes))

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from setrec.rows import normalize_rows
+
 COLLABORATIVE = "collaborative"
 SEMANTIC = "semantic"
 TEXT = "text"
@@ -24,7 +26,7 @@ TEXT = "text"
 
 @dataclass(frozen=True)
 class ItemFeatures:
-    """What is known of every item before the recommender is trained.
+    """Features of the items: inputs of the item tokenizers.
 
     ``collaborative`` (I, 64) and ``text`` (I, width) float32; ``trained`` bool (I,): whether the item occurs in the
     training part; ``extra``: further feature matrices (I, width) by slot kind. ``None`` leaves a kind of slot out.
@@ -39,10 +41,10 @@ class ItemFeatures:
         return len(self.trained)
 
     def table(self, kind: str) -> np.ndarray:
-        """The feature matrix behind a kind of slot.
+        """Return the feature matrix of a kind of slot.
 
         Raises:
-            KeyError: there is none.
+            KeyError: no slot of this kind.
         """
         table = {COLLABORATIVE: self.collaborative, SEMANTIC: self.text, TEXT: self.text, **self.extra}[kind]
         if table is None:
@@ -52,7 +54,7 @@ class ItemFeatures:
 
 @dataclass(frozen=True)
 class Slot:
-    """One token of the set: its kind and the columns of the code that it is an affine map of."""
+    """One token of the set: its kind, and the columns of the code from which it is an affine map."""
 
     kind: str
     start: int
@@ -60,7 +62,7 @@ class Slot:
 
 
 class TableTokenizer(nn.Module):
-    """One token from a table of vectors: z(i) = P c_i + p.
+    """A tokenizer with one token from a table of vectors: z(i) = P c_i + p.
 
     Rows of items that were never trained on are noise. They are kept at zero: in the input they read as "nothing
     known", and no inner product can favour or punish them.
@@ -78,25 +80,26 @@ class TableTokenizer(nn.Module):
 
     @torch.no_grad()
     def fill(self, table: np.ndarray, known: np.ndarray) -> None:
-        """Set the table (I, features) and which rows mean something (I,)."""
+        """Set the table (I, features) and the mask of valid rows (I,)."""
         self.known.copy_(torch.from_numpy(known))
         self.table.copy_(torch.from_numpy(table) * self.known[:, None])
 
     def codes(self, rows: Tensor | None = None) -> Tensor:
-        """(I, features), or of some rows; zero for unknown rows, and in training for ``id_dropout`` of the others,
-        drawn anew at every call."""
+        """Return codes (I, features), or of some rows; zero for invalid rows and, in training, for a random share
+        ``id_dropout`` of the others."""
         table, known = (self.table, self.known) if rows is None else (self.table[rows], self.known[rows])
         if self.training and self.id_dropout:
             known = known & (torch.rand(len(known), device=known.device) >= self.id_dropout)
         return table * known[:, None]
 
     def maps(self) -> tuple[Tensor, Tensor]:
-        """The affine map as A (1, d, features) and b (1, d)."""
+        """Return the affine map as A (1, d, features) and b (1, d)."""
         return self.project.weight[None], self.project.bias[None]
 
 
 class SemanticTokenizer(nn.Module):
-    """N tokens from a text vector: an autoencoder (512, 256, 128) whose code is split into N vectors of width d.
+    """A tokenizer with N tokens from a text vector: an autoencoder (512, 256, 128) whose code is split into N vectors
+    of width d.
 
     The encoder's last layer is linear on 128 rectified numbers h_i, so z_k(i) = A_k h_i + b_k. Text vectors are
     centred and scaled to unit variance first: sentence encoders give unit length, hence tiny components. Without
@@ -122,7 +125,7 @@ class SemanticTokenizer(nn.Module):
 
     @torch.no_grad()
     def fill(self, features: np.ndarray) -> None:
-        """Set the text vectors (I, features) and take centre and scale from them."""
+        """Set the text vectors (I, features), and compute centre and scale."""
         x = torch.from_numpy(features)
         self.center.copy_(x.mean(dim=0))
         self.scale.copy_((x - self.center).square().mean().sqrt().clamp(min=1e-8))
@@ -130,12 +133,12 @@ class SemanticTokenizer(nn.Module):
 
     @torch.no_grad()
     def refill(self, features: np.ndarray) -> None:
-        """Set the text vectors (I, features) under the centre and scale there are."""
+        """Set the text vectors (I, features), keeping centre and scale."""
         self.features.copy_(self.standardised(torch.from_numpy(features).to(self.center.device)))
 
     def standardised(self, texts: Tensor) -> Tensor:
-        """Raw text vectors (..., features) as the encoder reads them; an empty text (all zeros) stays zero where codes
-        are the vectors themselves."""
+        """Standardise text vectors (..., features) for the encoder; an empty text (all zeros) stays zero if codes are
+        the vectors themselves."""
         x = texts - self.center
         if self.encoder:
             return x / self.scale
@@ -143,25 +146,25 @@ class SemanticTokenizer(nn.Module):
         return some * x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-8))
 
     def encode(self, standardised: Tensor) -> Tensor:
-        """Code h (..., 128) of standardised text vectors (..., features)."""
+        """Return codes h (..., 128) of standardised text vectors (..., features)."""
         for layer in self.encoder:
             standardised = F.relu(layer(standardised))
         return standardised
 
     def codes(self, rows: Tensor | None = None) -> Tensor:
-        """(I, 128), or of some rows."""
+        """Return codes (I, 128), or of some rows."""
         return self.encode(self.features if rows is None else self.features[rows])
 
     def new_codes(self, texts: Tensor) -> Tensor:
-        """Codes of raw text vectors (rows, features) of items that training has not seen."""
+        """Return codes of raw text vectors (rows, features) of new items."""
         return self.encode(self.standardised(texts))
 
     def maps(self) -> tuple[Tensor, Tensor]:
-        """The affine maps as A (N, d, 128) and b (N, d)."""
+        """Return the affine maps as A (N, d, 128) and b (N, d)."""
         return self.split.weight.view(self.tokens, self.width, -1), self.split.bias.view(self.tokens, -1)
 
     def reconstruction_error(self, rows: Tensor) -> Tensor:
-        """Mean squared error between the standardised text vectors of ``rows`` and their reconstruction."""
+        """Return the mean squared error between the standardised text vectors of ``rows`` and their reconstruction."""
         x = self.features[rows]
         back = self.split(self.encode(x))
         for layer in self.decoder[:-1]:
@@ -170,8 +173,8 @@ class SemanticTokenizer(nn.Module):
 
 
 class TextTokenizer(nn.Module):
-    """One token from the text vector itself: its code, frozen, is the vector around the catalogue's mean, of one length
-    for all, in the ``width`` directions in which texts differ most.
+    """A tokenizer with one token from the text vector itself: its frozen code is the centred vector, scaled to one
+    length for all, in the ``width`` directions in which texts differ most.
 
     An inner product of two codes is ``width`` times the cosine of what differs in two texts. Principal directions keep
     most of that at a fraction of the work for a softmax; what is lost is mostly noise.
@@ -191,7 +194,7 @@ class TextTokenizer(nn.Module):
 
     @torch.no_grad()
     def fill(self, features: np.ndarray) -> None:
-        """Set the text vectors (I, features), and take mean and directions from them."""
+        """Set the text vectors (I, features), and compute mean and directions."""
         center = text_center(features)
         self.center.copy_(torch.from_numpy(center))
         self.directions.copy_(torch.from_numpy(_principal(unit_rows(features, center), self.code_width)))
@@ -199,28 +202,29 @@ class TextTokenizer(nn.Module):
 
     @torch.no_grad()
     def refill(self, features: np.ndarray) -> None:
-        """Set the text vectors (I, features) under the mean and directions there are."""
+        """Set the text vectors (I, features), keeping mean and directions."""
         self.table.copy_(self.new_codes(torch.from_numpy(features).to(self.center.device)))
 
     def codes(self, rows: Tensor | None = None) -> Tensor:
-        """(I, width), or of some rows."""
+        """Return codes (I, width), or of some rows."""
         return self.table if rows is None else self.table[rows]
 
     def new_codes(self, texts: Tensor) -> Tensor:
-        """Codes (rows, width) of text vectors (rows, features); an empty text (all zeros) has a code of zeros."""
+        """Return codes (rows, width) of text vectors (rows, features); an empty text (all zeros) has a code of
+        zeros."""
         some = texts.abs().sum(dim=-1, keepdim=True) > 0
         x = some * (texts - self.center)
         x = (x / x.norm(dim=-1, keepdim=True).clamp(min=1e-8)) @ self.directions
         return x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-8))
 
     def maps(self) -> tuple[Tensor, Tensor]:
-        """The affine map as A (1, d, width) and b (1, d)."""
+        """Return the affine map as A (1, d, width) and b (1, d)."""
         return self.project.weight[None], self.project.bias[None]
 
 
 def _principal(rows: np.ndarray, width: int) -> np.ndarray:
-    """The ``width`` orthonormal directions, float32 (w, width), in which rows (I, w) differ most; the axes themselves
-    where there are no more. Directions in which no row differs are zeros."""
+    """Return the ``width`` orthonormal principal directions, float32 (w, width), of rows (I, w); the axes themselves if
+    there are no more. Directions in which no row differs are zeros."""
     if rows.shape[1] <= width:
         return np.eye(rows.shape[1], dtype=np.float32)
     # LAPACK's digits depend on its number of threads, and directions without variance are arbitrary.
@@ -231,15 +235,15 @@ def _principal(rows: np.ndarray, width: int) -> np.ndarray:
 
 
 def unit_rows(text: np.ndarray, center: np.ndarray | None = None) -> np.ndarray:
-    """Text vectors, float32 (I, w), around their mean (or ``center``) and of length 1, so that products are cosines of
-    what differs; an item without a text (all zeros) stays zero."""
+    """Return text vectors, float32 (I, w), centred on their mean (or ``center``) and scaled to length 1; an item
+    without text (all zeros) stays zero."""
     some = np.abs(text).sum(axis=1, keepdims=True) > 0
     centred = np.where(some, text - (text_center(text) if center is None else center), 0.0)
-    return np.asarray(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-8), dtype=np.float32)
+    return np.asarray(normalize_rows(centred), dtype=np.float32)
 
 
 def text_center(text: np.ndarray) -> np.ndarray:
-    """The mean of the vectors (I, w) of items that have a text, float32 (w,)."""
+    """Return the mean, float32 (w,), of the vectors (I, w) of items with a text."""
     some = np.abs(text).sum(axis=1) > 0
     return np.asarray(text[some].mean(axis=0) if some.any() else np.zeros(text.shape[1]), dtype=np.float32)
 
@@ -248,7 +252,7 @@ Tokenizer = TableTokenizer | SemanticTokenizer | TextTokenizer
 
 
 class ItemTokens(nn.Module):
-    """All tokenizers of a catalogue side by side: codes, tokens and the affine maps between them."""
+    """The tokenizers of a catalogue: codes, tokens and the affine maps between them."""
 
     def __init__(
         self,
@@ -289,12 +293,12 @@ class ItemTokens(nn.Module):
         return cast(list[Tokenizer], list(self.parts.values()))
 
     def table(self, kind: str) -> TableTokenizer | None:
-        """The tokenizer of a kind of table slot, ``None`` where there is none."""
+        """Return the tokenizer of a kind of table slot, or ``None``."""
         return cast(TableTokenizer, self.parts[kind]) if kind in self.parts else None
 
     @property
     def semantic(self) -> SemanticTokenizer | None:
-        """The tokenizer of the semantic slots, ``None`` where there are none."""
+        """The tokenizer of the semantic slots, or ``None``."""
         return cast(SemanticTokenizer, self.parts[SEMANTIC]) if SEMANTIC in self.parts else None
 
     @property
@@ -318,7 +322,7 @@ class ItemTokens(nn.Module):
                 part.fill(table, known)
 
     def codes(self, rows: Tensor | None = None) -> Tensor:
-        """Codes of the whole catalogue, (I, D), or of some rows of it."""
+        """Return codes of the catalogue, (I, D), or of some rows."""
         return torch.cat([part.codes(rows) for part in self._tokenizers()], dim=1)
 
     @property
@@ -327,28 +331,28 @@ class ItemTokens(nn.Module):
         return tuple(kind for kind in (SEMANTIC, TEXT) if kind in self.parts)
 
     def text_codes(self, texts: Tensor) -> Tensor:
-        """Codes (rows, D) from text vectors (rows, width) of items that training has not seen; columns of other kinds
-        are zero."""
-        found = []
+        """Return codes (rows, D) of new items from text vectors (rows, width); columns of other kinds are zero."""
+        parts = []
         for part in self._tokenizers():
             if isinstance(part, TableTokenizer):
-                found.append(texts.new_zeros(len(texts), part.code_width))
+                parts.append(texts.new_zeros(len(texts), part.code_width))
             else:
-                found.append(part.new_codes(texts))
-        return torch.cat(found, dim=1)
+                parts.append(part.new_codes(texts))
+        return torch.cat(parts, dim=1)
 
     def maps(self) -> list[tuple[Tensor, Tensor]]:
-        """Per slot its affine map A (d, its columns) and b (d,): z_k = A code[start:stop] + b."""
+        """Return the affine map of each slot, A (d, its columns) and b (d,): z_k = A code[start:stop] + b."""
         pairs = [part.maps() for part in self._tokenizers()]
         return [(a[k], b[k]) for a, b in pairs for k in range(len(a))]
 
     def tokens(self, codes: Tensor) -> Tensor:
-        """The set of tokens of each code: (..., D) to (..., n, d)."""
+        """Return the set of tokens (..., n, d) of codes (..., D)."""
         maps = zip(self.slots, self.maps(), strict=True)
         return torch.stack([F.linear(codes[..., s.start : s.stop], a, b) for s, (a, b) in maps], dim=-2)
 
     def fused(self, codes: Tensor) -> Tensor:
-        """The sum of an item's tokens, (..., D) to (..., d): one affine map, n times cheaper to read than the set."""
+        """Return the sum of an item's tokens, (..., d) from codes (..., D): one affine map, n times cheaper to read
+        than the set."""
         maps = self.maps()
         whole = torch.cat(
             [

@@ -1,12 +1,11 @@
-"""Where each token stands: sparse masks and shared positions, as pure functions of lengths (SETRec section 3.2).
+"""Sparse attention masks and shared positions, as pure functions of lengths (SETRec section 3.2).
 
 A sequence is ``[instruction (a)] [item 1 (m tokens)] ... [item L] [query block 1 (n)] ... [query block Q]``.
 ``m`` is n (a token per slot) or 1 (the slots of an item summed into one input token).
 
-* Tokens of one item do not see each other; they see the instruction and all tokens of earlier items.
-* All tokens of item k stand at position a + k, whatever m is.
-* Query block q sees the instruction and the first ``visible[q]`` items, at position a + ``visible[q]``; a query sees
-  itself and no other query.
+* Tokens of one item do not see each other; they see the instruction and all tokens of earlier items. * All tokens of
+item k share position a + k. * Query block q sees the instruction and the first ``visible[q]`` items, at position a +
+``visible[q]``; a query sees itself and no other query.
 
 So one pass may carry a block of queries for every position of a history: blocks cannot influence the history or each
 other, and each answers as if the history ended where its sight ends. Histories are padded on the right, where
@@ -20,13 +19,14 @@ from torch import Tensor
 
 
 def history_positions(a: int, items: int, m: int, device: torch.device | None = None) -> Tensor:
-    """Position of every history token, int64 (H,): the instruction counts up, an item's tokens share one."""
+    """Return the position of every history token, int64 (H,): those of the instruction ascend, an item's tokens share
+    one."""
     blocks = torch.arange(items, device=device).repeat_interleave(m) + a
     return torch.cat([torch.arange(a, device=device), blocks])
 
 
 def history_mask(a: int, items: int, m: int, *, causal_instruction: bool, device: torch.device | None = None) -> Tensor:
-    """Who sees whom in the history, bool (H, H), rows look at columns.
+    """Return the attention mask of the history, bool (H, H); rows attend to columns.
 
     ``causal_instruction``: whether instruction tokens see only earlier ones (decoder-only backbones) or all of the
     instruction (encoders).
@@ -40,11 +40,13 @@ def history_mask(a: int, items: int, m: int, *, causal_instruction: bool, device
 
 
 def query_mask(visible: Tensor, n: int, a: int, items: int, m: int) -> Tensor:
-    """What each query sees of the history, bool (B, Q * n, H), from ``visible`` int (B, Q): items in sight."""
+    """Return the mask from queries to the history, bool (B, Q * n, H), from the number of visible items, ``visible``
+    int (B, Q)."""
     position = history_positions(a, items, m, visible.device)
     return position[None, None, :] < query_positions(visible, n, a)[:, :, None]
 
 
 def query_positions(visible: Tensor, n: int, a: int) -> Tensor:
-    """Position of each query, int64 (B, Q * n): that of the item to come, shared by the n queries of a block."""
+    """Return the position of each query, int64 (B, Q * n): that of the next item, shared by the n queries of a
+    block."""
     return (a + visible.long()).repeat_interleave(n, dim=1)

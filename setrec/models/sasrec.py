@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from setrec.atomic import atomic_directory
-from setrec.errors import ConfigError
+from setrec.errors import ConfigError, first_line
 from setrec.evaluation import ranking
 from setrec.models.settings import SasRecSettings
 from setrec.ragged import Ragged
@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 
 class ItemText(nn.Module):
-    """What texts add to item embeddings: fixed vectors (I, w) through one learned linear map.
+    """Text part of the item embeddings: fixed vectors (I, w) through a learned linear map.
 
     Columns are centred and the table is scaled as a whole: columns keep their share, as the strength of a direction
     tells signal from noise. At the start a text counts as much as an embedding.
@@ -67,7 +67,7 @@ class ItemText(nn.Module):
 
     @staticmethod
     def standard(features: np.ndarray) -> Tensor:
-        """Vectors (I, w) with columns of mean 0 and overall variance 1."""
+        """Standardise vectors (I, w) to columns of mean 0 and overall variance 1."""
         centred = torch.from_numpy(features).float()
         centred = centred - centred.mean(dim=0)
         return centred / centred.std().clamp(min=1e-8)
@@ -78,7 +78,7 @@ class ItemText(nn.Module):
 
 
 class SasRec(nn.Module):
-    """Histories of item rows in, one vector per position out; scores are inner products with the item vectors.
+    """SASRec: maps histories of item rows to one vector per position; scores are inner products with the item vectors.
 
     ``trained`` bool (I,): items that occur in training. The others have embeddings, but no meaning. ``features``
     float32 (I, w): vectors of the items' texts, added to embeddings as :class:`ItemText` says; with them an item that
@@ -101,7 +101,7 @@ class SasRec(nn.Module):
         self.text = None if features is None else ItemText(features, settings.width, settings.text_dropout)
 
     def vectors(self, rows: Tensor) -> Tensor:
-        """Vectors (..., width) of item rows (...), read and asked for alike."""
+        """Return vectors (..., width) of item rows (...), as inputs and as targets."""
         own = self.items(rows)
         if self.text is None:
             return own
@@ -111,7 +111,7 @@ class SasRec(nn.Module):
         return own * known[..., None] + self.text(rows)
 
     def forward(self, items: Tensor) -> Tensor:
-        """User vectors (B, L, width) after each item of right-padded histories (B, L)."""
+        """Return user vectors (B, L, width) after each item of right-padded histories (B, L)."""
         x = self.dropout(self.vectors(items) + self.positions.weight[: items.shape[1]])
         for block in self.blocks:
             x = block(x)
@@ -119,12 +119,12 @@ class SasRec(nn.Module):
 
     @torch.no_grad()
     def item_embeddings(self) -> Tensor:
-        """(I, width), without texts; rows of items never trained on are zero."""
+        """Return item embeddings (I, width) without texts; rows of items outside training are zero."""
         return self.items.weight * self.trained[:, None]
 
     @torch.no_grad()
     def user_vectors(self, history: Ragged) -> Tensor:
-        """(B, width) after the last item of each history."""
+        """Return user vectors (B, width) after the last item of each history."""
         items, lengths = history.pad(self.settings.max_items)
         device = self.items.weight.device
         out = self(torch.from_numpy(items).long().to(device))
@@ -139,7 +139,7 @@ class SasRec(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> SasRec:
-        """Read what :meth:`save` wrote.
+        """Load what :meth:`save` wrote.
 
         Raises:
             ConfigError: the folder holds no such model.
@@ -150,12 +150,12 @@ class SasRec(nn.Module):
             model = cls(len(weights["trained"]), settings, weights.get("text.table"))
             model.load_state_dict(weights)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise ConfigError(f"'{folder}' holds no SASRec: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"'{folder}' holds no SASRec: {first_line(error)}") from error
         return model.eval()
 
 
 def scorer(model: SasRec) -> ranking.Scorer:
-    """Scores (b, I); items never trained on stand below all others, unless their texts say what they are."""
+    """Return a scorer of histories, (b, I); without texts, items outside training rank below all others."""
     model.eval()
     with torch.no_grad():
         whole = model.text is None

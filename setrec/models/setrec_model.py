@@ -1,4 +1,4 @@
-"""SETRec as a transformers model: histories of items in, one answer vector per slot out, all at once."""
+"""SETRec as a transformers model: histories of items in, one answer vector per slot out, in one forward pass."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def _backbone_config(given: dict[str, Any] | None) -> PretrainedConfig:
 
 
 class Answers(NamedTuple):
-    """What :meth:`SetRecModel.forward` returns. ``slots``: each slot's answers (T, its columns) in the columns of its
-    code; ``codes`` (I, D), or (J, D) of the rows asked for; ``repeats``: the learned bias of items that a query block
-    has seen; ``reconstruction``: the autoencoder's mean squared error."""
+    """The output of :meth:`SetRecModel.forward`. ``slots``: each slot's answers (T, its columns) in the columns of its
+    code; ``codes`` (I, D), or (J, D) of the given rows; ``repeats``: the learned bias of items that a query block has
+    seen; ``reconstruction``: the autoencoder's mean squared error."""
 
     slots: list[Tensor]
     codes: Tensor
@@ -145,21 +145,22 @@ class SetRecModel(PreTrainedModel):
 
     @property
     def max_items(self) -> int:
-        """How many items of a history are read, the latest."""
+        """Maximum number of items read, the latest of a history."""
         return self.config.max_items
 
     @property
     def tokens_per_item(self) -> int:
-        """How many tokens an item of a history is read as."""
+        """Number of tokens per item of a history."""
         return 1 if self.config.history == "fused" else len(self.tokens.slots)
 
     @property
     def tokens_per_target(self) -> int:
-        """How many queries a target is asked with: one per slot, or none where an item's own token answers."""
+        """Number of queries per target: one per slot, or none if an item's own token answers."""
         return len(self.tokens.slots) if self.maps is None else 0
 
     def outputs(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> Tensor:
-        """Answers (B, Q, n, d) of query blocks that each see the first ``visible`` (B or 1, Q) items of a history.
+        """Return answers (B, Q, n, d) of query blocks that each see the first ``visible`` (B or 1, Q) items of a
+        history.
 
         ``items`` int (B, L), right-padded with any row; ``codes`` (I, D) when they are at hand already.
         """
@@ -178,13 +179,14 @@ class SetRecModel(PreTrainedModel):
         return self.dropout(out) * self.log_scale.exp()[:, None]
 
     def _at_items(self, vectors: Tensor, visible: Tensor) -> Tensor:
-        """Answers (B, Q, n, d) of the last visible items' own tokens, or of the instruction where none is visible."""
+        """Return answers (B, Q, n, d) at the last visible items, or at the instruction if none is visible."""
         states = cast(CausalBackbone, self.backbone).read(self.instruction, vectors)
         own = _last_seen(states, len(self.instruction) - 1 + visible.long())
         return torch.einsum("bqd,nde->bqne", own, cast(Tensor, self.maps)) + self.queries
 
     def answer_codes(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> list[Tensor]:
-        """Each slot's answer in the columns of its code, n tensors (B, Q, columns); arguments as of :meth:`outputs`."""
+        """Return each slot's answer in the columns of its code, n tensors (B, Q, columns); arguments as of
+        :meth:`outputs`."""
         codes = self.tokens.codes() if codes is None else codes
         own = grounding.slot_codes(self.tokens, self.outputs(items, visible, codes))
         if self.log_skip is None:
@@ -193,8 +195,8 @@ class SetRecModel(PreTrainedModel):
         return [code + skip[slot.kind] for slot, code in zip(self.tokens.slots, own, strict=True)]
 
     def _skip(self, read: Tensor, visible: Tensor, gains: Tensor) -> dict[str, Tensor]:
-        """By kind the history skip connection, (B, Q, columns): means of the codes read (B, L, D), at gains (kinds,
-        decays)."""
+        """Return the history skip connection by kind, (B, Q, columns): decayed means of the codes (B, L, D), at gains
+        (kinds, decays)."""
         age = visible[..., None] - 1 - torch.arange(read.shape[1], device=read.device)
         weights = []
         for decay in self.config.history_skip:
@@ -207,7 +209,7 @@ class SetRecModel(PreTrainedModel):
         return skip
 
     def repeat_bias(self, weights: Mapping[str, float]) -> float:
-        """What is added to the scores of items in the history, at these weights of the slot kinds."""
+        """Return the bias on the scores of items in the history, at given weights of the slot kinds."""
         if self.repeat_logit is None:
             return 0.0
         return self.repeat_logit.item() * BIAS_UNIT * sum(grounding.slot_weights(self.tokens, weights))
@@ -220,8 +222,7 @@ class SetRecModel(PreTrainedModel):
         rows: Tensor | None = None,
         reconstructed: Tensor | None = None,
     ) -> Answers:
-        """Answers of the T query blocks for which ``asked``, bool (B, Q), is true, beside the codes they are compared
-        with.
+        """Return the answers of the T query blocks for which ``asked``, bool (B, Q), is true, and the item codes.
 
         ``items`` int (B, L) and ``visible`` int (B, Q) as of :meth:`outputs`. With ``rows`` int64 (J,), only the codes
         of these items are computed, and ``items`` number them. ``reconstructed``: rows of items whose text vectors the
@@ -238,7 +239,7 @@ class SetRecModel(PreTrainedModel):
         return Answers(own, codes, repeats, error)
 
     def _seen(self, items: Tensor, visible: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-        """The pairs of a target and an item that it sees, each once, in the order of targets."""
+        """Return the distinct pairs of a target and a visible item, in the order of targets."""
         sees = (torch.arange(items.shape[1], device=items.device) < visible[..., None])[asked]
         row, at = sees.nonzero(as_tuple=True)
         seen = items[asked.nonzero()[:, 0][row], at].long()
@@ -247,7 +248,7 @@ class SetRecModel(PreTrainedModel):
 
     @property
     def trained(self) -> Tensor:
-        """Whether each item was a training item, bool (I,); all true without a collaborative slot."""
+        """Mask of training items, bool (I,); all true without a collaborative slot."""
         table = self.tokens.table(COLLABORATIVE)
         if table is None:
             return torch.ones(self.config.items, dtype=torch.bool, device=self.device)
@@ -255,13 +256,13 @@ class SetRecModel(PreTrainedModel):
 
     @torch.no_grad()
     def item_codes(self) -> Tensor:
-        """Folded item codes, float32 (I, D): what an index holds. Independent of users and of slot weights."""
+        """Return folded item codes, float32 (I, D), for an index. They are independent of users and slot weights."""
         return self.tokens.codes().float()
 
     @torch.no_grad()
     def text_codes(self, vectors: Tensor) -> Tensor:
-        """Codes, float32 (rows, D), of new items from their text vectors (rows, width); columns that no text gives are
-        zero.
+        """Return codes, float32 (rows, D), of new items from their text vectors (rows, width); columns of other slots
+        are zero.
 
         Raises:
             ConfigError: no slot of the model reads text, or it was trained on text vectors of another width.
@@ -274,23 +275,25 @@ class SetRecModel(PreTrainedModel):
 
     @torch.no_grad()
     def answers(self, histories: Ragged, codes: Tensor | None = None) -> Tensor:
-        """Answers (B, n, d) to whole histories (the latest ``max_items`` of each); one forward pass."""
+        """Return answers (B, n, d) to whole histories (the latest ``max_items`` of each) in one forward pass."""
         return self.outputs(*self._whole(histories), codes)[:, 0]
 
     def _whole(self, histories: Ragged) -> tuple[Tensor, Tensor]:
-        """Items (B, L) and visible (B, 1) of whole histories, the latest ``max_items`` of each."""
+        """Return items (B, L) and visible (B, 1) of whole histories, the latest ``max_items`` of each."""
         items, lengths = histories.pad(self.config.max_items)
         return torch.from_numpy(items).to(self.device), torch.from_numpy(lengths).to(self.device)[:, None]
 
     @torch.no_grad()
     def user_codes(self, histories: Ragged, weights: Mapping[str, float], codes: Tensor | None = None) -> Tensor:
-        """Folded user codes, float32 (B, D): inner products with item codes are scores, up to a constant per user."""
+        """Return folded user codes, float32 (B, D): inner products with item codes are scores, up to a constant per
+        user."""
         own = self.answer_codes(*self._whole(histories), codes)
         return grounding.joined(self.tokens, own, weights)[:, 0].float()
 
     @classmethod
     def build(cls, settings: ModelSettings, features: ItemFeatures) -> SetRecModel:
-        """A model for a catalogue, its backbone pretrained or new, its tokenizers filled with the items' features."""
+        """Build a model for a catalogue, with a pretrained or new backbone and with tokenizers filled with the items'
+        features."""
         b = settings.backbone
         pretrained = load_backbone(b.pretrained, layers=b.layers) if b.pretrained else None
         instruction = _instruction_vectors(b.pretrained, pretrained)
@@ -337,8 +340,8 @@ class SetRecModel(PreTrainedModel):
 
 
 def _last_seen(vectors: Tensor, at: Tensor) -> Tensor:
-    """Vectors (B, Q, d) of the tokens ``at`` (B or 1, Q) out of (B, L, d); zero where that is before the first, so that
-    an empty history is the same whatever it is padded with."""
+    """Return vectors (B, Q, d) of the tokens ``at`` (B or 1, Q) of (B, L, d); zero before the first token, so that
+    padding does not change an empty history."""
     if not vectors.shape[1]:
         return vectors.new_zeros(len(vectors), at.shape[1], vectors.shape[2])
     rows = torch.arange(len(vectors), device=vectors.device)[:, None]
@@ -346,7 +349,7 @@ def _last_seen(vectors: Tensor, at: Tensor) -> Tensor:
 
 
 def _instruction_vectors(path: str | None, pretrained: PreTrainedModel | None) -> Tensor | None:
-    """The instruction in a pretrained backbone's own words, (a, d); ``None`` without a tokenizer."""
+    """Return the embedded instruction (a, d) of a pretrained backbone; ``None`` without a tokenizer."""
     if path is None or pretrained is None:
         return None
     try:
@@ -358,7 +361,7 @@ def _instruction_vectors(path: str | None, pretrained: PreTrainedModel | None) -
 
 
 def _copy_weights(source: PreTrainedModel, target: nn.Module) -> None:
-    """Copy a pretrained backbone into the model's, whose linear layers may be wrapped by adapters."""
+    """Copy the weights of a pretrained backbone into the model's, whose linear layers may be wrapped by adapters."""
     own = dict(target.state_dict())
     for name, value in source.state_dict().items():
         stem, _, leaf = name.rpartition(".")

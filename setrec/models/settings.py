@@ -18,7 +18,7 @@ class LoraSettings(Settings):
 
 
 class BackboneSettings(Settings):
-    """Which language model reads the history.
+    """Settings of the language model that reads the history.
 
     Either ``pretrained`` (a local path or a hub id; family and size then come from the checkpoint) or a ``family`` and
     a ``size`` trained from scratch. ``layers``: keep the first N layers (T5: of encoder and decoder). ``dropout``
@@ -74,7 +74,7 @@ class ModelSettings(Settings):
     repeat_bias: bool = True
 
     def resolved_query_mode(self, *, causal: bool) -> str:
-        """The query mode behind a causal backbone, or another."""
+        """Return the query mode for a causal or an encoder-decoder backbone."""
         if self.query_mode != "auto":
             return self.query_mode
         return "item" if causal and self.history == "fused" else "last_item"
@@ -84,8 +84,8 @@ class SasRecSettings(Settings):
     """Shape and training of SASRec. ``patience``: epochs without a better validation NDCG@10.
 
     ``negatives``: draws of the sampled softmax, which all targets of a batch share; 0 is the full softmax. With text
-    alone: ``text_dropout``, of texts once projected, drawn apart for what is read and what is asked for;
-    ``id_dropout``, the share of items that training shows and asks for by their text alone, as new items are.
+    alone: ``text_dropout``, of texts once projected, drawn separately for inputs and targets; ``id_dropout``, the share
+    of items that training shows and asks for by their text alone, as new items are.
     """
 
     width: int = Field(64, ge=1)

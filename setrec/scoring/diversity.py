@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from setrec.rows import normalize_rows
+
 
 @dataclass(frozen=True)
 class GroupLimit:
@@ -43,7 +45,7 @@ def rerank(
     """
     n = len(scores)
     value, mean = (1 - diversity) * _unit_interval(scores), np.zeros(n)
-    unit = _unit_rows(vectors) if diversity else np.empty((n, 0), np.float32)
+    unit = normalize_rows(vectors) if diversity else np.empty((n, 0), np.float32)
     left, counts = np.ones(n, dtype=bool), [dict[str, int]() for _ in limits]
     chosen: list[int] = []
     while len(chosen) < k and left.any():
@@ -73,7 +75,3 @@ def _unit_interval(scores: np.ndarray) -> np.ndarray:
     """Scores shifted and scaled to [0, 1], float64."""
     shifted = np.asarray(scores, np.float64) - np.min(scores, initial=np.inf)
     return shifted / max(float(shifted.max(initial=0.0)), 1e-12)
-
-
-def _unit_rows(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

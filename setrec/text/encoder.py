@@ -1,10 +1,9 @@
-"""Texts to vectors with any sentence-transformers style encoder, and a cache on disk so that each text is read once."""
+"""Text vectors by sentence-transformers, with a cache on disk so that each text is encoded once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,24 +13,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from setrec.errors import ConfigError
+from setrec.errors import ConfigError, first_line
 from setrec.text.vector_store import VectorCache
 
 Progress = Callable[[int, int], None]
 
-log = logging.getLogger(__name__)
-
+SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+"""File types of a checkpoint that are read."""
 _SHARD = 4096  # texts per cache file: what a killed run loses at most
 
 
 class TextEncoder:
-    """A transformers encoder with mean pooling over the attention mask.
+    """A sentence encoder with a cache; pooling, dense layers and prompts are those of the checkpoint.
 
-    ``path_or_hub_id`` is a directory with safetensors weights and a tokenizer, or a hub id. Of an encoder-decoder
-    (T5) the encoder is used. ``max_length`` cuts texts, in tokens; with ``normalize`` vectors have length 1.
-    The model is loaded when the first text that no cache holds arrives.
+    A checkpoint of transformers alone is mean-pooled over its attention mask; of an encoder-decoder (T5) the encoder
+    is used. The model is loaded when the first text arrives that is not in the cache. all-MiniLM-L6-v2 encodes about
+    300 titles or 100 long texts a second on two CPU cores; batches larger than 64 are not faster.
 
-    all-MiniLM-L6-v2 on two CPU cores: about 300 titles or 100 long texts a second; batches beyond 64 gain nothing.
+    Args:
+        path_or_hub_id: Directory with safetensors weights and a tokenizer, or hub id.
+        max_length: Maximum number of tokens; longer texts are truncated.
+        normalize: Scale vectors to length 1.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class TextEncoder:
     def encode(
         self, texts: Sequence[str], cache_dir: str | Path | None = None, progress: Progress | None = None
     ) -> np.ndarray:
-        """Vectors, float32 (len(texts), width), in the order of ``texts``.
+        """Return vectors, float32 (len(texts), width), in the order of ``texts``.
 
         With ``cache_dir`` texts encoded before by the same model, weights and settings are read from there and new
         ones are added. ``progress(done, total)`` counts distinct texts. The result does not depend on the order of
@@ -70,7 +72,7 @@ class TextEncoder:
         cache = VectorCache(Path(cache_dir) / self.identity) if cache_dir is not None else None
         known = cache.read(distinct) if cache is not None else {}
         # Longest first: the slowest and largest batch comes first, so memory and the time left show early. The text
-        # itself breaks ties, so the batches do not depend on the order asked for.
+        # itself breaks ties, so the batches do not depend on the order of ``texts``.
         missing = sorted((key for key in distinct if key not in known), key=lambda k: (-len(distinct[k]), distinct[k]))
         done = len(known)
         _tell(progress, done, len(distinct))
@@ -88,22 +90,27 @@ class TextEncoder:
 
     @property
     def width(self) -> int:
-        """Numbers per vector."""
-        return int(self._config.get_text_config().hidden_size)
+        """Dimension of the vectors."""
+        return int(self._model.get_embedding_dimension())
 
     @cached_property
     def identity(self) -> str:
-        """A hash of everything a vector depends on besides its text: weights, tokenizer, pooling, settings."""
-        digest = hashlib.sha256(json.dumps(["mean", self.max_length, self.normalize]).encode())
-        for path in sorted(self.directory.iterdir()):
-            if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.is_file():
-                with open(path, "rb") as content:
-                    digest.update(f"{path.name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\0".encode())
+        """A hash of everything a vector depends on besides its text: weights, tokenizer, modules and settings."""
+        digest = hashlib.sha256(json.dumps([self.max_length, self.normalize]).encode())
+        for path in self.files:
+            with open(path, "rb") as content:
+                name = path.relative_to(self.directory).as_posix()
+                digest.update(f"{name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\0".encode())
         return digest.hexdigest()[:32]
+
+    @property
+    def files(self) -> list[Path]:
+        """Files of the checkpoint, without what could carry code."""
+        return sorted(path for path in self.directory.rglob("*") if path.suffix in SUFFIXES and path.is_file())
 
     @cached_property
     def directory(self) -> Path:
-        """Where the encoder's files lie; a hub id is fetched into the hub's own cache first.
+        """Directory of the checkpoint; a hub id is downloaded into the hub's own cache first.
 
         Raises:
             ConfigError: it is neither a directory nor a hub id at hand.
@@ -113,76 +120,48 @@ class TextEncoder:
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(self.name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"]))
+            return Path(snapshot_download(self.name, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
         except Exception as error:  # the hub client raises many kinds; all mean the same here
             raise ConfigError(f"text encoder {self.name}: neither a directory nor a hub id at hand") from error
 
     @cached_property
-    def _config(self) -> Any:
-        from transformers import AutoConfig
+    def _model(self) -> Any:
+        from sentence_transformers import SentenceTransformer
 
-        return self._load(AutoConfig)
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        tokenizer = self._load(AutoTokenizer)
-        tokenizer.padding_side = "right"
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
-
-    @cached_property
-    def _model(self) -> torch.nn.Module:
-        from transformers import AutoModel
-
-        _warn_of_unused_modules(self.directory)
-        model = self._load(AutoModel, use_safetensors=True, dtype=torch.float32)
-        if model.config.is_encoder_decoder:
-            model = model.get_encoder()
-        return model.eval().requires_grad_(False).to(self.device)
-
-    def _load(self, kind: Any, **options: Any) -> Any:
+        if pickled := [path for path in self.directory.glob("*/pytorch_model.bin") if not _has_safetensors(path)]:
+            raise ConfigError(f"text encoder {self.name}: {pickled[0].name} is a pickle; safetensors are needed")
+        options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
         try:
             with _no_progress_bar():
-                return kind.from_pretrained(self.directory, local_files_only=True, **options)
+                model: Any = SentenceTransformer(
+                    str(self.directory), device=str(self.device), local_files_only=True, model_kwargs=options
+                )
         except Exception as error:  # damaged weights, configurations and tokenizers raise many kinds
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"text encoder {self.name}: cannot be loaded ({reason})") from error
+            raise ConfigError(f"text encoder {self.name}: cannot be loaded ({first_line(error)})") from error
+        model.max_seq_length = min(self.max_length, model.max_seq_length or self.max_length)
+        if model.tokenizer.pad_token is None:
+            model.tokenizer.pad_token = model.tokenizer.eos_token
+        return model.requires_grad_(False)
 
-    @torch.inference_mode()
     def _batch(self, texts: list[str]) -> np.ndarray:
-        """Vectors of one batch, (b, width)."""
-        limit = min(self.max_length, self._tokenizer.model_max_length)
-        # A blank for nothing: some tokenizers make no token of an empty text, and a model cannot read none.
-        batch = self._tokenizer(
-            [text or " " for text in texts], padding=True, truncation=True, max_length=limit, return_tensors="pt"
-        )
-        batch = {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
-        hidden = self._model(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        vectors = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        if self.normalize:
-            vectors = torch.nn.functional.normalize(vectors, dim=-1)
-        if not torch.isfinite(vectors).all():
-            raise ConfigError(f"text encoder {self.name}: gives numbers that are not finite")
-        return vectors.float().cpu().numpy()
+        """Return the vectors of one batch, (b, width)."""
+        # Some tokenizers make no token of an empty text, and a model cannot read none.
+        vectors = self._model.encode(
+            [text or " " for text in texts], batch_size=len(texts), normalize_embeddings=self.normalize,
+            show_progress_bar=False,
+        )  # fmt: skip
+        if not np.isfinite(vectors).all():
+            raise ConfigError(f"text encoder {self.name}: vectors are not finite")
+        return np.asarray(vectors, dtype=np.float32)
 
 
-def _warn_of_unused_modules(directory: Path) -> None:
-    """Say so where the encoder was made for more than mean pooling (another pooling, a dense layer on top)."""
-    pooling = _json(directory / "1_Pooling" / "config.json")
-    if pooling and not pooling.get("pooling_mode_mean_tokens", True):
-        log.warning("text encoder %s was trained with another pooling; mean pooling is used", directory)
-    modules = _json(directory / "modules.json") or []
-    if any(str(module.get("type", "")).endswith(".Dense") for module in modules):
-        log.warning("text encoder %s has a dense layer after pooling; it is not applied", directory)
+def _has_safetensors(weights: Path) -> bool:
+    return (weights.parent / "model.safetensors").is_file()
 
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Loading takes a moment; a bar per load would tear the caller's own."""
+    """Hide the bars of transformers, which would tear the caller's own."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()
@@ -192,10 +171,6 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _tell(progress: Progress | None, done: int, total: int) -> None:

@@ -19,6 +19,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from setrec.atomic import atomic_file
+from setrec.rows import normalize_rows
 
 WIDTH = 256
 ITERATIONS = 7
@@ -55,7 +56,7 @@ class LexicalEncoder:
 
     @property
     def width(self) -> int:
-        """Numbers of a vector."""
+        """Dimension of the vectors."""
         return int(self.directions.shape[1])
 
     @cached_property
@@ -65,15 +66,16 @@ class LexicalEncoder:
         return hashlib.sha256(content).hexdigest()[:16]
 
     def rows(self, texts: Sequence[str]) -> sp.csr_matrix:
-        """TF-IDF rows, float32 (len(texts), V), of length 1; a text without a known word is a row of zeros."""
+        """Return TF-IDF rows, float32 (len(texts), V), of length 1; zeros for a text without a word of the
+        vocabulary."""
         if not self.vocabulary:
             return sp.csr_matrix((len(texts), 0), dtype=np.float32)
         return sp.csr_matrix(self._vectorizer.transform(texts))
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
-        """Latent semantic vectors, float32 (len(texts), width), of length 1, or zero without a known word."""
-        projected = np.asarray(self.rows(texts) @ self.directions, dtype=np.float32)
-        return projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), 1e-6)
+        """Return latent semantic vectors, float32 (len(texts), width), of length 1, or zero without a word of the
+        vocabulary."""
+        return normalize_rows(np.asarray(self.rows(texts) @ self.directions, dtype=np.float32))
 
     def save(self, folder: Path) -> None:
         """Write ``vocabulary.json`` and ``lexical.safetensors`` into ``folder``, each atomically."""
@@ -85,7 +87,7 @@ class LexicalEncoder:
 
     @classmethod
     def load(cls, folder: Path) -> LexicalEncoder:
-        """Read what :meth:`save` wrote.
+        """Load what :meth:`save` wrote.
 
         Raises:
             OSError, KeyError, ValueError, SafetensorError: the files are missing or damaged.

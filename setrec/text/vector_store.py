@@ -1,4 +1,5 @@
-"""Vectors by key on disk, for many writers at once and for writers that die; and tables of vectors written in place."""
+"""Vectors on disk: a cache by key, safe under concurrent and interrupted writers, and tables that are written in
+place."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ class VectorCache:
         self.directory = Path(directory)
 
     def read(self, wanted: Container[bytes]) -> dict[bytes, np.ndarray]:
-        """The vectors, float32 (width,), of those wanted keys that are known. Reads every shard."""
+        """Return the cached vectors, float32 (width,), of the ``wanted`` keys. All shards are read."""
         known: dict[bytes, np.ndarray] = {}
         for keys, vectors in self.shards():
             for row, vector in zip(keys, vectors, strict=True):
@@ -36,11 +37,11 @@ class VectorCache:
         return known
 
     def shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Keys uint8 (s, 32) and vectors float32 (s, width) of every sound shard, one shard in memory at a time."""
+        """Yield keys, uint8 (s, 32), and vectors, float32 (s, width), of every intact shard, one at a time."""
         for path in sorted(self.directory.glob("*.safetensors")):
-            found = _shard(path)
-            if found is not None:
-                yield found
+            shard = _shard(path)
+            if shard is not None:
+                yield shard
 
     def write(self, vectors: dict[bytes, np.ndarray]) -> None:
         """Add vectors; all keys have 32 bytes, all vectors one width."""
@@ -84,17 +85,17 @@ class VectorTable:
             os.pwrite(self._file.fileno(), vectors[first:last].tobytes(), self._place(int(rows[first])))
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Vectors (r, width) of ``rows``."""
+        """Return the vectors (r, width) of ``rows``."""
         size = 4 * self._width
-        found = [os.pread(self._file.fileno(), size, self._place(row)) for row in rows.tolist()]
-        return np.frombuffer(b"".join(found), dtype=np.float32).reshape(len(rows), self._width)
+        rows_read = [os.pread(self._file.fileno(), size, self._place(row)) for row in rows.tolist()]
+        return np.frombuffer(b"".join(rows_read), dtype=np.float32).reshape(len(rows), self._width)
 
     def _place(self, row: int) -> int:
         return self._start + 4 * self._width * row
 
 
 def _shard(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Keys and vectors of a shard; ``None`` where it is damaged, was just removed or is no shard at all."""
+    """Return keys and vectors of a shard; ``None`` if it is damaged, missing or not a shard."""
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != path.stem:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from setrec.errors import ConfigError
+from setrec.errors import ConfigError, first_line
 from setrec.training.distributed import distribute_like, full_tensor
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -83,7 +83,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tu
         progress = json.loads((folder / "progress.json").read_text())
         set_weights(model, weights)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"checkpoint '{folder}' cannot be resumed: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"checkpoint '{folder}' cannot be resumed: {first_line(error)}") from error
     for name, parameter in model.named_parameters():
         own = {key: state[f"{key}/{name}"] for key in MOMENTS if f"{key}/{name}" in state}
         if own:

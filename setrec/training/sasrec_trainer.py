@@ -1,9 +1,8 @@
-"""Training of SASRec, epoch by epoch: the losses, the learning rate, and the time that it may take."""
+"""Training of SASRec."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,76 +12,53 @@ import torch
 from torch import Tensor
 
 from setrec.data.catalog import TRAIN, VALID, Histories
+from setrec.epochs import Epochs, cosine, scale_learning_rates
 from setrec.evaluation import ranking
 from setrec.models.sasrec import ItemText, SasRec, scorer
 from setrec.models.settings import SasRecSettings
 from setrec.precision import autocast
+from setrec.ragged import Ragged
 from setrec.training import batches
 from setrec.training.sampled_softmax import Candidates, LogUniformSampler, sampled_cross_entropy
 from setrec.training.softmax import catalogue_cross_entropy
 
 
-class SasRecTrainer:
-    """One training: what was ``done``, and how many ``epochs`` are planned."""
-
-    def __init__(self, model: SasRec, histories: Histories, seed: int, limit: float) -> None:
-        s = model.settings
-        self.model, self.rows, self.seed, self.limit = model, histories.upto(TRAIN), seed, limit
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay)
-        counts = histories.train_counts(len(model.trained))
-        self.sampler = LogUniformSampler(counts, counts > 0, s.negatives) if s.negatives else None
-        self.done, self.epochs, self.began = 0, s.epochs, time.process_time()
-
-    @property
-    def seconds(self) -> float:
-        """CPU seconds of this process since the start, so that a limit means the same beside other work."""
-        return time.process_time() - self.began
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether another epoch is planned and begins in time; the first always is."""
-        return self.done < self.epochs and (self.done == 0 or self.seconds < self.limit)
-
-    def plan(self) -> None:
-        """No more epochs than the time is enough for, at the pace so far."""
-        if self.limit < math.inf:
-            left = int(max(0.0, self.limit - self.seconds) / (self.seconds / self.done))
-            self.epochs = min(self.model.settings.epochs, self.done + left)
-
-    def epoch(self) -> float:
-        """One epoch over all targets, or over as many as the time is enough for; returns the mean cross-entropy."""
-        s, rng = self.model.settings, np.random.default_rng([self.seed, self.done + 1])
-        plan = batches.one_pass(self.rows, s.max_items, s.targets_per_batch, rng)
-        draws = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        summed, count = 0.0, 0
-        self.model.train()
-        for index, batch in enumerate(plan):
-            for group in self.optimizer.param_groups:
-                group["lr"] = s.learning_rate * self._rate(self.done + index / len(plan), len(plan))
-            loss = batch_loss(self.model, batch, None if self.sampler is None else self.sampler.draw(draws))
-            (loss / batch.count).backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            summed, count = summed + float(loss.detach()), count + batch.count
-            if self.seconds >= self.limit:
-                break
-        self.done += 1
-        return summed / max(1, count)
-
-    def _rate(self, done: float, steps: int) -> float:
-        """Linear warm-up, then the cosine's way to zero at the last planned epoch."""
-        up = min(1.0, (done + 1 / steps) / max(self.model.settings.warmup_epochs, 1e-9))
-        return up * (0.5 + 0.5 * math.cos(math.pi * min(1.0, done / self.epochs)))
+def _epoch(
+    model: SasRec,
+    rows: Ragged,
+    sampler: LogUniformSampler | None,
+    optimizer: torch.optim.Optimizer,
+    run: Epochs,
+    seed: int,
+) -> float:
+    """Train for an epoch over all targets, or as many as the time is enough for; return the mean cross-entropy."""
+    s, rng = model.settings, np.random.default_rng([seed, run.done + 1])
+    plan = batches.one_pass(rows, s.max_items, s.targets_per_batch, rng)
+    draws = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+    total, count = 0.0, 0
+    model.train()
+    for index, batch in enumerate(plan):
+        done = run.done + index / len(plan)
+        warm_up = min(1.0, (done + 1 / len(plan)) / max(s.warmup_epochs, 1e-9))
+        scale_learning_rates(optimizer, warm_up * cosine(done / run.epochs))
+        loss = batch_loss(model, batch, None if sampler is None else sampler.draw(draws))
+        (loss / batch.count).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        total, count = total + float(loss.detach()), count + batch.count
+        if run.out_of_time:
+            break
+    return total / max(1, count)
 
 
 def batch_loss(model: SasRec, batch: batches.Batch, candidates: Candidates | None) -> Tensor:
-    """Summed cross-entropy of a batch's targets among the ``candidates``, or all trained items."""
+    """Return the summed cross-entropy of a batch's targets among the ``candidates``, or among all trained items."""
     s, device = model.settings, model.items.weight.device
     items, visible, targets = batch.tensors(device)
-    asked = targets >= 0
+    real = targets >= 0
     with autocast(device, s.precision):
         at = (visible - 1).clamp(min=0)[..., None].expand(-1, -1, s.width)
-        vectors, targets = torch.gather(model(items), 1, at)[asked], targets[asked]
+        vectors, targets = torch.gather(model(items), 1, at)[real], targets[real]
         if candidates is None:
             rows = model.trained.nonzero()[:, 0]
             return catalogue_cross_entropy(vectors, model.vectors(rows), torch.searchsorted(rows, targets))
@@ -105,16 +81,18 @@ def train_sasrec(
     validate: Callable[[ranking.Scorer], float] | None = None,
     device: str = "cpu",
 ) -> SasRec:
-    """Train on the training parts of the histories, stop early on validation NDCG@10, return the best epoch.
+    """Train on the training parts of the histories with early stopping on validation NDCG@10, and return the model of
+    the best epoch, on the processor.
 
-    ``report`` is told epoch, epochs, loss, ndcg@10 and seconds after every epoch. Without validation items (NDCG@10
-    is then NaN) the epoch of the lowest training loss is taken. ``begin`` may give the new model other weights than
-    random ones. ``features``, float32 (I, w), are texts of the items (see :class:`SasRec`).
-
-    ``seconds`` end training wherever it is, with a last look at validation; once an epoch's time is known, as many
-    epochs are planned as it allows, so that the learning rate still comes down to zero. ``validate`` replaces
-    validation on all users, history removed. ``device`` is where it trains; the model that is returned is
-    on the processor.
+    Args:
+        report: Called after every epoch with epoch, epochs, loss, ndcg@10 and seconds.
+        begin: May replace the random initial weights.
+        features: Text vectors of the items, float32 (I, w); see :class:`SasRec`.
+        seconds: CPU seconds, validation of the last epoch excluded. Once the duration of an epoch is known, as many
+            epochs are planned as there is time for, so that the learning rate still falls to zero.
+        validate: Replaces NDCG@10 of all validation users, history removed. Without validation items the epoch of the
+            lowest training loss is taken.
+        device: Device of the training.
     """
     torch.manual_seed(seed)
     model = SasRec(items, settings, None if features is None else ItemText.standard(features))
@@ -122,20 +100,23 @@ def train_sasrec(
     if begin is not None:
         begin(model)
     model.to(device)
+    counts = histories.train_counts(items)
+    sampler = LogUniformSampler(counts, counts > 0, settings.negatives) if settings.negatives else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     measure = validate or partial(_validation, ranking.Cases.of(histories, VALID))
-    run = SasRecTrainer(model, histories, seed, seconds)
-    best, best_epoch, kept = -math.inf, 0, {}
-    while run.goes_on and run.done - best_epoch < settings.patience:
-        loss = run.epoch()
+    run = Epochs(model, settings.epochs, settings.patience, seconds)
+    for epoch in run:
+        loss = _epoch(model, histories.upto(TRAIN), sampler, optimizer, run, seed)
         value = measure(scorer(model))
-        if (goal := -loss if math.isnan(value) else value) > best:
-            best, best_epoch, kept = goal, run.done, {k: v.detach().clone() for k, v in model.state_dict().items()}
-        run.plan()
+        run.finish(-loss if math.isnan(value) else value)
+        if seconds < math.inf:
+            left = int(max(0.0, seconds - run.seconds) / (run.seconds / epoch))
+            run.epochs = min(settings.epochs, epoch + left)
         if report is not None:
-            told = {"epoch": run.done, "epochs": run.epochs, "loss": loss, "ndcg@10": value}
-            report({**told, "seconds": round(run.seconds, 3)})
-    model.load_state_dict(kept)
-    return model.cpu().eval()
+            record = {"epoch": epoch, "epochs": run.epochs, "loss": loss, "ndcg@10": value}
+            report({**record, "seconds": round(run.seconds, 3)})
+    run.restore()
+    return model.cpu()
 
 
 def _validation(cases: ranking.Cases, score: ranking.Scorer) -> float:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nodetok.anchors import Anchors, AnchorSettings, choose
+from nodetok.anchors import AnchorSettings, choose
 from nodetok.distances import UNREACHABLE, hops
 from nodetok.graph import Graph
 from setrec.errors import ConfigError
@@ -192,13 +192,6 @@ def test_k_centre_is_at_most_twice_as_far_from_the_farthest_node_as_the_best_cho
     for i in range(1, count):
         nearest = table[:, rows[:i]].min(axis=1)
         assert nearest[rows[i]] == nearest.max()
-
-
-def test_the_knee_is_where_gains_stop_being_large():
-    few = Anchors(np.arange(40), np.array([50] * 10 + [1] * 30), 1000)
-    assert few.knee == 10
-    assert Anchors(np.arange(2), np.array([5, 5]), 10).knee == 2
-    assert 1 <= choose(sparse_graph(), AnchorSettings(count=64)).knee <= 64
 
 
 def test_settings_that_say_nothing_or_nonsense_are_refused():

@@ -7,8 +7,8 @@ import pytest
 from nodetok_helpers import reader, task
 from safetensors.torch import load_file, save_file
 
-from nodetok.artifact import GraphArtifact, artifact
 from nodetok.asking.answering import GraphAnswerer
+from nodetok.asking.artifact import GraphArtifact, artifact
 from setrec.errors import ConfigError, SetRecError
 
 

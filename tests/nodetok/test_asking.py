@@ -6,8 +6,8 @@ import pytest
 from nodetok_helpers import reader, task
 from scipy import sparse
 
-from nodetok.artifact import artifact
 from nodetok.asking.answering import GraphAnswerer
+from nodetok.asking.artifact import artifact
 from nodetok.asking.nodes import AmbiguousNodeError, NodeFinder
 from nodetok.asking.questions import QuestionMatcher
 from nodetok.asking.subgraph import retrieve

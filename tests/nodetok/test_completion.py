@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from nodetok.anchors import AnchorSettings
-from nodetok.completion import FOLDS, answers, completion, facts, ranked
 from nodetok.distances import UNREACHABLE
 from nodetok.graph import Graph
 from nodetok.language.interface import Examples
 from nodetok.language.prompts import NEIGHBOUR, Neighbourhoods, PromptEncoder, Prompts
 from nodetok.language.vocabulary import train_tokenizer
+from nodetok.tasks.completion import FOLDS, answers, completion, facts, ranked
 from nodetok.tokenizer import TokenizerSettings
 from setrec.errors import DataError
 

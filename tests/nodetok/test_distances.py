@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nodetok.distances import UNREACHABLE, DistanceSettings, distances, hops, open_mapped, reached, relax, walks
+from nodetok.distances import UNREACHABLE, DistanceSettings, distances, hops, reached, relax, walks
 from nodetok.graph import Graph
 from setrec.errors import ConfigError
 
@@ -137,7 +137,7 @@ def test_a_matrix_of_bytes_to_be_filled_refuses_paths_it_cannot_hold():
 
 def test_hops_can_be_written_to_a_file(tmp_path):
     graph = Graph.from_networkx(nx.cycle_graph(20))
-    out = open_mapped(tmp_path / "hops.npy", 20, 3)
+    out = np.lib.format.open_memmap(tmp_path / "hops.npy", mode="w+", dtype=np.uint8, shape=(20, 3))
     hops(graph, np.array([0, 5, 9]), out=out)
     out.flush()
     assert np.array_equal(np.load(tmp_path / "hops.npy"), hops(graph, np.array([0, 5, 9])))

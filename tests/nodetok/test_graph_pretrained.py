@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from stored_checkpoints import stored_checkpoint
 from transformers import AutoTokenizer
 
-from nodetok.artifact import GraphArtifact, artifact
+from nodetok.asking.artifact import GraphArtifact, artifact
 from nodetok.language.input_ablation import TOKENS, ablate
 from nodetok.language.language_model import build_language_model, from_config
 from nodetok.language.model import GraphModelSettings

@@ -43,14 +43,14 @@ def test_scores_are_the_librarys_for_tails_and_for_heads(direction):
 def test_every_question_stands_once_with_all_its_answers():
     triples = np.array([[0, 1, 2], [0, 1, 3], [4, 1, 2], [0, 0, 2]])
     made = Questions.of(triples)
-    found = {tuple(a): sorted(own.tolist()) for a, own in zip(made.asked.tolist(), made.answers, strict=True)}
+    found = {tuple(a): sorted(own.tolist()) for a, own in zip(made.rows.tolist(), made.answers, strict=True)}
     assert found == {
         (0, 1, 0): [2, 3], (4, 1, 0): [2], (0, 0, 0): [2], (2, 1, 1): [0, 4], (3, 1, 1): [0], (2, 0, 1): [0],
     }  # fmt: skip
     loose = Questions.of(np.array([[0, 1, 2], [2, 1, 3]]), directed=False)
-    found = {tuple(a): sorted(own.tolist()) for a, own in zip(loose.asked.tolist(), loose.answers, strict=True)}
+    found = {tuple(a): sorted(own.tolist()) for a, own in zip(loose.rows.tolist(), loose.answers, strict=True)}
     assert found == {(0, 1, 0): [2], (2, 1, 0): [0, 3], (3, 1, 0): [2]}
-    np.testing.assert_array_equal(made.take(np.array([2, 0])).asked, made.asked[[2, 0]])
+    np.testing.assert_array_equal(made.take(np.array([2, 0])).rows, made.rows[[2, 0]])
 
 
 @pytest.mark.parametrize("at_once", [1, 1 << 20])

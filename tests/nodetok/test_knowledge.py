@@ -215,8 +215,8 @@ def test_what_is_saved_is_what_is_loaded(made, tmp_path):
 def test_a_reader_answers_the_tasks_questions_and_no_others(made):
     reader = CompletionReader(made[0], ASK)
     examples = Examples(Prompts(["? knows [[0]]", "[[0]] likes ?"], np.array([[3], [5]])), np.array([0, 0]))
-    assert reader.asked(examples).tolist() == [[3, 1, 1], [5, 0, 0]]
+    assert reader.questions(examples).tolist() == [[3, 1, 1], [5, 0, 0]]
     wrong = Examples(Prompts(["who is [[0]] ?"], np.array([[3]])), np.array([0]))
     with pytest.raises(SetRecError, match="answers questions such as") as caught:
-        reader.asked(wrong)
+        reader.questions(wrong)
     assert "\n" not in str(caught.value)

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from small_models import WORDS, tiny_bert
 
 from pipelines.common.run_directory import Run
 from pipelines.config.job import validate
@@ -20,8 +19,6 @@ from setrec.data.catalog import Catalog
 from setrec.errors import ConfigError
 from setrec.text.encoder import TextEncoder
 from setrec.text.vector_store import VectorTable
-
-WORDS = ["toy", "story", "heat", "drama", "war", "of", "the", "stars", "and", "peace"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,21 +31,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A randomly initialised BERT of one layer with a tokenizer of ten words."""
-    path = tmp_path_factory.mktemp("tiny")
-    known = {word: row for row, word in enumerate(["[PAD]", "[UNK]", "[CLS]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(known, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **names).save_pretrained(path)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=13, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(path)
-    return path
+    return tiny_bert(tmp_path_factory.mktemp("tiny"))
 
 
 def texts(count, seed=0):

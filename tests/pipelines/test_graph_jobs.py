@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from starlette.testclient import TestClient
 
-from nodetok.artifact import GraphArtifact
 from nodetok.asking.answering import GraphAnswerer
+from nodetok.asking.artifact import GraphArtifact
 from nodetok.graph import Graph
 from nodetok.language.training import fit
 from pipelines.graph import jobs, service

@@ -79,7 +79,7 @@ def test_however_many_are_removed_the_rest_is_searched(gone):
     check(live, rows, alive, queries, 10, excluded, allowed)
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf_sq8", "ivf_pq"])
+@pytest.mark.parametrize("kind", ["ivf", "ivf_sq8", "ivf_pq"])
 def test_over_an_approximate_base_answers_are_as_many_as_are_left_with_exact_scores(kind, monkeypatch):
     rng = np.random.default_rng(4)
     table, fresh, queries = codes(1500, 16), codes(60, 16, seed=2), codes(20, 16, seed=1)

@@ -39,7 +39,7 @@ def test_a_part_of_no_stage_is_not_kept():
     assert seconds("alone") == 0
 
 
-@pytest.mark.parametrize("kind", ["exact", "hnsw", "ivf", "ivf_sq8"])
+@pytest.mark.parametrize("kind", ["exact", "ivf", "ivf_sq8"])
 def test_a_search_of_any_kind_is_candidates_and_exact_scores(kind):
     retriever = Retriever.build(TABLE, RetrieverSettings(kind=kind, nprobe=4))
     masks = [None, np.arange(500) % 2 == 0, np.arange(500) < 20]

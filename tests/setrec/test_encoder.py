@@ -1,4 +1,4 @@
-import json
+import shutil
 import threading
 
 import numpy as np
@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+from small_models import tiny_bert
 from transformers import (
-    BertConfig,
     BertModel,
-    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3Model,
     T5Config,
@@ -21,30 +22,12 @@ from setrec.errors import ConfigError
 from setrec.text.encoder import TextEncoder
 from setrec.text.vector_store import VectorCache
 
-WORDS = ["toy", "story", "heat", "drama", "war", "of", "the", "stars"]
 TEXTS = ["toy story", "heat", "", "the war of the stars", "heat", "drama " * 40, "unheard words"]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A randomly initialised BERT of two layers with a tokenizer of eight words."""
-    path = tmp_path_factory.mktemp("tiny")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **names).save_pretrained(path)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(path)
-    return path
+    return tiny_bert(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +68,9 @@ def test_pooling_is_the_mean_over_real_tokens_of_the_models_last_states(encoder,
 def test_other_families_encode_batched_as_alone(tiny, tmp_path, family):
     torch.manual_seed(0)
     if family == "t5":
-        model = T5Model(T5Config(vocab_size=12, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
+        model = T5Model(T5Config(vocab_size=14, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
     else:
-        sizes = {"vocab_size": 12, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+        sizes = {"vocab_size": 14, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
         heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
         model = Qwen3Model(Qwen3Config(**sizes, **heads, pad_token_id=0))
     model.save_pretrained(tmp_path)
@@ -174,10 +157,33 @@ def test_an_encoder_that_is_not_there_or_damaged_is_refused_in_one_line(tiny, tm
         assert "\n" not in str(caught.value)
 
 
-def test_an_encoder_made_for_another_pooling_is_said(tiny, tmp_path, caplog):
-    for path in tiny.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": False}))
-    TextEncoder(tmp_path, device="cpu").encode(["a"])
-    assert "another pooling" in caplog.text
+@pytest.fixture(scope="module")
+def dense(tiny, tmp_path_factory):
+    """The tiny encoder with pooling by its first token and a dense layer, as sentence-transformers saves it."""
+    path = tmp_path_factory.mktemp("dense")
+    torch.manual_seed(1)
+    parts = [Transformer(str(tiny)), Pooling(16, pooling_mode="cls"), Dense(16, 8)]
+    SentenceTransformer(modules=parts, device="cpu").save(str(path))
+    return path
+
+
+def test_pooling_and_dense_layers_are_those_of_the_checkpoint(dense, tiny):
+    encoder = TextEncoder(dense, normalize=False, device="cpu")
+    layer = load_file(next(dense.glob("*_Dense")) / "model.safetensors")
+    with torch.inference_mode():
+        first = BertModel.from_pretrained(tiny).eval()(torch.tensor([[2, 4, 5, 3]])).last_hidden_state[:, 0]
+        expected = torch.tanh(first @ layer["linear.weight"].T + layer["linear.bias"])
+    assert encoder.width == 8
+    np.testing.assert_allclose(encoder.encode(["toy story"]), expected.numpy(), atol=1e-5)
+
+
+def test_a_dense_layer_counts_for_the_cache_and_no_pickle_is_read(dense, tmp_path):
+    shutil.copytree(dense, tmp_path / "copy")
+    encoder = TextEncoder(tmp_path / "copy", device="cpu")
+    assert encoder.identity == TextEncoder(dense, device="cpu").identity
+    weights = next((tmp_path / "copy").glob("*_Dense")) / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    assert TextEncoder(tmp_path / "copy", device="cpu").identity != encoder.identity
+    with pytest.raises(ConfigError, match="is a pickle"):
+        encoder.encode(["a"])

@@ -139,7 +139,7 @@ def test_one_pass_loss_and_gradients_equal_those_of_one_sample_per_prefix(model,
 def test_the_folded_score_is_the_weighted_sum_over_slots(model, items):
     outputs, codes = model.outputs(items, torch.tensor([[6]]))[:, 0], model.item_codes()
     weights = {"collaborative": 0.3, "semantic": 0.5, "structural": -0.2}
-    per_slot = grounding.slot_scores(model.tokens, outputs, codes)
+    per_slot = torch.einsum("bkd,ikd->bki", outputs, model.tokens.tokens(codes))
     expected = (per_slot * torch.tensor(grounding.slot_weights(model.tokens, weights))[None, :, None]).sum(dim=1)
     user, constant = grounding.fold(model.tokens, outputs, weights)
     assert user.shape == (3, model.tokens.code_width)

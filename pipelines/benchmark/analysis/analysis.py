@@ -1,4 +1,4 @@
-"""What a table of means hides: who is served well, what the kinds of slots add to each other, what ties decide."""
+"""Analyses of a fit: metrics by group of users, agreement of slot kinds, and the influence of ties."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pipelines.benchmark.base.system import Fitted
 from setrec.data.catalog import VALID
 from setrec.evaluation import beyond_accuracy, ranking
 from setrec.ragged import Ragged
+from setrec.rows import top_k
 
 __all__ = ["analyse", "calibration", "significance"]
 
@@ -25,55 +26,56 @@ Row = dict[str, Any]
 LENGTHS = ((1, 3), (4, 7), (8, 15), (16, None))
 """Items of a history: from, to."""
 SAMPLE = 4000
-"""Test users whose scores are looked at as a whole, drawn by seed 0; tables of metrics have all."""
+"""Number of test users whose full scores are analysed, drawn by seed 0; tables of metrics contain all users."""
 STEPS = 3
-"""Steps within which an item counts as having followed another."""
+"""Maximum number of steps of a transition."""
 PAIRED = 250
-"""Test users whose whole rankings by two kinds of slots are compared."""
+"""Number of test users whose full rankings by two kinds of slots are compared."""
 
 
-def analyse(fitted: Fitted, problem: Problem, found: ranking.PerUser, system: str = "") -> dict[str, list[Row]]:
-    """All analyses of one fit; ``found`` are its test metrics, thirds by popularity among the groups."""
+def analyse(fitted: Fitted, problem: Problem, results: ranking.PerUser, system: str = "") -> dict[str, list[Row]]:
+    """Return all analyses of a fit from its test metrics, which include thirds by popularity."""
     cases, groups = problem.test.sample(SAMPLE, 0), ranking.warm_cold_groups(problem.trained)
     return {
-        "popularity": by_popularity(system, found, problem.goal),
-        "length": by_history_length(system, found, problem),
-        "cold": by_cold_share(system, found, problem),
-        "transition": by_seen_transition(system, found, problem),
-        "beyond": beyond(system, found, problem),
+        "popularity": by_popularity(system, results, problem.goal),
+        "length": by_history_length(system, results, problem),
+        "cold": by_cold_share(system, results, problem),
+        "transition": by_seen_transition(system, results, problem),
+        "beyond": beyond(system, results, problem),
         "calibration": calibration(system, fitted.scorer, problem.valid, cases),
         "overlap": overlap(system, fitted.kinds, problem.test) if fitted.kinds else [],
         "shuffled": shuffled_rows_check(system, fitted.scorer, cases, groups),
     }
 
 
-def by_popularity(system: str, found: ranking.PerUser, history: str) -> list[Row]:
-    """Metrics of the truths among the most popular items, the next and the rest (``ranking.popularity_groups``)."""
-    tables = {key: own for key, own in found.tables.items() if key[0] == history and key[1].startswith("popularity:")}
-    return replace(found, tables=tables).rows(system)
+def by_popularity(system: str, results: ranking.PerUser, history: str) -> list[Row]:
+    """Return metrics of the truths by popularity of the item (``ranking.popularity_groups``)."""
+    tables = {key: own for key, own in results.tables.items() if key[0] == history and key[1].startswith("popularity:")}
+    return replace(results, tables=tables).rows(system)
 
 
-def by_history_length(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
-    """Metrics over all items of users with so many items in their history; groups ``length:1-3`` to ``length:16+``."""
+def by_history_length(system: str, results: ranking.PerUser, problem: Problem) -> list[Row]:
+    """Return metrics over all items by length of the user's history; groups ``length:1-3`` to ``length:16+``."""
     lengths, rows = problem.test.history.lengths, []
     for low, high in LENGTHS:
         chosen = (lengths >= low) & (lengths <= high if high else True)
-        rows += _subset(system, found, problem.goal, f"length:{low}-{high}" if high else f"length:{low}+", chosen)
+        rows += _subset(system, results, problem.goal, f"length:{low}-{high}" if high else f"length:{low}+", chosen)
     return rows
 
 
-def by_cold_share(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
-    """Metrics over all items of users whose truths are all warm, some cold, or all cold; groups ``truths:warm``,
-    ``truths:mixed``, ``truths:cold``."""
+def by_cold_share(system: str, results: ranking.PerUser, problem: Problem) -> list[Row]:
+    """Return metrics over all items of users whose truths are all warm, partly cold, or all cold; groups
+    ``truths:warm``, ``truths:mixed``, ``truths:cold``."""
     truth = problem.test.truth
     share = np.bincount(truth.row_of_value, ~problem.trained[truth.values], len(truth)) / truth.lengths
     parts = {"warm": share == 0, "mixed": (share > 0) & (share < 1), "cold": share == 1}
-    return [row for name, own in parts.items() for row in _subset(system, found, problem.goal, f"truths:{name}", own)]
+    return [row for name, own in parts.items() for row in _subset(system, results, problem.goal, f"truths:{name}", own)]
 
 
-def by_seen_transition(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
-    """Metrics over all items of users whose last item was followed by a truth of theirs, within three steps, in what
-    is known of anybody (``next:seen``), and of the others (``next:unseen``): the first are what counting can know."""
+def by_seen_transition(system: str, results: ranking.PerUser, problem: Problem) -> list[Row]:
+    """Return metrics over all items of users with a truth that followed their last item within three steps in any
+    training or validation history (``next:seen``), and of the others (``next:unseen``). Transition counts can predict
+    the first only."""
     known, items = problem.histories.upto(VALID), problem.items
     user, pairs = known.row_of_value, []
     for step in range(1, STEPS + 1):
@@ -84,43 +86,43 @@ def by_seen_transition(system: str, found: ranking.PerUser, problem: Problem) ->
     followed = np.isin(last[truth.row_of_value] * items + truth.values, np.concatenate(pairs))
     seen = np.bincount(truth.row_of_value, followed, len(truth)) > 0
     parts = {"seen": seen, "unseen": ~seen}
-    return [row for name, own in parts.items() for row in _subset(system, found, problem.goal, f"next:{name}", own)]
+    return [row for name, own in parts.items() for row in _subset(system, results, problem.goal, f"next:{name}", own)]
 
 
-def beyond(system: str, found: ranking.PerUser, problem: Problem) -> list[Row]:
-    """What the lists are beside accurate (``setrec.evaluation.beyond_accuracy``)."""
-    if found.lists is None:
+def beyond(system: str, results: ranking.PerUser, problem: Problem) -> list[Row]:
+    """Return beyond-accuracy metrics of the lists (``setrec.evaluation.beyond_accuracy``)."""
+    if results.lists is None:
         return []
     vectors = None if problem.texts is None else problem.texts.sentences
-    return beyond_accuracy.rows(system, found.lists, problem.counts, vectors)
+    return beyond_accuracy.rows(system, results.lists, problem.counts, vectors)
 
 
-def _subset(system: str, found: ranking.PerUser, history: str, group: str, chosen: np.ndarray) -> list[Row]:
-    """Rows of the users whose flag in ``chosen`` is true, over all items."""
-    own = {metric: values[chosen] for metric, values in found.tables[history, "all"].items()}
-    return ranking.PerUser(found.users[chosen], {(history, group): own}).rows(system)
+def _subset(system: str, results: ranking.PerUser, history: str, group: str, chosen: np.ndarray) -> list[Row]:
+    """Return rows over all items of the users whose flag in ``chosen`` is true."""
+    own = {metric: values[chosen] for metric, values in results.tables[history, "all"].items()}
+    return ranking.PerUser(results.users[chosen], {(history, group): own}).rows(system)
 
 
 def overlap(
     system: str, kinds: ranking.KindScorer, cases: ranking.Cases, *, users: int = PAIRED, k: int = 10, batch: int = 128
 ) -> list[Row]:
-    """How alike two kinds of slots rank the catalogue without the history, for every pair (group ``a, b``).
+    """Return the agreement of the rankings by two kinds of slots, history removed, for every pair (group ``a, b``).
 
     ``common@k``: share of the k best of one that are among the k best of the other. ``spearman``: correlation of the
     ranks, equal scores sharing their mean rank; users whose scores by one kind are all equal have none.
     """
     cases = cases.sample(users, 0)
-    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    values_of: dict[tuple[str, str], list[np.ndarray]] = {}
     for start in range(0, len(cases), batch):
         history, _ = cases.batch(start, batch)
         scores = {kind: _without(own, history) for kind, own in kinds(history).items()}
-        best = {kind: np.argsort(-own, axis=1, kind="stable")[:, :k] for kind, own in scores.items()}
+        best = {kind: top_k(own, k) for kind, own in scores.items()}
         ranked = {kind: _centred(rankdata(own, axis=1)) for kind, own in scores.items()}
         for a, b in combinations(scores, 2):
             common = [len(np.intersect1d(x, y)) / len(x) for x, y in zip(best[a], best[b], strict=True)]
-            found.setdefault((a, b), []).append(np.stack([common, (ranked[a] * ranked[b]).sum(axis=1)], axis=1))
+            values_of.setdefault((a, b), []).append(np.stack([common, (ranked[a] * ranked[b]).sum(axis=1)], axis=1))
     rows = []
-    for (a, b), parts in found.items():
+    for (a, b), parts in values_of.items():
         for at, metric in enumerate((f"common@{k}", "spearman")):
             values = np.concatenate(parts)[:, at]
             tables = {("removed", f"{a}, {b}"): {metric: values}}
@@ -129,14 +131,14 @@ def overlap(
 
 
 def _without(scores: np.ndarray, history: Ragged) -> np.ndarray:
-    """A copy with the items of the history last."""
+    """Return a copy with the items of the history set to minus infinity."""
     scores = scores.copy()
     scores[history.row_of_value, history.values] = -np.inf
     return scores
 
 
 def _centred(ranks: np.ndarray) -> np.ndarray:
-    """Rows of mean 0 and length 1, NaN where all entries are equal: their products are correlations."""
+    """Return rows of mean 0 and length 1, NaN if all entries are equal; their products are correlations."""
     ranks = ranks - ranks.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
         return ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
@@ -152,7 +154,7 @@ def shuffled_rows_check(
     seed: int = 0,
     batch: int = 256,
 ) -> list[Row]:
-    """Metrics, and the same when the items' rows are numbered anew at random, so that ties fall differently.
+    """Return metrics before and after a random permutation of the items' rows, which breaks ties differently.
 
     Both come from one scoring. ``value``, ``low`` and ``high`` are of the numbering as it is, ``shuffled`` is the
     other value, ``inside`` whether the interval holds it: a system for which it does not owes its place to ties.

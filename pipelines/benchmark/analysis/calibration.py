@@ -1,4 +1,4 @@
-"""Whether a system's scores, read as probabilities of the next item, mean what they say."""
+"""Calibration of a system's scores as probabilities of the next item."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BINS = 10
 def calibration(
     system: str, scorer: ranking.Scorer, valid: ranking.Cases, test: ranking.Cases, *, batch: int = 256
 ) -> list[dict[str, Any]]:
-    """Rows on the softmax of the scores over the catalogue without the user's history.
+    """Return calibration metrics of the softmax of the scores over the catalogue without the user's history.
 
     Scores are divided by one temperature, that with the smallest negative log-likelihood of validation truths (Guo and
     others 2017). Every truth is an event: the item at the top, with its probability, is it or is not. Rows of group
@@ -39,7 +39,7 @@ def calibration(
 
 
 def _rows(head: Mapping[str, str], read: _Read) -> list[dict[str, Any]]:
-    """Figures over all truths, then by bin."""
+    """Return rows over all truths, then by bin."""
     bins, some = _bins(read), read.possible > 0
     sums = read.sums(bins)
     value, drawn = _figures(sums.mean(axis=0)[None]), _figures(bootstrap_means(sums, 1000, 0))
@@ -48,9 +48,9 @@ def _rows(head: Mapping[str, str], read: _Read) -> list[dict[str, Any]]:
         users = int(some.sum()) if metric != "possible" else len(some)
         rows.append({**head, "metric": metric, **_interval(value[metric], drawn[metric]), "users": users})
     for number in np.unique(bins[some]).tolist():
-        told = _interval(value["accuracy"][:, number], drawn["accuracy"][:, number])
-        told |= {"confidence": float(value["confidence"][0, number]), "users": int((some & (bins == number)).sum())}
-        rows.append({**head, "group": f"bin {number + 1}", "metric": "accuracy", **told})
+        row = _interval(value["accuracy"][:, number], drawn["accuracy"][:, number])
+        row |= {"confidence": float(value["confidence"][0, number]), "users": int((some & (bins == number)).sum())}
+        rows.append({**head, "group": f"bin {number + 1}", "metric": "accuracy", **row})
     return rows
 
 
@@ -66,8 +66,8 @@ class _Read:
     confidence: np.ndarray
 
     def sums(self, bins: np.ndarray) -> np.ndarray:
-        """What averages are made of (users, 3 + 3 BINS): ``total``, ``possible``, ``nll``; then by bin ``possible``,
-        ``hits``, and the sum of confidences."""
+        """Return the sums behind averages (users, 3 + 3 BINS): ``total``, ``possible``, ``nll``; then by bin
+        ``possible``, ``hits``, and the sum of confidences."""
         chosen = bins[:, None] == np.arange(BINS)
         parts = [self.possible, self.hits, self.confidence * self.possible]
         plain = np.stack([self.total, self.possible, self.nll], axis=1)
@@ -91,14 +91,14 @@ def _read(scorer: ranking.Scorer, cases: ranking.Cases, temperature: float, batc
 
 
 def _bins(read: _Read) -> np.ndarray:
-    """Each user's tenth by confidence; tenths hold as many truths each, up to equal confidences."""
+    """Return the tenth of each user by confidence; tenths contain equally many truths, up to ties."""
     events = np.repeat(read.confidence, read.possible.astype(int))
     edges = np.quantile(events, np.arange(1, BINS) / BINS)
     return np.searchsorted(edges, read.confidence, side="right")
 
 
 def _figures(means: np.ndarray) -> dict[str, np.ndarray]:
-    """The figures (m,), and those by bin (m, BINS), from means (m, 3 + 3 BINS) of :meth:`_Read.sums`."""
+    """Return metrics (m,), and those by bin (m, BINS), from means (m, 3 + 3 BINS) of :meth:`_Read.sums`."""
     total, possible, nll = means[:, :3].T
     count, hits, confidence = np.split(means[:, 3:], 3, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,4 +1,4 @@
-"""Published figures, shown beside ours and never mixed with them.
+"""Published results, shown next to measured ones.
 
 Protocol setrec: arXiv 2502.10833, the T5 table, history kept. Leave-one-out: the repository of arXiv 2508.06450 (SASRec
 with sampled softmax, eSASRec) and, as quoted there, TIGER.
@@ -40,7 +40,7 @@ TABLES: dict[tuple[str, str], list[Row]] = {
 
 
 def rows(data: str, protocol: str) -> list[dict[str, object]]:
-    """Published rows for a data set of that name under a protocol; none for others."""
+    """Return the published rows of a data set under a protocol."""
     names = ("system", "history", "group", "recall@10", "ndcg@10")
     return [dict(zip(names, row, strict=True)) for row in TABLES.get((data, protocol), [])]
 

@@ -1,29 +1,30 @@
-"""The analyses of a benchmark as parts of its report: a title, what it says, charts, and a table."""
+"""The analyses of a benchmark as sections of its report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.benchmark.analysis import figures
+from pipelines.reports import charts
 
+COORDINATES = ("confidence", "value", "low", "high")
 Part = dict[str, Any]
 """``title``, ``text``, ``figures`` (each ``title`` and ``chart``), ``head`` and ``rows`` of a table."""
 
 
-def parts(found: Mapping[str, Any]) -> list[Part]:
-    """The analyses of the first seed of every system; those of which there is nothing to say are left out."""
+def parts(results: Mapping[str, Any]) -> list[Part]:
+    """Return the non-empty analyses of the first seed of every system."""
     rows: dict[str, list[dict[str, Any]]] = {}
-    for system in found["systems"]:
+    for system in results["systems"]:
         for name, own in system["analysis"].items():
             rows.setdefault(name, []).extend(own)
     made = [
-        _groups(rows.get("popularity", []), found["history"], "popularity:", "By popularity of the item",
+        _groups(rows.get("popularity", []), results["history"], "popularity:", "By popularity of the item",
                 "Head: the most popular items that make up a third of the training interactions; mid, the next third."),
-        _groups(rows.get("length", []), found["history"], "length:", "By length of the history", ""),
-        _groups(rows.get("cold", []), found["history"], "truths:", "By share of cold items among the truths",
+        _groups(rows.get("length", []), results["history"], "length:", "By length of the history", ""),
+        _groups(rows.get("cold", []), results["history"], "truths:", "By share of cold items among the truths",
                 "Users whose items to be found are all warm, some cold, or all cold; over the whole catalogue."),
-        _groups(rows.get("transition", []), found["history"], "next:", "By what counting can know",
+        _groups(rows.get("transition", []), results["history"], "next:", "By what counting can know",
                 "Seen: some item to be found followed the user's last one within three steps in somebody's history."),
         _beyond(rows.get("beyond", [])),
         _calibration(rows.get("calibration", [])),
@@ -41,8 +42,10 @@ def _part(title: str, text: str, charts: Sequence[tuple[str, Any]], head: Sequen
 def _groups(rows: Sequence[Mapping[str, Any]], history: str, prefix: str, title: str, text: str) -> Part | None:
     if not rows:
         return None
-    chart = figures.grouped_dots(rows, "ndcg@10", history=history, prefix=prefix)
-    return _part(title, text, [(f"NDCG@10, history {history}", chart)])
+    mine = [row for row in rows if (row["history"], row["metric"]) == (history, "ndcg@10")]
+    names = {row["group"]: f"{row['group'].removeprefix(prefix)} ({row['users']} users)" for row in mine}
+    name = f"NDCG@10, history {history}"
+    return _part(title, text, [(name, charts.grouped(name, mine, names))])
 
 
 def _beyond(rows: Sequence[Mapping[str, Any]]) -> Part | None:
@@ -73,7 +76,18 @@ def _calibration(rows: Sequence[Mapping[str, Any]]) -> Part | None:
         "item at the top."
     )
     head = ("System", "Metric", "Value", "95% interval")
-    return _part("Calibration", text, [("Reliability", figures.reliability(rows))], head, table)
+    return _part("Calibration", text, [("Reliability", reliability(rows))], head, table)
+
+
+def reliability(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Chart the accuracy of the top item against its probability, from the rows of
+    :func:`pipelines.benchmark.analysis.calibration.calibration`; a calibrated system lies on the diagonal."""
+    bins = [row for row in rows if row["metric"] == "accuracy" and "confidence" in row]
+    series = [
+        charts.Series(system, *([row[key] for row in bins if row["system"] == system] for key in COORDINATES))
+        for system in dict.fromkeys(row["system"] for row in bins)
+    ]
+    return charts.lines("Accuracy of the top item", series, "probability of the top item", diagonal=True)
 
 
 def _overlap(rows: Sequence[Mapping[str, Any]]) -> Part | None:

@@ -1,4 +1,4 @@
-"""Whether a difference between two systems is more than chance: over the same users, for every figure of the table."""
+"""Significance of differences between systems, paired over users."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ Key = tuple[str, str, str]
 def significance(
     system: str, ours: Runs, others: Mapping[str, Runs], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Paired bootstrap over users of ours minus each opponent, for every metric, group and history protocol.
+    """Return paired bootstrap tests over users of our system minus each opponent, for every metric, group and history
+    protocol.
 
     Where seeds are given apart there are rows for each (``seed`` 0, 1, ...; seed by seed, or against the only run of
     an opponent) and for the means over them (``seed`` "mean"). A row has ``system``, ``against``, ``seed``,
@@ -47,7 +48,7 @@ def significance(
 
 
 def _by_seed(runs: Runs) -> dict[int | str, PerUser]:
-    """Each seed's metrics and their means; the means alone where there is one run."""
+    """Return the metrics of each seed and their means; of a single run the means only."""
     every = [runs] if isinstance(runs, PerUser) else list(runs)
     if len(every) == 1:
         return {MEAN: every[0]}
@@ -57,14 +58,15 @@ def _by_seed(runs: Runs) -> dict[int | str, PerUser]:
 
 
 def _partner(runs: Mapping[int | str, PerUser], number: int | str) -> PerUser | None:
-    """What a seed of ours is compared with: the opponent's of that number, or its only run."""
+    """Return the opponent's run with the same seed, or its only run."""
     return runs.get(number, runs[MEAN] if len(runs) == 1 else None)
 
 
 def _tested(
     head: Mapping[str, Any], own: PerUser, others: Mapping[str, PerUser], resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of one seed. Groups are resampled one by one, because users without a truth in a group are not in it."""
+    """Return the rows of one seed. Groups are resampled separately, because a group excludes users without a truth in
+    it."""
     rows = []
     for group in dict.fromkeys(group for _, group in own.tables):
         keys = [(h, g, metric) for (h, g), metrics in own.tables.items() if g == group for metric in metrics]
@@ -78,7 +80,7 @@ def _tested(
 
 
 def _differences(own: PerUser, other: PerUser, keys: Sequence[Key]) -> np.ndarray:
-    """Ours minus theirs (users, keys)."""
+    """Return differences (users, keys), our system minus the other."""
     if not np.array_equal(own.users, other.users):
         raise ValueError("systems were not measured on the same users")
     columns = [own.tables[h, group][metric] - other.tables[h, group][metric] for h, group, metric in keys]
@@ -88,7 +90,7 @@ def _differences(own: PerUser, other: PerUser, keys: Sequence[Key]) -> np.ndarra
 def _group_rows(
     head: Mapping[str, Any], names: Sequence[str], keys: Sequence[Key], table: np.ndarray, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows from the differences (users, opponents, keys): one set of resamples for all of them."""
+    """Return rows from the differences (users, opponents, keys), with the same resamples for all."""
     means = bootstrap_means(table.reshape(len(table), -1), resamples, seed)
     shape = (len(names), len(keys))
     low, high = (side.reshape(shape) for side in np.percentile(means, [2.5, 97.5], axis=0))

@@ -1,4 +1,4 @@
-"""What every system of a benchmark is given: a data set under a protocol.
+"""The problem that a benchmark's systems solve: a data set under a protocol.
 
 ``leave-one-out``: each user's last item tests, the one before validates (users of fewer than three only train).
 ``setrec``: the split by global time of arXiv 2502.10833, as its authors published it where ``setrec_split.parquet``
@@ -49,8 +49,8 @@ ATTRIBUTES = ("brand", "categories", "attributes", "genres")
 @dataclass(frozen=True)
 class Problem:
     """A prepared data set. ``text``: word and sentence vectors of the items, float32 (I, w), ``None`` without texts;
-    ``hash``: of the input files, so that results can be told to be of the same data; ``texts``: what text similarity
-    reads; ``run`` and ``config``: the run that holds it all, and the recipe."""
+    ``hash``: of the input files, which identifies results of the same data; ``texts``: features of text similarity;
+    ``run`` and ``config``: the run that holds it all, and the recipe."""
 
     name: str
     protocol: Protocol
@@ -104,7 +104,7 @@ class Problem:
 
 
 def settings_of(data: Path, protocol: Protocol, seed: int = 0) -> DataSettings:
-    """How the tables in ``data`` are read under a protocol.
+    """Return the data settings for the tables in ``data`` under a protocol.
 
     Raises:
         DataError: a table is missing, or the protocol needs times that the data does not have.
@@ -145,7 +145,7 @@ def prepare(data: Path, protocol: Protocol, out: Path, encoder: str | None, seed
 
 
 def load(out: Path) -> Problem:
-    """What :func:`prepare` left."""
+    """Load the problem that :func:`prepare` wrote."""
     run = Run(out)
     catalog, histories = directory.load(run.data)
     record = run.read_json(RECORD)
@@ -156,12 +156,12 @@ def load(out: Path) -> Problem:
 
 
 def is_prepared(out: Path) -> bool:
-    """Whether :func:`prepare` came to its end."""
+    """Return whether :func:`prepare` has finished."""
     return (out / RECORD).is_file()
 
 
 def hash_of(data: Path, protocol: Protocol) -> str:
-    """A hash of the files that a protocol reads from ``data``."""
+    """Return a hash of the files that a protocol reads from ``data``."""
     settings = settings_of(data, protocol)
     paths = [Path(path) for path in (*places(settings.interactions), *places(settings.items))]
     return hashlib.sha256(b"".join(bytes.fromhex(of_file(path)) for path in paths)).hexdigest()[:16]
@@ -192,7 +192,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _without_beginners(catalog: Catalog, histories: Histories) -> tuple[Catalog, Histories]:
-    """Without users of fewer than two training items, and without items that nobody else met."""
+    """Remove users with fewer than two training items, and items without other users."""
     kept = np.flatnonzero(histories.upto(TRAIN).lengths >= 2)
     items = histories.items.take(kept)
     splits = Ragged(histories.splits, histories.items.offsets).take(kept).values

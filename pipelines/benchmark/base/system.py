@@ -1,4 +1,4 @@
-"""What takes part in a benchmark: anything that learns from a problem and then scores its whole catalogue."""
+"""The interface of the systems in a benchmark."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Settings = Mapping[str, Any]
 
 
 def device() -> str:
-    """Where networks are trained: on the GPU that this process may use, if any. Ray hides GPUs from a fit that was not
-    given a share of one."""
+    """Return the device of training: the GPU of this process, if any. Ray hides GPUs from a fit without a share of
+    one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -24,11 +24,11 @@ def device() -> str:
 
 @dataclass
 class Clock:
-    """CPU time of this process for one fit, so that a fit is the same beside other work: ``minutes`` from when it was
-    made. ``told`` hears the share of it that is used, and a note."""
+    """The budget of one fit in CPU ``minutes`` of this process, so that other load does not change the result.
+    ``on_progress`` is called with the used share and a note."""
 
     minutes: float
-    told: Callable[[float, str], None] = lambda share, note: None
+    on_progress: Callable[[float, str], None] = lambda share, note: None
     began: float = field(default_factory=time.process_time)
 
     @property
@@ -38,26 +38,26 @@ class Clock:
 
     @property
     def share(self) -> float:
-        """The share of the time that is used, above 1 once it is over."""
+        """The used share of the budget, above 1 once it is exceeded."""
         return self.seconds / max(1e-9, 60 * self.minutes)
 
     @property
     def over(self) -> bool:
-        """Whether the time is used up."""
+        """Whether the budget is used up."""
         return self.share >= 1
 
     def tell(self, note: str) -> None:
-        """Report how far it is."""
-        self.told(min(1.0, self.share), note)
+        """Report progress."""
+        self.on_progress(min(1.0, self.share), note)
 
 
 @dataclass
 class Fitted:
-    """A fitted system. ``chosen``: what it chose on validation besides the settings it was given; ``curve``: a record
-    an epoch, with ``epoch``, ``seconds`` and ``ndcg@10`` on validation; ``kinds``: scores by kind of slot, where it has
-    slots, and ``weights`` those of the kinds; ``variants``: further ways to score with what was learned, by what tells
-    them from the first; ``valid``: NDCG@10 on validation, where the scorer itself must not be asked for it because it
-    knows what followed there."""
+    """A fitted system. ``chosen``: hyperparameters chosen on validation in addition to the settings; ``curve``: a
+    record an epoch, with ``epoch``, ``seconds`` and ``ndcg@10`` on validation; ``kinds``: scores by kind of slot, where
+    it has slots, and ``weights`` those of the kinds; ``variants``: further ways to score with what was learned, by what
+    tells them from the first; ``valid``: NDCG@10 on validation, where the scorer itself must not be asked for it
+    because it knows what followed there."""
 
     scorer: ranking.Scorer
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Fitted:
 
 
 class System(Protocol):
-    """A system that takes part.
+    """A system of a benchmark.
 
     ``name`` is unique in a benchmark. ``grid``: the settings that are tried on validation, the default first; all
     systems that train get as many tries and as many minutes each. ``random``: whether a seed changes the result.
@@ -80,6 +80,6 @@ class System(Protocol):
     random: bool
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
-        """Learn from ``problem.train`` and choose on ``problem.valid``; ``problem.test`` is not looked at. Training
-        ends at the latest when ``clock.over``, with the best epoch on validation so far."""
+        """Fit on ``problem.train`` and choose on ``problem.valid``, without access to ``problem.test``. Training ends
+        at the latest when ``clock.over``, with the best epoch on validation so far."""
         ...

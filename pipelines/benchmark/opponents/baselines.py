@@ -1,4 +1,4 @@
-"""The opponents: popularity, ItemKNN, walks on the graph of transitions, and SASRec in three ways, all tuned."""
+"""The opponents: popularity, ItemKNN, random walks on the transition graph, and three variants of SASRec."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HISTORY = "removed"
 
 
 class PopularitySystem:
-    """Training counts."""
+    """Popularity by training counts."""
 
     name = "Popularity"
     grid: Sequence[Settings] = ({},)
@@ -33,7 +33,7 @@ class PopularitySystem:
 
 
 class ItemKnnSystem:
-    """ItemKNN with the neighbours, shrinkage and decay that are best on validation."""
+    """ItemKNN with neighbours, shrinkage and decay tuned on validation."""
 
     name = "ItemKNN"
     grid: Sequence[Settings] = ({},)
@@ -41,14 +41,14 @@ class ItemKnnSystem:
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
         """See :class:`System`."""
-        told = _Steps(clock)
-        model, tried = baselines.tune_item_knn(problem.histories, problem.items, told, users=VALIDATED)
+        progress = _Steps(clock)
+        model, tried = baselines.tune_item_knn(problem.histories, problem.items, progress, users=VALIDATED)
         return Fitted(model, {**model.settings.model_dump(), "tried": len(tried)})
 
 
 class UntunedItemKnn:
-    """ItemKNN with the settings of the published figures of this split, which are there to check the protocol by:
-    shrinkage 3, decay 0.8, the last 50 items, and every neighbour."""
+    """ItemKNN with published settings, as a check of the protocol: shrinkage 3, decay 0.8, the last 50 items, all
+    neighbours."""
 
     name = "ItemKNN, as published"
     grid: Sequence[Settings] = ({"shrink": 3.0, "decay": 0.8, "last": 50},)
@@ -61,7 +61,7 @@ class UntunedItemKnn:
 
 
 class TransitionsSystem:
-    """The walk on the graph of transitions that is best on validation; texts where there are any."""
+    """The walk on the transition graph tuned on validation, with text similarity if items have texts."""
 
     name = "Transitions"
     grid: Sequence[Settings] = ({},)
@@ -76,7 +76,7 @@ class TransitionsSystem:
 
 
 class SasRecSystem:
-    """SASRec as ``base`` and one of the ``tries`` together say; with the items' texts where ``text`` is true."""
+    """SASRec with the settings ``base`` and one of ``tries``; with item texts if ``text`` is true."""
 
     random = True
 
@@ -90,7 +90,7 @@ class SasRecSystem:
         """See :class:`System`.
 
         Raises:
-            DataError: texts are to be read, and there are none.
+            DataError: the system needs texts, and the items have none.
         """
         if self.text and problem.text is None:
             raise DataError(f"{self.name} needs texts, and the items of {problem.name} have none")

@@ -1,8 +1,8 @@
-"""Beam search that can only write codes of the catalogue, for many users and several parts of the catalogue at once.
+"""Beam search constrained to codes of the catalogue, for many users and several parts of the catalogue at once.
 
-The codes of all items stand in one forest with a root for each part of the catalogue. Its nodes are numbered level by
-level, so that a step is a few gathers and one top-k for all users, parts and beams together. Sizes: b users, G parts,
-W beams, I items, n codes an item, C codes of a level.
+The codes of all items form a forest with a root for each part of the catalogue. Its nodes are numbered level by level,
+so that a step is a few gathers and one top-k for all users, parts and beams together. Sizes: b users, G parts, W beams,
+I items, n codes an item, C codes of a level.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Forest:
 
     @classmethod
     def of(cls, codes: np.ndarray, part: np.ndarray, device: str = "cpu") -> Forest:
-        """From unique codes (I, n), and the part (I,) of the catalogue that each item belongs to."""
+        """Build from unique codes (I, n) and the part of the catalogue (I,) of each item."""
         _, root = np.unique(part, return_inverse=True)
         table = np.column_stack([root.reshape(-1), codes])
         order = np.lexsort(table.T[::-1])
@@ -44,7 +44,8 @@ class Forest:
 
 
 def _level(code: np.ndarray, parent: np.ndarray, begins: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Children and first children of one level, from sorted rows; ``begins`` marks the first row of each child."""
+    """Return children and first children of one level, from sorted rows; ``begins`` marks the first row of each
+    child."""
     code, parent = code[begins], parent[begins]
     first = np.searchsorted(parent, np.arange(parent[-1] + 1))
     slot = np.arange(len(code)) - first[parent]
@@ -54,10 +55,10 @@ def _level(code: np.ndarray, parent: np.ndarray, begins: np.ndarray) -> tuple[Te
 
 
 class Writer(Protocol):
-    """Writes codes one after the other for b users; what was written before is kept by the writer."""
+    """Generates codes step by step for b users, and keeps the state of previous steps."""
 
     def __call__(self, codes: Tensor | None, beam: Tensor | None) -> Tensor:
-        """Log-probabilities (b, beams, C) of the next codes, at first (b, 1, C) for ``None``.
+        """Return log probabilities (b, beams, C) of the next codes, in the first step (b, 1, C) for ``None``.
 
         ``codes`` (b, beams): written last; ``beam`` (b, beams): the beam of the step before that each continues.
         """
@@ -65,7 +66,7 @@ class Writer(Protocol):
 
 
 def beam_search(writer: Writer, forest: Forest, width: int) -> tuple[Tensor, Tensor]:
-    """The ``width`` likeliest items of each part as beams find them: items and log-probabilities, both (b, G * W).
+    """Return the ``width`` most likely items of each part by beam search: items and log probabilities, both (b, G * W).
 
     Beams that ran out of items have minus infinity, and an item without meaning.
     """
@@ -90,7 +91,7 @@ def beam_search(writer: Writer, forest: Forest, width: int) -> tuple[Tensor, Ten
 
 
 def catalogue_scores(items: Tensor, log_p: Tensor, size: int) -> Tensor:
-    """Scores (b, I) with the log-probabilities of what was found and minus infinity for every other item."""
+    """Return scores (b, I): log probabilities of the given items and minus infinity for every other item."""
     scores = log_p.new_full((len(items), size + 1), -torch.inf)
     # Beams that ran out go to a column of their own, or they would overwrite an item that was found.
     scores.scatter_(1, torch.where(log_p > -torch.inf, items, size), log_p)

@@ -1,4 +1,4 @@
-"""A T5 that reads the codes of a user's items and writes the codes of the next, after TIGER (arXiv 2305.05065).
+"""A T5 that reads the codes of a user's items and generates the codes of the next one, after TIGER (arXiv 2305.05065).
 
 The network is transformers', at random weights. Every level of codes has tokens of its own, and a code is only compared
 with the others of its level. The targets of a user stand in one row, block by block: a block sees itself and, in the
@@ -61,7 +61,8 @@ class CodeT5(nn.Module):
         _drop_only_between_layers(self.t5)
 
     def encode(self, items: Tensor, visible: Tensor) -> Tensor:
-        """(b, L * n, d) from right-padded items (b, L), of which targets see the first ``visible`` (b, Q).
+        """Return encoder states (b, L * n, d) of right-padded items (b, L), of which targets see the first ``visible``
+        (b, Q).
 
         With ``sight="both"`` a row has one target: all that is encoded is seen by it.
         """
@@ -73,7 +74,8 @@ class CodeT5(nn.Module):
         return self.t5.encoder(input_ids=self.tokens[items].flatten(1), attention_mask=mask).last_hidden_state
 
     def forward(self, items: Tensor, visible: Tensor, targets: Tensor) -> Tensor:
-        """Hidden states (b, Q, n, d) from which the codes of the targets (b, Q) are told, each told those before."""
+        """Return hidden states (b, Q, n, d) that predict the codes of the targets (b, Q), each given the previous
+        codes."""
         read = F.pad(self.tokens[targets][..., :-1], (1, 0))
         block = items.new_ones(self.levels, self.levels).tril()
         own = torch.block_diag(*[block] * targets.shape[1]).bool()[None]
@@ -86,10 +88,10 @@ class CodeT5(nn.Module):
         return hidden.unflatten(1, (-1, self.levels))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the codes, summed over levels and targets."""
+        """Return the cross-entropy of the codes, summed over levels and targets."""
         items, visible, targets = batch.tensors(self.codes.device)
-        asked = targets >= 0
-        hidden, codes = self(items, visible, targets.clamp(min=0))[asked], self.codes[targets[asked]]
+        real = targets >= 0
+        hidden, codes = self(items, visible, targets.clamp(min=0))[real], self.codes[targets[real]]
         losses = [
             F.cross_entropy(self.logits(hidden[:, at], at).float(), codes[:, at], reduction="sum")
             for at in range(self.levels)
@@ -97,7 +99,8 @@ class CodeT5(nn.Module):
         return torch.stack(losses).sum()
 
     def logits(self, hidden: Tensor, level: int) -> Tensor:
-        """(..., C) over the codes of a level from hidden states (..., d); input and output share their vectors."""
+        """Return logits (..., C) over the codes of a level from hidden states (..., d); input and output embeddings are
+        shared."""
         begin, end = self.span[level]
         return hidden @ self.t5.shared.weight[begin:end].T * self.settings.width**-0.5
 
@@ -111,12 +114,12 @@ class CodeT5(nn.Module):
 
     @staticmethod
     def _before(length: int, visible: Tensor) -> Tensor:
-        """Which items (b, Q, L) each target sees."""
+        """Return the mask of items (b, Q, L) that each target sees."""
         return torch.arange(length, device=visible.device) < visible[..., None]
 
 
 def _config(tokens: int, s: CodeT5Settings) -> T5Config:
-    """The network for a number of tokens; of transformers' ways to attend the plain one is the fastest at this size."""
+    """Return the configuration for a number of tokens; eager attention is the fastest at this size."""
     shape: dict[str, Any] = {
         "d_model": s.width, "num_heads": s.heads, "d_kv": s.head_width, "d_ff": s.hidden, "num_layers": s.layers,
         "num_decoder_layers": s.layers, "dropout_rate": s.dropout, "attn_implementation": "eager",
@@ -135,5 +138,5 @@ def _drop_only_between_layers(t5: nn.Module) -> None:
 
 
 def _mask(seen: Tensor) -> Tensor:
-    """What is added to attention, float32 (b, 1, queries, keys), from what is seen."""
+    """Convert a boolean mask to an additive one, float32 (b, 1, queries, keys)."""
     return torch.where(seen, 0.0, HIDDEN)[:, None]

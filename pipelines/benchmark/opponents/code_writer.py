@@ -1,4 +1,4 @@
-"""Writing codes with a T5 whose beams share what was read."""
+"""Generation of codes with a T5 whose beams share the encoder states."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CachedWriter:
         self.written: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, codes: Tensor | None, beam: Tensor | None) -> Tensor:
-        """Log-probabilities (b, beams, C) of the next codes, (b, 1, C) of the first."""
+        """Return log probabilities (b, beams, C) of the next codes, (b, 1, C) of the first."""
         if codes is None or beam is None:
             tokens = torch.zeros(len(self.mask), 1, dtype=torch.int64, device=self.mask.device)
         else:
@@ -47,11 +47,11 @@ class CachedWriter:
         return F.log_softmax(self.model.logits(hidden, self.level - 1), dim=-1)
 
     def _split(self, x: Tensor) -> Tensor:
-        """(b, heads, keys, d / heads) from (b, keys, d)."""
+        """Split heads: (b, heads, keys, d / heads) from (b, keys, d)."""
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def _own(self, attention: Any, x: Tensor, at: int, bias: Tensor) -> Tensor:
-        """Attention of every beam over the codes that it has written, (b, beams, d)."""
+        """Return self-attention of every beam over its codes so far, (b, beams, d)."""
         q, k, v = (part(x).unflatten(2, (self.heads, 1, -1)) for part in (attention.q, attention.k, attention.v))
         if at < len(self.written):
             k, v = (torch.cat([old, new], dim=3) for old, new in zip(self.written[at], (k, v), strict=True))
@@ -63,12 +63,12 @@ class CachedWriter:
         return attention.o((weights @ v).flatten(2))
 
     def _other(self, attention: Any, x: Tensor, at: int) -> Tensor:
-        """Attention of every beam over the user's history, (b, beams, d)."""
+        """Return cross-attention of every beam over the user's history, (b, beams, d)."""
         k, v = self.memory[at]
         mixed = F.scaled_dot_product_attention(self._split(attention.q(x)), k, v, self.mask, scale=1.0)
         return attention.o(mixed.transpose(1, 2).flatten(2))
 
 
 def _follow(kept: Tensor, beam: Tensor) -> Tensor:
-    """Keys or values (b, beams, heads, codes, width) of the beams that go on."""
+    """Select the keys or values (b, beams, heads, codes, width) of the surviving beams."""
     return kept[torch.arange(len(beam), device=beam.device)[:, None], beam]

@@ -1,4 +1,4 @@
-"""Codes of items from their texts: residual quantisation by k-means, level after level.
+"""Item codes from text vectors, by residual quantisation with k-means.
 
 TIGER (arXiv 2305.05065) learns its codes with a residual-quantised autoencoder; k-means on the residuals (RQ-KMeans, as
 in GRID) needs no training, does not collapse, and comes within a few per cent of it in published comparisons. As in
@@ -16,7 +16,7 @@ ROUNDS = 20
 
 
 def residual_codes(vectors: np.ndarray, levels: int = 3, size: int = 256, seed: int = 0) -> np.ndarray:
-    """Unique codes, int64 (I, levels + 1), of float32 vectors (I, w): ``levels`` from coarse to fine, each below
+    """Return unique codes, int64 (I, levels + 1), of float32 vectors (I, w): ``levels`` from coarse to fine, each below
     ``size``, then the number of the item among those with the same codes, in order of rows.
 
     Equal vectors have equal codes but for the last. The same input gives the same codes: one thread, a fixed seed.
@@ -28,7 +28,7 @@ def residual_codes(vectors: np.ndarray, levels: int = 3, size: int = 256, seed: 
 
 
 def _quantised(vectors: np.ndarray, levels: int, size: int, seed: int) -> np.ndarray:
-    """Codes int64 (rows, levels); each level clusters what the levels before left over."""
+    """Return codes, int64 (rows, levels); each level clusters the residuals of the previous levels."""
     size = max(1, min(size, len(vectors) // ITEMS_PER_CODE))
     rest, codes = vectors.copy(), np.empty((len(vectors), levels), dtype=np.int64)
     threads = faiss.omp_get_max_threads()
@@ -49,7 +49,7 @@ def _quantised(vectors: np.ndarray, levels: int, size: int, seed: int) -> np.nda
 
 
 def _number_among_equals(codes: np.ndarray) -> np.ndarray:
-    """For each row, how many rows before it are equal to it, int64 (rows,)."""
+    """Return the number of equal previous rows of each row, int64 (rows,)."""
     _, group = np.unique(codes, axis=0, return_inverse=True)
     group = group.reshape(-1)
     order = np.argsort(group, kind="stable")

@@ -1,4 +1,4 @@
-"""SETRec as a system of the benchmark: the configuration's defaults, or overrides of them (``pipelines.recipes``)."""
+"""SETRec as a system of the benchmark: the default configuration, or overrides of it (``pipelines.recipes``)."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ class SetRecSystem:
         model = trainer.restore_best()
         torch.nn.Module.to(model, "cpu")
         clock.tell("searches weights")
-        found = _weights(problem, config, model)
-        term = ModelScores(model, found.weights.slots)
-        scorer = hybrid_scorer(model, found.weights, known_at_test(problem.histories), problem.trained, problem.texts)
-        variants = {"model alone": ModelOnly(term)} if found.weights.used else {}
-        return Fitted(scorer, _chosen(found), curve, term.by_kind, found.weights.slots, variants, found.valid)
+        weights = _weights(problem, config, model)
+        term = ModelScores(model, weights.weights.slots)
+        scorer = hybrid_scorer(model, weights.weights, known_at_test(problem.histories), problem.trained, problem.texts)
+        variants = {"model alone": ModelOnly(term)} if weights.weights.used else {}
+        return Fitted(scorer, _chosen(weights), curve, term.by_kind, weights.weights.slots, variants, weights.valid)
 
 
 class WithoutModel:
-    """The components of the hybrid score without a trained model, their weights searched as beside one."""
+    """The components of the hybrid score without a trained model; their weights are searched in the same way."""
 
     name = "SETRec, without model"
     grid: Sequence[Settings] = ({},)
@@ -59,9 +59,9 @@ class WithoutModel:
 
     def fit(self, problem: Problem, settings: Settings, seed: int, clock: Clock) -> Fitted:
         """See :class:`System`."""
-        found = _weights(problem, _prepared(problem)[1], None)
-        scorer = hybrid_scorer(None, found.weights, known_at_test(problem.histories), problem.trained, problem.texts)
-        return Fitted(scorer, _chosen(found), valid=found.valid)
+        weights = _weights(problem, _prepared(problem)[1], None)
+        scorer = hybrid_scorer(None, weights.weights, known_at_test(problem.histories), problem.trained, problem.texts)
+        return Fitted(scorer, _chosen(weights), valid=weights.valid)
 
 
 def _prepared(problem: Problem) -> tuple[Run, JobConfig]:
@@ -71,7 +71,7 @@ def _prepared(problem: Problem) -> tuple[Run, JobConfig]:
 
 
 def _train(trainer: Trainer, clock: Clock) -> list[dict[str, Any]]:
-    """Train until the epochs or the time are used up, or validation no longer rises."""
+    """Train until the epochs or the time are used up, or early stopping ends it."""
     while True:
         record = trainer.epoch(on_step=lambda epochs: clock.tell(f"epoch {epochs:.1f}"))
         clock.tell(f"NDCG@10 {record['ndcg@10']:.4f}")
@@ -86,5 +86,5 @@ def _weights(problem: Problem, config: JobConfig, model: SetRecModel | None) -> 
     )  # fmt: skip
 
 
-def _chosen(found: Found) -> dict[str, Any]:
-    return {"weights": found.weights.model_dump(mode="json"), "components": found.gains, "tried": len(found.tried)}
+def _chosen(search: Found) -> dict[str, Any]:
+    return {"weights": search.weights.model_dump(mode="json"), "components": search.gains, "tried": len(search.tried)}

@@ -1,4 +1,4 @@
-"""TIGER (Rajput and others 2023, arXiv 2305.05065): the next item's codes, written one after the other.
+"""TIGER (Rajput et al. 2023, arXiv 2305.05065): generation of the codes of the next item.
 
 Codes come from the items' texts (:mod:`residual_codes`), a small T5 reads those of a user's last items and writes those
 of the next (:mod:`code_t5`), and beam search finds the likeliest items, apart for items that occur in training and for
@@ -27,6 +27,7 @@ from pipelines.benchmark.opponents.code_beam import Forest, beam_search, catalog
 from pipelines.benchmark.opponents.code_t5 import CodeT5, CodeT5Settings
 from pipelines.benchmark.opponents.code_writer import CachedWriter
 from pipelines.benchmark.opponents.residual_codes import residual_codes
+from setrec.epochs import Epochs, cosine, scale_learning_rates
 from setrec.errors import ConfigError
 from setrec.evaluation import ranking
 from setrec.precision import Precision, autocast
@@ -71,7 +72,7 @@ class Tiger:
     )
 
     def fit(self, problem: Problem, settings: Mapping[str, Any], seed: int, clock: Clock) -> Fitted:
-        """Learn from the training histories; the best epoch on a sample of the validation users is kept.
+        """Train on the training histories, and keep the best epoch on a sample of the validation users.
 
         Raises:
             ConfigError: the items have no texts, of which codes are made.
@@ -82,14 +83,17 @@ class Tiger:
         clock.tell("codes")
         codes = residual_codes(problem.text, s.levels, s.codes)
         torch.manual_seed(seed)
-        run = _Training(CodeT5(codes, s).to(device()), s, problem, seed, clock)
-        run.all()
+        training = _Training(CodeT5(codes, s).to(device()), s, problem, seed, clock)
+        run = training.run
+        for epoch in run:
+            training.validate(epoch, training.train())
+        run.restore()
         chosen = {"epoch": run.best_epoch, "codes": (codes.max(axis=0) + 1).tolist()}
-        return Fitted(_scorer(run.model, run.forest, s.max_items, s.beams), chosen, run.curve)
+        return Fitted(_scorer(training.model, training.forest, s.max_items, s.beams), chosen, training.curve)
 
 
 class _Training:
-    """A model, its optimizer and the best weights so far."""
+    """A model, its optimizer, and its loop over epochs."""
 
     def __init__(self, model: CodeT5, s: TigerSettings, problem: Problem, seed: int, clock: Clock) -> None:
         self.model, self.s, self.seed, self.clock = model, s, seed, clock
@@ -97,44 +101,28 @@ class _Training:
         self.forest = Forest.of(model.codes.cpu().numpy(), problem.trained, model.codes.device.type)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay)
         self.curve: list[dict[str, Any]] = []
-        self.best, self.best_epoch, self.kept, self.steps = -math.inf, 0, model.state_dict(), 0
-        self.reserve = 0.0
-        """Seconds that the next validation will take: training leaves them."""
+        self.run, self.steps = Epochs(model, s.epochs, s.patience, 60 * clock.minutes - clock.seconds), 0
 
-    @property
-    def over(self) -> bool:
-        """Whether no time is left to train."""
-        return self.clock.over or self.clock.seconds + self.reserve >= 60 * self.clock.minutes
-
-    def all(self) -> None:
-        """Every epoch; the model then has the best weights."""
-        for epoch in range(1, self.s.epochs + 1):
-            loss = self._epoch(epoch)
-            self._validate(epoch, loss)
-            if self.over or epoch - self.best_epoch >= self.s.patience:
-                break
-        self.model.load_state_dict(self.kept)
-        self.model.eval()
-
-    def _epoch(self, epoch: int) -> float:
-        """One epoch, or as much of it as there is time for, but a step at least; returns the mean loss of a target."""
-        plan, summed, count = self._plan(epoch), 0.0, 0
+    def train(self) -> float:
+        """Train for an epoch, or as much of it as there is time for, but a step at least; return the mean loss."""
+        plan, total, count = self._plan(self.run.done + 1), 0.0, 0
         self.model.train()
         for at, batch in enumerate(plan):
-            self._set_rate(epoch - 1 + at / len(plan))
+            warm_up = min(1.0, (self.steps + 1) / max(1, self.s.warmup_steps))
+            scale_learning_rates(self.optimizer, warm_up * cosine(self.run.share(at / len(plan))))
             with autocast(self.model.codes.device, self.s.precision):
                 loss = self.model.loss(batch)
             (loss / batch.count).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            summed, count, self.steps = summed + float(loss.detach()), count + batch.count, self.steps + 1
-            if self.over:
+            total, count, self.steps = total + float(loss.detach()), count + batch.count, self.steps + 1
+            if self.run.out_of_time:
                 break
-        return summed / max(1, count)
+        return total / max(1, count)
 
     def _plan(self, epoch: int) -> batches.Plan:
-        """Batches of an epoch in random order, the asked part of them."""
+        """Return a share ``part`` of the batches of an epoch, in random order."""
         s, rng = self.s, np.random.default_rng([self.seed, epoch])
         if s.sight == "causal":
             plan = batches.one_pass(self.rows, s.max_items, s.targets_per_batch, rng)
@@ -142,30 +130,19 @@ class _Training:
             plan = batches.per_prefix(self.rows, s.max_items, s.targets_per_batch, rng, by_length=True)
         return batches.Plan(plan.values, plan.windows, plan.steps[: math.ceil(s.part * len(plan))])
 
-    def _set_rate(self, epochs_done: float) -> None:
-        """Linear warm-up, then half a cosine down to the end of the epochs or of the time."""
-        done = max(epochs_done / self.s.epochs, self.clock.seconds / max(1e-9, 60 * self.clock.minutes))
-        rate = min(1.0, (self.steps + 1) / max(1, self.s.warmup_steps)) * (
-            0.5 + 0.5 * math.cos(math.pi * min(1.0, done))
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.s.learning_rate * rate
-
-    def _validate(self, epoch: int, loss: float) -> None:
-        """Note the epoch, and keep the weights where they are the best."""
-        began = self.clock.seconds
+    def validate(self, epoch: int, loss: float) -> None:
+        """End an epoch by its validation NDCG@10, or by its loss without validation users."""
+        began = self.run.seconds
         score = _scorer(self.model, self.forest, self.s.max_items, self.s.valid_beams)
         value = ranking.mean_metric(score, self.cases) if len(self.cases) else math.nan
-        self.reserve = self.clock.seconds - began
-        if (goal := value if len(self.cases) else -loss) > self.best:
-            self.best, self.best_epoch = goal, epoch
-            self.kept = {name: x.detach().clone() for name, x in self.model.state_dict().items()}
+        self.run.reserve = self.run.seconds - began  # for the next validation
+        self.run.finish(value if len(self.cases) else -loss)
         self.curve.append({"epoch": epoch, "seconds": round(self.clock.seconds, 3), "loss": loss, "ndcg@10": value})
         self.clock.tell(f"epoch {epoch}, ndcg@10 {value:.4f}")
 
 
 def _scorer(model: CodeT5, forest: Forest, max_items: int, beams: int) -> ranking.Scorer:
-    """Log-probabilities (b, I) of the items that beam search finds, minus infinity for all others."""
+    """Return a scorer: log probabilities (b, I) of the items in the beams, minus infinity for all others."""
 
     @torch.inference_mode()
     def score(history: Ragged) -> np.ndarray:
@@ -177,8 +154,8 @@ def _scorer(model: CodeT5, forest: Forest, max_items: int, beams: int) -> rankin
             rows = order[start : start + USERS_AT_ONCE]
             read = history.take(rows).pad(max_items)
             items, lengths = (torch.from_numpy(x).long().to(model.codes.device) for x in read)
-            found = beam_search(CachedWriter(model, items, lengths), forest, beams)
-            scores[rows] = catalogue_scores(*found, len(forest.items)).cpu().numpy()
+            best = beam_search(CachedWriter(model, items, lengths), forest, beams)
+            scores[rows] = catalogue_scores(*best, len(forest.items)).cpu().numpy()
         return scores
 
     return score

@@ -1,4 +1,4 @@
-"""A training-free opponent: the graph of which item followed which, walked from the last items of a history.
+"""A training-free opponent: random walks on the transition graph from the last items of a history.
 
 After arXiv 2605.07125. With P the transition probabilities (:mod:`setrec.scoring.transitions`) and x the start of the
 walk at the last items of a history (:func:`setrec.scoring.item_graph.start_weights`), the score is
@@ -40,7 +40,7 @@ class TransitionWalkSettings(TransitionSettings):
 
     @property
     def reading(self) -> Reading:
-        """How histories read the graph."""
+        """The reading of the graph by histories."""
         return Reading(last=self.last, decay=self.decay)
 
 
@@ -56,26 +56,26 @@ class TransitionScorer:
         self.graph, self.text, self.settings = graph, text, settings
 
     def kinds(self, history: Ragged) -> dict[str, np.ndarray]:
-        """Each term of the score without its weight, float32 (b, I)."""
+        """Return each term of the score without its weight, float32 (b, I)."""
         near, weight = start_weights(history, self.settings.reading)
         x = step = sp.csr_matrix((weight, near.values, near.offsets), (len(near), self.graph.shape[0]))
-        found = {}
+        terms = {}
         for hop in range(1, self.settings.hops + 1):
             step = step @ self.graph
-            found[f"hop {hop}"] = step.toarray().astype(np.float32)
+            terms[f"hop {hop}"] = step.toarray().astype(np.float32)
         if self.text is not None:
-            found[TEXT] = (x @ self.text).astype(np.float32) @ self.text.T
-        return found
+            terms[TEXT] = (x @ self.text).astype(np.float32) @ self.text.T
+        return terms
 
     def __call__(self, history: Ragged) -> np.ndarray:
-        """Scores, float32 (b, I)."""
+        """Return scores, float32 (b, I)."""
         weights = term_weights(self.settings, self.text is not None)
         kinds = self.kinds(history)
         return np.asarray(sum(np.float32(weight) * kinds[kind] for kind, weight in weights.items()), dtype=np.float32)
 
 
 def term_weights(s: TransitionWalkSettings, text: bool) -> dict[str, float]:
-    """The weight of each term of the score."""
+    """Return the weight of each term of the score."""
     hops = {f"hop {hop}": s.damping ** (hop - 1) for hop in range(1, s.hops + 1)}
     return hops | {TEXT: s.text} if text else hops
 
@@ -110,12 +110,11 @@ def tune_transitions(
     users: int = 5_000,
     seed: int = 0,
 ) -> tuple[TransitionScorer, list[dict[str, Any]]]:
-    """The walk of :data:`GRID` with the best validation NDCG@10 (history removed), and the whole grid's values.
+    """Return the walk of :data:`GRID` with the best validation NDCG@10 (history removed), and the values of the grid.
 
-    ``text`` float32 (I, w), ``None`` where there is none. Every setting is tried on the same ``users`` validation
-    users, drawn by ``seed`` where there are more. All weights of the terms share one walk. ``over``: whether the time
-    is used up, asked after every walk; then what was tried has to do. Without validation items the default settings
-    are taken.
+    ``text``: float32 (I, w), or ``None``. Every setting is evaluated on the same sample of ``users`` validation users,
+    drawn by ``seed``. All weights of the terms share one walk. ``over`` is called after every walk; once it returns
+    true, the best setting so far is used. Without validation items the default settings are used.
     """
     cases = ranking.Cases.of(histories, VALID).sample(users, seed)
     rows, unit = histories.upto(TRAIN), None if text is None else unit_rows(text)
@@ -126,9 +125,9 @@ def tune_transitions(
         base = TransitionWalkSettings(**shape, backward=backward, shrink=shrink)
         graph = transition_probabilities(rows, items, base)
         for start in GRID["start"]:
-            found = _weighted(TransitionScorer(graph, unit, base.model_copy(update=start)), cases)
-            tried += [{**s.model_dump(), "ndcg@10": value} for s, value in found]
-            settings, value = max(found, key=lambda one: one[1])
+            weighted = _weighted(TransitionScorer(graph, unit, base.model_copy(update=start)), cases)
+            tried += [{**s.model_dump(), "ndcg@10": value} for s, value in weighted]
+            settings, value = max(weighted, key=lambda one: one[1])
             if best is None or value > best[0]:
                 best = (value, TransitionScorer(graph, unit, settings))
             if over():
@@ -143,7 +142,7 @@ def tune_transitions(
 
 
 def _weighted(model: TransitionScorer, cases: ranking.Cases) -> list[tuple[TransitionWalkSettings, float]]:
-    """The NDCG@10 of a walk under every weighting of its terms in the grid."""
+    """Return the NDCG@10 of a walk for all weights of its terms in the grid."""
     text = GRID["text"] if model.text is not None else (0.0,)
     options = [
         model.settings.model_copy(update={"damping": damping, "text": weight})

@@ -122,7 +122,7 @@ def test_an_unknown_system_is_named_before_anything_is_prepared(world, tmp_path)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_share_of_a_gpu_that_is_not_there_is_refused(finished, world):
     run, _ = finished
-    with pytest.raises(ConfigError, match=r"a fit is to have 0\.5 of a GPU, and the cluster has no GPU"):
+    with pytest.raises(ConfigError, match=r"a fit needs 0\.5 of a GPU, and the cluster has none"):
         benchmark(world, "setrec", run, SMALL.model_copy(update={"gpu": 0.5, "seeds": 3}))
 
 

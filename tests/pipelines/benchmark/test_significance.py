@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.benchmark.analysis.significance import RESAMPLES, significance
-from setrec.evaluation.intervals import paired_difference, paired_p
+from setrec.evaluation.intervals import bootstrap_means, paired_difference, two_sided_p
 from setrec.evaluation.ranking import PerUser
 
 USERS = 300
@@ -50,7 +50,11 @@ def test_each_row_is_the_paired_difference_and_p_value_of_its_columns():
         some = ~np.isnan(a)
         found = paired_difference(a[some], b[some], RESAMPLES, 0)
         assert (row["difference"], row["low"], row["high"]) == pytest.approx(found)
-        assert row["p"] == row["p_alone"] == pytest.approx(paired_p(a[some], b[some], RESAMPLES, 0))
+        assert (
+            row["p"]
+            == row["p_alone"]
+            == pytest.approx(two_sided_p(bootstrap_means((a - b)[some][:, None], RESAMPLES, 0))[0])
+        )
         assert (row["system"], row["against"], row["seed"]) == ("ours", "other", "mean")
 
 

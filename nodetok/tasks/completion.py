@@ -1,4 +1,4 @@
-"""Knowledge-graph completion: which entity completes (head, relation, ?) or (?, relation, tail)."""
+"""Knowledge-graph completion: prediction of the missing entity of (head, relation, ?) and (?, relation, tail)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from nodetok.language.interface import Chunk, Examples, Task
 from nodetok.language.prompts import Prompts
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 from setrec.errors import DataError
+from setrec.ragged import Ragged
 
 FOLDS = 10
 
@@ -38,13 +39,13 @@ def completion(
     texts_of: Sequence[str] | None = None,
     minutes: float | None = None,
 ) -> Task:
-    """Both directions of every triple [head, relation, tail], ranked among all entities.
+    """Return the task of ranking all entities for both directions of every triple [head, relation, tail].
 
-    ``graph``: undirected, from the training triples. What a triple asks for is not told: triples are dealt into folds
-    at random each epoch, a fold is trained with distances measured without the edges that nothing outside it makes, and
-    the known entity does not show the triple's own fact among its neighbours. What other triples say of the same two
-    entities stays, as it will for a test triple. Metrics are filtered: other known answers do not count as wrong;
-    of equal scores half count before the right one.
+    ``graph``: undirected, from the training triples. The answer of a training triple is hidden: each epoch splits the
+    triples into random folds, a fold is trained with distances measured without the edges that only its triples have,
+    and the given entity does not show the triple's own fact among its neighbours. Other triples of the same two
+    entities stay, as they do for a test triple. Metrics are filtered: other known answers do not count as wrong; of
+    equal scores half count before the right one.
 
     With ``minutes`` of CPU time the task trains its own model (:mod:`nodetok.knowledge.completer`) on the triples, the
     ``features`` and ``texts_of`` the entities; without, the language model is trained.
@@ -90,8 +91,8 @@ def completion(
         relation = np.tile(test[:, 1], 2)
         queries = np.stack([everything.prompts.nodes[:, 0], relation, directions], axis=1)
         parts = np.array_split(np.arange(len(queries)), max(1, len(queries) // 256))
-        found = [measure(model.scores(queries[rows]), everything.take(rows)) for rows in parts]
-        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        parts_measured = [measure(model.scores(queries[rows]), everything.take(rows)) for rows in parts]
+        return {name: np.concatenate([part[name] for part in parts_measured]) for name in parts_measured[0]}
 
     everything = ask(test, hide=False)
     rng = np.random.default_rng(seed)
@@ -112,8 +113,8 @@ def completion(
 def trainer(
     data: Knowledge, texts: Sequence[Sequence[str]], graph: Graph, seconds: float
 ) -> Callable[[str, Any, Any], CompletionReader]:
-    """What trains the task's own model, by the name of an input ablation. Those of one seed differ in their tokens
-    alone and share all else that is trained; ``text only`` has the similarity of texts and nothing of the graph."""
+    """Return the function that trains the task's own model for an input ablation. Models of one seed differ in their
+    tokens only and share all other trained parts; ``text only`` uses text similarity and nothing of the graph."""
     trained: dict[int, Completer] = {}
 
     def run(ablation: str, learning: Any, on_step: Any) -> CompletionReader:
@@ -144,30 +145,24 @@ def trainer(
 
 
 def ranked(scores: np.ndarray, examples: Examples, known: dict[tuple[str, int], np.ndarray]) -> dict[str, np.ndarray]:
-    """Filtered reciprocal rank and hits at 1, 3, 10 of every example."""
-    rows = np.arange(len(scores))
-    own = scores[rows, examples.targets].copy()
-    kept = scores.copy()
-    for row, (text, node) in enumerate(zip(examples.prompts.texts, examples.prompts.nodes[:, 0], strict=True)):
-        kept[row, known[(text, int(node))]] = -np.inf
-    # Not "kept > own": a score that is not a number would have nothing above it and rank first.
-    above = (~(kept <= own[:, None])).sum(axis=1)
-    level = (kept == own[:, None]).sum(axis=1)
-    rank = 1 + above + level / 2
+    """Return filtered reciprocal rank and hits at 1, 3 and 10 of every example."""
+    nodes = examples.prompts.nodes[:, 0].tolist()
+    answers = [known[key] for key in zip(examples.prompts.texts, nodes, strict=True)]
+    rank = kge.filtered_ranks(scores.copy(), examples.targets, Ragged.of(answers))
     return {"MRR": 1 / rank, **{f"Hits@{k}": (rank <= k).astype(np.float64) for k in (1, 3, 10)}}
 
 
 def answers(triples: np.ndarray, texts: Sequence[Sequence[str]]) -> dict[tuple[str, int], np.ndarray]:
-    """All known answers by question and known entity; ``texts``: the questions for tails and for heads."""
-    found: dict[tuple[str, int], list[int]] = {}
+    """Return the known answers by question and given entity; ``texts``: the questions for tails and for heads."""
+    rows_of: dict[tuple[str, int], list[int]] = {}
     for head, relation, tail in triples.tolist():
-        found.setdefault((texts[0][relation], head), []).append(tail)
-        found.setdefault((texts[1][relation], tail), []).append(head)
-    return {key: np.unique(rows) for key, rows in found.items()}
+        rows_of.setdefault((texts[0][relation], head), []).append(tail)
+        rows_of.setdefault((texts[1][relation], tail), []).append(head)
+    return {key: np.unique(rows) for key, rows in rows_of.items()}
 
 
 def facts(triples: np.ndarray, relations: int) -> np.ndarray:
-    """What stands beside each entity, int64 (2T, 3): a tail by r + 1 at its head, a head by r + 1 + R at its tail."""
+    """Return the facts of each entity, int64 (2T, 3): its tails by relation r + 1, its heads by relation r + 1 + R."""
     head, relation, tail = triples.astype(np.int64).T
     at_head = np.stack([head, relation + 1, tail], axis=1)
     at_tail = np.stack([tail, relation + 1 + relations, head], axis=1)

@@ -1,4 +1,4 @@
-"""What a graph run leaves: nodes, their tokenizer and, once trained, a model that answers; one folder, no pickle.
+"""The artifact of a graph run: nodes, their tokenizer and, once trained, a model; one folder without pickles.
 
 - ``graph.json``: format, version, task, settings, sizes, candidates that are no nodes
 - ``nodes.parquet``: ids and texts of the nodes, in row order
@@ -32,17 +32,17 @@ from nodetok.language.reader_files import has_base, load_reader, own_weights, sa
 from nodetok.language.training import Reader
 from nodetok.tokenizer import NodeTokenizer
 from setrec.atomic import atomic_directory
-from setrec.errors import ConfigError, SetRecError, UnknownNodeError
+from setrec.errors import ConfigError, SetRecError, UnknownNodeError, first_line
 
 FORMAT = 2
 
 
 @dataclass(eq=False)
 class GraphArtifact:
-    """An opened artefact; ``tokenizer`` is absent where every example has a graph of its own, ``reader`` where nothing
-    was trained. ``edges`` int (E, 2) or None, with a name each in ``relations`` where edges have relations;
-    ``wordings``: the prompts that can be asked freely, with other ways to put them; answers of a probability below
-    ``threshold`` are refused."""
+    """An open artifact; ``tokenizer`` is ``None`` if every example has its own graph, ``reader`` if no model was
+    trained. ``edges`` int (E, 2) or None, with a name each in ``relations`` where edges have relations; ``wordings``:
+    the prompts that can be asked freely, with other ways to put them; answers of a probability below ``threshold`` are
+    refused."""
 
     task: str
     version: str
@@ -63,7 +63,7 @@ class GraphArtifact:
         return dict(zip(map(tuple, self.edges.tolist()), self.relations, strict=True))
 
     def relation_of(self, source: int, target: int) -> str | None:
-        """The name of the relation between two rows, in either direction, where edges have names."""
+        """Return the name of the relation between two rows in either direction, if edges have names."""
         return self._relation_of.get((source, target), self._relation_of.get((target, source)))
 
     @cached_property
@@ -71,17 +71,17 @@ class GraphArtifact:
         return {node: row for row, node in enumerate(self.ids)}
 
     def row(self, node: str) -> int:
-        """Row of a node by its id.
+        """Return the row of a node by its id.
 
         Raises:
-            UnknownNodeError: there is none.
+            UnknownNodeError: no node has this id.
         """
         if node not in self._row_of:
             raise UnknownNodeError(f"unknown node {node!r}")
         return self._row_of[node]
 
     def save(self, folder: str | Path) -> None:
-        """Write everything, as a whole or not at all."""
+        """Write the artifact atomically."""
         with atomic_directory(folder) as target:
             columns: dict[str, Any] = {"node_id": [str(node) for node in self.ids]}
             if self.texts is not None:
@@ -111,7 +111,7 @@ class GraphArtifact:
 
     @classmethod
     def load(cls, folder: str | Path) -> GraphArtifact:
-        """Read what :meth:`save` wrote.
+        """Load an artifact that :meth:`save` wrote.
 
         Raises:
             ConfigError: it is missing, damaged or of another format.
@@ -145,12 +145,11 @@ class GraphArtifact:
         except (
             OSError, KeyError, ValueError, RuntimeError, TypeError, ValidationError, SafetensorError, pa.ArrowException,
         ) as error:  # fmt: skip
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(f"{folder}: graph cannot be loaded: {reason}") from error
+            raise ConfigError(f"{folder}: graph cannot be loaded: {first_line(error)}") from error
 
 
 def artifact(task: Task, reader: Reader | CompletionReader | None, texts: Sequence[str] | None = None) -> GraphArtifact:
-    """The artefact of a task; its version is a hash of the anchors' distances and the model's weights."""
+    """Return the artifact of a task; its version is a hash of the anchor distances and the weights of the model."""
     digest = hashlib.sha256(np.ascontiguousarray(task.table).tobytes())
     if reader is not None:
         own = reader.tensors() if isinstance(reader, CompletionReader) else own_weights(reader.model)
@@ -171,13 +170,13 @@ def artifact(task: Task, reader: Reader | CompletionReader | None, texts: Sequen
 
 
 def confidence_threshold(reader: Reader | CompletionReader, task: Task, refused: float = 0.03) -> float:
-    """The probability below which a share ``refused`` of the answers to validation questions lie."""
+    """Return the probability below which a share ``refused`` of the answers to validation questions lies."""
     best = [torch.from_numpy(scores).softmax(dim=1).amax(dim=1).numpy() for scores, _ in reader.scores(task.valid)]
     return float(np.quantile(np.concatenate(best), refused))
 
 
 def _edges(task: Task) -> tuple[np.ndarray, list[str] | None]:
-    """The task's edges, int64 (E, 2), each once, and the names of their relations, where they have any."""
+    """Return the edges of a task, int64 (E, 2), each once, and the names of their relations, if any."""
     if task.facts is not None and task.relation_names:
         node, kind, neighbour = task.facts.T
         own = (kind >= 1) & (kind <= len(task.relation_names))
