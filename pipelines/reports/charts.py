@@ -105,6 +105,8 @@ def lines(title: str, series: Sequence[Series], x_label: str, *, diagonal: bool 
             ax.axline((0, 0), slope=1, color=OTHER, linestyle=":", linewidth=1, gid="diagonal")
             ax.set_xlim(left=0)
             ax.set_ylim(bottom=0)
+        whole = all(float(x).is_integer() for one in series for x in one.x)
+        ax.xaxis.get_major_locator().set_params(integer=whole)
         ax.set_xlabel(x_label)
         _legend(ax)
     return svg.markup

@@ -110,6 +110,7 @@ def test_series_without_points_are_left_out_and_lines_rise_where_values_do():
     assert said == "some: 0.4000 at epoch 3"
     assert [y for _, y in places] == sorted((y for _, y in places), reverse=True)
     assert "none" not in texts(drawn)
+    assert {"1", "2", "3"} <= {*texts(drawn)}  # epochs are whole
     assert charts.lines("t", [], "epoch") == ""
 
 
