@@ -24,7 +24,6 @@ from setrec.data.catalog import TEST, Catalog, Histories
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation import beyond_accuracy, ranking
 from setrec.models.setrec_model import SetRecModel
-from setrec.ragged import Ragged
 from setrec.scoring import baselines, registry
 from setrec.scoring.text_similarity import TextFeatures
 from setrec.scoring.weight_search import Found
@@ -180,7 +179,7 @@ def _examples(
     found = []
     for case in range(min(count, len(cases))):
         history, truth = cases.history[case], cases.truth[case]
-        scores = scorer(Ragged.of([history]))[0].copy()
+        scores = scorer(cases.history.take(np.array([case])))[0].copy()
         scores[history] = -np.inf
         best = np.lexsort((np.arange(len(scores)), -scores))[:10]
         found.append(

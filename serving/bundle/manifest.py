@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 
 from serving.bundle.texts import TextRule
 from setrec.errors import BundleError
@@ -55,6 +55,7 @@ class Manifest(Settings):
 
     ``scorer``: the weights of the hybrid score. ``encoder``: how the sentence encoder was used, where there is one.
     ``text``: how an item's fields become its text. ``agreement``: the audit of the bundle's answers at export.
+    ``event_weights``: by type, what events weighed in training.
     """
 
     format_version: int = Field(strict=True, ge=1)
@@ -69,6 +70,7 @@ class Manifest(Settings):
     encoder: EncoderEntry | None = None
     text: TextRule | None = None
     agreement: Agreement | None = None
+    event_weights: dict[str, FiniteFloat] = Field(default_factory=dict)
 
 
 def verify(path: Path) -> Manifest:

@@ -33,6 +33,7 @@ from serving.retrieval.index_codes import IndexCodes
 from serving.retrieval.retriever import Retriever, RetrieverSettings, is_exact
 from setrec.atomic import atomic_directory
 from setrec.data.catalog import Catalog, Histories
+from setrec.data.events import read
 from setrec.errors import BundleError
 from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridWeights
@@ -64,6 +65,7 @@ def write_bundle(
     model_version: str | None = None,
     load_encoder: EncoderLoader = load_setrec,
     graph_dir: Path | None = None,
+    event_weights: Mapping[str, float] = MappingProxyType({}),
     examine: Examine,
 ) -> Manifest:
     """Write a bundle: as a whole or, after an error, not at all; a bundle already at ``out`` stays until the end.
@@ -73,7 +75,8 @@ def write_bundle(
     ``text_features``: those of the catalogue's texts, around ``text_center`` float32 (w,). Of every folder only the
     kinds of files in :data:`serving.bundle.manifest.SUFFIXES` are taken: of ``model_dir`` JSON and safetensors, of
     ``graph_dir`` and its sub-folders also Parquet and NumPy files. ``examine``:
-    :func:`serving.engine.acceptance.examine`, which needs the engine and so comes from above.
+    :func:`serving.engine.acceptance.examine`, which needs the engine and so comes from above. ``event_weights``: those
+    that the histories were made with.
 
     Raises:
         BundleError: ``out`` holds something that is no bundle, or the parts do not fit together.
@@ -115,6 +118,7 @@ def write_bundle(
             files=_files(target),
             encoder=encoder,
             text=TextRule.of(catalog),
+            event_weights=dict(event_weights),
         )
         manifest = _with_checks(target, manifest, load_encoder, examine)
         _sync(target)
@@ -178,7 +182,7 @@ def _queries(
     table, found = torch.from_numpy(codes), [np.empty((0, codes.shape[1]), np.float32)]
     with torch.inference_mode():
         for start in range(0, len(users), _BATCH):
-            rows = histories.items.take(users[start : start + _BATCH])
+            rows = read(histories.items.take(users[start : start + _BATCH]))
             found.append(model.user_codes(rows, weights, table).float().cpu().numpy())
     return np.concatenate(found)
 

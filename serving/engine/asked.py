@@ -13,6 +13,7 @@ from serving.engine.state import State
 from serving.engine.users import Known
 from serving.stores import LiveHistory
 from setrec.errors import UnknownItemError
+from setrec.ragged import Ragged
 
 _POOL = 100
 """Candidates at least that are re-ranked where diversity or limits are asked for."""
@@ -70,7 +71,7 @@ def work_out(state: State, request: Request, live: LiveHistory | None, *, synced
         known = _given(state, request)
     elif live is None and not synced:
         # Nobody knows yet whether this user was erased.
-        known = Known(np.empty(0, np.int64), (), Fallback("store_unavailable", "popularity"))
+        known = Known(fallback=Fallback("store_unavailable", "popularity"))
     else:
         known = state.users.known(request.user_id, live, state.items)
     excluded, _ = state.items.rows(request.deny)
@@ -91,7 +92,7 @@ def _given(state: State, request: Request) -> Known:
     rows, unknown = state.items.rows(request.history)
     if unknown and request.unknown_items == "refuse":
         raise UnknownItemError(f"unknown item {unknown[0]!r}")
-    return Known(rows, unknown, None if len(rows) else Fallback("unknown_items", "popularity"))
+    return Known(Ragged.of([rows], np.int64), unknown, None if len(rows) else Fallback("unknown_items", "popularity"))
 
 
 def _rules(state: State, name: str | None) -> RuleSet | None:

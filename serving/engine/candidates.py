@@ -17,6 +17,7 @@ import torch
 
 from serving.retrieval.exact import Hits
 from serving.telemetry import stages
+from setrec.data.events import read
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import Entries, HybridScorer
 
@@ -171,7 +172,8 @@ class ScoringBatch:
             keys.append(places.row_of_value * items + places.values)
             values.append(self.scorer.weights.of(name, new[places.values]).astype(np.float64) * own)
         if self.term.repeat_bias:
-            held = np.unique(self.history.row_of_value * items + self.history.values)
+            history = read(self.history)
+            held = np.unique(history.row_of_value * items + history.values)
             keys.append(held)
             values.append(np.full(len(held), self.term.repeat_bias))
         distinct, at = np.unique(np.concatenate(keys), return_inverse=True)
@@ -217,6 +219,6 @@ class ScoringBatch:
         size = np.linalg.norm(self.term.users.astype(np.float64), axis=1) * self.term.norm
         size = size * max(1.0, abs(weights.model)) + abs(weights.level) + abs(self.term.repeat_bias)
         for name, (places, values) in self.entries.items():
-            largest = np.array([values[a:b].max(initial=0) for a, b in pairwise(places.offsets.tolist())])
+            largest = np.array([np.abs(values[a:b]).max(initial=0) for a, b in pairwise(places.offsets.tolist())])
             size += max(abs(float(w)) for w in self.scorer.weights.of(name, np.array([False, True]))) * largest
         return 4e-6 * size

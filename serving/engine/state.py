@@ -76,11 +76,11 @@ class State:
         self.availability.add(row, fields.available_from, fields.available_until)
         self.fields[item_id] = fields
 
-    def batch(self, users: np.ndarray, histories: Sequence[np.ndarray]) -> ScoringBatch:
-        """What the scores of all items are made of, for histories (rows) with user codes float32 (B, D)."""
+    def batch(self, users: np.ndarray, history: Ragged) -> ScoringBatch:
+        """What the scores of all items are made of, for histories with user codes float32 (B, D)."""
         weights, columns = self._bundle.manifest.scorer, self._bundle.manifest.code_columns
         term = UserScores(users, self._table, self.codes.fresh, self.codes.largest, columns, self._bias)
-        scorer, history = HybridScorer(term, {}, weights, self.new), Ragged.of(histories, np.int64)
+        scorer = HybridScorer(term, {}, weights, self.new)
         components = self._live_components if self.items.added else self._bundle.components
         entries = {name: component.entries(history) for name, component in components.items()}
         return ScoringBatch(scorer, term, history, entries)

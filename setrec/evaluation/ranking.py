@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from setrec.data.catalog import TEST, VALID, Histories
+from setrec.data.events import read
 from setrec.evaluation.beyond_accuracy import best_items
 from setrec.evaluation.intervals import bootstrap_means
 from setrec.ragged import Ragged
@@ -57,12 +58,10 @@ class Cases:
         """Validation cases (training history, validation items) or test cases (both before, test items)."""
         if split not in (VALID, TEST):
             raise ValueError("cases are taken from VALID or TEST")
-        history, truth = histories.upto(split - 1), histories.of(split)
-        asked = truth.lengths > 0
-        users = np.flatnonzero(asked & (history.lengths > 0))
-        return cls(
-            users, history.take(users), _distinct(truth.take(users)), int((asked & (history.lengths == 0)).sum())
-        )
+        history, truth = histories.events(split - 1), histories.of(split)
+        asked, known = truth.lengths > 0, read(history).lengths > 0
+        users = np.flatnonzero(asked & known)
+        return cls(users, history.take(users), _distinct(truth.take(users)), int((asked & ~known).sum()))
 
     def __len__(self) -> int:
         return len(self.users)

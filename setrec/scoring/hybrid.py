@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, FiniteFloat
 
+from setrec.data.events import read
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.item_graph import lookup
@@ -147,5 +148,6 @@ def load_components(names: tuple[str, ...], folder: Path) -> dict[str, Component
 
 
 def _pairs(history: Ragged, items: int) -> np.ndarray:
-    """The distinct pairs of row and item of histories, as ``row * items + item``, in order."""
+    """The distinct pairs of row and item of what is read of histories, as ``row * items + item``, in order."""
+    history = read(history)
     return np.unique(history.row_of_value * items + history.values)

@@ -140,7 +140,7 @@ class _Training:
             plan = batches.one_pass(self.rows, s.max_items, s.targets_per_batch, rng)
         else:
             plan = batches.per_prefix(self.rows, s.max_items, s.targets_per_batch, rng, by_length=True)
-        return batches.Plan(plan.values, plan.windows, plan.steps[: math.ceil(s.part * len(plan))])
+        return batches.Plan(plan.histories, plan.windows, plan.steps[: math.ceil(s.part * len(plan))])
 
     def _set_rate(self, epochs_done: float) -> None:
         """Linear warm-up, then half a cosine down to the end of the epochs or of the time."""
