@@ -88,7 +88,10 @@ class Ranked:
         both = Ranked(
             np.concatenate([self.rows, pinned.rows]),
             np.concatenate([self.scores, pinned.scores]),
-            {name: np.concatenate([part, pinned.parts[name]]) for name, part in self.parts.items()},
+            {
+                name: np.concatenate([part, pinned.parts.get(name, np.zeros(len(pinned.rows)))])
+                for name, part in self.parts.items()
+            },
         )
         return both.take(np.array(order[:k], dtype=np.int64))
 
@@ -169,8 +172,9 @@ class ScoringBatch:
         items, new = len(self.scorer.new), self.scorer.new
         keys, values = [np.empty(0, np.int64)], [np.empty(0)]
         for name, (places, own) in self.entries.items():
-            keys.append(places.row_of_value * items + places.values)
-            values.append(self.scorer.weights.of(name, new[places.values]).astype(np.float64) * own)
+            if self.scorer.weights.of(name, np.array([False, True])).any():
+                keys.append(places.row_of_value * items + places.values)
+                values.append(self.scorer.weights.of(name, new[places.values]).astype(np.float64) * own)
         if self.term.repeat_bias:
             history = read(self.history)
             held = np.unique(history.row_of_value * items + history.values)

@@ -26,6 +26,7 @@ from serving.engine.requests import (
     RequestError,
 )
 from serving.engine.rules import RuleSet
+from serving.engine.second_stage import SECOND_STAGE
 from serving.engine.shown import ShownItems
 from serving.engine.state import State
 from serving.engine.title_search import TitleSearch
@@ -309,6 +310,9 @@ class Engine:
         return users.float().cpu().numpy()
 
     def _answer(self, batch: ScoringBatch, b: int, asked: Asked, ranked: Ranked) -> Answer:
+        if self.state.second_stage is not None:
+            with metrics.stage("second_stage"):
+                ranked = self.state.second_stage.ordered(batch.only(b), ranked, frozenset(self.bundle.components))
         ranked = self._arranged(asked, ranked)
         if len(asked.pinned):
             (pinned,) = batch.only(b).ranked([asked.pinned], [len(asked.pinned)])
@@ -328,7 +332,7 @@ class Engine:
     def _arranged(self, asked: Asked, ranked: Ranked) -> Ranked:
         """The items to answer, chosen among candidates for diversity and within the limits of rules."""
         if not asked.is_reranked:
-            return ranked
+            return ranked if len(ranked.rows) <= asked.request.k else ranked.take(np.arange(asked.request.k))
         with metrics.stage("rerank"):
             limits = () if asked.rules is None else asked.rules.limits
             described = [self.state.items.describe(row)[2] for row in ranked.rows.tolist()] if limits else []
@@ -342,7 +346,7 @@ class Engine:
             return self._batch(self._users(histories), histories, [asked] * len(histories))
 
         with metrics.stage("explain"):
-            own = ranked.scores - ranked.parts.get(_RULES, 0.0)
+            own = ranked.scores - ranked.parts.get(_RULES, 0.0) - ranked.parts.get(SECOND_STAGE, 0.0)
             effects = history_effects(asked.known.events, replace(ranked, scores=own), score)
             queries = slot_queries(batch.term.users[b], self.bundle.manifest.code_columns)
             nearest = {}

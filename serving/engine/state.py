@@ -17,6 +17,7 @@ from serving.engine.items.live_components import LiveComponent, LiveTexts
 from serving.engine.items.popularity import PopularityRanking
 from serving.engine.items.table import LiveItems
 from serving.engine.rules import Boost, RuleSet
+from serving.engine.second_stage import SecondStage
 from serving.engine.users import Users
 from serving.retrieval.code_table import CodeTable
 from serving.retrieval.exact import largest_norm
@@ -53,6 +54,10 @@ class State:
         self.attributes = AttributeIndex(bundle.catalog.attributes, len(bundle.catalog))
         self.users = Users(bundle.histories, event_weights)
         self.popularity = PopularityRanking(bundle.popularity)
+        reranker = bundle.manifest.reranker
+        self.second_stage: SecondStage | None = None
+        if reranker is not None:
+            self.second_stage = SecondStage(reranker, bundle.attribute_vectors, self.items, self.popularity)
         self.availability = Availability(bundle.catalog.attributes, len(bundle.catalog))
         self.fields: dict[str, ItemFields] = {}  # of the items put since the bundle was made
         self.rules: dict[str, RuleSet] = {}

@@ -96,7 +96,8 @@ class HybridScorer:
             total[:, self.new] += np.float32(new.level)
         for name, (places, values) in (self.entries(history) if entries is None else entries).items():
             weight, of_new = self.weights.of(name, np.array([False, True]))
-            add_entries(total, places.values, places.offsets, values, weight, of_new, self.new)
+            if weight or of_new:
+                add_entries(total, places.values, places.offsets, values, weight, of_new, self.new)
         bias = 0.0 if self.model is None else self.model.repeat_bias
         if bias:
             held = _pairs(history, items)
