@@ -74,7 +74,7 @@ def variants(rows: Ragged, targets: int, steps: int) -> dict[str, Callable[[], f
             worker.wrapped.train()
             began = time.perf_counter()
             for batch in chosen:
-                worker._step(Step([batch], batch.count, 0.0, 0.0, Position()))
+                worker._step(Step([batch], batch.count, float(batch.count), 0.0, 0.0, Position()))
             return sum(b.count for b in chosen) / (time.perf_counter() - began)
 
         return run

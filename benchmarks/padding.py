@@ -44,4 +44,4 @@ def _shuffled(packed: Plan, targets: int, rng: np.random.Generator) -> Plan:
     order = rng.permutation(np.concatenate(packed.steps))
     asked = np.cumsum((packed.windows.end - packed.windows.first)[order])
     cuts = np.flatnonzero(np.diff(asked // targets)) + 1
-    return Plan(packed.values, packed.windows, np.split(order, cuts))
+    return Plan(packed.histories, packed.windows, np.split(order, cuts))

@@ -10,10 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ragged:
-    """Row ``r`` is ``values[offsets[r]:offsets[r + 1]]``; ``offsets`` has one entry more than there are rows."""
+    """Row ``r`` is ``values[offsets[r]:offsets[r + 1]]``; ``offsets`` has one entry more than there are rows.
+
+    ``weights`` float32, one for every value, where these do not all count alike.
+    """
 
     values: np.ndarray
     offsets: np.ndarray
+    weights: np.ndarray | None = None
 
     @classmethod
     def of(cls, rows: Iterable[Sequence[int] | np.ndarray], dtype: type = np.int32) -> Ragged:
@@ -28,7 +32,11 @@ class Ragged:
         """The rows of all parts, one part after the other; ``parts`` has at least one."""
         lengths = np.concatenate([part.lengths for part in parts])
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return cls(np.concatenate([part.values for part in parts]), offsets)
+        weights = None
+        if any(part.weights is not None for part in parts):
+            each = [np.ones(len(p.values), np.float32) if p.weights is None else p.weights for p in parts]
+            weights = np.concatenate(each)
+        return cls(np.concatenate([part.values for part in parts]), offsets, weights)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -49,12 +57,13 @@ class Ragged:
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         source = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Ragged(self.values[source], offsets)
+        return Ragged(self.values[source], offsets, None if self.weights is None else self.weights[source])
 
     def where(self, keep: np.ndarray) -> Ragged:
         """Only the entries whose flag in ``keep`` (one per value) is true; rows may become empty."""
         counts = np.concatenate([[0], np.cumsum(keep)])
-        return Ragged(self.values[keep], counts[self.offsets].astype(np.int64))
+        weights = None if self.weights is None else self.weights[keep]
+        return Ragged(self.values[keep], counts[self.offsets].astype(np.int64), weights)
 
     @property
     def row_of_value(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""``setrec train``, ``setrec tune`` and ``setrec ablate``."""
+"""``setrec train``, ``setrec tune``, ``setrec train-reranker`` and ``setrec ablate``."""
 
 from __future__ import annotations
 
@@ -88,6 +88,18 @@ def tune(
         print_json([trial.record() for trial in trials])
     else:
         results().print(trial_table(trials))
+
+
+@commands.command("train-reranker")
+def train_reranker(run: RunOption, set_: SetOption = None) -> None:
+    """Learn the order of the best candidates on validation, after evaluate; export takes it along where it gains."""
+    with held(run, "nothing is changed; run the same command again") as folder:
+        settings = config_of(run, "train-reranker", overrides_of(set_, None))
+        from pipelines.evaluation import reranker
+
+        with folder.timed("reranker"):
+            found = reranker.train_reranker(folder, settings)
+    print_json(found)
 
 
 @commands.command()

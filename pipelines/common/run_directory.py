@@ -261,7 +261,7 @@ EVALUATED = (
     "per_user.parquet", "examples.json",
     "report.html",
 )  # fmt: skip
-FOLLOWING = (*EVALUATED, "bundle", "gate.json", "last_release.parquet", "audit.json")
+FOLLOWING = (*EVALUATED, "reranker.json", "bundle", "gate.json", "last_release.parquet", "audit.json")
 """What is made from a trained model, and goes when another one is trained."""
 OWNED = (*PREPARED, *TRAINED, *FOLLOWING, "ablation", "ablation.json", "tuning", "trials.json", "best.yaml")
 """Names that jobs may have left in a run without a marker."""

@@ -87,8 +87,9 @@ def write_histories(folder: Path, parts: Iterable[Histories], rows: int = SHARD_
 def slice_of(histories: Histories, start: int, end: int) -> Histories:
     """Users ``start`` to before ``end``."""
     offsets = histories.items.offsets[start : end + 1]
-    values = slice(int(offsets[0]), int(offsets[-1]))
-    items = Ragged(histories.items.values[values], offsets - offsets[0])
+    values, weights = slice(int(offsets[0]), int(offsets[-1])), histories.items.weights
+    weights = None if weights is None else weights[values]
+    items = Ragged(histories.items.values[values], offsets - offsets[0], weights)
     return Histories(histories.user_ids[start:end], items, histories.splits[values])
 
 

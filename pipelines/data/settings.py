@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
 
 from pipelines.common.storage import is_uri
+from setrec.data.events import weigh_differently
 from setrec.data.interactions import Keep, Ties
 from setrec.data.schema import Schema
 from setrec.data.splits import GlobalTime, LeaveOneOut, SplitSettings
@@ -116,15 +117,16 @@ class DataSettings(Settings):
     ``interactions`` and ``items``: see :data:`Tables`; ``reader`` and ``item_reader`` say how to read their files.
 
     The steps, in this order: ratings outside ``min_rating`` and ``max_rating`` go, and types of events that ``events``
-    does not list (``{view: 1, purchase: 5}``; the weights stand for ratings where no column of ratings is named), and
-    times outside ``time_window``; interactions with items that ``items`` does not hold are refused or dropped; each
-    user's are sorted by time, equal times by the rule ``ties`` (see ``setrec.data.interactions.chronological``); of a
-    user's repeated contacts with one item ``deduplicate`` keeps the first, the last, all, or the ``strongest`` (highest
-    rating or weight, the first of equals); a repeat cannot be found by a ranking without the user's own history. Users
-    and items with fewer interactions than the minima go, until none is left (with 0, items nobody met stay as cold
-    items); the rest is split. Last, ``cold_share`` of the items lose their training interactions and so become cold: a
-    cold group to measure on, at the price of about that much training data. ``seed`` gives out the item rows, the order
-    of shuffled ties and the items that become cold. With ``unit: session`` a history is one of ``columns.session``.
+    does not list (``{view: 1, purchase: 5, dislike: -1}``, see :mod:`setrec.data.events` for what weights do; they also
+    stand for ratings where no column of ratings is named), and times outside ``time_window``; interactions with items
+    that ``items`` does not hold are refused or dropped; each user's are sorted by time, equal times by the rule
+    ``ties`` (see ``setrec.data.interactions.chronological``); of a user's repeated contacts with one item
+    ``deduplicate`` keeps the first, the last, all, or the ``strongest`` (highest rating or weight, the first of
+    equals); a repeat cannot be found by a ranking without the user's own history. Users and items with fewer
+    interactions than the minima go, until none is left (with 0, items nobody met stay as cold items); the rest is
+    split. Last, ``cold_share`` of the items lose their training interactions and so become cold: a cold group to
+    measure on, at the price of about that much training data. ``seed`` gives out the item rows, the order of shuffled
+    ties and the items that become cold. With ``unit: session`` a history is one of ``columns.session``.
 
     ``rejected_share``: rows that cannot be used go to ``rejected/`` with the reason, as long as they are no larger a
     share of a table than this; ``null`` is 0.01 for tables of several files, while one file is refused at the first
@@ -145,7 +147,7 @@ class DataSettings(Settings):
     unit: Literal["user", "session"] = "user"
     min_rating: float | None = None
     max_rating: float | None = None
-    events: dict[str, float] | None = None
+    events: dict[str, FiniteFloat] | None = None
     time_window: TimeWindow = TimeWindow()
     unknown_items: Literal["refuse", "drop"] = "refuse"
     ties: Ties = "file"
@@ -170,6 +172,8 @@ class DataSettings(Settings):
             raise ValueError("deduplicate: strongest needs columns.rating or events")
         if (self.events is None) != (self.columns.event is None):
             raise ValueError("events and columns.event, the column of their types, need each other")
+        if self.events is not None and max(self.events.values(), default=0) <= 0:
+            raise ValueError("events: no type weighs more than 0, so there is nothing to learn from")
         if self.unit == "session" and self.columns.session is None:
             raise ValueError("unit: session needs columns.session")
         if self.split.kind == "column" and self.columns.split is None:
@@ -178,6 +182,11 @@ class DataSettings(Settings):
         if timed and self.columns.position is not None:
             raise ValueError("a split by global time needs timestamps; positions only order one user's interactions")
         return self
+
+    @property
+    def weighs_events(self) -> bool:
+        """Whether types of events weigh differently, so that histories hold what each interaction weighs."""
+        return self.events is not None and weigh_differently(self.events)
 
     @property
     def schema_in_use(self) -> Schema:

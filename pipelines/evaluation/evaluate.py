@@ -14,9 +14,10 @@ from pipelines.config.job import JobConfig
 from pipelines.config.sections import EvaluationSettings
 from pipelines.data import directory
 from pipelines.evaluation import shard_evaluate
+from pipelines.evaluation.reranker import load_reranker
 from pipelines.evaluation.scorer import SCORER, hybrid_scorer, known_at_test, record, search_weights, timed
 from pipelines.evaluation.shard_evaluate import Workers
-from pipelines.evaluation.system_names import ALONE, ITEM_KNN, OURS, POPULARITY, SASREC, WITHOUT
+from pipelines.evaluation.system_names import ALONE, ITEM_KNN, OURS, POPULARITY, RERANKED, SASREC, WITHOUT
 from pipelines.evaluation.systems import Systems
 from pipelines.features import item_features, lineage
 from setrec.atomic import atomic_file
@@ -24,7 +25,6 @@ from setrec.data.catalog import TEST, Catalog, Histories
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation import beyond_accuracy, ranking
 from setrec.models.setrec_model import SetRecModel
-from setrec.ragged import Ragged
 from setrec.scoring import baselines, registry
 from setrec.scoring.text_similarity import TextFeatures
 from setrec.scoring.weight_search import Found
@@ -55,8 +55,12 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     run.discard(*EVALUATED)
     chosen = {**record(weights), "without_model": record(without), "item_knn": knn_tried}
     run.write_json(SCORER, {**chosen, "made_from": made_from})
-    load = partial(Systems.load, run.root.resolve(), config, given, groups, weights.weights, without.weights)
+    second = load_reranker(run, weights.weights)
+    load = partial(
+        Systems.load, run.root.resolve(), config, given, groups, weights.weights, without.weights, second and second[0]
+    )
     names = [*given, *([SASREC] if "sasrec" in s.opponents else []), OURS, ALONE, WITHOUT]
+    names += [RERANKED] if second else []
     with shard_evaluate.workers(load, config) as each:
         results = _rank(each, names, cases, groups, s)
     rows = [r for name, found in results.items() for r in _rows(name, found, s)]
@@ -180,7 +184,7 @@ def _examples(
     found = []
     for case in range(min(count, len(cases))):
         history, truth = cases.history[case], cases.truth[case]
-        scores = scorer(Ragged.of([history]))[0].copy()
+        scores = scorer(cases.history.take(np.array([case])))[0].copy()
         scores[history] = -np.inf
         best = np.lexsort((np.arange(len(scores)), -scores))[:10]
         found.append(

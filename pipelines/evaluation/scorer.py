@@ -78,7 +78,7 @@ def load_weights(run: Run) -> HybridWeights:
 
 def known_at_test(histories: Histories) -> Ragged:
     """What is known when the test items are ranked: everybody's training and validation items."""
-    return histories.upto(VALID)
+    return histories.events(VALID)
 
 
 def hybrid_scorer(

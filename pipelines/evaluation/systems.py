@@ -10,8 +10,9 @@ import torch
 from pipelines.common.run_directory import Run
 from pipelines.config.job import JobConfig
 from pipelines.data import directory
+from pipelines.evaluation.reranker import reranking_base, reranking_scorer
 from pipelines.evaluation.scorer import hybrid_scorer, known_at_test
-from pipelines.evaluation.system_names import ALONE, OURS, SASREC, WITHOUT
+from pipelines.evaluation.system_names import ALONE, OURS, RERANKED, SASREC, WITHOUT
 from pipelines.features import item_features
 from setrec.evaluation import ranking
 from setrec.models import sasrec
@@ -19,6 +20,7 @@ from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import HybridWeights
 from setrec.scoring.model_scores import ModelOnly, ModelScores
+from setrec.scoring.reranking import Reranker
 
 
 class Systems:
@@ -36,9 +38,10 @@ class Systems:
         groups: Sequence[ranking.Group],
         weights: HybridWeights,
         without: HybridWeights,
+        reranker: Reranker | None = None,
     ) -> Systems:
         """The opponents ``given``, SASRec where it takes part, then the run's own scorer at ``weights``, its model
-        alone, and its components without the model at their own weights.
+        alone, its components without the model at their own weights, and the ``reranker``, if any.
 
         Raises:
             ConfigError: the run has not been trained.
@@ -55,6 +58,9 @@ class Systems:
         scorers[OURS] = hybrid_scorer(model, weights, known, trained, texts)
         scorers[ALONE] = ModelOnly(ModelScores(model, weights.slots))
         scorers[WITHOUT] = hybrid_scorer(None, without, known, trained, texts)
+        if reranker is not None:
+            base = reranking_base(model, weights, known, trained, texts)
+            scorers[RERANKED] = reranking_scorer(reranker, base, catalog, histories)
         return cls(scorers, groups)
 
     @property

@@ -20,14 +20,15 @@ from setrec.ragged import Ragged
 
 @dataclass(frozen=True)
 class HistoryBlock:
-    """Interactions of whole users, chronological. ``user`` (numbers that rise), ``item`` codes, ``time``, ``split``:
-    arrays of one length; ``names``: the ids of such numbers of users."""
+    """Interactions of whole users, chronological. ``user`` (numbers that rise), ``item`` codes, ``time``, ``split``
+    and, where they weigh differently, ``weight``: arrays of one length; ``names``: the ids of such numbers of users."""
 
     user: np.ndarray
     item: np.ndarray
     time: np.ndarray
     split: np.ndarray
     names: Callable[[np.ndarray], list[str]]
+    weight: np.ndarray | None = None
 
 
 class Interactions(Protocol):
@@ -65,7 +66,8 @@ class Split:
         if config.cold_share:
             trained = np.zeros(len(counts), dtype=bool)
             for block in interactions.blocks():
-                trained[block.item[found.labels(block) == TRAIN]] = True
+                asked = True if block.weight is None else block.weight > 0
+                trained[block.item[(found.labels(block) == TRAIN) & asked]] = True
             found.cold = held_out_items(trained, config.cold_share, config.seed)
         return found
 
@@ -76,8 +78,19 @@ class Split:
             return np.where(block.time >= test, TEST, np.where(block.time >= valid, VALID, TRAIN)).astype(np.int8)
         if isinstance(self.config.split, LeaveOneOut):
             starts = np.flatnonzero(np.r_[True, block.user[1:] != block.user[:-1]])
-            return leave_one_out(np.r_[starts, len(block.user)], self.config.split.min_history)
+            events = Ragged(block.item, np.r_[starts, len(block.user)], block.weight)
+            return _leave_one_out(events, self.config.split.min_history)
         return block.split.astype(np.int8)
+
+
+def _leave_one_out(events: Ragged, min_history: int) -> np.ndarray:
+    """Labels, int8, of events. What weighs less than 0 is never held out: it is known when the event before it is."""
+    if events.weights is None:
+        return leave_one_out(events.offsets, min_history)
+    asked = events.weights > 0
+    held = events.where(asked)
+    labels, before = np.r_[leave_one_out(held.offsets, min_history), np.int8(TRAIN)], np.cumsum(asked) - 1
+    return np.where(before >= held.offsets[:-1][events.row_of_value], labels[before], np.int8(TRAIN))
 
 
 @dataclass
@@ -101,6 +114,7 @@ def write(interactions: Interactions, split: Split, row_of: np.ndarray, folder: 
             labels = split.labels(block)
             keep = ~((labels == TRAIN) & split.cold[block.item])
             users, items, labels = block.user[keep], block.item[keep], labels[keep]
+            weights = None if block.weight is None else block.weight[keep]
             found.held += int((~keep).sum())
             if not len(users):
                 continue
@@ -109,9 +123,10 @@ def write(interactions: Interactions, split: Split, row_of: np.ndarray, folder: 
             found.users += len(ends)
             found.tied, found.tied_last = found.tied + int(ties.sum()), found.tied_last + int(ties[ends - 1].sum())
             found.splits += np.bincount(labels, minlength=3)
-            found.trained[items[labels == TRAIN]] = True
             offsets = np.r_[0, ends].astype(np.int64)
-            yield Histories(block.names(users[ends - 1]), Ragged(row_of[items], offsets), labels)
+            histories = Histories(block.names(users[ends - 1]), Ragged(row_of[items], offsets, weights), labels)
+            found.trained[histories.upto(TRAIN).values] = True
+            yield histories
 
     write_histories(folder, parts(), SHARD_ROWS)
     return found

@@ -210,7 +210,8 @@ def unknown_item(config: DataSettings, items: str) -> str:
 def facts(config: DataSettings, found: Loaded) -> str:
     """The columns of an interaction beside its user, item and row: expressions over ``raw``."""
     strength = "raw.rating" if config.deduplicate == "strongest" else "NULL::DOUBLE"
-    return f"{found.time} AS time, raw.split AS split, {strength} AS strength"
+    weight = ", raw.weight::FLOAT AS weight" if config.weighs_events else ""
+    return f"{found.time} AS time, raw.split AS split, {strength} AS strength{weight}"
 
 
 def filters(config: DataSettings, found: Loaded) -> dict[str, str]:

@@ -26,6 +26,7 @@ class OnDuckDB:
 
     def __init__(self, config: DataSettings, engine: DuckDbEngine) -> None:
         self.config, self.engine = config, engine
+        self._columns = (*_COLUMNS, "weight") if config.weighs_events else _COLUMNS
 
     def load(self, files: list[File], rejects: Rejects) -> Loaded:
         """Read all files into ``raw``.
@@ -84,8 +85,8 @@ class OnDuckDB:
         self.engine.run("CREATE TABLE repeated (row BIGINT)")
 
         def repeats() -> Iterator[pa.RecordBatch]:
-            for user, item, _, _, strength, row in self._arrays():
-                kept = distinct(user, item, config.deduplicate, strength)
+            for user, item, _, _, strength, row, *weight in self._arrays():
+                kept = distinct(user, item, config.deduplicate, strength, *weight)
                 yield pa.record_batch([pa.array(row[~kept])], schema=schema)
 
         self.engine.insert("repeated", repeats(), schema)
@@ -122,13 +123,13 @@ class OnDuckDB:
 
     def blocks(self) -> Iterator[HistoryBlock]:
         """All that is left, in blocks of about ``SHARD_ROWS`` interactions."""
-        for user, item, time, split, _, _ in self._arrays():
-            yield HistoryBlock(user, item, time, split, self._names)
+        for user, item, time, split, _, _, *weight in self._arrays():
+            yield HistoryBlock(user, item, time, split, self._names, *weight)
 
     def _arrays(self) -> Iterator[list[np.ndarray]]:
         """The columns of ``ordered``, whole users at a time."""
         held: list[pa.RecordBatch] = []
-        for batch in self.engine.batches(f"SELECT {', '.join(_COLUMNS)} FROM ordered", SHARD_ROWS):
+        for batch in self.engine.batches(f"SELECT {', '.join(self._columns)} FROM ordered", SHARD_ROWS):
             users = batch.column(0).to_numpy()
             # The last user may go on in the next batch.
             cut = int(np.searchsorted(users, users[-1])) if len(users) else 0
@@ -144,10 +145,10 @@ class OnDuckDB:
 
     def _sorted(self, batches: list[pa.RecordBatch]) -> list[np.ndarray]:
         table = pa.Table.from_batches(batches)
-        columns = [table[name].to_numpy() for name in _COLUMNS]
+        columns = [table[name].to_numpy() for name in self._columns]
         if self.config.ties == "file":  # the engine has put them in this order
             return columns
-        user, _, time, _, _, row = columns
+        user, _, time, _, _, row, *_ = columns
         order = chronological(user, time, self.config.ties, self.config.seed, row + 1)
         return [column[order] for column in columns]
 

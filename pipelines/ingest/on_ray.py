@@ -31,8 +31,8 @@ from pipelines.ingest.rejects import Rejects
 from setrec.data.interactions import chronological, distinct
 from setrec.ragged import Ragged
 
-_LISTS = ("item", "time", "split")
-"""The columns of a user that are lists, one value an interaction."""
+_LISTS = ("item", "time", "split", "weight")
+"""The columns of a user that are lists, one value an interaction; the last is there where events weigh differently."""
 
 
 class OnRay:
@@ -149,11 +149,12 @@ class OnRay:
         if not self.sorted:
             self.users, self.sorted = self.users.sort("met").materialize(), True
         for part in _parts(self.users):
-            item, time, split = (_ragged(part, name) for name in _LISTS)
+            item, time, split, *weight = (_ragged(part, name) for name in _lists(part))
             if len(item.values):
                 met = part["met"].to_numpy()
                 users = met[item.row_of_value]
-                yield HistoryBlock(users, item.values, time.values, split.values, partial(_names, met, part["user"]))
+                names = partial(_names, met, part["user"])
+                yield HistoryBlock(users, item.values, time.values, split.values, names, *(w.values for w in weight))
 
     @property
     def _partitions(self) -> int:
@@ -253,7 +254,8 @@ def _histories(part: pa.Table, config: DataSettings) -> pa.Table:
     known = known[chronological(user[known], part["time"].to_numpy()[known], config.ties, config.seed, row[known] + 1)]
     item = part["item"].fill_null(0).to_numpy()[known]
     strength = part["strength"].to_numpy()[known]
-    kept = distinct(user[known], item, config.deduplicate, strength)
+    weights = part["weight"].to_numpy()[known] if config.weighs_events else None
+    kept = distinct(user[known], item, config.deduplicate, strength, weights)
     repeated = np.bincount(user[known[~kept]], minlength=count)
     known = known[kept]
     offsets = np.r_[0, np.cumsum(np.bincount(user[known], minlength=count))]
@@ -263,9 +265,13 @@ def _histories(part: pa.Table, config: DataSettings) -> pa.Table:
             "met": pa.array(row[met], pa.int64()),
             "unknown": pa.array(np.bincount(user[unknown], minlength=count), pa.int32()),
             "repeated": pa.array(repeated, pa.int32()),
-            **{name: _list_of(part[name].take(pa.array(known)), offsets) for name in _LISTS},
+            **{name: _list_of(part[name].take(pa.array(known)), offsets) for name in _lists(part)},
         }
     )
+
+
+def _lists(part: pa.Table) -> list[str]:
+    return [name for name in _LISTS if name in part.column_names]
 
 
 def _list_of(values: pa.ChunkedArray | pa.Array, offsets: np.ndarray) -> pa.Array:
@@ -287,7 +293,7 @@ def _drop_rare(part: pa.Table, keep: Any, least: int) -> pa.Table:
     stays = counts >= max(least, 1)
     kept &= stays[item.row_of_value]
     offsets = np.r_[0, np.cumsum(counts[stays])]
-    lists = {name: part[name].combine_chunks().flatten().filter(pa.array(kept)) for name in _LISTS}
+    lists = {name: part[name].combine_chunks().flatten().filter(pa.array(kept)) for name in _lists(part)}
     rest = part.drop_columns(list(lists)).filter(pa.array(stays))
     for name, values in lists.items():
         rest = rest.append_column(name, _list_of(values, offsets))

@@ -9,6 +9,7 @@ from pipelines.common.progress import bar
 from pipelines.common.run_directory import Run
 from pipelines.config.job import JobConfig
 from pipelines.data import directory
+from pipelines.evaluation.reranker import load_reranker
 from pipelines.evaluation.scorer import load_weights
 from pipelines.features import item_features, lineage
 from pipelines.features.item_features import text_encoder
@@ -17,6 +18,7 @@ from serving.engine.acceptance import examine
 from setrec.models.setrec_model import SetRecModel
 from setrec.scoring.hybrid import build_components
 from setrec.scoring.registry import Sources
+from setrec.scoring.reranking import components_of
 from setrec.scoring.text_features import TextFeaturizer
 
 
@@ -42,6 +44,8 @@ def export(
         model = SetRecModel.from_pretrained(run.model).eval()
         weights, texts = load_weights(run), item_features.text_features(run, catalog)
         sources = Sources(histories.items, len(catalog), texts)
+        second = load_reranker(run, weights)
+        reranker = second[0] if second and second[1] else None
         sentences = text_encoder(config) if encoder else None
         lexical = item_features.load_lexical(run) if encoder else None
         write_bundle(
@@ -51,12 +55,14 @@ def export(
             histories=histories,
             item_codes=model.item_codes().numpy(),
             scorer=weights,
-            components=build_components(weights.used, sources),
+            components=build_components(components_of(weights, reranker), sources),
+            reranker=reranker,
             featurizer=TextFeaturizer(lexical, sentences) if lexical or sentences else None,
             text_features=texts,
             text_center=item_features.sentence_center(run),
             retriever=config.retriever,
             graph_dir=None if graph is None else graph / "graph",
+            event_weights=(config.data.events or {}) if config.data.weighs_events else {},
             examine=examine,
         )
         size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())

@@ -30,6 +30,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "created": manifest.created.isoformat(),
         "counts": dict(manifest.counts) | {"new_items": int(np.count_nonzero(counts == 0))},
         "weights": manifest.scorer.model_dump(mode="json"),
+        "reranker": None if manifest.reranker is None else manifest.reranker.model_dump(mode="json"),
         "recall": None if manifest.agreement is None else manifest.agreement.model_dump(mode="json"),
         "libraries": dict(manifest.libraries),
         "encodes_new_items": manifest.encoder is not None or any(n.startswith("lexical/") for n in manifest.files),

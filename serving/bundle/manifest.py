@@ -8,11 +8,12 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 
 from serving.bundle.texts import TextRule
 from setrec.errors import BundleError
 from setrec.scoring.hybrid import HybridWeights
+from setrec.scoring.reranking import Reranker, components_of
 from setrec.settings import Settings
 
 FORMAT_VERSION = 4
@@ -55,6 +56,7 @@ class Manifest(Settings):
 
     ``scorer``: the weights of the hybrid score. ``encoder``: how the sentence encoder was used, where there is one.
     ``text``: how an item's fields become its text. ``agreement``: the audit of the bundle's answers at export.
+    ``event_weights``: by type, what events weighed in training. ``reranker``: the second stage, if any.
     """
 
     format_version: int = Field(strict=True, ge=1)
@@ -69,6 +71,13 @@ class Manifest(Settings):
     encoder: EncoderEntry | None = None
     text: TextRule | None = None
     agreement: Agreement | None = None
+    event_weights: dict[str, FiniteFloat] = Field(default_factory=dict)
+    reranker: Reranker | None = None
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components that the bundle holds."""
+        return components_of(self.scorer, self.reranker)
 
 
 def verify(path: Path) -> Manifest:

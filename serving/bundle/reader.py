@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,8 +42,9 @@ from setrec.errors import BundleError, DataError
 from setrec.mapped import mapped
 from setrec.ragged import Ragged
 from setrec.scoring import registry
-from setrec.scoring.hybrid import HybridWeights, load_components
+from setrec.scoring.hybrid import load_components
 from setrec.scoring.item_graph import GraphComponent
+from setrec.scoring.reranking import AttributeVectors
 from setrec.scoring.text_features import TextFeaturizer
 from setrec.settings import Settings
 from setrec.text.encoder import TextEncoder
@@ -145,7 +147,7 @@ class Bundle:
             catalog, histories = Catalog.load(path / "items.parquet"), Histories.load(path / "histories.parquet")
             retriever = Retriever.load(path, load_index_codes(path, codes))
             model = load_encoder(path / "model")
-            components, texts = _components(path, manifest.scorer), BundleTexts.load(path)
+            components, texts = _components(path, manifest), BundleTexts.load(path)
             checks = _read_checks(path)
         except (DataError, SafetensorError, KeyError, OSError, ValueError, RuntimeError) as error:
             raise BundleError(f"{path}: cannot be loaded: {line(error)}") from error
@@ -167,6 +169,11 @@ class Bundle:
     def new(self) -> np.ndarray:
         """Which items have no training interactions, bool (I,)."""
         return self.popularity == 0
+
+    @cached_property
+    def attribute_vectors(self) -> AttributeVectors:
+        """Items as vectors over attribute values, made when first asked for."""
+        return AttributeVectors(self.catalog.attributes, len(self.catalog))
 
     def featurizer(self) -> TextFeaturizer | None:
         """The encoders of texts that the bundle carries, ``None`` without any; no sentence encoder is loaded yet."""
@@ -219,13 +226,14 @@ def _read_checks(path: Path) -> list[tuple[dict[str, Any], tuple[str, ...], tupl
     return [(request, check.item_ids, check.scores) for request, check in zip(lists, found, strict=True)]
 
 
-def _components(path: Path, weights: HybridWeights) -> dict[str, GraphComponent]:
-    """The components that have a weight."""
+def _components(path: Path, manifest: Manifest) -> dict[str, GraphComponent]:
+    """The components that have a weight, in the score or in its second stage."""
+    weights = manifest.scorer
     named = {name for name, weight in (*weights.components.items(), *weights.new_items.components.items()) if weight}
     for name in sorted(named - registry.kinds().keys()):
         raise BundleError(f"{path}: this version knows no component '{name}'")
     found = {}
-    for name, component in load_components(weights.used, path / "components").items():
+    for name, component in load_components(manifest.components, path / "components").items():
         if not isinstance(component, GraphComponent):
             raise BundleError(f"{path}: component '{name}' is no item graph and cannot be served")
         found[name] = component

@@ -33,10 +33,12 @@ from serving.retrieval.index_codes import IndexCodes
 from serving.retrieval.retriever import Retriever, RetrieverSettings, is_exact
 from setrec.atomic import atomic_directory
 from setrec.data.catalog import Catalog, Histories
+from setrec.data.events import read
 from setrec.errors import BundleError
 from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridWeights
 from setrec.scoring.registry import Component
+from setrec.scoring.reranking import Reranker, components_of
 from setrec.scoring.text_features import TextFeaturizer
 from setrec.scoring.text_similarity import TextFeatures
 from setrec.text.encoder import TextEncoder
@@ -64,6 +66,8 @@ def write_bundle(
     model_version: str | None = None,
     load_encoder: EncoderLoader = load_setrec,
     graph_dir: Path | None = None,
+    event_weights: Mapping[str, float] = MappingProxyType({}),
+    reranker: Reranker | None = None,
     examine: Examine,
 ) -> Manifest:
     """Write a bundle: as a whole or, after an error, not at all; a bundle already at ``out`` stays until the end.
@@ -73,7 +77,8 @@ def write_bundle(
     ``text_features``: those of the catalogue's texts, around ``text_center`` float32 (w,). Of every folder only the
     kinds of files in :data:`serving.bundle.manifest.SUFFIXES` are taken: of ``model_dir`` JSON and safetensors, of
     ``graph_dir`` and its sub-folders also Parquet and NumPy files. ``examine``:
-    :func:`serving.engine.acceptance.examine`, which needs the engine and so comes from above.
+    :func:`serving.engine.acceptance.examine`, which needs the engine and so comes from above. ``event_weights``: those
+    that the histories were made with. ``reranker``: the second stage, whose components are among ``components``.
 
     Raises:
         BundleError: ``out`` holds something that is no bundle, or the parts do not fit together.
@@ -98,15 +103,16 @@ def write_bundle(
             raise BundleError("slots and weights are of different kinds")
         save_file({"codes": codes}, target / "codes.safetensors")
         save_file({"counts": counts}, target / "popularity.safetensors")
-        _save_components(scorer, components, target)
-        if featurizer is not None and text_features is not None and _reads_texts(scorer):
+        names = components_of(scorer, reranker)
+        _save_components(names, components, target)
+        if featurizer is not None and text_features is not None and any(registry.kinds()[n].of_content for n in names):
             BundleTexts(text_features, text_center).save(target)
         queries = partial(_queries, model, histories, scorer.slots, codes)
         _save_index(codes, counts == 0, IndexCodes(scorer.new_items), retriever or RetrieverSettings(), queries, target)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             created=datetime.now(UTC),
-            model_version=model_version or _version_of(target, scorer),
+            model_version=model_version or _version_of(target, scorer, reranker),
             libraries={name: found for name in _LIBRARIES if (found := _version(name))},
             kinds=tuple(model.kinds),
             code_columns=dict(model.code_columns),
@@ -115,6 +121,8 @@ def write_bundle(
             files=_files(target),
             encoder=encoder,
             text=TextRule.of(catalog),
+            event_weights=dict(event_weights),
+            reranker=reranker,
         )
         manifest = _with_checks(target, manifest, load_encoder, examine)
         _sync(target)
@@ -135,16 +143,12 @@ def _save_featurizer(featurizer: TextFeaturizer, target: Path) -> EncoderEntry |
     return EncoderEntry(max_length=sentence.max_length)
 
 
-def _save_components(scorer: HybridWeights, components: Mapping[str, Component], target: Path) -> None:
-    if missing := sorted(set(scorer.used) - components.keys()):
+def _save_components(names: Iterable[str], components: Mapping[str, Component], target: Path) -> None:
+    if missing := sorted(set(names) - components.keys()):
         raise BundleError(f"component '{missing[0]}' has a weight and is not given")
-    for name in scorer.used:
+    for name in names:
         (target / "components").mkdir(exist_ok=True)
         components[name].save(target / "components" / f"{name}.safetensors")
-
-
-def _reads_texts(scorer: HybridWeights) -> bool:
-    return any(registry.kinds()[name].of_content for name in scorer.used)
 
 
 def _save_index(
@@ -178,7 +182,7 @@ def _queries(
     table, found = torch.from_numpy(codes), [np.empty((0, codes.shape[1]), np.float32)]
     with torch.inference_mode():
         for start in range(0, len(users), _BATCH):
-            rows = histories.items.take(users[start : start + _BATCH])
+            rows = read(histories.items.take(users[start : start + _BATCH]))
             found.append(model.user_codes(rows, weights, table).float().cpu().numpy())
     return np.concatenate(found)
 
@@ -201,11 +205,10 @@ def _files(path: Path) -> dict[str, FileEntry]:
     }
 
 
-def _version_of(path: Path, scorer: HybridWeights) -> str:
+def _version_of(path: Path, scorer: HybridWeights, reranker: Reranker | None) -> str:
     """A name that depends on content alone; the checks are no part of it, they follow from the rest."""
-    content = json.dumps(
-        [[[name, entry.sha256] for name, entry in _files(path).items()], scorer.model_dump()], sort_keys=True
-    )
+    parts = [[[name, entry.sha256] for name, entry in _files(path).items()], scorer.model_dump()]
+    content = json.dumps(parts if reranker is None else [*parts, reranker.model_dump()], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -43,23 +42,17 @@ def accept(engine: Engine) -> None:
         BundleError: an answer is another one than at export.
     """
     bundle = engine.bundle
-    requests = [_request(bundle, request, engine.max_k) for request, _, _ in bundle.checks]
+    # What a store holds of the users must not count here.
+    requests = [
+        Request(**{**stored, "k": min(stored.get("k", Request.k), engine.max_k), "live": False})
+        for stored, _, _ in bundle.checks
+    ]
     answers = engine.recommend(requests)
     for number, (request, answer) in enumerate(zip(requests, answers, strict=True)):
         _, ids, scores = bundle.checks[number]
         difference = _difference(answer, ids[: request.k], scores[: request.k])
         if difference is not None:
             raise BundleError(f"{bundle.path}: stored request {number} is answered otherwise: {difference}")
-
-
-def _request(bundle: Bundle, stored: Mapping[str, Any], max_k: int) -> Request:
-    """The stored request, a user's history spelled out: what a store holds of the user must not count here."""
-    request = Request(**{**stored, "k": min(stored.get("k", Request.k), max_k)})
-    if request.user_id is None:
-        return request
-    rows = bundle.histories.items[bundle.histories.row(request.user_id)]
-    history = tuple(bundle.catalog.item_ids[row] for row in rows)
-    return Request(**{**vars(request), "user_id": None, "history": history})
 
 
 def _difference(answer: Answer | SetRecError, ids: Sequence[str], scores: Sequence[float]) -> str | None:

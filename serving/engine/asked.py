@@ -13,6 +13,7 @@ from serving.engine.state import State
 from serving.engine.users import Known
 from serving.stores import LiveHistory
 from setrec.errors import UnknownItemError
+from setrec.ragged import Ragged
 
 _POOL = 100
 """Candidates at least that are re-ranked where diversity or limits are asked for."""
@@ -21,7 +22,8 @@ _POOL = 100
 @dataclass(frozen=True)
 class Asked:
     """A request worked out: the history, item rows that may not be answered, those that may (``None``: all), the rules
-    that hold, and the rows that these pin, with their positions from 0 on."""
+    that hold, and the rows that these pin, with their positions from 0 on. ``pool``: candidates that a second stage
+    puts in order."""
 
     request: Request
     known: Known
@@ -30,6 +32,7 @@ class Asked:
     rules: RuleSet | None = None
     pinned: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     positions: tuple[int, ...] = ()
+    pool: int = 0
 
     @property
     def is_reranked(self) -> bool:
@@ -39,7 +42,8 @@ class Asked:
     @property
     def candidates(self) -> int:
         """How many of the best are wanted."""
-        return max(_POOL, 3 * self.request.k) if self.is_reranked else self.request.k
+        wanted = max(_POOL, 3 * self.request.k) if self.is_reranked else self.request.k
+        return max(wanted, self.pool)
 
     def left(self, state: State) -> np.ndarray:
         """The rows that may be answered, bool (R,)."""
@@ -70,7 +74,7 @@ def work_out(state: State, request: Request, live: LiveHistory | None, *, synced
         known = _given(state, request)
     elif live is None and not synced:
         # Nobody knows yet whether this user was erased.
-        known = Known(np.empty(0, np.int64), (), Fallback("store_unavailable", "popularity"))
+        known = Known(fallback=Fallback("store_unavailable", "popularity"))
     else:
         known = state.users.known(request.user_id, live, state.items)
     excluded, _ = state.items.rows(request.deny)
@@ -81,7 +85,8 @@ def work_out(state: State, request: Request, live: LiveHistory | None, *, synced
     if len(state.availability):
         excluded = np.concatenate([excluded, state.availability.unavailable(time.time())])
     allowed = state.allowed(request.filter, request.allow, request.new_only)
-    return _pinned(state, Asked(request, known, excluded, allowed, _rules(state, request.rules)))
+    pool = 0 if state.second_stage is None else state.second_stage.reranker.candidates
+    return _pinned(state, Asked(request, known, excluded, allowed, _rules(state, request.rules), pool=pool))
 
 
 def _given(state: State, request: Request) -> Known:
@@ -91,7 +96,7 @@ def _given(state: State, request: Request) -> Known:
     rows, unknown = state.items.rows(request.history)
     if unknown and request.unknown_items == "refuse":
         raise UnknownItemError(f"unknown item {unknown[0]!r}")
-    return Known(rows, unknown, None if len(rows) else Fallback("unknown_items", "popularity"))
+    return Known(Ragged.of([rows], np.int64), unknown, None if len(rows) else Fallback("unknown_items", "popularity"))
 
 
 def _rules(state: State, name: str | None) -> RuleSet | None:

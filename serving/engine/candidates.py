@@ -17,6 +17,7 @@ import torch
 
 from serving.retrieval.exact import Hits
 from serving.telemetry import stages
+from setrec.data.events import read
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import Entries, HybridScorer
 
@@ -87,7 +88,10 @@ class Ranked:
         both = Ranked(
             np.concatenate([self.rows, pinned.rows]),
             np.concatenate([self.scores, pinned.scores]),
-            {name: np.concatenate([part, pinned.parts[name]]) for name, part in self.parts.items()},
+            {
+                name: np.concatenate([part, pinned.parts.get(name, np.zeros(len(pinned.rows)))])
+                for name, part in self.parts.items()
+            },
         )
         return both.take(np.array(order[:k], dtype=np.int64))
 
@@ -168,10 +172,12 @@ class ScoringBatch:
         items, new = len(self.scorer.new), self.scorer.new
         keys, values = [np.empty(0, np.int64)], [np.empty(0)]
         for name, (places, own) in self.entries.items():
-            keys.append(places.row_of_value * items + places.values)
-            values.append(self.scorer.weights.of(name, new[places.values]).astype(np.float64) * own)
+            if self.scorer.weights.of(name, np.array([False, True])).any():
+                keys.append(places.row_of_value * items + places.values)
+                values.append(self.scorer.weights.of(name, new[places.values]).astype(np.float64) * own)
         if self.term.repeat_bias:
-            held = np.unique(self.history.row_of_value * items + self.history.values)
+            history = read(self.history)
+            held = np.unique(history.row_of_value * items + history.values)
             keys.append(held)
             values.append(np.full(len(held), self.term.repeat_bias))
         distinct, at = np.unique(np.concatenate(keys), return_inverse=True)
@@ -217,6 +223,6 @@ class ScoringBatch:
         size = np.linalg.norm(self.term.users.astype(np.float64), axis=1) * self.term.norm
         size = size * max(1.0, abs(weights.model)) + abs(weights.level) + abs(self.term.repeat_bias)
         for name, (places, values) in self.entries.items():
-            largest = np.array([values[a:b].max(initial=0) for a, b in pairwise(places.offsets.tolist())])
+            largest = np.array([np.abs(values[a:b]).max(initial=0) for a, b in pairwise(places.offsets.tolist())])
             size += max(abs(float(w)) for w in self.scorer.weights.of(name, np.array([False, True]))) * largest
         return 4e-6 * size

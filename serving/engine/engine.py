@@ -26,12 +26,15 @@ from serving.engine.requests import (
     RequestError,
 )
 from serving.engine.rules import RuleSet
+from serving.engine.second_stage import SECOND_STAGE
 from serving.engine.shown import ShownItems
 from serving.engine.state import State
 from serving.engine.title_search import TitleSearch
+from serving.engine.users import DEFAULT_WEIGHTS
 from serving.stores import Change, LiveHistory, LiveStore, StoreError
 from serving.stores.item_changes import ItemChange
 from serving.telemetry import logs, metrics
+from setrec.data.events import read
 from setrec.errors import SetRecError
 from setrec.ragged import Ragged
 from setrec.scoring.diversity import GroupLimit, rerank
@@ -41,8 +44,8 @@ __all__ = ["Answer", "Engine", "Recommendation", "Request", "RequestError"]
 _CELLS = 1 << 23
 """Scores held at a time where those of all items are computed, 32 MB."""
 _SEEN = 500  # of a live history's items, how many of the latest are left out of an answer
-_RULES, _DISLIKES = "rules", "dislikes"
-"""Names of the terms that boosts and avoided items add to a score."""
+_RULES = "rules"
+"""Name of the term that boosts add to a score."""
 
 
 class Engine:
@@ -63,8 +66,8 @@ class Engine:
         """``max_k``: the largest k allowed. ``threads``: for torch, in the whole process; ``None`` leaves it.
 
         ``encode`` takes the place of the bundle's own text encoder. With ``replay`` the changes in ``store`` are
-        applied at once; where it cannot be read they are when it can be, by :meth:`catch_up`. ``event_weights``: see
-        :class:`serving.engine.users.Users`.
+        applied at once; where it cannot be read they are when it can be, by :meth:`catch_up`. ``event_weights``: by
+        type of event, in place of the bundle's.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -73,7 +76,7 @@ class Engine:
         self.coder = ItemCoder(bundle, encode)
         self.applied = 0
         self.synced = store is None
-        self.state = State(bundle, event_weights)
+        self.state = State(bundle, {**DEFAULT_WEIGHTS, **bundle.manifest.event_weights, **(event_weights or {})})
         self._shown, self._answered = ShownItems(len(bundle.catalog)), list[np.ndarray]()
         self.lock = threading.Lock()  # held around every use of ``state`` by requests, and every change to it
         self._applying = threading.Lock()  # one change after the other, in their order
@@ -144,7 +147,7 @@ class Engine:
     def _by_component(self, asked: Asked, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows and values of the best entries of one component."""
         nobody = np.zeros((1, self.bundle.codes.shape[1]), np.float32)
-        places, values = self.state.batch(nobody, [asked.known.rows]).entries[name]
+        places, values = self.state.batch(nobody, asked.known.events).entries[name]
         may = asked.may(self.state, places.values)
         rows, values = places.values[may], values[may].astype(np.float64)
         best = np.lexsort((rows, -values))[: asked.request.k]
@@ -152,7 +155,7 @@ class Engine:
 
     def _by_slots(self, asked: Asked, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows and scores of the items nearest to what the model answers: in all slots, or in those of one kind."""
-        user = self._users([asked.known.rows])[0]
+        user = self._users(asked.known.events)[0]
         queries = slot_queries(user, self.bundle.manifest.code_columns) | {"model": user}
         if name not in queries:
             raise RequestError(f"similar by '{name}'; there are all, model, {', '.join(self.terms)}")
@@ -223,7 +226,7 @@ class Engine:
 
     def _live_histories(self, requests: Sequence[Request]) -> Mapping[str, LiveHistory | None]:
         """What the store knows of the users asked about, ``None`` for all where it cannot be read."""
-        users = list(dict.fromkeys(request.user_id for request in requests if request.user_id is not None))
+        users = list(dict.fromkeys(r.user_id for r in requests if r.user_id is not None and r.live))
         if self.store is None or not users:
             return dict.fromkeys(users, LiveHistory())
         with metrics.stage("read_history"):
@@ -239,7 +242,7 @@ class Engine:
         for name in request.factors:
             if name not in self.terms:
                 raise RequestError(f"there is no slot kind or component '{name}'; there are {', '.join(self.terms)}")
-        own = None if request.user_id is None else live[request.user_id]
+        own = None if request.user_id is None else live[request.user_id] if request.live else LiveHistory()
         return work_out(self.state, request, own, synced=self.synced)
 
     def _from_model(self, asked: Mapping[int, Asked], auditor: Audits | None) -> dict[int, Answer]:
@@ -249,11 +252,11 @@ class Engine:
         found: dict[int, Answer] = {}
         for start in range(0, len(every), step):
             some = [a for _, a in every[start : start + step]]
+            histories = Ragged.joined([a.known.events for a in some])
             with metrics.stage("generate"):
-                users = self._users([a.known.rows for a in some])
+                users = self._users(histories)
             with metrics.stage("components"):
-                batch = self._batch(users, [a.known.rows for a in some], some)
-                batch = self._lowered(self._boosted(batch, some), some)
+                batch = self._boosted(self._batch(users, histories, some), some)
             with metrics.stage("retrieve"):
                 ranked = self._dense(batch, some) if is_exact else self._from_index(batch, some)
             if auditor is not None:
@@ -263,7 +266,7 @@ class Engine:
                 found[number] = self._answer(batch, b, a, ranked[b])
         return found
 
-    def _batch(self, users: np.ndarray, histories: Sequence[np.ndarray], asked: Sequence[Asked]) -> ScoringBatch:
+    def _batch(self, users: np.ndarray, histories: Ragged, asked: Sequence[Asked]) -> ScoringBatch:
         """Histories to be scored, one of each request, with its factors."""
         batch = self.state.batch(users, histories)
         return batch.scaled([a.request.factors for a in asked]) if any(a.request.factors for a in asked) else batch
@@ -275,17 +278,6 @@ class Engine:
             return batch
         found = [self.state.boosted(own) for own in boosts]
         return batch.adjusted(_RULES, [rows for rows, _ in found], [amounts for _, amounts in found])
-
-    def _lowered(self, batch: ScoringBatch, asked: Sequence[Asked]) -> ScoringBatch:
-        """The same without what components would add to scores because of avoided items, as if they were the history:
-        what is like a disliked item, or follows it, sinks by the strength of the dislike."""
-        if not any(len(a.known.avoided) for a in asked):
-            return batch
-        nobody = np.zeros((len(asked), self.bundle.codes.shape[1]), np.float32)
-        against = self._batch(nobody, [a.known.avoided for a in asked], asked)
-        strengths = [a.known.strengths.mean() if len(a.known.strengths) else 0.0 for a in asked]
-        found = [(rows, -s * added) for s, (rows, added) in zip(strengths, against.additions(), strict=True)]
-        return batch.adjusted(_DISLIKES, [rows for rows, _ in found], [amounts for _, amounts in found])
 
     def _dense(self, batch: ScoringBatch, asked: Sequence[Asked]) -> list[Ranked]:
         return batch.dense([a.candidates for a in asked], [a.left(self.state) for a in asked])
@@ -309,18 +301,21 @@ class Engine:
             alone, left, k = batch.only(b), asked.left(self.state), asked.candidates
             auditor.offer(Answered(self.bundle, lambda: alone.dense([k], [left])[0].scores, ranked.scores))
 
-    def _users(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+    def _users(self, histories: Ragged) -> np.ndarray:
         """User codes, float32 (B, D). The model is given the codes of the items at hand alone, not the whole table."""
-        read = Ragged.of([rows[-self.bundle.model.max_items :] for rows in histories])
-        rows, place = np.unique(read.values, return_inverse=True)
+        known = Ragged.of([rows[-self.bundle.model.max_items :] for rows in read(histories)])
+        rows, place = np.unique(known.values, return_inverse=True)
         codes = torch.from_numpy(self.state.codes.take(rows))
         with torch.inference_mode():
             users = self.bundle.model.user_codes(
-                Ragged(place.astype(np.int32), read.offsets), self.bundle.manifest.scorer.slots, codes
+                Ragged(place.astype(np.int32), known.offsets), self.bundle.manifest.scorer.slots, codes
             )
         return users.float().cpu().numpy()
 
     def _answer(self, batch: ScoringBatch, b: int, asked: Asked, ranked: Ranked) -> Answer:
+        if self.state.second_stage is not None:
+            with metrics.stage("second_stage"):
+                ranked = self.state.second_stage.ordered(batch.only(b), ranked, frozenset(self.bundle.components))
         ranked = self._arranged(asked, ranked)
         if len(asked.pinned):
             (pinned,) = batch.only(b).ranked([asked.pinned], [len(asked.pinned)])
@@ -340,7 +335,7 @@ class Engine:
     def _arranged(self, asked: Asked, ranked: Ranked) -> Ranked:
         """The items to answer, chosen among candidates for diversity and within the limits of rules."""
         if not asked.is_reranked:
-            return ranked
+            return ranked if len(ranked.rows) <= asked.request.k else ranked.take(np.arange(asked.request.k))
         with metrics.stage("rerank"):
             limits = () if asked.rules is None else asked.rules.limits
             described = [self.state.items.describe(row)[2] for row in ranked.rows.tolist()] if limits else []
@@ -350,12 +345,12 @@ class Engine:
         return ranked.take(places)
 
     def _explained(self, batch: ScoringBatch, b: int, asked: Asked, ranked: Ranked) -> Explanation:
-        def score(histories: Sequence[np.ndarray]) -> ScoringBatch:
+        def score(histories: Ragged) -> ScoringBatch:
             return self._batch(self._users(histories), histories, [asked] * len(histories))
 
         with metrics.stage("explain"):
-            own = ranked.scores - ranked.parts.get(_RULES, 0.0) - ranked.parts.get(_DISLIKES, 0.0)
-            effects = history_effects(asked.known.rows, replace(ranked, scores=own), score)
+            own = ranked.scores - ranked.parts.get(_RULES, 0.0) - ranked.parts.get(SECOND_STAGE, 0.0)
+            effects = history_effects(asked.known.events, replace(ranked, scores=own), score)
             queries = slot_queries(batch.term.users[b], self.bundle.manifest.code_columns)
             nearest = {}
             if queries:

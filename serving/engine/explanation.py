@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from serving.engine.candidates import Ranked, ScoringBatch
+from setrec.data.events import read
 from setrec.ragged import Ragged
 
 EFFECTS, NEAREST = 3, 3
@@ -15,23 +16,24 @@ CONSIDERED = 50
 
 
 def history_effects(
-    history: np.ndarray, ranked: Ranked, score: Callable[[Sequence[np.ndarray]], ScoringBatch]
+    events: Ragged, ranked: Ranked, score: Callable[[Ragged], ScoringBatch]
 ) -> list[list[tuple[int, float]]]:
     """Rows of the history with the fall of an item's score when they are left out, largest first, for each item.
 
     Every distinct item of the history is left out once, all of them in one batch.
 
     Args:
-        history: rows, oldest first.
+        events: the history, one row, see :mod:`setrec.data.events`.
         ranked: the items to explain, with scores of the whole history.
         score: what scores other histories by the same terms.
     """
+    history = read(events).values
     latest = np.unique(history[::-1], return_index=True)
     distinct = latest[0][np.argsort(latest[1], kind="stable")][:CONSIDERED]
-    reduced = [history[history != row] for row in distinct]
     without = np.zeros((len(distinct), len(ranked.rows)))
-    if len(reduced[0]):  # otherwise the only item is the whole reason
-        batch = score(reduced)
+    if len(distinct) > 1:  # otherwise the only item is the whole reason
+        reduced = [events.where(events.values != row) for row in distinct]
+        batch = score(Ragged.joined(reduced))
         rows = Ragged.of([ranked.rows] * len(reduced), np.int64)
         parts = batch.scorer.parts(batch.history, rows, batch.entries)
         without = np.sum(list(parts.values()), axis=0).reshape(without.shape)

@@ -31,6 +31,7 @@ class Request:
     ``factors``: what the weight of a slot kind or component is multiplied by, 1 where it is not named. ``diversity``
     from 0 to 1 re-ranks the best candidates, see :mod:`setrec.scoring.diversity`. ``rules``: name of a rule set,
     ``None`` for none; the one named ``default`` need not exist. ``explain``: whether to say why each item is answered.
+    ``live``: whether what the store holds of the user counts beside the bundle's history.
     """
 
     history: tuple[str, ...] | None = None
@@ -46,6 +47,7 @@ class Request:
     diversity: float = 0.0
     rules: str | None = DEFAULT_RULES
     explain: bool = False
+    live: bool = True
 
 
 @dataclass(frozen=True)

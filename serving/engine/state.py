@@ -17,6 +17,7 @@ from serving.engine.items.live_components import LiveComponent, LiveTexts
 from serving.engine.items.popularity import PopularityRanking
 from serving.engine.items.table import LiveItems
 from serving.engine.rules import Boost, RuleSet
+from serving.engine.second_stage import SecondStage
 from serving.engine.users import Users
 from serving.retrieval.code_table import CodeTable
 from serving.retrieval.exact import largest_norm
@@ -53,6 +54,10 @@ class State:
         self.attributes = AttributeIndex(bundle.catalog.attributes, len(bundle.catalog))
         self.users = Users(bundle.histories, event_weights)
         self.popularity = PopularityRanking(bundle.popularity)
+        reranker = bundle.manifest.reranker
+        self.second_stage: SecondStage | None = None
+        if reranker is not None:
+            self.second_stage = SecondStage(reranker, bundle.attribute_vectors, self.items, self.popularity)
         self.availability = Availability(bundle.catalog.attributes, len(bundle.catalog))
         self.fields: dict[str, ItemFields] = {}  # of the items put since the bundle was made
         self.rules: dict[str, RuleSet] = {}
@@ -76,11 +81,11 @@ class State:
         self.availability.add(row, fields.available_from, fields.available_until)
         self.fields[item_id] = fields
 
-    def batch(self, users: np.ndarray, histories: Sequence[np.ndarray]) -> ScoringBatch:
-        """What the scores of all items are made of, for histories (rows) with user codes float32 (B, D)."""
+    def batch(self, users: np.ndarray, history: Ragged) -> ScoringBatch:
+        """What the scores of all items are made of, for histories with user codes float32 (B, D)."""
         weights, columns = self._bundle.manifest.scorer, self._bundle.manifest.code_columns
         term = UserScores(users, self._table, self.codes.fresh, self.codes.largest, columns, self._bias)
-        scorer, history = HybridScorer(term, {}, weights, self.new), Ragged.of(histories, np.int64)
+        scorer = HybridScorer(term, {}, weights, self.new)
         components = self._live_components if self.items.added else self._bundle.components
         entries = {name: component.entries(history) for name, component in components.items()}
         return ScoringBatch(scorer, term, history, entries)

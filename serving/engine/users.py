@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -11,40 +12,53 @@ from serving.engine.items.table import LiveItems
 from serving.engine.requests import Fallback, FallbackReason
 from serving.stores import LiveHistory
 from setrec.data.catalog import Histories
+from setrec.data.events import avoided, read
 from setrec.errors import UnknownUserError
+from setrec.ragged import Ragged
+
+NO_EVENTS = Ragged(np.empty(0, np.int64), np.array([0, 0]))
+DEFAULT_WEIGHTS = {"dislike": -1.0}
 
 
 @dataclass(frozen=True)
 class Known:
-    """A history as rows int64, oldest first, ids that are no items, and why it may be less than there is. ``avoided``:
-    rows int64 of the items whose last event counts against them, and by how much, float64."""
+    """A history as ``events``, one row of item rows int64, oldest first, with weights where these are not all alike
+    (see :mod:`setrec.data.events`); ids that are no items, and why it may be less than there is."""
 
-    rows: np.ndarray
+    events: Ragged = NO_EVENTS
     skipped: tuple[str, ...] = ()
     fallback: Fallback | None = None
-    avoided: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    strengths: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """The items that are read, int64."""
+        return read(self.events).values
+
+    @cached_property
+    def avoided(self) -> np.ndarray:
+        """The items whose last event counts against them, int64."""
+        found = avoided(self.events)
+        return NO_EVENTS.values if found is None else found.values
 
 
 class Users:
     """The bundle's histories, without those of users who were erased since."""
 
     def __init__(self, histories: Histories, event_weights: Mapping[str, float] | None = None) -> None:
-        """``event_weights`` by type of event, 1 where a type is not named. What is above 0 is read, 0 is passed over,
-        and an item whose last event is below 0 is avoided."""
-        self._histories, self._weights = histories, dict(event_weights or {})
+        """``event_weights`` by type of event, 1 where a type is not named; 0 passes events over."""
+        self._histories, self._weights = histories, DEFAULT_WEIGHTS if event_weights is None else dict(event_weights)
         self._erased: set[str] = set()
 
     def erase(self, user_id: str) -> None:
         """Hide what the bundle knows of a user, for as long as this lasts."""
         self._erased.add(user_id)
 
-    def trained(self, user_id: str) -> np.ndarray | None:
-        """Rows of the bundle's history of a user; ``None`` where it has none or the user was erased."""
+    def trained(self, user_id: str) -> Ragged | None:
+        """The bundle's history of a user, one row; ``None`` where it has none or the user was erased."""
         if user_id in self._erased:
             return None
         try:
-            return self._histories.items[self._histories.row(user_id)]
+            return self._histories.items.take(np.array([self._histories.row(user_id)]))
         except UnknownUserError:
             return None
 
@@ -55,27 +69,35 @@ class Users:
         the store still holds too.
         """
         if live is None:
-            trained = self.trained(user_id)
-            rows = np.empty(0, np.int64) if trained is None else items.now(trained)
-            return Known(rows, (), Fallback("store_unavailable", "bundle_history" if len(rows) else "popularity"))
-        trained = None if live.erased else self.trained(user_id)
-        read, against = self._weighed(live.events)
-        recent, skipped = items.rows(read)
-        before = np.empty(0, np.int64) if trained is None else items.now(trained)
-        rows = np.concatenate([before[~np.isin(before, recent)], recent])
-        known = [(row, -weight) for item, weight in against.items() if (row := items.find(item)) is not None]
-        avoided = np.array([row for row, _ in known], dtype=np.int64)
-        strengths = np.array([strength for _, strength in known])
-        rows = rows[~np.isin(rows, avoided)] if len(avoided) else rows
-        if len(rows):
-            return Known(rows, skipped, None, avoided, strengths)
-        met = trained is not None or live.items
+            before = self._before(user_id, items)
+            is_read = len(Known(before).rows) > 0
+            return Known(before, (), Fallback("store_unavailable", "bundle_history" if is_read else "popularity"))
+        trained = NO_EVENTS if live.erased else self._before(user_id, items)
+        recent, skipped = self._recent(live, items)
+        trained = trained.where(~np.isin(trained.values, recent.values))
+        events = Ragged.joined([trained, recent])
+        events = Ragged(events.values, np.array([0, len(events.values)]), events.weights)
+        known = Known(events, skipped)
+        if len(known.rows):
+            return known
+        met = live.items or (not live.erased and self.trained(user_id) is not None)
         reason: FallbackReason = "unknown_items" if skipped else "empty_history" if met else "new_user"
-        return Known(rows, skipped, Fallback(reason, "popularity"), avoided, strengths)
+        return Known(events, skipped, Fallback(reason, "popularity"))
 
-    def _weighed(self, events: Sequence[tuple[str, str]]) -> tuple[list[str], dict[str, float]]:
-        """Items to read, oldest first, and those to avoid with their weights."""
-        weighed = [(item, self._weights.get(type_, 1.0)) for item, type_ in events]
-        last = {item: weight for item, weight in weighed if weight}
-        against = {item: weight for item, weight in last.items() if weight < 0}
-        return [item for item, weight in weighed if weight > 0 and item not in against], against
+    def _before(self, user_id: str, items: LiveItems) -> Ragged:
+        """The bundle's history where its items stand now."""
+        trained = self.trained(user_id)
+        if trained is None:
+            return NO_EVENTS
+        now = items.moved(trained.values)
+        there = trained.where(now >= 0)
+        return Ragged(now[now >= 0], there.offsets, there.weights)
+
+    def _recent(self, live: LiveHistory, items: LiveItems) -> tuple[Ragged, tuple[str, ...]]:
+        """Live events, and the ids of those that would be read if they were items."""
+        weighed = [(item, self._weights.get(type_, 1.0)) for item, type_ in live.events]
+        found = [(item, items.find(item), weight) for item, weight in weighed if weight]
+        rows = np.array([row for _, row, _ in found if row is not None], dtype=np.int64)
+        weights = np.array([weight for _, row, weight in found if row is not None], dtype=np.float32)
+        skipped = tuple(item for item, row, weight in found if row is None and weight > 0)
+        return Ragged(rows, np.array([0, len(rows)]), None if (weights == 1).all() else weights), skipped

@@ -55,7 +55,7 @@ def _trained(engine: Engine, user_id: str) -> np.ndarray:
         return np.empty(0, np.int64)
     with engine.lock:
         rows = engine.state.users.trained(user_id)
-    return np.empty(0, np.int64) if rows is None else rows
+    return np.empty(0, np.int64) if rows is None else rows.values
 
 
 def _parse(before: str | None) -> tuple[Position | None, int | None]:

@@ -48,8 +48,8 @@ class ServingSettings(Settings):
     the answers are compared with scores of all items, for the metric ``setrec_recall``, unless search is exact anyway;
     each takes a tenth of a second of a core, when it is free, at a million items.
 
-    ``event_weights`` by type of event, 1 for types it does not name: what is above 0 is read as history, 0 is passed
-    over, and an item whose last event is below 0 is not answered, nor part of the history, and lowers what is like it.
+    ``event_weights`` by type of event, beside those of the bundle and before these; see
+    :mod:`setrec.data.events`. 0 passes events over, types that neither names weigh 1, and a ``dislike`` -1.
 
     ``exposures``: a directory in which answers and feedback are logged as Parquet files; ``null`` logs none.
     ``experiment``: a second bundle for a share of the users; it takes the memory of a second model.
@@ -81,7 +81,7 @@ class ServingSettings(Settings):
     store: str | None = Field(default=None, min_length=1)
     releases: LocalPath | None = None
     follow: str | None = Field(default=None, pattern=r"^[a-zA-Z][a-zA-Z0-9+.-]+://.")
-    event_weights: dict[EventType, FiniteFloat] = Field(default={"dislike": -1.0})
+    event_weights: dict[EventType, FiniteFloat] = Field(default_factory=dict)
     exposures: LocalPath | None = None
     experiment: ExperimentSettings | None = None
     audit_share: float = Field(default=0.001, ge=0, le=1)

@@ -7,7 +7,7 @@ may carry the very signal that is to be predicted; no model may see them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from setrec.atomic import atomic_file
+from setrec.data.events import read
 from setrec.data.splits import TEST, TRAIN, VALID
 from setrec.errors import DataError, UnknownItemError, UnknownUserError
 from setrec.ragged import Ragged
 
 __all__ = ["TEST", "TRAIN", "VALID", "Catalog", "Histories"]
 
-_ATTRIBUTE = "attribute:"
+_ATTRIBUTE, _WEIGHTS = "attribute:", "weights"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Catalog:
 
 @dataclass(frozen=True, eq=False)
 class Histories:
-    """What B users did: ``items`` holds item rows (int32), oldest first; ``splits`` (int8) labels each value."""
+    """What B users did: ``items`` holds item rows (int32), oldest first, with weights where events weigh differently
+    (see :mod:`setrec.data.events`); ``splits`` (int8) labels each value."""
 
     user_ids: list[str]
     items: Ragged
@@ -126,30 +128,37 @@ class Histories:
         except KeyError:
             raise UnknownUserError(f"unknown user {user_id!r}") from None
 
+    def events(self, split: int) -> Ragged:
+        """All events up to and with ``split``, those that weigh less than 0 too."""
+        return self.items.where(self.splits <= split)
+
     def upto(self, split: int) -> Ragged:
         """Each user's items up to and with ``split``: TRAIN is what may be trained on, VALID what is known at test."""
-        return self.items.where(self.splits <= split)
+        return read(self.events(split))
 
     def of(self, split: int) -> Ragged:
         """Each user's items of ``split`` alone."""
-        return self.items.where(self.splits == split)
+        return read(self.items.where(self.splits == split))
 
     def train_counts(self, n_items: int) -> np.ndarray:
         """Training interactions of each item, int64 (I,)."""
-        return np.bincount(self.items.values[self.splits == TRAIN], minlength=n_items).astype(np.int64)
+        return np.bincount(self.upto(TRAIN).values, minlength=n_items).astype(np.int64)
 
     def trained(self, n_items: int) -> np.ndarray:
         """Warm items, bool (I,): those that occur in training. All others are cold."""
         return self.train_counts(n_items) > 0
 
     def save(self, path: str | Path) -> None:
-        """Write Parquet: ``user_id`` and the list columns ``items`` and ``splits``, one row per user."""
+        """Write Parquet: ``user_id`` and the list columns ``items``, ``splits`` and, where there are any, ``weights``,
+        one row per user."""
         offsets = pa.array(self.items.offsets, pa.int64())
         columns = {
             "user_id": pa.array(self.user_ids, pa.string()),
             "items": pa.LargeListArray.from_arrays(offsets, pa.array(self.items.values, pa.int32())),
             "splits": pa.LargeListArray.from_arrays(offsets, pa.array(self.splits, pa.int8())),
         }
+        if self.items.weights is not None:
+            columns[_WEIGHTS] = pa.LargeListArray.from_arrays(offsets, pa.array(self.items.weights, pa.float32()))
         with atomic_file(path) as temporary:
             pq.write_table(pa.table(columns), temporary, compression="zstd")
 
@@ -167,7 +176,20 @@ class Histories:
             raise DataError("items and splits differ in length", file=path)
         if not np.isin(splits.values, (TRAIN, VALID, TEST)).all() or (items.values < 0).any():
             raise DataError("holds labels or item rows outside their range", file=path)
+        if _WEIGHTS in table.column_names:
+            items = _weighted(items, table, path)
         return cls(table["user_id"].to_pylist(), items, splits.values)
+
+
+def _weighted(items: Ragged, table: pa.Table, path: str | Path) -> Ragged:
+    if table.schema.field(_WEIGHTS).type != pa.large_list(pa.float32()) or table[_WEIGHTS].null_count:
+        raise DataError("expected lists of float without nulls", file=path, column=_WEIGHTS)
+    weights = _ragged(table[_WEIGHTS])
+    if not np.array_equal(items.offsets, weights.offsets):
+        raise DataError("items and weights differ in length", file=path)
+    if not (np.isfinite(weights.values) & (weights.values != 0)).all():
+        raise DataError("holds weights that are 0 or no numbers", file=path)
+    return replace(items, weights=weights.values)
 
 
 def _read(path: str | Path, expected: dict[str, pa.DataType]) -> pa.Table:

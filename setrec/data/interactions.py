@@ -46,14 +46,21 @@ def tied(users: np.ndarray, times: np.ndarray) -> np.ndarray:
     return same
 
 
-def distinct(users: np.ndarray, items: np.ndarray, keep: Keep, strength: np.ndarray | None = None) -> np.ndarray:
+def distinct(
+    users: np.ndarray,
+    items: np.ndarray,
+    keep: Keep,
+    strength: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
     """Of interactions in chronological order, which to keep where a user meets an item again, bool.
 
-    ``strongest`` keeps the one of the highest ``strength``, the first of equals.
+    ``strongest`` keeps the one of the highest ``strength``, the first of equals. What weighs less than 0 repeats
+    nothing that weighs more, nor the other way round.
     """
     if keep == "all":
         return np.ones(len(users), dtype=bool)
-    frame = pd.DataFrame({"user": users, "item": items})
+    frame = pd.DataFrame({"user": users, "item": items, **({} if weights is None else {"against": weights < 0})})
     if keep == "strongest":
         if strength is None:
             raise ValueError("strongest of what: no strength is given")

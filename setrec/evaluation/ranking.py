@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from setrec.data.catalog import TEST, VALID, Histories
+from setrec.data.events import read
 from setrec.evaluation.beyond_accuracy import best_items
 from setrec.evaluation.intervals import bootstrap_means
 from setrec.ragged import Ragged
@@ -59,10 +60,10 @@ class Cases:
         test items)."""
         if split not in (VALID, TEST):
             raise ValueError("cases are taken from VALID or TEST")
-        history, truth = histories.upto(split - 1), histories.of(split)
-        some = truth.lengths > 0
-        users = np.flatnonzero(some & (history.lengths > 0))
-        return cls(users, history.take(users), _distinct(truth.take(users)), int((some & (history.lengths == 0)).sum()))
+        history, truth = histories.events(split - 1), histories.of(split)
+        some, readable = truth.lengths > 0, read(history).lengths > 0
+        users = np.flatnonzero(some & readable)
+        return cls(users, history.take(users), _distinct(truth.take(users)), int((some & ~readable).sum()))
 
     def __len__(self) -> int:
         return len(self.users)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from setrec.atomic import atomic_directory
+from setrec.data.events import read
 from setrec.errors import ConfigError, first_line
 from setrec.evaluation import ranking
 from setrec.models.settings import SasRecSettings
@@ -125,7 +126,7 @@ class SasRec(nn.Module):
     @torch.no_grad()
     def user_vectors(self, history: Ragged) -> Tensor:
         """Return user vectors (B, width) after the last item of each history."""
-        items, lengths = history.pad(self.settings.max_items)
+        items, lengths = read(history).pad(self.settings.max_items)
         device = self.items.weight.device
         out = self(torch.from_numpy(items).long().to(device))
         return out[torch.arange(len(items), device=device), torch.from_numpy(lengths).to(device) - 1]

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from setrec.data.catalog import TRAIN, VALID, Histories
+from setrec.data.events import read
 from setrec.evaluation import ranking
 from setrec.ragged import Ragged
 from setrec.scoring.item_graph import largest
@@ -65,11 +66,11 @@ class ItemKnn:
 
     def __call__(self, history: Ragged) -> np.ndarray:
         """Scores (b, I)."""
-        s = self.settings
+        s, history = self.settings, read(history)
         age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.values))
         weight = np.where(age < s.last, s.decay**age, 0.0).astype(np.float32)
-        read = sp.csr_matrix((weight, history.values, history.offsets), (len(history), self.similar.shape[0]))
-        return np.asarray((read @ self.similar).todense(), dtype=np.float32)
+        rows = sp.csr_matrix((weight, history.values, history.offsets), (len(history), self.similar.shape[0]))
+        return np.asarray((rows @ self.similar).todense(), dtype=np.float32)
 
 
 GRID: dict[str, tuple[float, ...]] = {

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, FiniteFloat
 
+from setrec.data.events import read
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.item_graph import lookup
@@ -95,7 +96,8 @@ class HybridScorer:
             total[:, self.new] += np.float32(new.level)
         for name, (places, values) in (self.entries(history) if entries is None else entries).items():
             weight, of_new = self.weights.of(name, np.array([False, True]))
-            add_entries(total, places.values, places.offsets, values, weight, of_new, self.new)
+            if weight or of_new:
+                add_entries(total, places.values, places.offsets, values, weight, of_new, self.new)
         bias = 0.0 if self.model is None else self.model.repeat_bias
         if bias:
             held = _pairs(history, items)
@@ -147,5 +149,6 @@ def load_components(names: tuple[str, ...], folder: Path) -> dict[str, Component
 
 
 def _pairs(history: Ragged, items: int) -> np.ndarray:
-    """The distinct pairs of row and item of histories, as ``row * items + item``, in order."""
+    """The distinct pairs of row and item of what is read of histories, as ``row * items + item``, in order."""
+    history = read(history)
     return np.unique(history.row_of_value * items + history.values)

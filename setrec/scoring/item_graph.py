@@ -1,15 +1,17 @@
 """Item-to-item tables and the scores they give: transitions between items and text similarity are both of this kind.
 
 An item graph holds for every item h some arcs to items i with a share G[h, i] > 0. A component reads it from the latest
-items of a history, the item a steps back with weight decay^a (the weights x_h add up to one), and scores
+items of a history, the item a steps back with weight decay^a, times its own where events weigh differently (the
+weights x_h add up to one), and scores
 
     c_i = (sum over h of x_h G[h, i])^(1 / power)
 
-for every item i that is not in the history, and 0 for those that are.
+for every item i that is not in the history, and 0 for those that are. What a user avoids lowers the scores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +22,7 @@ from pydantic import Field, FiniteFloat, ValidationError
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from setrec.data.events import avoided, read
 from setrec.mapped import mapped
 from setrec.ragged import Ragged
 from setrec.scoring.kernels.histories import read_arcs
@@ -93,7 +96,10 @@ class GraphComponent:
     reading: Reading
 
     def entries(self, history: Ragged) -> tuple[Ragged, np.ndarray]:
-        """Where the component is above zero: items int64 in order, one row per history, and its values, float32."""
+        """See :class:`setrec.scoring.registry.Component`."""
+        return without_avoided(self._entries, history, len(self.arcs))
+
+    def _entries(self, history: Ragged) -> tuple[Ragged, np.ndarray]:
         near, weight = start_weights(history, self.reading)
         if isinstance(self.arcs, ItemGraph):
             rows, arcs, shares = near, self.arcs.targets, self.arcs.shares
@@ -135,11 +141,31 @@ class GraphComponent:
             raise ValueError(f"{file}: {error.errors()[0]['msg']}") from error
 
 
+def without_avoided(
+    entries: Callable[[Ragged], tuple[Ragged, np.ndarray]], events: Ragged, items: int
+) -> tuple[Ragged, np.ndarray]:
+    """The ``entries`` of what is read of ``events``, less those of the items that are avoided times the mean weight of
+    these in the history; each of the two is read as though it were the whole."""
+    against = avoided(events)
+    places, values = entries(read(events))
+    if against is None:
+        return places, values
+    row = against.row_of_value
+    strength = np.bincount(row, against.weights, len(against)) / np.maximum(1, against.lengths)
+    less, by = entries(against)
+    keys = [one.row_of_value * items + one.values for one in (places, less)]
+    distinct, at = np.unique(np.concatenate(keys), return_inverse=True)
+    total = np.bincount(at, np.concatenate([values, -by * strength[less.row_of_value]]), len(distinct))
+    offsets = np.searchsorted(distinct, np.arange(len(events) + 1) * items)
+    return Ragged(distinct % items, offsets), total.astype(np.float32)
+
+
 def start_weights(history: Ragged, reading: Reading) -> tuple[Ragged, np.ndarray]:
     """The last items of every history, and their weights x, float64, which add up to one in each."""
     age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.values))
     near = history.where(age < reading.last)
     weight = reading.decay ** age[age < reading.last].astype(np.float64)
+    weight = weight if near.weights is None else weight * near.weights
     row = near.row_of_value
     return near, weight / np.bincount(row, weight, minlength=len(near))[row]
 

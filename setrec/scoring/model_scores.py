@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from setrec.data.events import read
 from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 
@@ -46,7 +47,7 @@ class ModelScores:
     def user_codes(self, history: Ragged) -> torch.Tensor:
         """Folded user codes, float32 (b, D)."""
         if self._kept is None or self._kept[0] is not history:
-            self._kept = history, self.model.user_codes(history, self.weights, self.codes)
+            self._kept = history, self.model.user_codes(read(history), self.weights, self.codes)
         return self._kept[1]
 
     def dense(self, history: Ragged) -> np.ndarray:
@@ -89,6 +90,7 @@ class ModelOnly:
 def add_repeat_bias(scores: np.ndarray, history: Ragged, bias: float) -> np.ndarray:
     """Scores (b, I), changed in place: ``bias`` is added once to every item of a row's whole history."""
     if bias:
+        history = read(history)
         row = history.row_of_value
         pairs = np.unique(np.stack([row, history.values.astype(np.int64)]), axis=1)
         scores[pairs[0], pairs[1]] += bias

@@ -22,7 +22,7 @@ class Component(Protocol):
     """A term of the hybrid score that is zero for most items. Items of the history have no entry."""
 
     def entries(self, history: Ragged) -> tuple[Ragged, np.ndarray]:
-        """Where the component is above zero: items int64 in order, one row per history, and its values, float32."""
+        """Where the component is not zero: items int64 in order, one row per history, and its values, float32."""
         ...
 
     def save(self, file: Path) -> None:

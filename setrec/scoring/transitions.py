@@ -7,7 +7,9 @@ i -> j weighs ``fade`` ** (d - 1) for every time j followed i at distance d <= `
 
     P[i, j] = W[i, j] / (shrink + sum over k of W[i, k]),
 
-so ``shrink`` takes probability from items that few have left, whose arcs say little. The component's graph is
+so ``shrink`` takes probability from items that few have left, whose arcs say little. Where events weigh differently an
+arc counts as much as the event it leads to, 1 on average, and one to what the user disliked lowers it, to 0 at least;
+none leaves such an event. The component's graph is
 G = P + damping P^2, of which the ``arcs`` largest entries of every row are kept.
 """
 
@@ -40,14 +42,25 @@ class TransitionSettings(Settings):
 def transition_probabilities(rows: Ragged, items: int, s: TransitionSettings) -> sp.csr_matrix:
     """P above, float64 (I, I), from histories. An item that follows itself leaves no arc."""
     arcs, user = sp.csr_matrix((items, items)), rows.row_of_value
+    back, weights = arcs, rows.weights
+    if weights is not None:
+        weights = weights / weights[weights > 0].mean()
     # Added up distance by distance: all pairs at once would take a multiple of the graph's memory.
     for distance in range(1, s.reach + 1):
         i, j = rows.values[:-distance], rows.values[distance:]
         some = (user[:-distance] == user[distance:]) & (i != j)
-        weight = np.full(np.count_nonzero(some), s.fade ** (distance - 1))
-        arcs = arcs + sp.csr_matrix((weight, (i[some], j[some])), (items, items))
-    both = (arcs + s.backward * arcs.T).tocsr()
-    del arcs
+        faded = s.fade ** (distance - 1)
+        if weights is None:
+            weight = np.full(np.count_nonzero(some), faded)
+            arcs = arcs + sp.csr_matrix((weight, (i[some], j[some])), (items, items))
+            continue
+        before, after = weights[:-distance], weights[distance:]
+        ahead, behind = some & (before > 0), some & (after > 0)
+        arcs = arcs + sp.csr_matrix((faded * after[ahead], (i[ahead], j[ahead])), (items, items))
+        back = back + sp.csr_matrix((faded * before[behind], (j[behind], i[behind])), (items, items))
+    both = (arcs + s.backward * (arcs.T if weights is None else back)).tocsr()
+    del arcs, back
+    np.maximum(both.data, 0, out=both.data)
     both.eliminate_zeros()
     left = np.asarray(both.sum(axis=1)).ravel()
     both.data *= np.repeat(1.0 / np.where(left > 0, left + s.shrink, 1.0), np.diff(both.indptr))

@@ -85,7 +85,7 @@ def halves(histories: Histories, *, timed: bool, users: int = USERS) -> list[Par
     for ranked in (half, ~half):
         rows = np.flatnonzero(ranked)
         part = ranking.Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows))
-        known = histories.upto(TRAIN) if timed else _with_validation_of(histories, cases.users[~ranked])
+        known = histories.events(TRAIN) if timed else _with_validation_of(histories, cases.users[~ranked])
         parts.append(Part(part.sample(users, 0), known))
     return parts
 

@@ -7,7 +7,7 @@ targets are dealt out: all of a window's targets share one row, or each target h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,11 +34,13 @@ class Windows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Arrays of one step: items (B, L) right-padded, visible (B, Q), targets (B, Q) with -1 where nothing is asked."""
+    """Arrays of one step: items (B, L) right-padded, visible (B, Q), targets (B, Q) with -1 where nothing is asked, and
+    what each target weighs (B, Q), where they weigh differently."""
 
     items: np.ndarray
     visible: np.ndarray
     targets: np.ndarray
+    weights: np.ndarray | None = None
 
     @property
     def count(self) -> int:
@@ -52,6 +54,12 @@ class Batch:
         )
         return items, visible, targets
 
+    def target_weights(self, device: torch.device) -> Tensor | None:
+        """What the targets weigh, float32 (T, 1), those of -1 left out; ``None`` where they weigh the same."""
+        if self.weights is None:
+            return None
+        return torch.from_numpy(self.weights[self.targets >= 0][:, None]).to(device, torch.float32)
+
     def tokens(self, m: int, n: int) -> tuple[int, int]:
         """Tokens computed, and how many of them are no padding: ``m`` for an item read, ``n`` queries for a target."""
         read = (self.visible.max(axis=1) * (self.targets >= 0).any(axis=1)).sum()
@@ -62,7 +70,7 @@ class Batch:
 class Plan(Sequence[Batch]):
     """Batches in order, each as the numbers of its windows; laid out one at a time, and only the part asked for."""
 
-    values: np.ndarray
+    histories: Ragged
     windows: Windows
     steps: list[np.ndarray]
 
@@ -77,6 +85,14 @@ class Plan(Sequence[Batch]):
         w, rows = self.windows, self.steps[step]
         return int((w.end[rows] - w.first[rows]).sum())
 
+    def weight(self, step: int) -> float:
+        """What the targets of a whole batch weigh together."""
+        if self.histories.weights is None:
+            return float(self.count(step))
+        batch = _batch(self.histories, self.windows, self.steps[step])
+        assert batch.weights is not None
+        return float(batch.weights.sum(dtype=np.float64))
+
     def part(self, step: int, number: int = 0, parts: int = 1) -> Batch:
         """Every ``parts``-th row of a batch from row ``number`` on; one row that asks for nothing where there is none.
 
@@ -84,9 +100,9 @@ class Plan(Sequence[Batch]):
         """
         rows = self.steps[step]
         if number < len(rows):
-            return _batch(self.values, self.windows, rows[number::parts])
-        empty = _batch(self.values, self.windows, rows[:1])
-        return Batch(empty.items, empty.visible, np.full_like(empty.targets, -1))
+            return _batch(self.histories, self.windows, rows[number::parts])
+        empty = _batch(self.histories, self.windows, rows[:1])
+        return replace(empty, targets=np.full_like(empty.targets, -1))
 
 
 def cut(histories: Ragged, max_items: int, rng: np.random.Generator) -> Windows:
@@ -120,7 +136,7 @@ def one_pass(histories: Ragged, max_items: int, targets_per_batch: int, rng: np.
     order = np.lexsort((jitter, read, asked, later))
     groups = np.split(order, [int((~later).sum())])
     steps = [rows for group in groups for rows in _packed(group, read, asked, targets_per_batch)]
-    return Plan(histories.values, w, [steps[i] for i in rng.permutation(len(steps))])
+    return Plan(histories, w, [steps[i] for i in rng.permutation(len(steps))])
 
 
 def _packed(rows: np.ndarray, read: np.ndarray, asked: np.ndarray, budget: float) -> Iterator[np.ndarray]:
@@ -153,15 +169,17 @@ def per_prefix(
         order = order[np.argsort((w.first - w.start)[order], kind="stable")]
     starts = np.arange(0, len(order), targets_per_batch)
     begins = rng.permutation(starts) if by_length else starts
-    return Plan(histories.values, w, [order[at : at + targets_per_batch] for at in begins])
+    return Plan(histories, w, [order[at : at + targets_per_batch] for at in begins])
 
 
-def _batch(values: np.ndarray, w: Windows, rows: np.ndarray) -> Batch:
+def _batch(histories: Ragged, w: Windows, rows: np.ndarray) -> Batch:
+    values, weights = histories.values, histories.weights
     start, first, end = w.start[rows][:, None], w.first[rows][:, None], w.end[rows][:, None]
     read = np.arange(int((end - 1 - start).max()))[None, :]
     asked = np.arange(int((end - first).max()))[None, :]
     items = np.where(start + read < end - 1, values[np.minimum(start + read, len(values) - 1)], 0)
     valid = first + asked < end
-    targets = np.where(valid, values[np.minimum(first + asked, len(values) - 1)], -1)
+    at = np.minimum(first + asked, len(values) - 1)
+    targets = np.where(valid, values[at], -1)
     visible = np.where(valid, first - start + asked, 0)
-    return Batch(items, visible, targets)
+    return Batch(items, visible, targets, None if weights is None else np.where(valid, weights[at], 0))

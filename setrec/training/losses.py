@@ -23,11 +23,12 @@ def batch_terms(
     rows: Tensor,
     candidates: Candidates | None = None,
     wrapped: nn.Module | None = None,
+    weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Loss terms of query blocks with targets int (B, Q), -1 where there is none; see :func:`loss`.
 
     ``rows``: items whose text vectors are reconstructed. With ``candidates`` only the codes of items that are read,
-    asked for or candidates are computed. ``wrapped``: the model with DDP around it.
+    asked for or candidates are computed. ``wrapped``: the model with DDP around it. ``weights`` of targets: (T, 1).
     """
     asked = targets >= 0
     targets = targets[asked].long()
@@ -37,7 +38,7 @@ def batch_terms(
         items, targets = torch.searchsorted(met, items.long()), torch.searchsorted(met, targets)
         candidates = candidates._replace(rows=torch.searchsorted(met, candidates.rows))
     answers = (wrapped or model)(items, visible, asked, met, rows if settings.alpha else None)
-    return loss(model.tokens, answers, targets, settings, model.trained, candidates)
+    return loss(model.tokens, answers, targets, settings, model.trained, candidates, weights)
 
 
 def loss(
@@ -47,12 +48,13 @@ def loss(
     settings: ObjectiveSettings,
     trained: Tensor,
     candidates: Candidates | None = None,
+    weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Loss terms, each a sum over targets (``slots``, ``fused``) or a mean (``reconstruction``).
 
     Shapes: targets int64 (T,), rows of ``answers.codes``; trained bool (I,). ``candidates``: a sample that stands for
     the catalogue; ``answers.codes``, ``targets``, the sample and ``answers.repeats`` may then number a part of the
-    items.
+    items. ``weights`` float32 (T, 1): what each target counts, 1 by default.
     """
     codes, bias = answers.codes, answers.repeats
     if candidates is None and settings.negatives == "trained":
@@ -65,8 +67,8 @@ def loss(
 
     def cross_entropy(users: Tensor, table: Tensor) -> Tensor:
         if candidates is None:
-            return catalogue_cross_entropy(users, table, targets, bias)
-        return sampled_cross_entropy(users, table, targets, candidates, bias)
+            return catalogue_cross_entropy(users, table, targets, bias, weights)
+        return sampled_cross_entropy(users, table, targets, candidates, bias, weights)
 
     pairs = list(zip(answers.slots, tokens.slots, strict=True))
     terms = {}
@@ -82,6 +84,6 @@ def loss(
 
 
 def total(terms: dict[str, Tensor], settings: ObjectiveSettings, count: float) -> Tensor:
-    """One number: (slots + fused) per target + alpha * reconstruction; ``count`` targets share the sums."""
+    """One number: (slots + fused) per target + alpha * reconstruction; targets of weight ``count`` share the sums."""
     weights = {"slots": settings.slots / count, "fused": settings.fused / count, "reconstruction": settings.alpha}
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()

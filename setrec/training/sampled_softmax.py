@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from setrec.training import softmax
-from setrec.training.softmax import LogitBias
+from setrec.training.softmax import LogitBias, weighted
 
 
 class Candidates(NamedTuple):
@@ -59,12 +59,17 @@ class LogUniformSampler:
 
 
 def sampled_cross_entropy(
-    users: Tensor, codes: Tensor, targets: Tensor, candidates: Candidates, bias: LogitBias | None = None
+    users: Tensor,
+    codes: Tensor,
+    targets: Tensor,
+    candidates: Candidates,
+    bias: LogitBias | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """Sum over rows of the loss above, logits being ``users @ codes.T`` with ``bias`` added.
+    """Sum over rows of the loss above times ``weights``, logits being ``users @ codes.T`` with ``bias`` added.
 
-    Shapes: users (T, w), codes (I, w), targets int64 (T,) and ``candidates.rows`` in [0, I). Precision and
-    differentiability as in :func:`setrec.training.softmax.catalogue_cross_entropy`.
+    Shapes: users (T, w), codes (I, w), targets int64 (T,) and ``candidates.rows`` in [0, I), weights float32 (T, 1).
+    Precision and differentiability as in :func:`setrec.training.softmax.catalogue_cross_entropy`.
     """
     product = torch.get_autocast_dtype(users.device.type) if torch.is_autocast_enabled(users.device.type) else None
     place = torch.searchsorted(candidates.rows, targets).clamp(max=len(candidates.rows) - 1)
@@ -75,7 +80,7 @@ def sampled_cross_entropy(
         bias, by = _among(candidates.rows, bias), bias.by.float()
     return _SampledCrossEntropy.apply(
         users.float(), codes[targets].float(), codes[candidates.rows].float(), by, candidates.log_counts, place,
-        again, bias, product or torch.float32,
+        again, bias, weights, product or torch.float32,
     )  # fmt: skip
 
 
@@ -96,7 +101,7 @@ class _SampledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(grads[0] * gradient for gradient in ctx.saved_tensors), *(None,) * 5)
+        return (*(grads[0] * gradient for gradient in ctx.saved_tensors), *(None,) * 6)
 
 
 def _loss_and_gradients(
@@ -108,6 +113,7 @@ def _loss_and_gradients(
     place: Tensor,
     again: Tensor,
     bias: LogitBias | None,
+    weights: Tensor | None,
     product: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As in ``setrec.training.softmax``, with the target beside the candidates; ``place``: where they hold it, or -1;
@@ -130,12 +136,13 @@ def _loss_and_gradients(
         top = torch.maximum(logits.amax(dim=1, keepdim=True), target)
         mass, target_mass = logits.sub_(top).exp_(), (target - top).exp()
         total = mass.sum(dim=1, keepdim=True) + target_mass
-        loss += (total.log() + top - target).sum()
+        loss += weighted(total.log() + top - target, weights, rows).sum()
         away = target_mass / total - 1
         if bias is not None:
-            by_bias += (mass[pairs] / total[pairs[0], 0]).sum() + away[again[rows]].sum()
+            others = weighted((mass[pairs] / total[pairs[0], 0])[:, None], weights, start + pairs[0])
+            by_bias += others.sum() + weighted(away, weights, rows)[again[rows]].sum()
         mass = mass.to(product)
-        by_users[rows] = (mass @ narrow).float() / total + away * o
-        by_own[rows] = away * u
-        by_codes += (mass.T @ (u / total).to(product)).float()
+        by_users[rows] = weighted((mass @ narrow).float() / total + away * o, weights, rows)
+        by_own[rows] = weighted(away * u, weights, rows)
+        by_codes += (mass.T @ weighted(u / total, weights, rows).to(product)).float()
     return loss.to(users.dtype), by_users, by_own, by_codes, by_bias

@@ -20,37 +20,32 @@ A quarter of that reads the catalogue so often that 41,000 candidates of width 3
 times (one core of an AMD EPYC, bfloat16)."""
 
 
-def catalogue_cross_entropy(users: Tensor, codes: Tensor, targets: Tensor, bias: LogitBias | None = None) -> Tensor:
-    """Sum over rows of -log softmax(users @ codes.T)[target], with ``bias`` added to its logits.
+def catalogue_cross_entropy(
+    users: Tensor, codes: Tensor, targets: Tensor, bias: LogitBias | None = None, weights: Tensor | None = None
+) -> Tensor:
+    """Sum over rows of -log softmax(users @ codes.T)[target], with ``bias`` added to its logits, times ``weights``.
 
-    Shapes: users (T, w), codes (I, w), targets int64 (T,) in [0, I). Under autocast the products run in its
-    precision, everything else in float32. Differentiable once, in users, codes and ``bias.by``.
+    Shapes: users (T, w), codes (I, w), targets int64 (T,) in [0, I), weights float32 (T, 1). Under autocast the
+    products run in its precision, everything else in float32. Differentiable once, in users, codes and ``bias.by``.
     """
     product = torch.get_autocast_dtype(users.device.type) if torch.is_autocast_enabled(users.device.type) else None
     by = users.new_zeros(()) if bias is None else bias.by.float()
-    return _CatalogueCrossEntropy.apply(users.float(), codes.float(), by, targets, bias, product or torch.float32)
+    fixed = targets, bias, weights, product or torch.float32
+    return _CatalogueCrossEntropy.apply(users.float(), codes.float(), by, *fixed)
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        users: Tensor,
-        codes: Tensor,
-        by: Tensor,
-        targets: Tensor,
-        bias: LogitBias | None,
-        product: torch.dtype,
-    ) -> Tensor:
+    def forward(ctx: Any, users: Tensor, codes: Tensor, by: Tensor, *fixed: Any) -> Tensor:
         with torch.autocast(users.device.type, enabled=False):
-            loss, *gradients = _loss_and_gradients(users, codes, targets, bias, product)
+            loss, *gradients = _loss_and_gradients(users, codes, *fixed)
         ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         by_users, by_codes, by_bias = ctx.saved_tensors
-        return grads[0] * by_users, grads[0] * by_codes, grads[0] * by_bias, None, None, None
+        return grads[0] * by_users, grads[0] * by_codes, grads[0] * by_bias, None, None, None, None
 
 
 def rows_at_once(codes: Tensor) -> int:
@@ -58,8 +53,18 @@ def rows_at_once(codes: Tensor) -> int:
     return max(1, LOGITS_AT_ONCE * (1 if codes.device.type == "cpu" else 64) // len(codes))
 
 
+def weighted(values: Tensor, weights: Tensor | None, rows: Any) -> Tensor:
+    """``values`` (t, ...) times the ``weights`` of these ``rows``, as they are where there are none."""
+    return values if weights is None else values * weights[rows]
+
+
 def _loss_and_gradients(
-    users: Tensor, codes: Tensor, targets: Tensor, bias: LogitBias | None, product: torch.dtype
+    users: Tensor,
+    codes: Tensor,
+    targets: Tensor,
+    bias: LogitBias | None,
+    weights: Tensor | None,
+    product: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """d/du = sum_i p_i c_i - c_target, and likewise for codes; p is normalised where fewest numbers are left."""
     narrow = codes.to(product)
@@ -75,16 +80,16 @@ def _loss_and_gradients(
         if bias is not None:
             at = bias.between(start, start + step)
             logits[at] += bias.by
-            asked = t[at[0]] == at[1]
+            asked = weighted((t[at[0]] == at[1])[:, None], weights, start + at[0])
             loss -= asked.sum() * bias.by.double()
         top = logits.amax(dim=1, keepdim=True)
         mass = logits.sub_(top).exp_()
         total = mass.sum(dim=1, keepdim=True)
-        loss += (total.log() + top).sum() - (u * own).sum()
+        loss += weighted(total.log() + top, weights, rows).sum() - weighted(u * own, weights, rows).sum()
         if bias is not None:
-            by_bias += (mass[at] / total[at[0], 0]).sum() - asked.sum()
+            by_bias += weighted((mass[at] / total[at[0], 0])[:, None], weights, start + at[0]).sum() - asked.sum()
         mass = mass.to(product)
-        by_users[rows] = (mass @ narrow).float() / total - own
-        by_codes += (mass.T @ (u / total).to(product)).float()
-    by_codes.index_add_(0, targets, users, alpha=-1.0)
+        by_users[rows] = weighted((mass @ narrow).float() / total - own, weights, rows)
+        by_codes += (mass.T @ weighted(u / total, weights, rows).to(product)).float()
+    by_codes.index_add_(0, targets, weighted(users, weights, slice(None)), alpha=-1.0)
     return loss.to(users.dtype), by_users, by_codes, by_bias

@@ -36,12 +36,13 @@ class Step:
     """One optimiser step of one worker.
 
     ``parts``: its rows, dealt into as many batches as gradients are accumulated over. ``count``: targets of the step
-    over all workers. ``before`` and ``after``: shares of the epoch's users that the epoch had seen, and will have.
-    ``then``: the position behind the step.
+    over all workers, and ``weight`` what they weigh together. ``before`` and ``after``: shares of the epoch's users
+    that the epoch had seen, and will have. ``then``: the position behind the step.
     """
 
     parts: list[Batch]
     count: int
+    weight: float
     before: float
     after: float
     then: Position
@@ -75,7 +76,8 @@ class Stream:
             ends = np.linspace(seen[number], seen[number + 1], len(plan) + 1)
             for index in range(at.step - first, len(plan)):
                 at = Position(first + index + 1, number, first)
-                yield Step(self._parts(plan, index), plan.count(index), ends[index], ends[index + 1], at)
+                count, weight = plan.count(index), plan.weight(index)
+                yield Step(self._parts(plan, index), count, weight, ends[index], ends[index + 1], at)
             at = Position(first + len(plan), number + 1, first + len(plan))
 
     def plan(self, epoch: int, number: int, shards: list[int]) -> Plan:

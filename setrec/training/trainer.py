@@ -145,22 +145,23 @@ class Trainer:
             part = self.rank + self.world * index
             torch.manual_seed(_seed(*place, part + 1))
             with distributed.gradient_sync(self.wrapped, index == len(step.parts) - 1):
-                loss += self._backward(batch, rows[part].to(device), candidates, step.count / parts) / len(step.parts)
+                loss += self._backward(batch, rows[part].to(device), candidates, step.weight / parts) / len(step.parts)
         torch.nn.utils.clip_grad_norm_([p for _, p in self.parameters], s.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(loss)
 
-    def _backward(self, batch: Batch, rows: Tensor, candidates: Candidates | None, count: float) -> Tensor:
+    def _backward(self, batch: Batch, rows: Tensor, candidates: Candidates | None, weight: float) -> Tensor:
         """Gradients of one part of a step. Parts are averaged while the terms are sums over all targets of the step, so
-        each is divided by the ``count`` of targets that a part has on average."""
+        each is divided by the ``weight`` of the targets that a part has on average."""
         device = self.model.device
         items, visible, targets = batch.tensors(device)
         with autocast(device, self.settings.precision):
             terms = losses.batch_terms(
-                self.model, items, visible, targets, self.loss, rows, candidates, wrapped=self.wrapped
-            )
-            value = losses.total(terms, self.loss, count)
+                self.model, items, visible, targets, self.loss, rows, candidates, wrapped=self.wrapped,
+                weights=batch.target_weights(device),
+            )  # fmt: skip
+            value = losses.total(terms, self.loss, weight)
         (value / self.settings.accumulate).backward()
         return value.detach()
 

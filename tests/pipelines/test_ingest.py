@@ -289,3 +289,30 @@ def test_items_held_out_of_training_become_cold_and_everything_else_stays(tables
     assert held["dropped"]["held_out_item"] == len(every) - len(kept) > 0
     assert "held_out_item" not in whole["dropped"]
     assert held["items"] == whole["items"]
+
+
+@pytest.mark.parametrize("engine", ["duckdb", "ray"])
+def test_types_that_weigh_differently_weigh_so_in_the_histories_and_dislikes_are_not_held_out(
+    tmp_path, request, engine
+):
+    if engine == "ray":
+        request.getfixturevalue("ray_here")
+    told = [("u", "a", "view"), ("v", "a", "dislike"), ("u", "b", "dislike"), ("u", "b", "buy"), ("u", "c", "buy")]
+    told += [("u", "d", "dislike"), ("u", "e", "view"), ("u", "f", "dislike"), ("u", "g", "scroll"), ("v", "b", "view")]
+    frame = pd.DataFrame(told, columns=["user_id", "item_id", "event"])
+    frame.assign(timestamp=range(len(told))).to_csv(tmp_path / "events.csv", index=False)
+
+    def made(**events):
+        config = DataSettings(
+            interactions=tmp_path / "events.csv", columns={"event": "event"}, events=events, engine=engine
+        )
+        ingest(config, tmp_path / "out")
+        return load(tmp_path / "out")
+
+    catalog, histories = made(view=1, buy=4, dislike=-1)
+    events = histories.items
+    assert [catalog.item_ids[i] for i in events[0]] == ["a", "b", "b", "c", "d", "e", "f"]
+    assert events.weights.tolist() == [1, -1, 4, 4, -1, 1, -1, -1, 1]
+    assert histories.splits.tolist() == [TRAIN, TRAIN, TRAIN, VALID, VALID, TEST, TEST, TRAIN, TRAIN]
+    assert json.loads((tmp_path / "out" / "data.json").read_text())["warm_items"] == 2
+    assert made(view=2, buy=2)[1].items.weights is None

@@ -9,6 +9,7 @@ from serving.bundle.writer import write_bundle
 from serving.engine.acceptance import examine
 from serving.runtime.graph_service import AnchorDistance, GraphAnswer, NearNode, NodeDescription, ScoredAnswer
 from setrec.data.catalog import TEST, TRAIN, VALID, Catalog, Histories
+from setrec.data.events import read
 from setrec.errors import SetRecError, UnknownNodeError
 from setrec.models.item_tokens import text_center, unit_rows
 from setrec.ragged import Ragged
@@ -137,7 +138,7 @@ class MeanScores:
 
     def users(self, history):
         scale = np.r_[np.full(6, SLOTS["collaborative"]), np.full(8, SLOTS["semantic"])]
-        return np.stack([self.table[h[-5:]].mean(axis=0) * scale for h in history])
+        return np.stack([self.table[h[-5:]].mean(axis=0) * scale for h in read(history)])
 
     def dense(self, history):
         return (self.users(history) @ self.table.T).astype(np.float32)

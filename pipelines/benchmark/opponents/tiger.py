@@ -128,7 +128,7 @@ class _Training:
             plan = batches.one_pass(self.rows, s.max_items, s.targets_per_batch, rng)
         else:
             plan = batches.per_prefix(self.rows, s.max_items, s.targets_per_batch, rng, by_length=True)
-        return batches.Plan(plan.values, plan.windows, plan.steps[: math.ceil(s.part * len(plan))])
+        return batches.Plan(plan.histories, plan.windows, plan.steps[: math.ceil(s.part * len(plan))])
 
     def validate(self, epoch: int, loss: float) -> None:
         """End an epoch by its validation NDCG@10, or by its loss without validation users."""

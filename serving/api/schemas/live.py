@@ -50,7 +50,7 @@ class EventBody(BaseModel):
     )
     type: EventType | None = Field(
         default=None,
-        description="What the user did; the endpoint's `event_weights` say what it counts. By default a `dislike` "
+        description="What the user did; the weights of training and `event_weights` say what it counts. A `dislike` "
         "keeps the item out of answers and lowers what is like it, and all other types are read as history.",
         examples=["purchase"],
     )

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from serving.engine.items.table import LiveItems
 from setrec.ragged import Ragged
-from setrec.scoring.item_graph import GraphComponent, ItemGraph, root, start_weights
+from setrec.scoring.item_graph import GraphComponent, ItemGraph, root, start_weights, without_avoided
 from setrec.scoring.kernels.histories import read_arcs
 from setrec.scoring.text_similarity import TextFeatures, greatest, kept_arcs
 
@@ -98,6 +98,9 @@ class LiveComponent:
 
     def entries(self, history: Ragged) -> tuple[Ragged, np.ndarray]:
         """See :class:`setrec.scoring.registry.Component`."""
+        return without_avoided(self._entries, history, len(self._items))
+
+    def _entries(self, history: Ragged) -> tuple[Ragged, np.ndarray]:
         near, weight = start_weights(history, self._reading)
         before, items = self._items.before(history.values), len(self._graph)
         held = Ragged(before, history.offsets).where(before >= 0)

@@ -1,0 +1,174 @@
+"""The second stage: a learned order of the best candidates, a logistic regression on what is known of each.
+
+    s'(candidate) = sum over features f of w_f z_f(candidate)
+
+z_f is the feature's value in units of its standard deviation around its mean over the user's candidates. Nothing
+depends on the order in which candidates are given, so the stage is exchangeable. Features are the score, its terms by
+name (components at weight 1, those without a weight in the score too), ``popularity``, and how well the candidate's
+attribute values fit those of the history and of its latest items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse as sp
+from pydantic import Field, FiniteFloat
+
+from setrec.data.events import read
+from setrec.ragged import Ragged
+from setrec.scoring import registry
+from setrec.scoring.hybrid import Entries, HybridScorer, HybridWeights
+from setrec.scoring.item_graph import lookup
+from setrec.settings import Settings
+
+CANDIDATES = 50
+"""The best by score that are put in a new order."""
+LATEST = 5
+_SMALL = 1e-9
+
+
+class Reranker(Settings):
+    """What was learned: ``weights`` by feature, for the ``candidates`` best by score."""
+
+    weights: dict[str, FiniteFloat] = Field(min_length=1)
+    candidates: int = Field(CANDIDATES, ge=1)
+
+    def scores(self, features: Mapping[str, np.ndarray], rows: Ragged) -> np.ndarray:
+        """s' of the candidates ``rows``, float64, from their features, one number for every candidate.
+
+        Raises:
+            KeyError: a feature is missing.
+        """
+        names = list(self.weights)
+        table = np.stack([features[name] for name in names], axis=1)
+        return standardized(table, rows) @ np.array([self.weights[name] for name in names])
+
+
+def components_of(weights: HybridWeights, reranker: Reranker | None) -> tuple[str, ...]:
+    """The components that a score and its second stage read, in the registry's order."""
+    named = set(weights.used) | set({} if reranker is None else reranker.weights)
+    return tuple(name for name in registry.kinds() if name in named)
+
+
+def standardized(table: np.ndarray, rows: Ragged) -> np.ndarray:
+    """Columns of ``table`` (n, f), a row per value of ``rows``, as z-scores within each of its rows."""
+    row, count = rows.row_of_value, np.maximum(1, rows.lengths)[:, None]
+    sums = sp.csr_matrix((np.ones(len(row)), (row, np.arange(len(row)))), (len(rows), len(row)))
+    centred = table - (sums @ table / count)[row]
+    deviation = np.sqrt(sums @ centred**2 / count)
+    return np.asarray(centred / np.where(deviation > _SMALL, deviation, np.inf)[row])
+
+
+class AttributeVectors:
+    """Items as vectors over all attribute values: inverse document frequencies, of length 1."""
+
+    def __init__(self, attributes: Mapping[str, Sequence[Sequence[str]]], items: int) -> None:
+        self._column: dict[tuple[str, str], int] = {}
+        for name, values in attributes.items():
+            for value in (value for own in values for value in own):
+                self._column.setdefault((name, value), len(self._column))
+        self._weights = np.ones(max(1, len(self._column)))
+        described = [{name: values[row] for name, values in attributes.items()} for row in range(items)]
+        met = np.bincount(self.of(described).indices, minlength=len(self._weights))
+        self._weights = np.log(max(2, items) / np.maximum(1, met))
+        self.items = self.of(described)
+
+    def of(self, described: Sequence[Mapping[str, Sequence[str]]]) -> sp.csr_matrix:
+        """Vectors (n, V) of items with these attribute values; values that the catalogue lacks count nothing."""
+        found = [
+            sorted({at for name, own in item.items() for v in own if (at := self._column.get((name, v))) is not None})
+            for item in described
+        ]
+        columns = Ragged.of(found, np.int64)
+        values = self._weights[columns.values]
+        length = np.sqrt(np.bincount(columns.row_of_value, values**2, len(columns)))
+        values = values / np.where(length > 0, length, 1.0)[columns.row_of_value]
+        return sp.csr_matrix((values, columns.values, columns.offsets), (len(found), len(self._weights)))
+
+
+class Facts(Protocol):
+    """What is known of items beside their scores."""
+
+    def counts(self, rows: np.ndarray) -> np.ndarray:
+        """Training interactions, float64 (n,)."""
+        ...
+
+    def attributes(self, rows: np.ndarray) -> sp.csr_matrix:
+        """Attribute vectors (n, V)."""
+        ...
+
+
+@dataclass(frozen=True)
+class CatalogFacts:
+    """:class:`Facts` of a catalogue alone: ``popularity`` int64 (I,) and ``vectors``."""
+
+    popularity: np.ndarray
+    vectors: AttributeVectors
+
+    def counts(self, rows: np.ndarray) -> np.ndarray:
+        """See :class:`Facts`."""
+        return self.popularity[rows].astype(np.float64)
+
+    def attributes(self, rows: np.ndarray) -> sp.csr_matrix:
+        """See :class:`Facts`."""
+        return self.vectors.items[rows]
+
+
+def features(
+    scorer: HybridScorer, history: Ragged, rows: Ragged, entries: Entries, facts: Facts
+) -> dict[str, np.ndarray]:
+    """Features of the candidates ``rows`` (one row of items per history), float64, one number for every candidate."""
+    items, parts = len(scorer.new), scorer.parts(history, rows, entries)
+    found = {"score": np.sum(list(parts.values()), axis=0) + np.zeros(len(rows.values))}
+    found |= {name: part for name, part in parts.items() if name not in entries}
+    found |= {name: lookup(*entry, rows, items).astype(np.float64) for name, entry in entries.items()}
+    found["popularity"] = np.log1p(facts.counts(rows.values))
+    own, known = facts.attributes(rows.values), read(history)
+    age = np.repeat(known.offsets[1:], known.lengths) - 1 - np.arange(len(known.values))
+    for name, near in (("attributes", known), ("attributes_latest", known.where(age < LATEST))):
+        share = 1.0 / np.maximum(1, near.lengths)[near.row_of_value]
+        mean = sp.csr_matrix((share, (near.row_of_value, np.arange(len(near.values)))), (len(near), len(near.values)))
+        profile = mean @ facts.attributes(near.values)
+        found[name] = np.asarray(own.multiply(profile[rows.row_of_value]).sum(axis=1)).ravel()
+    return found
+
+
+@dataclass(frozen=True)
+class RerankingScorer:
+    """Scores of all items, float32 (b, I): those of ``scorer``, its best candidates outside the history by s', and all
+    others so that the first of them follows the last of these.
+
+    ``scorer`` has every component that the re-ranker names.
+    """
+
+    scorer: HybridScorer
+    reranker: Reranker
+    facts: Facts
+
+    def __call__(self, history: Ragged) -> np.ndarray:
+        """Scores (b, I)."""
+        entries = self.scorer.entries(history)
+        scores = self.scorer(history, entries)
+        rows = best(scores, history, self.reranker.candidates)
+        learned = self.reranker.scores(features(self.scorer, history, rows, entries, self.facts), rows)
+        for b, own in enumerate(rows):
+            if len(own):
+                at = slice(rows.offsets[b], rows.offsets[b + 1])
+                scores[b] += np.float32(learned[at].min() - scores[b, own[-1]])
+                scores[b, own] = learned[at]
+        return scores
+
+
+def best(scores: np.ndarray, history: Ragged, count: int) -> Ragged:
+    """The ``count`` best items outside each history, best first, equal ones by row."""
+    found = []
+    for own, held in zip(scores, history, strict=True):
+        left = own.copy()
+        left[held] = -np.inf
+        order = np.argsort(-left, kind="stable")[: min(count, len(own) - len(np.unique(held)))]
+        found.append(order)
+    return Ragged.of(found, np.int64)
