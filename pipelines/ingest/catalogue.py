@@ -149,7 +149,7 @@ def catalogue_table(batch: pa.RecordBatch, words: TextColumns, columns: list[str
         names = batch.column(0).to_pylist()
         return Catalog(names, names, [""] * len(names), {}).table()
     cells = dict(zip(columns, batch.columns[1:], strict=True))
-    plain = plain_cells.rows(cells, words)
+    plain = plain_cells.rows(cells, words, len(batch))
     parts = [_one_by_one(batch.filter(pc.invert(plain)), words, columns)]
     if pc.any(plain).as_py():
         chosen = {name: cell.filter(plain) for name, cell in cells.items()}

@@ -20,12 +20,12 @@ _SIGN = rf"[!#-\[\]-~{_OTHER}]"
 _SIGN_WITHOUT_MARKUP = rf"[!#-%'-;=-\[\]-~{_OTHER}]"
 
 
-def rows(cells: Mapping[str, pa.Array], words: TextColumns) -> pa.BooleanArray:
-    """Whether every cell of a row is plain, bool (rows,)."""
+def rows(cells: Mapping[str, pa.Array], words: TextColumns, count: int) -> pa.BooleanArray:
+    """Whether every cell of a row is plain, bool (count,)."""
     sign = _SIGN_WITHOUT_MARKUP if words.strip_html else _SIGN
     string = f'"{sign}+( {sign}+)*"'
     pattern = rf"^(-?[0-9]{{1,15}}|{string}|\[{string}(, ?{string})*\])$"
-    plain = pa.array(np.ones(len(next(iter(cells.values()))), bool)) if cells else pa.array([], pa.bool_())
+    plain = pa.array(np.ones(count, bool))
     separators = dict(zip(words.attributes, words.separators, strict=True))
     for name, cell in cells.items():
         fits = pc.match_substring_regex(cell, pattern)

@@ -15,6 +15,7 @@ from serving.engine.asked import Asked, work_out
 from serving.engine.candidates import Ranked, ScoringBatch
 from serving.engine.explanation import NEAREST, history_effects, slot_queries
 from serving.engine.items.coder import ItemCoder, TextEncode
+from serving.engine.items.title_search import TitleSearch
 from serving.engine.live_audit import Answered, Audits
 from serving.engine.requests import (
     Answer,
@@ -29,7 +30,6 @@ from serving.engine.rules import RuleSet
 from serving.engine.second_stage import SECOND_STAGE
 from serving.engine.shown import ShownItems
 from serving.engine.state import State
-from serving.engine.title_search import TitleSearch
 from serving.engine.users import DEFAULT_WEIGHTS
 from serving.stores import Change, LiveHistory, LiveStore, StoreError
 from serving.stores.item_changes import ItemChange

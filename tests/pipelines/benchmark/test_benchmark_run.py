@@ -114,7 +114,7 @@ def test_a_folder_of_another_benchmark_is_refused(finished, world):
 
 
 def test_an_unknown_system_is_named_before_anything_is_prepared(world, tmp_path):
-    with pytest.raises(ConfigError, match="no system 'Oracle'"):
+    with pytest.raises(ConfigError, match="unknown system 'Oracle'"):
         benchmark(world, "setrec", Run(tmp_path / "new"), SMALL.model_copy(update={"systems": ("Oracle",)}))
     assert not (tmp_path / "new").exists()
 
@@ -194,5 +194,5 @@ def test_model_forgets_in_training_alone(features):
 
 
 def test_an_unknown_protocol_is_refused_with_those_there_are():
-    with pytest.raises(ConfigError, match="there are setrec and leave-one-out"):
+    with pytest.raises(ConfigError, match="known: setrec, leave-one-out"):
         protocol_of("holdout")

@@ -58,7 +58,7 @@ def tables(batch, words, monkeypatch):
     names = [*words.text, *words.attributes]
     quick = catalogue_table(batch, words, names, bare=False)
     with monkeypatch.context() as patch:
-        patch.setattr(plain_cells, "rows", lambda cells, words: pa.array([False] * len(batch), pa.bool_()))
+        patch.setattr(plain_cells, "rows", lambda cells, words, count: pa.array([False] * len(batch), pa.bool_()))
         return quick, catalogue_table(batch, words, names, bare=False)
 
 
@@ -76,9 +76,15 @@ def test_columns_at_a_time_and_one_by_one_make_the_same_catalogue(strip_html, ro
 def test_ordinary_titles_and_lists_are_plain_and_make_the_text_in_order():
     batch = batch_of([("Toy Story...", None, ["Comedy", "Children", "Comedy"], "Pixar"), (1995, "", "Drama", "A|B")])
     cells = dict(zip([*WORDS.text, *WORDS.attributes], batch.columns[1:], strict=True))
-    assert plain_cells.rows(cells, WORDS).to_pylist() == [True, False]
+    assert plain_cells.rows(cells, WORDS, 2).to_pylist() == [True, False]
     table = catalogue_table(batch, WORDS, list(cells), bare=False)
     assert table["text"].to_pylist() == [
         "Toy Story. Genre: Comedy, Children. Maker name: Pixar", "1995. Genre: Drama. Maker name: A, B",
     ]  # fmt: skip
     assert table["attribute:genre"].to_pylist() == [["Comedy", "Children"], ["Drama"]]
+
+
+def test_items_without_columns_of_words_are_ids_with_titles_and_no_text():
+    batch = batch_of([("a", "b", "c", "d")]).select(["id"])
+    table = catalogue_table(batch, TextColumns(), [], bare=False)
+    assert table.to_pylist() == [{"item_id": "i0", "title": "i0", "text": ""}]
