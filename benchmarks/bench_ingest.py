@@ -178,14 +178,14 @@ def agree() -> int:
 
 
 def run(folder: Path, sizes: list[int], engines: list[str], before: Path | None) -> None:
-    """Measure, and keep each figure as soon as it is there; those of other sizes stay as they are in the results."""
+    """Measure, and keep each figure as soon as it is there; those of other sizes and engines stay in the results."""
     from harness import previous, write_results  # brings torch, whose memory is none of a child's
 
     found = previous("ingest")
     found["csv_2m_seconds"] = measured(csv_of(folder), folder)["seconds"]
     for millions in sizes:
         settings = world_of(folder, millions)
-        now = found.setdefault("sizes", {})[str(millions)] = {}
+        now = found.setdefault("sizes", {}).setdefault(str(millions), {})
         for engine in engines:
             now[engine] = measured({**settings, "engine": engine}, folder)
             print(f"{millions} million, {engine}: {now[engine]}", flush=True)
