@@ -44,6 +44,9 @@ def serve(
     store: Annotated[str | None, typer.Option(help="Live events and items: an SQLite file or a redis:// URL.")] = None,
     releases: Annotated[Path | None, typer.Option(help="Folder of bundles that may be released while serving.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Token file, as `setrec token` writes it.")] = None,
+    verify_key: Annotated[
+        Path | None, typer.Option(help="Public key: other bundles than it vouches for are refused.")
+    ] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Answer anyone; on a loopback address only.")] = False,
     log: Annotated[str | None, typer.Option(help="errors (default), or requests: a JSON line for each.")] = None,
 ) -> None:
@@ -52,7 +55,7 @@ def serve(
     from pipelines.jobs.serve_file import read_serve_file, settings_of
 
     given = {"bundle": bundle, "host": host, "port": port, "replicas": replicas, "store": store, "log": log}
-    given |= {"releases": releases, "tokens": tokens, "auth": "off" if no_auth else None}
+    given |= {"releases": releases, "tokens": tokens, "verify_key": verify_key, "auth": "off" if no_auth else None}
     changes = {key: value for key, value in given.items() if value is not None}
     if config is not None:
         serve_until_interrupted(*read_serve_file(config, changes))
