@@ -32,6 +32,36 @@ def diff(before: BundleArgument, after: BundleArgument) -> None:
     typer.echo(json.dumps(inspection.difference(before, after), indent=2))
 
 
+@bundle_app.command()
+def key(file: Annotated[Path, typer.Argument(help="Where the private key goes; FILE.pub is the public one.")]) -> None:
+    """Make a pair of keys to sign bundles with."""
+    from serving.bundle.signature import make_keys
+
+    typer.echo(json.dumps({"private": str(file), "public": str(make_keys(file))}, indent=2))
+
+
+@bundle_app.command()
+def sign(
+    bundle: BundleArgument, key: Annotated[Path, typer.Option(help="Private key, of `setrec bundle key`.")]
+) -> None:
+    """Check every file of a bundle and sign its manifest."""
+    from serving.bundle import signature
+
+    signature.sign(bundle, key)
+    typer.echo(json.dumps({"signed": str(bundle)}, indent=2))
+
+
+@bundle_app.command()
+def verify(
+    bundle: BundleArgument, key: Annotated[Path | None, typer.Option(help="Public key to ask for.")] = None
+) -> None:
+    """Check every file of a bundle, and with a key its signature."""
+    from serving.bundle.signature import verify_signed
+
+    verify_signed(bundle, key)
+    typer.echo(json.dumps({"verified": str(bundle), "signed": key is not None}, indent=2))
+
+
 def experiment(
     exposures: Annotated[Path, typer.Argument(help="Folder of the exposure log.")],
     name: Annotated[str, typer.Argument(help="Name of the experiment.")],

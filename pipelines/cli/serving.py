@@ -64,6 +64,9 @@ def serve(
     releases: Annotated[Path | None, typer.Option(help="Folder of bundles that may be released while serving.")] = None,
     follow: Annotated[str | None, typer.Option(help="URI of releases: what is current there is served.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Token file, as `setrec token` writes it.")] = None,
+    verify_key: Annotated[
+        Path | None, typer.Option(help="Public key: other bundles than it vouches for are refused.")
+    ] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Answer anyone; on a loopback address only.")] = False,
     log: Annotated[str | None, typer.Option(help="errors (default), or requests: a JSON line for each.")] = None,
 ) -> None:
@@ -71,15 +74,9 @@ def serve(
     from pipelines.jobs.serve import serve_until_interrupted
     from pipelines.jobs.serve_file import read_serve_file, settings_of
 
-    given: dict[str, object] = {
-        "bundle": bundle,
-        "host": host,
-        "port": port,
-        "replicas": replicas,
-        "store": store,
-        "log": log,
-    }
-    given |= {"releases": releases, "follow": follow, "tokens": tokens, "auth": "off" if no_auth else None}
+    given: dict[str, object] = {"bundle": bundle, "host": host, "port": port, "replicas": replicas, "store": store}
+    given |= {"log": log, "releases": releases, "follow": follow, "tokens": tokens, "verify_key": verify_key}
+    given["auth"] = "off" if no_auth else None
     changes = {key: value for key, value in given.items() if value is not None}
     if config is not None:
         serve_until_interrupted(*read_serve_file(config, changes))

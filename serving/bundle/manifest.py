@@ -17,7 +17,7 @@ from setrec.scoring.reranking import Reranker, components_of
 from setrec.settings import Settings
 
 FORMAT_VERSION = 4
-MANIFEST = "manifest.json"
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 SUFFIXES = {
     "model": (".json", ".safetensors"),
     "graph": (".json", ".safetensors", ".parquet", ".npy"),
@@ -89,7 +89,7 @@ def verify(path: Path) -> Manifest:
     manifest = _read_manifest(path)
     _require_safe_names(path, manifest)
     present = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()}
-    for name in sorted(present.keys() - manifest.files.keys() - {MANIFEST}):
+    for name in sorted(present.keys() - manifest.files.keys() - {MANIFEST, SIGNATURE}):
         raise BundleError(f"{path / name}: not listed in the manifest")
     for name, entry in sorted(manifest.files.items()):
         file = present.get(name)
@@ -132,7 +132,7 @@ def _require_safe_names(path: Path, manifest: Manifest) -> None:
     for name in manifest.files:
         pure = PurePosixPath(name)
         inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and str(pure) == name
-        if not inside or not pure.parts or name == MANIFEST:
+        if not inside or not pure.parts or name in (MANIFEST, SIGNATURE):
             raise BundleError(f"{path / MANIFEST}: {name!r} is not a path inside the bundle")
         if (kind := pure.parts[0]) in SUFFIXES and pure.suffix not in SUFFIXES[kind]:
             raise BundleError(f"{path / MANIFEST}: {name!r} is not a kind of file a {kind} may consist of")

@@ -19,7 +19,8 @@ import httpx
 from serving.api.access.authentication import RateLimit
 from serving.api.access.tokens import Tokens
 from serving.api.application import create_app
-from serving.bundle.reader import EncoderLoader, load_setrec, verify
+from serving.bundle.reader import EncoderLoader, load_setrec
+from serving.bundle.signature import verify_signed
 from serving.deployment.ingress import environment
 from serving.deployment.quiet import quiet
 from serving.runtime.graph_service import GraphLoader
@@ -59,7 +60,7 @@ def start(
     """
     settings = _absolute(settings or ServingSettings())
     path = Path(bundle).resolve()
-    verify(path)
+    verify_signed(path, settings.verify_key)
     _require_usable(settings)
     _require_free(settings)
     _connect(settings)
@@ -204,6 +205,7 @@ def _absolute(settings: ServingSettings) -> ServingSettings:
     if store is not None and "://" not in store:
         store = str(Path(store).resolve())
     named = {"tokens": settings.tokens, "releases": settings.releases, "exposures": settings.exposures}
+    named |= {"verify_key": settings.verify_key}
     places = {name: path and path.resolve() for name, path in named.items()}
     return settings.model_copy(update={"store": store, **places})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from serving.bundle.reader import Bundle, EncoderLoader, load_setrec
+from serving.bundle.signature import require_signature
 from serving.engine.acceptance import accept
 from serving.engine.engine import Engine
 from serving.engine.live_audit import Auditor
@@ -67,10 +68,13 @@ class Loader:
         a store that cannot be read yet is no obstacle.
 
         Raises:
-            BundleError: the bundle cannot be used, or answers otherwise.
+            BundleError: the bundle cannot be used, is not signed as the settings ask, or answers otherwise.
             StoreError: ``tested``, and the store cannot be read.
         """
-        bundle, settings = Bundle.open(path, self.load_encoder), self.settings
+        settings = self.settings
+        if settings.verify_key is not None:
+            require_signature(path, settings.verify_key)
+        bundle = Bundle.open(path, self.load_encoder)
         engine = Engine(
             bundle,
             store=self.store,

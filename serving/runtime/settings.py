@@ -51,7 +51,8 @@ class ServingSettings(Settings):
     ``event_weights`` by type of event, beside those of the bundle and before these; see
     :mod:`setrec.data.events`. 0 passes events over, types that neither names weigh 1, and a ``dislike`` -1.
 
-    ``exposures``: a directory in which answers and feedback are logged as Parquet files; ``null`` logs none.
+    ``verify_key``: a public key; bundles whose manifests its private key did not sign are refused, at start and at a
+    release. ``exposures``: a directory in which answers and feedback are logged as Parquet files; ``null`` logs none.
     ``experiment``: a second bundle for a share of the users; it takes the memory of a second model.
 
     ``log``: ``errors`` writes failures alone, ``requests`` one JSON line per request; without ``log_ids`` no line holds
@@ -81,6 +82,7 @@ class ServingSettings(Settings):
     store: str | None = Field(default=None, min_length=1)
     releases: LocalPath | None = None
     follow: str | None = Field(default=None, pattern=r"^[a-zA-Z][a-zA-Z0-9+.-]+://.")
+    verify_key: LocalPath | None = None
     event_weights: dict[EventType, FiniteFloat] = Field(default_factory=dict)
     exposures: LocalPath | None = None
     experiment: ExperimentSettings | None = None

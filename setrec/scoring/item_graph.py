@@ -144,14 +144,16 @@ class GraphComponent:
 def without_avoided(
     entries: Callable[[Ragged], tuple[Ragged, np.ndarray]], events: Ragged, items: int
 ) -> tuple[Ragged, np.ndarray]:
-    """The ``entries`` of what is read of ``events``, less those of the items that are avoided times the mean weight of
-    these in the history; each of the two is read as though it were the whole."""
-    against = avoided(events)
-    places, values = entries(read(events))
+    """The ``entries`` of what is read of ``events``, less those of the items that are avoided; each of the two is read
+    as though it were the whole. The latter count as much as the avoided items weigh on average, but no more than in
+    proportion to what is read: one dislike does not outweigh fifty purchases."""
+    against, known = avoided(events), read(events)
+    places, values = entries(known)
     if against is None:
         return places, values
-    row = against.row_of_value
-    strength = np.bincount(row, against.weights, len(against)) / np.maximum(1, against.lengths)
+    whole = np.bincount(against.row_of_value, against.weights, len(against))
+    weighs = np.bincount(known.row_of_value, known.weights, len(known))
+    strength = whole / np.maximum(np.maximum(1, against.lengths), weighs)
     less, by = entries(against)
     keys = [one.row_of_value * items + one.values for one in (places, less)]
     distinct, at = np.unique(np.concatenate(keys), return_inverse=True)

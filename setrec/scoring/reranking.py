@@ -129,10 +129,10 @@ def features(
     found["popularity"] = np.log1p(facts.counts(rows.values))
     own, known = facts.attributes(rows.values), read(history)
     age = np.repeat(known.offsets[1:], known.lengths) - 1 - np.arange(len(known.values))
-    for name, near in (("attributes", known), ("attributes_latest", known.where(age < LATEST))):
-        share = 1.0 / np.maximum(1, near.lengths)[near.row_of_value]
-        mean = sp.csr_matrix((share, (near.row_of_value, np.arange(len(near.values)))), (len(near), len(near.values)))
-        profile = mean @ facts.attributes(near.values)
+    read_vectors, places = facts.attributes(known.values), np.arange(len(known.values))
+    for name, last in (("attributes", len(known.values)), ("attributes_latest", LATEST)):
+        share = (age < last) / np.maximum(1, np.minimum(known.lengths, last))[known.row_of_value]
+        profile = sp.csr_matrix((share, places, known.offsets), (len(known), len(places))) @ read_vectors
         found[name] = np.asarray(own.multiply(profile[rows.row_of_value]).sum(axis=1)).ravel()
     return found
 

@@ -2,22 +2,31 @@
 
 import pytest
 from fuzz import fuzz
-from serving_helpers import fake_bundle, load_fake
+from serving_helpers import SLOTS, fake_bundle, hybrid_parts, load_fake
 
 from serving.api.access.authentication import OPEN
 from serving.api.access.tokens import SCOPES
 from serving.api.application import build
 from serving.runtime.settings import ServingSettings
+from setrec.scoring.hybrid import HybridWeights
+from setrec.scoring.reranking import Reranker
+
+WEIGHTS = HybridWeights(slots=SLOTS, components={"transitions_near": 3.0, "text_similarity": 2.0})
+LEARNED = Reranker(weights={"score": 1.0, "attributes": 0.3, "popularity": -0.1}, candidates=20)
 
 
 @pytest.fixture(scope="module")
 def application(tmp_path_factory):
-    """With a store and releases, so that all routes are there."""
+    """With a store, releases, an exposure log, components and a second stage, so that every route and step is there."""
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "releases").mkdir()
-    fake_bundle(folder / "bundle")
-    fake_bundle(folder / "releases" / "other", model_version="other")
-    settings = ServingSettings(auth="off", store=str(folder / "live.db"), releases=folder / "releases")
+    parts = hybrid_parts(WEIGHTS) | {"reranker": LEARNED, "event_weights": {"view": 1.0, "purchase": 3.0}}
+    fake_bundle(folder / "bundle", **parts)
+    fake_bundle(folder / "releases" / "other", model_version="other", **parts)
+    settings = ServingSettings(
+        auth="off", store=str(folder / "live.db"), releases=folder / "releases", exposures=folder / "log",
+        experiment={"name": "autumn", "bundle": "other", "share": 0.5},
+    )  # fmt: skip
     return build(folder / "bundle", settings, load_fake)
 
 

@@ -1,12 +1,10 @@
 """The page in a real browser. Skipped where Debian's chromium or Playwright is not installed."""
 
 import shutil
-import threading
-import time
 
 import httpx
 import pytest
-import uvicorn
+from served import Served
 from serving_helpers import fake_bundle, hybrid_parts, load_fake
 
 from serving.api.access.tokens import issue
@@ -20,23 +18,6 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no chromium")
 WEIGHTS = HybridWeights(
     slots={"collaborative": 1.0, "semantic": 0.5}, components={"transitions_near": 3.0, "text_similarity": 2.0}
 )
-
-
-class Served:
-    """An application behind uvicorn on a thread."""
-
-    def __init__(self, app):
-        self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-
-    def close(self):
-        self._server.should_exit = True
-        self._thread.join()
 
 
 @pytest.fixture(scope="module")
