@@ -12,11 +12,12 @@ import torch
 
 from serving.bundle.reader import Bundle
 from serving.engine.asked import Asked, work_out
-from serving.engine.candidates import Ranked, ScoringBatch
 from serving.engine.explanation import NEAREST, history_effects, slot_queries
 from serving.engine.items.coder import ItemCoder, TextEncode
 from serving.engine.items.title_search import TitleSearch
 from serving.engine.live_audit import Answered, Audits
+from serving.engine.ranking.candidates import Ranked, ScoringBatch
+from serving.engine.ranking.second_stage import SECOND_STAGE
 from serving.engine.requests import (
     Answer,
     Explanation,
@@ -27,7 +28,6 @@ from serving.engine.requests import (
     RequestError,
 )
 from serving.engine.rules import RuleSet
-from serving.engine.second_stage import SECOND_STAGE
 from serving.engine.shown import ShownItems
 from serving.engine.state import State
 from serving.engine.users import DEFAULT_WEIGHTS

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from serving.engine.candidates import Ranked, ScoringBatch
+from serving.engine.ranking.candidates import Ranked, ScoringBatch
 from setrec.data.events import read
 from setrec.ragged import Ragged
 

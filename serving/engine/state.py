@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from serving.bundle.reader import Bundle
-from serving.engine.candidates import ScoringBatch, UserScores
 from serving.engine.items.availability import Availability
 from serving.engine.items.coder import CodedItem
 from serving.engine.items.live_components import LiveComponent, LiveTexts
 from serving.engine.items.popularity import PopularityRanking
 from serving.engine.items.table import LiveItems
+from serving.engine.ranking.candidates import ScoringBatch, UserScores
+from serving.engine.ranking.second_stage import SecondStage
 from serving.engine.rules import Boost, RuleSet
-from serving.engine.second_stage import SecondStage
 from serving.engine.users import Users
 from serving.retrieval.code_table import CodeTable
 from serving.retrieval.exact import largest_norm

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 
-from serving.engine.candidates import Ranked, ScoringBatch
 from serving.engine.items.popularity import PopularityRanking
 from serving.engine.items.table import LiveItems
+from serving.engine.ranking.candidates import Ranked, ScoringBatch
 from setrec.ragged import Ragged
 from setrec.scoring.reranking import AttributeVectors, Reranker, features
 

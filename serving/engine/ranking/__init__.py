@@ -1,0 +1,1 @@
+"""Candidates of a request, scored and put in order."""
