@@ -59,10 +59,10 @@ def selected(unit: np.ndarray, history: np.ndarray, budget: int, policy: Policy,
     return np.concatenate([policy(unit, old, new, older), new])
 
 
-def made(known: Ragged, likeness: np.ndarray, user: int, truth: np.ndarray) -> np.ndarray:
+def made(known: Ragged, similarity: np.ndarray, user: int, truth: np.ndarray) -> np.ndarray:
     own, before = known[user], list[np.ndarray]()
     held = np.concatenate([own, truth])
-    for other in np.argsort(-likeness[user], kind="stable"):
+    for other in np.argsort(-similarity[user], kind="stable"):
         before.insert(0, known[other][~np.isin(known[other], held)])
         held = np.concatenate([held, before[0]])
         if len(held) - len(truth) >= MADE:
@@ -93,8 +93,8 @@ def main() -> None:
     sets = np.zeros((len(known), len(catalog)), np.float32)
     sets[known.row_of_value, known.values] = 1
     sets /= np.maximum(1, np.linalg.norm(sets, axis=1, keepdims=True))
-    likeness = sets @ sets.T
-    np.fill_diagonal(likeness, -1)
+    similarity = sets @ sets.T
+    np.fill_diagonal(similarity, -1)
     lengths = known.lengths[cases.users]
     rng = np.random.default_rng(0)
     some = np.sort(rng.permutation(np.flatnonzero(lengths >= 20))[: given.users])
@@ -102,7 +102,7 @@ def main() -> None:
     groups = {
         "own": ([cases.history[c] for c in long], [cases.truth[c] for c in long]),
         "made": (
-            [made(known, likeness, int(cases.users[c]), cases.truth[c]) for c in some],
+            [made(known, similarity, int(cases.users[c]), cases.truth[c]) for c in some],
             [cases.truth[c] for c in some],
         ),
     }

@@ -56,3 +56,22 @@ def history(request) -> str:
 @pytest.fixture
 def model(features, family, history) -> SetRecModel:
     return small_model(features, family, history)
+
+
+@pytest.fixture(scope="module")
+def store():
+    """``uri(path)``, the URI of a path in an object store on loopback."""
+    from s3_server import s3_server
+
+    with s3_server() as uri:
+        yield uri
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """Where copies of what lies in a store are made; another name is another machine."""
+    from pipelines.remote import lease, mirror
+
+    monkeypatch.setenv(mirror.WORK, str(tmp_path / "work"))
+    monkeypatch.setattr(lease, "SETTLED", 0.0)
+    return lambda name: monkeypatch.setenv(mirror.WORK, str(tmp_path / name))

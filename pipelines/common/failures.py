@@ -1,4 +1,4 @@
-"""What people are told of what went wrong: without the layers that Ray puts around an error on a cluster, and with the
+"""Messages of errors as users read them: without the layers that Ray puts around an error on a cluster, and with the
 name that they gave in place of where a folder of a store was copied to."""
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def _lines(title: str, began: float) -> Iterator[Bar]:
         while not ended.wait(0.95 * LINE_SECONDS):  # before the command itself would speak
             _say(f"… {_line(title, shown, time.perf_counter() - began)}")
 
-    with _beside(say, ended):
+    with beside(say, ended):
         yield shown
 
 
@@ -118,19 +118,20 @@ def alive(title: str) -> Iterator[None]:
                 _say(f"… {_line(title, Bar(), time.perf_counter() - began)}")
                 due = LINE_SECONDS
 
-    with _beside(say, ended):
+    with beside(say, ended):
         yield
 
 
 @contextmanager
-def _beside(work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
-    speaker = threading.Thread(target=work, daemon=True, name="progress")
-    speaker.start()
+def beside(work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
+    """Have ``work`` done in a thread during the block; it returns once ``ended`` is set, and is waited for."""
+    thread = threading.Thread(target=work, daemon=True, name="beside")
+    thread.start()
     try:
         yield
     finally:
         ended.set()
-        speaker.join()
+        thread.join()
 
 
 def _say(line: str) -> None:

@@ -92,6 +92,12 @@ def _visible(path: str, folder: str) -> bool:
     return not any(part.startswith((".", "_")) for part in path.removeprefix(folder).split("/"))
 
 
+def make_folder(system: fs.FileSystem, path: str) -> None:
+    """Make a folder and those above it, where a file system has folders."""
+    if system.type_name not in ("s3", "gcs"):  # object stores have none; a mark of one would only be litter
+        system.create_dir(path, recursive=True)
+
+
 @contextmanager
 def atomic_stream(where: str | Path) -> Iterator[IO[bytes]]:
     """A stream to a temporary name beside ``where``; it takes its name when the block ends without an error.
@@ -101,8 +107,7 @@ def atomic_stream(where: str | Path) -> Iterator[IO[bytes]]:
     """
     system, path = filesystem(where)
     parent, _, name = path.rpartition("/")
-    if system.type_name not in ("s3", "gcs"):  # object stores have no folders; a mark of one would only be litter
-        system.create_dir(parent, recursive=True)
+    make_folder(system, parent)
     temporary = f"{parent}/.{name}.{uuid.uuid4().hex}.tmp"
     try:
         with system.open_output_stream(temporary) as stream:

@@ -200,6 +200,8 @@ def _native(found: Layout, tops: list[str]) -> str:
     """DuckDB's own reader of the file, which raises where a row is not as it should be."""
     file, name = found.file, literal(str(found.file.path))
     selected = ", ".join(f"{quoted(top)} AS c{i}" for i, top in enumerate(tops))
+    if file.format == "parquet":
+        return f"(SELECT {selected}, NULL::VARCHAR AS fault FROM read_parquet({name}))"
     packed = literal(file.packed or "none")
     if file.format == "jsonl":
         columns = ", ".join(f"{literal(top)}: 'JSON'" for top in tops)
@@ -241,13 +243,9 @@ def _scan_parquet(
                 raise found.missing(column)
             sql = f"json_extract({sql}, {literal(pointer(path[1]))})"
         cells[column] = Cell(found.file.shown, column, sql, kind, str(found.schema.field(path[0]).type), unit)
-    if all(parquet.is_plain(found.schema.field(top).type) for top in tops):
-        taken = ", ".join(f"{quoted(top)} AS c{i}" for i, top in enumerate(tops))
-        place = literal(str(found.file.path))
-        if _read_natively(
-            found.file, lambda: use(f"(SELECT {taken}, NULL::VARCHAR AS fault FROM read_parquet({place}))", cells)
-        ):
-            return
+    plain = all(parquet.is_plain(found.schema.field(top).type) for top in tops)
+    if plain and _read_natively(found.file, lambda: use(_native(found, tops), cells)):
+        return
     as_json = ", ".join(f"to_json(c{i}) AS c{i}" if plan.kind == "json" else f"c{i}" for i, plan in enumerate(plans))
     schema = pa.schema([*((f"c{i}", plan.type) for i, plan in enumerate(plans)), ("fault", pa.string())])
     batches = parquet.batches(found.file, tops, plans, schema)

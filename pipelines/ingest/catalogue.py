@@ -102,17 +102,23 @@ def _as_json(cell: Cell) -> str:
     return f"to_json({cell.sql if cell.kind in ('whole', 'real', 'text') else cell.text})::VARCHAR"
 
 
-def write(engine: DuckDbEngine, words: TextColumns, kept: np.ndarray, out: Path, bare: bool) -> int:
-    """Write ``items.parquet`` of the item codes ``kept``, in their order; returns how many have no text.
+def place(engine: DuckDbEngine, kept: np.ndarray) -> None:
+    """Make the table ``placed`` of the item codes ``kept``, which says their order in the catalogue."""
+    placed = pa.table({"code": pa.array(kept, pa.int64()), "place": pa.array(np.arange(len(kept)), pa.int64())})
+    engine.run("CREATE TABLE placed (code BIGINT, place BIGINT)")
+    engine.insert("placed", iter(placed.to_batches(PART)), placed.schema)
+
+
+def write(engine: DuckDbEngine, words: TextColumns, out: Path, bare: bool) -> int:
+    """Write ``items.parquet`` of the items that were placed (:func:`place`); returns how many have no text.
+
+    Reads through a cursor of its own, so that the engine may be used in another thread meanwhile.
 
     A blank title is shown as the item's id. The text for an encoder is made of the text columns and the attributes,
     ``Toy Story. Release year: 1995. Class: Animation, Comedy``, and never of the id. ``bare``: there is no table of
     items, so ids are titles and there is no text.
     """
     columns = [] if bare else _wanted(words)
-    placed = pa.table({"code": pa.array(kept, pa.int64()), "place": pa.array(np.arange(len(kept)), pa.int64())})
-    engine.run("CREATE TABLE placed (code BIGINT, place BIGINT)")
-    engine.insert("placed", iter(placed.to_batches(PART)), placed.schema)
     cells = "".join(f", c{at}" for at in range(len(columns)))
     source = "placed JOIN items ON items.rowid = placed.code" + (
         "" if bare else " JOIN raw_items ON raw_items.rowid = items.row"

@@ -120,8 +120,9 @@ class _Ingest:
         row_of = np.full(items, -1, dtype=np.int32)
         row_of[kept] = np.arange(len(kept), dtype=np.int32)
         self._step(5)
+        catalogue.place(running, kept)
         with ThreadPoolExecutor(1) as beside:  # most of both is Arrow and DuckDB, which let other threads run
-            writing = beside.submit(catalogue.write, running, words, kept, new / "items.parquet", bare)
+            writing = beside.submit(catalogue.write, running, words, new / "items.parquet", bare)
             written = histories.write(on, split, row_of, new / "histories")
             blank = writing.result()
         if not written.splits[0]:

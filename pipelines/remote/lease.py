@@ -19,6 +19,7 @@ from typing import Any
 from pyarrow import fs
 
 from pipelines.common import storage
+from pipelines.common.progress import beside
 from setrec.errors import ConfigError
 
 NAME = ".lease.json"
@@ -47,18 +48,14 @@ def held(where: str) -> Iterator[None]:
 
     with told(where, "written to"):
         _require_free(where, _read(system, path), own["holder"])
-        if system.type_name not in ("s3", "gcs"):
-            system.create_dir(folder, recursive=True)
+        storage.make_folder(system, folder)
         write()
         time.sleep(SETTLED)
         _require_free(where, _read(system, path), own["holder"])
-    thread = threading.Thread(target=renew, daemon=True, name="lease")
-    thread.start()
     try:
-        yield
+        with beside(renew, ended):
+            yield
     finally:
-        ended.set()
-        thread.join()
         with suppress(OSError):
             system.delete_file(path)
 

@@ -121,8 +121,7 @@ class Mirror:
 
     def _store(self, name: str) -> None:
         target = f"{self._path}/{name}"
-        if self._system.type_name not in ("s3", "gcs"):
-            self._system.create_dir(target.rpartition("/")[0], recursive=True)
+        storage.make_folder(self._system, target.rpartition("/")[0])
         if name.endswith(LINK):
             with self._system.open_output_stream(target) as stream:
                 stream.write(os.readlink(self._at(name)).encode())

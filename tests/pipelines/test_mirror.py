@@ -5,25 +5,12 @@ import os
 import time
 
 import pytest
-from s3_server import s3_server
 
 from pipelines.common import storage
 from pipelines.remote import lease, mirror
 from setrec.errors import ConfigError
 
-
-@pytest.fixture(scope="module")
-def store():
-    with s3_server() as uri:
-        yield uri
-
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    """Where copies lie; another one is another machine."""
-    monkeypatch.setenv(mirror.WORK, str(tmp_path / "work"))
-    monkeypatch.setattr(lease, "SETTLED", 0.0)
-    return lambda name: monkeypatch.setenv(mirror.WORK, str(tmp_path / name))
+pytestmark = pytest.mark.usefixtures("work")
 
 
 def write(folder, **files):

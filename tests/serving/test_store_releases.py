@@ -4,7 +4,6 @@ import json
 import time
 
 import pytest
-from s3_server import s3_server
 from serving_helpers import codes, fake_bundle, load_fake
 from typer.testing import CliRunner
 
@@ -12,26 +11,14 @@ from pipelines.cli import app
 from pipelines.common import storage
 from pipelines.jobs.serve_file import settings_of
 from pipelines.nightly import release_store
-from pipelines.remote import lease, mirror
+from pipelines.remote import mirror
 from pipelines.remote.follow import StoreFollower
 from serving.engine.requests import Request
 from serving.runtime.replica import open_live
 from serving.runtime.settings import ServingSettings
 from setrec.errors import ConfigError
 
-
-@pytest.fixture(scope="module")
-def store():
-    with s3_server() as uri:
-        yield uri
-
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    """Where copies lie; another one is another machine."""
-    monkeypatch.setenv(mirror.WORK, str(tmp_path / "work"))
-    monkeypatch.setattr(lease, "SETTLED", 0.0)
-    return lambda name: monkeypatch.setenv(mirror.WORK, str(tmp_path / name))
+pytestmark = pytest.mark.usefixtures("work")
 
 
 def invoke(*arguments):
