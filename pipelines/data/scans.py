@@ -7,7 +7,7 @@ Data rows are counted from 1; neither the header nor empty lines count.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,12 +23,15 @@ from setrec.data.schema import ATOMIC_TYPES
 from setrec.errors import ConfigError, DataError
 
 _PEEKED, _BATCH = 1000, 20_000
+_FILE_INDEX = "file_index"
+"""The column of DuckDB's that says which of several files a row is from."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """What a file is made of. ``names`` of its columns (of JSON, those met in the first lines); ``types``: what an
-    atomic file states of each; ``header``: whether the first line is one; ``delimiter`` and ``quote`` of text."""
+    atomic file states of each; ``header``: whether the first line is one; ``delimiter`` and ``quote`` of text;
+    ``more``: files after it that are read with it (:func:`alike`)."""
 
     file: File
     names: list[str]
@@ -37,6 +40,7 @@ class Layout:
     delimiter: str = ""
     quote: str | None = None
     schema: pa.Schema | None = None
+    more: tuple[File, ...] = ()
 
     def missing(self, name: str) -> DataError:
         """The error about a column that is not there."""
@@ -56,15 +60,41 @@ class Layout:
         return None
 
 
-def layout(file: File) -> Layout:
-    """What a file on this machine is made of.
+def alike(files: list[File]) -> Iterator[list[File]]:
+    """The files in their order, parted where one cannot be read together with the one before.
+
+    Parquet files of this machine with the same columns can: DuckDB gives each row group to one core, and many have one.
+    """
+    some, columns = list[File](), None
+    for file in files:
+        its = _columns(file)
+        if some and (its is None or its != columns):
+            yield some
+            some = []
+        some, columns = [*some, file], its
+    if some:
+        yield some
+
+
+def _columns(file: File) -> pa.Schema | None:
+    if file.format != "parquet" or file.path is None:
+        return None
+    try:
+        columns = parquet.schema(file).remove_metadata()
+    except (DataError, *UNREADABLE):
+        return None  # whoever reads it says what is wrong
+    return None if _FILE_INDEX in map(str.lower, columns.names) else columns
+
+
+def layout(file: File, more: Iterable[File] = ()) -> Layout:
+    """What a file on this machine is made of, and ``more`` that are :func:`alike`.
 
     Raises:
         DataError: it cannot be read, its header cannot be used, or no delimiter is known.
     """
     if file.format == "parquet":
         schema = parquet.schema(file)
-        return Layout(file, _distinct(file, schema.names), schema=schema)
+        return Layout(file, _distinct(file, schema.names), schema=schema, more=tuple(more))
     if file.format == "jsonl":
         names: dict[str, None] = {}
         for line in islice(lines.lines(file), _PEEKED):
@@ -109,11 +139,11 @@ def _distinct(file: File, names: list[str]) -> list[str]:
 
 
 Use = Callable[[str, dict[str, Cell]], None]
-"""Gets the name of a relation with a column ``fault`` (text), and the cells of the columns asked for."""
+"""Gets the name of a relation with columns ``file`` (its number) and ``fault`` (text), and the cells asked for."""
 
 
 def scan(engine: DuckDbEngine, found: Layout, wanted: list[str], use: Use) -> None:
-    """Call ``use`` with the file's rows: once, or a second time where the first ended in an error of DuckDB's.
+    """Call ``use`` with the rows of a layout, in parts or at once; again where that ended in an error of DuckDB's.
 
     Raises:
         DataError: a column is missing, or the file is damaged.
@@ -137,7 +167,7 @@ def scan(engine: DuckDbEngine, found: Layout, wanted: list[str], use: Use) -> No
             file.shown, column, f"json_extract({sql}, {literal(pointer(rest))})" if rest else sql, kind
         )
     plain = not _starts_blank(file) and len(found.delimiter.encode()) <= 4
-    if plain and _read_natively(file, lambda: use(_native(found, tops), cells)):
+    if plain and _read_natively([file], lambda: use(_native(found, tops), cells)):
         return
     type_ = "JSON" if kind == "json" else "VARCHAR"
     selected = ", ".join(f"c{i}::{type_} AS c{i}" for i in range(len(tops)))
@@ -146,13 +176,14 @@ def scan(engine: DuckDbEngine, found: Layout, wanted: list[str], use: Use) -> No
     )  # fmt: skip
     schema = pa.schema([*((f"c{i}", pa.string()) for i in range(len(tops))), ("fault", pa.string())])
     _arriving(
-        engine, file, _batches(rows, schema), schema, lambda name: use(f"(SELECT {selected}, fault FROM {name})", cells)
-    )
+        engine, file, _batches(rows, schema), schema,
+        lambda name: use(f"(SELECT {file.number} AS file, {selected}, fault FROM {name})", cells),
+    )  # fmt: skip
 
 
-def _read_natively(file: File, read: Callable[[], None]) -> bool:
-    """Whether DuckDB's own reader read the file; if not, something in it is not as it should be: find out what."""
-    if set(str(file.path)) & set("*?["):  # it would take the name for a pattern
+def _read_natively(files: list[File], read: Callable[[], None]) -> bool:
+    """Whether DuckDB's own reader read the files; if not, something in one is not as it should be: find out what."""
+    if any(set(str(file.path)) & set("*?[") for file in files):  # it would take the name for a pattern
         return False
     try:
         read()
@@ -199,14 +230,13 @@ def _starts_blank(file: File) -> bool:
 def _native(found: Layout, tops: list[str]) -> str:
     """DuckDB's own reader of the file, which raises where a row is not as it should be."""
     file, name = found.file, literal(str(found.file.path))
-    selected = ", ".join(f"{quoted(top)} AS c{i}" for i, top in enumerate(tops))
-    if file.format == "parquet":
-        return f"(SELECT {selected}, NULL::VARCHAR AS fault FROM read_parquet({name}))"
+    columns = ", ".join(f"{quoted(top)} AS c{i}" for i, top in enumerate(tops))
+    selected = f"{file.number} AS file, {columns}, NULL::VARCHAR AS fault"
     packed = literal(file.packed or "none")
     if file.format == "jsonl":
         columns = ", ".join(f"{literal(top)}: 'JSON'" for top in tops)
         options = f"format = 'newline_delimited', records = true, compression = {packed}, columns = {{{columns}}}"
-        return f"(SELECT {selected}, NULL::VARCHAR AS fault FROM read_json({name}, {options}))"
+        return f"(SELECT {selected} FROM read_json({name}, {options}))"
     columns = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in found.names)
     quote = literal(found.quote or "")
     options = (
@@ -214,7 +244,15 @@ def _native(found: Layout, tops: list[str]) -> str:
         f"quote = {quote}, escape = {quote}, compression = {packed}, strict_mode = true, null_padding = false, "
         f"columns = {{{columns}}}"
     )
-    return f"(SELECT {selected}, NULL::VARCHAR AS fault FROM read_csv({name}, {options}))"
+    return f"(SELECT {selected} FROM read_csv({name}, {options}))"
+
+
+def _native_parquet(files: list[File], tops: list[str]) -> str:
+    """DuckDB's own reader of files with the same columns; their numbers follow one another."""
+    columns = ", ".join(f"{quoted(top)} AS c{i}" for i, top in enumerate(tops))
+    names = ", ".join(literal(str(file.path)) for file in files)
+    number = f"({files[0].number} + {_FILE_INDEX})::INTEGER" if len(files) > 1 else files[0].number
+    return f"(SELECT {number} AS file, {columns}, NULL::VARCHAR AS fault FROM read_parquet([{names}]))"
 
 
 def _batches(rows: Iterator[lines.Row], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -244,12 +282,22 @@ def _scan_parquet(
             sql = f"json_extract({sql}, {literal(pointer(path[1]))})"
         cells[column] = Cell(found.file.shown, column, sql, kind, str(found.schema.field(path[0]).type), unit)
     plain = all(parquet.is_plain(found.schema.field(top).type) for top in tops)
-    if plain and _read_natively(found.file, lambda: use(_native(found, tops), cells)):
+
+    def natively(files: list[File]) -> bool:
+        return plain and _read_natively(files, lambda: use(_native_parquet(files, tops), cells))
+
+    if natively([found.file, *found.more]):
         return
     as_json = ", ".join(f"to_json(c{i}) AS c{i}" if plan.kind == "json" else f"c{i}" for i, plan in enumerate(plans))
     schema = pa.schema([*((f"c{i}", plan.type) for i, plan in enumerate(plans)), ("fault", pa.string())])
-    batches = parquet.batches(found.file, tops, plans, schema)
-    _arriving(engine, found.file, batches, schema, lambda name: use(f"(SELECT {as_json}, fault FROM {name})", cells))
+    for file in (found.file, *found.more):
+        if found.more and natively([file]):
+            continue
+
+        def use_arriving(name: str, number: int = file.number) -> None:
+            use(f"(SELECT {number} AS file, {as_json}, fault FROM {name})", cells)
+
+        _arriving(engine, file, parquet.batches(file, tops, plans, schema), schema, use_arriving)
 
 
 def check_pattern(engine: DuckDbEngine, pattern: str | None) -> None:

@@ -43,9 +43,9 @@ def load(engine: DuckDbEngine, schema: Schema, files: list[File], rejects: Rejec
             be used.
     """
     words: TextColumns | None = None
-    for file in files:
-        with on_this_machine(file, engine.scratch) as local:
-            layout = scans.layout(local)
+    for alike in scans.alike(files):
+        with on_this_machine(alike[0], engine.scratch) as local:
+            layout = scans.layout(local, alike[1:])
             if words is None:
                 attributes = attribute_columns(layout.types, schema)
                 parted = tuple(separator(layout.types, schema, name) for name in attributes)
@@ -86,9 +86,7 @@ def _load_file(engine: DuckDbEngine, schema: Schema, layout: scans.Layout, words
         value, faults = identifier(cells[schema.item_id], "x_id")
         values = "".join(f", {_as_json(cells[name])}" for name in columns)
         query = f"(SELECT *, {cells[schema.item_id].text} AS x_id FROM {relation})"
-        engine.run(
-            f"INSERT INTO raw_items SELECT {layout.file.number}, {value}, {first_fault(faults)}{values} FROM {query}"
-        )
+        engine.run(f"INSERT INTO raw_items SELECT file, {value}, {first_fault(faults)}{values} FROM {query}")
 
     scans.scan(engine, layout, list(dict.fromkeys([schema.item_id, *columns])), use)
 

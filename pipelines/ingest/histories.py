@@ -20,14 +20,14 @@ from setrec.ragged import Ragged
 
 @dataclass(frozen=True)
 class HistoryBlock:
-    """Interactions of whole users, chronological. ``user`` (numbers that rise), ``item`` codes, ``time``, ``split``
-    and, where they weigh differently, ``weight``: arrays of one length; ``names``: the ids of such numbers of users."""
+    """Interactions of whole users, chronological. ``user`` (numbers that rise), ``item`` codes, ``time``, and, where
+    they are given, ``split`` and ``weight``: arrays of one length; ``names``: the ids of such numbers of users."""
 
     user: np.ndarray
     item: np.ndarray
     time: np.ndarray
-    split: np.ndarray
     names: Callable[[np.ndarray], list[str]]
+    split: np.ndarray | None = None
     weight: np.ndarray | None = None
 
 
@@ -80,6 +80,7 @@ class Split:
             starts = np.flatnonzero(np.r_[True, block.user[1:] != block.user[:-1]])
             events = Ragged(block.item, np.r_[starts, len(block.user)], block.weight)
             return _leave_one_out(events, self.config.split.min_history)
+        assert block.split is not None, "such a split is a column, and a column is read"
         return block.split.astype(np.int8)
 
 

@@ -59,26 +59,41 @@ def time_column(schema: Schema, names: list[str]) -> tuple[str, bool]:
     return schema.timestamp or "timestamp", False
 
 
-def create(engine: DuckDbEngine) -> None:
+def create(engine: DuckDbEngine, config: DataSettings) -> None:
     """Make the table ``raw``, empty: a row will be there for every row read, with its ``fault`` where it has one.
 
     ``real`` holds times that ``time`` cannot; ``instant``: whether a time is a date, then of ``unit``, which is
-    ``position`` where the column holds positions.
+    ``position`` where the column holds positions. ``rating``, ``weight`` and ``split`` are there where they count.
     """
+    # A column that says the same in every row costs as much to write as one that does not.
+    counted = "".join(f", {name} {type_}" for name, type_ in _counted(config).items())
+    engine.run(f"CREATE TYPE time_unit AS ENUM ({', '.join(map(literal, (*UNITS, 'position')))})")
     engine.run(
         "CREATE TABLE raw (file INTEGER, user VARCHAR, item VARCHAR, time BIGINT, real DOUBLE, instant BOOLEAN, "
-        "unit VARCHAR, rating DOUBLE, weight DOUBLE, split TINYINT, fault STRUCT(c VARCHAR, r VARCHAR))"
+        f"unit time_unit{counted}, fault STRUCT(c VARCHAR, r VARCHAR))"
     )
 
 
-def read(engine: DuckDbEngine, config: DataSettings, file: File) -> None:
-    """Append a row to ``raw`` for every row of a file.
+def _counted(config: DataSettings) -> dict[str, str]:
+    """The columns of ``raw`` that only some settings want, with their types."""
+    wanted = {
+        "rating": config.schema_in_use.rating is not None or config.events is not None,
+        "weight": config.events is not None,
+        "split": config.split.kind == "column",
+    }
+    types = {"rating": "DOUBLE", "weight": "DOUBLE", "split": "TINYINT"}
+    return {name: types[name] for name, counts in wanted.items() if counts}
+
+
+def read(engine: DuckDbEngine, config: DataSettings, files: list[File]) -> None:
+    """Append a row to ``raw`` for every row of the files, in their order.
 
     Raises:
-        DataError: the file cannot be read, or a column is missing or of a wrong type.
+        DataError: a file cannot be read, or a column is missing or of a wrong type.
     """
-    with on_this_machine(file, engine.scratch) as local:
-        _read(engine, config, scans.layout(local))
+    for alike in scans.alike(files):
+        with on_this_machine(alike[0], engine.scratch) as local:
+            _read(engine, config, scans.layout(local, alike[1:]))
 
 
 def _read(engine: DuckDbEngine, config: DataSettings, layout: scans.Layout) -> None:
@@ -99,7 +114,7 @@ def _read(engine: DuckDbEngine, config: DataSettings, layout: scans.Layout) -> N
         query = f"(SELECT *, {texts} FROM {relation})"
         for alias, step in moments.steps:
             query = f"(SELECT *, {step} AS {alias} FROM {query})"
-        engine.run(f"INSERT INTO raw SELECT {layout.file.number}, {values}, {first_fault(faults)} FROM {query}")
+        engine.run(f"INSERT INTO raw SELECT file, {values}, {first_fault(faults)} FROM {query}")
 
     scans.scan(engine, layout, list(dict.fromkeys(wanted)), use)
 
@@ -111,23 +126,21 @@ def _values(
     user, faults = identifier(cells[schema.user], text[schema.user])
     item, more = identifier(cells[schema.item], text[schema.item])
     faults = [*faults, *more, *time.faults]
-    rating, weight, split = "NULL", "1", "0"
+    counted: dict[str, str] = {}
     if schema.rating is not None:
-        rating, more = number(cells[schema.rating], text[schema.rating])
+        counted["rating"], more = number(cells[schema.rating], text[schema.rating])
         faults += more
     if schema.event is not None and config.events is not None:
         event, more = identifier(cells[schema.event], text[schema.event], "event")
         cases = " ".join(f"WHEN {literal(name)} THEN {value!r}" for name, value in config.events.items())
-        weight, faults = f"CASE {event} {cases} END", faults + more
-        rating = weight if schema.rating is None else rating
+        counted["weight"], faults = f"CASE {event} {cases} END", faults + more
+        counted.setdefault("rating", counted["weight"])
     if schema.split is not None and schema.split in cells:
         words = {name: str(value) for name, value in NAMES.items()}
-        split, more = words_of(cells[schema.split], text[schema.split], words, "split")
+        counted["split"], more = words_of(cells[schema.split], text[schema.split], words, "split")
         faults += more
-    return (
-        f"{user}, {item}, {time.whole}, {time.real}, {time.instant}, {literal(unit)}, {rating}, {weight}, {split}",
-        faults,
-    )
+    values = [user, item, time.whole, time.real, time.instant, literal(unit), *(counted[n] for n in _counted(config))]
+    return ", ".join(values), faults
 
 
 COUNTS = (
@@ -208,10 +221,19 @@ def unknown_item(config: DataSettings, items: str) -> str:
 
 
 def facts(config: DataSettings, found: Loaded) -> str:
-    """The columns of an interaction beside its user, item and row: expressions over ``raw``."""
-    strength = "raw.rating" if config.deduplicate == "strongest" else "NULL::DOUBLE"
-    weight = ", raw.weight::FLOAT AS weight" if config.weighs_events else ""
-    return f"{found.time} AS time, raw.split AS split, {strength} AS strength{weight}"
+    """The columns :func:`fact_names` of an interaction: expressions over ``raw``."""
+    expressions = {"time": found.time, "split": "raw.split", "strength": "raw.rating", "weight": "raw.weight::FLOAT"}
+    return ", ".join(f"{expressions[name]} AS {name}" for name in fact_names(config))
+
+
+def fact_names(config: DataSettings) -> list[str]:
+    """What counts of an interaction beside its user, item and row."""
+    wanted = {
+        "split": config.split.kind == "column",
+        "strength": config.deduplicate == "strongest",
+        "weight": config.weighs_events,
+    }
+    return ["time", *(name for name, counts in wanted.items() if counts)]
 
 
 def filters(config: DataSettings, found: Loaded) -> dict[str, str]:

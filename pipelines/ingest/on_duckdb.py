@@ -17,8 +17,6 @@ from pipelines.ingest.interactions import Loaded
 from pipelines.ingest.rejects import Rejects, faulty
 from setrec.data.interactions import chronological, distinct
 
-_COLUMNS = ("user", "item", "time", "split", "strength", "row")
-
 
 class OnDuckDB:
     """The steps of an ingest, each called once, in the order of the methods; see
@@ -26,7 +24,8 @@ class OnDuckDB:
 
     def __init__(self, config: DataSettings, engine: DuckDbEngine) -> None:
         self.config, self.engine = config, engine
-        self._columns = (*_COLUMNS, "weight") if config.weighs_events else _COLUMNS
+        self._facts = interactions.fact_names(config)
+        self._shuffled = ["row"] if config.ties == "shuffle" else []
 
     def load(self, files: list[File], rejects: Rejects) -> Loaded:
         """Read all files into ``raw``.
@@ -34,9 +33,8 @@ class OnDuckDB:
         Raises:
             DataError: a file cannot be read, or a column is missing or of a wrong type.
         """
-        interactions.create(self.engine)
-        for file in files:
-            interactions.read(self.engine, self.config, file)
+        interactions.create(self.engine, self.config)
+        interactions.read(self.engine, self.config, files)
         counts = self.engine.table(interactions.COUNTS).to_pandas()
         found = interactions.settled(self.config, counts, len(files))
         interactions.settle(self.engine, found)
@@ -61,9 +59,10 @@ class OnDuckDB:
             f"CREATE TABLE users AS SELECT user AS id, min(rowid) AS met FROM raw WHERE {passed} "
             "GROUP BY user ORDER BY met"
         )
+        row = "".join(f", raw.rowid AS {name}" for name in self._shuffled)
         engine.run(
             "CREATE TABLE ordered AS SELECT users.rowid::INTEGER AS user, items.rowid::INTEGER AS item, "
-            f"{interactions.facts(config, found)}, raw.rowid AS row "
+            f"{interactions.facts(config, found)}{row} "
             f"FROM raw JOIN users ON raw.user = users.id JOIN items ON raw.item = items.id WHERE {passed} "
             "ORDER BY 1, 3, raw.rowid"
         )
@@ -81,16 +80,19 @@ class OnDuckDB:
         config = self.config
         if config.deduplicate == "all":
             return 0
-        schema = pa.schema([("row", pa.int64())])
-        self.engine.run("CREATE TABLE repeated (row BIGINT)")
+        schema = pa.schema([("place", pa.int64())])
+        self.engine.run("CREATE TABLE repeated (place BIGINT)")
+        judged = [name for name in self._facts if name in ("strength", "weight")]
 
         def repeats() -> Iterator[pa.RecordBatch]:
-            for user, item, _, _, strength, row, *weight in self._arrays():
-                kept = distinct(user, item, config.deduplicate, strength, *weight)
-                yield pa.record_batch([pa.array(row[~kept])], schema=schema)
+            for block in self._arrays("user", "item", *judged, "rowid"):
+                kept = distinct(
+                    block["user"], block["item"], config.deduplicate, block.get("strength"), block.get("weight")
+                )
+                yield pa.record_batch([pa.array(block["rowid"][~kept])], schema=schema)
 
         self.engine.insert("repeated", repeats(), schema)
-        return self._delete("row IN (SELECT row FROM repeated)")
+        return self._delete("rowid IN (SELECT place FROM repeated)")
 
     def drop_rare(self) -> int:
         """Leave the largest part in which users and items have their minimum counts; returns how many went.
@@ -123,13 +125,18 @@ class OnDuckDB:
 
     def blocks(self) -> Iterator[HistoryBlock]:
         """All that is left, in blocks of about ``SHARD_ROWS`` interactions."""
-        for user, item, time, split, _, _, *weight in self._arrays():
-            yield HistoryBlock(user, item, time, split, self._names, *weight)
+        stored = [name for name in self._facts if name != "strength"]
+        for block in self._arrays("user", "item", *stored):
+            yield HistoryBlock(
+                block["user"], block["item"], block["time"], self._names, block.get("split"), block.get("weight")
+            )
 
-    def _arrays(self) -> Iterator[list[np.ndarray]]:
-        """The columns of ``ordered``, whole users at a time."""
+    def _arrays(self, *columns: str) -> Iterator[dict[str, np.ndarray]]:
+        """Columns of ``ordered``, the first of them ``user``, by their names, whole users at a time."""
         held: list[pa.RecordBatch] = []
-        for batch in self.engine.batches(f"SELECT {', '.join(self._columns)} FROM ordered", SHARD_ROWS):
+        if self._shuffled:
+            columns = tuple(dict.fromkeys([*columns, "time", *self._shuffled]))
+        for batch in self.engine.batches(f"SELECT {', '.join(columns)} FROM ordered", SHARD_ROWS):
             users = batch.column(0).to_numpy()
             # The last user may go on in the next batch.
             cut = int(np.searchsorted(users, users[-1])) if len(users) else 0
@@ -143,14 +150,13 @@ class OnDuckDB:
         if held:
             yield self._sorted(held)
 
-    def _sorted(self, batches: list[pa.RecordBatch]) -> list[np.ndarray]:
+    def _sorted(self, batches: list[pa.RecordBatch]) -> dict[str, np.ndarray]:
         table = pa.Table.from_batches(batches)
-        columns = [table[name].to_numpy() for name in self._columns]
-        if self.config.ties == "file":  # the engine has put them in this order
-            return columns
-        user, _, time, _, _, row, *_ = columns
-        order = chronological(user, time, self.config.ties, self.config.seed, row + 1)
-        return [column[order] for column in columns]
+        block = {name: table[name].to_numpy() for name in table.column_names}
+        if not self._shuffled:  # the engine has put them in this order
+            return block
+        order = chronological(block["user"], block["time"], self.config.ties, self.config.seed, block["row"] + 1)
+        return {name: values[order] for name, values in block.items()}
 
     def _names(self, codes: np.ndarray) -> list[str]:
         query = f"SELECT id FROM users WHERE rowid BETWEEN {codes[0]} AND {codes[-1]} ORDER BY rowid"

@@ -32,7 +32,7 @@ from setrec.data.interactions import chronological, distinct
 from setrec.ragged import Ragged
 
 _LISTS = ("item", "time", "split", "weight")
-"""The columns of a user that are lists, one value an interaction; the last is there where events weigh differently."""
+"""The columns of a user that are lists, one value an interaction; the last two are there where they are given."""
 
 
 class OnRay:
@@ -149,12 +149,11 @@ class OnRay:
         if not self.sorted:
             self.users, self.sorted = self.users.sort("met").materialize(), True
         for part in _parts(self.users):
-            item, time, split, *weight = (_ragged(part, name) for name in _lists(part))
+            item, *_ = lists = [_ragged(part, name) for name in _lists(part)]
             if len(item.values):
                 met = part["met"].to_numpy()
-                users = met[item.row_of_value]
-                names = partial(_names, met, part["user"])
-                yield HistoryBlock(users, item.values, time.values, split.values, names, *(w.values for w in weight))
+                values = {name: of.values for name, of in zip(_lists(part), lists, strict=True)}
+                yield HistoryBlock(user=met[item.row_of_value], names=partial(_names, met, part["user"]), **values)
 
     @property
     def _partitions(self) -> int:
@@ -214,16 +213,17 @@ def _got(reference: Any) -> Any:
 def _small_engine(config: DataSettings) -> Iterator[DuckDbEngine]:
     """An engine of one task."""
     with engine(config, Path(tempfile.gettempdir()) / "setrec-ingest", threads=1) as running:
-        interactions.create(running)
+        interactions.create(running, config)
         yield running
 
 
 def _read(batch: pa.Table, config: DataSettings, files: list[File]) -> Iterator[pa.Table]:
     for number in batch["file"].to_pylist():
         with _small_engine(config) as running:
-            interactions.read(running, config, files[number])
-            unread = "" if config.events or config.columns.rating else "EXCLUDE (rating, weight)"
-            for rows in running.batches(f"SELECT * {unread}, rowid AS row FROM raw", SHARD_ROWS // 2):
+            interactions.read(running, config, [files[number]])
+            # Blocks of the store are put together, which dictionaries of units would only hinder.
+            query = "SELECT * REPLACE (unit::VARCHAR AS unit), rowid AS row FROM raw"
+            for rows in running.batches(query, SHARD_ROWS // 2):
                 yield pa.Table.from_batches([rows])
 
 
@@ -253,8 +253,9 @@ def _histories(part: pa.Table, config: DataSettings) -> pa.Table:
     known = np.flatnonzero(~unknown)
     known = known[chronological(user[known], part["time"].to_numpy()[known], config.ties, config.seed, row[known] + 1)]
     item = part["item"].fill_null(0).to_numpy()[known]
-    strength = part["strength"].to_numpy()[known]
-    weights = part["weight"].to_numpy()[known] if config.weighs_events else None
+    strength, weights = (
+        part[name].to_numpy()[known] if name in part.column_names else None for name in ("strength", "weight")
+    )
     kept = distinct(user[known], item, config.deduplicate, strength, weights)
     repeated = np.bincount(user[known[~kept]], minlength=count)
     known = known[kept]
