@@ -59,19 +59,30 @@ def main() -> None:
     # Read when torch is first imported. Threads that wait by spinning cost ten times the work where cores are shared
     # with anything else: training on Cora beside other jobs took 530 s instead of 25.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if threading.current_thread() is threading.main_thread():
-        signals.install()
+    handled = threading.current_thread() is threading.main_thread()
     try:
-        with nullcontext() if sys.argv[1:2] == ["serve"] else alive(_command()):
-            code = app(standalone_mode=False)
+        if handled:
+            signals.install()
+        code = _run()
     except BaseException as error:
         if signals.received(error) is not None:
             signals.end()
-        code = _told(error)
+        raise
     finally:
-        cluster.join(None)
+        if handled:
+            signals.uninstall()
     if code:
         sys.exit(code)
+
+
+def _run() -> int | None:
+    try:
+        with nullcontext() if sys.argv[1:2] == ["serve"] else alive(_command()):
+            return app(standalone_mode=False)
+    except Exception as error:
+        return _told(error)
+    finally:
+        cluster.join(None)
 
 
 def _command() -> str:
@@ -79,7 +90,7 @@ def _command() -> str:
     return " ".join(["setrec", *takewhile(lambda word: not word.startswith("-"), sys.argv[1:3])])
 
 
-def _told(error: BaseException) -> int:
+def _told(error: Exception) -> int:
     """Print the one line of an error and return its exit code; what is no user's to mend is raised."""
     if isinstance(error, SetRecError):
         print(as_given(f"setrec: {error}"), file=sys.stderr)
@@ -93,8 +104,6 @@ def _told(error: BaseException) -> int:
         return 2
     code = getattr(error, "exit_code", None)
     if code is None:
-        if isinstance(error, SystemExit):
-            return error.code if isinstance(error.code, int) else int(error.code is not None)
         raise error
     show = getattr(error, "show", None)
     if show is not None:

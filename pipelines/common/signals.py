@@ -12,16 +12,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipelines.common.failures import as_given
 
 GRACE_SECONDS = 8.0
 """Docker and Kubernetes kill after 10 and 30 s."""
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_AGAIN_SECONDS = 0.05
 _advice: list[Callable[[], str]] = []
 _received: list[int] = []
+_dropped: list[int] = []
 
 
 class Stopped(BaseException):
@@ -44,8 +47,17 @@ def kept(advice: Callable[[], str]) -> Iterator[None]:
 def install() -> None:
     """Have SIGINT and SIGTERM raise :class:`Stopped`; only in the main thread."""
     _received.clear()
+    _dropped.clear()
+    if not isinstance(sys.unraisablehook, _Unraisable):
+        sys.unraisablehook = _Unraisable(sys.unraisablehook)
     for number in _NUMBERS:
         signal.signal(number, _stop)
+
+
+def uninstall() -> None:
+    """Have both signals end the process at once, with nothing said: all that there was to do is done."""
+    for number in _NUMBERS:
+        signal.signal(number, _leave)
 
 
 @contextmanager
@@ -93,11 +105,37 @@ def _line(number: int) -> str:
 
 
 def _stop(number: int, _: FrameType | None) -> None:
+    if _dropped:
+        _dropped.clear()
+        raise Stopped
     if _received:  # asked again: whoever waits has waited enough
         os._exit(128 + number)
     _received.append(number)
     threading.Thread(target=_insist, args=(number,), daemon=True).start()
     raise Stopped
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+@dataclass
+class _Unraisable:
+    """Raises :class:`Stopped` again where Python drops it, in a finaliser or in the callback of an import's lock."""
+
+    other: Callable[[Any], object]
+
+    def __call__(self, what: Any) -> None:
+        if what.exc_type is Stopped:
+            threading.Thread(target=_again, args=(_received[0],), daemon=True).start()
+        else:
+            self.other(what)
+
+
+def _again(number: int) -> None:
+    threading.Event().wait(_AGAIN_SECONDS)
+    _dropped.append(number)
+    os.kill(os.getpid(), number)
 
 
 def _insist(number: int) -> None:

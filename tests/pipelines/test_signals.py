@@ -11,7 +11,7 @@ import time
 import pytest
 
 JOB = """
-import sys, threading
+import atexit, sys, threading
 from pathlib import Path
 from pipelines.cli import app, options
 from pipelines.common import signals
@@ -19,12 +19,26 @@ from pipelines.common.run_directory import Run
 signals.GRACE_SECONDS = GRACE
 root = Path(ROOT)
 
+def wait() -> None:
+    print("ready", flush=True)
+    threading.Event().wait()
+
+class Finalised:
+    def __del__(self) -> None:
+        wait()
+
 @app.app.command()
 def work() -> None:
     with options.held(root, "half of it is kept") as run:
         run.claim("logs")
+        if ENDING == "exits":
+            atexit.register(wait)
+            return
+        if ENDING == "drops":
+            Finalised()
         try:
-            print("ready", flush=True)
+            if ENDING != "drops":
+                print("ready", flush=True)
             threading.Event().wait()
         finally:
             if ENDING == "hangs":
@@ -64,6 +78,14 @@ def test_a_signal_ends_a_job_in_order_with_its_code_and_one_line(started, tmp_pa
     assert process.wait(timeout=60) == code
     assert process.stderr.read() == f"setrec: {said}: half of it is kept\n"
     assert (tmp_path / "run" / "ended").exists()
+
+
+@pytest.mark.parametrize("ending", ["drops", "exits"])
+def test_a_signal_inside_a_finaliser_or_while_python_ends_leaves_no_stack(started, ending):
+    process = started(60, ending)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert process.stderr.read() == ("setrec: terminated: half of it is kept\n" if ending == "drops" else "")
 
 
 def test_a_job_that_does_not_end_is_ended(started, tmp_path):
