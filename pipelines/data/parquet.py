@@ -57,6 +57,8 @@ def plan(kind: pa.DataType) -> ColumnPlan:
 
 def is_plain(kind: pa.DataType) -> bool:
     """Whether DuckDB's own reader, which uses all cores, brings a column of a type as :func:`batches` does."""
+    if pa.types.is_list(kind):
+        return is_plain(kind.value_type)
     return bool(
         pa.types.is_string(kind) or pa.types.is_int32(kind) or pa.types.is_int64(kind) or pa.types.is_float64(kind)
     )

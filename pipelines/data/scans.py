@@ -283,12 +283,14 @@ def _scan_parquet(
         cells[column] = Cell(found.file.shown, column, sql, kind, str(found.schema.field(path[0]).type), unit)
     plain = all(parquet.is_plain(found.schema.field(top).type) for top in tops)
 
+    as_json = ", ".join(f"to_json(c{i}) AS c{i}" if plan.kind == "json" else f"c{i}" for i, plan in enumerate(plans))
+
     def natively(files: list[File]) -> bool:
-        return plain and _read_natively(files, lambda: use(_native_parquet(files, tops), cells))
+        native = f"(SELECT file, {as_json}, fault FROM {_native_parquet(files, tops)})"
+        return plain and _read_natively(files, lambda: use(native, cells))
 
     if natively([found.file, *found.more]):
         return
-    as_json = ", ".join(f"to_json(c{i}) AS c{i}" if plan.kind == "json" else f"c{i}" for i, plan in enumerate(plans))
     schema = pa.schema([*((f"c{i}", plan.type) for i, plan in enumerate(plans)), ("fault", pa.string())])
     for file in (found.file, *found.more):
         if found.more and natively([file]):

@@ -24,6 +24,7 @@ from setrec.data.catalog import Catalog
 from setrec.data.item_texts import TextColumns, attribute_columns, compose, separator, text_columns
 from setrec.data.schema import Schema
 from setrec.errors import DataError
+from setrec.prefetch import Prefetched
 
 PART = 50_000
 """Rows of a row group of ``items.parquet``."""
@@ -125,11 +126,12 @@ def write(engine: DuckDbEngine, words: TextColumns, out: Path, bare: bool) -> in
     blank = 0
     writer: pq.ParquetWriter | None = None
     try:
-        for batch in _some(engine.batches(query, PART)):
-            table = catalogue_table(batch, words, columns, bare)
-            writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
-            writer.write_table(table)
-            blank += int(np.sum(pc.equal(table["text"], "").to_numpy()))
+        tables = (catalogue_table(batch, words, columns, bare) for batch in _some(engine.batches(query, PART)))
+        with Prefetched(tables, 1) as made:  # one is written while the next is made
+            for table, _ in made:
+                writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
+                writer.write_table(table)
+                blank += int(np.sum(pc.equal(table["text"], "").to_numpy()))
     finally:
         if writer is not None:
             writer.close()

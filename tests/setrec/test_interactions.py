@@ -44,6 +44,18 @@ def test_repeats_keep_the_first_the_last_or_all():
     assert distinct(users, items, "all").all()
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 2), st.sampled_from([-1.0, 2.0]))))
+def test_what_repeats_is_what_one_after_another_finds(rows):
+    array = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    for keep in ("first", "last", "strongest"):
+        best = {}
+        for at, (user, item, strength, weight) in enumerate(rows):
+            rank = {"first": -at, "last": at, "strongest": (strength, -at)}[keep]
+            best[user, item, weight < 0] = max(best.get((user, item, weight < 0), (rank, at)), (rank, at))
+        kept = distinct(array[:, 0], array[:, 1], keep, array[:, 2], array[:, 3])
+        assert np.flatnonzero(kept).tolist() == sorted(at for _, at in best.values())
+
+
 def test_the_strongest_of_repeats_is_the_first_of_the_highest():
     users, items = np.array([0, 0, 0, 0]), np.array([7, 7, 7, 8])
     assert distinct(users, items, "strongest", np.array([1.0, 5.0, 5.0, 0.0])).tolist() == [False, True, False, True]
