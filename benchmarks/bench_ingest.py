@@ -30,6 +30,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from interactions import World, write
 from memory import Sampler
 
@@ -143,8 +144,17 @@ def measured(settings: dict[str, Any], folder: Path, checkout: Path = HOME) -> d
     if process.returncode:
         raise SystemExit(f"ingest failed: {settings}")
     shutil.rmtree(out.parent)
+    _wait_for_ray()
     peaks = {"peak_gb": round(sampler.peak.total, 3), "process_gb": round(sampler.peak.largest, 3)}
     return {**json.loads(said.splitlines()[-1]), **peaks}
+
+
+def _wait_for_ray() -> None:
+    """A cluster goes on ending for seconds after its driver has; what is measured next is to be alone."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until and any("ray" in process.name() for process in psutil.process_iter()):
+        time.sleep(0.5)
+    time.sleep(2)
 
 
 def world_of(folder: Path, millions: int) -> dict[str, Any]:

@@ -38,6 +38,11 @@ class Cell:
         """The expression of the value as text; NULL where it is missing."""
         return f"({self.sql} ->> '$')" if self.kind == "json" else f"CAST({self.sql} AS VARCHAR)"
 
+    def missing(self, text: str) -> str:
+        """The condition under which there is no value; ``text`` names the cell's text in the query."""
+        # Numbers and dates need not be written as text for it.
+        return f"{text if self.kind == 'json' else self.sql} IS NULL"
+
     def wrong(self, expected: str) -> DataError:
         """The error where no value of the column can be used."""
         return DataError(f"wrong type: {self.type or self.kind} where {expected} are expected", file=self.file,
@@ -92,7 +97,7 @@ def identifier(cell: Cell, text: str, what: str = "id") -> tuple[str, list[Fault
     floating = f"suffix({text}, '.0') AND {_matches(text, '-?[0-9]+[.]0')}"
     value = f"CASE WHEN {floating} THEN left({text}, length({text}) - 2) ELSE {text} END"
     faults = [
-        Fault(column, f"{text} IS NULL", f"'the {what} is missing'"),
+        Fault(column, cell.missing(text), f"'the {what} is missing'"),
         *_wrong_json(cell, column, ("ARRAY", "OBJECT", "BOOLEAN"), "text or whole numbers"),
     ]
     if cell.kind == "real":
@@ -124,7 +129,7 @@ def words_of(cell: Cell, text: str, words: dict[str, str], what: str) -> tuple[s
     cases = " ".join(f"WHEN {literal(name)} THEN {value}" for name, value in words.items())
     value = f"CASE {word} {cases} END"
     return value, [
-        Fault(cell.column, f"{text} IS NULL", f"'the {what} is missing'"),
+        Fault(cell.column, cell.missing(text), f"'the {what} is missing'"),
         Fault(cell.column, f"{value} IS NULL", f"{_shown(text)} || ' is no {what} (train, valid, test)'"),
     ]
 
@@ -135,7 +140,7 @@ def number(cell: Cell, text: str) -> tuple[str, list[Fault]]:
     Raises:
         DataError: a column of a type that holds no numbers.
     """
-    missing = Fault(cell.column, f"{text} IS NULL", "'the number is missing'")
+    missing = Fault(cell.column, cell.missing(text), "'the number is missing'")
     if cell.kind in ("whole", "real"):
         value = f"CAST({cell.sql} AS DOUBLE)"
         return value, [missing, Fault(cell.column, f"NOT isfinite({value})", f"{text} || ' is no finite number'")]
@@ -167,7 +172,7 @@ def moment(cell: Cell, text: str, pattern: str | None, position: bool) -> Time:
         DataError: a column of a type that holds no times.
     """
     what = "number" if position else "timestamp"
-    missing = Fault(cell.column, f"{text} IS NULL", f"'the {what} is missing'")
+    missing = Fault(cell.column, cell.missing(text), f"'the {what} is missing'")
     if cell.kind == "instant" and not position:
         return Time(cell.sql, "NULL::DOUBLE", "true", [missing])
     if cell.kind == "whole":

@@ -9,6 +9,7 @@ import pandas as pd
 
 Ties = Literal["file", "shuffle"]
 Keep = Literal["first", "last", "all", "strongest"]
+_MARKS = 1 << 16
 
 
 def chronological(
@@ -75,12 +76,12 @@ def distinct(
 
 
 def _met_again(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Rows, int64, whose user and item occur in other rows too; few, in most data, and a sort finds them faster than a
-    table of all pairs."""
-    # A product that wraps around can only bring a row too many.
+    """Rows, int64, among them all whose user and item occur in other rows too; few, in most data, and a sort finds them
+    faster than a table of all pairs."""
+    # A product that wraps around, or another key of the same last bits, can only bring a row too many.
     keys = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
     ordered = np.sort(keys)
     again = ordered[1:][ordered[1:] == ordered[:-1]]
-    if not len(again):
-        return np.empty(0, dtype=np.int64)
-    return np.flatnonzero(again[np.searchsorted(again, keys).clip(max=len(again) - 1)] == keys)
+    marked = np.zeros(_MARKS, dtype=bool)
+    marked[again % _MARKS] = True
+    return np.flatnonzero(marked[keys % _MARKS])
