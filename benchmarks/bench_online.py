@@ -10,10 +10,12 @@ request is compared with.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -213,14 +215,28 @@ def costs(bundle: Path, before: Path | None) -> dict[str, float]:
     here = Path(__file__).resolve().parents[1]
     opened = Bundle.open(bundle)
     users = [opened.histories.user_ids[n] for n in np.flatnonzero(opened.histories.items.lengths)[:96]]
-    variants = {"plain": (here, {}), "diverse": (here, {"diversity": 0.3}), "explained": (here, {"explain": True})}
-    if before is not None:
-        variants["before"] = (before, {})
-    found: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(3):
-        for name, (tree, more) in variants.items():
-            found[name] += cost(bundle, users[: 24 if more.get("explain") else 96], tree, more, 8)
+    plain: dict[str, object] = {}
+    variants = {
+        "plain": (here, bundle, plain),
+        "diverse": (here, bundle, {"diversity": 0.3}),
+        "explained": (here, bundle, {"explain": True}),
+    }
+    with TemporaryDirectory() as folder:
+        if before is not None:
+            variants["before"] = (before, older(bundle, Path(folder) / "bundle"), plain)
+        found: dict[str, list[float]] = {name: [] for name in variants}
+        for _ in range(3):
+            for name, (tree, path, more) in variants.items():
+                found[name] += cost(path, users[: 24 if more.get("explain") else 96], tree, more, 8)
     return {name: min(values) for name, values in found.items()}
+
+
+def older(bundle: Path, copy: Path) -> Path:
+    """A copy whose manifest has nothing in it that is empty, for versions that do not know such fields."""
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({name: value for name, value in manifest.items() if value}))
+    return copy
 
 
 def shown(name: str, figures: dict) -> dict:

@@ -6,11 +6,11 @@ import json
 import time
 from pathlib import Path
 
-try:
+try:  # versions in which `serving` was one folder; the newest is asked last, as an installed one stands in for it
+    from serving.replica import build
+    from serving.settings import ServingSettings
+except ImportError:
     from serving.api.application import build
-    from serving.runtime.settings import ServingSettings
-except ImportError:  # versions in which `serving` was one folder
-    from serving.runtime.replica import build
     from serving.runtime.settings import ServingSettings
 
 
