@@ -95,6 +95,7 @@ class ColdFilms:
 def prepare(run: Run, config: JobConfig) -> ColdFilms:
     """Ingest everything, then leave a data directory without the held-out films for training."""
     run.root.mkdir(parents=True, exist_ok=True)
+    run.claim("whole", "data")
     ingest.ingest(config.data, _whole(run))
     films = ColdFilms.load(run)
     catalog, histories = films.warm()

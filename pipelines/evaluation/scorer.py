@@ -36,7 +36,8 @@ def search_weights(
 ) -> Found:
     """Search the weights of a run's scorer on validation; ``timed``: the split is one of global time."""
     trained = histories.trained(items)
-    return search(model, halves(histories, timed=timed), trained, texts, slot_step=step, names=components)
+    parts = halves(histories, timed=timed)
+    return search(model, parts, trained, texts, timed=timed, slot_step=step, names=components)
 
 
 def timed(config: JobConfig) -> bool:

@@ -13,9 +13,10 @@ is known at test time is older.
    component that no longer gains that much is left out.
 4. Items without training interactions. Where validation has too few of them, a quarter of the others stands for them,
    scored as though nothing but their content were known. First the ratio of the model and of content that orders them
-   best among themselves; then of factors and levels whose NDCG@10 over all items is within a standard error
-   of the best, those that find most of them: what is new is rarer right after training, where validation lies, than
-   ever after.
+   best among themselves; then factors and levels. Where the split is of global time, those with the best NDCG@10 over
+   all items, users who chose new items counting for more: what is new is rarer right after training, where validation
+   lies, than later (:data:`GROWTH`). Else of those whose NDCG@10 is within a standard error of the best the ones that
+   find most of the new items.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ NEW_RATIOS = ((1.0, 0.0), (1.0, 2.5), (1.0, 5.0), (1.0, 10.0), (1.0, 20.0), (1.0
 """Weights of model and content for new items, up to a common factor."""
 NEW_FACTORS = (0.25, 0.5, 1.0, 2.0)
 NEW_LEVELS = (-12.0, -10.0, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
+GROWTH = 3.0
+"""By how much the share of new items among what is chosen grows from validation to test where both are as long and the
+share grows in proportion to the time since training ended: its means over the first and over the second period."""
+MOST_NEW = 0.5
+"""The largest share that is expected, or validation's where that is larger."""
 ENOUGH = 100
 """Validation truths without training interactions from which on weights of such items are chosen on them."""
 PRETENDED = 0.25
@@ -102,14 +108,15 @@ def search(
     trained: np.ndarray,
     texts: TextFeatures | None,
     *,
+    timed: bool = False,
     slot_step: float = 0.1,
     names: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda note: None,
 ) -> Found:
     """The weights for a model (``None``: for the components without one).
 
-    ``trained`` bool (I,): items with training interactions. ``names`` of the components that take part, all by
-    default. NDCG@10 is over all items, the user's history removed.
+    ``trained`` bool (I,): items with training interactions. ``timed`` as of :func:`halves`. ``names`` of the
+    components that take part, all by default. NDCG@10 is over all items, the user's history removed.
     """
     asked = [part for part in parts if len(part.cases)]
     if not asked:
@@ -138,7 +145,7 @@ def search(
         components = {name: weight / heat for name, weight in components.items()}
     weights = HybridWeights(slots=slots, temperature=temperature, components=components)
     progress("new items")
-    new_items, values = _new_items(table, components, values, tried)
+    new_items, values = _new_items(table, components, values, tried, timed=timed)
     return Found(weights.model_copy(update={"new_items": new_items}), float(np.nanmean(values)), gains, tried)
 
 
@@ -307,7 +314,7 @@ def _components(
 
 
 def _new_items(
-    table: _Table, components: Mapping[str, float], values: np.ndarray, tried: list[dict[str, Any]]
+    table: _Table, components: Mapping[str, float], values: np.ndarray, tried: list[dict[str, Any]], *, timed: bool
 ) -> tuple[NewItemWeights, np.ndarray]:
     """Weights for items without training interactions, and NDCG@10 by user with them."""
     content = {name: components.get(name, 0.0) for name, kind in table.kinds.items() if kind.of_content}
@@ -346,16 +353,30 @@ def _new_items(
     grid += [weights(f * model, f * of_content, level) for f, level in product(NEW_FACTORS, NEW_LEVELS)]
     overall, of_new = table.ndcg(terms, grid, [ranking.Group("all", every, every), ranking.Group("new", new, every)])
     tried += _rows("new items", grid, overall)
-    means = np.nanmean(overall, axis=1)
-    top = overall[int(np.argmax(means))]
-    good = means >= means.max() - np.array([standard_error(top - one) for one in overall])
-    at = int(np.argmax(np.where(good, np.nanmean(of_new, axis=1), -1.0)))
+    if timed and not pretended:
+        truths = Ragged.joined([truth for _, _, truth in table.batches])
+        at = int(np.argmax(np.nansum(overall * expected(truths, new), axis=1)))
+    else:
+        means = np.nanmean(overall, axis=1)
+        top = overall[int(np.argmax(means))]
+        good = means >= means.max() - np.array([standard_error(top - one) for one in overall])
+        at = int(np.argmax(np.where(good, np.nanmean(of_new, axis=1), -1.0)))
     values = values if pretended else overall[at]
     if at == 0:
         return NewItemWeights(), values
     chosen = grid[at]
     own = {name: chosen["content"] * share for name, share in shares.items()}
     return NewItemWeights(model=chosen[MODEL], components=own, level=chosen["level"]), values
+
+
+def expected(truths: Ragged, new: np.ndarray) -> np.ndarray:
+    """What each user counts, float (users,), where items that are ``new``, bool (I,), are to be as large a share of
+    ``truths`` as they will be in the period after validation."""
+    is_new = new[truths.values]
+    own = np.bincount(truths.row_of_value, is_new, minlength=len(truths)) / truths.lengths.clip(1)
+    share = float(is_new.mean())
+    later = max(share, min(GROWTH * share, MOST_NEW))
+    return np.asarray(own * later / max(share, 1e-9) + (1 - own) * (1 - later) / max(1 - share, 1e-9))
 
 
 def standard_error(differences: np.ndarray) -> float:

@@ -12,7 +12,7 @@ from setrec.scoring.hybrid import HybridScorer
 from setrec.scoring.registry import Sources
 from setrec.scoring.temperature import fit_temperature
 from setrec.scoring.text_similarity import TextFeatures
-from setrec.scoring.weight_search import halves, search, standard_error
+from setrec.scoring.weight_search import expected, halves, search, standard_error
 
 ITEMS, USERS = 100, 300
 
@@ -80,6 +80,19 @@ def test_new_items_get_weights_of_their_own_from_content_alone():
     cases, new = ranking.Cases.of(h, VALID), ~h.trained(ITEMS)
     among = ranking.evaluate(scorer, cases, [ranking.Group("new", new, new)], ks=(10,))
     assert among.mean(group="new") > 0.6  # of 50 new items the two that are like the history come first
+
+
+def test_users_count_for_what_is_new_as_often_as_it_will_be_later():
+    new, rng = np.arange(ITEMS) < 3, np.random.default_rng(0)
+    for count, later in ((12, 0.36), (30, 0.5), (70, 0.7)):  # of a hundred truths; three times, at most half, no less
+        values = rng.permutation(np.r_[np.zeros(count, int), np.full(100 - count, 7)]).astype(np.int32)
+        for truths in (Ragged(values, np.arange(101)), Ragged(values, np.arange(0, 101, 4))):
+            weights = expected(truths, new)
+            shares = np.bincount(truths.row_of_value, new[truths.values]) / truths.lengths
+            assert np.isclose(weights.mean(), 1)
+            if len(truths) == 100:
+                assert np.isclose((weights * shares).mean(), later)
+            assert np.all(np.diff(weights[np.argsort(shares)]) >= -1e-9)
 
 
 def test_where_validation_has_no_new_items_a_part_of_the_others_stands_for_them():
