@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def print_table(title: str, unit: str, found: dict[str, list[float]], reference:
 
 def write_results(name: str, figures: dict[str, Any]) -> None:
     """Write ``results/NAME.json`` atomically; folders of this machine are left out of the command."""
-    shown = [Path(word).name if word.startswith("/") else word for word in sys.argv]
+    shown = [re.sub(r"(?<![^=])/(?:[^/\s:]+/)*", "", word) for word in sys.argv]
     here = {key: value for key, value in environment().items() if key != "command"}
     record = {
         "name": name,
