@@ -191,9 +191,10 @@ def million(items: int, folder: Path) -> dict[str, float]:
         seconds += time.perf_counter() - began
         engine.recommend(some, compared)
         history = [np.asarray(histories.items[int(request.user_id or 0)], np.int64) for request in some]
-        users = engine._users(history)
+        read = Ragged.of(history)
+        users = engine._users(read)
         began = time.perf_counter()
-        engine._users(history)
+        engine._users(read)
         engine.state.index.search(engine.state.queries(users), K, history)
         alone += time.perf_counter() - began
     recall = recall_audit.of([answered.share() for answered in compared.waiting], K)
