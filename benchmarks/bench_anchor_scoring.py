@@ -25,6 +25,7 @@ from pipelines.evaluation.scorer import hybrid_scorer, known_at_test, load_weigh
 from pipelines.features import item_features
 from setrec.data.catalog import TEST, VALID
 from setrec.models.setrec_model import SetRecModel
+from setrec.rows import top_k
 from setrec.scoring.model_scores import ModelScores
 
 K, ANCHORED, ASKED, BATCH = 10, 500, 300, 50
@@ -46,11 +47,6 @@ def scores(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([second(part) for part in parts]), np.concatenate([first.dense(part) for part in parts])
 
 
-def best(values: np.ndarray, count: int) -> np.ndarray:
-    """The columns of the ``count`` largest of each row, int64 (b, count)."""
-    return np.argpartition(-values, count - 1, axis=1)[:, :count]
-
-
 def found(exact: np.ndarray, scored: np.ndarray) -> float:
     """The share of the ``exact`` ten, (b, 10), that is among the columns ``scored``, (b, calls)."""
     return float(np.mean([np.isin(ten, some).mean() for ten, some in zip(exact, scored, strict=True)]))
@@ -59,16 +55,16 @@ def found(exact: np.ndarray, scored: np.ndarray) -> float:
 def measured(run: Run) -> dict[str, dict[str, float]]:
     """Shares found by calls, of both ways."""
     second, first = scores(run)
-    known, asked, exact = second[:ANCHORED], second[ANCHORED:], best(second[ANCHORED:], K)
+    known, asked, exact = second[:ANCHORED], second[ANCHORED:], top_k(second[ANCHORED:], K)
     order = np.random.default_rng(0).permutation(second.shape[1])
     result: dict[str, dict[str, float]] = {"anchors": {}, "index": {}}
     for calls in CALLS:
         anchors = order[: calls // 2]
         guess = asked[:, anchors] @ np.linalg.pinv(known[:, anchors], rcond=1e-3) @ known
         guess[:, anchors] = asked[:, anchors]
-        taken = np.concatenate([best(guess, calls - len(anchors)), np.tile(anchors, (len(asked), 1))], axis=1)
+        taken = np.concatenate([top_k(guess, calls - len(anchors)), np.tile(anchors, (len(asked), 1))], axis=1)
         result["anchors"][str(calls)] = found(exact, taken)
-        result["index"][str(calls)] = found(exact, best(first[ANCHORED:], calls))
+        result["index"][str(calls)] = found(exact, top_k(first[ANCHORED:], calls))
     return result
 
 

@@ -15,6 +15,7 @@ from serving_helpers import catalog, graph_dir, histories, load_fake_graph
 from small_models import ITEMS, small_model
 
 from serving.api.access.tokens import SCOPES, issue
+from serving.api.routes.recommend import AnswerResponse
 from serving.bundle.reader import Bundle
 from serving.bundle.writer import write_bundle
 from serving.deployment import ingress, ray_app
@@ -285,3 +286,11 @@ def test_haproxy_and_the_replicas_own_server_are_for_this_machine_alone(client):
 def test_the_application_and_its_settings_import_without_ray():
     code = "import sys, serving.deployment.ray_app, serving.api.application; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_answers_hold_finite_numbers_alone_whatever_their_titles_say():
+    written = {"title": "Infinity, NaN", "score": 0.5}
+    assert json.loads(AnswerResponse(written).body) == written
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            AnswerResponse({"score": wrong})
