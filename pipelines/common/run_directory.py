@@ -24,6 +24,7 @@ from setrec.atomic import atomic_file, recover
 from setrec.errors import ConfigError
 
 MARKER, LOCK, FORMAT = "run.json", ".lock", 1
+VALIDATED = "validated"
 
 LIBRARIES = (
     "torch",
@@ -72,8 +73,14 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """The trained recommender, best epoch."""
+        """The trained recommender."""
         return self.root / "model"
+
+    @property
+    def validated(self) -> Path:
+        """The recommender of the best epoch, which has not learned from validation events: what is chosen on validation
+        is chosen with it. The trained recommender itself where there was no refit."""
+        return validated(self.model)
 
     @property
     def bundle(self) -> Path:
@@ -252,6 +259,12 @@ class Run:
             left.unlink()
         for left in self.root.glob(".data.*.spill"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def validated(model: Path) -> Path:
+    """Within the folder of a trained recommender, the one that has not learned from validation events."""
+    own = model / VALIDATED
+    return own if own.is_dir() else model
 
 
 PREPARED = ("data", "data.json", "features", "config.yaml", "environment.json", "logs")

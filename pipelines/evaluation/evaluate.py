@@ -49,8 +49,7 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
         raise DataError("no user has a test item and a history before it: nothing to evaluate on", file=run.data)
     groups = ranking.warm_cold_groups(histories.trained(items))
     groups += ranking.popularity_groups(histories.train_counts(items))
-    model = SetRecModel.from_pretrained(run.model)
-    weights, without = choose_weights(run, model, catalog, histories, config)
+    weights, without = choose_weights(run, catalog, histories, config)
     given, knn_tried = _untrained(histories, items, s)
     run.discard(*EVALUATED)
     chosen = {**record(weights), "without_model": record(without), "item_knn": knn_tried}
@@ -71,14 +70,13 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     run.write_json("beyond_accuracy.json", _beyond_accuracy(results, histories.train_counts(items), texts, s))
     with atomic_file(run.root / "per_user.parquet") as path:
         per_user_table(results, histories).to_parquet(path, index=False)
+    model = SetRecModel.from_pretrained(run.model)
     ours = hybrid_scorer(model, weights.weights, known_at_test(histories), histories.trained(items), texts)
     run.write_json("examples.json", _examples(ours, catalog, histories, cases, s.examples))
     return [r for r in rows if not r["group"].startswith("popularity:")]
 
 
-def choose_weights(
-    run: Run, model: SetRecModel, catalog: Catalog, histories: Histories, config: JobConfig
-) -> tuple[Found, Found]:
+def choose_weights(run: Run, catalog: Catalog, histories: Histories, config: JobConfig) -> tuple[Found, Found]:
     """The weights of the run's scorer, and of its components without the model, both from validation.
 
     Raises:
@@ -92,7 +90,7 @@ def choose_weights(
             search_weights, histories=histories, texts=item_features.text_features(run, catalog), items=len(catalog),
             timed=timed(config), step=config.evaluation.weight_step, components=names,
         )  # fmt: skip
-        found = choose(model)
+        found = choose(SetRecModel.from_pretrained(run.validated))
         progress.update(1, 2, "with the model")
         without = choose(None)
         used = ", ".join(found.weights.used) or "no component"

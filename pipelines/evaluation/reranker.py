@@ -53,7 +53,7 @@ def train_reranker(run: Run, config: JobConfig) -> dict[str, Any]:
     run.claim(RERANKER)
     catalog, histories = directory.load(run.data)
     texts, trained = item_features.text_features(run, catalog), histories.trained(len(catalog))
-    model = SetRecModel.from_pretrained(run.model).eval()
+    model = SetRecModel.from_pretrained(run.validated).eval()
     facts = CatalogFacts(histories.train_counts(len(catalog)), AttributeVectors(catalog.attributes, len(catalog)))
     with bar("Train re-ranker") as progress:
         parts = [part for part in halves(histories, timed=timed(config)) if len(part.cases)]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
+from pipelines.common.run_directory import validated
 from setrec.errors import ConfigError
 from setrec.models.sasrec import SasRec
 from setrec.models.setrec_model import SetRecModel
@@ -19,9 +20,14 @@ from setrec.training.warm_start import old_rows, warm_start, warm_start_sasrec
 
 @dataclass(frozen=True)
 class Source:
-    """A model, the items it knows and, where it is kept beside it, the collaborative model."""
+    """A model, the items it knows and, where it is kept beside it, the collaborative model.
+
+    ``beginning``: the model that a warm start begins with, which has not learned from validation events where the run
+    kept it: they may be among those of the run that begins.
+    """
 
     model: Path
+    beginning: Path
     items: Path
     sasrec: Path | None
 
@@ -35,8 +41,8 @@ class Source:
         root = path.parent if (path / "config.json").is_file() and path.name == "model" else path
         for items in (root / "data" / "items.parquet", root / "items.parquet"):
             if items.is_file() and (root / "model" / "config.json").is_file():
-                sasrec = root / "sasrec"
-                return cls(root / "model", items, sasrec if (sasrec / "config.json").is_file() else None)
+                model, sasrec = root / "model", root / "sasrec"
+                return cls(model, validated(model), items, sasrec if (sasrec / "config.json").is_file() else None)
         raise ConfigError(f"warm start: {path} holds no model with its items: give the folder of a run or a bundle")
 
     def rows(self, item_ids: list[str]) -> np.ndarray:
@@ -59,10 +65,10 @@ def begin(model: SetRecModel, path: Path | None, item_ids: list[str], texts: np.
         return 0
     source = Source.at(path)
     try:
-        old = SetRecModel.from_pretrained(source.model, use_safetensors=True, local_files_only=True)
+        old = SetRecModel.from_pretrained(source.beginning, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"warm start: {source.model} cannot be loaded: {reason}") from error
+        raise ConfigError(f"warm start: {source.beginning} cannot be loaded: {reason}") from error
     return warm_start(model, old, source.rows(item_ids), texts)
 
 

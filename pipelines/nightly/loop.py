@@ -159,7 +159,8 @@ class Night:
         if not again:  # what lies there belongs to other inputs, and must not be taken for the beginning of this
             self.run.clear(keep=_KEPT_BY_TRAINING)
             (self.run.features / "collaborative.safetensors").unlink(missing_ok=True)
-            store_of(self.run, self.config).clear()
+            for refit in (False, True):
+                store_of(self.run, self.config, refit=refit).clear()
         stages.fit(self.run, self.config.model_copy(update={"warm_start": self._beginning()}), resume=again)
 
     def _evaluate(self, again: bool) -> None:

@@ -22,10 +22,11 @@ class ShardSource:
     Args:
         paths: the files, in order; whole users in each.
         items: size of the catalogue.
+        upto: the last split whose events are trained on.
     """
 
-    def __init__(self, paths: Sequence[str | Path], items: int) -> None:
-        self.paths, self.items = list(paths), items
+    def __init__(self, paths: Sequence[str | Path], items: int, upto: int = TRAIN) -> None:
+        self.paths, self.items, self.upto = list(paths), items, upto
         # Data of one shard is read once; of more, one is held beside the window in use.
         self.histories = lru_cache(maxsize=1)(self._histories)
         self.users = cache(self._users)
@@ -34,12 +35,12 @@ class ShardSource:
         return len(self.paths)
 
     def read(self, shard: int) -> Ragged:
-        """The training items of the shard's users.
+        """The items of the shard's users that are trained on.
 
         Raises:
             DataError: the file is damaged, or holds item rows that the catalogue does not have.
         """
-        return self.histories(shard).upto(TRAIN)
+        return self.histories(shard).upto(self.upto)
 
     def _users(self, shard: int) -> int:
         path = self.paths[shard]

@@ -4,6 +4,9 @@ Checkpoints are written after every epoch and, where asked for, within one (see
 ``pipelines.training.checkpoint_store``). A worker or node that is lost costs what came after the last one: Ray starts
 the workers again, and they go on from it. So does a run that was killed, driver and all, when it is told to resume.
 Batches, dropout and the schedule depend on seed and position alone, so it ends where the unbroken run would have ended.
+
+Training is followed by a refit: the model of the best epoch is kept for whatever is chosen on validation, and goes on
+over training and validation events. The refit has checkpoints of its own.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ from pipelines.common.board import TrainingBoard
 from pipelines.common.cluster import ray_session
 from pipelines.common.failures import told
 from pipelines.common.progress import Bar, bar
-from pipelines.common.run_directory import Run
+from pipelines.common.run_directory import VALIDATED, Run
 from pipelines.common.trackers import Trackers, tracking
 from pipelines.config.job import JobConfig, validate
 from pipelines.training.checkpoint_store import CheckpointStore
-from pipelines.training.worker import store_of, trainer_of, work
+from pipelines.training.worker import refit_trainer, store_of, trainer_of, work
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, DataError
+from setrec.models.setrec_model import SetRecModel
 from setrec.training.trainer import Trainer
 
 EXPERIMENT = "train"
@@ -55,43 +59,68 @@ def has_checkpoint(run: Run, config: JobConfig) -> bool:
 
 
 def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
-    """Train on ``config.cluster.workers`` workers; writes the best epoch's model to ``run.model`` and the curve.
+    """Train and refit on ``config.cluster.workers`` workers; writes ``run.model``, within it ``run.validated``, and the
+    curve.
 
     Returns the final progress: epoch, best validation NDCG@10 and its epoch, seconds.
 
     Raises:
         ConfigError: ``resume`` without a checkpoint, or training failed; the message carries the reason.
     """
-    store = store_of(run, config)
-    if resume and not store.names():
+    if resume and not has_checkpoint(run, config):
         raise ConfigError(f"{run.checkpoints} holds no checkpoint to resume from")
     run.claim("checkpoints", "model", "curves.jsonl")
-    store.create()
-    if not resume:
-        store.clear()
+    for refit in (False, True):
+        store = store_of(run, config, refit=refit)
+        store.create()
+        if not resume:
+            store.clear()
     with bar("Train SETRec") as progress, tracking(run, config) as follow, cluster(config):
-        _fit(run, config, progress, follow)
-        done = _keep_best(run, config, store)
+        _fit(run, config, progress, follow, refit=False)
+        done = _keep_trained(run, config)
+        if config.training.refit_epochs:
+            _fit(run, config, progress, follow, refit=True)
+            _keep_refit(run, config)
         progress.update(1, 1, f"best NDCG@10 {done['ndcg@10']:.4f} at epoch {done['best_epoch']} of {done['epoch']}")
     return done
 
 
-def _keep_best(run: Run, config: JobConfig, store: CheckpointStore) -> dict[str, Any]:
+def _keep_trained(run: Run, config: JobConfig) -> dict[str, Any]:
     """Write the model of the best epoch and the curve; returns the final progress."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, trainer = Path(scratch), trainer_of(run, config)
-        if store.latest(folder / "checkpoint") is None:
-            raise ConfigError(f"{store.where} holds no checkpoint that is undamaged: run `setrec train` again")
-        trainer.load(folder / "checkpoint")
-        trainer.restore_best().save_pretrained(folder / "model")
-        with atomic_directory(run.model) as target:
-            shutil.copytree(folder / "model", target, dirs_exist_ok=True)
+    trainer = trainer_of(run, config)
+    _load(trainer, store_of(run, config))
+    _keep(run, trainer.restore_best(), beside=None)
     run.write_curve("SETRec", trainer.progress.curve)
     done = trainer.progress
     return {"epoch": done.epoch, "best_epoch": done.best_epoch, "ndcg@10": done.best, "seconds": done.seconds}
 
 
-def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
+def _keep_refit(run: Run, config: JobConfig) -> None:
+    """Write the model after its refit, and beside it the one before."""
+    trainer = refit_trainer(SetRecModel.from_pretrained(run.model), run, config)
+    _load(trainer, store_of(run, config, refit=True))
+    _keep(run, trainer.restore_best(), beside=run.model)
+
+
+def _load(trainer: Trainer, store: CheckpointStore) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "checkpoint"
+        if store.latest(folder) is None:
+            raise ConfigError(f"{store.where} holds no checkpoint that is undamaged: run `setrec train` again")
+        trainer.load(folder)
+
+
+def _keep(run: Run, model: SetRecModel, beside: Path | None) -> None:
+    """Write ``run.model``, and into it what lies at ``beside`` as the model that is validated."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch)
+        with atomic_directory(run.model) as target:
+            shutil.copytree(scratch, target, dirs_exist_ok=True)
+            if beside is not None:
+                shutil.copytree(beside, target / VALIDATED)
+
+
+def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers, *, refit: bool) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -106,8 +135,8 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     board: Any = ray.remote(num_cpus=0, label_selector=here)(TrainingBoard).remote()
     threads = config.cluster.threads or max(1, (os.cpu_count() or 1) // config.cluster.workers)
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(board, run, progress, follow, stop), daemon=True)
+    stop, system = threading.Event(), "SETRec, refit" if refit else "SETRec"
+    watcher = threading.Thread(target=_watch, args=(board, run, system, progress, follow, stop), daemon=True)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trained(
             _worker,
@@ -116,6 +145,7 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
                 "config": config.model_dump(mode="json"),
                 "threads": threads,
                 "board": board,
+                "refit": refit,
             },
             scaling_config=ScalingConfig(num_workers=config.cluster.workers, use_gpu=config.cluster.gpu),
             # Ray keeps nothing here that is needed again.
@@ -138,7 +168,7 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
             raise ConfigError(refused)
 
 
-def _watch(board: Any, run: Run, progress: Bar, follow: Trackers, stop: threading.Event) -> None:
+def _watch(board: Any, run: Run, system: str, progress: Bar, follow: Trackers, stop: threading.Event) -> None:
     import ray
 
     seen, last = 0, False
@@ -150,8 +180,8 @@ def _watch(board: Any, run: Run, progress: Bar, follow: Trackers, stop: threadin
             continue
         progress.update(*state)
         for record in records:
-            run.log("epoch", system="SETRec", **record)
-            follow.epoch("SETRec", record)
+            run.log("epoch", system=system, **record)
+            follow.epoch(system, record)
         seen += len(records)
 
 
@@ -165,11 +195,14 @@ def _worker(settings: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     config = validate(settings["config"], "configuration")
 
+    refit, epochs = settings["refit"], config.training.epochs
+
     def on_step(trainer: Trainer, done: float) -> None:
         if rank == 0:
             at = trainer.progress
             note = f"epoch {at.epoch + 1}, best NDCG@10 {max(at.best, 0):.4f}"
-            board.write.remote(done, config.training.epochs, note)
+            note = f"refit, epoch {at.epoch + 1}" if refit else note
+            board.write.remote(done + refit * epochs, epochs + config.training.refit_epochs, note)
 
     def on_epoch(record: dict[str, Any]) -> None:
         if rank == 0:
@@ -180,7 +213,8 @@ def _worker(settings: dict[str, Any]) -> None:
     if ray.get(board.refused.remote()):
         return
     try:
-        work(Run(Path(settings["run"])), config, rank, world, get_device(), on_step=on_step, on_epoch=on_epoch)
+        run = Run(Path(settings["run"]))
+        work(run, config, rank, world, get_device(), refit=refit, on_step=on_step, on_epoch=on_epoch)
     except (DataError, ConfigError) as error:
         of_the_moment = isinstance(error.__cause__, OSError)
         if not of_the_moment:

@@ -26,6 +26,7 @@ from pipelines.features.item_features import load_features
 from pipelines.training.checkpoint_store import CheckpointStore
 from pipelines.training.checkpoint_writer import CheckpointWriter
 from pipelines.training.shard_source import ShardSource, take, validation_cases
+from setrec.data.catalog import VALID
 from setrec.data.source import item_counts
 from setrec.errors import ConfigError
 from setrec.evaluation import ranking
@@ -39,6 +40,8 @@ Wrap = Callable[[SetRecModel], nn.Module]
 OnStep = Callable[[Trainer, float], None]
 OnEpoch = Callable[[dict[str, Any]], None]
 NAME_BYTES = 128
+REFIT_RATE = 0.5
+"""Of the learning rate of training, in a refit."""
 SCRATCH = "setrec-checkpoint"
 """First part of the names of folders in which checkpoints wait to be stored."""
 
@@ -65,6 +68,30 @@ def trainer_of(
     cases = validation_cases(source, config.training.validation_users, config.training.seed)
     return Trainer(
         model, source, Validation(cases, rank, world), config.training, config.loss,
+        rank=rank, world=world, wrap=wrap, counts=counts, spent=spent,
+    )  # fmt: skip
+
+
+def refit_trainer(
+    model: SetRecModel,
+    run: Run,
+    config: JobConfig,
+    rank: int = 0,
+    world: int = 1,
+    wrap: Wrap = lambda model: model,
+    spent: Callable[[], float] = lambda: 0.0,
+) -> Trainer:
+    """The trainer of one worker with which a validated ``model`` goes on over training and validation events.
+
+    ``model`` is changed in place; items that are new in validation events are trained from here on.
+    """
+    source = ShardSource(directory.history_shards(run.data), _catalog_size(run.data), upto=VALID)
+    counts = item_counts(source, source.items)
+    model.mark_trained(counts > 0)
+    s = config.training
+    own = {"epochs": s.refit_epochs, "learning_rate": REFIT_RATE * s.learning_rate}
+    return Trainer(
+        model, source, None, s.model_copy(update=own), config.loss,
         rank=rank, world=world, wrap=wrap, counts=counts, spent=spent,
     )  # fmt: skip
 
@@ -124,10 +151,12 @@ def work(
     world: int,
     device: torch.device,
     *,
+    refit: bool = False,
     on_step: OnStep = lambda trainer, done: None,
     on_epoch: OnEpoch = lambda record: None,
 ) -> Trainer:
     """Train to the end, from the newest checkpoint on if there is one; the process group exists where ``world`` > 1.
+    ``refit``: go on with ``run.model`` over validation events too (:func:`refit_trainer`).
 
     Raises:
         DataError, ConfigError: data, features or checkpoint cannot be used.
@@ -135,8 +164,12 @@ def work(
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    trainer = trainer_of(run, config, rank, world, wrapper(config, world, device))
-    store = store_of(run, config)
+    on_device = wrapper(config, world, device)
+    if refit:
+        trainer = refit_trainer(SetRecModel.from_pretrained(run.model), run, config, rank, world, on_device)
+    else:
+        trainer = trainer_of(run, config, rank, world, on_device)
+    store = store_of(run, config, refit=refit)
     _resume(trainer, store)
     with scratch(SCRATCH) as place, CheckpointWriter(store) if rank == 0 else nullcontext() as writer:
 
@@ -155,10 +188,11 @@ def work(
     return trainer
 
 
-def store_of(run: Run, config: JobConfig) -> CheckpointStore:
-    """Where the run's checkpoints lie."""
+def store_of(run: Run, config: JobConfig, *, refit: bool = False) -> CheckpointStore:
+    """Where the run's checkpoints lie, those of its training or of its refit."""
     where = config.cluster.storage
     where = str(run.checkpoints) if where is None else storage.join(where, run.root.resolve().name)
+    where = storage.join(where, "refit") if refit else where
     return CheckpointStore(where, patience=config.cluster.storage_patience, keep=config.cluster.checkpoints)
 
 

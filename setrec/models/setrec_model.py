@@ -255,6 +255,13 @@ class SetRecModel(PreTrainedModel):
         return table.known
 
     @torch.no_grad()
+    def mark_trained(self, items: np.ndarray) -> None:
+        """Add items, bool (I,), to those of training."""
+        table = self.tokens.table(COLLABORATIVE)
+        if table is not None:
+            table.known |= torch.from_numpy(items).to(table.known.device)
+
+    @torch.no_grad()
     def item_codes(self) -> Tensor:
         """Return folded item codes, float32 (I, D), for an index. They are independent of users and slot weights."""
         return self.tokens.codes().float()

@@ -38,7 +38,9 @@ class TrainingSettings(Settings):
 
     ``targets_per_batch``: next-item targets per optimiser step over all workers, padding counted (memory grows with
     it times the catalogue); ``accumulate`` cuts the rows of a step into that many passes, for the same gradient in that
-    much less memory. ``patience``: epochs without a better validation NDCG@10 before training stops. ``warmup``: share
+    much less memory. ``patience``: epochs without a better validation NDCG@10 before training stops. ``refit_epochs``:
+    epochs over training and validation events together, from the best epoch on at half the learning rate, after which
+    the model is served and tested; what is chosen on validation is chosen with the model before them. ``warmup``: share
     of training in which the learning rate rises. ``samples``: ``one_pass`` trains all targets of a window at once,
     ``per_prefix`` one row per target (the same loss, several times slower; kept as the reference). ``recompute``: keep
     only the layers' inputs for the way back, a third more time for memory of about one layer.
@@ -53,6 +55,7 @@ class TrainingSettings(Settings):
 
     epochs: int = Field(10, ge=1)
     patience: int = Field(6, ge=1)
+    refit_epochs: int = Field(2, ge=0)
     targets_per_batch: int = Field(512, ge=1)
     accumulate: int = Field(1, ge=1)
     learning_rate: float = Field(2e-3, gt=0)

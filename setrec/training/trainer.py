@@ -46,7 +46,8 @@ class Trainer:
     Args:
         model: the recommender; ``wrap`` puts DDP around it, or shards it, where there are several workers.
         histories: training histories, the same on every worker; each step's rows are dealt out by rank.
-        evaluate: validation NDCG@10 of the model, called on every worker after every epoch; worker 0's counts.
+        evaluate: validation NDCG@10 of the model, called on every worker after every epoch; worker 0's counts. Without
+            it the last epoch is the best.
         counts: training interactions of each item (I,), if known; counted here when a sampled softmax needs them.
         spent: the share of the time for training that is used, where it has a limit: the learning rate falls with it,
             and an epoch ends with it after any step. For one worker alone, as clocks of several would differ.
@@ -56,7 +57,7 @@ class Trainer:
         self,
         model: SetRecModel,
         histories: Ragged | HistorySource,
-        evaluate: Callable[[SetRecModel], float],
+        evaluate: Callable[[SetRecModel], float] | None,
         training: TrainingSettings,
         loss: ObjectiveSettings,
         *,
@@ -104,9 +105,9 @@ class Trainer:
         """Train the epoch, or what is left of it, and validate.
 
         ``on_step`` is told how many epochs are done after every step. ``on_checkpoint`` is called, on every worker,
-        where the settings ask for a checkpoint within the epoch. Returns epoch, loss per target, validation NDCG@10,
-        seconds since training began, targets; tokens per second over all workers, the share of them that are padding,
-        and the share of time spent waiting for data.
+        where the settings ask for a checkpoint within the epoch. Returns epoch, loss per target, validation NDCG@10
+        (with ``evaluate``), seconds since training began, targets; tokens per second over all workers, the share of
+        them that are padding, and the share of time spent waiting for data.
         """
         progress = self.progress
         progress.start_clock()
@@ -121,12 +122,13 @@ class Trainer:
                 if self.spent() >= 1:
                     break
         record = progress.record(progress.over_workers(self.world, self.model.device))
-        ndcg = self._validate()
-        if ndcg > progress.best:
+        judged = {} if self.evaluate is None else {"ndcg@10": self._validate(self.evaluate)}
+        ndcg = judged.get("ndcg@10", progress.best)
+        if ndcg > progress.best or not judged:
             progress.best, progress.best_epoch = ndcg, progress.epoch + 1
             self.best_weights = checkpoints.learned(self.model, keep=self.rank == 0)
         progress.tick()
-        record |= {"epochs": self.settings.epochs, "ndcg@10": ndcg, "seconds": round(progress.seconds, 3)}
+        record |= {"epochs": self.settings.epochs, **judged, "seconds": round(progress.seconds, 3)}
         progress.finish(record)
         return record
 
@@ -194,10 +196,10 @@ class Trainer:
         late = time.perf_counter() - self._saved_at > 60 * s.checkpoint_minutes
         return bool(distributed.broadcast_from_rank0(float(late), self.world, self.model.device))
 
-    def _validate(self) -> float:
+    def _validate(self, evaluate: Callable[[SetRecModel], float]) -> float:
         self.model.eval()
         with distributed.unsharded(self.model):
-            value = self.evaluate(self.model)
+            value = evaluate(self.model)
         return distributed.broadcast_from_rank0(value, self.world, self.model.device)
 
     def save(self, folder: Path) -> None:

@@ -40,6 +40,11 @@ def test_shards_together_hold_the_training_items_of_all_users(histories, tmp_pat
     assert sum((as_lists(source.read(s)) for s in range(4)), []) == as_lists(histories.upto(TRAIN))  # noqa: RUF017
 
 
+def test_a_source_can_hold_validation_items_too(histories, tmp_path):
+    source = ShardSource(shards(histories, tmp_path, 2).paths, 50, upto=VALID)
+    assert [row for shard in range(2) for row in as_lists(source.read(shard))] == as_lists(histories.upto(VALID))
+
+
 def test_validation_cases_of_few_users_are_all_of_them(histories, tmp_path):
     whole, found = Cases.of(histories, VALID), validation_cases(shards(histories, tmp_path, 3), 1000, 0)
     assert as_lists(found.history) == as_lists(whole.history)

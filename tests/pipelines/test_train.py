@@ -16,12 +16,16 @@ import pytest
 
 from pipelines.common.run_directory import Run
 from pipelines.config.job import load_config
+from pipelines.data import directory
 from pipelines.features import preparation
 from pipelines.features.item_features import train_collaborative
 from pipelines.jobs import stages
 from pipelines.training import train
-from pipelines.training.worker import trainer_of
+from pipelines.training.worker import Validation, refit_trainer, trainer_of
+from setrec.data.catalog import VALID
 from setrec.errors import ConfigError
+from setrec.evaluation.ranking import Cases
+from setrec.models.setrec_model import SetRecModel
 
 CONFIG = """
 data: {interactions: interactions.csv, columns: {position: position}}
@@ -65,14 +69,28 @@ def curve(root: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(prepared) -> list[dict]:
-    """The curve of one process that Ray has no part in."""
+def whole(prepared) -> tuple[list[dict], SetRecModel]:
+    """The curve and the refitted model of one process that Ray has no part in."""
     root = prepared.parent / "unbroken"
     shutil.copytree(prepared, root)
-    trainer = trainer_of(Run(root), load_config(root / "config.yaml"))
-    while not trainer.finished:
-        trainer.epoch()
-    return trainer.progress.curve
+    run, config = Run(root), load_config(root / "config.yaml")
+    first = trainer_of(run, config)
+    while not first.finished:
+        first.epoch()
+    second = refit_trainer(first.restore_best(), run, config)
+    while not second.finished:
+        second.epoch()
+    return first.progress.curve, second.restore_best()
+
+
+@pytest.fixture(scope="module")
+def unbroken(whole) -> list[dict]:
+    return whole[0]
+
+
+def ranks_alike(one: SetRecModel, other: SetRecModel, root: Path, tolerance: float) -> None:
+    judge = Validation(Cases.of(directory.load(Run(root).data)[1], VALID))
+    assert judge(one.eval()) == pytest.approx(judge(other.eval()), rel=tolerance)
 
 
 def same(found: list[dict], expected: list[dict], tolerance: float) -> None:
@@ -86,17 +104,51 @@ def same(found: list[dict], expected: list[dict], tolerance: float) -> None:
     [pytest.param(1, "none", marks=pytest.mark.slow), (2, "none"), pytest.param(2, "fsdp", marks=pytest.mark.slow)],
 )
 def test_a_run_learns_on_one_worker_or_two_as_in_one_process_and_leaves_a_model(
-    ray_here, prepared, unbroken, workers, sharding
+    ray_here, prepared, whole, workers, sharding
 ):
     root = prepared.parent / f"{workers}-{sharding}"
     shutil.copytree(prepared, root)
     overrides = [f"cluster.workers={workers}", f"cluster.sharding={sharding}"]
     stages.fit(Run(root), load_config(root / "config.yaml", overrides), resume=True)
-    told = curve(root)
-    same(told, unbroken, SAME if workers == 1 else 10 * SAME)
+    told, tolerance = curve(root), SAME if workers == 1 else 10 * SAME
+    same(told, whole[0], tolerance)
     assert len(told) == 8
     assert told[-1]["loss"] < 0.8 * told[0]["loss"]
-    assert {p.name for p in (root / "model").iterdir()} == {"config.json", "model.safetensors"}
+    files = {"config.json", "model.safetensors"}
+    assert {p.name for p in (root / "model").iterdir()} == {*files, "validated"}
+    assert {p.name for p in (root / "model" / "validated").iterdir()} == files
+    ranks_alike(SetRecModel.from_pretrained(root / "model"), whole[1], root, tolerance)
+    best = max(record["ndcg@10"] for record in told)
+    judge = Validation(Cases.of(directory.load(Run(root).data)[1], VALID))
+    assert judge(SetRecModel.from_pretrained(Run(root).validated).eval()) == pytest.approx(best, rel=tolerance)
+
+
+def test_a_refit_learns_items_that_validation_events_bring(prepared):
+    run, config = Run(prepared), load_config(prepared / "config.yaml")
+    _, histories = directory.load(run.data)
+    only = ~histories.trained(30) & np.isin(np.arange(30), histories.of(VALID).values)
+    model = trainer_of(run, config).model
+    before = model.trained.clone()
+    trainer = refit_trainer(model, run, config)
+    np.testing.assert_array_equal(model.trained.numpy(), before.numpy() | only)
+    assert trainer.epoch()["targets"] == len(histories.upto(VALID).values) - len(histories)
+    assert not trainer.finished
+    assert trainer.settings.learning_rate == config.training.learning_rate / 2
+
+
+@pytest.mark.slow
+def test_a_refit_that_was_broken_off_goes_on_from_its_last_epoch(ray_here, prepared, whole):
+    root = prepared.parent / "refit"
+    shutil.copytree(prepared, root)
+    config = load_config(root / "config.yaml")
+    stages.fit(Run(root), config, resume=True)
+    shutil.rmtree(root / "model")
+    Run(root).set_unfinished(True)
+    first, second = sorted((root / "checkpoints" / "refit").glob("checkpoint-*"))
+    shutil.rmtree(second)
+    stages.fit(Run(root), config, resume=True)
+    assert first.is_dir(), "begun with, not trained again"
+    ranks_alike(SetRecModel.from_pretrained(root / "model"), whole[1], root, SAME)
 
 
 @pytest.mark.slow

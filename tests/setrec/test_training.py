@@ -32,6 +32,17 @@ def test_training_lowers_the_loss_on_every_backbone(features, family):
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_without_validation_the_last_epoch_is_the_best(features):
+    model = small_model(features, "qwen3", "fused", max_items=8)
+    t = Trainer(model, chains(), None, SETTINGS.model_copy(update={"epochs": 3, "patience": 1}), ObjectiveSettings())
+    while not t.finished:
+        assert "ndcg@10" not in t.epoch()
+    assert t.progress.epoch == t.progress.best_epoch == 3
+    last = {name: value.clone() for name, value in model.state_dict().items()}
+    for name, value in t.restore_best().state_dict().items():
+        assert torch.equal(value, last[name]), name
+
+
 def test_time_ends_an_epoch_with_a_rate_that_has_come_down(features):
     used, rates = iter(np.linspace(0, 1, 7)), []
     now = [next(used)]

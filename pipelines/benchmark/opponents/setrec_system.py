@@ -14,7 +14,7 @@ from pipelines.common.run_directory import Run
 from pipelines.config.job import JobConfig
 from pipelines.evaluation.scorer import hybrid_scorer, known_at_test, search_weights
 from pipelines.features import item_features
-from pipelines.training.worker import trainer_of, wrapper
+from pipelines.training.worker import refit_trainer, trainer_of, wrapper
 from setrec.errors import ConfigError
 from setrec.models.setrec_model import SetRecModel
 from setrec.scoring.model_scores import ModelOnly, ModelScores
@@ -38,12 +38,18 @@ class SetRecSystem:
         config = recipes.applied(config, settings, f"training.seed={seed}")
         run = item_features.shared_view(prepared, config, prepared.root / "collaborative")
         on_device = wrapper(config, 1, torch.device(device()))
-        trainer = trainer_of(run, config, wrap=on_device, spent=lambda: clock.share)
-        curve = _train(trainer, clock)
-        model = trainer.restore_best()
-        torch.nn.Module.to(model, "cpu")
+        epochs, again = config.training.epochs, config.training.refit_epochs
+        share = epochs / (epochs + again)  # of the time, for the training before the refit
+        trainer = trainer_of(run, config, wrap=on_device, spent=lambda: clock.share / share)
+        curve = _train(trainer, clock, "epoch")
+        model = _on_cpu(trainer.restore_best())
         clock.tell("searches weights")
         weights = _weights(problem, config, model)
+        if again and not clock.over:
+            used = clock.share
+            trainer = refit_trainer(model, run, config, wrap=on_device, spent=lambda: (clock.share - used) / (1 - used))
+            _train(trainer, clock, "refit, epoch")
+            model = _on_cpu(trainer.restore_best())
         term = ModelScores(model, weights.weights.slots)
         scorer = hybrid_scorer(model, weights.weights, known_at_test(problem.histories), problem.trained, problem.texts)
         variants = {"model alone": ModelOnly(term)} if weights.weights.used else {}
@@ -70,13 +76,17 @@ def _prepared(problem: Problem) -> tuple[Run, JobConfig]:
     return problem.run, problem.config
 
 
-def _train(trainer: Trainer, clock: Clock) -> list[dict[str, Any]]:
+def _train(trainer: Trainer, clock: Clock, name: str) -> list[dict[str, Any]]:
     """Train until the epochs or the time are used up, or early stopping ends it."""
     while True:
-        record = trainer.epoch(on_step=lambda epochs: clock.tell(f"epoch {epochs:.1f}"))
-        clock.tell(f"NDCG@10 {record['ndcg@10']:.4f}")
-        if clock.over or trainer.finished:
+        trainer.epoch(on_step=lambda epochs: clock.tell(f"{name} {epochs:.1f}"))
+        if trainer.spent() >= 1 or trainer.finished:
             return trainer.progress.curve
+
+
+def _on_cpu(model: SetRecModel) -> SetRecModel:
+    torch.nn.Module.to(model, "cpu")
+    return model
 
 
 def _weights(problem: Problem, config: JobConfig, model: SetRecModel | None) -> Found:
