@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -58,10 +57,11 @@ class ItemKnn:
         norm = np.where(counts > 0, 1.0 / (np.sqrt(np.maximum(counts, 1.0)) + settings.shrink), 0.0)
         self.similar = largest((sp.diags(norm) @ together @ sp.diags(norm)).tocsr(), settings.neighbours)
 
-    def with_decay(self, decay: float) -> ItemKnn:
-        """The same similarities under another decay."""
+    def changed(self, **settings: float) -> ItemKnn:
+        """The same similarities under another ``decay``, or with fewer ``neighbours``."""
         other = copy(self)
-        other.settings = self.settings.model_copy(update={"decay": decay})
+        other.settings = self.settings.model_copy(update=settings)
+        other.similar = largest(self.similar, other.settings.neighbours)
         return other
 
     def __call__(self, history: Ragged) -> np.ndarray:
@@ -99,16 +99,18 @@ def tune_item_knn(
     if len(cases) == 0:
         return ItemKnn(histories, items, ItemKnnSettings()), tried
     best: tuple[float, ItemKnn] | None = None
-    shapes = list(product(GRID["neighbours"], GRID["shrink"]))
-    for done, (neighbours, shrink) in enumerate(shapes):
-        built = ItemKnn(histories, items, ItemKnnSettings(neighbours=int(neighbours), shrink=shrink))
-        for decay in GRID["decay"]:
-            model = built.with_decay(decay)
-            value = ranking.mean_metric(model, cases)
-            tried.append({**model.settings.model_dump(), "ndcg@10": value})
-            if best is None or value > best[0]:
-                best = (value, model)
+    most = int(max(GRID["neighbours"]))
+    for done, shrink in enumerate(GRID["shrink"]):
+        widest = ItemKnn(histories, items, ItemKnnSettings(neighbours=most, shrink=shrink))
+        for neighbours in GRID["neighbours"]:
+            built = widest.changed(neighbours=int(neighbours))
+            for decay in GRID["decay"]:
+                model = built.changed(decay=decay)
+                value = ranking.mean_metric(model, cases)
+                tried.append({**model.settings.model_dump(), "ndcg@10": value})
+                if best is None or value > best[0]:
+                    best = (value, model)
         if progress is not None:
-            progress(done + 1, len(shapes))
+            progress(done + 1, len(GRID["shrink"]))
     assert best is not None
     return best[1], tried
