@@ -119,8 +119,8 @@ class _Steps:
         self.clock.tell(f"{done} of {of}")
 
 
-_FULL = {"epochs": 60, "patience": 10, "layers": 1, "dropout": 0.3, "targets_per_batch": 512}
-SAMPLED = {**_FULL, "targets_per_batch": 1024, "negatives": 1024}
+FULL = {"epochs": 60, "patience": 10, "layers": 1, "dropout": 0.3, "targets_per_batch": 512}
+SAMPLED = {**FULL, "targets_per_batch": 1024, "negatives": 1024}
 """Small batches: within minutes, the number of steps counts."""
 _TEXT = {**SAMPLED, "id_dropout": 0.1}
 _TRIES = (
@@ -134,7 +134,7 @@ OPPONENTS: tuple[System, ...] = (
     UntunedItemKnn(),
     ItemKnnSystem(),
     TransitionsSystem(),
-    SasRecSystem("SASRec", _FULL, (*_TRIES, {"learning_rate": 1e-3})),
+    SasRecSystem("SASRec", FULL, (*_TRIES, {"learning_rate": 1e-3})),
     SasRecSystem("SASRec, sampled", SAMPLED, (*_TRIES, {"negatives": 256, "targets_per_batch": 512})),
     SasRecSystem("SASRec + text", _TEXT, ({"id_dropout": 0.3}, {"id_dropout": 0.0}, *_TRIES[:3]), text=True),
 )
