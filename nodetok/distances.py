@@ -58,7 +58,8 @@ def unreachable(dtype: np.dtype[Any] | type) -> float:
 
 def reached(table: np.ndarray) -> np.ndarray:
     """Return whether there is a path, bool, for each distance of ``table``."""
-    return table != unreachable(table.dtype)
+    there: np.ndarray = table != unreachable(table.dtype)
+    return there
 
 
 def as_type(table: np.ndarray, kind: np.dtype[Any] | type) -> np.ndarray:

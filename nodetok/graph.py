@@ -144,7 +144,8 @@ class Graph:
     @cached_property
     def components(self) -> np.ndarray:
         """Number of each node's (weakly) connected component, int32 (V,)."""
-        return sparse.csgraph.connected_components(self.matrix, directed=False)[1]
+        numbers: np.ndarray = sparse.csgraph.connected_components(self.matrix, directed=False)[1]
+        return numbers
 
     def without(self, pairs: np.ndarray) -> Graph:
         """Return the graph without the edges between the given pairs of rows, int (n, 2).

@@ -19,9 +19,9 @@ from torch_geometric.nn import DistMult
 
 from setrec.epochs import Epochs
 from setrec.errors import DataError
-from setrec.precision import Precision, resolve
+from setrec.precision import resolve
 from setrec.ragged import Ragged
-from setrec.settings import Settings
+from setrec.settings import Precision, Settings
 
 LOGITS_AT_ONCE = 1 << 23
 """Logits held at a time: 32 MiB in float32. Fewer rows at a time would read the table of entities too often: with
@@ -53,17 +53,20 @@ class KgeRanker:
 
     def queries(self, known: Tensor, relation: Tensor) -> Tensor:
         """Return query vectors (B, width): embeddings of the given entities (B,) times those of the relations (B,)."""
-        return self.model.node_emb(known) * self.model.rel_emb(relation)
+        vectors: Tensor = self.model.node_emb(known) * self.model.rel_emb(relation)
+        return vectors
 
     @property
     def entities(self) -> Tensor:
         """Embeddings of all entities, (V, width)."""
-        return self.model.node_emb.weight
+        table: Tensor = self.model.node_emb.weight
+        return table
 
     def cubed_norms(self, known: Tensor, relation: Tensor, answer: Tensor) -> Tensor:
         """Return the sum over triples (T,) of |h|^3 + |r|^3 + |t|^3."""
         ends = self.model.node_emb(torch.stack([known, answer]))
-        return ends.abs().pow(3).sum() + self.model.rel_emb(relation).abs().pow(3).sum()
+        total: Tensor = ends.abs().pow(3).sum() + self.model.rel_emb(relation).abs().pow(3).sum()
+        return total
 
     @torch.no_grad()
     def scores(self, queries: np.ndarray) -> np.ndarray:
@@ -158,7 +161,8 @@ def filtered_ranks(scores: np.ndarray, answers: np.ndarray, known: Ragged) -> np
     own = scores[np.arange(len(scores)), answers][:, None].copy()
     scores[known.row_of_value, known.values] = -np.inf
     # Not "scores > own": what is not a number would rank first.
-    return 1 + (~(scores <= own)).sum(axis=1) + (scores == own).sum(axis=1) / 2
+    ranks: np.ndarray = 1 + (~(scores <= own)).sum(axis=1) + (scores == own).sum(axis=1) / 2
+    return ranks
 
 
 class _AnswersCrossEntropy(torch.autograd.Function):

@@ -83,19 +83,23 @@ def kendall(
 
 def euclidean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the negative Euclidean distance, as in NT-LLM."""
-    return -np.linalg.norm(a.astype(np.float32) - b.astype(np.float32), axis=-1)
+    scores: np.ndarray = -np.linalg.norm(a.astype(np.float32) - b.astype(np.float32), axis=-1)
+    return scores
 
 
 def min_sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the negative length of the shortest path through an anchor, an upper bound of the distance."""
-    return -(a.astype(np.float32) + b.astype(np.float32)).min(axis=-1)
+    scores: np.ndarray = -(a.astype(np.float32) + b.astype(np.float32)).min(axis=-1)
+    return scores
 
 
 def max_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the negative largest difference of anchor distances, a lower bound of the distance."""
-    return -np.abs(a.astype(np.float32) - b.astype(np.float32)).max(axis=-1)
+    scores: np.ndarray = -np.abs(a.astype(np.float32) - b.astype(np.float32)).max(axis=-1)
+    return scores
 
 
 def inner_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the inner product, as attention and an index compute it."""
-    return (a.astype(np.float32) * b.astype(np.float32)).sum(axis=-1)
+    scores: np.ndarray = (a.astype(np.float32) * b.astype(np.float32)).sum(axis=-1)
+    return scores

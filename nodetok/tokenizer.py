@@ -117,14 +117,17 @@ class NodeTokenizer:
             if len(beside):
                 own = self.table[beside]
                 table[row] = self._beside(own if kind.kind == "f" else as_type(own, kind))
-        return self.positions(torch.from_numpy(table)).numpy()
+        positions: torch.Tensor = self.positions(torch.from_numpy(table))
+        return positions.numpy()
 
     def _beside(self, table: np.ndarray) -> np.ndarray:
         if self.settings.distances.kind == "walks":
             with np.errstate(divide="ignore"):
-                return -np.log((1 - self.settings.distances.restart) * np.exp(-table).mean(axis=0))
+                beside: np.ndarray = -np.log((1 - self.settings.distances.restart) * np.exp(-table).mean(axis=0))
+                return beside
         nearest = table.min(axis=0)
-        return nearest + reached(nearest).astype(table.dtype)
+        beside = nearest + reached(nearest).astype(table.dtype)
+        return beside
 
     def update(self, grown: Graph, source: np.ndarray, target: np.ndarray) -> NodeTokenizer:
         """Return the tokenizer of a graph to which the edges ``source`` to ``target`` (rows) and perhaps nodes at the

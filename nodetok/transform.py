@@ -20,7 +20,7 @@ from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 
 
 @functional_transform("add_anchor_distances")
-class AddAnchorDistances(BaseTransform):
+class AddAnchorDistances(BaseTransform):  # type: ignore[misc]
     """Add each node's position relative to ``k`` anchors, exp(-tau d), float32 (V, k).
 
     An inner product of two rows falls with their distance in the graph. A graph with fewer nodes has zeros in the

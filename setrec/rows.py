@@ -7,7 +7,8 @@ import numpy as np
 
 def normalize_rows(rows: np.ndarray) -> np.ndarray:
     """Return ``rows`` (n, w) scaled to Euclidean length 1; rows of zeros stay zero."""
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    scaled: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return scaled
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -160,7 +160,7 @@ def artifact(task: Task, reader: Reader | CompletionReader | None, texts: Sequen
             digest.update(base_sha256(reader.model.lm).encode())
     ids = [str(task.graph.id(row)) for row in range(len(task.graph))]
     known = texts or task.node_texts or task.graph.texts
-    names = cast(Sequence[str], ids if task.node_candidates else task.candidates)
+    names: Sequence[str] = ids if task.node_candidates else task.candidates
     edges, relations = _edges(task)
     threshold = 0.0 if reader is None else confidence_threshold(reader, task)
     return GraphArtifact(

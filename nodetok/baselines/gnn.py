@@ -47,7 +47,8 @@ class TwoLayers(nn.Module):
         """Return class logits (V, C) from features (V, F) and the sparse adjacency (V, V)."""
         more = (arcs,) if self.graph else ()
         x = F.dropout(F.relu(self.first(x, *more)), self.dropout, self.training)
-        return self.second(x, *more)
+        logits: Tensor = self.second(x, *more)
+        return logits
 
 
 class Words:
@@ -123,7 +124,8 @@ def _predicted(
     @torch.no_grad()
     def predict() -> np.ndarray:
         model.eval()
-        return model(words.whole, arcs).argmax(dim=1).numpy()
+        logits: Tensor = model(words.whole, arcs)
+        return logits.argmax(dim=1).numpy()
 
     run = Epochs(model, s.epochs, s.patience, seconds)
     for _ in run:
@@ -147,7 +149,8 @@ def _adjacency(edges: np.ndarray, nodes: int) -> Tensor:
     """Return the symmetric adjacency, sparse (V, V); with it the library multiplies instead of copying a row per
     arc."""
     arcs = to_undirected(torch.from_numpy(np.ascontiguousarray(edges)).long(), num_nodes=nodes)
-    return to_torch_csr_tensor(arcs, size=(nodes, nodes))
+    adjacency: Tensor = to_torch_csr_tensor(arcs, size=(nodes, nodes))
+    return adjacency
 
 
 def _refuse_misfits(

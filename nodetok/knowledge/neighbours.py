@@ -46,7 +46,8 @@ def lexical_vectors(texts: Sequence[str], width: int = 128) -> np.ndarray:
     except ValueError:  # no text holds a word
         return np.zeros((len(texts), 1), dtype=np.float32)
     width = min(width, min(words.shape) - 1)
-    return words.toarray() if width < 1 else TruncatedSVD(width, random_state=0).fit_transform(words)
+    vectors: np.ndarray = words.toarray() if width < 1 else TruncatedSVD(width, random_state=0).fit_transform(words)
+    return vectors
 
 
 def _best(n: int, k: int, rows: int, scores_of: Callable[[np.ndarray], torch.Tensor]) -> np.ndarray:

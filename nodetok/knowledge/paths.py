@@ -110,7 +110,8 @@ class Paths:
 
     def label(self, relation: np.ndarray, direction: np.ndarray) -> np.ndarray:
         """Return the arc label that leads from a question's entity to its answers, int64 (Q,)."""
-        return relation + direction * self.labels
+        found: np.ndarray = relation + direction * self.labels
+        return found
 
     def walk(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the distinct (position in ``starts``, path kind, end) of all paths, sorted by position, end and kind.
@@ -315,7 +316,7 @@ class PathModel(nn.Module):
         key = part[reached.question] * self.paths.entities + reached.end
         at = np.minimum(np.searchsorted(answers, key), len(answers) - 1)
         right = answers[at] == key
-        score = self(reached, known[part], label[part], right)
+        score: Tensor = self(reached, known[part], label[part], right)
         question, beyond = torch.from_numpy(reached.question), self.beyond[torch.from_numpy(label[part])]
         top = beyond.detach().scatter_reduce(0, question, score.detach(), "amax")
         wrong = torch.from_numpy(~right)

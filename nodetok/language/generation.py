@@ -37,7 +37,8 @@ def text_loss(model: GraphLanguageModel, batch: PromptBatch, data: NodeData, ans
         reader = cast(EncoderDecoderBackbone, model.reader)
         states = reader.encode(vectors, sees, places, bias)
         with reader.speaking():
-            return lm(encoder_outputs=BaseModelOutput(states), attention_mask=real.long(), labels=answers).loss
+            loss: Tensor = lm(encoder_outputs=BaseModelOutput(states), attention_mask=real.long(), labels=answers).loss
+            return loss
     count, width = answers.shape
     written = lm.get_input_embeddings()(answers[:, :-1].clamp(min=0)).to(vectors.dtype)
     whole = torch.cat([vectors, written], dim=1)

@@ -124,8 +124,9 @@ def from_config(config: PretrainedConfig | dict[str, Any]) -> PreTrainedModel:
     if isinstance(config, dict):
         fields = dict(config)
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    return kind.from_config(config, attn_implementation=attention.NAME, dtype=MASTER)
+    kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model: PreTrainedModel = kind.from_config(config, attn_implementation=attention.NAME, dtype=MASTER)
+    return model
 
 
 def tune(model: PreTrainedModel, settings: BackboneSettings, tuning: Tuning) -> PreTrainedModel:
@@ -181,7 +182,8 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 @torch.no_grad()
 def word_vectors(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Return input embeddings (..., d) of token ids."""
-    return model.get_input_embeddings()(ids.to(model.device)).float()
+    vectors: Tensor = model.get_input_embeddings()(ids.to(model.device))
+    return vectors.float()
 
 
 def word_scale(model: PreTrainedModel, sample: int = 4096) -> float:

@@ -245,7 +245,8 @@ class GraphLanguageModel(nn.Module):
         """Return vectors (n, d) of text tokens, row after row: embeddings, or states of the frozen lower layers."""
         lower = cast(LowerLayers | None, getattr(self.lm, "lower", None))
         if lower is None:
-            return self.lm.get_input_embeddings()(batch.values[words])
+            vectors: Tensor = self.lm.get_input_embeddings()(batch.values[words])
+            return vectors
         ids = [row[here] for row, here in zip(batch.values, words, strict=True)]
         return torch.cat(lower(ids, [row[here] for row, here in zip(batch.places, words, strict=True)]))
 
@@ -272,20 +273,21 @@ class GraphLanguageModel(nn.Module):
     def _features(self, values: Tensor, data: NodeData) -> Tensor:
         """Return feature tokens (n, d) of values = row * tokens + number."""
         assert data.features is not None
-        tokens = self.shape.feature_tokens
-        features = self.feature_dropout(data.features[values // tokens, values % tokens].float())
-        return self.feature(features) + self.feature_kind(values % tokens)
+        row, kind = values // self.shape.feature_tokens, values % self.shape.feature_tokens
+        made: Tensor = self.feature(self.feature_dropout(data.features[row, kind].float())) + self.feature_kind(kind)
+        return made
 
     def _neighbours(self, rows: Tensor, data: NodeData) -> Tensor:
         """Return one token per neighbour: the projected sum of its tokens."""
-        total = torch.zeros(len(rows), self.width, device=rows.device)
+        total: Tensor = torch.zeros(len(rows), self.width, device=rows.device)
         if self.settings.position_tokens:
             total = total + self._grouped(data.table[rows], data.raw).sum(dim=1)
         if hasattr(self, "entity"):
             total = total + self.entity(self.identity.weight[rows])
         if data.features is not None:
             total = total + self._features(rows * self.shape.feature_tokens, data)
-        return self.beside(total)
+        total = self.beside(total)
+        return total
 
     def answers(self, batch: PromptBatch, data: NodeData) -> Tensor:
         """Return answers (B, n, d) to the queries, one per slot, in one forward pass."""
@@ -294,19 +296,18 @@ class GraphLanguageModel(nn.Module):
         queries = (self.queries * self.scale).expand(len(history), -1, -1)
         lengths = batch.lengths + self.settings.soft_prompt
         asks = torch.cat([places.new_ones(len(places), n, self.settings.soft_prompt) > 0, batch.asks(n)], dim=2)
-        out = self.reader.attend(history, sees, places, queries, asks, lengths[:, None].expand(-1, n), bias)
+        out: Tensor = self.reader.attend(history, sees, places, queries, asks, lengths[:, None].expand(-1, n), bias)
         # A step of the maps behind moves a score by the sum of the answer's numbers: when wide, no more than when
         # of the width that the learning rates are made for (Yang et al., "Tensor Programs V", 2021).
-        out = F.rms_norm(out.float(), out.shape[-1:]) * min(1.0, BASE_WIDTH / self.width)
-        return self.dropout(out) * self.log_scale.exp()[:, None]
+        out = self.dropout(F.rms_norm(out.float(), out.shape[-1:]) * min(1.0, BASE_WIDTH / self.width))
+        return out * self.log_scale.exp()[:, None]
 
     def read(self, batch: PromptBatch, data: NodeData) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return vectors (B, H, d), attention mask (B, H, H), positions (B, H) and attention bias (B, heads, H, H), the
         soft prompt first."""
         sees, places = batch.sees(causal=self.causal), batch.places
         vectors, bias = self._add_pair_distances(batch, self.vectors(batch, data), sees, data)
-        a = self.settings.soft_prompt
-        if not a:
+        if not (a := self.settings.soft_prompt):
             return vectors, sees, places, bias
         full = F.pad(sees, (a, 0, a, 0))
         full[:, a:, :a] = True

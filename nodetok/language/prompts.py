@@ -173,7 +173,8 @@ class PromptEncoder:
         if self.neighbourhoods is None:
             return fixed
         beside = (self.neighbourhoods.rows >= 0).sum(axis=1)
-        return fixed + np.where(prompts.nodes >= 0, beside[prompts.nodes], 0).sum(axis=1)
+        total: np.ndarray = fixed + np.where(prompts.nodes >= 0, beside[prompts.nodes], 0).sum(axis=1)
+        return total
 
     def _fill(
         self, prompts: Prompts, kinds: np.ndarray, values: np.ndarray, extra: np.ndarray, relations: np.ndarray

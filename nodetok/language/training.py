@@ -23,8 +23,8 @@ from nodetok.language.prompts import PromptEncoder, PromptText
 from nodetok.language.vocabulary import train_tokenizer
 from setrec.epochs import Epochs, cosine, scale_learning_rates
 from setrec.errors import ConfigError
-from setrec.precision import Precision, autocast
-from setrec.settings import Settings
+from setrec.precision import autocast
+from setrec.settings import Precision, Settings
 
 CLASS_WORDS = 24
 """Tokens of each class's name and description that a prompt shows by default."""
@@ -192,7 +192,8 @@ def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on
         ConfigError: the loss or the validation is no longer a number.
     """
     if task.train is not None:
-        return task.train(ablation.name, learning, on_step)
+        reader: Reader = task.train(ablation.name, learning, on_step)
+        return reader
     reader = build(task, ablation, learning)
     model = reader.model
     optimizer = _optimizer(model, learning)

@@ -127,14 +127,16 @@ class _Asker:
         """Return the tenth to which an unordered pair belongs, by a hash of its rows."""
         low, high = pairs.min(axis=1).astype(np.uint64), pairs.max(axis=1).astype(np.uint64)
         mixed = (low * np.uint64(len(self.view)) + high) * np.uint64(0x9E3779B97F4A7C15)
-        return ((mixed >> np.uint64(33)) % np.uint64(10)).astype(np.int64)
+        part: np.ndarray = ((mixed >> np.uint64(33)) % np.uint64(10)).astype(np.int64)
+        return part
 
     def _pick(self, distance: int, count: int, parts: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         mine = np.flatnonzero(np.isin(self.parts[distance], parts))
         if not len(mine):
             return np.empty((0, 2), dtype=np.int64)
         pairs = self.pools[distance][rng.choice(mine, count)]
-        return np.where(rng.random(count)[:, None] < 0.5, pairs, pairs[:, ::-1])
+        turned: np.ndarray = np.where(rng.random(count)[:, None] < 0.5, pairs, pairs[:, ::-1])
+        return turned
 
     def hops(self, count: int, parts: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         near = [d for d in self.pools if d != UNREACHABLE]

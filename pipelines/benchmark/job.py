@@ -51,10 +51,11 @@ def protocol_of(name: str) -> Protocol:
     Raises:
         ConfigError: unknown protocol.
     """
-    for known in get_args(Protocol):
+    names: tuple[Protocol, ...] = get_args(Protocol)
+    for known in names:
         if name == known:
             return known
-    raise ConfigError(f"unknown protocol '{name}' (known: {', '.join(get_args(Protocol))})")
+    raise ConfigError(f"unknown protocol '{name}' (known: {', '.join(names)})")
 
 
 def _packaged() -> str | None:

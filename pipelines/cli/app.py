@@ -78,7 +78,8 @@ def main() -> None:
 def _run() -> int | None:
     try:
         with nullcontext() if sys.argv[1:2] == ["serve"] else alive(_command()):
-            return app(standalone_mode=False)
+            code: int | None = app(standalone_mode=False)
+            return code
     except Exception as error:
         return _told(error)
     finally:

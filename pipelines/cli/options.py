@@ -107,7 +107,8 @@ def config_of(run: Path, command: str, overrides: list[str] | None = None, given
         ConfigError: the run is not prepared, a key or value is not allowed, or an override cannot take effect in
             ``command``; the message names the one in which it would.
     """
-    from pipelines.config.job import load_config, read_yaml
+    from pipelines.common.yaml_file import read_yaml
+    from pipelines.config.job import load_config
 
     folder = Run(run)
     path = folder.require(folder.config, "prepare --config CONFIG")

@@ -64,13 +64,13 @@ def join(where: str | Path, *names: str) -> str:
 def exists(where: str | Path) -> bool:
     """Whether a file or folder is there."""
     system, path = filesystem(where)
-    return system.get_file_info(path).type != fs.FileType.NotFound
+    return bool(system.get_file_info(path).type != fs.FileType.NotFound)
 
 
 def is_folder(where: str | Path) -> bool:
     """Whether a folder is there; in an object store, whether anything lies below that name."""
     system, path = filesystem(where)
-    return system.get_file_info(path).type == fs.FileType.Directory
+    return bool(system.get_file_info(path).type == fs.FileType.Directory)
 
 
 def files(where: str | Path, suffix: str = "") -> list[fs.FileInfo]:

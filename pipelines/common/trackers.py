@@ -203,7 +203,7 @@ class MlFlow:
         where = client.create_experiment(name) if experiment is None else experiment.experiment_id
         around = environment()
         tags = {"run": str(run.root.resolve()), "commit": str(around["commit"]), "command": around["command"]}
-        number = client.create_run(where, run_name=config.name, tags=tags).info.run_id
+        number: str = client.create_run(where, run_name=config.name, tags=tags).info.run_id
         for key, value in _flat(config.model_dump(mode="json")):
             client.log_param(number, key, value[:500])
         client.log_text(number, _yaml(config), "config.yaml")

@@ -120,7 +120,8 @@ class Table:
         ranks[order] = np.arange(len(scores)) - self.rows.offsets[:-1][self.rows.row_of_value]
         gains = np.where(self.truths & (ranks < 10), 1 / np.log2(ranks + 2.0), 0.0)
         ideal = np.cumsum(1 / np.log2(np.arange(10) + 2.0))[np.clip(self.possible, 1, 10) - 1]
-        return np.bincount(self.rows.row_of_value, gains, len(self.rows)) / ideal
+        values: np.ndarray = np.bincount(self.rows.row_of_value, gains, len(self.rows)) / ideal
+        return values
 
 
 def _table(part: Part, scorer: HybridScorer, facts: CatalogFacts, weights: HybridWeights) -> Table:

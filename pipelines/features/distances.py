@@ -64,7 +64,8 @@ def distances_on_cluster(
         table.flush()
         del table
     # Copy on write: PyTorch takes only arrays that can be written to.
-    return np.load(out, mmap_mode="c")
+    measured: np.ndarray = np.load(out, mmap_mode="c")
+    return measured
 
 
 def _bare(view: Graph, settings: DistanceSettings) -> Graph:

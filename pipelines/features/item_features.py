@@ -7,6 +7,7 @@ import tempfile
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -63,7 +64,7 @@ def place_items(run: Run, config: JobConfig) -> None:
         save_file({item_graph.STRUCTURAL: table}, path)
 
 
-def _scratch(run: Run) -> tempfile.TemporaryDirectory:
+def _scratch(run: Run) -> tempfile.TemporaryDirectory[str]:
     run.features.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryDirectory(prefix=".distances.", dir=run.features)
 
@@ -100,9 +101,9 @@ def train_sasrec_opponent(run: Run, config: JobConfig) -> None:
     collaborative vectors."""
     run.claim("sasrec", "curves.jsonl")
     catalog, histories = directory.load(run.data)
-    records: list[dict] = []
+    records: list[dict[str, Any]] = []
 
-    def report(record: dict) -> None:
+    def report(record: dict[str, Any]) -> None:
         records.append(record)
         run.log("epoch", system="SASRec", **record)
         follow.epoch("SASRec", record)

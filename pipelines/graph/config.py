@@ -15,7 +15,8 @@ from nodetok.language.model import GraphModelSettings
 from nodetok.language.training import GraphTrainingSettings
 from nodetok.tokenizer import TokenizerSettings
 from pipelines.common.yaml_file import merged, read_yaml
-from pipelines.config.job import EncoderSettings, apply_overrides
+from pipelines.config.job import apply_overrides
+from pipelines.config.sections import EncoderSettings
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
 from setrec.settings import LocalPath, Settings

@@ -47,7 +47,8 @@ class Loaded:
     @property
     def bases(self) -> np.ndarray:
         """How many rows come before each file, int64."""
-        return np.cumsum(self.rows) - self.rows
+        before: np.ndarray = np.cumsum(self.rows) - self.rows
+        return before
 
 
 def time_column(schema: Schema, names: list[str]) -> tuple[str, bool]:

@@ -54,7 +54,7 @@ class OnDuckDB:
         dropped for which reason; those of unknown items go to ``rejects`` where they are refused."""
         config, engine = self.config, self.engine
         passed = interactions.passed(config, found)
-        dropped = engine.table(interactions.cuts(config, found)).to_pylist()[0]
+        dropped: dict[str, int] = engine.table(interactions.cuts(config, found)).to_pylist()[0]
         engine.run(
             f"CREATE TABLE users AS SELECT user AS id, min(rowid) AS met FROM raw WHERE {passed} "
             "GROUP BY user ORDER BY met"
@@ -161,4 +161,5 @@ class OnDuckDB:
     def _names(self, codes: np.ndarray) -> list[str]:
         query = f"SELECT id FROM users WHERE rowid BETWEEN {codes[0]} AND {codes[-1]} ORDER BY rowid"
         ids = pa.chunked_array([batch.column(0) for batch in self.engine.batches(query, SHARD_ROWS)])
-        return ids.take(pa.array(codes - codes[0])).to_pylist()
+        names: list[str] = ids.take(pa.array(codes - codes[0])).to_pylist()
+        return names

@@ -316,4 +316,5 @@ def _dropped(part: pa.Table) -> pa.Table:
 
 def _names(met: np.ndarray, ids: pa.ChunkedArray, users: np.ndarray) -> list[str]:
     """The ids of users by the numbers of their first rows, which rise."""
-    return ids.take(pa.array(np.searchsorted(met, users))).to_pylist()
+    names: list[str] = ids.take(pa.array(np.searchsorted(met, users))).to_pylist()
+    return names

@@ -17,7 +17,7 @@ from pipelines.config.sections import EvaluationSettings
 from pipelines.data import directory
 from pipelines.evaluation.scorer import search_weights, timed
 from pipelines.features.item_features import text_vectors
-from pipelines.training.train import trainer_of
+from pipelines.training.worker import trainer_of
 from setrec.data.catalog import TEST, Histories
 from setrec.evaluation import ranking
 from setrec.evaluation.intervals import paired_difference

@@ -94,7 +94,8 @@ def _served_answer(run: Run, config: JobConfig, body: dict[str, Any]) -> dict[st
             progress.update(1, 1, f"{url} in {1000 * (time.perf_counter() - began):.0f} ms")
         finally:
             ray_app.stop()
-    return response.json()
+    answer: dict[str, Any] = response.json()
+    return answer
 
 
 def _free(port: int) -> int:
@@ -104,6 +105,6 @@ def _free(port: int) -> int:
             return port
     with socket.socket() as any_port:
         any_port.bind(("127.0.0.1", 0))
-        chosen = any_port.getsockname()[1]
+        chosen: int = any_port.getsockname()[1]
     console.print(f"[yellow]Port {port} is taken; the endpoint uses {chosen}.[/yellow]")
     return chosen

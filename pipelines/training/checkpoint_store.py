@@ -169,7 +169,7 @@ class CheckpointStore:
         self.system.move(temporary, path)
 
     def _there(self, path: str) -> bool:
-        return self.system.get_file_info(path).type == fs.FileType.File
+        return bool(self.system.get_file_info(path).type == fs.FileType.File)
 
     def _remove(self, path: str) -> None:
         if self._there(path):

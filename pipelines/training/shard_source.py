@@ -45,7 +45,7 @@ class ShardSource:
     def _users(self, shard: int) -> int:
         path = self.paths[shard]
         try:
-            return pq.ParquetFile(path).metadata.num_rows
+            return int(pq.ParquetFile(path).metadata.num_rows)
         except (pa.ArrowException, OSError) as error:
             raise DataError("not a readable Parquet file (truncated or damaged)", file=path) from error
 

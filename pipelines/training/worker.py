@@ -97,11 +97,12 @@ def refit_trainer(
 
 
 def _catalog_size(data: Path) -> int:
-    return pq.ParquetFile(data / "items.parquet").metadata.num_rows
+    return int(pq.ParquetFile(data / "items.parquet").metadata.num_rows)
 
 
 def _item_ids(data: Path) -> list[str]:
-    return pq.read_table(data / "items.parquet", columns=["item_id"])["item_id"].to_pylist()
+    ids: list[str] = pq.read_table(data / "items.parquet", columns=["item_id"])["item_id"].to_pylist()
+    return ids
 
 
 class Validation:

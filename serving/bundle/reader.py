@@ -98,7 +98,8 @@ def load_setrec(path: Path) -> UserEncoder:
     """The recommender from a ``model/`` directory, in evaluation mode; safetensors only, nothing from the network."""
     from setrec.models.setrec_model import SetRecModel
 
-    return SetRecModel.from_pretrained(path, use_safetensors=True, local_files_only=True).eval()
+    model: UserEncoder = SetRecModel.from_pretrained(path, use_safetensors=True, local_files_only=True).eval()
+    return model
 
 
 class Check(Settings):
@@ -168,7 +169,8 @@ class Bundle:
     @property
     def new(self) -> np.ndarray:
         """Which items have no training interactions, bool (I,)."""
-        return self.popularity == 0
+        new: np.ndarray = self.popularity == 0
+        return new
 
     @cached_property
     def attribute_vectors(self) -> AttributeVectors:

@@ -234,7 +234,7 @@ def _require_free(settings: ServingSettings) -> None:
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 def _last_line(error: BaseException) -> str:

@@ -56,7 +56,8 @@ class Asked:
     def may(self, state: State, rows: np.ndarray) -> np.ndarray:
         """Which of a few ``rows`` may be answered, bool; the same as :meth:`left` says of them."""
         may = state.index.alive[rows] & ~np.isin(rows, self.excluded)
-        return may if self.allowed is None else may & self.allowed[rows]
+        left: np.ndarray = may if self.allowed is None else may & self.allowed[rows]
+        return left
 
 
 def work_out(state: State, request: Request, live: LiveHistory | None, *, synced: bool) -> Asked:

@@ -45,7 +45,8 @@ class CodeTable:
         rows = np.asarray(rows, dtype=np.int64)
         old = rows < len(self.base)
         if old.all():
-            return self.base[rows]
+            codes: np.ndarray = self.base[rows]
+            return codes
         codes = np.empty((len(rows), self._table.shape[1]), np.float32)
         codes[old], codes[~old] = self.base[rows[old]], self._table[rows[~old] - len(self.base)]
         return codes

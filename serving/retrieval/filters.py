@@ -80,7 +80,7 @@ class Bounds(_Part):
 
     def hold(self, numbers: np.ndarray) -> np.ndarray:
         """Return the mask of ``numbers``, float64 (V,), inside the bounds; NaN is outside."""
-        inside = ~np.isnan(numbers)
+        inside: np.ndarray = ~np.isnan(numbers)
         for bound, compare in (
             (self.gte, np.greater_equal),
             (self.gt, np.greater),
@@ -218,9 +218,11 @@ class AttributeIndex:
             case Not():
                 return ~self._evaluate(node.negated)
             case And():
-                return np.logical_and.reduce([self._evaluate(part) for part in node.every])
+                every: np.ndarray = np.logical_and.reduce([self._evaluate(part) for part in node.every])
+                return every
             case Or():
-                return np.logical_or.reduce([self._evaluate(part) for part in node.some])
+                some: np.ndarray = np.logical_or.reduce([self._evaluate(part) for part in node.some])
+                return some
         column = self._columns.get(node.attribute)
         if column is None:
             raise FilterError(f"no item has an attribute {node.attribute!r}")

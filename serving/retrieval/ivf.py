@@ -121,7 +121,8 @@ class Ivf:
         faiss.write_index(self.index, str(file))
 
     def _turned(self, query: np.ndarray) -> np.ndarray:
-        return query @ self._to_query
+        turned: np.ndarray = query @ self._to_query
+        return turned
 
     def _cells_under(self, near: np.ndarray, effort: int, mask: np.ndarray) -> np.ndarray | None:
         allowed = int(np.count_nonzero(mask))

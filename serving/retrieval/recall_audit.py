@@ -74,7 +74,8 @@ def derived_queries(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
     table = table - table.mean(axis=0)
     seeds = table[rng.choice(len(table), count)]
     near = faiss.knn(seeds, table, min(4, len(table)))[1]
-    return table[near].mean(axis=1).astype(np.float32)
+    queries: np.ndarray = table[near].mean(axis=1).astype(np.float32)
+    return queries
 
 
 def intrinsic_dimension(codes: np.ndarray, seed: int = 0) -> float | None:

@@ -23,7 +23,8 @@ def from_queries(queries: np.ndarray | None, width: int) -> np.ndarray:
     if not scale > 0:
         return np.eye(width, dtype=np.float32)
     values, vectors = np.linalg.eigh(second / scale + _RIDGE * np.eye(width))
-    return ((vectors * np.sqrt(values)) @ vectors.T).astype(np.float32)
+    root: np.ndarray = ((vectors * np.sqrt(values)) @ vectors.T).astype(np.float32)
+    return root
 
 
 def for_queries(matrix: np.ndarray) -> np.ndarray:

@@ -148,11 +148,11 @@ class RedisStore:
 
     def erase(self, user_id: str) -> int:
         """See :class:`serving.stores.base.HistoryStore`."""
-        return self._run("erase", user_id, f"user:{user_id}", json.dumps(["erase", user_id, None]))
+        return int(self._run("erase", user_id, f"user:{user_id}", json.dumps(["erase", user_id, None])))
 
     def record(self, kind: ItemKind | RulesKind, id: str, payload: str | None = None) -> int:
         """See :class:`serving.stores.base.ChangeLog`."""
-        return self._run("record", f"{subject_of(kind)}:{id}", json.dumps([kind, id, payload]))
+        return int(self._run("record", f"{subject_of(kind)}:{id}", json.dumps([kind, id, payload])))
 
     def changes(self, after: int, limit: int = 500) -> list[Change]:
         """See :class:`serving.stores.base.ChangeLog`."""

@@ -79,7 +79,7 @@ class SqliteStore:
         """
         self.path = Path(path)
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
-        self._waiting: queue.SimpleQueue[tuple[_Work, Future] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[_Work, Future[Any]] | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
         with self._translated():
@@ -167,7 +167,7 @@ class SqliteStore:
             more = None not in batch
             self._transact([entry for entry in batch if entry is not None])
 
-    def _transact(self, batch: list[tuple[_Work, Future]]) -> None:
+    def _transact(self, batch: list[tuple[_Work, Future[Any]]]) -> None:
         if not batch:
             return
         try:

@@ -33,7 +33,8 @@ class Column:
     @property
     def nulls(self) -> np.ndarray:
         """Which values are missing, bool."""
-        return self.values.is_null().to_numpy()
+        nulls: np.ndarray = self.values.is_null().to_numpy()
+        return nulls
 
 
 def ids(column: Column, what: str = "id") -> pd.Series:
@@ -46,7 +47,8 @@ def ids(column: Column, what: str = "id") -> pd.Series:
     text = column.values.cast(pa.large_string())
     blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(text), ""), False)
     column.refuse_first(blank.to_numpy(), f"the {what} is blank")
-    return text.to_pandas()
+    found: pd.Series = text.to_pandas()
+    return found
 
 
 def numbers(column: Column) -> np.ndarray:
@@ -93,13 +95,15 @@ def _as_text(column: Column) -> list[str | None]:
     values = column.values
     if pa.types.is_floating(kind):  # NaN is how many tools write a missing number
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
-    return values.cast(pa.large_string()).to_pylist()
+    texts: list[str | None] = values.cast(pa.large_string()).to_pylist()
+    return texts
 
 
 def _numpy(column: Column) -> np.ndarray:
     whole = pa.types.is_integer(column.values.type)
     try:
-        return column.values.cast(pa.int64() if whole else pa.float64()).to_numpy()
+        numbers: np.ndarray = column.values.cast(pa.int64() if whole else pa.float64()).to_numpy()
+        return numbers
     except pa.ArrowInvalid as error:
         raise column.refuse(f"a number is out of range ({str(error).splitlines()[0]})") from error
 
@@ -111,8 +115,8 @@ def _decoded(column: Column) -> Column:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

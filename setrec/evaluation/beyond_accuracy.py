@@ -54,7 +54,8 @@ def user_values(lists: np.ndarray, counts: np.ndarray, vectors: np.ndarray | Non
     surprise = -np.log2((counts + 1) / (counts.sum() + len(counts)))
 
     def mean(values: np.ndarray) -> np.ndarray:
-        return np.where(there, values[rows], 0).sum(axis=1) / some
+        found: np.ndarray = np.where(there, values[rows], 0).sum(axis=1) / some
+        return found
 
     means = {
         "popularity": mean(counts.astype(np.float64)), "novelty": mean(surprise), "new_items": mean(counts == 0)

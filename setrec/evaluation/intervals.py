@@ -37,7 +37,8 @@ def two_sided_p(means: np.ndarray) -> np.ndarray:
     where the 95% percentile interval leaves 0 out (up to one resample), and never below 2 / (resamples + 1).
     """
     rarer = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
-    return np.minimum(1.0, 2.0 * (rarer + 1) / (len(means) + 1))
+    p: np.ndarray = np.minimum(1.0, 2.0 * (rarer + 1) / (len(means) + 1))
+    return p
 
 
 def holm(p: np.ndarray) -> np.ndarray:

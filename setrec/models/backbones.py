@@ -112,7 +112,10 @@ def load_backbone(
         if speaking:
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with _quiet(layers is not None):
-            return kind.from_pretrained(path_or_hub_id, config=config, attn_implementation=attention.NAME, **kwargs)
+            model: PreTrainedModel = kind.from_pretrained(
+                path_or_hub_id, config=config, attn_implementation=attention.NAME, **kwargs
+            )
+            return model
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
@@ -218,12 +221,13 @@ class CausalBackbone(Backbone):
     def read(self, instruction: Tensor, items: Tensor) -> Tensor:
         """Return the hidden states at the instruction (a, d) and at each of the items (B, L, d): (B, a + L, d)."""
         a, (batch, count) = len(instruction), items.shape[:2]
-        return self.model(
+        states: Tensor = self.model(
             inputs_embeds=torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
             attention_mask=masks.history_mask(a, count, 1, causal_instruction=True, device=items.device)[None, None],
             position_ids=masks.history_positions(a, count, 1, items.device)[None],
             use_cache=False,
         ).last_hidden_state
+        return states
 
     def attend(
         self,
@@ -242,7 +246,7 @@ class CausalBackbone(Backbone):
             bias = nn.functional.pad(bias, (0, 0, 0, asks.shape[1]))
             mask = bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
         places = torch.cat([positions.expand(rows, -1), asked_at.expand(rows, -1)], dim=1)
-        out = self.model(
+        out: Tensor = self.model(
             inputs_embeds=torch.cat([history, queries], dim=1), attention_mask=mask, position_ids=places,
             use_cache=False,
         ).last_hidden_state  # fmt: skip
@@ -285,7 +289,7 @@ class EncoderDecoderBackbone(Backbone):
         bias: Tensor | None = None,
     ) -> Tensor:
         """See :class:`Backbone`."""
-        return (
+        answers: Tensor = (
             cast(Any, self.model)
             .decoder(
                 inputs_embeds=queries,
@@ -296,6 +300,7 @@ class EncoderDecoderBackbone(Backbone):
             )
             .last_hidden_state
         )
+        return answers
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
@@ -320,7 +325,8 @@ class EncoderDecoderBackbone(Backbone):
         """Return the encoder states (B, H, d) of the history."""
         mask = self._bias("encoder", positions, positions, sees)
         mask = mask if bias is None else mask + bias
-        return cast(Any, self.model).encoder(inputs_embeds=history, attention_mask=mask).last_hidden_state
+        states: Tensor = cast(Any, self.model).encoder(inputs_embeds=history, attention_mask=mask).last_hidden_state
+        return states
 
     def _bias(self, stack: str, looking: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
         """Return T5's relative bias between positions, (B or 1, heads, S, H), minus infinity where the mask is
@@ -332,7 +338,7 @@ class EncoderDecoderBackbone(Backbone):
             num_buckets=layer.relative_attention_num_buckets,
             max_distance=layer.relative_attention_max_distance,
         )
-        bias = layer.relative_attention_bias(buckets).permute(0, 3, 1, 2)
+        bias: Tensor = layer.relative_attention_bias(buckets).permute(0, 3, 1, 2)
         return bias.masked_fill(~mask[:, None], torch.finfo(bias.dtype).min)
 
 

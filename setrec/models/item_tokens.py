@@ -143,7 +143,8 @@ class SemanticTokenizer(nn.Module):
         if self.encoder:
             return x / self.scale
         some = texts.abs().sum(dim=-1, keepdim=True) > 0
-        return some * x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-8))
+        scaled: Tensor = some * x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-8))
+        return scaled
 
     def encode(self, standardised: Tensor) -> Tensor:
         """Return codes h (..., 128) of standardised text vectors (..., features)."""
@@ -215,7 +216,8 @@ class TextTokenizer(nn.Module):
         some = texts.abs().sum(dim=-1, keepdim=True) > 0
         x = some * (texts - self.center)
         x = (x / x.norm(dim=-1, keepdim=True).clamp(min=1e-8)) @ self.directions
-        return x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-8))
+        codes: Tensor = x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-8))
+        return codes
 
     def maps(self) -> tuple[Tensor, Tensor]:
         """Return the affine map as A (1, d, width) and b (1, d)."""

@@ -47,7 +47,8 @@ class Block(nn.Module):
         q, k, v = self.attend(self.norm_attention(x)).view(b, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.rate if self.training else 0.0)
         x = x + self.dropout(self.merge(mixed.transpose(1, 2).reshape(b, length, width)))
-        return x + self.dropout(self.forward_out(F.gelu(self.forward_in(self.norm_forward(x)))))
+        out: Tensor = x + self.dropout(self.forward_out(F.gelu(self.forward_in(self.norm_forward(x)))))
+        return out
 
 
 class ItemText(nn.Module):
@@ -75,7 +76,8 @@ class ItemText(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(...) item rows to (..., width)."""
-        return self.dropout(self.map(self.table[rows]))
+        vectors: Tensor = self.dropout(self.map(self.table[rows]))
+        return vectors
 
 
 class SasRec(nn.Module):
@@ -103,20 +105,22 @@ class SasRec(nn.Module):
 
     def vectors(self, rows: Tensor) -> Tensor:
         """Return vectors (..., width) of item rows (...), as inputs and as targets."""
-        own = self.items(rows)
+        own: Tensor = self.items(rows)
         if self.text is None:
             return own
         known = self.trained[rows]
         if self.training and self.settings.id_dropout > 0:
             known = known & (torch.rand(rows.shape, device=rows.device) >= self.settings.id_dropout)
-        return own * known[..., None] + self.text(rows)
+        vectors: Tensor = own * known[..., None] + self.text(rows)
+        return vectors
 
     def forward(self, items: Tensor) -> Tensor:
         """Return user vectors (B, L, width) after each item of right-padded histories (B, L)."""
-        x = self.dropout(self.vectors(items) + self.positions.weight[: items.shape[1]])
+        x: Tensor = self.dropout(self.vectors(items) + self.positions.weight[: items.shape[1]])
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        x = self.norm(x)
+        return x
 
     @torch.no_grad()
     def item_embeddings(self) -> Tensor:
@@ -128,7 +132,7 @@ class SasRec(nn.Module):
         """Return user vectors (B, width) after the last item of each history."""
         items, lengths = read(history).pad(self.settings.max_items)
         device = self.items.weight.device
-        out = self(torch.from_numpy(items).long().to(device))
+        out: Tensor = self(torch.from_numpy(items).long().to(device))
         return out[torch.arange(len(items), device=device), torch.from_numpy(lengths).to(device) - 1]
 
     def save(self, folder: Path) -> None:

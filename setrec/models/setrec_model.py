@@ -146,7 +146,7 @@ class SetRecModel(PreTrainedModel):
     @property
     def max_items(self) -> int:
         """Maximum number of items read, the latest of a history."""
-        return self.config.max_items
+        return int(self.config.max_items)
 
     @property
     def tokens_per_item(self) -> int:
@@ -170,13 +170,15 @@ class SetRecModel(PreTrainedModel):
         vectors = self.tokens.fused(read) if m == 1 else self.tokens.tokens(read).flatten(1, 2)
         vectors = self.dropout(vectors)
         if self.maps is not None:
-            return self.dropout(self._at_items(vectors, visible)) * self.log_scale.exp()[:, None]
+            answers: Tensor = self.dropout(self._at_items(vectors, visible)) * self.log_scale.exp()[:, None]
+            return answers
         queries = self.queries.expand(1, visible.shape[1], -1, -1)
         if self.config.query_mode == "last_item":
             own = vectors.unflatten(1, (-1, m)).sum(dim=2)
             queries = queries + _last_seen(own, visible.long() - 1)[:, :, None]
         out = self.backbone(self.instruction, vectors, queries, visible, m)
-        return self.dropout(out) * self.log_scale.exp()[:, None]
+        answers = self.dropout(out) * self.log_scale.exp()[:, None]
+        return answers
 
     def _at_items(self, vectors: Tensor, visible: Tensor) -> Tensor:
         """Return answers (B, Q, n, d) at the last visible items, or at the instruction if none is visible."""
@@ -364,7 +366,8 @@ def _instruction_vectors(path: str | None, pretrained: PreTrainedModel | None) -
     except (OSError, ValueError):
         return None
     ids = tokenizer(INSTRUCTION, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-    return pretrained.get_input_embeddings()(ids).detach().clone()
+    vectors: Tensor = pretrained.get_input_embeddings()(ids).detach().clone()
+    return vectors
 
 
 def _copy_weights(source: PreTrainedModel, target: nn.Module) -> None:

@@ -74,4 +74,5 @@ def _admit(i: int, limits: Sequence[GroupLimit], counts: Sequence[dict[str, int]
 def _unit_interval(scores: np.ndarray) -> np.ndarray:
     """Scores shifted and scaled to [0, 1], float64."""
     shifted = np.asarray(scores, np.float64) - np.min(scores, initial=np.inf)
-    return shifted / max(float(shifted.max(initial=0.0)), 1e-12)
+    scaled: np.ndarray = shifted / max(float(shifted.max(initial=0.0)), 1e-12)
+    return scaled

@@ -123,7 +123,8 @@ class HybridScorer:
 
     def at(self, history: Ragged, rows: Ragged) -> np.ndarray:
         """Scores of ``rows``, float64, one for every item."""
-        return np.sum(list(self.parts(history, rows).values()), axis=0) + np.zeros(len(rows.values))
+        total: np.ndarray = np.sum(list(self.parts(history, rows).values()), axis=0) + np.zeros(len(rows.values))
+        return total
 
     def entries(self, history: Ragged) -> dict[str, tuple[Ragged, np.ndarray]]:
         """The entries of every component."""

@@ -45,7 +45,8 @@ class Reranker(Settings):
         """
         names = list(self.weights)
         table = np.stack([features[name] for name in names], axis=1)
-        return standardized(table, rows) @ np.array([self.weights[name] for name in names])
+        scores: np.ndarray = standardized(table, rows) @ np.array([self.weights[name] for name in names])
+        return scores
 
 
 def components_of(weights: HybridWeights, reranker: Reranker | None) -> tuple[str, ...]:
@@ -111,7 +112,8 @@ class CatalogFacts:
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """See :class:`Facts`."""
-        return self.popularity[rows].astype(np.float64)
+        counts: np.ndarray = self.popularity[rows].astype(np.float64)
+        return counts
 
     def attributes(self, rows: np.ndarray) -> sp.csr_matrix:
         """See :class:`Facts`."""

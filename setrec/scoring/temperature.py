@@ -68,4 +68,5 @@ def relative_scores(scores: np.ndarray, history: Ragged) -> np.ndarray:
 def log_normaliser(scores: np.ndarray) -> np.ndarray:
     """Logarithms (b,) of the sums of exponentials of rows whose best is 0."""
     with np.errstate(divide="ignore"):
-        return np.log(np.exp(scores).sum(axis=1, dtype=np.float64))
+        normaliser: np.ndarray = np.log(np.exp(scores).sum(axis=1, dtype=np.float64))
+        return normaliser

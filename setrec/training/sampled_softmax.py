@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from setrec.models.grounding import LogitBias
 from setrec.training import softmax
-from setrec.training.softmax import LogitBias, weighted
+from setrec.training.softmax import weighted
 
 
 class Candidates(NamedTuple):
@@ -78,10 +79,11 @@ def sampled_cross_entropy(
     if bias is not None:
         again[bias.rows[targets[bias.rows] == bias.items]] = True
         bias, by = _among(candidates.rows, bias), bias.by.float()
-    return _SampledCrossEntropy.apply(
+    loss: Tensor = _SampledCrossEntropy.apply(
         users.float(), codes[targets].float(), codes[candidates.rows].float(), by, candidates.log_counts, place,
         again, bias, weights, product or torch.float32,
     )  # fmt: skip
+    return loss
 
 
 def _among(rows: Tensor, bias: LogitBias) -> LogitBias:

@@ -31,7 +31,8 @@ def catalogue_cross_entropy(
     product = torch.get_autocast_dtype(users.device.type) if torch.is_autocast_enabled(users.device.type) else None
     by = users.new_zeros(()) if bias is None else bias.by.float()
     fixed = targets, bias, weights, product or torch.float32
-    return _CatalogueCrossEntropy.apply(users.float(), codes.float(), by, *fixed)
+    loss: Tensor = _CatalogueCrossEntropy.apply(users.float(), codes.float(), by, *fixed)
+    return loss
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):

@@ -230,7 +230,8 @@ class Trainer:
         """The model with the weights of its best epoch."""
         if self.best_weights:
             checkpoints.set_weights(self.model, self.best_weights, every=False)
-        return self.model.eval()
+        model: SetRecModel = self.model.eval()
+        return model
 
 
 def _seed(*parts: int) -> int:

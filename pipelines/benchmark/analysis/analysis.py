@@ -141,7 +141,8 @@ def _centred(ranks: np.ndarray) -> np.ndarray:
     """Return rows of mean 0 and length 1, NaN if all entries are equal; their products are correlations."""
     ranks = ranks - ranks.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        return ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
+        ranks = ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
+    return ranks
 
 
 def shuffled_rows_check(

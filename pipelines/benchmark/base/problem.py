@@ -186,7 +186,8 @@ def _names(path: Path) -> list[str]:
     if not path.is_file():
         raise DataError("no such file", file=path)
     try:
-        return pq.read_schema(path).names
+        names: list[str] = pq.read_schema(path).names
+        return names
     except Exception as error:  # pyarrow raises many kinds
         raise DataError("not a readable Parquet file", file=path) from error
 

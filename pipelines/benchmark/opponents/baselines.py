@@ -11,6 +11,7 @@ from pipelines.benchmark.opponents.transitions import tune_transitions
 from setrec.errors import DataError
 from setrec.evaluation import ranking
 from setrec.models import sasrec
+from setrec.models.settings import SasRecSettings
 from setrec.scoring import baselines
 from setrec.training import sasrec_trainer
 
@@ -101,7 +102,7 @@ class SasRecSystem:
             clock.tell(f"NDCG@10 {record['ndcg@10']:.4f}")
 
         model = sasrec_trainer.train_sasrec(
-            problem.histories, problem.items, sasrec.SasRecSettings(**settings), report=report, seed=seed,
+            problem.histories, problem.items, SasRecSettings(**settings), report=report, seed=seed,
             features=problem.text if self.text else None, seconds=60 * clock.minutes - clock.seconds,
             validate=lambda scorer: ranking.mean_metric(scorer, cases, history=HISTORY), device=device(),
         )  # fmt: skip

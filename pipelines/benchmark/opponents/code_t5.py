@@ -71,7 +71,8 @@ class CodeT5(nn.Module):
         else:
             seen = self._before(items.shape[1], visible)
         mask = _mask(seen.repeat_interleave(self.levels, 2))
-        return self.t5.encoder(input_ids=self.tokens[items].flatten(1), attention_mask=mask).last_hidden_state
+        out: Tensor = self.t5.encoder(input_ids=self.tokens[items].flatten(1), attention_mask=mask).last_hidden_state
+        return out
 
     def forward(self, items: Tensor, visible: Tensor, targets: Tensor) -> Tensor:
         """Return hidden states (b, Q, n, d) that predict the codes of the targets (b, Q), each given the previous
@@ -80,12 +81,12 @@ class CodeT5(nn.Module):
         block = items.new_ones(self.levels, self.levels).tril()
         own = torch.block_diag(*[block] * targets.shape[1]).bool()[None]
         looked = self.looked(items.shape[1], visible).repeat_interleave(self.levels, 2)
-        hidden = self.t5.decoder(
+        hidden: Tensor = self.t5.decoder(
             input_ids=read.flatten(1), attention_mask=_mask(own),
             encoder_hidden_states=self.encode(items, visible),
             encoder_attention_mask=looked,
-        ).last_hidden_state  # fmt: skip
-        return hidden.unflatten(1, (-1, self.levels))
+        ).last_hidden_state.unflatten(1, (-1, self.levels))  # fmt: skip
+        return hidden
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of the codes, summed over levels and targets."""
@@ -102,13 +103,14 @@ class CodeT5(nn.Module):
         """Return logits (..., C) over the codes of a level from hidden states (..., d); input and output embeddings are
         shared."""
         begin, end = self.span[level]
-        return hidden @ self.t5.shared.weight[begin:end].T * self.settings.width**-0.5
+        logits: Tensor = hidden @ self.t5.shared.weight[begin:end].T * self.settings.width**-0.5
+        return logits
 
     def looked(self, length: int, visible: Tensor) -> Tensor:
         """Added to the decoder's attention on what was read, (b, heads, Q, L * n): the later an item, the more or less
         by what each head has learned; nothing is seen from the target on."""
         ago = visible[..., None] - 1 - torch.arange(length, device=visible.device)
-        bias = self.recency(ago.clamp(0, self.settings.max_items - 1)).permute(0, 3, 1, 2)
+        bias: Tensor = self.recency(ago.clamp(0, self.settings.max_items - 1)).permute(0, 3, 1, 2)
         bias = bias + _mask(self._before(length, visible))
         return bias.repeat_interleave(self.levels, 3)
 

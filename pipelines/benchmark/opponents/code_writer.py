@@ -48,7 +48,8 @@ class CachedWriter:
 
     def _split(self, x: Tensor) -> Tensor:
         """Split heads: (b, heads, keys, d / heads) from (b, keys, d)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        heads: Tensor = x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return heads
 
     def _own(self, attention: Any, x: Tensor, at: int, bias: Tensor) -> Tensor:
         """Return self-attention of every beam over its codes so far, (b, beams, d)."""
@@ -60,13 +61,15 @@ class CachedWriter:
             self.written.append((k, v))
         # T5 does not scale its products.
         weights = (q @ k.transpose(3, 4) + bias[:, None]).softmax(dim=-1)
-        return attention.o((weights @ v).flatten(2))
+        out: Tensor = attention.o((weights @ v).flatten(2))
+        return out
 
     def _other(self, attention: Any, x: Tensor, at: int) -> Tensor:
         """Return cross-attention of every beam over the user's history, (b, beams, d)."""
         k, v = self.memory[at]
         mixed = F.scaled_dot_product_attention(self._split(attention.q(x)), k, v, self.mask, scale=1.0)
-        return attention.o(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = attention.o(mixed.transpose(1, 2).flatten(2))
+        return out
 
 
 def _follow(kept: Tensor, beam: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ from pipelines.benchmark.opponents.residual_codes import residual_codes
 from setrec.epochs import Epochs, cosine, scale_learning_rates
 from setrec.errors import ConfigError
 from setrec.evaluation import ranking
-from setrec.precision import Precision, autocast
+from setrec.precision import autocast
 from setrec.ragged import Ragged
+from setrec.settings import Precision
 from setrec.training import batches
 
 USERS_AT_ONCE = 64

@@ -122,10 +122,12 @@ class ItemCoder:
     def _vector(self, text: str) -> np.ndarray:
         assert self._encoder is not None
         with self._one_at_a_time:
-            return self._encoder.encode([text])[0]
+            vector: np.ndarray = self._encoder.encode([text])[0]
+            return vector
 
     def _text_code(self, vector: np.ndarray) -> np.ndarray:
         try:
-            return self._bundle.model.text_codes(torch.from_numpy(vector[None])).cpu().numpy()[0]
+            code: np.ndarray = self._bundle.model.text_codes(torch.from_numpy(vector[None])).cpu().numpy()[0]
+            return code
         except ConfigError as error:
             raise CannotEncodeError(str(error)) from error

@@ -58,7 +58,8 @@ class LiveItems:
 
     def moved(self, bundle_rows: np.ndarray) -> np.ndarray:
         """Rows, int64, where items of the bundle's rows stand now, -1 for those that were removed."""
-        return self._moved[bundle_rows]
+        rows: np.ndarray = self._moved[bundle_rows]
+        return rows
 
     def before(self, rows: np.ndarray) -> np.ndarray:
         """Rows of the bundle, int64, of the items in ``rows``, -1 for those that it does not hold."""

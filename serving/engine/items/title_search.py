@@ -25,4 +25,5 @@ class TitleSearch:
         matches &= state.index.alive[: len(matches)]
         rows = np.flatnonzero(matches)
         rows = rows[np.argsort(-self._counts[rows], kind="stable")]
-        return found + rows[: limit - len(found)].tolist()
+        others: list[int] = rows[: limit - len(found)].tolist()
+        return found + others

@@ -60,7 +60,8 @@ class UserScores:
         """Codes of ``rows``, float32 (len(rows), D)."""
         items, base = len(self.base), self.base.numpy()
         if not len(self.fresh):
-            return base[rows]
+            codes: np.ndarray = base[rows]
+            return codes
         old = rows < items
         found = np.empty((len(rows), base.shape[1]), np.float32)
         found[old], found[~old] = base[rows[old]], self.fresh[rows[~old] - items]
@@ -225,4 +226,5 @@ class ScoringBatch:
         for name, (places, values) in self.entries.items():
             largest = np.array([np.abs(values[a:b]).max(initial=0) for a, b in pairwise(places.offsets.tolist())])
             size += max(abs(float(w)) for w in self.scorer.weights.of(name, np.array([False, True]))) * largest
-        return 4e-6 * size
+        slack: np.ndarray = 4e-6 * size
+        return slack

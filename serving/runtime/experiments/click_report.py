@@ -66,7 +66,8 @@ def report(folder: Path, experiment: str, seed: int = 0) -> dict[str, Any]:
 def _table(folder: Path, kind: str, schema: Any) -> pd.DataFrame:
     files = sorted(str(file) for file in folder.glob(f"{kind}-*.parquet"))
     try:
-        return ds.dataset(files, schema=schema, format="parquet").to_table().to_pandas()
+        table: pd.DataFrame = ds.dataset(files, schema=schema, format="parquet").to_table().to_pandas()
+        return table
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: cannot be read: {error}") from error
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,7 +64,7 @@ class ExposureLog:
         """``folder`` is made where it is missing. Raises: OSError: it cannot be."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._seconds = folder, seconds
-        self._rows: dict[str, list[tuple]] = {"answers": [], "feedback": []}
+        self._rows: dict[str, list[tuple[Any, ...]]] = {"answers": [], "feedback": []}
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="exposures", daemon=True)
         self._thread.start()
@@ -97,7 +97,7 @@ class ExposureLog:
         self._thread.join()
         self._try_to_flush()
 
-    def _add(self, kind: str, rows: list[tuple]) -> None:
+    def _add(self, kind: str, rows: list[tuple[Any, ...]]) -> None:
         with self._lock:
             kept = len(self._rows[kind]) + len(rows) <= _MOST_ROWS
             if kept:
