@@ -37,7 +37,7 @@ def search_weights(
     """Search the weights of a run's scorer on validation; ``timed``: the split is one of global time."""
     trained = histories.trained(items)
     parts = halves(histories, timed=timed)
-    return search(model, parts, trained, texts, timed=timed, slot_step=step, names=components)
+    return search(model, parts, trained, texts, slot_step=step, names=components)
 
 
 def timed(config: JobConfig) -> bool:

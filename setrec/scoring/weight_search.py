@@ -67,10 +67,11 @@ PRETENDED = 0.25
 @dataclass(frozen=True)
 class Part:
     """Validation users to be ranked: their ``cases``, and the histories ``known`` that components may be built from,
-    which do not hold what these users chose next."""
+    which do not hold what these users chose next. ``timed``: the split is one of global time."""
 
     cases: ranking.Cases
     known: Ragged
+    timed: bool
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def halves(histories: Histories, *, timed: bool, users: int = USERS) -> list[Par
         rows = np.flatnonzero(ranked)
         part = ranking.Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows))
         known = histories.events(TRAIN) if timed else _with_validation_of(histories, cases.users[~ranked])
-        parts.append(Part(part.sample(users, 0), known))
+        parts.append(Part(part.sample(users, 0), known, timed))
     return parts
 
 
@@ -108,15 +109,14 @@ def search(
     trained: np.ndarray,
     texts: TextFeatures | None,
     *,
-    timed: bool = False,
     slot_step: float = 0.1,
     names: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda note: None,
 ) -> Found:
     """The weights for a model (``None``: for the components without one).
 
-    ``trained`` bool (I,): items with training interactions. ``timed`` as of :func:`halves`. ``names`` of the
-    components that take part, all by default. NDCG@10 is over all items, the user's history removed.
+    ``trained`` bool (I,): items with training interactions. ``names`` of the components that take part, all by default.
+    NDCG@10 is over all items, the user's history removed.
     """
     asked = [part for part in parts if len(part.cases)]
     if not asked:
@@ -145,7 +145,7 @@ def search(
         components = {name: weight / heat for name, weight in components.items()}
     weights = HybridWeights(slots=slots, temperature=temperature, components=components)
     progress("new items")
-    new_items, values = _new_items(table, components, values, tried, timed=timed)
+    new_items, values = _new_items(table, components, values, tried, timed=asked[0].timed)
     return Found(weights.model_copy(update={"new_items": new_items}), float(np.nanmean(values)), gains, tried)
 
 
