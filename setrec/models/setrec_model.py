@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from setrec.errors import ConfigError
@@ -53,12 +54,13 @@ class SetRecConfig(PretrainedConfig):
         id_dropout: float = 0.0,
         history_skip: list[float] | None = None,
         repeat_bias: bool = False,
+        word_scale: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.items, self.backbone, self.lora = items, backbone, lora
         self.collaborative, self.text, self.text_slot, self.extra = collaborative, text, text_slot, extra or {}
         self.semantic_tokens, self.hidden = semantic_tokens, [512, 256, 128] if hidden is None else hidden
-        self.history_skip, self.repeat_bias = history_skip or [], repeat_bias
+        self.history_skip, self.repeat_bias, self.word_scale = history_skip or [], repeat_bias, word_scale
         self.history, self.max_items, self.instruction = history, max_items, instruction
         self.query_mode, self.dropout = query_mode, dropout
         self.trainable_table, self.id_dropout = trainable_table, id_dropout
@@ -168,6 +170,8 @@ class SetRecModel(PreTrainedModel):
         read = codes[items.long()]
         m = self.tokens_per_item
         vectors = self.tokens.fused(read) if m == 1 else self.tokens.tokens(read).flatten(1, 2)
+        if self.config.word_scale is not None:
+            vectors = F.rms_norm(vectors, vectors.shape[-1:]) * self.config.word_scale
         vectors = self.dropout(vectors)
         if self.maps is not None:
             answers: Tensor = self.dropout(self._at_items(vectors, visible)) * self.log_scale.exp()[:, None]
@@ -176,15 +180,19 @@ class SetRecModel(PreTrainedModel):
         if self.config.query_mode == "last_item":
             own = vectors.unflatten(1, (-1, m)).sum(dim=2)
             queries = queries + _last_seen(own, visible.long() - 1)[:, :, None]
-        out = self.backbone(self.instruction, vectors, queries, visible, m)
+        out = self._normalized(self.backbone(self.instruction, vectors, queries, visible, m))
         answers = self.dropout(out) * self.log_scale.exp()[:, None]
         return answers
 
     def _at_items(self, vectors: Tensor, visible: Tensor) -> Tensor:
         """Return answers (B, Q, n, d) at the last visible items, or at the instruction if none is visible."""
-        states = cast(CausalBackbone, self.backbone).read(self.instruction, vectors)
+        states = self._normalized(cast(CausalBackbone, self.backbone).read(self.instruction, vectors))
         own = _last_seen(states, len(self.instruction) - 1 + visible.long())
         return torch.einsum("bqd,nde->bqne", own, cast(Tensor, self.maps)) + self.queries
+
+    def _normalized(self, states: Tensor) -> Tensor:
+        """Return a pretrained backbone's states (..., d) with norms of sqrt(d), as those of a new one have."""
+        return states if self.config.word_scale is None else F.rms_norm(states, states.shape[-1:])
 
     def answer_codes(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> list[Tensor]:
         """Return each slot's answer in the columns of its code, n tensors (B, Q, columns); arguments as of
@@ -305,6 +313,7 @@ class SetRecModel(PreTrainedModel):
         features."""
         b = settings.backbone
         pretrained = load_backbone(b.pretrained, layers=b.layers) if b.pretrained else None
+        words = None if pretrained is None else pretrained.get_input_embeddings().weight.detach()
         instruction = _instruction_vectors(b.pretrained, pretrained)
         base = (
             pretrained.config
@@ -335,6 +344,7 @@ class SetRecModel(PreTrainedModel):
             id_dropout=settings.id_dropout,
             history_skip=list(settings.history_skip),
             repeat_bias=settings.repeat_bias,
+            word_scale=None if words is None else float(words.square().mean().sqrt()),
         )
         model = cls(config)
         model.tokens.fill(features)

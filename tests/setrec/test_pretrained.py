@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_models import ITEMS
 from stored_checkpoints import stored_checkpoint
 
@@ -65,6 +65,32 @@ def test_a_checkpoint_stored_in_bf16_trains_in_float32_and_scores_the_same_once_
 def test_adapters_of_a_bf16_checkpoint_are_float32_as_well(features, tmp_path):
     model = built(features, stored_checkpoint(tmp_path / "hub", "qwen3"), LoraSettings(rank=2))
     trained_and_reloaded(model, tmp_path / "saved")
+
+
+@pytest.mark.parametrize("query_mode", ["item", "learned"])
+def test_training_starts_at_chance_whatever_the_scale_of_a_checkpoint(features, family, tmp_path, query_mode):
+    if family == "t5" and query_mode == "item":
+        pytest.skip("needs a causal backbone")
+    path = tmp_path / "hub"
+    stored_checkpoint(path, family, torch.float32)
+    weights = load_file(path / "model.safetensors")
+    last = [name for name in weights if "final_layer_norm" in name or name.endswith("model.norm.weight")]
+    assert last
+    save_file(
+        {n: w * (20 if n in last else 1) for n, w in weights.items()}, path / "model.safetensors", {"format": "pt"}
+    )
+    settings = ModelSettings(
+        backbone=BackboneSettings(pretrained=str(path)),
+        hidden=(24,),
+        history_skip=(),
+        query_mode=query_mode,
+        dropout=0.0,
+    )
+    torch.manual_seed(7)
+    model = SetRecModel.build(settings, features)
+    still = ONE_EPOCH.model_copy(update={"learning_rate": 1e-9})
+    loss = Trainer(model, HISTORIES, lambda _: 0.1, still, ObjectiveSettings()).epoch()["loss"]
+    assert loss == pytest.approx(np.log(features.trained.sum()), rel=0.15)
 
 
 @pytest.mark.parametrize("speaking", [False, True])
