@@ -19,6 +19,7 @@ from pipelines.config.job import load_config
 from pipelines.data import directory
 from pipelines.features import preparation
 from pipelines.features.item_features import train_collaborative
+from pipelines.features.warm import Source
 from pipelines.jobs import stages
 from pipelines.training import train
 from pipelines.training.worker import Validation, refit_trainer, trainer_of
@@ -117,6 +118,8 @@ def test_a_run_learns_on_one_worker_or_two_as_in_one_process_and_leaves_a_model(
     files = {"config.json", "model.safetensors"}
     assert {p.name for p in (root / "model").iterdir()} == {*files, "validated"}
     assert {p.name for p in (root / "model" / "validated").iterdir()} == files
+    source = Source.at(root)
+    assert (source.model, source.beginning) == (root / "model", root / "model" / "validated")
     ranks_alike(SetRecModel.from_pretrained(root / "model"), whole[1], root, tolerance)
     best = max(record["ndcg@10"] for record in told)
     judge = Validation(Cases.of(directory.load(Run(root).data)[1], VALID))
