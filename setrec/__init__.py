@@ -1,6 +1,6 @@
 """Generative recommendation with order-agnostic sets of continuous tokens.
 
-One alphabet for shapes, used in every docstring of this project:
+Symbols of shapes, used in every docstring of this project:
 
 ====  ==================================================================
 B     users (or requests) in a batch

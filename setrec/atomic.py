@@ -1,4 +1,4 @@
-"""Files and directories that are there as a whole or not at all, and folders that do not outlive their process."""
+"""Atomic writes of files and directories, and working folders that are removed after their process ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 _HELD = ".held"
 """The lock file in a working folder. The operating system holds the lock for the process, so a folder whose lock is
-free belongs to a process that was killed."""
+free was left by a killed process."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -26,8 +26,8 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """A temporary sibling of ``path`` to write to; it takes the name ``path`` when the block ends without an error.
 
-    Readers see the old file or the new one, never a part. The parent directory is made where it is missing. An error
-    of the file system names ``path``.
+    Readers see the old file or the new one, never a part. The parent directory is created if it is missing. Errors of
+    the file system name ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,9 +46,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """A temporary sibling directory to fill; it takes the place of ``path`` when the block ends without an error.
 
-    After an error, or a kill at any moment, the old directory or the new one is at ``path``: the two change places in
-    one system call. Where the file system has no such call, the old one is moved aside for an instant, and
-    :func:`recover` moves it back after a kill in that instant. What killed processes left is removed first.
+    After an error, or a kill at any moment, the old directory or the new one is at ``path``: the two are exchanged in
+    one system call. On file systems without that call, the old one is moved aside briefly, and :func:`recover` moves it
+    back after a kill in that moment. Folders left by killed processes are removed first.
 
     Raises:
         NotADirectoryError: a file is at ``path``.
@@ -66,8 +66,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 
 def recover(path: str | Path) -> None:
-    """Finish what a killed :func:`atomic_directory` began at ``path``: put the old directory back where none is there,
-    and remove its working folders."""
+    """Clean up after a killed :func:`atomic_directory` at ``path``: restore the old directory if none is there, and
+    remove working folders."""
     path = Path(path)
     for work in abandoned(path.parent, f".{path.name}.", ".tmp"):
         if not path.exists() and (work / "old").exists():
@@ -77,11 +77,11 @@ def recover(path: str | Path) -> None:
 
 @contextmanager
 def held_folder(parent: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
-    """A new folder in ``parent``, removed with the block and locked for this process until then."""
+    """Create a folder in ``parent`` that is locked for this process, and removed when the block ends."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=parent))
         lock = FileLock(folder / _HELD)
-        with suppress(Timeout, FileNotFoundError):  # somebody who clears up took it before it was locked
+        with suppress(Timeout, FileNotFoundError):  # another process cleaned it up before it was locked
             lock.acquire(timeout=0)
             break
     try:
@@ -92,15 +92,15 @@ def held_folder(parent: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
 
 
 def abandoned(parent: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
-    """Folders that :func:`held_folder` made in ``parent`` for processes that were killed; each is locked while the
-    caller has it. Folders of other origin have no lock file and are left alone."""
+    """Yield the folders that :func:`held_folder` created in ``parent`` for processes that were killed; each is locked
+    while the caller uses it. Other folders have no lock file and are ignored."""
     for folder in map(Path, glob.glob(f"{glob.escape(str(parent / prefix))}*{suffix}")):
         if folder.is_symlink() or not (folder / _HELD).is_file():
             continue
         lock = FileLock(folder / _HELD)
         try:
             lock.acquire(timeout=0)
-        except (Timeout, OSError):  # a living process has it, or another user
+        except (Timeout, OSError):  # in use by a live process, or owned by another user
             continue
         try:
             yield folder
@@ -121,7 +121,7 @@ def _put_in_place(new: Path, path: Path, aside: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places in one step; false where the system cannot."""
+    """Exchange two paths atomically; return false if the system does not support it."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     names = os.fsencode(one), os.fsencode(other)
     return call is not None and call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
@@ -129,7 +129,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Let errors of the file system name ``path``, also those that a library raises as its own."""
+    """Add ``path`` to errors of the file system, including those that a library wraps in its own."""
     try:
         yield
     except OSError as error:

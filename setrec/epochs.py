@@ -1,4 +1,4 @@
-"""The loop over epochs that all models trained in one process share: budget, early stopping, schedule, best weights."""
+"""The loop over epochs of models trained in one process: budget, early stopping, schedule, best weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 
 class Epochs:
-    """Iterate over epochs, from 1, until the last one, ``patience`` epochs without improvement, or the end of the time.
+    """Iterate over epochs, from 1, until the last one, ``patience`` epochs without improvement, or the time limit.
 
-    The first epoch always takes place. Call :meth:`finish` at the end of each, and :meth:`restore` behind the loop::
+    The first epoch always takes place. Call :meth:`finish` at the end of each, and :meth:`restore` after the loop::
 
         for epoch in (run := Epochs(model, epochs=10, patience=3)):
             ...
@@ -21,30 +21,30 @@ class Epochs:
         run.restore()
 
     Args:
-        model: its trainable parameters are kept after the best epoch.
-        seconds: CPU time of this process, so that the budget means the same beside other work.
+        model: model whose trainable parameters are stored after the best epoch.
+        seconds: CPU time of this process, so that the budget does not depend on other processes.
     """
 
     def __init__(self, model: nn.Module, epochs: int, patience: int, seconds: float = math.inf) -> None:
         self.model, self.epochs, self.patience, self.limit = model, epochs, patience, seconds
         self.done, self.best, self.best_epoch = 0, -math.inf, 0
         self.reserve = 0.0
-        """Seconds left over for what follows training."""
+        """Seconds reserved for work after training."""
         self._began, self._weights = time.process_time(), dict[str, Tensor]()
 
     @property
     def seconds(self) -> float:
-        """CPU seconds since the start."""
+        """Return the CPU seconds since the start."""
         return time.process_time() - self._began
 
     @property
     def out_of_time(self) -> bool:
-        """Whether the budget is used up."""
+        """Return whether the budget is exhausted."""
         return self.seconds + self.reserve >= self.limit
 
     def share(self, part: float = 0.0) -> float:
-        """Share of the training that is over, ``part`` of the current epoch included: by epochs or by time, whichever
-        is larger."""
+        """Return the share of training that is done, including ``part`` of the current epoch: by epochs or by time,
+        whichever is larger."""
         return min(1.0, max((self.done + part) / self.epochs, self.seconds / max(1e-9, self.limit)))
 
     def __iter__(self) -> Iterator[int]:
@@ -54,7 +54,7 @@ class Epochs:
             yield self.done + 1
 
     def finish(self, value: float) -> None:
-        """End an epoch; its weights are kept if ``value`` is the largest so far."""
+        """End an epoch; store its weights if ``value`` is the largest so far."""
         self.done += 1
         if value > self.best:
             self.best, self.best_epoch = value, self.done
@@ -62,7 +62,7 @@ class Epochs:
             self._weights = {name: p.detach().clone() for name, p in trained}
 
     def restore(self) -> None:
-        """Load the weights of the best epoch, and set the model to evaluation."""
+        """Load the weights of the best epoch, and set the model to evaluation mode."""
         self.model.load_state_dict(self._weights, strict=False)
         self.model.eval()
 
@@ -73,6 +73,6 @@ def cosine(share: float) -> float:
 
 
 def scale_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set the learning rates of an optimizer to ``factor`` times those that it was made with."""
+    """Set the learning rates of an optimizer to ``factor`` times their initial values."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group.setdefault("initial_lr", group["lr"])

@@ -1,12 +1,12 @@
-"""Errors meant for people: one clear line, no traceback (the command line and the endpoint print them as they are)."""
+"""Errors for users: one line without traceback, which the command line and the endpoint print unchanged."""
 
 
 class SetRecError(ValueError):
-    """Base of every error this project raises on purpose because of something given from outside."""
+    """Base class of all errors caused by invalid input."""
 
 
 class DataError(SetRecError):
-    """Input data that cannot be used. The message names the file, the row and the column where they are known."""
+    """Input data that cannot be used. The message names the file, row and column if known."""
 
     def __init__(self, reason: str, *, file: object = None, row: int | None = None, column: str | None = None) -> None:
         place = [str(file)] if file is not None else []
@@ -18,15 +18,15 @@ class DataError(SetRecError):
 
 
 class UnknownItemError(SetRecError):
-    """An item id that the catalogue does not hold."""
+    """An item id that is not in the catalogue."""
 
 
 class UnknownUserError(SetRecError):
-    """A user id that the histories do not hold."""
+    """A user id that is not in the histories."""
 
 
 class UnknownNodeError(SetRecError):
-    """A node id that the graph does not hold."""
+    """A node id that is not in the graph."""
 
 
 class BundleError(SetRecError):

@@ -1,4 +1,4 @@
-"""Tables of safetensors files as they lie on disk: paged in where they are read, shared by a machine's processes."""
+"""Memory-mapped tables of safetensors files, loaded on access and shared by a machine's processes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _KINDS: dict[Any, str] = {np.float32: "F32", np.int32: "I32", np.int64: "I64"}
 
 
 def mapped(file: Path, name: str, kind: type = np.float32) -> np.ndarray:
-    """The tensor ``name`` of a safetensors file whose content has been checked, read-only and not copied.
+    """Return the tensor ``name`` of a safetensors file with verified content, read-only and not copied.
 
     Raises:
-        KeyError: the file holds no such tensor.
+        KeyError: the file does not contain the tensor.
         ValueError: the tensor is not of that ``kind`` (float32, int32 or int64), or the header cannot be read.
     """
     with open(file, "rb") as content:

@@ -1,4 +1,4 @@
-"""Items made ready by a thread while the one before is worked on, and how long was waited for them all the same."""
+"""Prefetching of items in a thread, with the remaining waiting time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _END = object()
 
 
 class Prefetched(Generic[T]):
-    """``items``, up to ``depth`` of them made ahead; used as a context, which ends the thread.
+    """Iterator over ``items`` that prepares up to ``depth`` of them in advance; a context manager, which ends the
+    thread.
 
-    An error of ``items`` is raised where the reader comes to it.
+    An error of ``items`` is raised when the reader reaches it.
     """
 
     def __init__(self, items: Iterable[T], depth: int) -> None:
@@ -32,7 +33,7 @@ class Prefetched(Generic[T]):
         self._thread.join()
 
     def __iter__(self) -> Iterator[tuple[T, float]]:
-        """Each item, and the seconds for which it was waited."""
+        """Yield each item, and the seconds spent waiting for it."""
         while True:
             began = time.perf_counter()
             item, error = self._ready.get()

@@ -12,7 +12,7 @@ import numpy as np
 class Ragged:
     """Row ``r`` is ``values[offsets[r]:offsets[r + 1]]``; ``offsets`` has one entry more than there are rows.
 
-    ``weights`` float32, one for every value, where these do not all count alike.
+    ``weights`` float32, one per value, if the values have different weights.
     """
 
     values: np.ndarray
@@ -29,7 +29,7 @@ class Ragged:
 
     @classmethod
     def joined(cls, parts: Sequence[Ragged]) -> Ragged:
-        """The rows of all parts, one part after the other; ``parts`` has at least one."""
+        """Concatenate the rows of all parts; ``parts`` has at least one."""
         lengths = np.concatenate([part.lengths for part in parts])
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         weights = None
@@ -40,7 +40,7 @@ class Ragged:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Length of each row."""
+        """Return the length of each row."""
         return np.diff(self.offsets)
 
     def __len__(self) -> int:
@@ -53,25 +53,25 @@ class Ragged:
         return (self[row] for row in range(len(self)))
 
     def take(self, rows: np.ndarray) -> Ragged:
-        """The given rows, in the given order."""
+        """Return the given rows, in the given order."""
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         source = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Ragged(self.values[source], offsets, None if self.weights is None else self.weights[source])
 
     def where(self, keep: np.ndarray) -> Ragged:
-        """Only the entries whose flag in ``keep`` (one per value) is true; rows may become empty."""
+        """Return only the entries whose flag in ``keep`` (one per value) is true; rows may become empty."""
         counts = np.concatenate([[0], np.cumsum(keep)])
         weights = None if self.weights is None else self.weights[keep]
         return Ragged(self.values[keep], counts[self.offsets].astype(np.int64), weights)
 
     @property
     def row_of_value(self) -> np.ndarray:
-        """For each value, the row it belongs to."""
+        """Return for each value the row it belongs to."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
     def pad(self, length: int | None = None, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """The **last** ``length`` entries of each row, left-aligned and right-padded.
+        """Return the **last** ``length`` entries of each row, left-aligned and right-padded.
 
         Returns ``(matrix (rows, length), kept lengths (rows,))``; ``length`` defaults to the longest row.
         """

@@ -22,7 +22,7 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     least = np.partition(scores, -k, axis=1)[:, -k][:, None]
     above, level = scores > least, scores == least
     row, column = np.nonzero(above | level)
-    # Of the entries equal to the k-th largest only the first are taken.
+    # Of the entries equal to the k-th largest only the first are selected.
     wanted = (k - above.sum(axis=1))[row]
     counted = level[row, column]
     number = np.cumsum(counted)

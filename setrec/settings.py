@@ -1,4 +1,4 @@
-"""The base of every configuration object."""
+"""Base class of all configuration objects."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,10 +15,10 @@ def _of_this_machine(value: Any) -> Any:
 
 
 LocalPath = Annotated[Path, BeforeValidator(_of_this_machine)]
-"""A path; of a URI, pathlib would make a folder of that name."""
+"""A local path; pathlib would turn a URI into a folder of that name."""
 
 
 class Settings(BaseModel):
-    """A frozen, typed configuration: unknown keys are refused, values are validated once."""
+    """A frozen, typed configuration: unknown keys are rejected, values are validated once."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

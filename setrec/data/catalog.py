@@ -1,7 +1,7 @@
-"""Items and users: ids beside row numbers, what is known of an item, what each user did.
+"""Items and users: ids and row numbers, descriptions of items, and histories of users.
 
-Item row numbers are given out in a seeded random order (``pipelines.ingest.ingest``), because ids and their sort order
-may carry the very signal that is to be predicted; no model may see them.
+Item row numbers are assigned in a seeded random order (``pipelines.ingest.ingest``), because ids and their sort order
+may leak the signal to be predicted; no model may see them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _ATTRIBUTE, _WEIGHTS = "attribute:", "weights"
 
 @dataclass(frozen=True)
 class Catalog:
-    """I items. ``titles`` are for people, ``texts`` for a text encoder (never the id), each aligned with ``item_ids``.
+    """A catalogue of I items. ``titles`` are for people, ``texts`` for a text encoder (never the id), each aligned with
+    ``item_ids``.
 
     ``attributes`` maps a column's name to the list of values of every item.
     """
@@ -46,14 +47,14 @@ class Catalog:
         return {item: row for row, item in enumerate(self.item_ids)}
 
     def find(self, item_id: str) -> int | None:
-        """Row number of an item, ``None`` where the catalogue does not hold it."""
+        """Return the row number of an item, ``None`` if it is not in the catalogue."""
         return self._row_of.get(item_id)
 
     def rows(self, ids: Iterable[str]) -> np.ndarray:
-        """Row numbers, int64, of item ids.
+        """Return the row numbers, int64, of item ids.
 
         Raises:
-            UnknownItemError: an id is not in the catalogue; the first such id is named.
+            UnknownItemError: an id is not in the catalogue; the message names the first one.
         """
         known = self._row_of
         try:
@@ -62,7 +63,7 @@ class Catalog:
             raise UnknownItemError(f"unknown item {missing.args[0]!r}") from None
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Catalog:
-        """The given rows, in the given order."""
+        """Return a catalogue of the given rows, in the given order."""
         order = [int(row) for row in rows]
         return Catalog(
             [self.item_ids[row] for row in order],
@@ -72,7 +73,8 @@ class Catalog:
         )
 
     def table(self) -> pa.Table:
-        """What ``save`` writes: ``item_id``, ``title``, ``text`` and one list column ``attribute:<name>`` each."""
+        """Return the table that ``save`` writes: ``item_id``, ``title``, ``text`` and one list column
+        ``attribute:<name>`` each."""
         strings = {"item_id": self.item_ids, "title": self.titles, "text": self.texts}
         columns = {name: pa.array(values, pa.string()) for name, values in strings.items()}
         for name, values in self.attributes.items():
@@ -80,7 +82,7 @@ class Catalog:
         return pa.table(columns)
 
     def save(self, path: str | Path) -> None:
-        """Write Parquet."""
+        """Write a Parquet file."""
         with atomic_file(path) as temporary:
             pq.write_table(self.table(), temporary, compression="zstd")
 
@@ -89,7 +91,7 @@ class Catalog:
         """Read what ``save`` wrote.
 
         Raises:
-            DataError: the file is missing, damaged or no catalogue.
+            DataError: the file is missing, damaged or not a catalogue.
         """
         table = _read(path, {"item_id": pa.string(), "title": pa.string(), "text": pa.string()})
         attributes = {name: table[name] for name in table.column_names if name.startswith(_ATTRIBUTE)}
@@ -103,8 +105,8 @@ class Catalog:
 
 @dataclass(frozen=True, eq=False)
 class Histories:
-    """What B users did: ``items`` holds item rows (int32), oldest first, with weights where events weigh differently
-    (see :mod:`setrec.data.events`); ``splits`` (int8) labels each value."""
+    """Histories of B users: ``items`` contains item rows (int32), oldest first, with weights if events weigh
+    differently (see :mod:`setrec.data.events`); ``splits`` (int8) labels each value."""
 
     user_ids: list[str]
     items: Ragged
@@ -118,10 +120,9 @@ class Histories:
         return {user: row for row, user in enumerate(self.user_ids)}
 
     def row(self, user_id: str) -> int:
-        """Row of a user.
+        """Return the row of a user.
 
-        Raises:
-            UnknownUserError: the histories do not hold this user.
+        Raises: UnknownUserError: the user is not in the histories.
         """
         try:
             return self._row_of[user_id]
@@ -129,28 +130,29 @@ class Histories:
             raise UnknownUserError(f"unknown user {user_id!r}") from None
 
     def events(self, split: int) -> Ragged:
-        """All events up to and with ``split``, those that weigh less than 0 too."""
+        """Return all events up to and including ``split``, also those with negative weights."""
         return self.items.where(self.splits <= split)
 
     def upto(self, split: int) -> Ragged:
-        """Each user's items up to and with ``split``: TRAIN is what may be trained on, VALID what is known at test."""
+        """Return each user's items up to and including ``split``: TRAIN for training, VALID for the histories at
+        test."""
         return read(self.events(split))
 
     def of(self, split: int) -> Ragged:
-        """Each user's items of ``split`` alone."""
+        """Return each user's items of ``split`` only."""
         return read(self.items.where(self.splits == split))
 
     def train_counts(self, n_items: int) -> np.ndarray:
-        """Training interactions of each item, int64 (I,)."""
+        """Return the number of training interactions of each item, int64 (I,)."""
         return np.bincount(self.upto(TRAIN).values, minlength=n_items).astype(np.int64)
 
     def trained(self, n_items: int) -> np.ndarray:
-        """Warm items, bool (I,): those that occur in training. All others are cold."""
+        """Return the mask of warm items, bool (I,), which occur in training. All others are cold."""
         return self.train_counts(n_items) > 0
 
     def save(self, path: str | Path) -> None:
-        """Write Parquet: ``user_id`` and the list columns ``items``, ``splits`` and, where there are any, ``weights``,
-        one row per user."""
+        """Write a Parquet file with ``user_id`` and the list columns ``items``, ``splits`` and, if there are any,
+        ``weights``, one row per user."""
         offsets = pa.array(self.items.offsets, pa.int64())
         columns = {
             "user_id": pa.array(self.user_ids, pa.string()),
@@ -167,7 +169,7 @@ class Histories:
         """Read what ``save`` wrote.
 
         Raises:
-            DataError: the file is missing, damaged or holds no histories.
+            DataError: the file is missing, damaged or does not contain histories.
         """
         lists = {"items": pa.large_list(pa.int32()), "splits": pa.large_list(pa.int8())}
         table = _read(path, {"user_id": pa.string(), **lists})

@@ -1,4 +1,4 @@
-"""Raw Arrow columns to checked values; a value that cannot be used is refused with its file, row and column."""
+"""Conversion of raw Arrow columns to validated values; errors name the file, row and column."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from setrec.errors import DataError
 
 @dataclass(frozen=True)
 class Column:
-    """A column and its place, for messages."""
+    """A column and its location, for messages."""
 
     file: Path | str
     name: str
     values: pa.ChunkedArray
 
     def refuse(self, reason: str, row: int | None = None) -> DataError:
-        """The error to raise; ``row`` counts from 0 and is shown counted from 1."""
+        """Return the error to raise; ``row`` counts from 0 and is shown counted from 1."""
         return DataError(reason, file=self.file, row=None if row is None else row + 1, column=self.name)
 
     def refuse_first(self, bad: np.ndarray, reason: str) -> None:
-        """Raise for the first row where ``bad`` is true; ``{}`` in ``reason`` becomes the value found there."""
+        """Raise for the first row where ``bad`` is true; ``{}`` in ``reason`` is replaced by the row's value."""
         for row in np.flatnonzero(bad)[:1].tolist():
             raise self.refuse(reason.format(repr(self.values[row].as_py())), row)
 
     @property
     def nulls(self) -> np.ndarray:
-        """Which values are missing, bool."""
+        """Return the mask of missing values, bool."""
         nulls: np.ndarray = self.values.is_null().to_numpy()
         return nulls
 
 
 def ids(column: Column, what: str = "id") -> pd.Series:
-    """Ids as text; text and whole numbers are ids, fractions, dates and lists are not. ``what`` is for messages."""
+    """Return ids as text; text and integers are valid ids, fractions, dates and lists are not. ``what`` is for
+    messages."""
     column = _decoded(column)
     kind = column.values.type
     if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
@@ -47,12 +48,12 @@ def ids(column: Column, what: str = "id") -> pd.Series:
     text = column.values.cast(pa.large_string())
     blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(text), ""), False)
     column.refuse_first(blank.to_numpy(), f"the {what} is blank")
-    found: pd.Series = text.to_pandas()
-    return found
+    result: pd.Series = text.to_pandas()
+    return result
 
 
 def numbers(column: Column) -> np.ndarray:
-    """Finite numbers: int64 where all are whole, else float64."""
+    """Return finite numbers: int64 if all are integers, else float64."""
     column = _decoded(column)
     kind = column.values.type
     column.refuse_first(column.nulls, "the number is missing")
@@ -69,8 +70,8 @@ def numbers(column: Column) -> np.ndarray:
 
 
 def words(column: Column) -> list[str]:
-    """One line of text per row, blanks collapsed; nothing where a value is missing; distinct values of lists joined by
-    commas."""
+    """Return one line of text per row, with blanks collapsed; empty if the value is missing; distinct values of lists
+    are joined by commas."""
     column = _decoded(column)
     if not _is_list(column.values.type):
         return [" ".join((value or "").split()) for value in _as_text(column)]

@@ -1,8 +1,8 @@
-"""What the weights of events mean, in training and at the endpoint alike.
+"""Weights of events, with the same meaning in training and at the endpoint.
 
-An event weighs what its type does: view 1, purchase 5, dislike -1. What weighs more counts more, as a target of
-training and in a history that is read; equal weights are the same as none. Where the last event of an item weighs less
-than 0 a user avoids the item: none of its events is read, it is no target, and it lowers what it would otherwise raise.
+An event has the weight of its type: view 1, purchase 5, dislike -1. Events with larger weights count more, as training
+targets and in histories; equal weights are the same as none. A user avoids an item if its last event has a negative
+weight: none of its events is read, it is not a target, and it lowers the scores that it would otherwise raise.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from setrec.ragged import Ragged
 
 
 def weigh_differently(weights: Mapping[str, float]) -> bool:
-    """Whether types of events differ in what they weigh; a type of weight 0 leaves no event."""
+    """Return whether types of events have different weights; types of weight 0 are ignored."""
     return len({weight for weight in weights.values() if weight}) > 1
 
 
 def read(events: Ragged) -> Ragged:
-    """What of histories is read: events of weight above 0, without those of avoided items."""
+    """Return the events that models read: those of positive weight, without those of avoided items."""
     if events.weights is None or (events.weights > 0).all():
         return events
     return events.where((events.weights > 0) & ~_last(events)[1])
 
 
 def avoided(events: Ragged) -> Ragged | None:
-    """The items that are avoided, each once, in the order of their last events, with weights above 0; ``None`` where
-    there are none in any row."""
+    """Return the avoided items, each once, in the order of their last events, with positive weights; ``None`` if no row
+    has any."""
     if events.weights is None or (events.weights > 0).all():
         return None
     is_last, against = _last(events)
-    found = events.where(is_last & against)
-    return Ragged(found.values, found.offsets, -events.weights[is_last & against]) if len(found.values) else None
+    last = events.where(is_last & against)
+    return Ragged(last.values, last.offsets, -events.weights[is_last & against]) if len(last.values) else None
 
 
 def _last(events: Ragged) -> tuple[np.ndarray, np.ndarray]:
-    """Of every event whether it is the last of its item in its row, and whether that last one weighs less than 0."""
+    """Return for every event whether it is the last of its item in its row, and whether that last one has a negative
+    weight."""
     assert events.weights is not None
     key = events.row_of_value * (int(events.values.max(initial=0)) + 1) + events.values
     _, first, of = np.unique(key[::-1], return_index=True, return_inverse=True)

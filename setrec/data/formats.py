@@ -1,4 +1,4 @@
-"""Files to Arrow tables: Parquet, CSV, JSON lines and RecBole's atomic files. Values are not interpreted here.
+"""Readers of Parquet, CSV, JSON lines and RecBole's atomic files as Arrow tables. Values are not interpreted here.
 
 Rows in error messages are data rows, counted from 1: neither the header nor blank lines count.
 """
@@ -24,14 +24,14 @@ from setrec.errors import DataError
 
 @dataclass(frozen=True)
 class RawTable:
-    """A table as it stands in ``file``; ``types`` holds the column types an atomic file states, else nothing."""
+    """The raw table of ``file``; ``types``: the column types of an atomic file, empty for other formats."""
 
     file: Path | str
     table: pa.Table
     types: dict[str, str] = field(default_factory=dict)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """The column called ``name``; DataError where there is none."""
+        """Return the column ``name``; DataError if there is none."""
         if name not in self.table.column_names:
             there = " ".join(", ".join(self.table.column_names).split())
             raise DataError(f"missing column (the file has: {there})", file=self.file, column=name)
@@ -39,10 +39,10 @@ class RawTable:
 
 
 def read_raw(path: str | Path) -> RawTable:
-    """Read any of the formats, told by the file's suffix.
+    """Read a file of any of the formats, identified by its suffix.
 
     Raises:
-        DataError: missing, empty, damaged or malformed file, unknown format, column names that repeat.
+        DataError: missing, empty, damaged or malformed file, unknown format, or repeated column names.
     """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
@@ -108,7 +108,7 @@ def _refuse_repeats(path: Path, names: list[str]) -> None:
 
 
 def _read_delimited(path: Path, parse: pa_csv.ParseOptions) -> pa.Table:
-    """Every column as text: only the schema knows what is a number, and ids such as 007 must stay as they are."""
+    """Read every column as text: the schema decides which are numbers, and ids such as 007 must not change."""
     bad: list[pa_csv.InvalidRow] = []
 
     def refuse(row: pa_csv.InvalidRow) -> str:
@@ -119,7 +119,7 @@ def _read_delimited(path: Path, parse: pa_csv.ParseOptions) -> pa.Table:
     names = _header(path, parse.delimiter, csv.QUOTE_MINIMAL if parse.quote_char else csv.QUOTE_NONE)
     convert = pa_csv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=False)
     try:
-        # One thread: only then does the parser know the number of a malformed row.
+        # The parser reports the number of a malformed row only with one thread.
         return pa_csv.read_csv(path, pa_csv.ReadOptions(use_threads=False), parse, convert)
     except pa.ArrowException as error:
         if bad:
@@ -131,7 +131,7 @@ def _read_delimited(path: Path, parse: pa_csv.ParseOptions) -> pa.Table:
 def _read_json_lines(path: Path) -> RawTable:
     try:
         table = pa_json.read_json(path)
-        # Text that looks like a date was taken for one; an id or a title must stay as it was written.
+        # The parser converts text that looks like a date; ids and titles must stay unchanged.
         dates = [column for column in table.schema if pa.types.is_timestamp(column.type)]
         if dates:
             as_text = pa.schema([(column.name, pa.string()) for column in dates])
@@ -143,7 +143,7 @@ def _read_json_lines(path: Path) -> RawTable:
 
 
 def _read_json_slowly(path: Path) -> pa.Table:
-    """Line by line, to name the place Arrow stumbled over; columns that nobody asks for may hold anything."""
+    """Read line by line, to locate the error that Arrow reported; unused columns may contain anything."""
     records = list(_json_records(path))
     names = list(dict.fromkeys(name for record in records for name in record))
     return pa.table({name: _json_column(path, name, [record.get(name) for record in records]) for name in names})
@@ -179,7 +179,7 @@ def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
 
 
 def _refuse_non_utf8(path: Path) -> None:
-    """Before any parser sees the bytes: parsers notice late, without the place, or not at all."""
+    """Reject files that are not UTF-8 before parsing: parsers report it late, without the location, or not at all."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with open(path, "rb") as blocks:
         try:
@@ -191,7 +191,7 @@ def _refuse_non_utf8(path: Path) -> None:
 
 
 def _first_non_utf8_row(path: Path) -> int | None:
-    """The data row of the first line that is not UTF-8; None for the header."""
+    """Return the data row of the first line that is not UTF-8; None for the header."""
     row = 0 if path.suffix.lower() in (".jsonl", ".ndjson") else -1
     with open(path, "rb") as lines:
         for line in lines:

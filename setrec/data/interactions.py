@@ -1,4 +1,4 @@
-"""What is done to interactions before they become histories: order and de-duplication. Vectorised."""
+"""Ordering and de-duplication of interactions, vectorised."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _MARKS = 1 << 16
 def chronological(
     users: np.ndarray, times: np.ndarray, ties: Ties = "file", seed: int = 0, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """The permutation that groups interactions by user and sorts each user's by time, int64.
+    """Return the permutation, int64, that groups interactions by user and sorts each user's by time.
 
-    The rule for equal times of one user: ``file`` keeps them in the order they have in the file (a stable sort);
-    ``shuffle`` puts them in a random order drawn from ``seed`` and from ``rows``, their numbers in the file (default:
-    0, 1, ...), so that a part of a file is ordered as it is in the whole. In MovieLens-100K 50.6% of the ratings share
-    user and time with an earlier one, and for 44% of the users the last two do, so the rule decides their test item.
-    Its file order was checked and is neutral: of neighbours tied in time 50.2% stand in ascending id order, 49.8%
-    in ascending popularity, and as many ratings fall as rise. So ``file`` is the default: it adds no randomness
-    and can be reproduced by others. Where files are sorted by id (the Amazon-2014 dumps inside one day), the file
-    order gives away the next id's neighbourhood; use ``shuffle`` there.
+    The rule for equal times of one user: ``file`` keeps the order in the file (a stable sort); ``shuffle`` uses a
+    random order that depends on ``seed`` and on ``rows``, their numbers in the file (default: 0, 1, ...), so that a
+    part of a file has the same order as in the whole file. In MovieLens-100K 50.6% of the ratings share user and time
+    with an earlier one, and for 44% of the users the last two do, so the rule decides their test item. Its file order
+    is neutral: of neighbours tied in time 50.2% are in ascending id order, 49.8% in ascending popularity, and as many
+    ratings fall as rise. So ``file`` is the default: it adds no randomness and is reproducible. If files are sorted by
+    id (the Amazon-2014 dumps within one day), the file order leaks information about the next id; use ``shuffle``
+    there.
     """
     if ties == "file":
         return np.lexsort((times, users))
@@ -32,7 +32,7 @@ def chronological(
 
 
 def _scattered(rows: np.ndarray, seed: int) -> np.ndarray:
-    """A random-looking number for each row number, uint64, the same whatever other rows there are (splitmix64)."""
+    """Return a pseudo-random number for each row number, uint64, independent of the other rows (splitmix64)."""
     step = 0x9E3779B97F4A7C15
     keys = rows.astype(np.uint64) * np.uint64(step) + np.uint64((seed + 1) * 0xD1B54A32D192ED03 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -41,7 +41,7 @@ def _scattered(rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 def tied(users: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Of interactions in chronological order, those that share user and time with the one before, bool."""
+    """Return the mask of chronological interactions that share user and time with the previous one, bool."""
     same = np.zeros(len(users), dtype=bool)
     same[1:] = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
     return same
@@ -54,10 +54,10 @@ def distinct(
     strength: np.ndarray | None = None,
     weights: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Of interactions in chronological order, which to keep where a user meets an item again, bool.
+    """Return the mask of chronological interactions to keep if a user has several with an item, bool.
 
-    ``strongest`` keeps the one of the highest ``strength``, the first of equals. What weighs less than 0 repeats
-    nothing that weighs more, nor the other way round.
+    ``strongest`` keeps the one with the highest ``strength``, the first of equals. Interactions of negative strength
+    are not repetitions of others, nor the reverse.
     """
     kept = np.ones(len(users), dtype=bool)
     if keep == "all":
@@ -76,9 +76,9 @@ def distinct(
 
 
 def _met_again(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Rows, int64, among them all whose user and item occur in other rows too; few, in most data, and a sort finds them
-    faster than a table of all pairs."""
-    # A product that wraps around, or another key of the same last bits, can only bring a row too many.
+    """Return rows, int64, that include all whose user and item also occur in other rows; they are few in most data, and
+    sorting is faster than a table of all pairs."""
+    # An overflowing product, or another key with the same last bits, can only add superfluous rows.
     keys = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
     ordered = np.sort(keys)
     again = ordered[1:][ordered[1:] == ordered[:-1]]

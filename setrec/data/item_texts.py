@@ -1,4 +1,4 @@
-"""Which columns of a table of items become its words and attributes, and the text made of them."""
+"""Text and attribute columns of a table of items, and the composition of item texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from setrec.data.schema import Schema
 
 @dataclass(frozen=True)
 class TextColumns:
-    """The columns of a table of items that become words and attributes, with what parts values in one string."""
+    """The text and attribute columns of a table of items, with the separators of values in one string."""
 
     text: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
@@ -19,19 +19,19 @@ class TextColumns:
 
 
 def compose(text: list[str], attributes: dict[str, list[str]]) -> str:
-    """The encoder's text of one item; columns without a value leave no trace. ``details.Brand`` is called Brand."""
+    """Return the encoder's text of one item; columns without a value are left out. ``details.Brand`` becomes Brand."""
     parts = [line.rstrip(".") for line in text if line]
     parts += [f"{label(name)}: {', '.join(values)}" for name, values in attributes.items() if values]
     return ". ".join(parts)
 
 
 def label(attribute: str) -> str:
-    """An attribute's name as its text shows it."""
+    """Return an attribute's name as shown in texts."""
     return attribute.rpartition(".")[2].replace("_", " ").capitalize()
 
 
 def text_columns(types: Mapping[str, str], schema: Schema) -> tuple[str, ...]:
-    """The columns of words, stated or told by the ``types`` that an atomic file states of its columns."""
+    """Return the text columns, from the schema or from the column ``types`` of an atomic file."""
     if schema.text is not None:
         return schema.text
     if types:
@@ -41,7 +41,7 @@ def text_columns(types: Mapping[str, str], schema: Schema) -> tuple[str, ...]:
 
 
 def attribute_columns(types: Mapping[str, str], schema: Schema) -> tuple[str, ...]:
-    """The categorical columns, stated or told by the file's types."""
+    """Return the categorical columns, from the schema or from the file's column types."""
     if schema.attributes is not None:
         return schema.attributes
     taken = {schema.item_id, *text_columns(types, schema)}
@@ -49,5 +49,6 @@ def attribute_columns(types: Mapping[str, str], schema: Schema) -> tuple[str, ..
 
 
 def separator(types: Mapping[str, str], schema: Schema, name: str) -> str | None:
-    """What parts the values of an attribute held in one string: as stated; a blank for an atomic ``token_seq``."""
+    """Return the separator of an attribute's values in one string: from the schema; a blank for an atomic
+    ``token_seq``."""
     return schema.separators.get(name, " " if types.get(name) == "token_seq" else None)

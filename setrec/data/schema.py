@@ -1,4 +1,4 @@
-"""Which column of a table means what."""
+"""Schema of the input tables: the meaning of their columns."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pydantic import Field, model_validator
 from setrec.settings import Settings
 
 ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
-"""What RecBole's atomic files state of a column."""
+"""Column types of RecBole's atomic files."""
 
 
 class Schema(Settings):
     """Column names of the two input tables. For RecBole's atomic files give the names without their ``:type``.
 
     Time is a ``timestamp`` (numbers, ISO 8601 text or dates) or a ``position`` (a number that orders one user's
-    interactions and means nothing across users). With neither named, the column ``timestamp`` is taken where
-    there is one, else ``position``.
+    interactions and means nothing across users). By default the column ``timestamp`` is used if it exists, else
+    ``position``.
 
-    ``time_format`` is the pattern of times in text (``%d/%m/%Y %H:%M``, as for ``strptime``), ``time_unit`` that of
-    numbers; left out, it is told from their size. ``event`` holds types of interactions, ``session`` the session.
-    A field inside another is named by its path (``details.Brand``).
+    ``time_format`` is the pattern of times in text (``%d/%m/%Y %H:%M``, as for ``strptime``), ``time_unit`` the unit of
+    numbers, by default inferred from their size. ``event`` is the column of interaction types, ``session`` that of
+    sessions. A field inside another is named by its path (``details.Brand``).
 
     ``text`` lists the columns of words; the first is the title. ``attributes`` lists categorical columns: a list
-    per item, or one value per item, or one string split at ``separators[column]``. Left out (None), atomic files
-    tell by their types: the first ``token_seq`` is the title, every other ``token`` and ``token_seq`` an attribute
+    per item, or one value per item, or one string split at ``separators[column]``. By default (None), the types of
+    atomic files decide: the first ``token_seq`` is the title, every other ``token`` and ``token_seq`` an attribute
     (``token_seq`` split at blanks); in any other format ``title`` is the only text and there are no attributes.
-    ``strip_html`` takes tags and character references out of the words.
+    ``strip_html`` removes tags and character references from texts.
     """
 
     user: str = "user_id"

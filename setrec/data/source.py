@@ -1,4 +1,4 @@
-"""Where training histories come from: shards of whole users, each small enough to be held."""
+"""Sources of training histories: shards of whole users, each small enough for memory."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from setrec.ragged import Ragged
 
 
 class HistorySource(Protocol):
-    """Training histories in shards. Reading a shard twice gives the same."""
+    """Training histories in shards. Repeated reads of a shard return the same data."""
 
     def __len__(self) -> int:
-        """Number of shards."""
+        """Return the number of shards."""
         ...
 
     def users(self, shard: int) -> int:
-        """Number of users of a shard, known without reading it."""
+        """Return the number of users of a shard, without reading it."""
         ...
 
     def read(self, shard: int) -> Ragged:
-        """The training items of the users of a shard, one row per user, oldest first."""
+        """Return the training items of the users of a shard, one row per user, oldest first."""
         ...
 
 
 class MemorySource:
-    """Histories at hand, as one shard."""
+    """Histories in memory, as one shard."""
 
     def __init__(self, histories: Ragged) -> None:
         self.histories = histories
@@ -44,7 +44,7 @@ class MemorySource:
 
 
 def item_counts(source: HistorySource, items: int) -> np.ndarray:
-    """Training interactions of each item, int64 (I,); one pass over the shards, one of them held at a time."""
+    """Return the training interactions of each item, int64 (I,), in one pass with one shard in memory at a time."""
     counts = np.zeros(items, dtype=np.int64)
     for shard in range(len(source)):
         counts += np.bincount(source.read(shard).values, minlength=items)

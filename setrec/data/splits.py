@@ -1,4 +1,5 @@
-"""Which interactions train, validate and test. Warm and cold items follow from the labels (see ``Histories``)."""
+"""Splits of interactions into training, validation and test. Warm and cold items follow from the labels (see
+``Histories``)."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ NAMES = {"train": TRAIN, "valid": VALID, "val": VALID, "validation": VALID, "tes
 
 
 class LeaveOneOut(Settings):
-    """Each user's last interaction tests, the one before validates.
+    """Each user's last interaction is for test, the one before for validation.
 
-    Users with fewer than ``min_history`` + 2 interactions only train.
+    Users with fewer than ``min_history`` + 2 interactions are for training only.
     """
 
     kind: Literal["leave_one_out"] = "leave_one_out"
@@ -25,10 +26,10 @@ class LeaveOneOut(Settings):
 
 
 class GlobalTime(Settings):
-    """The latest ``test`` share of all interactions tests, the ``valid`` share before it validates.
+    """The latest ``test`` share of all interactions is for test, the ``valid`` share before it for validation.
 
-    The cuts are instants: interactions at one instant are never parted, so every training time is strictly before every
-    validation time, and that before every test time. Shares grow by the ties at a cut.
+    The cuts are points in time: simultaneous interactions are never separated, so every training time is strictly
+    before every validation time, and that before every test time. Shares grow by the ties at a cut.
     """
 
     kind: Literal["global_time"] = "global_time"
@@ -43,7 +44,7 @@ class GlobalTime(Settings):
 
 
 class ByColumn(Settings):
-    """The column ``Schema.split`` says train, valid (or val, validation) or test."""
+    """The column ``Schema.split`` contains train, valid (or val, validation) or test."""
 
     kind: Literal["column"] = "column"
 
@@ -52,10 +53,10 @@ SplitSettings = Annotated[LeaveOneOut | GlobalTime | ByColumn, Field(discriminat
 
 
 def leave_one_out(offsets: np.ndarray, min_history: int = 1) -> np.ndarray:
-    """Labels, int8, of interactions grouped by user (``offsets`` as in ``Ragged``) and oldest first.
+    """Return labels, int8, of interactions grouped by user (``offsets`` as in ``Ragged``) and oldest first.
 
-    At least ``min_history`` interactions of a user stay in training before anything is held out; users with fewer
-    than ``min_history`` + 2 interactions only train.
+    At least ``min_history`` interactions of a user stay in training before anything is held out; users with fewer than
+    ``min_history`` + 2 interactions are for training only.
     """
     labels = np.full(int(offsets[-1]), TRAIN, dtype=np.int8)
     ends = np.asarray(offsets[1:])[np.diff(offsets) >= min_history + 2]
@@ -65,9 +66,10 @@ def leave_one_out(offsets: np.ndarray, min_history: int = 1) -> np.ndarray:
 
 
 def held_out_items(trained: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which items to keep out of training altogether, bool (I,): ``share`` of the ``trained`` ones, drawn by ``seed``.
+    """Return the mask of items to exclude from training, bool (I,): a ``share`` of the ``trained`` ones, drawn by
+    ``seed``.
 
-    Catalogues whose every item was met in training have no cold items to measure on; this makes some.
+    This creates cold items for evaluation in catalogues whose items all occur in training.
     """
     candidates = np.flatnonzero(trained)
     chosen = np.random.default_rng([seed, 1]).permutation(candidates)[: round(share * len(candidates))]

@@ -1,6 +1,6 @@
 """Beyond-accuracy metrics of recommendation lists: coverage, Gini index, popularity, novelty and diversity.
 
-A list holds a user's best items of the whole catalogue, with the history removed.
+A list contains a user's best items of the whole catalogue, with the history removed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from setrec.ragged import Ragged
 from setrec.rows import top_k
 
 LENGTH = 10
-"""Items of a list."""
+"""Number of items in a list."""
 _USERS = 1024
-"""Users whose items' vectors are held at a time."""
+"""Number of users whose items' vectors are in memory at a time."""
 
 
 def best_items(scores: np.ndarray, history: Ragged, count: int = LENGTH) -> np.ndarray:
@@ -54,8 +54,8 @@ def user_values(lists: np.ndarray, counts: np.ndarray, vectors: np.ndarray | Non
     surprise = -np.log2((counts + 1) / (counts.sum() + len(counts)))
 
     def mean(values: np.ndarray) -> np.ndarray:
-        found: np.ndarray = np.where(there, values[rows], 0).sum(axis=1) / some
-        return found
+        means: np.ndarray = np.where(there, values[rows], 0).sum(axis=1) / some
+        return means
 
     means = {
         "popularity": mean(counts.astype(np.float64)), "novelty": mean(surprise), "new_items": mean(counts == 0)

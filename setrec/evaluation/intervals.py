@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 CELLS_AT_ONCE = 1 << 22
-"""Draws held at a time, about 80 MB."""
+"""Number of draws in memory at a time, about 80 MB."""
 
 
 def bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
@@ -15,7 +15,7 @@ def bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray
     parts = []
     for at in range(0, resamples, step):
         size = min(step, resamples - at)
-        # Counting drawn users is 7 times as fast as asking for multinomial counts, and the same distribution.
+        # Counting drawn users is 7 times as fast as drawing multinomial counts, with the same distribution.
         drawn = rng.integers(0, users, (size, users)) + np.arange(size)[:, None] * users
         times = np.bincount(drawn.ravel(), minlength=size * users).reshape(size, users)
         parts.append(times @ values / users)
@@ -33,8 +33,8 @@ def two_sided_p(means: np.ndarray) -> np.ndarray:
     """Return two-sided p-values (m,) of "the mean is 0" from resampled means (resamples, m), by inverting the
     percentile interval.
 
-    Twice the share of resamples on the rarer side of 0, the sample itself counted among them: at or below 0.05 just
-    where the 95% percentile interval leaves 0 out (up to one resample), and never below 2 / (resamples + 1).
+    Twice the share of resamples on the rarer side of 0, including the sample itself: at most 0.05 exactly if the 95%
+    percentile interval excludes 0 (up to one resample), and at least 2 / (resamples + 1).
     """
     rarer = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
     p: np.ndarray = np.minimum(1.0, 2.0 * (rarer + 1) / (len(means) + 1))

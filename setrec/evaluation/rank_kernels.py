@@ -1,13 +1,13 @@
 """Compiled ranking: the number of candidates above each truth, for many weighted sums of scores in one pass.
 
-Rows are apart from each other, so threads share nothing and their number changes no result. A row is read once, block
-by block: every weighting is mixed into a block that stays in the nearest cache and compared with all truths of the row
-there, so no table of mixed scores is ever written. Seen items are few: they are counted like all others, and those
-that stand above a truth are counted apart.
+Rows are independent, so threads share nothing and their number does not affect the results. A row is read once, in
+blocks: each weighting is mixed into a block that stays in the L1 cache and is compared there with all truths of the
+row, so no table of mixed scores is written. Seen items are counted like all others, and those above a truth are also
+counted separately.
 
-Threads are Python's, which compiled code lets run; numba's own parallel loops take twice as long to compile and bind a
-process to a library for threads that neither forks nor, on some machines, may be entered twice. To import this takes
-half a second, so it is imported where ranks are asked for; compiled code is kept on disk.
+Threads are Python threads, as compiled code releases the GIL; numba's parallel loops take twice as long to compile and
+need a threading library that does not support forks nor, on some machines, concurrent calls. Importing this module
+takes half a second, so it is imported on first use; compiled code is cached on disk.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from setrec.errors import DataError
 from setrec.ragged import Ragged
 
 BLOCK = 2048
-"""Candidates mixed at a time: 8 kB of mixture and as much of each kind, which the nearest cache holds."""
+"""Number of candidates mixed at a time: 8 kB of mixture and as much of each kind, which fits the L1 cache."""
 ROWS = 32
-"""Rows that a thread takes at a time."""
+"""Number of rows per task of a thread."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ def count_above(
 
     ``kinds``: scores, each (b, I), of one type; ``weights``: float32 (weightings, kinds); ``pools``: bool (pools, I).
     A mixture is the sum of weight times kind, first kind first, each step rounded to the scores' type, as
-    ``sum([np.float32(w) * kind ...])`` is. Of equal scores the smaller row number ranks higher. As many threads as
-    torch may use.
+    ``sum([np.float32(w) * kind ...])`` is. Ties go to the smaller row number. Uses as many threads as torch.
 
     Raises:
         DataError: a mixed score is NaN.
@@ -75,12 +74,12 @@ def count_above(
 def _stacked(kinds: Sequence[np.ndarray]) -> np.ndarray:
     """Stack scores, (kinds, b, I), in the result type with float32; a single kind of that type is not copied."""
     scores = np.asarray(kinds[0])[None] if len(kinds) == 1 else np.stack(kinds)
-    # Writable, because numba compiles anew for arrays that are not.
+    # Writable, because numba compiles again for read-only arrays.
     return np.require(scores, np.result_type(scores.dtype, np.float32), ["C", "W"])
 
 
 def _check(scores: np.ndarray, weights: np.ndarray, truth: Ragged, seen: Ragged, pools: np.ndarray) -> None:
-    """Check shapes and bounds, which compiled code does not."""
+    """Check shapes and bounds, which compiled code does not check."""
     kinds, rows, items = scores.shape
     if weights.shape[1:] != (kinds,) or pools.shape[1:] != (items,) or not len(truth) == len(seen) == rows:
         raise ValueError("scores, weights, truths, seen items and pools are not of the same rows, kinds and items")
@@ -147,7 +146,7 @@ def _count_row(scores, weights, row, truth, a, own, pools, whole, mixed, above):
         for g in range(len(weights)):
             nans += _mix(scores, weights, g, row, start, mixed[:size])
             for i in range(own.shape[1]):
-                # Up to the truth's own row number equals rank higher, from there on they do not.
+                # Items of equal score rank higher only up to the truth's own row number.
                 cut = min(max(truth[a + i] - start, 0), size)
                 for p in range(len(pools)):
                     pool = pools[p, start : start + size]

@@ -1,10 +1,10 @@
 """Full-ranking evaluation: every item of the catalogue is a candidate, nothing is sampled.
 
-Rules, the same for every system: ties are broken by the smaller row number (rows are numbered at random, so this
-favours nothing); recall@k = hits / truths; NDCG@k with the ideal over min(k, truths); MRR@k is the reciprocal rank of
-the first hit; an item met twice is one truth. ``warm`` ranks only items that occur in training, for the warm truths;
-``cold`` only the others, for theirs. Each is given with the user's own history ``kept`` among the candidates and
-``removed``; where it is removed, a truth that the user met before cannot be hit.
+Rules, the same for every system: ties are broken by the smaller row number (rows are numbered at random, so this is
+unbiased); recall@k = hits / truths; NDCG@k with the ideal over min(k, truths); MRR@k is the reciprocal rank of the
+first hit; a repeated item is one truth. ``warm`` ranks only items that occur in training, for the warm truths; ``cold``
+only the others, for the cold truths. Each is reported with the user's own history ``kept`` among the candidates and
+``removed``; if it is removed, a truth that is in the history cannot be hit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NO_RANK = 1 << 30
 
 
 class Scorer(Protocol):
-    """Scores of the whole catalogue, float32 (b, I), for a batch of histories."""
+    """A function that scores the whole catalogue, float32 (b, I), for a batch of histories."""
 
     def __call__(self, history: Ragged, /) -> np.ndarray:
         """Return scores (b, I), one row per history."""
@@ -39,8 +39,8 @@ KindScorer = Callable[[Ragged], Mapping[str, np.ndarray]]
 _ALONE = np.ones((1, 1), dtype=np.float32)
 """The weighting of scores that are not mixed."""
 Ranks = dict[tuple[str, str], Ragged]
-"""By history protocol and group: 0-based ranks of the truths that count, one row per case; under ``BEST`` the best
-items of each case."""
+"""By history protocol and group: 0-based ranks of the group's truths, one row per case; under ``BEST`` the best items
+of each case."""
 BEST = ("removed", "best items")
 
 
@@ -119,7 +119,7 @@ def ranks(
 ) -> np.ndarray:
     """Return the 0-based rank of every truth among the candidates, without the ``seen`` items of its row.
 
-    A truth that is no candidate, or was seen, gets ``NO_RANK``.
+    A truth that is not a candidate, or was seen, gets ``NO_RANK``.
 
     Raises:
         DataError: the scores hold a NaN.
@@ -285,7 +285,7 @@ def choose_weights(
     """Return the weights of the slot kinds with the best metric on (validation) cases, history removed, and the metric
     of all weights.
 
-    All weightings share one pass of the model; of equals the first in the grid is taken.
+    All weightings share one pass of the model; ties go to the first in the grid.
     """
     k, values = int(metric.partition("@")[2]), []
     for start in range(0, len(cases), batch):
@@ -318,8 +318,7 @@ def mixed_ranks(
     protocol: str,
 ) -> np.ndarray:
     """Return ranks, int64 (weightings, pools, T), of T truths under weighted sums of scores by kind, each (b, I), among
-    the items of each pool, bool (pools, I), in a history protocol. A kind that a weighting does not name counts
-    nothing.
+    the items of each pool, bool (pools, I), in a history protocol. A kind that a weighting does not name has weight 0.
 
     Raises:
         DataError: a mixed score is NaN.
@@ -327,7 +326,7 @@ def mixed_ranks(
     from setrec.evaluation.rank_kernels import count_above
 
     ranked = np.empty((len(grid), len(pools), len(truth.values)), dtype=np.int64)
-    # Sums are rounded in the order of their terms, so weightings go together that name the kinds in one order.
+    # Sums are rounded in the order of their terms, so weightings are grouped by the order of their kinds.
     for names in dict.fromkeys(tuple(weights) for weights in grid):
         numbers = [number for number, weights in enumerate(grid) if tuple(weights) == names]
         table = np.array([list(grid[number].values()) for number in numbers], dtype=np.float32)

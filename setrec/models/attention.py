@@ -2,7 +2,7 @@
 
 Query blocks see the history and themselves, so a square mask over history and queries would be mostly empty: with L
 items, n queries a block and one block per item it has (L + nL)^2 entries of which about nL^2 are used. The function
-therefore reads a mask of H columns, the history alone, and lets every token behind the first H see itself as well.
+therefore reads a mask of H columns, the history alone, and lets every token after the first H see itself as well.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def set_attention(
     * S = T > H: history followed by queries (decoder-only backbones);
     * H = 0: every token sees only itself (queries in a decoder's self-attention).
 
-    T5 hands over a ``position_bias``. A float mask has the positions in it already; to any other the bias is added,
-    which is how T5's stock decoder writes. Returns (B, S, heads, c).
+    T5 passes a ``position_bias``. A float mask already includes positions; to any other mask the bias is added, as in
+    T5's stock decoder. Returns (B, S, heads, c).
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -101,5 +101,5 @@ def _plain_mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
 
 AttentionInterface.register(NAME, set_attention)
-# For word-by-word generation transformers makes plain masks; the recommender hands over its own.
+# For text generation transformers builds plain masks; the recommender passes its own.
 AttentionMaskInterface.register(NAME, _plain_mask)

@@ -1,8 +1,8 @@
-"""T5 and Qwen behind one small interface: instruction, items and queries in, answers out.
+"""One interface for T5 and Qwen: it maps instruction, items and queries to answers.
 
-Two shapes of backbone are enough for every model transformers offers: a stack of causal layers
-(:class:`CausalBackbone`: Qwen2, Qwen3, Gemma, Llama ...) and an encoder with a decoder
-(:class:`EncoderDecoderBackbone`: T5). Both take masks and positions through transformers' public interfaces.
+Two classes of backbones cover all language models of transformers: a stack of causal layers (:class:`CausalBackbone`:
+Qwen2, Qwen3, Gemma, Llama ...) and an encoder with a decoder (:class:`EncoderDecoderBackbone`: T5). Both take masks and
+positions through transformers' public interfaces.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from setrec.models import attention, masks
 from setrec.models.settings import LoraSettings
 
 MASTER = torch.float32
-"""Type of a backbone's weights, whatever a checkpoint was stored as: small steps vanish in half precision, and whether
-products are taken in bf16 is for autocast to say (``setrec.precision``)."""
+"""Type of a backbone's weights for any stored type: small updates vanish in half precision, and autocast decides
+whether products use bf16 (``setrec.precision``)."""
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 128, "layers": 2, "heads": 4, "feed_forward": 256},
@@ -44,7 +44,7 @@ def scratch_config(
     family: str, size: str, dropout: float, words: int = 1, layers: int | None = None
 ) -> PretrainedConfig:
     """Return the configuration of a backbone trained from scratch; ``words`` is the size of its vocabulary, a single
-    row where all that it reads are vectors; ``layers`` as :func:`keep_layers`."""
+    row if it reads only vectors; ``layers`` as :func:`keep_layers`."""
     s = SIZES[size]
     if family == "t5":
         config = AutoConfig.for_model(
@@ -67,7 +67,7 @@ def keep_layers(config: PretrainedConfig, layers: int | None) -> PretrainedConfi
     """Reduce ``config`` in place to its first ``layers`` layers, and return it; ``None`` keeps all.
 
     Raises:
-        ConfigError: it has fewer.
+        ConfigError: the backbone has fewer layers.
     """
     there_are = config.num_hidden_layers
     if layers is None or layers == there_are:
@@ -94,11 +94,11 @@ def load_backbone(
 ) -> PreTrainedModel:
     """Load a pretrained model by local path or hub id for :func:`wrap`, from safetensors or GGUF.
 
-    Weights and configuration are float32, whatever the stored type (hub checkpoints: mostly bf16), unless ``kwargs``
-    contain another ``dtype``. ``speaking``: with the head that writes words. ``layers`` as :func:`keep_layers`.
+    Weights and configuration are float32 for any stored type (hub checkpoints: mostly bf16), unless ``kwargs`` contain
+    another ``dtype``. ``speaking``: include the language-modelling head. ``layers`` as :func:`keep_layers`.
 
     Raises:
-        ConfigError: nothing usable is found there, or weights that are stored quantised.
+        ConfigError: there is no usable model, or its weights are stored quantised.
     """
     kwargs.setdefault("dtype", MASTER)
     kwargs.setdefault("use_safetensors", None if "gguf_file" in kwargs else True)
@@ -124,7 +124,7 @@ def load_backbone(
 
 @contextmanager
 def _quiet(quiet: bool) -> Iterator[None]:
-    """Keep transformers from listing every weight of the layers that are left out."""
+    """Suppress the list of unused weights that transformers logs for removed layers."""
     level = logging.get_verbosity()
     if quiet:
         logging.set_verbosity_error()
@@ -166,7 +166,7 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def layers(self) -> list[nn.Module]:
-        """Layers whose weights are read by no other module, so that each can be sharded by itself."""
+        """Return the layers whose weights no other module reads, so that each can be sharded separately."""
 
     def recompute(self) -> None:
         """Enable gradient checkpointing: a third more time for the memory of about one layer, with equal gradients."""
@@ -256,9 +256,9 @@ class CausalBackbone(Backbone):
 class EncoderDecoderBackbone(Backbone):
     """T5: the encoder reads the history under the sparse mask, the decoder's inputs are the queries.
 
-    T5's relative bias is evaluated on the shared positions. Stock T5 has none between decoder and encoder; then a query
-    could not tell the last item from the first under an item-causal encoder (no item knows what follows it), so the
-    decoder's own table, otherwise unused because queries do not see each other, weighs how far back an item lies.
+    T5's relative bias is evaluated on the shared positions. Stock T5 has none between decoder and encoder; a query then
+    could not distinguish the last item from the first under an item-causal encoder (no item sees later ones), so the
+    decoder's own table, otherwise unused because queries do not see each other, encodes the distance to an item.
     """
 
     lora_targets: list[str] = ["q", "v", "o"]  # noqa: RUF012
@@ -274,7 +274,7 @@ class EncoderDecoderBackbone(Backbone):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """See :class:`Backbone`. The first of either stack holds the biases of positions, read by all."""
+        """See :class:`Backbone`. The first layer of each stack contains the position biases, which all layers read."""
         stacks = cast(Any, self.model)
         return [*stacks.encoder.block[1:], *stacks.decoder.block[1:]]
 
@@ -312,7 +312,7 @@ class EncoderDecoderBackbone(Backbone):
             self._set_bias(stock=False)
 
     def _set_bias(self, *, stock: bool) -> None:
-        # Positions reach the attention function inside the mask; the stack's own S x S bias would be thrown away.
+        # The mask contains the positions; the stack's own S x S bias would be discarded.
         stacks = cast(Any, self.model)
         for stack in (stacks.encoder, stacks.decoder):
             first = stack.block[0].layer[0].SelfAttention

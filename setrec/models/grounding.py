@@ -6,7 +6,7 @@ With z_k(i) = A_k c_i + b_k, where c_i is the code of item i,
     s(u, i) = < sum_k w_k A_k^T o_k , c_i > + sum_k w_k <o_k, b_k>.
 
 The second term is the same for every item, so a user's ranking is an inner product of D numbers (64 + 128 by default)
-whatever the backbone's width d and the number of slots n. It is exact for any weights.
+independent of the backbone's width d and the number of slots n. It is exact for any weights.
 """
 
 from __future__ import annotations

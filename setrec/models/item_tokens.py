@@ -1,8 +1,8 @@
 """Item tokenizers and the set of tokens they form (SETRec section 3.1).
 
 Every token of an item is an affine map of a small **code**: 64 collaborative numbers, the 128 numbers of the
-autoencoder's last hidden layer, and whatever further features an item has (a node's position in a graph, say). The code
-is all that has to be stored, indexed or compared; see ``setrec.models.grounding``.
+autoencoder's last hidden layer, and further features of an item (for example a node's position in a graph). Only the
+code has to be stored, indexed or compared; see ``setrec.models.grounding``.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Slot:
 class TableTokenizer(nn.Module):
     """A tokenizer with one token from a table of vectors: z(i) = P c_i + p.
 
-    Rows of items that were never trained on are noise. They are kept at zero: in the input they read as "nothing
-    known", and no inner product can favour or punish them.
+    Rows of items without training interactions would be noise. They are kept at zero: as input they carry no
+    information, and no inner product can favour or penalise them.
     """
 
     known: Tensor
@@ -103,8 +103,8 @@ class SemanticTokenizer(nn.Module):
 
     The encoder's last layer is linear on 128 rectified numbers h_i, so z_k(i) = A_k h_i + b_k. Text vectors are
     centred and scaled to unit variance first: sentence encoders give unit length, hence tiny components. Without
-    ``hidden`` layers the code is the text vector itself, every one of the same length: nothing of what texts have in
-    common is lost, and an index holds as many numbers an item.
+    ``hidden`` layers the code is the text vector itself, scaled to one length: nothing shared by all texts is lost, and
+    an index stores that many numbers per item.
     """
 
     features: Tensor
@@ -175,10 +175,10 @@ class SemanticTokenizer(nn.Module):
 
 class TextTokenizer(nn.Module):
     """A tokenizer with one token from the text vector itself: its frozen code is the centred vector, scaled to one
-    length for all, in the ``width`` directions in which texts differ most.
+    length for all, in the ``width`` directions of largest variance.
 
-    An inner product of two codes is ``width`` times the cosine of what differs in two texts. Principal directions keep
-    most of that at a fraction of the work for a softmax; what is lost is mostly noise.
+    An inner product of two codes is ``width`` times the cosine of the two centred texts. Principal directions keep most
+    of it at a fraction of the cost of a softmax; what is lost is mostly noise.
     """
 
     table: Tensor
@@ -229,7 +229,7 @@ def _principal(rows: np.ndarray, width: int) -> np.ndarray:
     there are no more. Directions in which no row differs are zeros."""
     if rows.shape[1] <= width:
         return np.eye(rows.shape[1], dtype=np.float32)
-    # LAPACK's digits depend on its number of threads, and directions without variance are arbitrary.
+    # LAPACK's rounding depends on its number of threads, and directions without variance are arbitrary.
     with threadpool_limits(1):
         values, directions = np.linalg.eigh(rows.T.astype(np.float64) @ rows)
     directions[:, values <= values[-1] * 1e-10] = 0

@@ -3,13 +3,14 @@
 A sequence is ``[instruction (a)] [item 1 (m tokens)] ... [item L] [query block 1 (n)] ... [query block Q]``.
 ``m`` is n (a token per slot) or 1 (the slots of an item summed into one input token).
 
-* Tokens of one item do not see each other; they see the instruction and all tokens of earlier items. * All tokens of
-item k share position a + k. * Query block q sees the instruction and the first ``visible[q]`` items, at position a +
-``visible[q]``; a query sees itself and no other query.
+* Tokens of one item do not see each other; they see the instruction and all tokens of earlier items.
+* All tokens of item k share position a + k.
+* Query block q sees the instruction and the first ``visible[q]`` items, at position a + ``visible[q]``; a query sees
+  itself and no other query.
 
 So one pass may carry a block of queries for every position of a history: blocks cannot influence the history or each
-other, and each answers as if the history ended where its sight ends. Histories are padded on the right, where
-no query looks; padding therefore needs no mask of its own. ``H = a + L * m`` is the length of the history part.
+other, and each answers as if the history ended with its visible items. Histories are padded on the right, which no
+query sees; padding therefore needs no separate mask. ``H = a + L * m`` is the length of the history part.
 """
 
 from __future__ import annotations

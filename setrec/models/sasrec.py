@@ -1,10 +1,10 @@
 """SASRec: causal self-attention over item embeddings, full-softmax cross-entropy at every position in one pass.
 
-The source of the collaborative vectors and a serious opponent: with a full softmax over the catalogue it beats most
+It provides the collaborative vectors and is a strong baseline: with a full softmax over the catalogue it beats most
 published generative recommenders (Kang and McAuley 2018, arXiv 1808.09781; loss as in arXiv 2309.07602).
 
-Two things make it a stronger opponent still: a sampled softmax (arXiv 2508.06450), whose epochs are cheap enough for
-many of them, and text, which an item is the sum of together with its own embedding, so that a new item has a meaning.
+Two options improve it further: a sampled softmax (arXiv 2508.06450), which allows many cheap epochs, and text vectors,
+which are added to the item embeddings, so that new items have meaningful vectors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from setrec.models.settings import SasRecSettings
 from setrec.ragged import Ragged
 
 LATER = ("negatives", "text_dropout", "id_dropout")
-"""Settings that are written only where they are not the default: files of a plain model are what they always were."""
+"""Settings that are written only if they differ from the default, so that files of a plain model do not change."""
 
 
 class Block(nn.Module):
@@ -42,7 +42,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(s.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, L, width) to (B, L, width)."""
+        """Map (B, L, width) to (B, L, width)."""
         b, length, width = x.shape
         q, k, v = self.attend(self.norm_attention(x)).view(b, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.rate if self.training else 0.0)
@@ -54,8 +54,8 @@ class Block(nn.Module):
 class ItemText(nn.Module):
     """Text part of the item embeddings: fixed vectors (I, w) through a learned linear map.
 
-    Columns are centred and the table is scaled as a whole: columns keep their share, as the strength of a direction
-    tells signal from noise. At the start a text counts as much as an embedding.
+    Columns are centred and the table is scaled as a whole: columns keep their relative variance, which separates signal
+    from noise. At the start a text counts as much as an embedding.
     """
 
     table: Tensor
@@ -75,7 +75,7 @@ class ItemText(nn.Module):
         return centred / centred.std().clamp(min=1e-8)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(...) item rows to (..., width)."""
+        """Map item rows (...) to (..., width)."""
         vectors: Tensor = self.dropout(self.map(self.table[rows]))
         return vectors
 
@@ -83,9 +83,9 @@ class ItemText(nn.Module):
 class SasRec(nn.Module):
     """SASRec: maps histories of item rows to one vector per position; scores are inner products with the item vectors.
 
-    ``trained`` bool (I,): items that occur in training. The others have embeddings, but no meaning. ``features``
-    float32 (I, w): vectors of the items' texts, added to embeddings as :class:`ItemText` says; with them an item that
-    was never trained on is its text alone.
+    ``trained`` bool (I,): items that occur in training. The embeddings of others are meaningless. ``features`` float32
+    (I, w): vectors of the items' texts, added to embeddings by :class:`ItemText`; an item that is not in training is
+    then represented by its text only.
     """
 
     trained: Tensor
@@ -147,7 +147,7 @@ class SasRec(nn.Module):
         """Load what :meth:`save` wrote.
 
         Raises:
-            ConfigError: the folder holds no such model.
+            ConfigError: the folder does not contain a SASRec.
         """
         try:
             weights = load_file(folder / "model.safetensors")

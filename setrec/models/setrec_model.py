@@ -1,4 +1,4 @@
-"""SETRec as a transformers model: histories of items in, one answer vector per slot out, in one forward pass."""
+"""SETRec as a transformers model: maps histories of items to one answer vector per slot, in one forward pass."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from setrec.ragged import Ragged
 
 INSTRUCTION = "Given the items a user chose, in order, name the item this user will choose next."
 SKIP_START = 30.0
-"""Gain of the history skip connection when training begins: the score of an item that is the history."""
+"""Initial gain of the history skip connection: the score of an item that equals the history."""
 BIAS_UNIT = 20.0
-"""Unit of the learned repeat bias: many logits, which an optimiser whose steps are thousandths would otherwise not
+"""Unit of the learned repeat bias: it spans many logits, which an optimiser with steps of thousandths would not
 reach."""
 LOG_UNIT = 10.0
 """Unit of the logarithms of the skip connection's gains, for the same reason."""
 
 
 class SetRecConfig(PretrainedConfig):
-    """Everything needed to rebuild the model around its weights; ``backbone`` is the backbone's own configuration."""
+    """Configuration from which the model is rebuilt; ``backbone`` is the backbone's own configuration."""
 
     model_type = "setrec"
 
@@ -164,7 +164,7 @@ class SetRecModel(PreTrainedModel):
         """Return answers (B, Q, n, d) of query blocks that each see the first ``visible`` (B or 1, Q) items of a
         history.
 
-        ``items`` int (B, L), right-padded with any row; ``codes`` (I, D) when they are at hand already.
+        ``items`` int (B, L), right-padded with any row; ``codes`` (I, D) if already computed.
         """
         codes = self.tokens.codes() if codes is None else codes
         read = codes[items.long()]

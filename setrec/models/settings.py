@@ -1,4 +1,4 @@
-"""Settings of the models. Nothing here imports torch, so that a configuration is checked at once."""
+"""Settings of the models. Does not import torch, so that a configuration is validated quickly."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ class BackboneSettings(Settings):
 class ModelSettings(Settings):
     """The shape of the recommender. The defaults are the recipe of ``docs/comparison.md``.
 
-    ``collaborative``: numbers of an item's collaborative vector; ``table``: these begin at ``random``, or as a
-    ``sasrec`` trained on the same histories left them (the paper); ``trainable_table``: whether they keep learning (the
+    ``collaborative``: numbers of an item's collaborative vector; ``table``: initialisation of these, ``random`` or from
+    a ``sasrec`` trained on the same histories (the paper); ``trainable_table``: whether they are trained further (the
     paper: no). ``semantic_tokens``: semantic slots, made from the text vector by an autoencoder with ``hidden`` layers.
     ``text_slot``: one more slot is the text vector itself, frozen, in so many principal directions (0: no such slot;
     the paper: 0).
 
-    ``history``: ``set`` reads n tokens per item (the paper), ``fused`` their sum, n times cheaper. ``max_items`` of a
-    history are read, the latest. ``instruction`` is how many learned vectors stand before the history when the
-    backbone brings no tokenizer. ``query_mode``: n ``learned`` queries stand behind the history (the paper), or those
-    with the ``last_item``'s vector added, or none: with ``item`` the last item's own token answers for every slot
-    through a map of its own, which leaves a third of the tokens or less (causal backbones and fused histories alone).
-    ``auto`` is ``item`` where that can be, else ``last_item``.
+    ``history``: ``set`` reads n tokens per item (the paper), ``fused`` their sum, n times cheaper. The latest
+    ``max_items`` of a history are read. ``instruction``: number of learned vectors before the history if the backbone
+    has no tokenizer. ``query_mode``: n ``learned`` queries follow the history (the paper), or those with the
+    ``last_item``'s vector added, or none: with ``item`` the last item's own token answers for every slot through a
+    separate map, which leaves a third of the tokens or less (causal backbones and fused histories only). ``auto`` is
+    ``item`` if possible, else ``last_item``.
 
-    ``history_skip``: the answer has a learned share of the history's own codes, averaged with weights that fall by each
-    of these factors per step back (the paper: none). ``repeat_bias``: a learned number is added to the scores of items
-    that are in the history already, which says how often people come back; with ``history_skip`` every history is
-    nearest to itself, so the two go together (the paper: no). ``id_dropout``: share of the items whose collaborative
-    code a training step leaves out, as though they were new, so that items are placed by content as well as by who
-    chose them and new ones compare with the others (the paper: 0).
+    ``history_skip``: adds a learned share of the history's own codes to the answer, averaged with weights that decay by
+    each of these factors per step back (the paper: none). ``repeat_bias``: a learned number is added to the scores of
+    items in the history, which models how often users repeat items; with ``history_skip`` every history is nearest to
+    itself, so the two are used together (the paper: no). ``id_dropout``: share of the items whose collaborative code a
+    training step drops, as if they were new, so that items are represented by content as well as by interactions and
+    new ones are comparable with others (the paper: 0).
     """
 
     backbone: BackboneSettings = BackboneSettings()
@@ -83,9 +83,9 @@ class ModelSettings(Settings):
 class SasRecSettings(Settings):
     """Shape and training of SASRec. ``patience``: epochs without a better validation NDCG@10.
 
-    ``negatives``: draws of the sampled softmax, which all targets of a batch share; 0 is the full softmax. With text
-    alone: ``text_dropout``, of texts once projected, drawn separately for inputs and targets; ``id_dropout``, the share
-    of items that training shows and asks for by their text alone, as new items are.
+    ``negatives``: draws of the sampled softmax, shared by all targets of a batch; 0 is the full softmax. Only with
+    text: ``text_dropout`` of projected texts, drawn separately for inputs and targets; ``id_dropout``, the share of
+    items that training represents by their text only, like new items.
     """
 
     width: int = Field(64, ge=1)

@@ -1,1 +1,1 @@
-"""Score fusion: the model and the components beside it, as one scorer."""
+"""Score fusion: one scorer that combines the model with further components."""

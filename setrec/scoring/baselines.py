@@ -1,4 +1,4 @@
-"""The opponents that need no gradient: popularity and ItemKNN."""
+"""Baselines without gradient training: popularity and ItemKNN."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from setrec.settings import Settings
 
 
 class Popularity:
-    """Every user gets the items with the most training interactions."""
+    """Recommend the items with the most training interactions to every user."""
 
     def __init__(self, counts: np.ndarray) -> None:
         self.counts = counts.astype(np.float32)
 
     def __call__(self, history: Ragged) -> np.ndarray:
-        """Training counts (b, I), the same row for all."""
+        """Return training counts (b, I), the same row for every history."""
         return np.tile(self.counts, (len(history), 1))
 
 
@@ -58,14 +58,14 @@ class ItemKnn:
         self.similar = largest((sp.diags(norm) @ together @ sp.diags(norm)).tocsr(), settings.neighbours)
 
     def changed(self, **settings: float) -> ItemKnn:
-        """The same similarities under another ``decay``, or with fewer ``neighbours``."""
+        """Return a copy with the same similarities and another ``decay`` or fewer ``neighbours``."""
         other = copy(self)
         other.settings = self.settings.model_copy(update=settings)
         other.similar = largest(self.similar, other.settings.neighbours)
         return other
 
     def __call__(self, history: Ragged) -> np.ndarray:
-        """Scores (b, I)."""
+        """Return scores (b, I)."""
         s, history = self.settings, read(history)
         age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.values))
         weight = np.where(age < s.last, s.decay**age, 0.0).astype(np.float32)
@@ -88,11 +88,12 @@ def tune_item_knn(
     users: int = 10_000,
     seed: int = 0,
 ) -> tuple[ItemKnn, list[dict[str, Any]]]:
-    """The ItemKNN of :data:`GRID` with the best validation NDCG@10 (history removed), and the whole grid's values.
+    """Return the ItemKNN of :data:`GRID` with the best validation NDCG@10 (history removed), and the values of the
+    grid.
 
-    Every setting is tried on the same ``users`` validation users, drawn by ``seed`` where there are more: the grid
-    ranks the catalogue over a hundred times (0.15 s each for MovieLens-100K's 943 users). Without validation
-    items the default settings are taken.
+    Every setting is evaluated on the same ``users`` validation users, sampled by ``seed`` if there are more: the grid
+    ranks the catalogue over a hundred times (0.15 s each for MovieLens-100K's 943 users). Without validation items the
+    default settings are used.
     """
     cases = ranking.Cases.of(histories, VALID).sample(users, seed)
     tried: list[dict[str, Any]] = []

@@ -1,13 +1,13 @@
-"""Greedy re-ranking of scored candidates: marginal relevance, away from what is chosen already, within group limits.
+"""Greedy re-ranking of scored candidates by marginal relevance, with group limits.
 
-The next item is the one of largest
+The next item is the one with the largest
 
     (1 - d) relevance(i) - d mean over chosen j of cosine(i, j),
 
 where relevance is the score, shifted and scaled to [0, 1] over the candidates. As cosines are linear in the item, this
-asks again with a query that is moved away from the mean of the chosen codes. Carbonell and Goldstein (1998) subtract
-the largest cosine in place of the mean, which loses more NDCG for the same distance (docs/serving.md). ``d`` = 0 keeps
-the order of the scores.
+equals a query moved away from the mean of the chosen codes. Carbonell and Goldstein (1998) subtract the largest cosine
+in place of the mean, which loses more NDCG for the same distance (docs/serving.md). ``d`` = 0 keeps the order of the
+scores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from setrec.rows import normalize_rows
 
 @dataclass(frozen=True)
 class GroupLimit:
-    """At most ``most`` of the chosen items are in one group; ``groups``: those of each candidate, none or several."""
+    """A limit of ``most`` chosen items per group; ``groups``: the groups of each candidate, none or several."""
 
     groups: Sequence[Sequence[str]]
     most: int
@@ -31,17 +31,17 @@ class GroupLimit:
 def rerank(
     scores: np.ndarray, vectors: np.ndarray, k: int, diversity: float, limits: Sequence[GroupLimit] = ()
 ) -> np.ndarray:
-    """Choose up to ``k`` of n candidates, one after the other.
+    """Choose up to ``k`` of n candidates, one at a time.
 
     Args:
-        scores: float (n,), falling.
-        vectors: what candidates are compared by, float (n, d); read only where ``diversity`` is above 0.
-        k: how many.
+        scores: float (n,), descending.
+        vectors: vectors that candidates are compared by, float (n, d); read only if ``diversity`` is above 0.
+        k: maximum number of chosen candidates.
         diversity: ``d`` above, from 0 to 1.
-        limits: candidates beyond them are passed over, so fewer than ``k`` may be chosen.
+        limits: candidates that exceed a limit are skipped, so fewer than ``k`` may be chosen.
 
     Returns:
-        Places of the chosen, int64, in the order of choice.
+        Positions of the chosen candidates, int64, in the order of choice.
     """
     n = len(scores)
     value, mean = (1 - diversity) * _unit_interval(scores), np.zeros(n)
@@ -61,7 +61,7 @@ def rerank(
 
 
 def _admit(i: int, limits: Sequence[GroupLimit], counts: Sequence[dict[str, int]]) -> bool:
-    """Whether there is room for candidate ``i`` in all of its groups; if so it is counted."""
+    """Return whether all groups of candidate ``i`` have room, and count it if so."""
     for limit, count in zip(limits, counts, strict=True):
         if any(count.get(group, 0) >= limit.most for group in limit.groups[i]):
             return False
@@ -72,7 +72,7 @@ def _admit(i: int, limits: Sequence[GroupLimit], counts: Sequence[dict[str, int]
 
 
 def _unit_interval(scores: np.ndarray) -> np.ndarray:
-    """Scores shifted and scaled to [0, 1], float64."""
+    """Return scores shifted and scaled to [0, 1], float64."""
     shifted = np.asarray(scores, np.float64) - np.min(scores, initial=np.inf)
     scaled: np.ndarray = shifted / max(float(shifted.max(initial=0.0)), 1e-12)
     return scaled

@@ -1,14 +1,14 @@
-"""The one object that turns a history into scores: validation, ranking tables, batches and the endpoint all use it.
+"""Scores of histories, used by validation, ranking tables, batch jobs and the endpoint.
 
     score(history, item) =  model(history, item)                              in the unit of log-probabilities
                           + sum over components c of w_c c(history, item)     0 for items of the history
                           + repeat bias                                       if the item is in the history
 
 Everything is added before any softmax, so sources that agree reinforce each other (Hinton 2002: products of experts).
-Items without training interactions have weights of their own for the model and for components of content, and a level.
+Items without training interactions have separate weights for the model and for content components, and an offset.
 
-There are two routes to the same scores: :meth:`HybridScorer.__call__`, of all items (evaluation), and
-:meth:`HybridScorer.parts`, of a handful of rows (serving).
+Two methods compute the same scores: :meth:`HybridScorer.__call__` for all items (evaluation) and
+:meth:`HybridScorer.parts` for a few rows (serving).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from setrec.scoring.registry import Component, Sources
 from setrec.settings import Settings
 
 Entries = Mapping[str, tuple[Ragged, np.ndarray]]
-"""By name the entries of components, see :class:`setrec.scoring.registry.Component`."""
+"""Entries of components by name; see :class:`setrec.scoring.registry.Component`."""
 MODEL, REPEATS, LEVEL = "model", "repeats", "new_item"
-"""Names of the terms that are no registered component."""
+"""Names of the terms that are not registered components."""
 
 
 class NewItemWeights(Settings):
     """Weights for items without training interactions: of the ``model``'s scores, of ``components`` by name (others
-    keep their weight), and a ``level`` that is added."""
+    keep their weight), and an additive ``level``."""
 
     model: FiniteFloat = 1.0
     components: dict[str, FiniteFloat] = Field(default_factory=dict)
@@ -45,8 +45,8 @@ class NewItemWeights(Settings):
 
 
 class HybridWeights(Settings):
-    """What a weight search chose. ``slots``: weight of each slot kind of the model, divided by the ``temperature`` of
-    its scores; empty where there is no model. ``components``: weights by name; those left out are 0."""
+    """Weights chosen by a weight search. ``slots``: weight of each slot kind of the model, divided by the
+    ``temperature`` of its scores; empty without a model. ``components``: weights by name; those left out are 0."""
 
     slots: dict[str, FiniteFloat] = Field(default_factory=dict)
     temperature: FiniteFloat = Field(1.0, gt=0)
@@ -55,25 +55,25 @@ class HybridWeights(Settings):
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The components that have a weight for any item, in the registry's order."""
+        """Names of the components with a weight for any item, in the registry's order."""
         new = self.new_items.components
         return tuple(name for name in registry.kinds() if self.components.get(name) or new.get(name))
 
     def of(self, name: str, new: np.ndarray) -> np.ndarray:
-        """The weight of a component for items of these flags, ``new`` bool (...), float32."""
+        """Return the weight of a component for items with flags ``new``, bool (...), as float32."""
         weight = self.components.get(name, 0.0)
         return np.where(new, np.float32(self.new_items.components.get(name, weight)), np.float32(weight))
 
 
 @dataclass(frozen=True)
 class HybridScorer:
-    """The score above.
+    """Scorer of histories; see the module for the formula.
 
     Args:
         model: the model's term; ``None`` scores without it.
-        components: by name, those with a weight.
+        components: components with a weight, by name.
         weights: see :class:`HybridWeights`.
-        new: which items have no training interactions, bool (I,).
+        new: mask of the items without training interactions, bool (I,).
     """
 
     model: ModelTerm | None
@@ -83,11 +83,11 @@ class HybridScorer:
 
     @classmethod
     def build(cls, model: ModelTerm | None, weights: HybridWeights, new: np.ndarray, sources: Sources) -> HybridScorer:
-        """A scorer whose components are built from ``sources``."""
+        """Return a scorer whose components are built from ``sources``."""
         return cls(model, build_components(weights.used, sources), weights, new)
 
     def __call__(self, history: Ragged, entries: Entries | None = None) -> np.ndarray:
-        """Scores of all items, float32 (b, I). ``entries`` of the components, where they are at hand."""
+        """Return scores of all items, float32 (b, I). ``entries``: precomputed entries of the components."""
         items, new = len(self.new), self.weights.new_items
         total = np.zeros((len(history), items), np.float32) if self.model is None else self.model.dense(history).copy()
         if new.model != 1.0:
@@ -105,44 +105,44 @@ class HybridScorer:
         return total
 
     def parts(self, history: Ragged, rows: Ragged, entries: Entries | None = None) -> dict[str, np.ndarray]:
-        """By name what every term gives to the scores of ``rows`` (one row of items per history), float64, one number
-        for every item; their sum is the score. ``entries`` of the components, where they are at hand."""
+        """Return the contribution of every term, by name, to the scores of ``rows`` (one row of items per history),
+        float64, one number per item; their sum is the score. ``entries``: precomputed entries of the components."""
         items, flags = len(self.new), self.new[rows.values]
-        found: dict[str, np.ndarray] = {}
+        terms: dict[str, np.ndarray] = {}
         if self.model is not None:
             scale = np.where(flags, self.weights.new_items.model, 1.0)
-            found |= {kind: scale * part for kind, part in self.model.parts(history, rows).items()}
+            terms |= {kind: scale * part for kind, part in self.model.parts(history, rows).items()}
         for name, (places, values) in (self.entries(history) if entries is None else entries).items():
-            found[name] = self.weights.of(name, flags).astype(np.float64) * lookup(places, values, rows, items)
+            terms[name] = self.weights.of(name, flags).astype(np.float64) * lookup(places, values, rows, items)
         if self.weights.new_items.level:
-            found[LEVEL] = np.where(flags, self.weights.new_items.level, 0.0)
+            terms[LEVEL] = np.where(flags, self.weights.new_items.level, 0.0)
         if self.model is not None and self.model.repeat_bias:
             held = np.isin(rows.row_of_value * items + rows.values, _pairs(history, items))
-            found[REPEATS] = np.where(held, self.model.repeat_bias, 0.0)
-        return found
+            terms[REPEATS] = np.where(held, self.model.repeat_bias, 0.0)
+        return terms
 
     def at(self, history: Ragged, rows: Ragged) -> np.ndarray:
-        """Scores of ``rows``, float64, one for every item."""
+        """Return scores of ``rows``, float64, one per item."""
         total: np.ndarray = np.sum(list(self.parts(history, rows).values()), axis=0) + np.zeros(len(rows.values))
         return total
 
     def entries(self, history: Ragged) -> dict[str, tuple[Ragged, np.ndarray]]:
-        """The entries of every component."""
+        """Return the entries of every component, by name."""
         return {name: component.entries(history) for name, component in self.components.items()}
 
 
 def build_components(names: tuple[str, ...], sources: Sources) -> dict[str, Component]:
-    """The components of these names that the sources have something for."""
+    """Build the named components for which ``sources`` have data."""
     every = registry.kinds()
     built = {name: every[name].build(sources) for name in names}
     return {name: component for name, component in built.items() if component is not None}
 
 
 def load_components(names: tuple[str, ...], folder: Path) -> dict[str, Component]:
-    """Components from ``folder/NAME.safetensors``.
+    """Load components from ``folder/NAME.safetensors``.
 
     Raises:
-        KeyError: there is no kind of a name.
+        KeyError: a name is not registered.
         OSError, ValueError: a file is missing or damaged.
     """
     every = registry.kinds()
@@ -150,6 +150,6 @@ def load_components(names: tuple[str, ...], folder: Path) -> dict[str, Component
 
 
 def _pairs(history: Ragged, items: int) -> np.ndarray:
-    """The distinct pairs of row and item of what is read of histories, as ``row * items + item``, in order."""
+    """Return the distinct pairs of row and item of the events read, sorted, as ``row * items + item``."""
     history = read(history)
     return np.unique(history.row_of_value * items + history.values)

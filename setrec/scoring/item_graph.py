@@ -1,12 +1,12 @@
-"""Item-to-item tables and the scores they give: transitions between items and text similarity are both of this kind.
+"""Item-to-item graphs and their scores, used for transitions between items and for text similarity.
 
 An item graph holds for every item h some arcs to items i with a share G[h, i] > 0. A component reads it from the latest
-items of a history, the item a steps back with weight decay^a, times its own where events weigh differently (the
-weights x_h add up to one), and scores
+items of a history, the item a steps back with weight decay^a, multiplied by the event's weight if events weigh
+differently (the weights x_h add up to one), and scores
 
     c_i = (sum over h of x_h G[h, i])^(1 / power)
 
-for every item i that is not in the history, and 0 for those that are. What a user avoids lowers the scores.
+for every item i that is not in the history, and 0 for items of the history. Avoided items lower the scores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from setrec.settings import Settings
 
 
 class Reading(Settings):
-    """How a history reads a graph: its ``last`` items, ``decay`` per step back, and the ``power`` of the root."""
+    """Settings for reading a graph: the ``last`` items, ``decay`` per step back, and the ``power`` of the root."""
 
     last: int = Field(50, ge=1)
     decay: FiniteFloat = Field(1.0, gt=0, le=1)
@@ -38,14 +38,14 @@ class Reading(Settings):
 
 
 class Arcs(Protocol):
-    """Arcs of items, wherever they are stored."""
+    """Interface to the arcs of items, independent of their storage."""
 
     def __len__(self) -> int:
         """Number of items, I."""
         ...
 
     def take(self, rows: np.ndarray) -> tuple[Ragged, np.ndarray]:
-        """Targets of the arcs of each of ``rows``, and their shares, float32, one for every target."""
+        """Return the targets of the arcs of each of ``rows``, and their shares, float32, one per target."""
         ...
 
 
@@ -58,7 +58,7 @@ class ItemGraph:
 
     @classmethod
     def of(cls, matrix: sp.csr_matrix) -> ItemGraph:
-        """The arcs of a matrix (I, I) without its diagonal, which no history asks for."""
+        """Build a graph from a matrix (I, I), without its diagonal, which is never read."""
         coo = matrix.tocoo()
         kept = (coo.row != coo.col) & (coo.data > 0)
         plain = sp.csr_matrix((coo.data[kept], (coo.row[kept], coo.col[kept])), matrix.shape)
@@ -73,7 +73,7 @@ class ItemGraph:
         return self.targets.take(rows), Ragged(self.shares, self.targets.offsets).take(rows).values
 
     def is_damaged(self) -> bool:
-        """Whether the arrays are no such table; a file may hold anything."""
+        """Return whether the arrays are not a valid graph; a file may hold anything."""
         offsets, items, shares = self.targets.offsets, self.targets.values, self.shares
         return bool(
             offsets.ndim != 1
@@ -90,7 +90,7 @@ class ItemGraph:
 
 @dataclass(frozen=True)
 class GraphComponent:
-    """A term of the hybrid score: a graph and how histories read it."""
+    """A term of the hybrid score: a graph and the settings for reading it."""
 
     arcs: Arcs
     reading: Reading
@@ -110,7 +110,7 @@ class GraphComponent:
         return places, root(total, self.reading.power)
 
     def save(self, file: Path) -> None:
-        """Write the graph and, beside it, how it is read.
+        """Write the graph and its reading settings.
 
         Raises:
             TypeError: the arcs are not those of an :class:`ItemGraph`.
@@ -144,9 +144,9 @@ class GraphComponent:
 def without_avoided(
     entries: Callable[[Ragged], tuple[Ragged, np.ndarray]], events: Ragged, items: int
 ) -> tuple[Ragged, np.ndarray]:
-    """The ``entries`` of what is read of ``events``, less those of the items that are avoided; each of the two is read
-    as though it were the whole. The latter count as much as the avoided items weigh on average, but no more than in
-    proportion to what is read: one dislike does not outweigh fifty purchases."""
+    """Return the ``entries`` of the events that are read, minus those of the avoided items; each part is read as if it
+    were the whole history. Avoided items count by their average weight, but at most in proportion to the items read:
+    one dislike does not outweigh fifty purchases."""
     against, known = avoided(events), read(events)
     places, values = entries(known)
     if against is None:
@@ -163,7 +163,7 @@ def without_avoided(
 
 
 def start_weights(history: Ragged, reading: Reading) -> tuple[Ragged, np.ndarray]:
-    """The last items of every history, and their weights x, float64, which add up to one in each."""
+    """Return the last items of every history, and their weights x, float64, which add up to one per history."""
     age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.values))
     near = history.where(age < reading.last)
     weight = reading.decay ** age[age < reading.last].astype(np.float64)
@@ -173,20 +173,20 @@ def start_weights(history: Ragged, reading: Reading) -> tuple[Ragged, np.ndarray
 
 
 def root(total: np.ndarray, power: float) -> np.ndarray:
-    """The root of sums over arcs that makes them a component's values, float32."""
+    """Return the values of a component, float32: the root of the sums over arcs."""
     values = np.sqrt(np.sqrt(total)) if power == 4 else np.sqrt(total) if power == 2 else total ** (1 / power)
     return np.asarray(values, dtype=np.float32)
 
 
 def scatter(entries: Ragged, values: np.ndarray, items: int) -> np.ndarray:
-    """Entries as a table, float32 (rows, ``items``), zero elsewhere."""
+    """Return entries as a table, float32 (rows, ``items``), zero elsewhere."""
     table = np.zeros((len(entries), items), dtype=np.float32)
     table[entries.row_of_value, entries.values] = values
     return table
 
 
 def lookup(entries: Ragged, values: np.ndarray, rows: Ragged, items: int) -> np.ndarray:
-    """Values at ``rows`` (one row of items per history), one for every item, zero where there is no entry."""
+    """Return values at ``rows`` (one row of items per history), one per item, zero where there is no entry."""
     if not len(entries.values):
         return np.zeros(len(rows.values), dtype=values.dtype)
     keys = entries.row_of_value * items + entries.values
@@ -196,7 +196,7 @@ def lookup(entries: Ragged, values: np.ndarray, rows: Ragged, items: int) -> np.
 
 
 def largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
-    """A matrix with the ``count`` largest entries of every row alone; of equal ones those of the smaller columns."""
+    """Return a matrix with only the ``count`` largest entries of every row; ties go to the smaller column."""
     lengths = np.diff(matrix.indptr)
     if lengths.max(initial=0) <= count:
         return matrix

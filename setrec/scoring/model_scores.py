@@ -14,27 +14,26 @@ from setrec.ragged import Ragged
 
 
 class ModelTerm(Protocol):
-    """What a hybrid score asks of a model."""
+    """Interface of a model in a hybrid score."""
 
     @property
     def repeat_bias(self) -> float:
-        """What is added to the score of an item of the history."""
+        """Number added to the score of an item of the history."""
         ...
 
     def dense(self, history: Ragged) -> np.ndarray:
-        """Scores of all items, float32 (b, I), without the repeat bias."""
+        """Return scores of all items, float32 (b, I), without the repeat bias."""
         ...
 
     def parts(self, history: Ragged, rows: Ragged) -> dict[str, np.ndarray]:
-        """By kind of slot the scores of ``rows`` (one row of items per history), float64, one for every item; their
+        """Return the scores of ``rows`` (one row of items per history) by kind of slot, float64, one per item; their
         sum is the score without the repeat bias."""
         ...
 
 
 class ModelScores:
-    """A model at ``weights`` of its slot kinds; scores are inner products of folded codes.
-
-    The user codes of the histories that were asked for last are kept, so that several terms cost one forward pass.
+    """Scores of a model with ``weights`` of its slot kinds: inner products of folded codes. The user codes of the
+    latest histories are cached, so that several terms cost one forward pass.
     """
 
     def __init__(self, model: SetRecModel, weights: Mapping[str, float], codes: torch.Tensor | None = None) -> None:
@@ -45,7 +44,7 @@ class ModelScores:
 
     @torch.no_grad()
     def user_codes(self, history: Ragged) -> torch.Tensor:
-        """Folded user codes, float32 (b, D)."""
+        """Return folded user codes, float32 (b, D)."""
         if self._kept is None or self._kept[0] is not history:
             self._kept = history, self.model.user_codes(read(history), self.weights, self.codes)
         return self._kept[1]
@@ -55,14 +54,14 @@ class ModelScores:
         return np.asarray((self.user_codes(history) @ self.codes.T).cpu().numpy())
 
     def by_kind(self, history: Ragged) -> dict[str, np.ndarray]:
-        """Scores of all items by slot kind, float32 (b, I) each: every weighting of the kinds sums these, from one
-        forward pass. Items of the history have their repeat bias."""
-        user, found = self.user_codes(history), {}
+        """Return scores of all items by slot kind, float32 (b, I) each, from one forward pass: every weighting of the
+        kinds is a sum of these. Items of the history include their repeat bias."""
+        user, scores_by_kind = self.user_codes(history), {}
         for kind, (a, b) in self.model.code_columns.items():
             scores = (user[:, a:b] @ self.codes[:, a:b].T).cpu().numpy()
             alone = {other: self.weights[other] * (other == kind) for other in self.model.kinds}
-            found[kind] = add_repeat_bias(scores, history, self.model.repeat_bias(alone))
-        return found
+            scores_by_kind[kind] = add_repeat_bias(scores, history, self.model.repeat_bias(alone))
+        return scores_by_kind
 
     def parts(self, history: Ragged, rows: Ragged) -> dict[str, np.ndarray]:
         """See :class:`ModelTerm`."""
@@ -72,23 +71,23 @@ class ModelScores:
 
 
 def model_scorer(model: SetRecModel, weights: Mapping[str, float] | None = None) -> ModelOnly:
-    """A model alone as a scorer, all slot kinds equal where no ``weights`` are given."""
+    """Return a scorer of the model alone, with equal weights of all slot kinds by default."""
     return ModelOnly(ModelScores(model, weights or dict.fromkeys(model.kinds, 1.0)))
 
 
 class ModelOnly:
-    """Scores float32 (b, I) of a model term with its repeat bias."""
+    """Scorer of a model term with its repeat bias."""
 
     def __init__(self, term: ModelTerm) -> None:
         self.term = term
 
     def __call__(self, history: Ragged) -> np.ndarray:
-        """Scores (b, I)."""
+        """Return scores, float32 (b, I)."""
         return add_repeat_bias(self.term.dense(history).copy(), history, self.term.repeat_bias)
 
 
 def add_repeat_bias(scores: np.ndarray, history: Ragged, bias: float) -> np.ndarray:
-    """Scores (b, I), changed in place: ``bias`` is added once to every item of a row's whole history."""
+    """Add ``bias`` in place, once to every item of a row's whole history, and return the scores (b, I)."""
     if bias:
         history = read(history)
         row = history.row_of_value
@@ -98,7 +97,7 @@ def add_repeat_bias(scores: np.ndarray, history: Ragged, bias: float) -> np.ndar
 
 
 def slot_weight_grid(kinds: tuple[str, ...], step: float = 0.1) -> list[dict[str, float]]:
-    """Every weighting of the kinds that sums to one, in steps: SETRec's (1 - beta, beta) for two kinds."""
+    """Return all weightings of the kinds that sum to one, in steps: SETRec's (1 - beta, beta) for two kinds."""
     parts = round(1 / step)
 
     def compositions(left: int, over: int) -> list[tuple[int, ...]]:

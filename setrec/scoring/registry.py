@@ -1,6 +1,6 @@
-"""The components that a hybrid score may have beside the model, by name.
+"""Registry of the components that a hybrid score adds to the model, by name.
 
-A new component is one module that calls :func:`register`, and an import of it below.
+To add a component, write a module that calls :func:`register`, and import it below.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ class Component(Protocol):
     """A term of the hybrid score that is zero for most items. Items of the history have no entry."""
 
     def entries(self, history: Ragged) -> tuple[Ragged, np.ndarray]:
-        """Where the component is not zero: items int64 in order, one row per history, and its values, float32."""
+        """Return the non-zero entries: items int64 in ascending order, one row per history, and their values,
+        float32."""
         ...
 
     def save(self, file: Path) -> None:
-        """Write it to a safetensors file."""
+        """Write the component to a safetensors file."""
         ...
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What components are built from: ``histories`` that may be learned from, the number of ``items``, and the
-    features of their texts, ``None`` without texts."""
+    """Data that components are built from: ``histories`` for training, the number of ``items``, and the features of
+    their texts, ``None`` without texts."""
 
     histories: Ragged
     items: int
@@ -44,8 +45,9 @@ class Sources:
 class ComponentKind:
     """A kind of component.
 
-    ``build`` makes one, or ``None`` where the sources have nothing for it. ``of_content``: it depends on what items
-    are, not on histories, so it is worth as much for an item without interactions. ``weights``: what is tried.
+    ``build`` returns a component, or ``None`` if the sources lack its data. ``of_content``: it depends on item content,
+    not on histories, so it works equally well for items without interactions. ``weights``: candidates of the weight
+    search.
     """
 
     name: str
@@ -59,7 +61,7 @@ _KINDS: dict[str, ComponentKind] = {}
 
 
 def register(kind: ComponentKind) -> ComponentKind:
-    """Add a kind; it takes part in every weight search from then on.
+    """Add a kind, which takes part in every subsequent weight search.
 
     Raises:
         ValueError: the name is taken.
@@ -71,12 +73,12 @@ def register(kind: ComponentKind) -> ComponentKind:
 
 
 def unregister(name: str) -> None:
-    """Take a kind out again."""
+    """Remove a kind."""
     del _KINDS[name]
 
 
 def kinds() -> Mapping[str, ComponentKind]:
-    """All kinds by name, in the order in which they were registered."""
+    """Return all kinds by name, in the order of registration."""
     return dict(_KINDS)
 
 
@@ -85,8 +87,8 @@ def _transitions(settings: TransitionSettings, reading: Reading) -> Callable[[So
 
 
 _TRANSITION_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
-# Of a search over the settings on validation parts of six splits, those that were best on one: the first two where much
-# of the history counts, the last where what comes next follows from the last few items.
+# The best settings on single splits, of a search on the validation parts of six splits: the first two for data where
+# much of the history counts, the last for data where the next item follows from the last few.
 register(
     ComponentKind(
         "transitions_near",

@@ -1,10 +1,10 @@
-"""The second stage: a learned order of the best candidates, a logistic regression on what is known of each.
+"""The second stage: the best candidates re-ranked by a logistic regression on their features.
 
     s'(candidate) = sum over features f of w_f z_f(candidate)
 
-z_f is the feature's value in units of its standard deviation around its mean over the user's candidates. Nothing
-depends on the order in which candidates are given, so the stage is exchangeable. Features are the score, its terms by
-name (components at weight 1, those without a weight in the score too), ``popularity``, and how well the candidate's
+z_f is the feature's value in units of its standard deviation around its mean over the user's candidates. The result
+does not depend on the order of the candidates, so the stage is exchangeable. Features are the score, its terms by name
+(components at weight 1, those without a weight in the score too), ``popularity``, and how well the candidate's
 attribute values fit those of the history and of its latest items.
 """
 
@@ -26,19 +26,19 @@ from setrec.scoring.item_graph import lookup
 from setrec.settings import Settings
 
 CANDIDATES = 50
-"""The best by score that are put in a new order."""
+"""Number of best candidates that are re-ranked."""
 LATEST = 5
 _SMALL = 1e-9
 
 
 class Reranker(Settings):
-    """What was learned: ``weights`` by feature, for the ``candidates`` best by score."""
+    """A fitted re-ranker: ``weights`` by feature, for the ``candidates`` best items by score."""
 
     weights: dict[str, FiniteFloat] = Field(min_length=1)
     candidates: int = Field(CANDIDATES, ge=1)
 
     def scores(self, features: Mapping[str, np.ndarray], rows: Ragged) -> np.ndarray:
-        """s' of the candidates ``rows``, float64, from their features, one number for every candidate.
+        """Return s' of the candidates ``rows``, float64, one number per candidate, from their features.
 
         Raises:
             KeyError: a feature is missing.
@@ -50,13 +50,14 @@ class Reranker(Settings):
 
 
 def components_of(weights: HybridWeights, reranker: Reranker | None) -> tuple[str, ...]:
-    """The components that a score and its second stage read, in the registry's order."""
+    """Return the names of the components that a score and its second stage read, in the registry's order."""
     named = set(weights.used) | set({} if reranker is None else reranker.weights)
     return tuple(name for name in registry.kinds() if name in named)
 
 
 def standardized(table: np.ndarray, rows: Ragged) -> np.ndarray:
-    """Columns of ``table`` (n, f), a row per value of ``rows``, as z-scores within each of its rows."""
+    """Return the columns of ``table`` (n, f), one row per value of ``rows``, as z-scores within each row of
+    ``rows``."""
     row, count = rows.row_of_value, np.maximum(1, rows.lengths)[:, None]
     sums = sp.csr_matrix((np.ones(len(row)), (row, np.arange(len(row)))), (len(rows), len(row)))
     centred = table - (sums @ table / count)[row]
@@ -79,27 +80,27 @@ class AttributeVectors:
         self.items = self.of(described)
 
     def of(self, described: Sequence[Mapping[str, Sequence[str]]]) -> sp.csr_matrix:
-        """Vectors (n, V) of items with these attribute values; values that the catalogue lacks count nothing."""
-        found = [
+        """Return vectors (n, V) of items with these attribute values; values not in the catalogue are ignored."""
+        columns_of = [
             sorted({at for name, own in item.items() for v in own if (at := self._column.get((name, v))) is not None})
             for item in described
         ]
-        columns = Ragged.of(found, np.int64)
+        columns = Ragged.of(columns_of, np.int64)
         values = self._weights[columns.values]
         length = np.sqrt(np.bincount(columns.row_of_value, values**2, len(columns)))
         values = values / np.where(length > 0, length, 1.0)[columns.row_of_value]
-        return sp.csr_matrix((values, columns.values, columns.offsets), (len(found), len(self._weights)))
+        return sp.csr_matrix((values, columns.values, columns.offsets), (len(columns_of), len(self._weights)))
 
 
 class Facts(Protocol):
-    """What is known of items beside their scores."""
+    """Interface to facts about items other than their scores."""
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
-        """Training interactions, float64 (n,)."""
+        """Return numbers of training interactions, float64 (n,)."""
         ...
 
     def attributes(self, rows: np.ndarray) -> sp.csr_matrix:
-        """Attribute vectors (n, V)."""
+        """Return attribute vectors (n, V)."""
         ...
 
 
@@ -123,28 +124,28 @@ class CatalogFacts:
 def features(
     scorer: HybridScorer, history: Ragged, rows: Ragged, entries: Entries, facts: Facts
 ) -> dict[str, np.ndarray]:
-    """Features of the candidates ``rows`` (one row of items per history), float64, one number for every candidate."""
+    """Return features of the candidates ``rows`` (one row of items per history), float64, one number per candidate."""
     items, parts = len(scorer.new), scorer.parts(history, rows, entries)
-    found = {"score": np.sum(list(parts.values()), axis=0) + np.zeros(len(rows.values))}
-    found |= {name: part for name, part in parts.items() if name not in entries}
-    found |= {name: lookup(*entry, rows, items).astype(np.float64) for name, entry in entries.items()}
-    found["popularity"] = np.log1p(facts.counts(rows.values))
+    table = {"score": np.sum(list(parts.values()), axis=0) + np.zeros(len(rows.values))}
+    table |= {name: part for name, part in parts.items() if name not in entries}
+    table |= {name: lookup(*entry, rows, items).astype(np.float64) for name, entry in entries.items()}
+    table["popularity"] = np.log1p(facts.counts(rows.values))
     own, known = facts.attributes(rows.values), read(history)
     age = np.repeat(known.offsets[1:], known.lengths) - 1 - np.arange(len(known.values))
     read_vectors, places = facts.attributes(known.values), np.arange(len(known.values))
     for name, last in (("attributes", len(known.values)), ("attributes_latest", LATEST)):
         share = (age < last) / np.maximum(1, np.minimum(known.lengths, last))[known.row_of_value]
         profile = sp.csr_matrix((share, places, known.offsets), (len(known), len(places))) @ read_vectors
-        found[name] = np.asarray(own.multiply(profile[rows.row_of_value]).sum(axis=1)).ravel()
-    return found
+        table[name] = np.asarray(own.multiply(profile[rows.row_of_value]).sum(axis=1)).ravel()
+    return table
 
 
 @dataclass(frozen=True)
 class RerankingScorer:
-    """Scores of all items, float32 (b, I): those of ``scorer``, its best candidates outside the history by s', and all
-    others so that the first of them follows the last of these.
+    """Scorer with a second stage: the best candidates of ``scorer`` outside the history are scored by s', and all other
+    items are shifted to rank below them.
 
-    ``scorer`` has every component that the re-ranker names.
+    ``scorer`` needs every component that the re-ranker names.
     """
 
     scorer: HybridScorer
@@ -152,7 +153,7 @@ class RerankingScorer:
     facts: Facts
 
     def __call__(self, history: Ragged) -> np.ndarray:
-        """Scores (b, I)."""
+        """Return scores of all items, float32 (b, I)."""
         entries = self.scorer.entries(history)
         scores = self.scorer(history, entries)
         rows = best(scores, history, self.reranker.candidates)
@@ -166,11 +167,11 @@ class RerankingScorer:
 
 
 def best(scores: np.ndarray, history: Ragged, count: int) -> Ragged:
-    """The ``count`` best items outside each history, best first, equal ones by row."""
-    found = []
+    """Return the ``count`` best items outside each history, best first, ties by row."""
+    orders = []
     for own, held in zip(scores, history, strict=True):
         left = own.copy()
         left[held] = -np.inf
         order = np.argsort(-left, kind="stable")[: min(count, len(own) - len(np.unique(held)))]
-        found.append(order)
-    return Ragged.of(found, np.int64)
+        orders.append(order)
+    return Ragged.of(orders, np.int64)

@@ -1,4 +1,4 @@
-"""The temperature at which scores read as log-probabilities of the next item."""
+"""Temperature scaling: scores divided by the temperature are log-probabilities of the next item."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from setrec.evaluation import ranking
 from setrec.ragged import Ragged
 
 CELLS = 1 << 25
-"""Scores held while the temperature is sought, 128 MB; so many users are drawn by seed 0."""
+"""Number of scores in memory during the search, 128 MB; it limits the number of users, drawn by seed 0."""
 SPAN = np.log(1e4)
-"""Temperatures tried: the scores' spread, over this far down and up in logarithms."""
+"""Range of temperatures searched: the scores' spread times exp(-SPAN) to exp(SPAN)."""
 
 
 def fit_temperature(scorer: ranking.Scorer, cases: ranking.Cases, *, batch: int = 256) -> float:
-    """The divisor of the scores with the best log-likelihood of the truths (Guo et al. 2017); 1 where no score tells
-    items apart. The softmax is over the catalogue without the user's history.
+    """Return the divisor of the scores with the best log-likelihood of the truths (Guo et al. 2017); 1 if all scores
+    are equal. The softmax is over the catalogue without the user's history.
 
-    The likelihood is concave in the inverse, so there is one best; it is found to a thousandth, on as many users as
-    :data:`CELLS` allows.
+    The likelihood is concave in the inverse, so the optimum is unique; it is located to a thousandth, on as many users
+    as :data:`CELLS` allows.
     """
     if not len(cases):
         return 1.0
@@ -38,12 +38,12 @@ def fit_temperature(scorer: ranking.Scorer, cases: ranking.Cases, *, batch: int 
         return total
 
     middle = np.log(spread)
-    found = minimize_scalar(loss, bounds=(middle - SPAN, middle + SPAN), method="bounded", options={"xatol": 1e-3})
-    return float(np.exp(found.x))
+    result = minimize_scalar(loss, bounds=(middle - SPAN, middle + SPAN), method="bounded", options={"xatol": 1e-3})
+    return float(np.exp(result.x))
 
 
 def _likely(scores: np.ndarray, history: Ragged, truth: Ragged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Relative scores (b, I), and of the truths that can have a probability the rows and the relative scores."""
+    """Return relative scores (b, I), and the rows and relative scores of the truths that can have a probability."""
     relative = relative_scores(scores, history)
     own = relative[truth.row_of_value, truth.values]
     some = np.isfinite(own)
@@ -51,14 +51,14 @@ def _likely(scores: np.ndarray, history: Ragged, truth: Ragged) -> tuple[np.ndar
 
 
 def scored(scorer: ranking.Scorer, cases: ranking.Cases, batch: int) -> Iterator[tuple[np.ndarray, Ragged, Ragged]]:
-    """Scores, histories and truths of the cases, a batch at a time."""
+    """Yield scores, histories and truths of the cases, batch by batch."""
     for start in range(0, len(cases), batch):
         history, truth = cases.batch(start, batch)
         yield scorer(history), history, truth
 
 
 def relative_scores(scores: np.ndarray, history: Ragged) -> np.ndarray:
-    """Scores less the best of their row, float32 (b, I), minus infinity for items of the history."""
+    """Return scores minus the best of their row, float32 (b, I), minus infinity for items of the history."""
     scores = np.array(scores, dtype=np.float32)
     scores[history.row_of_value, history.values] = -np.inf
     best = scores.max(axis=1, keepdims=True)
@@ -66,7 +66,7 @@ def relative_scores(scores: np.ndarray, history: Ragged) -> np.ndarray:
 
 
 def log_normaliser(scores: np.ndarray) -> np.ndarray:
-    """Logarithms (b,) of the sums of exponentials of rows whose best is 0."""
+    """Return the log-sum-exp (b,) of rows whose maximum is 0."""
     with np.errstate(divide="ignore"):
         normaliser: np.ndarray = np.log(np.exp(scores).sum(axis=1, dtype=np.float64))
         return normaliser

@@ -1,4 +1,4 @@
-"""Texts to everything that is read of them: the vectors of the model, and the features of text similarity."""
+"""Text features: the vectors of the model, and the features of text similarity."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class SentenceEncoder(Protocol):
 
     @property
     def identity(self) -> str:
-        """A hash of everything a vector depends on but the text."""
+        """Hash of everything a vector depends on except the text."""
         ...
 
     def encode(self, texts: Sequence[str], /) -> np.ndarray:
-        """Vectors, float32 (len(texts), width)."""
+        """Return vectors, float32 (len(texts), width)."""
         ...
 
 
 class TextFeaturizer:
-    """A lexical encoder and a sentence encoder side by side; either may be missing.
+    """A lexical and a sentence encoder whose vectors are concatenated; either may be missing.
 
     Raises:
         ValueError: both are missing.
@@ -52,12 +52,12 @@ class TextFeaturizer:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of everything a vector depends on but the text."""
+        """Hash of everything a vector depends on except the text."""
         parts = [encoder.identity for encoder in (self.lexical, self.sentence) if encoder is not None]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """The model's text vectors, float32 (len(texts), width): lexical columns, then sentence columns."""
+        """Return the model's text vectors, float32 (len(texts), width): lexical columns, then sentence columns."""
         parts = [] if self.lexical is None else [self.lexical.vectors(texts)]
         parts += [] if self.sentence is None else [self.sentence.encode(texts)]
         return np.ascontiguousarray(np.concatenate(parts, axis=1), dtype=np.float32)
@@ -65,8 +65,8 @@ class TextFeaturizer:
     def similarity_features(
         self, texts: Sequence[str], vectors: np.ndarray, center: np.ndarray | None = None
     ) -> TextFeatures:
-        """Features of new texts: TF-IDF rows, and of their ``vectors`` (rows, width) the sentence columns around the
-        catalogue's ``center``, which is not needed without a sentence encoder."""
+        """Return features of new texts: TF-IDF rows, and the sentence columns of their ``vectors`` (rows, width) around
+        the catalogue's ``center``, which is not needed without a sentence encoder."""
         words = sp.csr_matrix((len(texts), 0), dtype=np.float32) if self.lexical is None else self.lexical.rows(texts)
         return TextFeatures(words, None if self.sentence is None else unit_rows(vectors[:, self._words :], center))
 

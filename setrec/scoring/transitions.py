@@ -1,16 +1,16 @@
 """The transition graph: how often one item followed another, over one and two steps.
 
-A model places an item by what it has learned of it; how often one item followed another, exactly, is more than it can
-hold (arXiv 2605.07125 finds that a few hops of this graph alone beat trained models on public data sets). An arc
-i -> j weighs ``fade`` ** (d - 1) for every time j followed i at distance d <= ``reach`` in a user's history, and
-``backward`` times as much from j to i. With W the weights, the transition probability is
+A trained model cannot store exact transition counts (arXiv 2605.07125 finds that a few hops of this graph alone beat
+trained models on public data sets). An arc i -> j weighs ``fade`` ** (d - 1) for every time j followed i at distance d
+<= ``reach`` in a user's history, and ``backward`` times as much from j to i. With W the weights, the transition
+probability is
 
     P[i, j] = W[i, j] / (shrink + sum over k of W[i, k]),
 
-so ``shrink`` takes probability from items that few have left, whose arcs say little. Where events weigh differently an
-arc counts as much as the event it leads to, 1 on average, and one to what the user disliked lowers it, to 0 at least;
-none leaves such an event. The component's graph is
-G = P + damping P^2, of which the ``arcs`` largest entries of every row are kept.
+so ``shrink`` reduces the probabilities of items with few outgoing transitions, which are unreliable. If events weigh
+differently, an arc counts as much as the event it leads to, 1 on average; an arc to a disliked item lowers the weight,
+to at least 0, and no arc starts at such an event. The component's graph is G = P + damping P^2, of which the ``arcs``
+largest entries of every row are kept.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from setrec.scoring.item_graph import GraphComponent, ItemGraph, Reading, larges
 from setrec.settings import Settings
 
 ARCS = 64
-"""Arcs kept of an item: 8 bytes each."""
+"""Number of arcs per item, 8 bytes each."""
 _ROWS = 1 << 16
 
 
 class TransitionSettings(Settings):
-    """The graph: see the module. ``damping`` weighs the second step."""
+    """Settings of the graph; see the module. ``damping`` weighs the second step."""
 
     reach: int = Field(3, ge=1)
     fade: float = Field(0.5, ge=0, le=1)
@@ -40,7 +40,7 @@ class TransitionSettings(Settings):
 
 
 def transition_probabilities(rows: Ragged, items: int, s: TransitionSettings) -> sp.csr_matrix:
-    """P above, float64 (I, I), from histories. An item that follows itself leaves no arc."""
+    """Return P (see the module), float64 (I, I), from histories. An item that follows itself adds no arc."""
     arcs, user = sp.csr_matrix((items, items)), rows.row_of_value
     back, weights = arcs, rows.weights
     if weights is not None:
@@ -68,16 +68,16 @@ def transition_probabilities(rows: Ragged, items: int, s: TransitionSettings) ->
 
 
 def transition_component(rows: Ragged, items: int, s: TransitionSettings, reading: Reading) -> GraphComponent:
-    """The component that the histories ``rows`` give."""
+    """Return the component built from the histories ``rows``."""
     from setrec.scoring.kernels.two_steps import two_steps
 
     whole = transition_probabilities(rows, items, s)
     # Sorting takes a multiple of the memory of what it sorts.
     parts = [largest(whole[start : start + _ROWS], s.arcs) for start in range(0, items, _ROWS)]
     graph = sp.vstack(parts, format="csr")
-    lengths, found, shares = two_steps(
+    lengths, targets, shares = two_steps(
         graph.indptr.astype(np.int64), graph.indices, graph.data, s.damping, min(s.arcs, items)
     )
-    kept = np.arange(found.shape[1]) < lengths[:, None]
+    kept = np.arange(targets.shape[1]) < lengths[:, None]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return GraphComponent(ItemGraph(Ragged(found[kept], offsets), shares[kept]), reading)
+    return GraphComponent(ItemGraph(Ragged(targets[kept], offsets), shares[kept]), reading)

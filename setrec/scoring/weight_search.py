@@ -1,22 +1,21 @@
-"""The search for the weights of a hybrid score, on validation users alone.
+"""Search for the weights of a hybrid score, on validation users only.
 
-Weights are chosen on two halves of the validation users. Where the split is each user's own, the validation events of
-the other half are known while a half is ranked, as at test time everybody's are. Where it is one of global time they
-are not: they are of the same time as what is asked for, contain everything new and show what is in fashion, while what
-is known at test time is older.
+Weights are chosen on two halves of the validation users. With a split per user, the validation events of the other half
+are available while one is ranked, as all are at test time. With a split by global time they are not: they belong to the
+period that is ranked and contain its new and popular items, while the data available at test time is older.
 
 1. Weights of the model's slot kinds: those with the best NDCG@10 of the model alone, over a grid.
 2. The temperature at which the model's scores are log-probabilities, so that one grid of weights suits every model;
    without a model that of the components' sum.
-3. Components, greedily: the one that gains most beside those chosen so far is added, as long as the gain is beyond a
-   standard error (over users) of the paired difference; then every weight is tried again beside the others, and a
-   component that no longer gains that much is left out.
-4. Items without training interactions. Where validation has too few of them, a quarter of the others stands for them,
-   scored as though nothing but their content were known. First the ratio of the model and of content that orders them
-   best among themselves; then factors and levels. Where the split is of global time, those with the best NDCG@10 over
-   all items, users who chose new items counting for more: what is new is rarer right after training, where validation
-   lies, than later (:data:`GROWTH`). Else of those whose NDCG@10 is within a standard error of the best the ones that
-   find most of the new items.
+3. Components, greedily: the one with the largest gain in addition to those chosen so far is added, as long as the gain
+exceeds a standard error (over users) of the paired difference; then every weight is searched again given the others,
+and a component that no longer gains that much is removed.
+4. Items without training interactions. If validation has too few of them, a quarter of the other items replaces them,
+scored by their content only. First the ratio of model and content that ranks them best among themselves is chosen; then
+factors and levels. With a split by global time, those with the best NDCG@10 over all items are chosen, users who chose
+new items counting more: new items are rarer right after training, in the validation period, than later
+(:data:`GROWTH`). Otherwise, of those within a standard error of the best, the one with the best NDCG@10 on new items is
+chosen.
 """
 
 from __future__ import annotations
@@ -43,31 +42,31 @@ from setrec.scoring.temperature import fit_temperature
 from setrec.scoring.text_similarity import TextFeatures
 
 USERS = 2500
-"""Users of each half that weights are chosen on."""
+"""Number of users of each half on which weights are chosen."""
 CALIBRATED = 2000
-"""Users that the temperature is fitted on."""
+"""Number of users on which the temperature is fitted."""
 BATCH = 256
 REFINED = (0.0, 0.5, 0.71, 1.0, 1.41, 2.0)
-"""Factors by which a chosen weight is tried again; 0 leaves the component out."""
+"""Factors of a chosen weight in the second search; 0 removes the component."""
 NEW_RATIOS = ((1.0, 0.0), (1.0, 2.5), (1.0, 5.0), (1.0, 10.0), (1.0, 20.0), (1.0, 40.0), (0.5, 40.0), (0.0, 20.0))
 """Weights of model and content for new items, up to a common factor."""
 NEW_FACTORS = (0.25, 0.5, 1.0, 2.0)
 NEW_LEVELS = (-12.0, -10.0, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 GROWTH = 3.0
-"""By how much the share of new items among what is chosen grows from validation to test where both are as long and the
-share grows in proportion to the time since training ended: its means over the first and over the second period."""
+"""Growth of the share of new items among chosen items from validation to test, if both periods are equally long and the
+share is proportional to the time since training ended: the ratio of its means over the two periods."""
 MOST_NEW = 0.5
-"""The largest share that is expected, or validation's where that is larger."""
+"""Maximum of the expected share, unless validation's share is larger."""
 ENOUGH = 100
-"""Validation truths without training interactions from which on weights of such items are chosen on them."""
+"""Minimum number of validation truths without training interactions for choosing the weights of new items on them."""
 PRETENDED = 0.25
-"""Share of the items that stand for new ones where there are too few."""
+"""Share of the items that replace new ones if there are too few."""
 
 
 @dataclass(frozen=True)
 class Part:
     """Validation users to be ranked: their ``cases``, and the histories ``known`` that components may be built from,
-    which do not hold what these users chose next. ``timed``: the split is one of global time."""
+    which do not contain these users' truths. ``timed``: the split is by global time."""
 
     cases: ranking.Cases
     known: Ragged
@@ -76,8 +75,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search chose: ``weights``, their NDCG@10 on validation (``valid``), what each component gains beside the
-    others (``gains``: name, weight, gain, standard_error), and everything that was ``tried``."""
+    """Result of a search: ``weights``, their NDCG@10 on validation (``valid``), the gain of each component in addition
+    to the others (``gains``: name, weight, gain, standard_error), and all candidates that were ``tried``."""
 
     weights: HybridWeights
     valid: float
@@ -86,7 +85,7 @@ class Found:
 
 
 def halves(histories: Histories, *, timed: bool, users: int = USERS) -> list[Part]:
-    """Two halves of the validation users, up to ``users`` of each. ``timed``: the split is one of global time."""
+    """Return two halves of the validation users, up to ``users`` each. ``timed``: the split is by global time."""
     cases, parts = ranking.Cases.of(histories, VALID), []
     half = np.random.default_rng(0).permutation(len(cases)) % 2 == 0
     for ranked in (half, ~half):
@@ -98,7 +97,7 @@ def halves(histories: Histories, *, timed: bool, users: int = USERS) -> list[Par
 
 
 def _with_validation_of(histories: Histories, users: np.ndarray) -> Ragged:
-    """Training histories, and the validation items of these ``users``."""
+    """Return training histories together with the validation items of these ``users``."""
     items, splits = histories.items, histories.splits
     return items.where((splits == TRAIN) | ((splits == VALID) & np.isin(items.row_of_value, users)))
 
@@ -113,9 +112,9 @@ def search(
     names: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda note: None,
 ) -> Found:
-    """The weights for a model (``None``: for the components without one).
+    """Search the weights for a model (``None``: for the components without one).
 
-    ``trained`` bool (I,): items with training interactions. ``names`` of the components that take part, all by default.
+    ``trained`` bool (I,): items with training interactions. ``names``: the components that take part, all by default.
     NDCG@10 is over all items, the user's history removed.
     """
     asked = [part for part in parts if len(part.cases)]
@@ -209,25 +208,25 @@ class _Table:
 
     @property
     def new_truths(self) -> int:
-        """Validation truths that are new items."""
+        """Return the number of validation truths that are new items."""
         return sum(int(self.new[truth.values].sum()) for _, _, truth in self.batches)
 
     def pretend(self, rows: np.ndarray) -> None:
-        """From now on items of these flags, bool (I,), are scored as though training had not seen them."""
+        """Score the items flagged in ``rows``, bool (I,), as if they were not in training."""
         self.new, self._pretended = self.new | rows, rows
         if self._codes is not None and self._columns is not None:
             self._codes = self._codes.clone()
             self._codes[torch.from_numpy(rows), slice(*self._columns)] = 0
 
     def model(self, batch: int) -> np.ndarray:
-        """The model's scores, zeros without one."""
+        """Return the model's scores, zeros without one."""
         if self._codes is None:
             return np.zeros((len(self.batches[batch][1]), self.items), np.float32)
         with torch.no_grad():
             return np.asarray((self._users[batch] @ self._codes.T).cpu().numpy())
 
     def component(self, name: str, batch: int) -> np.ndarray:
-        """A component's values."""
+        """Return a component's values."""
         number, history, _ = self.batches[batch]
         values = scatter(*self.parts[number][name].entries(history), self.items)
         if self._pretended is not None and not self.kinds[name].of_content:
@@ -235,7 +234,7 @@ class _Table:
         return values
 
     def total(self, components: Mapping[str, float], batch: int) -> np.ndarray:
-        """The model's scores with components at these weights."""
+        """Return the model's scores plus components at these weights."""
         total = self.model(batch).copy()
         for name, weight in components.items():
             total += np.float32(weight) * self.component(name, batch)
@@ -247,23 +246,24 @@ class _Table:
         grid: Sequence[Mapping[str, float]],
         groups: Sequence[ranking.Group] | None = None,
     ) -> list[np.ndarray]:
-        """NDCG@10 of every user under every weighting of the grid, float (weightings, users), for each of ``groups``
-        (by default all items); a user without a truth in a group has NaN. ``terms`` of a batch by its number."""
+        """Return NDCG@10 of every user under every weighting of the grid, float (weightings, users), for each of
+        ``groups`` (by default all items); a user without a truth in a group has NaN. ``terms`` maps a batch's number to
+        its terms."""
         every = np.ones(self.items, dtype=bool)
         groups = groups or [ranking.Group("all", every, every)]
         pools = np.stack([group.candidates for group in groups])
-        found: list[list[np.ndarray]] = [[] for _ in groups]
+        values: list[list[np.ndarray]] = [[] for _ in groups]
         for number, (_, history, truth) in enumerate(self.batches):
             ranks = ranking.mixed_ranks(terms(number), grid, history, truth, pools, "removed")
-            for at, (group, kept) in enumerate(zip(groups, found, strict=True)):
+            for at, (group, kept) in enumerate(zip(groups, values, strict=True)):
                 some = group.truths[truth.values]
                 offsets = truth.where(some).offsets
                 each = [ranking.user_metrics(Ragged(one[some], offsets), (10,))["ndcg@10"] for one in ranks[:, at]]
                 kept.append(np.stack(each))
-        return [np.concatenate(one, axis=1) for one in found]
+        return [np.concatenate(one, axis=1) for one in values]
 
-    def beside(self, name: str, others: Mapping[str, float], weights: Sequence[float]) -> np.ndarray:
-        """NDCG@10 (weights, users) of a component at each of ``weights`` beside the others."""
+    def ndcg_with(self, name: str, others: Mapping[str, float], weights: Sequence[float]) -> np.ndarray:
+        """Return NDCG@10 (weights, users) of a component at each of ``weights``, added to the others."""
 
         def terms(batch: int) -> dict[str, np.ndarray]:
             return {"others": self.total(others, batch), name: self.component(name, batch)}
@@ -275,7 +275,7 @@ class _Table:
 def _components(
     table: _Table, tried: list[dict[str, Any]]
 ) -> tuple[dict[str, float], np.ndarray, list[dict[str, Any]]]:
-    """Weights of the chosen components, NDCG@10 by user with them, and what each gains."""
+    """Return the weights of the chosen components, NDCG@10 by user with them, and the gain of each."""
     chosen: dict[str, float] = {}
     (alone,) = table.ndcg(lambda batch: {MODEL: table.model(batch)}, [{MODEL: 1.0}])
     values = alone[0]
@@ -285,7 +285,7 @@ def _components(
             weights = table.kinds[name].weights
             if not table.has_model and not chosen:  # alone, all weights rank alike
                 weights = weights[len(weights) // 2 :][:1]
-            each = table.beside(name, chosen, weights)
+            each = table.ndcg_with(name, chosen, weights)
             tried += _rows("components", [{**chosen, name: weight} for weight in weights], each)
             at = int(np.argmax(np.nanmean(each, axis=1)))
             if best is None or np.nanmean(each[at]) > best[0]:
@@ -301,7 +301,7 @@ def _components(
             gains.append(_gain(name, chosen[name], values, alone[0]))
             continue
         weights = tuple(factor * chosen[name] for factor in REFINED)
-        each = table.beside(name, others, weights)
+        each = table.ndcg_with(name, others, weights)
         tried += _rows("refined", [{**others, name: weight} for weight in weights], each)
         at = int(np.argmax(np.nanmean(each, axis=1)))
         if _gains(each[at], each[0]):
@@ -316,7 +316,7 @@ def _components(
 def _new_items(
     table: _Table, components: Mapping[str, float], values: np.ndarray, tried: list[dict[str, Any]], *, timed: bool
 ) -> tuple[NewItemWeights, np.ndarray]:
-    """Weights for items without training interactions, and NDCG@10 by user with them."""
+    """Return weights for items without training interactions, and NDCG@10 by user with them."""
     content = {name: components.get(name, 0.0) for name, kind in table.kinds.items() if kind.of_content}
     if not content:
         return NewItemWeights(), values
@@ -346,7 +346,7 @@ def _new_items(
     every = np.ones(table.items, dtype=bool)
     (among,) = table.ndcg(terms, [weights(*r) for r in NEW_RATIOS], [ranking.Group("new among new", new, new)])
     tried += _rows("new items among themselves", [weights(*ratio) for ratio in NEW_RATIOS], among)
-    # Without a model every ratio orders new items alike; the last one leaves the model out.
+    # Without a model every ratio ranks new items alike; the last one leaves the model out.
     at = int(np.argmax(np.nanmean(among, axis=1))) if table.has_model else -1
     model, of_content = NEW_RATIOS[at]
     grid = [weights(1.0, whole)]
@@ -370,8 +370,8 @@ def _new_items(
 
 
 def expected(truths: Ragged, new: np.ndarray) -> np.ndarray:
-    """What each user counts, float (users,), where items that are ``new``, bool (I,), are to be as large a share of
-    ``truths`` as they will be in the period after validation."""
+    """Return the weight of each user, float (users,), such that items that are ``new``, bool (I,), are as large a share
+    of ``truths`` as is expected in the period after validation."""
     is_new = new[truths.values]
     own = np.bincount(truths.row_of_value, is_new, minlength=len(truths)) / truths.lengths.clip(1)
     share = float(is_new.mean())
@@ -380,12 +380,12 @@ def expected(truths: Ragged, new: np.ndarray) -> np.ndarray:
 
 
 def standard_error(differences: np.ndarray) -> float:
-    """Of the mean of users' differences; users without one have NaN."""
+    """Return the standard error of the mean of users' differences; users without one have NaN."""
     return float(np.nanstd(differences) / np.sqrt(max(1, np.sum(~np.isnan(differences)))))
 
 
 def _gains(values: np.ndarray, before: np.ndarray) -> bool:
-    """Whether the mean rises by more than a standard error of the paired difference."""
+    """Return whether the mean rises by more than a standard error of the paired difference."""
     return bool(np.nanmean(values - before) > standard_error(values - before))
 
 

@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 
 SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 """File types of a checkpoint that are read."""
-_SHARD = 4096  # texts per cache file: what a killed run loses at most
+_SHARD = 4096  # texts per cache file: the maximum loss of a killed run
 
 
 class TextEncoder:
@@ -95,7 +95,7 @@ class TextEncoder:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of everything a vector depends on besides its text: weights, tokenizer, modules and settings."""
+        """Hash of everything a vector depends on except its text: weights, tokenizer, modules and settings."""
         digest = hashlib.sha256(json.dumps([self.max_length, self.normalize]).encode())
         for path in self.files:
             with open(path, "rb") as content:
@@ -105,7 +105,7 @@ class TextEncoder:
 
     @property
     def files(self) -> list[Path]:
-        """Files of the checkpoint, without what could carry code."""
+        """Return the files of the checkpoint, without types that can contain code."""
         return sorted(path for path in self.directory.rglob("*") if path.suffix in SUFFIXES and path.is_file())
 
     @cached_property
@@ -113,7 +113,7 @@ class TextEncoder:
         """Directory of the checkpoint; a hub id is downloaded into the hub's own cache first.
 
         Raises:
-            ConfigError: it is neither a directory nor a hub id at hand.
+            ConfigError: it is neither a directory nor an available hub id.
         """
         if Path(self.name).is_dir():
             return Path(self.name)
@@ -121,7 +121,7 @@ class TextEncoder:
 
         try:
             return Path(snapshot_download(self.name, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
-        except Exception as error:  # the hub client raises many kinds; all mean the same here
+        except Exception as error:  # the hub client raises many types; all mean the same here
             raise ConfigError(f"text encoder {self.name}: neither a directory nor a hub id at hand") from error
 
     @cached_property
@@ -136,7 +136,7 @@ class TextEncoder:
                 model: Any = SentenceTransformer(
                     str(self.directory), device=str(self.device), local_files_only=True, model_kwargs=options
                 )
-        except Exception as error:  # damaged weights, configurations and tokenizers raise many kinds
+        except Exception as error:  # damaged weights, configurations and tokenizers raise many types
             raise ConfigError(f"text encoder {self.name}: cannot be loaded ({first_line(error)})") from error
         model.max_seq_length = min(self.max_length, model.max_seq_length or self.max_length)
         if model.tokenizer.pad_token is None:
@@ -145,7 +145,7 @@ class TextEncoder:
 
     def _batch(self, texts: list[str]) -> np.ndarray:
         """Return the vectors of one batch, (b, width)."""
-        # Some tokenizers make no token of an empty text, and a model cannot read none.
+        # Some tokenizers return no token for an empty text, which a model cannot read.
         vectors = self._model.encode(
             [text or " " for text in texts], batch_size=len(texts), normalize_embeddings=self.normalize,
             show_progress_bar=False,
@@ -161,7 +161,7 @@ def _has_safetensors(weights: Path) -> bool:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Hide the bars of transformers, which would tear the caller's own."""
+    """Hide the progress bars of transformers, which would break the caller's own."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

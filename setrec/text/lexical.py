@@ -1,7 +1,7 @@
 """Lexical features of texts: TF-IDF rows and latent semantic vectors of them (scikit-learn).
 
-A sentence encoder blurs brands, product lines and sizes; rare words state them exactly, and they often decide what is
-chosen next.
+A sentence encoder blurs brands, product lines and sizes; rare words state them exactly, and they often determine the
+next choice.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class LexicalEncoder:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of everything a vector depends on but the text."""
+        """Hash of everything a vector depends on except the text."""
         content = json.dumps(self.vocabulary).encode() + self.idf.tobytes() + self.directions.tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 

@@ -20,8 +20,8 @@ from setrec.atomic import atomic_file
 class VectorCache:
     """A directory of shards, each named by the hash of its own content.
 
-    A shard is never changed, so writers need no lock: two of them at worst write the same vectors twice. A shard
-    whose content does not match its name is torn or damaged; its vectors count as unknown and are computed again.
+    A shard is never modified, so writers need no lock: at worst two of them write the same vectors. A shard whose
+    content does not match its name is incomplete or damaged; its vectors are treated as missing and computed again.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -57,14 +57,14 @@ class VectorCache:
 class VectorTable:
     """A new safetensors file whose one tensor ``name`` is float32 (rows, width), zeros until rows are written.
 
-    It may be filled in any order and be larger than memory, for no part of it stays there. Written to a path of
-    :func:`setrec.atomic.atomic_file`, it is there as a whole or not at all.
+    It may be filled in any order and be larger than memory, as no part of it stays there. Written to a path of
+    :func:`setrec.atomic.atomic_file`, it is complete or absent.
     """
 
     def __init__(self, path: str | Path, name: str, rows: int, width: int) -> None:
         entry = {"dtype": "F32", "shape": [rows, width], "data_offsets": [0, 4 * rows * width]}
         header = json.dumps({name: entry}).encode()
-        header += b" " * (-len(header) % 8)  # the format wants its numbers aligned
+        header += b" " * (-len(header) % 8)  # the format requires alignment
         self._width, self._start = width, 8 + len(header)
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115
         self._file.write(len(header).to_bytes(8, "little") + header)
@@ -77,7 +77,7 @@ class VectorTable:
         self._file.close()
 
     def write(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Set ``rows`` int64 (r,) to ``vectors`` (r, width); rows beside each other go in one piece."""
+        """Set ``rows`` int64 (r,) to ``vectors`` (r, width); adjacent rows are written together."""
         order = np.argsort(rows, kind="stable")
         rows, vectors = rows[order], np.ascontiguousarray(vectors[order], dtype=np.float32)
         ends = np.flatnonzero(np.diff(rows) != 1) + 1

@@ -1,7 +1,7 @@
 """Training batches: every next-item target of a user in one pass, or one sample per prefix as the reference.
 
-Both are the same thing to the model, query blocks that each see part of a history, and differ only in how
-targets are dealt out: all of a window's targets share one row, or each target has a row of its own.
+Both give the model query blocks that each see part of a history. They differ only in the assignment of targets to rows:
+all targets of a window share one row, or each target has its own row.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 from setrec.ragged import Ragged
 
 QUERIES = 3
-"""What a target weighs in a batch's budget beside an item that is read: the usual number of its queries."""
+"""Weight of a target in a batch's budget, relative to an item read: the usual number of its queries."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Stretches of histories. Window w reads items ``start[w]`` up to its last target, and is asked for the targets
+    """Sections of histories. Window w reads items ``start[w]`` up to its last target, and predicts the targets
     ``first[w] .. end[w] - 1``; all three index into the flat item array, ``start < first < end``."""
 
     start: np.ndarray
@@ -34,8 +34,8 @@ class Windows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Arrays of one step: items (B, L) right-padded, visible (B, Q), targets (B, Q) with -1 where nothing is asked, and
-    what each target weighs (B, Q), where they weigh differently."""
+    """Arrays of one step: items (B, L) right-padded, visible (B, Q), targets (B, Q) with -1 where there is none, and
+    the weights of the targets (B, Q), if they differ."""
 
     items: np.ndarray
     visible: np.ndarray
@@ -48,27 +48,27 @@ class Batch:
         return int((self.targets >= 0).sum())
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Items, visible and targets, int64, on a device."""
+        """Return items, visible and targets, int64, on a device."""
         items, visible, targets = (
             torch.from_numpy(x).to(device, torch.int64) for x in (self.items, self.visible, self.targets)
         )
         return items, visible, targets
 
     def target_weights(self, device: torch.device) -> Tensor | None:
-        """What the targets weigh, float32 (T, 1), those of -1 left out; ``None`` where they weigh the same."""
+        """Return the weights of the targets other than -1, float32 (T, 1); ``None`` if all weigh the same."""
         if self.weights is None:
             return None
         return torch.from_numpy(self.weights[self.targets >= 0][:, None]).to(device, torch.float32)
 
     def tokens(self, m: int, n: int) -> tuple[int, int]:
-        """Tokens computed, and how many of them are no padding: ``m`` for an item read, ``n`` queries for a target."""
+        """Return the number of tokens computed, and of those that are not padding: ``m`` per item, ``n`` per target."""
         read = (self.visible.max(axis=1) * (self.targets >= 0).any(axis=1)).sum()
         return m * self.items.size + n * self.targets.size, int(m * read + n * self.count)
 
 
 @dataclass(frozen=True)
 class Plan(Sequence[Batch]):
-    """Batches in order, each as the numbers of its windows; laid out one at a time, and only the part asked for."""
+    """Batches in order, stored as the numbers of their windows; :meth:`part` builds one part of one batch."""
 
     histories: Ragged
     windows: Windows
@@ -81,12 +81,12 @@ class Plan(Sequence[Batch]):
         return self.part(step)
 
     def count(self, step: int) -> int:
-        """Number of targets of a whole batch."""
+        """Return the number of targets of a whole batch."""
         w, rows = self.windows, self.steps[step]
         return int((w.end[rows] - w.first[rows]).sum())
 
     def weight(self, step: int) -> float:
-        """What the targets of a whole batch weigh together."""
+        """Return the total weight of the targets of a whole batch."""
         if self.histories.weights is None:
             return float(self.count(step))
         batch = _batch(self.histories, self.windows, self.steps[step])
@@ -94,9 +94,9 @@ class Plan(Sequence[Batch]):
         return float(batch.weights.sum(dtype=np.float64))
 
     def part(self, step: int, number: int = 0, parts: int = 1) -> Batch:
-        """Every ``parts``-th row of a batch from row ``number`` on; one row that asks for nothing where there is none.
+        """Return every ``parts``-th row of a batch from row ``number`` on; one row without targets if there is none.
 
-        Rows stand in order of length, so that the parts of a batch cost the same.
+        Rows are in order of length, so that the parts of a batch cost the same.
         """
         rows = self.steps[step]
         if number < len(rows):
@@ -106,10 +106,10 @@ class Plan(Sequence[Batch]):
 
 
 def cut(histories: Ragged, max_items: int, rng: np.random.Generator) -> Windows:
-    """Windows that ask for every target of every history exactly once (the first item of a history is never one).
+    """Return windows that contain every target of every history exactly once (the first item is never a target).
 
     A history longer than ``max_items`` is cut so that targets beyond the first window see at least half of
-    ``max_items`` items; where the cuts fall changes with ``rng``, so that all lengths of sight are trained.
+    ``max_items`` items; ``rng`` places the cuts, so that all numbers of visible items are trained.
     """
     step, lengths = max(1, max_items // 2), histories.lengths
     phases = rng.integers(0, step, len(histories))
@@ -124,14 +124,15 @@ def cut(histories: Ragged, max_items: int, rng: np.random.Generator) -> Windows:
 
 
 def one_pass(histories: Ragged, max_items: int, targets_per_batch: int, rng: np.random.Generator) -> Plan:
-    """An epoch of batches with all targets of a window in one row, windows of like length together, order shuffled.
+    """Return an epoch of shuffled batches, with all targets of a window in one row and windows of similar length
+    together.
 
-    ``targets_per_batch`` is a budget of tokens, those of so many targets with the item before each; padding counts, and
-    so do items that are read for the sake of later targets.
+    ``targets_per_batch`` is a budget of tokens, equal to that many targets with the item before each; padding counts,
+    and so do items that are read only as context.
     """
     w = cut(histories, max_items, rng)
     read, asked, jitter = w.end - 1 - w.start, w.end - w.first, rng.random(len(w))
-    # A window that begins a history reads what it asks for; a later one reads far more, and would pad the others.
+    # The first window of a history reads only its targets; a later one reads far more, and would pad the others.
     later = w.first - w.start > 1
     order = np.lexsort((jitter, read, asked, later))
     groups = np.split(order, [int((~later).sum())])
@@ -140,7 +141,7 @@ def one_pass(histories: Ragged, max_items: int, targets_per_batch: int, rng: np.
 
 
 def _packed(rows: np.ndarray, read: np.ndarray, asked: np.ndarray, budget: float) -> Iterator[np.ndarray]:
-    """``rows`` in their order, as many at a time as the budget holds once they are padded to the longest."""
+    """Yield ``rows`` in order, as many at a time as fit the budget when padded to the longest."""
     begin = 0
     while begin < len(rows):
         one = (read[rows[begin]] + QUERIES * asked[rows[begin]]) / (1 + QUERIES)
@@ -155,9 +156,9 @@ def _packed(rows: np.ndarray, read: np.ndarray, asked: np.ndarray, budget: float
 def per_prefix(
     histories: Ragged, max_items: int, targets_per_batch: int, rng: np.random.Generator, *, by_length: bool = False
 ) -> Plan:
-    """An epoch of batches with one row per target, shuffled, as published code trains; the reference.
+    """Return an epoch of shuffled batches with one row per target, as in published code; the reference.
 
-    ``by_length`` puts prefixes of like length together, which saves padding.
+    ``by_length`` groups prefixes of similar length, which saves padding.
     """
     is_target = np.ones(len(histories.values), dtype=bool)
     is_target[histories.offsets[:-1][histories.lengths > 0]] = False

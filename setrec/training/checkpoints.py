@@ -1,7 +1,7 @@
-"""A training's state as files: safetensors and JSON, the same whatever the number of workers that wrote them.
+"""Training state as safetensors and JSON files, independent of the number of workers that wrote them.
 
 ``weights`` holds the model, ``best`` the learned tensors of the best epoch, ``optimizer`` the moments of every learned
-parameter by name, ``progress.json`` all the rest.
+parameter by name, ``progress.json`` everything else.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def learned(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """Copies of all parameters that training changes, whole; every worker has to ask, those that ``keep`` get them."""
+    """Return full copies of all trainable parameters; called on every worker, returned on workers with ``keep``."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return _copies({name: value for name, value in model.state_dict().items() if name in names}, keep)
 
 
 def moments(model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Tensor]:
-    """The optimiser's state as ``key/parameter``, whole; every worker has to ask, those that ``keep`` get it."""
-    model.state_dict()  # a model left gathered by its last use is spread again, or its parameters are others' objects
+    """Return the full optimiser state as ``key/parameter``; called on every worker, returned on workers with
+    ``keep``."""
+    model.state_dict()  # a model left gathered by its last use is resharded, else its parameters are other objects
     named: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     state = {
         f"{key}/{named[parameter]}": torch.as_tensor(value)
@@ -41,12 +42,12 @@ def moments(model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool) -
 
 
 def _copies(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    found = {}
+    copies = {}
     for name, value in tensors.items():
         full = full_tensor(value.detach())
         if keep:
-            found[name] = full.to("cpu", copy=True).contiguous()
-    return found
+            copies[name] = full.to("cpu", copy=True).contiguous()
+    return copies
 
 
 def save(
@@ -56,7 +57,7 @@ def save(
     best: dict[str, Tensor],
     progress: dict[str, Any],
 ) -> None:
-    """Write the state into ``folder``; every worker has to call this, with no folder where it is not to write."""
+    """Write the state into ``folder``; called on every worker, with ``None`` on workers that do not write."""
     keep = folder is not None
     weights, state = _copies(dict(model.state_dict()), keep), moments(model, optimizer, keep=keep)
     if folder is None:
@@ -72,7 +73,7 @@ def save(
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Set model and optimiser to what :func:`save` wrote; returns the best weights and the progress.
+    """Load what :func:`save` wrote into model and optimiser; return the best weights and the progress.
 
     Raises:
         ConfigError: the checkpoint is incomplete or belongs to a model of another shape.
@@ -95,7 +96,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tu
 
 @torch.no_grad()
 def set_weights(model: nn.Module, weights: dict[str, Tensor], *, every: bool = True) -> None:
-    """Copy whole tensors into ``model``, into ``every`` one it has or into those that are given.
+    """Copy full tensors into ``model``. With ``every``, all tensors of the model are required.
 
     Raises:
         ValueError: names or shapes do not fit.

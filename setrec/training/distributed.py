@@ -1,9 +1,9 @@
-"""Weights, gradients and moments spread over workers (FSDP2), for backbones that do not fit one device.
+"""Weights, gradients and moments sharded over workers (FSDP2), for backbones that do not fit one device.
 
-Every layer of the backbone is a unit that is gathered when it is needed and let go afterwards; all the rest (item
-tables, queries, T5's first layers) is one more unit. Works over NCCL and, for tests, over gloo on processors. A tensor
-that is spread is a ``DTensor``; :func:`full_tensor` and :func:`distribute_like` lead out of and into that, so that
-checkpoints do not depend on the number of workers.
+Every layer of the backbone is a unit that is gathered when needed and released afterwards; everything else (item
+tables, queries, T5's first layers) is one more unit. Works over NCCL and, for tests, over gloo on CPUs. A sharded
+tensor is a ``DTensor``; :func:`full_tensor` and :func:`distribute_like` convert from and to it, so that checkpoints do
+not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from setrec.models.setrec_model import SetRecModel
 
 
 def shard(model: SetRecModel, device_type: str) -> SetRecModel:
-    """Spread ``model``, in place, over all processes of the default group, layer by layer, onto their devices."""
+    """Shard ``model``, in place, layer by layer over the devices of all processes of the default group."""
     mesh = init_device_mesh(device_type, (dist.get_world_size(),))
     for layer in model.backbone.layers:
         fully_shard(layer, mesh=mesh)
@@ -32,12 +32,12 @@ def shard(model: SetRecModel, device_type: str) -> SetRecModel:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a tensor; where it is spread, every worker has to ask for it."""
+    """Return the full tensor; if it is sharded, every worker has to call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def distribute_like(tensor: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor, which every worker holds, as ``target`` is: on its device, spread as it is spread."""
+    """Return a full tensor, which every worker has, on the device of ``target`` and sharded like it."""
     tensor = tensor.to(target.device)
     if not isinstance(target, DTensor):
         return tensor
@@ -46,7 +46,7 @@ def distribute_like(tensor: Tensor, target: Tensor) -> Tensor:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Inside, methods of the model other than ``forward`` may be called, by every worker alike."""
+    """Context in which every worker may call methods of the model other than ``forward``."""
     if not isinstance(model, FSDPModule):
         yield
         return
@@ -59,7 +59,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def gradient_sync(wrapped: nn.Module, now: bool) -> Iterator[None]:
-    """Whether gradients are averaged over workers on this way back, or only summed up until a later one is."""
+    """Context that averages gradients over workers in this backward pass, or (``now`` false) only accumulates them."""
     if isinstance(wrapped, FSDPModule):
         wrapped.set_requires_gradient_sync(now)
         yield
@@ -69,7 +69,7 @@ def gradient_sync(wrapped: nn.Module, now: bool) -> Iterator[None]:
 
 
 def broadcast_from_rank0(value: float, world: int, device: torch.device) -> float:
-    """The value of worker 0, on every worker."""
+    """Return the value of worker 0, on every worker."""
     if world == 1:
         return value
     value_of_0 = torch.tensor([value], dtype=torch.float64, device=device)
@@ -78,7 +78,7 @@ def broadcast_from_rank0(value: float, world: int, device: torch.device) -> floa
 
 
 def all_reduce_sum(values: list[float], world: int, device: torch.device) -> list[float]:
-    """Sums over workers."""
+    """Return sums over workers."""
     if world == 1:
         return values
     total = torch.tensor(values, dtype=torch.float64, device=device)

@@ -25,10 +25,10 @@ def batch_terms(
     wrapped: nn.Module | None = None,
     weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Loss terms of query blocks with targets int (B, Q), -1 where there is none; see :func:`loss`.
+    """Return loss terms of query blocks with targets int (B, Q), -1 where there is none; see :func:`loss`.
 
-    ``rows``: items whose text vectors are reconstructed. With ``candidates`` only the codes of items that are read,
-    asked for or candidates are computed. ``wrapped``: the model with DDP around it. ``weights`` of targets: (T, 1).
+    ``rows``: items whose text vectors are reconstructed. With ``candidates`` only the codes of items read, targets and
+    candidates are computed. ``wrapped``: the model with DDP around it. ``weights`` of targets: (T, 1).
     """
     asked = targets >= 0
     targets = targets[asked].long()
@@ -50,15 +50,15 @@ def loss(
     candidates: Candidates | None = None,
     weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Loss terms, each a sum over targets (``slots``, ``fused``) or a mean (``reconstruction``).
+    """Return loss terms, each a sum over targets (``slots``, ``fused``) or a mean (``reconstruction``).
 
-    Shapes: targets int64 (T,), rows of ``answers.codes``; trained bool (I,). ``candidates``: a sample that stands for
-    the catalogue; ``answers.codes``, ``targets``, the sample and ``answers.repeats`` may then number a part of the
-    items. ``weights`` float32 (T, 1): what each target counts, 1 by default.
+    Shapes: targets int64 (T,), rows of ``answers.codes``; trained bool (I,). ``candidates``: a sample that replaces the
+    catalogue; ``answers.codes``, ``targets``, the sample and ``answers.repeats`` may then number a part of the items.
+    ``weights`` float32 (T, 1): weight of each target, 1 by default.
     """
     codes, bias = answers.codes, answers.repeats
     if candidates is None and settings.negatives == "trained":
-        # Positions of the remaining items among themselves; targets are training items, hence always among them.
+        # Positions among the remaining items; targets are training items, hence always among them.
         place = torch.cumsum(trained, dim=0) - 1
         targets, codes = place[targets], codes[trained]
         if bias is not None:
@@ -84,6 +84,7 @@ def loss(
 
 
 def total(terms: dict[str, Tensor], settings: ObjectiveSettings, count: float) -> Tensor:
-    """One number: (slots + fused) per target + alpha * reconstruction; targets of weight ``count`` share the sums."""
+    """Return the total loss: (slots + fused) per target + alpha * reconstruction; targets of weight ``count`` share the
+    sums."""
     weights = {"slots": settings.slots / count, "fused": settings.fused / count, "reconstruction": settings.alpha}
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()

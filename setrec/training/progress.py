@@ -1,4 +1,4 @@
-"""Where a training stands, and what it has counted since its epoch began."""
+"""Progress of a training, and running sums of its current epoch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from setrec.training import distributed
 from setrec.training.stream import Position
 
 MEANS = ("loss", "waited", "busy")
-"""Sums of which the mean over workers is meant; each worker has its own."""
+"""Running sums that are averaged over workers."""
 TOTALS = ("computed", "useful")
-"""Sums of which the sum over workers is meant."""
+"""Running sums that are added up over workers."""
 
 
 @dataclass
 class Progress:
-    """All that a resumed run needs beside weights and optimiser.
+    """State of a resumed run other than weights and optimiser.
 
-    ``epoch`` epochs are finished, the next one has come to ``position``; ``sums`` are its running sums: ``loss`` (over
-    targets), ``targets`` (of all workers), ``computed`` and ``useful`` tokens, ``waited`` and ``busy`` seconds.
+    ``epoch`` epochs are finished, ``position`` is the place in the next one; ``sums`` are its running sums: ``loss``
+    (over targets), ``targets`` (of all workers), ``computed`` and ``useful`` tokens, ``waited`` and ``busy`` seconds.
     """
 
     epoch: int = 0
@@ -37,32 +37,32 @@ class Progress:
         self._clock = time.perf_counter()
 
     def exhausted(self, epochs: int, patience: int) -> bool:
-        """Whether training is over."""
+        """Return whether training is over."""
         return self.epoch >= epochs or self.epoch - self.best_epoch >= patience
 
     def start_clock(self) -> None:
-        """What passed until now counts for nothing."""
+        """Start the clock; time before this call does not count."""
         self._clock = time.perf_counter()
 
     def tick(self) -> float:
-        """Seconds since the last call, added to those of the run."""
+        """Return the seconds since the last call, and add them to those of the run."""
         now = time.perf_counter()
         passed, self._clock = now - self._clock, now
         self.seconds += passed
         return passed
 
-    def add(self, **found: float) -> None:
+    def add(self, **values: float) -> None:
         """Add to the running sums."""
-        self.sums = {**self.sums, **{key: self.sums.get(key, 0) + value for key, value in found.items()}}
+        self.sums = {**self.sums, **{key: self.sums.get(key, 0) + value for key, value in values.items()}}
 
     def over_workers(self, world: int, device: torch.device) -> dict[str, float]:
-        """The running sums of all workers."""
+        """Return the running sums of all workers."""
         total = distributed.all_reduce_sum([self.sums.get(key, 0.0) for key in MEANS + TOTALS], world, device)
-        found = dict(zip(MEANS + TOTALS, total, strict=True))
-        return {**found, **{key: found[key] / world for key in MEANS}, "targets": self.sums.get("targets", 0)}
+        sums = dict(zip(MEANS + TOTALS, total, strict=True))
+        return {**sums, **{key: sums[key] / world for key in MEANS}, "targets": self.sums.get("targets", 0)}
 
     def record(self, sums: dict[str, float]) -> dict[str, Any]:
-        """The line of the epoch under way from the sums of all workers."""
+        """Return the record of the current epoch from the sums of all workers."""
         busy = max(1e-9, sums["busy"])
         return {
             "epoch": self.epoch + 1,
@@ -74,19 +74,19 @@ class Progress:
         }
 
     def finish(self, record: dict[str, Any]) -> None:
-        """The epoch is over; its line goes to the curve."""
+        """End the epoch and add its record to the curve."""
         self.epoch, self.position, self.sums = self.epoch + 1, Position(), {}
         self.curve.append(record)
 
     def saved(self, world: int, device: torch.device) -> dict[str, Any]:
-        """As plain values, the same for any number of workers; called on every worker."""
+        """Return the progress as plain values, the same for any number of workers; called on every worker."""
         self.tick()
         return {**asdict(self), "sums": self.over_workers(world, device)}
 
     @classmethod
     def of(cls, record: dict[str, Any], rank: int, world: int) -> Progress:
-        """One worker's progress from what :meth:`saved` gave; worker 0 takes the sums over, with every worker's share
-        of those that are averaged.
+        """Return one worker's progress from the values of :meth:`saved`; worker 0 gets the sums, and every worker its
+        share of the averaged ones.
 
         Raises:
             KeyError, TypeError: the record is another version's.

@@ -1,4 +1,4 @@
-"""Cross-entropy for catalogues too large to be gone through at every step: a sample stands for the other items.
+"""Sampled softmax: cross-entropy for large catalogues, with a sample of items in place of the whole catalogue.
 
 Candidates are drawn log-uniformly over popularity ranks (Zipf's law, the usual shape of demand): of R items the one
 of rank r (from 0) with probability p_r = log((r + 2) / (r + 1)) / log(R + 1), T times. The set S of items met holds
@@ -6,10 +6,10 @@ item i with probability q_i = 1 - (1 - p_i)^T, its expected count. With the logi
 
     Z = exp(l_target) + sum over i in S, i not the target, of exp(l_i - log q_i)
 
-has the full softmax's normaliser as its expectation (Horvitz and Thompson 1952), whatever the logits are; the target
-is always there, so it is not corrected, and where the sample holds it too it is not counted again. The loss is
-log Z - l_target. The logarithm is concave, so it is low by about Var(Z) / (2 Z^2), which vanishes as the sample grows.
-With as many draws as items all items are taken, and the loss is the full softmax's.
+has the full softmax's normaliser as its expectation (Horvitz and Thompson 1952) for any logits; the target is always
+included, so it is not corrected, and it is not counted again if the sample contains it. The loss is log Z - l_target.
+The logarithm is concave, so the loss is biased low by about Var(Z) / (2 Z^2), which vanishes as the sample grows. With
+as many draws as items, all items are used, and the loss is the full softmax's.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Candidates(NamedTuple):
 
 
 class LogUniformSampler:
-    """Draws candidates by popularity rank.
+    """Sampler of candidates by popularity rank.
 
     Args:
-        counts: training interactions of each item, int (I,); the most popular item has rank 0, ties go by row.
+        counts: training interactions of each item, int (I,); the most popular item has rank 0, ties are broken by row.
         eligible: the items that may be drawn, bool (I,).
-        samples: how many draws; items met more than once count once, so a sample has fewer.
+        samples: number of draws; items drawn more than once count once, so a sample may have fewer.
     """
 
     def __init__(self, counts: np.ndarray, eligible: np.ndarray, samples: int) -> None:
@@ -47,7 +47,7 @@ class LogUniformSampler:
         self.samples = samples
 
     def draw(self, generator: torch.Generator) -> Candidates:
-        """A sample; all items, nothing to correct, where no fewer are asked for."""
+        """Return a sample, or all items without correction if ``samples`` is at least their number."""
         total = len(self.order)
         if self.samples >= total:
             return Candidates(self.order.sort().values, torch.zeros(total))
@@ -67,7 +67,8 @@ def sampled_cross_entropy(
     bias: LogitBias | None = None,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Sum over rows of the loss above times ``weights``, logits being ``users @ codes.T`` with ``bias`` added.
+    """Return the sum over rows of the loss (see the module) times ``weights``, for logits ``users @ codes.T`` +
+    ``bias``.
 
     Shapes: users (T, w), codes (I, w), targets int64 (T,) and ``candidates.rows`` in [0, I), weights float32 (T, 1).
     Precision and differentiability as in :func:`setrec.training.softmax.catalogue_cross_entropy`.
@@ -87,7 +88,7 @@ def sampled_cross_entropy(
 
 
 def _among(rows: Tensor, bias: LogitBias) -> LogitBias:
-    """The pairs whose items are candidates, with the candidates' places for items."""
+    """Return the pairs whose items are candidates, with the items' positions among the candidates."""
     place = torch.searchsorted(rows, bias.items).clamp(max=len(rows) - 1)
     there = rows[place] == bias.items
     return LogitBias(bias.rows[there], place[there], bias.by)
@@ -118,8 +119,9 @@ def _loss_and_gradients(
     weights: Tensor | None,
     product: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As in ``setrec.training.softmax``, with the target beside the candidates; ``place``: where they hold it, or -1;
-    ``again``: whether the bias is added to the target's own logit."""
+    """Return loss and gradients as in ``setrec.training.softmax``, with the target in addition to the candidates;
+    ``place``: its position among the candidates, or -1; ``again``: whether the bias is added to the target's own
+    logit."""
     narrow = codes.to(product)
     by_users, by_own, by_codes = torch.empty_like(users), torch.empty_like(own), torch.zeros_like(codes)
     by_bias = torch.zeros_like(by)

@@ -31,7 +31,7 @@ def _epoch(
     run: Epochs,
     seed: int,
 ) -> float:
-    """Train for an epoch over all targets, or as many as the time is enough for; return the mean cross-entropy."""
+    """Train for an epoch over all targets, or as many as the time allows; return the mean cross-entropy."""
     s, rng = model.settings, np.random.default_rng([seed, run.done + 1])
     plan = batches.one_pass(rows, s.max_items, s.targets_per_batch, rng)
     draws = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
@@ -82,7 +82,7 @@ def train_sasrec(
     device: str = "cpu",
 ) -> SasRec:
     """Train on the training parts of the histories with early stopping on validation NDCG@10, and return the model of
-    the best epoch, on the processor.
+    the best epoch, on the CPU.
 
     Args:
         report: Called after every epoch with epoch, epochs, loss, ndcg@10 and seconds.
@@ -90,8 +90,8 @@ def train_sasrec(
         features: Text vectors of the items, float32 (I, w); see :class:`SasRec`.
         seconds: CPU seconds, validation of the last epoch excluded. Once the duration of an epoch is known, as many
             epochs are planned as there is time for, so that the learning rate still falls to zero.
-        validate: Replaces NDCG@10 of all validation users, history removed. Without validation items the epoch of the
-            lowest training loss is taken.
+        validate: Replaces NDCG@10 of all validation users, history removed. Without validation items the epoch with the
+        lowest training loss is used.
         device: Device of the training.
     """
     torch.manual_seed(seed)

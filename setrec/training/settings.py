@@ -1,4 +1,4 @@
-"""Settings of training. Nothing here imports torch, so that a configuration is checked at once."""
+"""Settings of training. Does not import torch, so that a configuration is validated quickly."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Samples = Literal["one_pass", "per_prefix"]
 
 
 class ObjectiveSettings(Settings):
-    """The training loss, SETRec's Eq. (8) and our additions.
+    """The training loss: SETRec's Eq. (8) and additions to it.
 
     ``alpha`` weighs the reconstruction error. ``slots`` weighs the mean of the slots' own cross-entropies. ``fused``
-    weighs the cross-entropy of the fused score, which lets the slots cooperate (the paper: 0). ``negatives``: with
-    ``trained``, items that training never shows as a target are left out of the softmax, so that they are not pushed
-    down for being new (the paper: ``all``).
+    weighs the cross-entropy of the fused score, which lets the slots cooperate (the paper: 0). ``negatives``:
+    ``trained`` excludes items that are never a training target from the softmax, so that new items are not penalised
+    (the paper: ``all``).
 
-    Where more items than ``sampled_above`` are in the softmax, ``samples`` draws stand for them (see
-    ``setrec.training.sampled_softmax``); a step's time and memory then no longer grow with the catalogue. Up to there
-    the whole softmax is cheap enough: at 100,000 items and 2,048 targets about 0.1 TFLOP a term. What the sample costs
-    in ranking quality is measured in ``benchmarks/bench_training_pipeline.py``.
+    With more than ``sampled_above`` items in the softmax, ``samples`` draws replace them (see
+    ``setrec.training.sampled_softmax``); a step's time and memory then do not grow with the catalogue. Below that, the
+    full softmax is cheap enough: at 100,000 items and 2,048 targets about 0.1 TFLOP a term.
+    ``benchmarks/bench_training_pipeline.py`` measures the loss of ranking quality from sampling.
     """
 
     alpha: float = Field(0.0, ge=0)
@@ -34,23 +34,24 @@ class ObjectiveSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How the recommender is trained.
+    """Settings of the recommender's training.
 
     ``targets_per_batch``: next-item targets per optimiser step over all workers, padding counted (memory grows with
-    it times the catalogue); ``accumulate`` cuts the rows of a step into that many passes, for the same gradient in that
-    much less memory. ``patience``: epochs without a better validation NDCG@10 before training stops. ``refit_epochs``:
-    epochs over training and validation events together, from the best epoch on at half the learning rate, after which
-    the model is served and tested; what is chosen on validation is chosen with the model before them. ``warmup``: share
-    of training in which the learning rate rises. ``samples``: ``one_pass`` trains all targets of a window at once,
-    ``per_prefix`` one row per target (the same loss, several times slower; kept as the reference). ``recompute``: keep
-    only the layers' inputs for the way back, a third more time for memory of about one layer.
+    it times the catalogue); ``accumulate`` splits the rows of a step into that many passes, with the same gradient and
+    that much less memory. ``patience``: epochs without a better validation NDCG@10 before training stops.
+    ``refit_epochs``: epochs over training and validation events together, after the best epoch, at half the learning
+    rate; the resulting model is served and tested, while choices on validation use the model before them.
+    ``warmup``: share of training in which the learning rate rises. ``samples``: ``one_pass`` trains all targets of a
+    window at once, ``per_prefix`` one row per target (the same loss, several times slower; the reference).
+    ``recompute``: store only the layers' inputs for the backward pass, a third more time for memory of about one layer.
 
     ``shuffle_shards``: shards of histories (a million interactions, 10 MB each) whose users are mixed; a worker holds
-    twice that. Data of no more shards is mixed wholly. ``validation_users``: of more users than that so many, drawn by
-    the seed, are validated on; at 5,000 NDCG@10 has a standard error of about 0.003. ``checkpoint_steps`` and
-    ``checkpoint_minutes``: how often within an epoch a checkpoint is written, beside the one at its end; 0 for never. A
+    twice that. Data with at most that many shards is mixed completely. ``validation_users``: maximum number of
+    validation users, sampled by the seed; at 5,000 NDCG@10 has a standard error of about 0.003. ``checkpoint_steps``
+    and
+    ``checkpoint_minutes``: intervals of checkpoints within an epoch, in addition to the one at its end; 0 for never. A
     checkpoint is four times the learned weights in bytes; training waits while they are copied, not while they are
-    stored.
+    written.
     """
 
     epochs: int = Field(7, ge=1)

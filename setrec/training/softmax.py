@@ -1,7 +1,6 @@
-"""Cross-entropy in a softmax over the whole catalogue, without ever holding the whole table of logits.
+"""Cross-entropy of a softmax over the whole catalogue, without the full table of logits in memory.
 
-Loss and gradients are taken together, a few rows at a time, so that the working set stays small and
-memory does not grow with batch times catalogue.
+Loss and gradients are computed together, a few rows at a time, so that memory does not grow with batch times catalogue.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import Tensor
 from setrec.models.grounding import LogitBias
 
 LOGITS_AT_ONCE = 1 << 22
-"""Logits held at a time: 16 MiB in float32; on other devices 64 times as many.
+"""Number of logits in memory at a time: 16 MiB in float32; on other devices 64 times as many.
 
 A quarter of that reads the catalogue so often that 41,000 candidates of width 320 take 1.5 times as long, 2 MiB 3.8
 times (one core of an AMD EPYC, bfloat16)."""
@@ -23,7 +22,8 @@ times (one core of an AMD EPYC, bfloat16)."""
 def catalogue_cross_entropy(
     users: Tensor, codes: Tensor, targets: Tensor, bias: LogitBias | None = None, weights: Tensor | None = None
 ) -> Tensor:
-    """Sum over rows of -log softmax(users @ codes.T)[target], with ``bias`` added to its logits, times ``weights``.
+    """Return the sum over rows of -log softmax(users @ codes.T)[target], with ``bias`` added to its logits, times
+    ``weights``.
 
     Shapes: users (T, w), codes (I, w), targets int64 (T,) in [0, I), weights float32 (T, 1). Under autocast the
     products run in its precision, everything else in float32. Differentiable once, in users, codes and ``bias.by``.
@@ -50,12 +50,12 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
 
 
 def rows_at_once(codes: Tensor) -> int:
-    """Rows whose logits over all ``codes`` are held at a time."""
+    """Return the number of rows whose logits over all ``codes`` are in memory at a time."""
     return max(1, LOGITS_AT_ONCE * (1 if codes.device.type == "cpu" else 64) // len(codes))
 
 
 def weighted(values: Tensor, weights: Tensor | None, rows: Any) -> Tensor:
-    """``values`` (t, ...) times the ``weights`` of these ``rows``, as they are where there are none."""
+    """Return ``values`` (t, ...) times the ``weights`` of these ``rows``; unchanged without weights."""
     return values if weights is None else values * weights[rows]
 
 

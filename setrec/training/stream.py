@@ -1,11 +1,12 @@
-"""The order of training: which targets are asked in which step, as a pure function of seed, epoch and shards.
+"""The order of training: the targets of each step, as a pure function of seed, epoch and shards.
 
 The shards are put in a new order for every epoch and read a few at a time. The users of such a **window** are mixed and
-their histories packed by length into batches, which come in random order; then the next window is read. So memory holds
-two windows (one in use, one being made ready) however large the data is. A window as large as the data mixes all users.
+their histories packed by length into batches, which come in random order; then the next window is read. Memory holds
+two windows (one in use, one being prepared), independent of the data's size. A window as large as the data mixes all
+users.
 
-Every worker walks through the same steps and lays out its own rows of each. A :class:`Position` says where an epoch
-was left; what lies before it is neither read nor laid out again.
+Every worker iterates over the same steps and builds its own rows of each. A :class:`Position` marks where an epoch was
+interrupted; steps before it are neither read nor built again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from setrec.training.settings import Samples
 
 @dataclass(frozen=True)
 class Position:
-    """A place inside an epoch: ``step`` steps are done; ``window`` is next or under way and began at ``first``."""
+    """A position in an epoch: ``step`` steps are done; ``window`` is the current or next one and began at step
+    ``first``."""
 
     step: int = 0
     window: int = 0
@@ -35,9 +37,9 @@ class Position:
 class Step:
     """One optimiser step of one worker.
 
-    ``parts``: its rows, dealt into as many batches as gradients are accumulated over. ``count``: targets of the step
-    over all workers, and ``weight`` what they weigh together. ``before`` and ``after``: shares of the epoch's users
-    that the epoch had seen, and will have. ``then``: the position behind the step.
+    ``parts``: the rows, split into as many batches as gradients are accumulated over. ``count`` and ``weight``: number
+    and total weight of the step's targets over all workers. ``before`` and ``after``: shares of the epoch's users seen
+    before and after the step. ``then``: the position after the step.
     """
 
     parts: list[Batch]
@@ -66,7 +68,7 @@ class Stream:
     world: int = 1
 
     def steps(self, epoch: int, at: Position = Position()) -> Iterator[Step]:
-        """The steps of an epoch (from 0) that come after ``at``."""
+        """Yield the steps of an epoch (from 0) after ``at``."""
         windows = self._windows(epoch)
         users = np.cumsum([0, *(sum(map(self.source.users, shards)) for shards in windows)])
         seen = users / max(1, users[-1])
@@ -81,7 +83,7 @@ class Stream:
             at = Position(first + len(plan), number + 1, first + len(plan))
 
     def plan(self, epoch: int, number: int, shards: list[int]) -> Plan:
-        """The batches of a window."""
+        """Return the batches of a window."""
         rng = np.random.default_rng([self.seed, epoch, number])
         make = batches.one_pass if self.samples == "one_pass" else batches.per_prefix
         histories = Ragged.joined([self.source.read(shard) for shard in shards])
@@ -89,7 +91,7 @@ class Stream:
 
     def _windows(self, epoch: int) -> list[list[int]]:
         shards = len(self.source)
-        # No window has this number, so the order of shards shares no random numbers with any.
+        # No window has this number, so the order of shards shares no random numbers with a window.
         order = np.random.default_rng([self.seed, epoch, shards]).permutation(shards).tolist()
         return [order[begin : begin + self.window] for begin in range(0, shards, self.window)]
 

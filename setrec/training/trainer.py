@@ -1,9 +1,8 @@
-"""The training loop: a library function that knows nothing of clusters; ``pipelines.training.train`` runs it under Ray
-Train.
+"""The training loop, independent of clusters; ``pipelines.training.train`` runs it under Ray Train.
 
-A step is a pure function of the seed, the position (epoch, step) and the weights: which targets it asks (see
-``setrec.training.stream``), which items it draws and what dropout leaves out. So a run that was broken off anywhere
-goes on as if nothing had been, with any number of workers.
+A step is a pure function of the seed, the position (epoch, step) and the weights: its targets (see
+``setrec.training.stream``), sampled items and dropout. An interrupted run therefore resumes with the same results, with
+any number of workers.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from setrec.training.settings import ObjectiveSettings, TrainingSettings
 from setrec.training.stream import Step, Stream
 
 READY_STEPS = 4
-"""Steps laid out ahead; each is a few small integer arrays."""
+"""Number of steps prepared in advance; each is a few small integer arrays."""
 BEHIND = 0.05
-"""By how much more of its time than of its epochs a training must have used before the learning rate follows the time:
-one that its epochs end is the same whatever it may take."""
+"""Minimum excess of the share of time used over the share of epochs done for the learning rate to follow the time: a
+run that ends by its epochs then does not depend on its time limit."""
 CLOCK_STEPS = 10
-"""Steps between two looks at the clock, which workers have to agree on."""
+"""Steps between two checks of the clock, on which workers have to agree."""
 
 
 class Trainer:
@@ -46,11 +45,11 @@ class Trainer:
     Args:
         model: the recommender; ``wrap`` puts DDP around it, or shards it, where there are several workers.
         histories: training histories, the same on every worker; each step's rows are dealt out by rank.
-        evaluate: validation NDCG@10 of the model, called on every worker after every epoch; worker 0's counts. Without
-            it the last epoch is the best.
-        counts: training interactions of each item (I,), if known; counted here when a sampled softmax needs them.
-        spent: the share of the time for training that is used, where it has a limit: the learning rate falls with it,
-            and an epoch ends with it after any step. For one worker alone, as clocks of several would differ.
+        evaluate: validation NDCG@10 of the model, called on every worker after every epoch; worker 0's value is used.
+        Without it the last epoch is the best.
+        counts: training interactions of each item (I,); by default computed if a sampled softmax needs them.
+        spent: returns the used share of a time limit: the learning rate falls with it, and an epoch may end after any
+        step. For a single worker only, as the clocks of several would differ.
     """
 
     def __init__(
@@ -102,12 +101,12 @@ class Trainer:
         on_step: Callable[[float], None] | None = None,
         on_checkpoint: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
-        """Train the epoch, or what is left of it, and validate.
+        """Train the epoch, or the rest of it, and validate.
 
-        ``on_step`` is told how many epochs are done after every step. ``on_checkpoint`` is called, on every worker,
-        where the settings ask for a checkpoint within the epoch. Returns epoch, loss per target, validation NDCG@10
-        (with ``evaluate``), seconds since training began, targets; tokens per second over all workers, the share of
-        them that are padding, and the share of time spent waiting for data.
+        ``on_step`` is called after every step with the fractional number of epochs done. ``on_checkpoint`` is called,
+        on every worker, when the settings require a checkpoint within the epoch. Returns epoch, loss per target,
+        validation NDCG@10 (with ``evaluate``), seconds since training began, targets; tokens per second over all
+        workers, the share of them that are padding, and the share of time spent waiting for data.
         """
         progress = self.progress
         progress.start_clock()
@@ -133,7 +132,8 @@ class Trainer:
         return record
 
     def _step(self, step: Step) -> float:
-        """One optimiser step; returns this worker's share of the loss per target (their mean is the loss)."""
+        """Run one optimiser step; return this worker's share of the loss per target (the mean over workers is the
+        loss)."""
         s, device, parts = self.settings, self.model.device, len(step.parts) * self.world
         place = (s.seed, self.progress.epoch, step.then.step)
         common = torch.Generator().manual_seed(_seed(*place))
@@ -154,8 +154,8 @@ class Trainer:
         return float(loss)
 
     def _backward(self, batch: Batch, rows: Tensor, candidates: Candidates | None, weight: float) -> Tensor:
-        """Gradients of one part of a step. Parts are averaged while the terms are sums over all targets of the step, so
-        each is divided by the ``weight`` of the targets that a part has on average."""
+        """Compute the gradients of one part of a step. Parts are averaged while terms are sums over all targets of the
+        step, so each term is divided by the average ``weight`` of a part's targets."""
         device = self.model.device
         items, visible, targets = batch.tensors(device)
         with autocast(device, self.settings.precision):
@@ -168,8 +168,8 @@ class Trainer:
         return value.detach()
 
     def _rate(self, step: Step) -> float:
-        """Linear warm-up, then half a cosine down to zero at the last epoch, by the share of users seen, or at the end
-        of the time."""
+        """Return the learning rate: linear warm-up, then half a cosine to zero at the last epoch, by the share of users
+        seen, or at the time limit."""
         s, begun, spent = self.settings, self.progress.epoch, self.spent()
         before, after = ((begun + seen) / s.epochs for seen in (step.before, step.after))
         if spent > before + BEHIND:
@@ -210,7 +210,7 @@ class Trainer:
         self._saved_at = time.perf_counter()
 
     def load(self, folder: Path) -> None:
-        """Continue from what :meth:`save` wrote, whatever the number of workers was.
+        """Load what :meth:`save` wrote, with any number of workers.
 
         Raises:
             ConfigError: the checkpoint is incomplete or belongs to a model of another shape.
@@ -223,11 +223,11 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or validation has not risen for as many as ``patience`` allows."""
+        """Return whether all epochs are done, or validation has not improved for ``patience`` epochs."""
         return self.progress.exhausted(self.settings.epochs, self.settings.patience)
 
     def restore_best(self) -> SetRecModel:
-        """The model with the weights of its best epoch."""
+        """Load the weights of the best epoch, and return the model."""
         if self.best_weights:
             checkpoints.set_weights(self.model, self.best_weights, every=False)
         model: SetRecModel = self.model.eval()

@@ -1,9 +1,9 @@
-"""A new model begins where an older one ended, though the catalogue has changed: weights as they are, items by id.
+"""Warm start: initialise a model with the weights of an older one, matching items of a changed catalogue by id.
 
-What was learned is copied: backbone, instruction, queries, tokenizers, and the learned vector of every item that both
-catalogues hold. What is given with the data is not: text vectors and positions are those of the new catalogue, and a
-new item begins as :meth:`setrec.models.setrec_model.SetRecModel.build` leaves it. Text vectors are standardised as the
-old model's were, for its autoencoder knows no other scale.
+Learned weights are copied: backbone, instruction, queries, tokenizers, and the learned vector of every item in both
+catalogues. Data is not: text vectors and positions are those of the new catalogue, and a new item keeps its
+initialisation by :meth:`setrec.models.setrec_model.SetRecModel.build`. Text vectors are standardised like the old
+model's, because its autoencoder was trained at that scale.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from setrec.models.sasrec import SasRec
 from setrec.models.setrec_model import SetRecModel
 
 NEW = -1
-"""Stands for "the old catalogue does not hold this item"."""
+"""Row number of an item that is not in the old catalogue."""
 
 
 def old_rows(old_ids: list[str], new_ids: list[str]) -> np.ndarray:
-    """For each item of the new catalogue its row in the old one, int64 (I,), or :data:`NEW`."""
+    """Return for each item of the new catalogue its row in the old one, int64 (I,), or :data:`NEW`."""
     row_of = {item: row for row, item in enumerate(old_ids)}
     return np.fromiter((row_of.get(item, NEW) for item in new_ids), dtype=np.int64, count=len(new_ids))
 
 
 @torch.no_grad()
 def warm_start(model: SetRecModel, old: SetRecModel, rows: np.ndarray, texts: np.ndarray | None = None) -> int:
-    """Copy what ``old`` learned into ``model``, in place; returns how many items brought a learned vector along.
+    """Copy what ``old`` learned into ``model``, in place; return the number of items whose learned vector was copied.
 
-    ``rows``: see :func:`old_rows`. ``texts``: the text vectors (I, width) that ``model`` was filled with, read as
-    ``old`` read its own; ``None`` where no slot reads any.
+    ``rows``: see :func:`old_rows`. ``texts``: the text vectors (I, width) of ``model``, standardised like those of
+    ``old``; ``None`` if no slot reads text.
 
     Raises:
         ConfigError: a tensor of one model is missing in the other or has another shape; the message names it, and
@@ -57,8 +57,8 @@ def warm_start(model: SetRecModel, old: SetRecModel, rows: np.ndarray, texts: np
 
 @torch.no_grad()
 def warm_start_sasrec(model: SasRec, old: SasRec, rows: np.ndarray) -> int:
-    """The same for the collaborative model. Only so do its vectors keep their meaning from one night to the next: a
-    model trained from nothing finds like items near each other again, but turned in another direction.
+    """Copy the weights of a SASRec likewise. This keeps its vectors compatible between successive trainings: a model
+    trained from scratch learns the same similarities, but in a rotated space.
 
     Raises:
         ConfigError: as of :func:`warm_start`.
@@ -73,16 +73,16 @@ def warm_start_sasrec(model: SasRec, old: SasRec, rows: np.ndarray) -> int:
 
 
 def _per_item(model: SetRecModel) -> set[str]:
-    """Names of the tensors with a row per item."""
-    found = set()
+    """Return the names of the tensors with a row per item."""
+    names = set()
     for kind, part in model.tokens.parts.items():
         present = {name for name, _ in [*part.named_parameters(), *part.named_buffers()]}
-        found |= {f"tokens.parts.{kind}.{name}" for name in present & {"features", "table", "known"}}
-    return found
+        names |= {f"tokens.parts.{kind}.{name}" for name in present & {"features", "table", "known"}}
+    return names
 
 
 def _copy_rows(target: Tensor, source: Tensor, rows: np.ndarray, known: Tensor, was_known: Tensor) -> int:
-    """Copy the rows of items that both models have trained on, so that they know them; returns how many."""
+    """Copy the rows of items that both models know from training; return their number."""
     both = torch.from_numpy(np.flatnonzero(rows != NEW))
     origin = torch.from_numpy(rows[rows != NEW])
     meant = known.cpu()[both] & was_known.cpu()[origin]
@@ -92,11 +92,11 @@ def _copy_rows(target: Tensor, source: Tensor, rows: np.ndarray, known: Tensor, 
 
 
 def _require_fit(ours: dict[str, Tensor], theirs: dict[str, Tensor], per_item: set[str]) -> None:
-    """All tensors of ours are there in the same shape, but for the number of items."""
+    """Check that all tensors of ``ours`` are in ``theirs``, with the same shape except for the number of items."""
     for name, value in ours.items():
-        found, first = theirs.get(name), 1 if name in per_item else 0
-        if found is None or found.shape[first:] != value.shape[first:]:
-            there = "has none" if found is None else f"has {tuple(found.shape)}"
+        other, first = theirs.get(name), 1 if name in per_item else 0
+        if other is None or other.shape[first:] != value.shape[first:]:
+            there = "has none" if other is None else f"has {tuple(other.shape)}"
             raise ConfigError(
                 f"warm start: the models do not fit: {name} is {tuple(value.shape)} here, the older one {there}"
             )

@@ -1,4 +1,4 @@
-"""Histories read along the arcs of an item graph, compiled: sums over arcs without an array of all arcs."""
+"""Compiled reading of item graphs: sums over the arcs of histories without an array of all arcs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from numba import njit
 from setrec.ragged import Ragged
 
 _SCAN = 16
-"""Looking through all items for those that were reached is faster than sorting these where they are at least one in so
-many."""
+"""Scanning all items for the reached ones is faster than sorting them if at least one item in this many is reached."""
 
 
 def read_arcs(
     rows: Ragged, weights: np.ndarray, arcs: Ragged, shares: np.ndarray, held: Ragged, items: int
 ) -> tuple[Ragged, np.ndarray]:
-    """The sums over each history of weight times share by target, float64, without the items ``held``: targets int64
-    in order, one row per history, and a sum above zero for each.
+    """Return the sums over each history of weight times share by target, without the items ``held``: targets int64 in
+    ascending order, one row per history, and a positive sum, float64, for each.
 
-    ``rows``: for every history the arcs' rows that it reads, with ``weights`` float64, one each. ``arcs``: targets of
-    each row, with ``shares`` float32, one each. ``held``: one row per history.
+    ``rows``: the rows of arcs that each history reads, with ``weights`` float64, one each. ``arcs``: targets of each
+    row, with ``shares`` float32, one each. ``held``: one row per history.
     """
     lengths = np.diff(arcs.offsets)[rows.values]
     starts = np.concatenate([[0], np.cumsum(lengths)])[rows.offsets]
