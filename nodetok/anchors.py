@@ -24,7 +24,7 @@ from setrec.errors import ConfigError
 from setrec.settings import Settings
 
 TIES = 16
-"""Number of candidates of equal coverage that are compared; 64 would add a point of order accuracy on a binary tree."""
+"""Number of candidates of equal coverage that are compared; 64 add a point of order accuracy on a binary tree."""
 
 Strategy = Literal["coverage", "paper", "degree", "random", "k_centre"]
 
@@ -33,8 +33,8 @@ class AnchorSettings(Settings):
     """Settings of anchor selection.
 
     ``count`` is K, at most V; ``coverage`` stops earlier, at that share of nodes within ``radius`` hops of an anchor
-    (the last tenth often costs more anchors than the rest). ``paper`` is ``coverage`` without anchors that another
-    covers, as in NT-LLM's released selection; it may need several times as many.
+    (the last tenth often costs more anchors than the rest). ``paper`` is ``coverage`` without anchors covered by
+    another one, as in NT-LLM's released selection; it may need several times as many.
     """
 
     strategy: Strategy = "coverage"
@@ -159,7 +159,7 @@ def _ball(indptr, indices, start, radius, covered, mark, stamp, queue, cover):  
 def _walk_bounds(indptr, indices, covered, radius, bound):  # type: ignore[no-untyped-def]
     """Lower every bound to the number of walks of at most ``radius`` steps to uncovered nodes: one sweep a step.
 
-    No count above the number of nodes is kept: none bounds anything, and walks soon outnumber what 64 bits hold.
+    Counts above the number of nodes are not stored: they are useless as bounds, and numbers of walks overflow 64 bits.
     """
     n = len(bound)
     count = np.empty(n, dtype=np.int64)
@@ -208,7 +208,7 @@ def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken, nearest, 
     n = len(indptr) - 1
     covered = np.zeros(n, dtype=np.bool_)
     bound = np.full(n, n, dtype=np.int64)
-    exact = np.full(n, -1, dtype=np.int64)  # after how many anchors the bound was last known to be the gain
+    exact = np.full(n, -1, dtype=np.int64)  # number of anchors at which the bound was last exact
     mark, stamp = np.zeros(n, dtype=np.int64), 0
     queue = np.empty(n, dtype=np.int32)
     heap = [(-bound[v], rank[v], v) for v in range(n)]
@@ -216,7 +216,7 @@ def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken, nearest, 
     rows, gains = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
     chosen, total, searched, rebound_at = 0, 0, n, 0
     while chosen < count and total < goal:
-        # New bounds cost radius + 1 sweeps over all arcs: worth it at the start, then whenever searches cost more.
+        # New bounds cost radius + 1 sweeps over all arcs: worthwhile at the start, and whenever searches cost more.
         if searched >= n or chosen == rebound_at:
             _walk_bounds(indptr, indices, covered, radius, bound)
             for v in range(n):
@@ -251,7 +251,7 @@ def _lazy_greedy(indptr, indices, count, goal, radius, exclude, taken, nearest, 
                 best, most = ties[i], saved
         for i in range(tied):
             if ties[i] != best:
-                rank[ties[i]] += n  # others first, the next time
+                rank[ties[i]] += n  # others first next time
                 heapq.heappush(heap, (-bound[ties[i]], rank[ties[i]], ties[i]))
         rows[chosen], gains[chosen] = best, bound[best]
         total += bound[best]

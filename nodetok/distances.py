@@ -21,15 +21,15 @@ from setrec.errors import ConfigError
 from setrec.settings import Settings
 
 UNREACHABLE = 255
-"""Stands for "no path" in a matrix of hops of one byte; see :func:`unreachable` for the others."""
+"""Value for "no path" in a matrix of hops of one byte; see :func:`unreachable` for the others."""
 FARTHEST = 254
-"""Longest path that one byte holds."""
+"""Longest path that one byte can represent."""
 WORD = 64
 NARROW = 32
-"""The frontier's neighbours alone are visited if the frontier is smaller than this fraction of the nodes."""
+"""Only the frontier's neighbours are visited if the frontier is smaller than this fraction of the nodes."""
 
 PARALLEL = threading.Lock()
-"""Held while a parallel loop runs: numba's own thread pool ends the process when two threads enter it."""
+"""Lock of parallel loops: numba's thread pool aborts the process if two threads use it."""
 
 Kind = Literal["hops", "weighted", "walks"]
 
@@ -40,7 +40,7 @@ class DistanceSettings(Settings):
     ``hops`` counts edges (uint8, K bytes a node). ``weighted`` adds the lengths of edges (float32). ``walks`` is minus
     the logarithm of the personalised PageRank of the anchor for a walk that starts at the node and stops at each step
     with probability ``restart``, cut after ``steps`` steps (float32; half an edge's share per million nodes and
-    anchor in time). Where plain hops are nearly constant, as between users and items, walks still tell nodes apart.
+    anchor in time). Where hops are nearly constant, as between users and items, walks still distinguish nodes.
     ``direction`` of a directed graph: ``ignored``, ``to`` the anchors, ``from`` them, or ``both`` (2 K columns).
     """
 
@@ -51,7 +51,7 @@ class DistanceSettings(Settings):
 
 
 def unreachable(dtype: np.dtype[Any] | type) -> float:
-    """Return the value that stands for "no path" in a matrix of this type: the largest integer, or infinity."""
+    """Return the value for "no path" in a matrix of this type: the largest integer, or infinity."""
     kind = np.dtype(dtype)
     return float("inf") if kind.kind == "f" else int(np.iinfo(kind).max)
 
@@ -72,7 +72,7 @@ def as_type(table: np.ndarray, kind: np.dtype[Any] | type) -> np.ndarray:
 
 
 def fitting(table: np.ndarray) -> np.ndarray:
-    """Convert hops to the type that :func:`hops` returns: uint8, or int32 if one is above 254."""
+    """Convert hops to the type returned by :func:`hops`: uint8, or int32 if one is above 254."""
     longest = table.max(where=reached(table), initial=0)
     return as_type(table, np.uint8 if longest <= FARTHEST else np.int32)
 
@@ -92,8 +92,8 @@ def distances(graph: Graph, anchors: np.ndarray, settings: DistanceSettings | No
     """Return the distances (V, K) of every node to the anchors (rows of ``graph``), or (V, 2 K) for ``both``
     directions.
 
-    Hops are uint8, or int32 where a path is longer than 254; lengths and walks float32. :func:`unreachable` is the
-    value without a path.
+    Hops are uint8, or int32 if a path is longer than 254; lengths and walks float32. :func:`unreachable` is the value
+    without a path.
 
     Raises:
         ConfigError: no anchors, or one outside the graph.
@@ -128,7 +128,7 @@ def hops(graph: Graph, anchors: np.ndarray, limit: int | None = None, out: np.nd
     """Return the number of arcs on the shortest path from each node to each anchor, uint8 (V, K), or int32 if one is
     longer than 254; :func:`unreachable` of that type without a path.
 
-    ``limit``: paths longer than this count as none. ``out``: a matrix to fill, memory-mapped perhaps.
+    ``limit``: longer paths count as none. ``out``: a matrix to fill, possibly memory-mapped.
 
     Raises:
         ConfigError: an anchor outside the graph, or a path longer than the type of ``out`` can hold.
@@ -217,7 +217,7 @@ def _step(back_ptr, back, seen, frontier, following, active, out, start, level):
 
 def lengths(graph: Graph, anchors: np.ndarray) -> np.ndarray:
     """Return the length of the shortest path from each node to each anchor, float32 (V, K), infinite without a path."""
-    # csgraph searches away from its sources; arcs turned round lead from the anchors to the nodes.
+    # csgraph searches away from its sources; reversed arcs lead from the anchors to the nodes.
     table = csgraph.dijkstra(graph.reverse.matrix, directed=True, indices=anchors)
     return np.ascontiguousarray(table.T, dtype=np.float32)
 
@@ -225,8 +225,9 @@ def lengths(graph: Graph, anchors: np.ndarray) -> np.ndarray:
 def walks(graph: Graph, anchors: np.ndarray, restart: float, steps: int) -> np.ndarray:
     """Return the negative log probability that a walk from each node ends at each anchor, float32 (V, K).
 
-    A walk ends at every step with probability ``restart``, and for certain at a node without arcs or after ``steps``
-    steps; so the probabilities of all ends of one start add up to 1. Shorter arcs are likelier, by one over length.
+    A walk ends at every step with probability ``restart``, and with certainty at a node without arcs or after ``steps``
+    steps, so the probabilities of all ends of one start add up to 1. Arc probabilities are proportional to one over
+    length.
     """
     n, k = len(graph), len(anchors)
     step = graph.matrix.astype(np.float32)
@@ -248,12 +249,12 @@ def walks(graph: Graph, anchors: np.ndarray, restart: float, steps: int) -> np.n
 def relax(graph: Graph, table: np.ndarray, touched: np.ndarray, *, weighted: bool) -> np.ndarray:
     """Update ``table`` (V, K), distances before some arcs were added, in place, and return it.
 
-    Only nodes whose distances change, and their neighbours, are visited: ``touched`` are the rows from which the new
-    arcs leave. Exact because added arcs can only shorten paths, and a path that got shorter runs through a new arc.
-    Hops must fit the table's type: a node cut off so far may lie farther away than any other.
+    Only nodes whose distances change, and their neighbours, are visited: ``touched`` are the source rows of the new
+    arcs. The result is exact, because added arcs can only shorten paths, and a shortened path uses a new arc. Hops must
+    fit the table's type: a node that was unreachable may be farther away than any other.
 
     Raises:
-        ConfigError: a row outside the graph, or a table of another number of rows.
+        ConfigError: a row outside the graph, or a table with another number of rows.
     """
     back = graph.reverse
     starts = np.unique(np.asarray(touched, dtype=np.int64))

@@ -46,9 +46,9 @@ class RandomSplit(Settings):
 class GraphDataSettings(Settings):
     """Settings of the readers.
 
-    ``columns`` renames: ``{source: from, target: to}`` reads the column ``from`` as ``source``. ``dangling`` says what
-    becomes of edges and triples that end at a node which the table of nodes does not hold: an error, dropped, or the
-    node is added (without label, split or text). ``split`` is for data that states none.
+    ``columns`` renames: ``{source: from, target: to}`` reads the column ``from`` as ``source``. ``dangling`` defines
+    the handling of edges and triples with a node that is not in the table of nodes: an error, dropped, or the node is
+    added (without label, split or text). ``split`` is for data without a split.
     """
 
     columns: dict[str, str] = Field(default_factory=dict)
@@ -61,8 +61,8 @@ class GraphData:
     """A graph with the labels ("" for none), split parts ("" for none), texts and features, float32 (V, F), of its
     nodes.
 
-    Several graphs of one data set stand side by side in one: ``graph_ids`` are their names, ``member`` int64 (V,) says
-    which a node belongs to, and node ids are pairs (graph, node).
+    Several graphs of one data set are combined into one: ``graph_ids`` are their names, ``member`` int64 (V,) is the
+    graph of each node, and node ids are pairs (graph, node).
     """
 
     graph: Graph
@@ -113,7 +113,7 @@ def _attribute(data: Any, name: str, nodes: int, *, columns: bool = False) -> np
 @dataclass(frozen=True, eq=False)
 class TripleData:
     """Entities, relations and the parts' triples [head row, relation, tail row], int64 (T, 3). ``graph`` is undirected
-    and holds the training triples only."""
+    and contains the training triples only."""
 
     ids: list[str]
     texts: list[str] | None
@@ -131,7 +131,7 @@ def read_graph(folder: Path, settings: GraphDataSettings | None = None, *, direc
     ``graph_id`` in both, ids count within their graph.
 
     Raises:
-        DataError: a file is missing or cannot be used, or an edge ends at no node.
+        DataError: a file is missing or cannot be used, or an edge ends at an unknown node.
     """
     s = settings or GraphDataSettings()
     edges, nodes = _read(require_table(folder, "edges"), s), _read_optional(folder, "nodes", s)
@@ -139,7 +139,7 @@ def read_graph(folder: Path, settings: GraphDataSettings | None = None, *, direc
     of_node = None if nodes is None else _optional_ids(nodes, "graph_id")
     if nodes is not None and (of_edge is None) != (of_node is None):
         lacking = edges if of_edge is None else nodes
-        lacking.column("graph_id")  # says that it is missing
+        lacking.column("graph_id")  # raises that it is missing
     ends = [_keys(_ids(edges, name), of_edge) for name in ("source", "target")]
     known = None if nodes is None else _unique(nodes, "node_id", of_node)
     names, rows, kept = _resolve(edges, ("source", "target"), ends, known, s.dangling)
@@ -170,7 +170,7 @@ def read_triples(folder: Path, settings: GraphDataSettings | None = None) -> Tri
     are for training.
 
     Raises:
-        DataError: a file is missing or cannot be used, or a triple ends at no entity.
+        DataError: a file is missing or cannot be used, or a triple has an unknown entity.
     """
     s = settings or GraphDataSettings()
     triples, entities = _read(require_table(folder, "triples"), s), _read_optional(folder, "entities", s)
@@ -195,7 +195,7 @@ def read_triples(folder: Path, settings: GraphDataSettings | None = None) -> Tri
 def split_nodes(
     nodes: int, labels: Sequence[str] | None, member: np.ndarray | None, settings: RandomSplit
 ) -> list[str]:
-    """Return a random split part for every node: each class in the same shares, or whole graphs."""
+    """Return a random split part for every node: equal shares of each class, or whole graphs."""
     rng = np.random.default_rng(settings.seed)
     if settings.by == "graph":
         if member is None:
@@ -295,7 +295,7 @@ def _read(path: Path, settings: GraphDataSettings) -> RawTable:
     """Read a table and rename its columns."""
     raw = read_raw(path)
     given = {theirs: ours for ours, theirs in settings.columns.items()}
-    # A column of the name that another is read as steps aside.
+    # A column whose name is the target of a renaming is renamed itself.
     names = [given.get(name, f"({name})" if name in settings.columns else name) for name in raw.table.column_names]
     return RawTable(raw.file, raw.table.rename_columns(names), raw.types)
 

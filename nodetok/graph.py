@@ -22,8 +22,8 @@ class Graph:
     """A graph. Arcs leaving node v are ``indices[indptr[v]:indptr[v + 1]]``, ascending; an undirected edge is two arcs.
 
     ``indptr`` int64 (V + 1,), ``indices`` int32 (arcs,), ``weights`` float32 (arcs,), lengths and never negative, or
-    ``None`` where every arc has length 1. Self-loops are dropped, for they shorten no path; of parallel edges the
-    shortest is kept. ``ids`` are the caller's names, ``None`` where a node's name is its row.
+    ``None`` if every arc has length 1. Self-loops are dropped, as they shorten no path; of parallel edges the shortest
+    is kept. ``ids`` are the caller's names, ``None`` if nodes are named by row.
     """
 
     indptr: np.ndarray
@@ -53,10 +53,9 @@ class Graph:
         return {node: row for row, node in enumerate(self.ids or ())}
 
     def row(self, node: Hashable) -> int:
-        """Row of a node by its id.
+        """Return the row of a node by its id.
 
-        Raises:
-            UnknownNodeError: the graph does not hold it.
+        Raises: UnknownNodeError: it is not in the graph.
         """
         if self.ids is None:
             if isinstance(node, int | np.integer) and 0 <= node < len(self):
@@ -66,11 +65,11 @@ class Graph:
         raise UnknownNodeError(f"unknown node {node!r}")
 
     def rows(self, nodes: Iterable[Hashable]) -> np.ndarray:
-        """Rows of many nodes, int64."""
+        """Return the rows of many nodes, int64."""
         return np.fromiter((self.row(node) for node in nodes), dtype=np.int64)
 
     def id(self, row: int) -> Hashable:
-        """Id of a row."""
+        """Return the id of a row."""
         return int(row) if self.ids is None else self.ids[row]
 
     def neighbours(self, row: int) -> np.ndarray:
@@ -137,7 +136,7 @@ class Graph:
 
     @cached_property
     def digest(self) -> int:
-        """Sum of the hashes of all arcs: adding arcs adds theirs, whatever the order."""
+        """Sum of the hashes of all arcs, independent of their order: adding arcs adds their hashes."""
         with np.errstate(over="ignore"):
             return int(self.digests(np.arange(len(self.indices))).sum(dtype=np.uint64))
 
@@ -177,7 +176,7 @@ class Graph:
         """Return the graph with additional edges between rows, and ``new_ids`` as rows V, V + 1, ... .
 
         Raises:
-            DataError: as :meth:`from_arrays`, a new id that is there already, or weights where the graph has none.
+            DataError: as :meth:`from_arrays`, a new id that exists already, or weights although the graph has none.
         """
         if weights is not None and self.weights is None:
             raise DataError("the graph has no weights: new edges cannot have any")
@@ -211,12 +210,12 @@ class Graph:
         ids: Sequence[Hashable] | None = None,
         texts: Sequence[str] | None = None,
     ) -> Graph:
-        """Build a graph from the rows of both ends of every edge, int (E,); an undirected edge may be given once or
-        both ways.
+        """Build a graph from the rows of both ends of every edge, int (E,); an undirected edge may be given in one or
+        both directions.
 
         Raises:
-            DataError: no nodes, an end outside 0 .. nodes - 1, a weight that is negative or not finite, ids that
-                repeat or are of different types, texts of another number than nodes.
+            DataError: no nodes, an end outside 0 .. nodes - 1, a negative or non-finite weight, ids that repeat or have
+            different types, or another number of texts than nodes.
         """
         source, target = np.asarray(source), np.asarray(target)
         ids = None if ids is None else [_plain(node) for node in ids]
@@ -248,7 +247,7 @@ class Graph:
         rows follow the first occurrence.
 
         Raises:
-            DataError: as :meth:`from_arrays`, or an edge to a node that ``nodes`` does not hold.
+            DataError: as :meth:`from_arrays`, or an edge to a node that is not in ``nodes``.
         """
         pairs = list(edges)
         for number, pair in enumerate(pairs):
@@ -293,10 +292,10 @@ class Graph:
     def from_pyg(cls, data: Any, *, directed: bool | None = None, weight: str | None = "infer") -> Graph:
         """Convert a PyTorch Geometric ``Data`` or ``HeteroData``; nodes of the latter get ids (type, row).
 
-        ``weight`` names the attribute of edges that is their length; ``infer`` takes the first there is of
-        ``edge_weight``, ``weight`` and ``edge_attr``; with ``None`` every edge has length 1. Edge types without it
-        have length 1. ``directed``: ``None`` asks the data; ``HeteroData``, whose types of edges often have one
-        direction on paper only, counts as undirected. A list ``text`` of nodes becomes the graph's texts.
+        ``weight`` names the edge attribute with lengths; ``infer`` uses the first one present of ``edge_weight``,
+        ``weight`` and ``edge_attr``; with ``None`` every edge has length 1. Edge types without it have length 1.
+        ``directed``: ``None`` infers it from the data; ``HeteroData``, whose edge types often have only a nominal
+        direction, is undirected. A list ``text`` of nodes becomes the graph's texts.
 
         Raises:
             DataError: as :meth:`from_arrays`; an attribute of edges with several columns, which is no length.

@@ -1,7 +1,7 @@
 """DistMult with a full softmax: a baseline of knowledge-graph completion, and a component of our model.
 
-The model is PyTorch Geometric's: its parameters, its scores. It is trained in a softmax over all entities, because the
-library's one sampled negative per triple would make a weak opponent (Ruffinelli et al. 2020).
+Parameters and scores are PyTorch Geometric's. The model is trained in a softmax over all entities, because the
+library's one sampled negative per triple would make a weak baseline (Ruffinelli et al. 2020).
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from setrec.ragged import Ragged
 from setrec.settings import Precision, Settings
 
 LOGITS_AT_ONCE = 1 << 23
-"""Logits held at a time: 32 MiB in float32. Fewer rows at a time would read the table of entities too often: with
+"""Number of logits in memory at a time: 32 MiB in float32. Fewer rows would read the table of entities too often: with
 40,000 entities of width 128, 200 rows at a time take a third of the time of 12."""
 
 
 class KgeSettings(Settings):
-    """``batch``: questions, each with all its answers. ``decay`` weighs the cubed norm of the embeddings used (N3,
-    Lacroix et al. 2018). ``patience``: epochs without a better filtered MRR on ``valid_sample`` validation triples."""
+    """Settings of DistMult. ``batch``: questions, each with all its answers. ``decay`` weighs the cubed norm of the
+    embeddings used (N3, Lacroix et al. 2018). ``patience``: epochs without a better filtered MRR on ``valid_sample``
+    validation triples."""
 
     width: int = Field(128, ge=2)
     epochs: int = Field(15, ge=1)
@@ -118,7 +119,7 @@ def train_kge(
 
     ``on_epoch`` is called with the epoch, from 1, and the maximum number of epochs. Without validation triples the last
     epoch is kept.
-    ``seconds`` of CPU time end the training within an epoch, which counts like a whole one.
+    Training ends after ``seconds`` of CPU time, also within an epoch, which counts like a whole one.
 
     Raises:
         DataError: no triples, triples of another shape, or with rows outside the entities or relations.
@@ -147,7 +148,7 @@ def filtered_mrr(ranker: KgeRanker, questions: np.ndarray, answers: np.ndarray, 
     """Return the mean reciprocal rank of ``answers`` (B,) to ``questions`` (B, 3) among all entities without the other
     ``known`` answers.
 
-    Of equal scores half count before the right one.
+    Half of the tied candidates count as ranked before the answer.
     """
     ranks = []
     for rows in np.array_split(np.arange(len(questions)), math.ceil(len(questions) / 256)):
@@ -160,7 +161,7 @@ def filtered_ranks(scores: np.ndarray, answers: np.ndarray, known: Ragged) -> np
     answers."""
     own = scores[np.arange(len(scores)), answers][:, None].copy()
     scores[known.row_of_value, known.values] = -np.inf
-    # Not "scores > own": what is not a number would rank first.
+    # Not "scores > own": NaN would rank first.
     ranks: np.ndarray = 1 + (~(scores <= own)).sum(axis=1) + (scores == own).sum(axis=1) / 2
     return ranks
 
@@ -205,7 +206,7 @@ class _AnswersCrossEntropy(torch.autograd.Function):
 def _epoch(
     ranker: KgeRanker, questions: Questions, optimizer: torch.optim.Optimizer, s: KgeSettings, run: Epochs
 ) -> None:
-    """Train for one pass over all questions, or until the time is used up."""
+    """Train for one pass over all questions, or until the time limit."""
     product = torch.bfloat16 if resolve(s.precision, torch.device("cpu")) == "bf16" else torch.float32
     for rows in torch.randperm(len(questions.rows)).split(s.batch):
         if run.out_of_time:

@@ -1,7 +1,7 @@
 """Agreement of a similarity of positions with the order of distances: triplets, order accuracy, Kendall's tau.
 
 NT-LLM's claim is about order: of two nodes the one nearer in hops must be the nearer in the embedding. Raw anchor
-vectors under Euclidean distance do not keep it; some similarities built on the same vectors do, without training.
+vectors under Euclidean distance do not preserve this order; some similarities of the same vectors do, without training.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nodetok.graph import Graph
 from setrec.errors import ConfigError
 
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Rows (n, width) and rows (n, width) to similarities (n,)."""
+"""Function from two arrays of rows (n, width) to similarities (n,)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,9 @@
-"""Distances to positions: exp(-tau d), an inner product apart from similarity.
+"""Positions from distances: exp(-tau d), whose inner products are similarities.
 
-The inner product of two nodes is sum_k exp(-tau (d_ik + d_jk)), a soft minimum over the ways through an anchor; it is
-what attention computes, unreachable is 0, and nothing has to be trained. NT-LLM trains a map under the objective that
-Euclidean distances of positions order nodes as hops do. On Cora and WN18RR such a map ordered 8 points worse than
-exp(-2 d); what is left of the objective here fits one tau an anchor.
+The inner product of two nodes is sum_k exp(-tau (d_ik + d_jk)), a soft minimum over the paths through an anchor.
+Attention computes such inner products, unreachable anchors contribute 0, and no training is needed. NT-LLM trains a map
+under the objective that Euclidean distances of positions order nodes as hops do. On Cora and WN18RR such a map ordered
+8 points worse than exp(-2 d); this module only fits one tau per anchor to that objective.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ LARGEST = 40.0
 class PositionSettings(Settings):
     """Settings of the positions.
 
-    ``tau`` is the rate of decay per hop, or per median length of an edge where edges have lengths; it is lowered where
-    the farthest node would else vanish (see :func:`rate`). With ``steps`` > 0 a tau per anchor is fitted to the order
-    of hops, in steps of ``batch`` triplets over the anchors and ``pivots`` further nodes: 0.2 to 0.4 points on Cora
-    and WN18RR, see docs/benchmarks.md.
+    ``tau`` is the rate of decay per hop, or per median edge length if edges have lengths; it is lowered if the
+    positions of the farthest nodes would otherwise vanish (see :func:`rate`). With ``steps`` > 0 a tau per anchor is
+    fitted to the order of hops, in steps of ``batch`` triplets over the anchors and ``pivots`` further nodes: 0.2 to
+    0.4 points on Cora and WN18RR, see docs/benchmarks.md.
     """
 
     tau: float = Field(2.0, gt=0)
@@ -58,7 +58,7 @@ class Positions(nn.Module):
     def forward(self, distances: Tensor) -> Tensor:
         """Return positions (..., K) from distances (..., K)."""
         lengths = as_lengths(distances)
-        # Not exp(-inf), whose gradient with respect to tau is not a number.
+        # Not exp(-inf), whose gradient with respect to tau is NaN.
         there = torch.isfinite(lengths)
         return torch.exp(-self.log_tau.exp() * lengths.masked_fill(~there, 0.0)) * there
 
@@ -77,8 +77,8 @@ class Positions(nn.Module):
 def rate(table: np.ndarray, unit: float, tau: float) -> float:
     """Return the rate of decay for path lengths (V, K) whose edges have the length ``unit``.
 
-    ``tau`` over the unit, but at most :data:`LARGEST` over the longest distance: the default of 2 stays as it is where
-    no path has more than 20 hops.
+    ``tau`` over the unit, but at most :data:`LARGEST` over the longest distance: the default of 2 is unchanged if no
+    path has more than 20 hops.
     """
     longest = float(table.max(where=reached(table), initial=0))
     return min(tau / unit, LARGEST / longest if longest else np.inf)

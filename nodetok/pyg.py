@@ -10,7 +10,7 @@ import numpy as np
 from setrec.errors import DataError
 
 LENGTHS = ("edge_weight", "weight", "edge_attr")
-"""Names under which PyTorch Geometric keeps lengths of edges."""
+"""Names of PyTorch Geometric's attributes for edge lengths."""
 
 
 def edge_arrays(data: Any, what: str, weight: str | None) -> tuple[np.ndarray, np.ndarray | None]:

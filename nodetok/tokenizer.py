@@ -40,7 +40,7 @@ class TokenizerSettings(Settings):
 class NodeTokenizer:
     """A node tokenizer fitted to a graph: anchor ids, distance table (V, columns) and position encoder.
 
-    Columns are K, or 2 K where both directions of a directed graph count. ``digest`` is the graph's.
+    Columns are K, or 2 K for both directions of a directed graph. ``digest`` is the graph's.
     """
 
     settings: TokenizerSettings
@@ -52,7 +52,7 @@ class NodeTokenizer:
 
     @classmethod
     def fit(cls, graph: Graph, settings: TokenizerSettings | None = None) -> NodeTokenizer:
-        """Choose anchors, measure distances and, where the settings ask for it, train the positions."""
+        """Choose anchors, measure distances and, if configured, train the positions."""
         s = settings or TokenizerSettings()
         chosen = anchors.choose(graph, s.anchors)
         table = distances.distances(graph, chosen.rows, s.distances)
@@ -104,7 +104,7 @@ class NodeTokenizer:
     def transform_new(self, neighbours: Sequence[np.ndarray]) -> np.ndarray:
         """Return positions, float32 (n, width), of nodes outside the graph, from the rows of their neighbours.
 
-        Exact for hops of a node that shortens no path between others; its arcs have length 1. Walks are averaged.
+        Exact for hops if the node shortens no path between others; its arcs have length 1. Walks are averaged.
 
         Raises:
             ConfigError: a neighbour lies outside the graph.
@@ -113,30 +113,30 @@ class NodeTokenizer:
             refuse_outside(np.asarray(rows), len(self))
         kind = np.dtype(np.float32 if self.table.dtype.kind == "f" else np.int64)
         table = np.full((len(neighbours), self.table.shape[1]), unreachable(kind), dtype=kind)
-        for row, beside in enumerate(neighbours):
-            if len(beside):
-                own = self.table[beside]
-                table[row] = self._beside(own if kind.kind == "f" else as_type(own, kind))
+        for row, rows in enumerate(neighbours):
+            if len(rows):
+                own = self.table[rows]
+                table[row] = self._from_neighbours(own if kind.kind == "f" else as_type(own, kind))
         positions: torch.Tensor = self.positions(torch.from_numpy(table))
         return positions.numpy()
 
-    def _beside(self, table: np.ndarray) -> np.ndarray:
+    def _from_neighbours(self, table: np.ndarray) -> np.ndarray:
         if self.settings.distances.kind == "walks":
             with np.errstate(divide="ignore"):
-                beside: np.ndarray = -np.log((1 - self.settings.distances.restart) * np.exp(-table).mean(axis=0))
-                return beside
+                result: np.ndarray = -np.log((1 - self.settings.distances.restart) * np.exp(-table).mean(axis=0))
+                return result
         nearest = table.min(axis=0)
-        beside = nearest + reached(nearest).astype(table.dtype)
-        return beside
+        result = nearest + reached(nearest).astype(table.dtype)
+        return result
 
     def update(self, grown: Graph, source: np.ndarray, target: np.ndarray) -> NodeTokenizer:
-        """Return the tokenizer of a graph to which the edges ``source`` to ``target`` (rows) and perhaps nodes at the
-        end were added (:meth:`Graph.with_edges`); only what changed is visited. Walks are measured anew, and so is
-        everything where more has changed than that, an edge removed or a length: the result is always exact.
+        """Return the tokenizer of a graph to which edges from ``source`` to ``target`` (rows), and possibly nodes at
+        the end, were added (:meth:`Graph.with_edges`); only affected nodes are visited. Walks are recomputed, and so is
+        everything after other changes, such as removed edges or new lengths: the result is always exact.
 
         Raises:
-            ConfigError: an end of an edge outside the graph, an edge that the graph does not hold, a graph with fewer
-                nodes or with other nodes in the anchors' rows.
+            ConfigError: an end of an edge outside the graph, an edge that is not in the graph, a graph with fewer nodes
+            or with other nodes in the anchors' rows.
         """
         s = self.settings.distances
         source, target = (np.asarray(ends, dtype=np.int64).reshape(-1) for ends in (source, target))
@@ -144,7 +144,7 @@ class NodeTokenizer:
         chosen = Anchors(self.anchors.rows, self.anchors.gains, len(grown))
         if s.kind == "walks" or added != grown.digest:
             return replace(self, anchors=chosen, table=self.measure(grown), digest=grown.digest)
-        # As int64, new paths may be of any length; hops are given the type that fits them in the end.
+        # As int64, new paths may have any length; hops are converted to the smallest type at the end.
         table = self.table if s.kind == "weighted" else as_type(self.table, np.int64)
         fresh = np.full((len(grown) - len(table), table.shape[1]), unreachable(table.dtype), dtype=table.dtype)
         table = np.concatenate([table, fresh])
@@ -188,7 +188,7 @@ class NodeTokenizer:
         return None if self.digest is None else (self.digest + more) % 2**64
 
     def describe(self) -> dict[str, Any]:
-        """Return the figures for a report."""
+        """Return the tokenizer's figures for a report."""
         s = self.settings
         return {
             "strategy": s.anchors.strategy, "anchors": len(self.anchors.rows), "radius": s.anchors.radius,

@@ -1,4 +1,4 @@
-"""Node tokens for PyTorch Geometric: one transform, as ``AddLaplacianEigenvectorPE`` is one.
+"""Node tokens for PyTorch Geometric, as a transform like ``AddLaplacianEigenvectorPE``.
 
 data = AddAnchorDistances(64)(data)              # data.anchor_pe: (V, 64)
 data = AddAnchorDistances(64, attr_name=None)(data)  # appended to data.x
@@ -23,7 +23,7 @@ from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 class AddAnchorDistances(BaseTransform):  # type: ignore[misc]
     """Add each node's position relative to ``k`` anchors, exp(-tau d), float32 (V, k).
 
-    An inner product of two rows falls with their distance in the graph. A graph with fewer nodes has zeros in the
+    The inner product of two rows decreases with their distance in the graph. A graph with fewer nodes has zeros in the
     remaining columns, so that batches of graphs have rows of one width.
 
     Args:
@@ -31,11 +31,11 @@ class AddAnchorDistances(BaseTransform):  # type: ignore[misc]
         attr_name: Attribute of ``data`` to write; ``None`` appends to ``data.x``.
         strategy: How anchors are chosen, as in :class:`nodetok.anchors.AnchorSettings`.
         raw: Add the distances themselves instead, infinite without a path.
-        weight: Attribute of edges that is their length, as in :meth:`nodetok.graph.Graph.from_pyg`; ``None``, the
-            default, counts hops.
+        weight: Edge attribute with lengths, as in :meth:`nodetok.graph.Graph.from_pyg`; ``None``, the default, counts
+            hops.
 
     Raises:
-        DataError: ``data`` has no ``edge_index``, no nodes, or ``weight`` is no length.
+        DataError: ``data`` has no ``edge_index``, no nodes, or ``weight`` is not a length.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class AddAnchorDistances(BaseTransform):  # type: ignore[misc]
         )
 
     def forward(self, data: Data) -> Data:
-        """``data`` with the new attribute, on the device of its edges."""
+        """Return ``data`` with the new attribute, on the device of its edges."""
         tokenizer = NodeTokenizer.fit(Graph.from_pyg(data, weight=self.weight), self.settings)
         values = as_lengths(torch.from_numpy(tokenizer.table)) if self.raw else torch.from_numpy(tokenizer.transform())
         columns = torch.full((len(values), self.k), float("inf") if self.raw else 0.0)

@@ -1,1 +1,1 @@
-"""What answers a request: bundle, FAISS retriever, engine, HTTP application."""
+"""Serving: bundle, FAISS retriever, engine and HTTP application."""

@@ -25,10 +25,10 @@ from setrec.rows import top_k
 
 @dataclass(frozen=True)
 class GroundedAnswer:
-    """``answer``: the best candidate, ``None`` where the question is refused; ``sentence``: question and answer in
-    words. ``nodes`` and ``edges`` ([source, target] or [source, relation, target]) by id, those of the question first.
-    ``confidence``: probability of the answer, or, where none was computed, that the question is one of those known.
-    ``ranked``: candidates with probabilities, best first."""
+    """An answer: ``answer`` is the best candidate, ``None`` if the question is refused; ``sentence``: question and
+    answer in words. ``nodes`` and ``edges`` ([source, target] or [source, relation, target]) by id, those of the
+    question first. ``confidence``: probability of the answer, or, if none was computed, of the match to a known
+    question. ``ranked``: candidates with probabilities, best first."""
 
     answer: str | None
     sentence: str
@@ -43,8 +43,8 @@ class GroundedAnswer:
 class GraphAnswerer:
     """Answers questions with a trained artifact.
 
-    A question is matched to one of the prompts that the model was trained on, and read as that prompt, so that it is
-    answered alike in other words.
+    A question is matched to one of the prompts that the model was trained on, and read as that prompt, so that its
+    wording does not change the answer.
     """
 
     def __init__(self, artifact: GraphArtifact) -> None:
@@ -140,7 +140,7 @@ class GraphAnswerer:
         return GroundedAnswer(None, f"No answer: {reason}.", nodes, [], certain, True, reason, list(ranked))
 
     def _named(self, best: str, rows: list[int]) -> str:
-        """Return the answer, with the node's id behind ``first`` and ``second``."""
+        """Return the answer, with the node's id after ``first`` and ``second``."""
         place = {"first": 1, "second": 2}.get(best)
         return best if place is None or len(rows) != 3 else f"{best} ({self.artifact.ids[rows[place]]})"
 

@@ -1,11 +1,11 @@
 """The artifact of a graph run: nodes, their tokenizer and, once trained, a model; one folder without pickles.
 
-- ``graph.json``: format, version, task, settings, sizes, candidates that are no nodes
+- ``graph.json``: format, version, task, settings, sizes, candidates that are not nodes
 - ``nodes.parquet``: ids and texts of the nodes, in row order
-- ``edges.parquet``: rows of both ends of every edge, and its relation where edges have one
+- ``edges.parquet``: rows of both ends of every edge, and its relation, if any
 - ``tokenizer/``: the node tokenizer
-- ``model/``: weights (those beside a pretrained backbone's, where these stay as they are), tokenizer, and
-  ``data.safetensors``: what the model reads of the nodes; or ``completion.safetensors``, all of a completer
+- ``model/``: weights (without those of a frozen pretrained backbone), tokenizer, and ``data.safetensors``: the node
+data that the model reads; or ``completion.safetensors``: a whole completer
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ FORMAT = 2
 @dataclass(eq=False)
 class GraphArtifact:
     """An open artifact; ``tokenizer`` is ``None`` if every example has its own graph, ``reader`` if no model was
-    trained. ``edges`` int (E, 2) or None, with a name each in ``relations`` where edges have relations; ``wordings``:
-    the prompts that can be asked freely, with other ways to put them; answers of a probability below ``threshold`` are
-    refused."""
+    trained. ``edges`` int (E, 2) or None, with names in ``relations``, if edges have relations; ``wordings``: other
+    wordings of the prompts for free-text questions; answers of a probability below ``threshold`` are refused."""
 
     task: str
     version: str
@@ -170,7 +169,8 @@ def artifact(task: Task, reader: Reader | CompletionReader | None, texts: Sequen
 
 
 def confidence_threshold(reader: Reader | CompletionReader, task: Task, refused: float = 0.03) -> float:
-    """Return the probability below which a share ``refused`` of the answers to validation questions lies."""
+    """Return the threshold below which a share ``refused`` of the answers to validation questions have
+    probabilities."""
     best = [torch.from_numpy(scores).softmax(dim=1).amax(dim=1).numpy() for scores, _ in reader.scores(task.valid)]
     return float(np.quantile(np.concatenate(best), refused))
 

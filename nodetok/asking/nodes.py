@@ -15,7 +15,7 @@ from setrec.errors import SetRecError, UnknownNodeError
 MENTION = re.compile(r"\[\[(.+?)\]\]")
 TITLE_WORDS = 8
 NEAR, MARGIN = 0.35, 0.02
-"""Least cosine of a text found by searching, and how far it must be ahead of the second."""
+"""Minimum cosine of a text found by search, and its minimum margin over the second."""
 
 _WORD = re.compile(r"[^\W_]+(?:[-'.:/_@][^\W_]+)*|\"[^\"]+\"")
 
@@ -29,7 +29,7 @@ class NodeFinder:
 
     Args:
         ids, texts: of every node, in row order; a node's title is its text up to the first punctuation mark.
-        reserved: words that questions consist of, which name a node in double brackets alone.
+        reserved: words of questions, which name a node only in double brackets.
     """
 
     def __init__(self, ids: Sequence[str], texts: Sequence[str] | None, reserved: Collection[str]) -> None:

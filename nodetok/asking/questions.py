@@ -1,8 +1,8 @@
 """Matching of free-text questions to the questions that a model was trained on.
 
-A linear classifier over words and character n-grams with a class for all other questions. It is fitted to the wordings
-of :mod:`nodetok.asking.wordings` when it is built, so nothing is stored; its threshold is chosen on held-out wordings.
-A question most of whose content words occur in no wording is rejected.
+The matcher is a linear classifier over words and character n-grams, with a class for all other questions. It is fitted
+to the wordings of :mod:`nodetok.asking.wordings` when it is built, so nothing is stored; its threshold is chosen on
+held-out wordings. A question is rejected if most of its content words occur in no wording.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class QuestionMatcher:
     """Matches free questions, their nodes written as ``[[0]]``, ``[[1]]`` ..., to templates.
 
     Args:
-        wordings: of each template, other ways to put it.
+        wordings: other wordings of each template.
     """
 
     def __init__(self, wordings: Mapping[str, Wordings]) -> None:
         self.templates = tuple(wordings)
         self.slots = {template: len(set(SLOT.findall(template))) for template in wordings}
         learned = {template: (template.removesuffix("answer :"), *w.train) for template, w in wordings.items()}
-        # A question of the kind that this model was not trained on is taken for its nearest relative otherwise.
+        # Otherwise a question that the model was not trained on would be matched to the most similar one.
         others = [name for name, template in TEMPLATES.items() if template not in wordings]
         outside = [*OUTSIDE, *(text for name in others for text in (TEMPLATES[name], *STRUCTURE[name]))]
         self._fit(learned, [text for row, text in enumerate(outside) if row % 4])

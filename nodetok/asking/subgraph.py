@@ -1,7 +1,7 @@
 """Retrieval of the supporting subgraph of an answer: a small connected subgraph around the nodes of a question.
 
 Nodes near those of the question are found by personalised PageRank, and joined by a Steiner tree (Mehlhorn's
-approximation, within twice the smallest); both by NetworkX, on what lies around.
+approximation, within twice the smallest); both by NetworkX, on the surrounding nodes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 AROUND = 400
-"""Number of nodes in the search, besides those on shortest paths."""
+"""Number of nodes in the search, in addition to those on shortest paths."""
 
 
 def retrieve(adjacency: sparse.csr_matrix, rows: list[int], extra: int = 4) -> tuple[list[int], list[tuple[int, int]]]:

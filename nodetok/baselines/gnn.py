@@ -89,7 +89,7 @@ def classify_nodes(
 
     Raises:
         ConfigError: an unknown kind.
-        DataError: shapes that do not fit together, edges to nodes there are not, or a part without labels.
+        DataError: inconsistent shapes, edges to missing nodes, or a part without labels.
     """
     if kind not in LAYERS:
         raise ConfigError(f"unknown kind '{kind}' (known: {', '.join(LAYERS)})")
@@ -98,7 +98,7 @@ def classify_nodes(
     if not (train.any() and valid.any()):
         raise DataError("a part of the split has no labelled node")
     s = settings or GnnSettings()
-    # The library builds sparse matrices at every step; saying so here keeps PyTorch from asking whether to check them.
+    # The library builds sparse matrices at every step; this keeps PyTorch from warning about unset invariant checks.
     with torch.sparse.check_sparse_tensor_invariants(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CS[RC] tensor support is in beta")
         return _predicted(kind, features, edges, labels, train, valid, seed, s, seconds)

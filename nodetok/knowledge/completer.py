@@ -3,9 +3,9 @@ validation.
 
     score(question, entity) = log p_paths + w_embedding * DistMult + w_tokens * log <z, z'> + w_text * <x, x'>
 
-The paths are trained first (:mod:`nodetok.knowledge.paths`), the embedding in what is left of the time; the three
-weights are chosen by coordinate search for the filtered mean reciprocal rank of validation questions, and are 0 for
-what brings nothing there.
+The paths are trained first (:mod:`nodetok.knowledge.paths`), the embedding in the remaining time; the three weights are
+chosen by coordinate search for the filtered mean reciprocal rank of validation questions, and are 0 for parts without a
+gain.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from nodetok.knowledge.paths import PathModel, Paths, PathSettings, Rules
 from setrec.settings import Settings
 
 SHARES = {"mine": 0.25, "paths": 0.25}
-"""Of the time, at most; the embedding has the rest, less what the weights take."""
+"""Maximum share of the time; the embedding has the rest, minus the search of the weights."""
 GRID = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 COMPONENTS = ("embedding", "tokens", "text")
 SCALE = {"embedding": 1.0, "tokens": 1.0, "text": 10.0}
-"""So that a weight of 1 is about right for each."""
+"""Scales that make a weight of 1 roughly optimal for each part."""
 
 
 class CompletionSettings(Settings):
@@ -125,13 +125,13 @@ def train(
 
     say("neighbours by text")
     vectors = None if data.vectors is None else centred(data.vectors)
-    beside = []
+    tables = []
     if own.neighbours and vectors is not None:
-        beside.append(neighbours(vectors, own.neighbours))
+        tables.append(neighbours(vectors, own.neighbours))
     elif own.neighbours and data.texts is not None:
-        beside.append(lexical_neighbours(data.texts, own.neighbours))
+        tables.append(lexical_neighbours(data.texts, own.neighbours))
     say("rules")
-    walks = Paths(data.train, data.entities, data.relations, beside, own)
+    walks = Paths(data.train, data.entities, data.relations, tables, own)
     rules = Rules.mine(walks, own, SHARES["mine"] * seconds)
     model = PathModel(walks, rules, vectors)
     say(f"weights of {len(rules.keys)} rules")

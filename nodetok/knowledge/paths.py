@@ -1,10 +1,10 @@
 """Relation paths: rules mined from the paths between entities, and a model that weighs them.
 
 A rule says that a path of up to three arcs implies a relation, e.g. "part of, then part of" implies "part of". Its
-confidence is how often it holds in the training triples among heads that have the relation at all (the partial
-completeness assumption of AMIE, Galárraga et al. 2013); a path never visits an entity twice, so that no triple is
-evidence for itself (object identity, AnyBURL, Meilicke et al. 2019). Neighbours by text are relations like any others:
-"similar text, then is a" is a rule too, and it is what tells of entities with few triples.
+confidence is the share of paths for which it holds in the training triples, among heads that have the relation (the
+partial completeness assumption of AMIE, Galárraga et al. 2013); a path never visits an entity twice, so that no triple
+is evidence for itself (object identity, AnyBURL, Meilicke et al. 2019). Neighbours by text are relations like any
+others: "similar text, then is a" is also a rule, and is the main evidence for entities with few triples.
 
 Rules overlap, so confidences cannot be added up. :class:`PathModel` starts from them and trains one weight a rule under
 the softmax over the entities reached.
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from setrec.settings import Settings
 
 MOST_BODIES = 1 << 24
-"""Maximum number of kinds of paths; with more relations paths are shorter."""
+"""Maximum number of path kinds; with more relations paths are shorter."""
 WALKS_AT_ONCE = 3_000_000
 NEAREST = (2, 8)
 """The first two neighbours by text are one relation, those up to the eighth another, the rest a third."""
@@ -32,9 +32,9 @@ NEAREST = (2, 8)
 
 class PathSettings(Settings):
     """Settings of the paths. ``length``: arcs of a path. ``fanout``: maximum number of triples followed from an inner
-    entity of a path, sampled. ``neighbours``: by text, of each entity. ``support``: times a rule must have held;
-    ``smoothing`` is added to the times it could have; rules of a confidence below ``least`` are left out. ``epochs``:
-    passes over the training questions, where time allows."""
+    entity of a path, sampled. ``neighbours``: number of neighbours by text per entity. ``support``: minimum number of
+    times that a rule holds; ``smoothing`` is added to the number of times it could hold; rules of a confidence below
+    ``least`` are left out. ``epochs``: passes over the training questions, if time allows."""
 
     length: int = Field(3, ge=1, le=3)
     fanout: int = Field(32, ge=1)
@@ -92,7 +92,7 @@ class Paths:
         self.triples, self.texts = np.unique(triples, axis=0), list(texts)
         parts = [self.triples]
         for table in texts:
-            # Nearest, near and further neighbours are relations of their own.
+            # Nearest, near and further neighbours are separate relations.
             kind = self.labels + np.digitize(np.arange(table.shape[1]), NEAREST)
             own = np.repeat(np.arange(entities), table.shape[1])
             parts.append(np.stack([own, np.tile(kind, entities), table.ravel()], axis=1))
@@ -116,7 +116,7 @@ class Paths:
     def walk(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the distinct (position in ``starts``, path kind, end) of all paths, sorted by position, end and kind.
 
-        Text is followed once at most, and not in paths of three arcs.
+        Text relations are followed at most once, and not in paths of three arcs.
         """
         place, now, body = np.arange(len(starts)), starts, np.zeros(len(starts), dtype=np.int64)
         texts, visited, levels = np.zeros(len(starts), dtype=bool), np.empty((0, len(starts)), dtype=np.int64), []
@@ -202,7 +202,7 @@ def _count(paths: Paths, starts: np.ndarray, held: _Counts, could: _Counts) -> N
     pair, label = pair[order], arcs.label[at][order]
     low, high = (np.searchsorted(pair, place * paths.entities + end, side) for side in ("left", "right"))
     hit, which = ranges(low, high - low)
-    # The triple itself is a path of one arc, and no evidence.
+    # The triple itself is a path of one arc, but not evidence.
     other = body[which] != label[hit] + 1
     held.add(label[hit][other] * paths.bodies + body[which][other])
     joined, count = np.unique(place * paths.bodies + body, return_counts=True)

@@ -1,4 +1,4 @@
-"""The completion model behind the reader interface of tasks: from prompts to scores of all entities, with saving and
+"""The completion model with the reader interface of tasks: it maps prompts to scores of all entities; with saving and
 loading."""
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class CompletionReader:
         """Return the questions, int64 (B, 3), of prompts.
 
         Raises:
-            SetRecError: a prompt is none of the task's questions.
+            SetRecError: a prompt is not one of the task's questions.
         """
         for text in examples.prompts.texts:
             if _plain(text) not in self._question_of:

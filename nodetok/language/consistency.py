@@ -1,12 +1,12 @@
 """Consistency training: predictions for an unlabelled node should not depend on dropout.
 
 After GRAND (Feng et al., "Graph Random Neural Networks for Semi-Supervised Learning on Graphs", NeurIPS 2020,
-arXiv:2005.11079): several passes with different dropout over the same unlabelled nodes, their mean made sharper, and
-every pass drawn towards it. Ours differs in two things: the passes differ by the model's own dropouts, not by dropping
-whole nodes, and the distance is a cross-entropy, not a squared one.
+arXiv:2005.11079): several passes with different dropout over the same unlabelled nodes, with the sharpened mean as the
+target of every pass. It differs from GRAND in two points: passes differ by the model's own dropout, not by dropping
+whole nodes, and the distance is a cross-entropy, not a squared error.
 
-No label of these nodes is read. Their features and positions are, those of validation and test nodes among them, as a
-graph convolution reads them too (transductive learning).
+Labels of these nodes are not read. Their features and positions are, including those of validation and test nodes, as
+in graph convolutions (transductive learning).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PASSES = 2
 
 class ConsistencySettings(Settings):
     """Settings of consistency training. ``weight`` of the term in the loss (0: off), after a linear ramp of ``ramp``
-    steps. ``nodes`` drawn a step, read twice each: the cost of as many labelled ones. ``temperature`` below 1 sharpens
-    what the passes are drawn towards."""
+    steps. ``nodes`` sampled per step and read twice each, at the cost of as many labelled ones. ``temperature`` below 1
+    sharpens the target."""
 
     weight: float = Field(0.0, ge=0)
     nodes: int = Field(256, ge=1)
@@ -48,8 +48,8 @@ def consistency_loss(model: GraphLanguageModel, batch: PromptBatch, data: NodeDa
     """Return the divergence of several passes over a batch from their sharpened mean; the model must be in training
     mode.
 
-    The passes are calls of their own: within one call a node that occurs twice is projected once, so both would lose
-    the same features.
+    The passes are separate calls: within one call a repeated node is projected once, so both would drop the same
+    features.
     """
     codes = model.codes(data).float()
     scores = [model.fold(model.answers(batch, data)).float() @ codes.T for _ in range(PASSES)]

@@ -1,8 +1,8 @@
 """Text generation with the graph language model, by transformers' ``generate``.
 
 The prompt is read under the same mask as for grounded answers. With a decoder-only backbone all of it but the last
-token is read into a key-value cache first, because ``generate`` knows plain masks only; an encoder-decoder's encoder
-reads it whole. What is written attends to the prompt and to what was written before.
+token is read into a key-value cache first, because ``generate`` supports plain masks only; an encoder-decoder's encoder
+reads all of it. Generated tokens attend to the prompt and to earlier generated tokens.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _packed(
     vectors, sees, places, bias = model.read(batch, data)
     a = model.settings.soft_prompt
     real = torch.cat([batch.kinds.new_ones(len(vectors), a) > 0, batch.kinds != PAD], dim=1)
-    # By place: the last token is then the last word, which sees all before it under any mask.
+    # By position: the last token is then the last word, which sees all earlier ones under any mask.
     order = torch.argsort(torch.where(real, places, -1), dim=1, stable=True)
     rows = torch.arange(len(vectors), device=order.device)[:, None]
     across = (rows[..., None], order[:, :, None], order[:, None, :])

@@ -1,7 +1,7 @@
-"""Input ablations: what a model reads of the nodes, texts and tokens, or only some of them.
+"""Input ablations: models that read only some of the nodes' texts and tokens.
 
-Language models with graph tokens have been found to ignore them. So each task is also learned from the text alone,
-from the tokens alone, from node tokens shuffled among the nodes, and from Laplacian eigenvectors in their place.
+Language models with graph tokens have been reported to ignore them. So each task is also trained from text only, from
+tokens only, from node tokens shuffled among the nodes, and from Laplacian eigenvectors instead.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ABLATIONS = (TOKENS, TEXT, TOKENS_ONLY, SHUFFLED, LAPLACIAN)
 @dataclass(frozen=True, eq=False)
 class InputAblation:
     """The input of a model. ``read`` converts a table of distances (the task's own, or one without a fold's edges) to
-    node data. ``plain``: prompts are read as words alone; ``words``: node texts are shown in words."""
+    node data. ``plain``: prompts are read as words only; ``words``: node texts are shown in words."""
 
     name: str
     settings: GraphModelSettings
@@ -45,8 +45,9 @@ def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -
     """Return the input of a task under the ablation ``name``.
 
     ``node tokens``: positions, features, neighbours, and the words of the nodes' texts. ``text only``: the words and
-    the node's own features. ``tokens only``: no words of nodes; where no node has a text it is ``node tokens``.
-    ``shuffled tokens``: positions, neighbours and diffused features of another node, words and features its own.
+    the node's own features. ``tokens only``: no words of nodes; equal to ``node tokens`` if no node has a text.
+    ``shuffled tokens``: positions, neighbours and diffused features of another node, but the node's own words and
+    features.
     ``Laplacian eigenvectors``: as many as there are anchors, of the normalised Laplacian, in place of positions.
     """
     rng = np.random.default_rng([seed, 17])
@@ -54,15 +55,15 @@ def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -
     if name == TEXT:
         settings = settings.model_copy(update={"position_tokens": 0, "feature_restart": 0.0})
     of = rng.permutation(len(task.graph)) if name == SHUFFLED else np.arange(len(task.graph))
-    beside = None
+    neighbourhoods = None
     if settings.neighbours:
-        beside = Neighbourhoods.sample(len(task.graph), facts(task), settings.neighbours, rng)
-        beside = Neighbourhoods(beside.rows[of], beside.relations[of])
+        neighbourhoods = Neighbourhoods.sample(len(task.graph), facts(task), settings.neighbours, rng)
+        neighbourhoods = Neighbourhoods(neighbourhoods.rows[of], neighbourhoods.relations[of])
     features = None if task.features is None else _feature_tokens(task, settings.feature_restart, of)
     feature_tokens = 0 if features is None else features.shape[1]
     if name == LAPLACIAN:
         own = attach(_spectrum(task, seed), features, raw=True)
-        return InputAblation(name, settings, own.table.shape[1], feature_tokens, beside, lambda _: own)
+        return InputAblation(name, settings, own.table.shape[1], feature_tokens, neighbourhoods, lambda _: own)
     still = attach(task.table[of], features)
     plain = name == TEXT
 
@@ -70,12 +71,12 @@ def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -
         return still if table is None else NodeData(attach(table[of], None).table, still.features)
 
     words = name != TOKENS_ONLY
-    return InputAblation(name, settings, task.table.shape[1], feature_tokens, beside, read, plain, words)
+    return InputAblation(name, settings, task.table.shape[1], feature_tokens, neighbourhoods, read, plain, words)
 
 
 def ablations(task: Task, names: Sequence[str]) -> list[str]:
     """Return the ablations among ``names`` that differ for this task: without node texts, ``tokens only`` equals ``node
-    tokens``. That one comes first: what it shares with the others counts as its own training time."""
+    tokens``. ``node tokens`` comes first: parts shared with the others count as its training time."""
     shown = [name for name in names if name != TOKENS_ONLY or task.node_texts is not None]
     return sorted(shown, key=lambda name: name != TOKENS)
 
@@ -143,7 +144,7 @@ def eigenvectors(graph: Graph, count: int, seed: int = 0) -> np.ndarray:
     degree = np.maximum(np.asarray(adjacency.sum(axis=1)).ravel(), 1.0)
     scale = sparse.diags(1 / np.sqrt(degree))
     start = np.random.default_rng(seed).normal(size=n)
-    # Largest of D^-1/2 A D^-1/2 are the smallest of the Laplacian, and Lanczos finds them without a factorisation.
+    # The largest of D^-1/2 A D^-1/2 are the smallest of the Laplacian, and Lanczos needs no factorisation for them.
     _, vectors = linalg.eigsh(scale @ adjacency @ scale, k=k, which="LA", v0=start, tol=1e-3)
     out[:, :k] = vectors[:, ::-1] * np.sqrt(n)
     return out

@@ -36,23 +36,23 @@ Measure = Callable[[np.ndarray, Examples], dict[str, np.ndarray]]
 
 
 Opponent = Callable[[int, float], dict[str, np.ndarray]]
-"""Trains with a seed for at most so many CPU seconds and returns the metrics of every test example."""
+"""Trains with a seed for at most the given CPU seconds, and returns the metrics of every test example."""
 
 
 @dataclass(eq=False)
 class Task:
     """Questions about a graph with their candidates and split.
 
-    ``graph`` holds training edges only. ``table`` (V, K) are its nodes' distances to anchors, ``features`` (V, F) what
-    else is known of them. ``draw`` makes an epoch of training examples. ``words`` are texts from which a backbone
-    without a tokenizer learns its vocabulary. ``goal`` is the metric that validation goes by. ``starts``: where
-    each graph begins, if there are many side by side. ``facts`` int64 (A, 3): node, relation from 1, neighbour, where
-    edges have relations. ``unlabelled``: questions whose answers are not known or not to be learned from, for
-    :mod:`nodetok.language.consistency`. ``node_texts``: the text of every node, shown in words beside its tokens.
-    ``class_texts``: name and description of every candidate, shown in words with ``show_classes``. ``wordings``: for
-    each prompt that can be asked freely, other ways to put it. ``measured_whole``: ``measure`` compares examples with
-    each other and wants them all at once. ``train``: where it is not the language model that is trained, what trains
-    on the task by the name of an input ablation, the training settings and a progress callback, and returns a reader.
+    ``graph`` contains training edges only. ``table`` (V, K) are its nodes' distances to anchors, ``features`` (V, F)
+    their features. ``draw`` yields an epoch of training examples. ``words`` are texts from which a backbone without a
+    tokenizer learns its vocabulary. ``goal`` is the metric of validation. ``starts``: first row of each graph, if
+    several are combined. ``facts`` int64 (A, 3): node, relation from 1, neighbour, if edges have relations.
+    ``unlabelled``: questions without training answers, for :mod:`nodetok.language.consistency`. ``node_texts``: the
+    text of every node, shown in words in addition to its tokens.
+    ``class_texts``: name and description of every candidate, shown in words with ``show_classes``. ``wordings``: other
+    wordings of the prompts for free-text questions. ``measured_whole``: ``measure`` compares examples with each other
+    and needs all of them together. ``train``: if the task does not train the language model, a function from the name
+    of an input ablation, the training settings and a progress callback to a trained reader.
     """
 
     name: str
@@ -83,5 +83,5 @@ class Task:
 
 
 def accuracy(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
-    """Return whether the best candidate is correct; of equal scores the first counts as best."""
+    """Return whether the best candidate is correct; ties go to the first."""
     return {"accuracy": (scores.argmax(axis=1) == examples.targets).astype(np.float64)}

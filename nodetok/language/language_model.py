@@ -36,15 +36,15 @@ SYSTEM = "You answer questions about a graph."
 
 
 CACHED = 2 << 30
-"""Bytes of states of lower layers that are kept, by default."""
+"""Default size of the cache of lower layers' states, in bytes."""
 
 
 class LowerLayers:
     """The frozen first layers of a decoder. They read only the text of a prompt, so their states are computed once for
-    each prompt and kept (bf16, in memory, up to a bound).
+    each prompt and cached (bf16, in memory, up to a limit).
 
     Args:
-        model: keeps the other layers, which get the states in place of word vectors.
+        model: retains the other layers, which receive the states in place of word vectors.
     """
 
     def __init__(self, model: PreTrainedModel, count: int, cached: int = CACHED) -> None:
@@ -99,10 +99,9 @@ def build_language_model(
     """Build T5 or a decoder with its head, float32: pretrained by path or hub id, or new with a vocabulary of
     ``words``.
 
-    ``frozen_layers``: so many of the first layers are taken out as ``lower`` (:class:`LowerLayers`).
+    ``frozen_layers``: number of first layers that are separated as ``lower`` (:class:`LowerLayers`).
 
-    Raises:
-        ConfigError: nothing usable is at the path, or there are settings of adapters that ``tuning`` leaves out.
+    Raises: ConfigError: there is no usable model at the path, or settings of adapters that ``tuning`` does not use.
     """
     if settings.lora is not None and tuning != "lora":
         raise ConfigError(f"model.backbone.lora needs model.tuning=lora, not {tuning}: set that, or drop the section")
@@ -173,7 +172,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": mark}]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception:  # Templates are programs of their own and raise what they like, mostly at a system message.
+    except Exception:  # Templates are programs and may raise any error, mostly for a system message.
         text = tokenizer.apply_chat_template(messages[1:], tokenize=False, add_generation_prompt=True)
     before, _, after = str(text).partition(mark)
     return before, after
@@ -196,8 +195,8 @@ def word_scale(model: PreTrainedModel, sample: int = 4096) -> float:
 @torch.no_grad()
 def answer_vectors(model: PreTrainedModel, answers: list[list[int]]) -> Tensor:
     """Return unit vectors (C, d): the mean over each answer's token ids of the rows of the model's head, centred over
-    all answers. The inner product with a state is then the model's own preference among the answers, on a scale of its
-    own."""
+    all answers. The inner product with a state is then the model's own preference among the answers, on an arbitrary
+    scale."""
     head = model.get_output_embeddings().weight.float()
     means = torch.stack([head[torch.tensor(ids)].mean(dim=0) for ids in answers])
     return torch.nn.functional.normalize(means - means.mean(dim=0), dim=1)

@@ -1,8 +1,8 @@
-"""The graph language model: it reads text and node tokens, and answers learned queries grounded in candidates.
+"""The graph language model, which reads text and node tokens, and answers learned queries grounded in candidates.
 
 One backbone (T5, or a decoder such as Qwen) answers in two ways. *Grounded*: n query vectors read the prompt at once
 and are compared with the candidates' codes by one inner product, as items are in SETRec. *Text*: the same weights
-write words (:mod:`nodetok.language.generation`).
+generate text (:mod:`nodetok.language.generation`).
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from setrec.settings import Settings
 from setrec.training.softmax import catalogue_cross_entropy
 
 SCALES = (0.4, 1.6)
-"""Starting values of tau: the small one tells far distances apart, the large one near ones."""
+"""Initial values of tau: the small one distinguishes large distances, the large one small distances."""
 
 BASE_WIDTH = 128
-"""Width of the backbone that the learning rates are made for."""
+"""Width of the backbone for which the learning rates are tuned."""
 
 WORDS_GAIN = 2.0
-"""Largest score that the candidates' words can give at the start."""
+"""Maximum initial score from the candidates' words."""
 
 
 class GraphModelSettings(Settings):
     """The shape of the graph language model.
 
-    ``profile``: with ``anchors`` every anchor has a place of its own in a position; ``sorted`` reads the distances of a
-    node in ascending order, whichever the anchors, so that a model can answer on a graph that it was not trained on.
+    ``profile``: with ``anchors`` every anchor has a separate place in a position; ``sorted`` reads the distances of a
+    node in ascending order, so that a model can answer on graphs that it was not trained on.
 
-    ``tuning``: ``full``; ``lora`` (adapters as ``backbone.lora`` says, a section that other tunings refuse, or its
-    defaults); ``frozen`` trains projectors, soft prompt, queries and candidates alone. ``position_tokens`` a node, each
-    of an equal share of the anchors; ``neighbours``: how many neighbours a node shows (0: none); ``feature_restart``
-    above 0: a second feature token, the features averaged over a walk that returns with this probability a step.
-    ``soft_prompt`` learned vectors stand first. ``pair_distances``: whether the distances between the nodes of a prompt
-    are added (:mod:`nodetok.language.pair_distances`). ``identity``: width of the candidates' own learned vectors.
-    ``feature_dropout`` and ``position_dropout``: of a node's features and anchor distances, before they become tokens.
-    ``text_loss`` weighs the loss of the written answer. ``node_words`` and ``class_words``: the most tokens of a node's
-    text and of a class's name and description that a prompt shows (0: none; ``class_words`` of ``None``: 24 where the
-    backbone is pretrained or classes have descriptions). ``chat_template``: whether a checkpoint's own is used.
-    ``frozen_layers``: so many of the first layers of a pretrained Qwen read words alone, once for every prompt; node
-    tokens enter behind them, and answers are not written in words.
+    ``tuning``: ``full``; ``lora`` (adapters by ``backbone.lora``, a section that other tunings reject, or its
+    defaults); ``frozen`` trains only projectors, soft prompt, queries and candidates. ``position_tokens`` per node,
+    each for an equal share of the anchors; ``neighbours``: number of neighbours shown per node (0: none);
+    ``feature_restart`` above 0: a second feature token, the features averaged over a walk that returns with this
+    probability per step. ``soft_prompt``: number of learned vectors at the start. ``pair_distances``: whether the
+    distances between the nodes of a prompt are added (:mod:`nodetok.language.pair_distances`). ``identity``: width of
+    the candidates' own learned vectors. ``feature_dropout`` and ``position_dropout``: of a node's features and anchor
+    distances, before they become tokens. ``text_loss`` weighs the loss of the generated answer. ``node_words`` and
+    ``class_words``: maximum number of tokens of a node's text and of a class's name and description in a prompt (0:
+    none; ``class_words`` of ``None``: 24 if the backbone is pretrained or classes have descriptions).
+    ``chat_template``: whether to use the checkpoint's. ``frozen_layers``: number of first layers of a pretrained Qwen
+    that read words only, once per prompt; node tokens enter after them, and no text is generated.
     """
 
     backbone: BackboneSettings = BackboneSettings()
@@ -110,8 +110,8 @@ class NodeData:
 class GraphLanguageModel(nn.Module):
     """A language model with projectors for nodes, a soft prompt, queries and candidates.
 
-    Beside a pretrained language model, whatever is added to the prompt has the scale of its word vectors
-    (``scale``), or it would drown them; a new one has no scale yet, and ``scale`` is 1.
+    With a pretrained language model, vectors added to the prompt have the scale of its word vectors (``scale``), or
+    they would dominate; otherwise ``scale`` is 1.
 
     Args:
         language_model: from :func:`nodetok.language.language_model.build_language_model`, trained or not.
@@ -148,7 +148,7 @@ class GraphLanguageModel(nn.Module):
         self.kinds = nn.Embedding(5, d)
         for embedding in (self.kinds, *([self.feature_kind] if shape.features else [])):
             nn.init.normal_(embedding.weight, std=0.02)
-        # On the scale of a normalised token, so that relations count from the first step on.
+        # At the scale of a normalised token, so that relations count from the first step.
         nn.init.normal_(self.relation.weight, std=0.5)
         self._add_candidates(settings, shape, d, start)
         self.dropout = nn.Dropout(settings.dropout)
@@ -168,15 +168,15 @@ class GraphLanguageModel(nn.Module):
         if shape.node_candidates and settings.position_tokens:
             widths["positions"] = shape.columns
         if settings.backbone.pretrained and not shape.node_candidates:
-            # What the language model itself would say: the candidates' words, in its head's vectors.
+            # The language model's own preference: the candidates' words, as vectors of its head.
             widths["words"] = d
             self.answer_words: Tensor
             self.register_buffer("answer_words", torch.zeros(shape.candidates, d))
         if not widths:
             raise ConfigError("candidates need an identity, features or positions")
         if "identity" in widths and shape.node_candidates and settings.position_tokens:
-            # A node that is also a candidate is identified by the same vector when it is read: an answer that stands
-            # among the neighbours can be passed on.
+            # A node that is also a candidate has the same vector as input, so that an answer among the neighbours can
+            # be copied.
             self.entity = nn.Linear(settings.identity, d, bias=False)
             nn.init.normal_(self.entity.weight)
         self.slots = tuple(widths)
@@ -184,7 +184,7 @@ class GraphLanguageModel(nn.Module):
             {kind: nn.Linear(d, width, bias=False) for kind, width in widths.items() if kind != "words"}
         )
         self.queries = nn.Parameter(torch.randn(len(widths), d) * start)
-        # Scores start small beside a pretrained backbone, so that training starts at chance and not at confident error.
+        # Scores start small with a pretrained backbone, so that training starts at chance and not at confident error.
         self.log_scale = nn.Parameter(torch.full((len(widths),), math.log(0.5) if start == 1.0 else 0.0))
 
     @torch.no_grad()
@@ -196,7 +196,7 @@ class GraphLanguageModel(nn.Module):
         if self.causal:
             words = self._words(prompts, prompts.kinds == WORD)
             if getattr(self.lm, "lower", None) is not None:
-                # The first token of a prompt has states a hundred times those of others: the median passes it over.
+                # The first token of a prompt has states a hundred times larger than others: the median ignores it.
                 self.scale.copy_(words.square().mean(dim=1).sqrt().median())
             own = words[-1]
         else:
@@ -205,7 +205,7 @@ class GraphLanguageModel(nn.Module):
 
     @property
     def reader(self) -> CausalBackbone | EncoderDecoderBackbone:
-        """The language model behind SETRec's backbone interface."""
+        """The language model with SETRec's backbone interface."""
         return self._reader[0]
 
     @property
@@ -297,8 +297,8 @@ class GraphLanguageModel(nn.Module):
         lengths = batch.lengths + self.settings.soft_prompt
         asks = torch.cat([places.new_ones(len(places), n, self.settings.soft_prompt) > 0, batch.asks(n)], dim=2)
         out: Tensor = self.reader.attend(history, sees, places, queries, asks, lengths[:, None].expand(-1, n), bias)
-        # A step of the maps behind moves a score by the sum of the answer's numbers: when wide, no more than when
-        # of the width that the learning rates are made for (Yang et al., "Tensor Programs V", 2021).
+        # A step of the following maps changes a score by the sum of the answer's numbers; wide answers are scaled down
+        # to the width for which the learning rates are tuned (Yang et al., "Tensor Programs V", 2021).
         out = self.dropout(F.rms_norm(out.float(), out.shape[-1:]) * min(1.0, BASE_WIDTH / self.width))
         return out * self.log_scale.exp()[:, None]
 
@@ -367,7 +367,7 @@ class GraphLanguageModel(nn.Module):
     def loss(self, batch: PromptBatch, targets: Tensor, data: NodeData, sampled: int = 0) -> Tensor:
         """Return the mean cross-entropy of the correct candidates (B,).
 
-        With ``sampled`` above 0 the sum over the wrong ones is estimated from so many, drawn uniformly and shared by
+        With ``sampled`` above 0 the sum over the wrong ones is estimated from that many, drawn uniformly and shared by
         the batch (importance sampling of the partition function, Bengio & Senécal 2008): the cost no longer grows with
         the number of candidates.
         """

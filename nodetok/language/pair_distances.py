@@ -1,9 +1,9 @@
 """Distances between the nodes of a prompt, from their anchor distances: min_k (d_ik + d_jk), the length of the shortest
 path through an anchor.
 
-It enters twice. As a bias between all node tokens, the way T5 has one by the words between. And as a vector that a node
-receives for each other node it sees: a bias only changes attention weights, and with it alone a model needs about five
-times as many training questions to decide which of two nodes is nearer.
+It is used twice: as a bias between all node tokens, like T5's relative bias, and as a vector that a node receives for
+each other node it sees. A bias only changes attention weights; with the bias alone a model needs about five times as
+many training questions to decide which of two nodes is nearer.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ FAR = 24
 """The last bucket, of paths of 16 * 2 ** 8 hops or more; unreachable nodes have a separate bucket."""
 
 OTHERS = 3
-"""Number of distinguished orders in the prompt: the first node, the second, and all that follow."""
+"""Number of distinguished positions in the prompt: the first node, the second, and all others."""
 
 NEAR = 16
 """Paths of fewer hops have a bucket each."""
 
 UNITS = 6
-"""Parts of the mean length to an anchor that count as hops; a typical way over an anchor is then of 12."""
+"""Number of hops that the mean length to an anchor counts as; a typical path through an anchor then has 12."""
 
 
 class PairDistances(nn.Module):

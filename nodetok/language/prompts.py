@@ -1,9 +1,9 @@
 """Prompts with node tokens: text in which ``[[0]]``, ``[[1]]`` ... stand for nodes.
 
-A node is an order-agnostic **set**: its position tokens, its feature token where there are features, and a token for
-each of some neighbours. Tokens of one set share one place in the order and do not see each other, exactly like the
-tokens of an item in ``setrec.models.masks``; so permuting a node's neighbours changes nothing. The words of its text
-follow. A repeated node has position tokens and text only.
+A node is an order-agnostic **set**: its position tokens, its feature token, if any, and a token for each of some
+neighbours. Tokens of one set share one position and do not see each other, like the tokens of an item in
+``setrec.models.masks``, so permuting a node's neighbours changes nothing. The words of its text follow. A repeated node
+has position tokens and text only.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ SLOT = re.compile(r"\[\[(\d+)\]\]")
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """``texts``: B prompts; ``nodes`` int64 (B, S): the rows that [[0]] .. [[S - 1]] stand for, -1 where there is none.
+    """Prompts: ``texts`` (B,), and ``nodes`` int64 (B, S): the rows of [[0]] .. [[S - 1]], -1 for none.
 
     ``hidden`` int64 (B, S, 2) or ``None``: the neighbour and relation that the node in that slot must not show, because
-    they are the answer. ``plain``: the whole prompt in words alone, where it is more than the words of the nodes; it is
-    read by a model that is shown no node tokens.
+    they are the answer. ``plain``: the whole prompt as text, if it is more than the words of the nodes; it is read by
+    models without node tokens.
     """
 
     texts: Sequence[str]
@@ -48,8 +48,8 @@ class Prompts:
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhoods:
-    """Up to M neighbours of every node and the relation to each, from 1 (0: none): int64 (V, M), -1 where there are
-    fewer. A neighbour by two relations stands there twice."""
+    """Up to M neighbours of every node and the relation to each, from 1 (0: none): int64 (V, M), -1 if there are fewer.
+    A neighbour by two relations occurs twice."""
 
     rows: np.ndarray
     relations: np.ndarray
@@ -70,9 +70,8 @@ class Neighbourhoods:
 
 @dataclass(frozen=True, eq=False)
 class PromptBatch:
-    """Input arrays of the model, int64 (B, H): the kind of every token, a word id or node row (row * tokens + number
-    where a node has several), the relation of a neighbour, and its place in the order, which the tokens of one set
-    share."""
+    """Input arrays of the model, int64 (B, H): the kind of every token, a word id or node row (row * tokens + number if
+    a node has several), the relation of a neighbour, and the position, which the tokens of one set share."""
 
     kinds: Tensor
     values: Tensor
@@ -112,8 +111,8 @@ class PromptText:
     """Texts in prompts.
 
     ``nodes``: the text of every node (``None``: no node has words), of which a prompt shows the first ``node_budget``
-    tokens. ``prefix``: what every prompt begins with, for instance the classes to choose from. ``template``: text
-    before and after the prompt, as a checkpoint's chat template has it.
+    tokens. ``prefix``: the start of every prompt, for instance the classes to choose from. ``template``: text before
+    and after the prompt, as in a checkpoint's chat template.
     """
 
     nodes: Sequence[str] | None = None
@@ -123,9 +122,9 @@ class PromptText:
 
 
 class PromptEncoder:
-    """Encodes prompts as arrays; the tokens of a text are looked up once.
+    """Encodes prompts as arrays; the tokens of a text are cached.
 
-    ``groups`` position tokens and ``features`` feature tokens a node (0: none).
+    ``groups`` position tokens and ``features`` feature tokens per node (0: none).
     """
 
     def __init__(
@@ -145,7 +144,7 @@ class PromptEncoder:
         self._words = lru_cache(maxsize=200_000)(self._look_up)
         self._template = lru_cache(maxsize=50_000)(self._layout)
         before, after = self.text.template
-        # A tokenizer with a begin token (Gemma) has it in its chat template.
+        # If a tokenizer has a begin token (Gemma), its chat template contains it.
         begins = list(tokenizer("")["input_ids"])[:1] if not before else []
         self._before = begins if begins and begins[0] == tokenizer.bos_token_id else self._words(before)
         self._after = self._words(after)
@@ -172,8 +171,8 @@ class PromptEncoder:
         fixed = np.array([int((t[0] != NEIGHBOUR).sum()) for t in self._templates(prompts)], dtype=np.int64)
         if self.neighbourhoods is None:
             return fixed
-        beside = (self.neighbourhoods.rows >= 0).sum(axis=1)
-        total: np.ndarray = fixed + np.where(prompts.nodes >= 0, beside[prompts.nodes], 0).sum(axis=1)
+        counts = (self.neighbourhoods.rows >= 0).sum(axis=1)
+        total: np.ndarray = fixed + np.where(prompts.nodes >= 0, counts[prompts.nodes], 0).sum(axis=1)
         return total
 
     def _fill(
@@ -186,17 +185,17 @@ class PromptEncoder:
         tokens = np.where(kind == POSITION, self.groups, np.where(kind == FEATURE, self.features, 1))
         value = node * tokens + np.where(kind == NEIGHBOUR, 0, number)
         if self.neighbourhoods is not None and self.neighbourhoods.rows.shape[1]:
-            beside = kind == NEIGHBOUR
-            at = np.where(beside, number, 0)
+            is_neighbour = kind == NEIGHBOUR
+            at = np.where(is_neighbour, number, 0)
             neighbour, relation = self.neighbourhoods.rows[node, at], self.neighbourhoods.relations[node, at]
             gone = neighbour < 0
             if prompts.hidden is not None:
                 hidden, own = prompts.hidden[row, slot].T
                 # A fact that relates a node to itself is a neighbour in both directions.
                 gone |= (neighbour == hidden) & ((relation == own) | (hidden == node))
-            value = np.where(beside, neighbour, value)
-            relations[row, column] = np.where(beside & ~gone, relation, 0)
-            kind = np.where(beside & gone, PAD, kind)
+            value = np.where(is_neighbour, neighbour, value)
+            relations[row, column] = np.where(is_neighbour & ~gone, relation, 0)
+            kind = np.where(is_neighbour & gone, PAD, kind)
         kinds[row, column], values[row, column] = kind, np.where(kind == PAD, 0, value)
 
     def _templates(self, prompts: Prompts) -> list[np.ndarray]:

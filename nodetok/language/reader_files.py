@@ -1,7 +1,7 @@
 """Saving and loading a trained reader: safetensors and JSON, no pickle.
 
-Weights of a pretrained language model that did not train are not saved: the record names the checkpoint and the SHA-256
-of its weights, and loading takes them from there.
+Frozen weights of a pretrained language model are not saved: the record contains the checkpoint's name and the SHA-256
+of its weights, and they are loaded from there.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def load_reader(
     answers to choose from.
 
     Raises:
-        ConfigError: the checkpoint that the reader was trained on is not at hand, or has changed.
+        ConfigError: the checkpoint that the reader was trained on is not available, or has changed.
     """
     settings, shape = GraphModelSettings.model_validate(record["settings"]), Shape(**record["shape"])
     if record["base"] is None:
@@ -96,14 +96,19 @@ def load_reader(
         model.load_state_dict(given, strict=False)
     tokenizer = AutoTokenizer.from_pretrained(folder / "words", local_files_only=True)
     tensors = load_file(folder / "data.safetensors")
-    beside = None
+    neighbourhoods = None
     if "neighbours" in tensors:
-        beside = Neighbourhoods(tensors["neighbours"].numpy(), tensors["relations"].numpy())
+        neighbourhoods = Neighbourhoods(tensors["neighbours"].numpy(), tensors["relations"].numpy())
     before, after = record["template"]
     budget = int(record["node_words"])
     text = PromptText(node_texts if budget else None, budget, str(record["prefix"]), (before, after))
     encoder = PromptEncoder(
-        tokenizer, settings.position_tokens, shape.feature_tokens, beside, plain=bool(record["plain"]), text=text
+        tokenizer,
+        settings.position_tokens,
+        shape.feature_tokens,
+        neighbourhoods,
+        plain=bool(record["plain"]),
+        text=text,
     )
     data = NodeData(tensors["table"], tensors.get("features"), bool(record["raw"]))
     return Reader(model.eval(), encoder, data, tokenizer, candidates, record.get("precision", "auto"))

@@ -30,7 +30,7 @@ CLASS_WORDS = 24
 """Tokens of each class's name and description that a prompt shows by default."""
 
 OnStep = Callable[[int, int, str], None]
-"""Steps done, steps in all, and a word on where training stands."""
+"""Callback with steps done, total steps, and a short status text."""
 
 
 class GraphTrainingSettings(Settings):
@@ -38,8 +38,8 @@ class GraphTrainingSettings(Settings):
     of this process. ``warmup``: steps of linear warm-up. ``backbone_rate``: the learning rate of a pretrained
     backbone's own weights (``None``: a fiftieth of ``learning_rate`` for all of them, a fifth for adapters).
 
-    ``consistency``: what examples without a label add to the loss, where a task has such. ``sampled``: number of wrong
-    candidates sampled per step (0: all); the cost of a step grows with it, 8,192 of 40,943 cost a fifth of the softmax.
+    ``consistency``: the loss of unlabelled examples, if a task has any. ``sampled``: number of wrong candidates sampled
+    per step (0: all); the cost of a step grows with it, 8,192 of 40,943 cost a fifth of the softmax.
     """
 
     epochs: int = Field(10, ge=1)
@@ -59,7 +59,7 @@ class GraphTrainingSettings(Settings):
 
 @dataclass(eq=False)
 class Reader:
-    """A trained model with all that is needed to answer."""
+    """A trained model with everything needed to answer."""
 
     model: GraphLanguageModel
     encoder: PromptEncoder
@@ -113,7 +113,7 @@ class Reader:
         ablation.
 
         Raises:
-            ConfigError: the model is bound to its graph, by its anchors or by candidates or features that are its own.
+            ConfigError: the model is bound to its graph, by its anchors, candidates or features.
         """
         s, shape = self.model.settings, self.model.shape
         if shape.node_candidates or shape.features or list(task.candidates) != list(self.candidates):
@@ -155,7 +155,7 @@ def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) 
     )
     lm = build_language_model(s.backbone, s.tuning, shape.words, s.frozen_layers)
     model = GraphLanguageModel(s, shape, lm)
-    # A vocabulary made on the spot has to be learned, one that came with the weights does not.
+    # A new vocabulary has to be learned, that of a checkpoint does not.
     lm.get_input_embeddings().requires_grad_(pretrained is None and s.tuning == "full")
     encoder = PromptEncoder(
         tokenizer, s.position_tokens, shape.feature_tokens, ablation.neighbourhoods, plain=ablation.plain,
@@ -186,10 +186,9 @@ def prompt_text(task: Task, ablation: InputAblation, tokenizer: PreTrainedTokeni
 
 
 def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on_step: OnStep | None = None) -> Reader:
-    """Train on a task; the weights of the best validation epoch are kept.
+    """Train on a task, and return the reader with the weights of the best validation epoch.
 
-    Raises:
-        ConfigError: the loss or the validation is no longer a number.
+    Raises: ConfigError: the loss or the validation is not a number.
     """
     if task.train is not None:
         reader: Reader = task.train(ablation.name, learning, on_step)
@@ -220,7 +219,7 @@ def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on
         reader.curve.append({"epoch": epoch, "loss": loss, "value": value, "seconds": round(run.seconds, 2)})
         if not math.isfinite(value + loss):
             raise ConfigError(f"training diverged in epoch {epoch}: try a lower learning.learning_rate")
-        # A model that also generates text is chosen by both: by the choice alone the first epochs would win.
+        # A model that also generates text is selected by both metrics: by the answer alone the first epochs would win.
         weight = model.settings.text_loss
         run.finish(value - weight * reader.text_loss(task.valid) if weight else value)
     run.restore()
@@ -285,8 +284,8 @@ def _step(
             loss = loss + model.settings.text_loss * text_loss(model, batch, data, answers)
         if learning.consistency.weight and task.unlabelled is not None:
             s = learning.consistency
-            beside = reader.encoder(draw(task.unlabelled, s, learning.seed, done)).to(device)
-            loss = loss + s.at(done) * consistency_loss(model, beside, data, s.temperature)
+            unlabelled = reader.encoder(draw(task.unlabelled, s, learning.seed, done)).to(device)
+            loss = loss + s.at(done) * consistency_loss(model, unlabelled, data, s.temperature)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, learning.clip)

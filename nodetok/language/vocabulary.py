@@ -15,8 +15,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 8000) -> PreTrainedT
     unknown."""
     texts = list(texts)
     draft = _pieces(models.WordPiece(unk_token=UNKNOWN))
-    # The library numbers letters inside words as a hash table happens to hold them, and breaks ties by these numbers:
-    # another vocabulary at every call, and other weights from the same seed. Named beforehand, they are in order.
+    # The library numbers letters inside words in hash-table order, and breaks ties by these numbers: vocabularies would
+    # differ between calls, and weights with the same seed. An initial alphabet fixes the order.
     letters = sorted({letter for text in texts for word in _words(draft, text) for letter in word[1:]})
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary, special_tokens=[PAD, EOS, UNKNOWN, *(INSIDE + letter for letter in letters)],

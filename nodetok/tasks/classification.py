@@ -25,10 +25,10 @@ def classification(
 ) -> Task:
     """Return the task of predicting the class of a node; ``labels`` and ``split`` per node, ``""`` for none.
 
-    ``descriptions``: what a class means, by its name.
+    ``descriptions``: descriptions of classes by name.
 
-    Transductive: every node that is not a training example is ``unlabelled``, validation and test nodes among them;
-    their labels are read by ``valid`` and ``test`` alone.
+    Transductive: every node that is not a training example is ``unlabelled``, including validation and test nodes;
+    their labels are read by ``valid`` and ``test`` only.
 
     Raises:
         DataError: a part of the split is empty, or fewer than two classes.
@@ -49,7 +49,7 @@ def classification(
     train = part("train")
 
     def draw(rng: np.random.Generator) -> Iterator[Chunk]:
-        # There may be few labels: an epoch, which ends with validation, has about a thousand examples.
+        # Labels may be few: an epoch, which ends with validation, has about a thousand examples.
         passes = max(1, 1_000 // len(train))
         yield train.take(np.concatenate([rng.permutation(len(train)) for _ in range(passes)])), None
 

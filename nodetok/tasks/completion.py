@@ -42,10 +42,10 @@ def completion(
     """Return the task of ranking all entities for both directions of every triple [head, relation, tail].
 
     ``graph``: undirected, from the training triples. The answer of a training triple is hidden: each epoch splits the
-    triples into random folds, a fold is trained with distances measured without the edges that only its triples have,
-    and the given entity does not show the triple's own fact among its neighbours. Other triples of the same two
-    entities stay, as they do for a test triple. Metrics are filtered: other known answers do not count as wrong; of
-    equal scores half count before the right one.
+    triples into random folds, a fold is trained with distances without the edges that only its triples have, and the
+    given entity does not show the triple's own fact among its neighbours. Other triples of the same two entities stay,
+    as for test triples. Metrics are filtered: other known answers do not count as wrong; half of the tied candidates
+    count as ranked before the answer.
 
     With ``minutes`` of CPU time the task trains its own model (:mod:`nodetok.knowledge.completer`) on the triples, the
     ``features`` and ``texts_of`` the entities; without, the language model is trained.
@@ -114,7 +114,7 @@ def trainer(
     data: Knowledge, texts: Sequence[Sequence[str]], graph: Graph, seconds: float
 ) -> Callable[[str, Any, Any], CompletionReader]:
     """Return the function that trains the task's own model for an input ablation. Models of one seed differ in their
-    tokens only and share all other trained parts; ``text only`` uses text similarity and nothing of the graph."""
+    tokens only and share all other trained parts; ``text only`` uses text similarity without the graph."""
     trained: dict[int, Completer] = {}
 
     def run(ablation: str, learning: Any, on_step: Any) -> CompletionReader:

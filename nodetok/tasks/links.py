@@ -15,7 +15,7 @@ from setrec.errors import DataError
 
 FOLDS = 10
 RANKED_AGAINST = 100
-"""Pairs without an edge that every edge is ranked among for the reciprocal rank."""
+"""Number of pairs without an edge among which every edge is ranked for the reciprocal rank."""
 TEXT = "are [[0]] and [[1]] linked ? answer :"
 ANSWERS = ("no", "yes")
 
@@ -28,11 +28,11 @@ def links(
     validation and test; the model reads the graph of the others. Each edge is paired with a pair of nodes without an
     edge.
 
-    A training edge is hidden: each epoch splits the edges into folds, a fold is read with distances measured without
-    its edges, and neither end shows the other among its neighbours.
+    Training edges are hidden: each epoch splits the edges into folds, a fold is read with distances without its edges,
+    and neither end shows the other among its neighbours.
 
     Metrics: the area under the ROC curve, as the share of pairs without an edge that score below an edge, and the mean
-    reciprocal rank of an edge among :data:`RANKED_AGAINST` of them; of equal scores half count.
+    reciprocal rank of an edge among :data:`RANKED_AGAINST` of them; ties count half.
 
     Raises:
         DataError: too few edges to hold some out.

@@ -30,8 +30,8 @@ def nlgraph(
     """Return a task of NLGraph (Wang et al. 2023): connectivity, cycle detection or shortest path length.
 
     Answers are yes or no, or the shortest path's total length (the published metric asks for the path itself). A tenth
-    of the training part is for validation. The text-only control reads the problem as it is printed, graph and all.
-    ``rows``: where in the table the questions stand, for errors.
+    of the training part is for validation. The text-only control reads the problem's full text, including the graph.
+    ``rows``: rows of the questions in the table, for error messages.
 
     Raises:
         DataError: a question that cannot be parsed.

@@ -28,8 +28,9 @@ def stance(
 ) -> Task:
     """Return the stance task of ExplaGraphs (Saha et al. 2021).
 
-    Belief and argument are nodes without edges beside the concepts. The prompt holds belief, argument and every triple,
-    each node with its words, the relations as words; ``encode`` gives texts feature vectors, as tokens beside.
+    Belief and argument are nodes without edges, in addition to the concepts. The prompt contains belief, argument and
+    every triple, each node with its words, the relations as words; ``encode`` adds feature vectors of the texts as
+    tokens.
     """
     small, texts, words, concepts, counts = [], [], [], [], []
     triples_of = [_triples(graph, row) for row, graph in enumerate(graphs)]

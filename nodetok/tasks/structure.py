@@ -28,11 +28,11 @@ def structure(
 
     Pairs of nodes are held out: a tenth for validation, a tenth for the test, never seen in training in either order.
     Answers are balanced: hops 1 to 6 are equally frequent (longer paths do not occur); chance is 1/6, 1/2, 1/2, 1/4,
-    1/2. Beside the accuracy of each question stands that in unseen wording: an answer counts only as far as the test
-    wordings of the question are recognised (:mod:`nodetok.asking.questions`).
+    1/2. Accuracy is also reported in unseen wordings: it is multiplied by the share of a question's test wordings that
+    are recognised (:mod:`nodetok.asking.questions`).
 
     Raises:
-        DataError: the graph has too few pairs of nodes to ask of and hold out.
+        DataError: the graph has too few pairs of nodes for questions and held-out parts.
     """
     view = graph.undirected
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The HTTP application: routes, errors, limits. It knows neither Ray nor how requests are batched."""
+"""The HTTP application: routes, errors and limits, independent of Ray and of batching."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,14 +35,14 @@ def create_app(
     graph: GraphService | None = None,
     request_ids: bool = True,
 ) -> FastAPI:
-    """The application over the engine in use, for any ASGI server.
+    """Create the application for the engine in use, for any ASGI server.
 
-    ``recommend`` answers one request; the default answers those that wait in batches, on a thread of its own, so that
-    the event loop stays free. ``graph``: what answers under ``/v1/graph``; without it these routes do not exist.
-    ``request_ids``: whether to name requests in ``X-Request-Id``; false behind a proxy that does.
+    ``recommend`` answers one request; the default answers waiting requests in batches, on a separate thread, so that
+    the event loop is not blocked. ``graph``: the service of ``/v1/graph``; without it these routes do not exist.
+    ``request_ids``: whether to set ``X-Request-Id``; false behind a proxy that does.
 
     Raises:
-        ConfigError: there are no tokens though ``settings`` asks for them, or the rate limit cannot be used.
+        ConfigError: there are no tokens although ``settings`` require them, or the rate limit cannot be used.
     """
     app = FastAPI(
         title="setrec",
@@ -77,9 +77,9 @@ def build(
     *,
     request_ids: bool = True,
 ) -> FastAPI:
-    """The application over the bundle at ``path``, or over what was released since; for any ASGI server.
+    """Create the application for the bundle at ``path``, or the current release, for any ASGI server.
 
-    ``request_ids``: false behind a server that names requests itself, as Ray Serve's does.
+    ``request_ids``: false behind a server that sets request ids itself, such as Ray Serve.
 
     Raises:
         ConfigError: there are no tokens, or the rate limit cannot be used.
@@ -92,7 +92,7 @@ def build(
 
 
 def batched(live: Live, settings: ServingSettings) -> Recommend:
-    """Answers in batches, each from one engine as a whole."""
+    """Return a function that answers requests in batches, each batch with one engine."""
 
     def answer(requests: Sequence[core.Request]) -> list[Result]:
         metrics.BATCH.observe(len(requests))

@@ -1,4 +1,4 @@
-"""What each error is over HTTP: a status, a code for programs, one line for people."""
+"""HTTP errors: a status, a code for programs, and a one-line message for users."""
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -34,7 +34,7 @@ _KINDS: tuple[tuple[type[SetRecError], str, int], ...] = (
 
 
 def add_errors(app: FastAPI, retry_after: int) -> None:
-    """Answer every error in one shape; ``retry_after``: seconds after which to ask again when the store is away."""
+    """Answer all errors in one format; ``retry_after``: seconds until a retry if the store is unavailable."""
     seldom = logs.Seldom()
 
     @app.exception_handler(SetRecError)
@@ -44,7 +44,7 @@ def add_errors(app: FastAPI, retry_after: int) -> None:
 
     @app.exception_handler(StoreError)
     async def away(_: Request, error: Exception) -> JSONResponse:
-        # Where the store is and what it said are for operators, not for callers.
+        # The store's address and message are for operators, not for callers.
         seldom.warning("the store does not answer", str(error))
         body = error_body("store_unavailable", "live state cannot be reached; try again")
         return JSONResponse(body, 503, {"Retry-After": str(retry_after)})

@@ -1,1 +1,1 @@
-"""Bundles: manifest, reader, writer."""
+"""Bundles: manifest, reader and writer."""

@@ -1,4 +1,4 @@
-"""What a bundle holds, and how two differ, for people and for scripts."""
+"""Inspection and comparison of bundles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from setrec.mapped import mapped
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """What a bundle says of itself, after every file was compared with the manifest; no model is loaded.
+    """Return a summary of a bundle after verifying every file against the manifest; no model is loaded.
 
     Raises:
         BundleError: it cannot be used.
@@ -40,7 +40,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def difference(before: Path, after: Path) -> dict[str, Any]:
-    """What changes when ``after`` takes the place of ``before``: items, training interactions, weights and files.
+    """Return the changes from bundle ``before`` to ``after``: items, training interactions, weights and files.
 
     Raises:
         BundleError: one of them cannot be used.
@@ -69,18 +69,18 @@ def difference(before: Path, after: Path) -> dict[str, Any]:
 
 
 def _flat(manifest: Manifest) -> dict[str, float]:
-    """Every weight by a dotted name."""
-    found: dict[str, float] = {}
+    """Return every weight by a dotted name."""
+    weights: dict[str, float] = {}
 
     def add(prefix: str, value: Any) -> None:
         if isinstance(value, dict):
             for name, inner in value.items():
                 add(f"{prefix}.{name}" if prefix else name, inner)
         else:
-            found[prefix] = value
+            weights[prefix] = value
 
     add("", manifest.scorer.model_dump(mode="json"))
-    return found
+    return weights
 
 
 def _changed(before: dict[str, float], after: dict[str, float]) -> dict[str, list[float | None]]:

@@ -1,4 +1,4 @@
-"""What a bundle says of itself, and whether its files are the ones it speaks of."""
+"""The manifest of a bundle, and the verification of its files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUFFIXES = {
     "lexical": (".json", ".safetensors"),
     "components": (".safetensors",),
 }
-"""Kinds of files that a folder of a bundle may consist of."""
+"""Suffixes of the files that each folder of a bundle may contain."""
 
 
 class FileEntry(Settings):
@@ -36,13 +36,13 @@ class FileEntry(Settings):
 
 
 class EncoderEntry(Settings):
-    """How the sentence encoder in ``encoder/`` was used: texts cut at ``max_length`` tokens."""
+    """Settings of the sentence encoder in ``encoder/``: texts are truncated at ``max_length`` tokens."""
 
     max_length: int = Field(ge=1)
 
 
 class Agreement(Settings):
-    """Share of the ``k`` best by the dense route that answers to ``queries`` users held, with a 95% interval."""
+    """Share of the dense route's ``k`` best items in the answers to ``queries`` users, with a 95% interval."""
 
     recall: float
     low: float
@@ -52,11 +52,11 @@ class Agreement(Settings):
 
 
 class Manifest(Settings):
-    """What ``manifest.json`` says. ``created`` is UTC; ``model_version`` defaults to a hash of all that answers.
+    """The content of ``manifest.json``. ``created`` is UTC; ``model_version`` defaults to a hash of the content.
 
-    ``scorer``: the weights of the hybrid score. ``encoder``: how the sentence encoder was used, where there is one.
-    ``text``: how an item's fields become its text. ``agreement``: the audit of the bundle's answers at export.
-    ``event_weights``: by type, what events weighed in training. ``reranker``: the second stage, if any.
+    ``scorer``: the weights of the hybrid score. ``encoder``: settings of the sentence encoder, if any. ``text``: the
+    rule for composing item texts. ``agreement``: the audit of the bundle's answers at export. ``event_weights``: the
+    weights in training by type of event. ``reranker``: the second stage, if any.
     """
 
     format_version: int = Field(strict=True, ge=1)
@@ -76,12 +76,12 @@ class Manifest(Settings):
 
     @property
     def components(self) -> tuple[str, ...]:
-        """The components that the bundle holds."""
+        """Names of the components in the bundle."""
         return components_of(self.scorer, self.reranker)
 
 
 def verify(path: Path) -> Manifest:
-    """The manifest of the bundle at ``path``, after every file has been compared with it.
+    """Verify every file of the bundle at ``path`` against its manifest, and return the manifest.
 
     Raises:
         BundleError: see :meth:`Bundle.open`.
@@ -139,7 +139,7 @@ def _require_safe_names(path: Path, manifest: Manifest) -> None:
 
 
 def _require_plain_array(file: Path) -> None:
-    """A NumPy array of Python objects is a pickle; its header says so, and a header is all that is read here."""
+    """Refuse NumPy arrays of Python objects, which are pickles; only the header is read."""
     try:
         np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError, TypeError, OverflowError) as error:
@@ -147,11 +147,11 @@ def _require_plain_array(file: Path) -> None:
 
 
 def sha256(file: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return an error's message in one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""The one thing training hands to serving: a directory with a manifest, versions and checksums.
+"""Bundles, the directories from which models are served, with a manifest, versions and checksums.
 
 File by file:
 
@@ -8,15 +8,15 @@ File by file:
 - ``popularity.safetensors``: training interactions of each item, int64 (I,)
 - ``items.parquet``: the catalogue; ``histories.parquet``: the known users
 - ``components/NAME.safetensors``: each component of the score that has a weight
-- ``index.faiss``, ``retriever.json``: the candidate index; ``index_codes.safetensors``: what it indexes, where these
-  are not the codes
-- ``lexical/``, ``encoder/``, whichever there are: the encoders that made the items' text vectors, for items to come
-- ``texts.safetensors``, where text similarity is used: the features of the items' texts, to compare items to come with
-- ``checks.json``: requests with the answers they got when the bundle was written
-- ``graph/``, where there is one: a graph, its node tokenizer and the model that reads them, in sub-folders
+- ``index.faiss``, ``retriever.json``: the candidate index; ``index_codes.safetensors``: the indexed codes, if they
+differ from the item codes
+- ``lexical/``, ``encoder/``, if any: the encoders of the items' text vectors, for items added later
+- ``texts.safetensors``, if text similarity is used: the features of the items' texts, to compare added items with
+- ``checks.json``: requests with their answers at export
+- ``graph/``, if any: a graph, its node tokenizer and the model that reads them, in sub-folders
 
-No file can carry code: Parquet, JSON, safetensors, NumPy arrays without Python objects, words of a tokenizer and
-FAISS's own format are all there is.
+No file can contain code: all are Parquet, JSON, safetensors, NumPy arrays without Python objects, tokenizer
+vocabularies or in FAISS's own format.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CHECKS = "checks.json"
 
 
 class UserEncoder(Protocol):
-    """What serving asks of a model: histories in, folded user codes out."""
+    """Interface of a served model, which maps histories to folded user codes."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -70,23 +70,24 @@ class UserEncoder(Protocol):
 
     @property
     def max_items(self) -> int:
-        """How many items of a history are read, the latest."""
+        """Maximum number of items of a history, the latest, that are read."""
         ...
 
     def user_codes(self, histories: Ragged, weights: Mapping[str, float], codes: Tensor) -> Tensor:
-        """Folded user codes, float32 (B, D), in one pass; ``histories`` hold rows of the item codes ``codes``."""
+        """Return folded user codes, float32 (B, D), in one pass; ``histories`` contain rows of the item codes
+        ``codes``."""
         ...
 
     def repeat_bias(self, weights: Mapping[str, float]) -> float:
-        """What is added to the scores of items in the history, at these weights of the slot kinds."""
+        """Return the bias on the scores of items in the history, at given weights of the slot kinds."""
         ...
 
     def text_codes(self, vectors: Tensor) -> Tensor:
-        """Codes, float32 (rows, D), of new items from their text vectors (rows, width); columns that no text gives are
-        zero.
+        """Return codes, float32 (rows, D), of new items from their text vectors (rows, width); columns that do not
+        depend on text are zero.
 
         Raises:
-            ConfigError: the model cannot place an item by its text, or not by vectors of that width.
+            ConfigError: the model reads no text, or not vectors of that width.
         """
         ...
 
@@ -95,7 +96,7 @@ EncoderLoader = Callable[[Path], UserEncoder]
 
 
 def load_setrec(path: Path) -> UserEncoder:
-    """The recommender from a ``model/`` directory, in evaluation mode; safetensors only, nothing from the network."""
+    """Load the recommender from a ``model/`` directory, in evaluation mode, from safetensors without network access."""
     from setrec.models.setrec_model import SetRecModel
 
     model: UserEncoder = SetRecModel.from_pretrained(path, use_safetensors=True, local_files_only=True).eval()
@@ -103,7 +104,7 @@ def load_setrec(path: Path) -> UserEncoder:
 
 
 class Check(Settings):
-    """A request, and the ids and scores of its answer when the bundle was written."""
+    """A request, and the ids and scores of its answer at export."""
 
     request: dict[str, Any]
     item_ids: tuple[str, ...]
@@ -111,7 +112,7 @@ class Check(Settings):
 
 
 class Checks(Settings):
-    """What ``checks.json`` holds."""
+    """The content of ``checks.json``."""
 
     checks: tuple[Check, ...]
 
@@ -119,7 +120,7 @@ class Checks(Settings):
 @dataclass(frozen=True)
 class Bundle:
     """An opened bundle: ``codes`` float32 (I, D), memory-mapped, ``popularity`` int64 (I,), ``components`` by name, and
-    ``texts``: the features of the items' texts, where items to come are compared with them."""
+    ``texts``: the features of the items' texts, if text similarity is used."""
 
     path: Path
     manifest: Manifest
@@ -135,10 +136,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, load_encoder: EncoderLoader = load_setrec) -> Bundle:
-        """Check every file against the manifest, then load.
+        """Verify every file against the manifest, then load the bundle.
 
         Raises:
-            BundleError: no bundle, a newer format, or a missing, unexpected, truncated or altered file.
+            BundleError: not a bundle, a newer format, or a missing, unexpected, truncated or altered file.
         """
         path = Path(path)
         manifest = verify(path)
@@ -158,27 +159,27 @@ class Bundle:
 
     @property
     def model_version(self) -> str:
-        """Name of what is served."""
+        """Version of the model."""
         return self.manifest.model_version
 
     @property
     def graph_path(self) -> Path | None:
-        """The ``graph/`` folder, where the bundle holds one."""
+        """The ``graph/`` folder, if the bundle contains one."""
         return self.path / "graph" if any(name.startswith("graph/") for name in self.manifest.files) else None
 
     @property
     def new(self) -> np.ndarray:
-        """Which items have no training interactions, bool (I,)."""
+        """Mask of the items without training interactions, bool (I,)."""
         new: np.ndarray = self.popularity == 0
         return new
 
     @cached_property
     def attribute_vectors(self) -> AttributeVectors:
-        """Items as vectors over attribute values, made when first asked for."""
+        """Items as vectors over attribute values, computed on first use."""
         return AttributeVectors(self.catalog.attributes, len(self.catalog))
 
     def featurizer(self) -> TextFeaturizer | None:
-        """The encoders of texts that the bundle carries, ``None`` without any; no sentence encoder is loaded yet."""
+        """Return the bundle's text encoders, ``None`` without any; the sentence encoder is loaded on first use."""
         entry, lexical = self.manifest.encoder, self.path / "lexical"
         words = LexicalEncoder.load(lexical) if lexical.is_dir() else None
         sentence = None
@@ -188,11 +189,11 @@ class Bundle:
 
     @property
     def text_rule(self) -> TextRule:
-        """How an item's fields become its text."""
+        """Rule for composing item texts."""
         return self.manifest.text or TextRule.of(self.catalog)
 
     def _check(self) -> None:
-        """The parts must be of one catalogue and one model; checksums alone do not say that."""
+        """Check that the parts belong to one catalogue and one model, which checksums do not ensure."""
         items, width = self.codes.shape
         columns = self.manifest.code_columns
         model = (tuple(self.model.kinds), dict(self.model.code_columns))
@@ -217,7 +218,7 @@ class Bundle:
 
 
 def _read_checks(path: Path) -> list[tuple[dict[str, Any], tuple[str, ...], tuple[float, ...]]]:
-    """Stored requests as keywords of ``serving.engine.requests.Request``, with ids and scores."""
+    """Read the stored requests as keywords of ``serving.engine.requests.Request``, with ids and scores."""
     if not (path / CHECKS).exists():  # a bundle that is being written
         return []
     try:
@@ -229,7 +230,7 @@ def _read_checks(path: Path) -> list[tuple[dict[str, Any], tuple[str, ...], tupl
 
 
 def _components(path: Path, manifest: Manifest) -> dict[str, GraphComponent]:
-    """The components that have a weight, in the score or in its second stage."""
+    """Load the components with a weight in the score or in its second stage."""
     weights = manifest.scorer
     named = {name for name, weight in (*weights.components.items(), *weights.new_items.components.items()) if weight}
     for name in sorted(named - registry.kinds().keys()):
@@ -243,6 +244,6 @@ def _components(path: Path, manifest: Manifest) -> dict[str, GraphComponent]:
 
 
 def _tile(columns: Mapping[str, tuple[int, int]], width: int) -> bool:
-    """Whether the spans lie side by side from 0 to ``width``."""
+    """Return whether the spans are adjacent and cover 0 to ``width``."""
     spans = sorted(columns.values())
     return [0, *(stop for _, stop in spans)] == [*(start for start, _ in spans), width]

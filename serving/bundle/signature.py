@@ -1,4 +1,4 @@
-"""Who made a bundle: an Ed25519 signature of its manifest, which holds the SHA-256 of every other file."""
+"""Signatures of bundles: Ed25519 over the manifest, which contains the SHA-256 of every other file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _PEM = serialization.Encoding.PEM
 
 
 def make_keys(file: Path) -> Path:
-    """Write a new private key to ``file``, for its owner alone, and the public one beside it; returns the latter.
+    """Write a new private key to ``file``, readable by its owner only, and the public key to a file next to it; return
+    the path of the latter.
 
     Raises:
         ConfigError: one of the files exists.
@@ -35,10 +36,10 @@ def make_keys(file: Path) -> Path:
 
 
 def sign(bundle: Path, key_file: Path) -> None:
-    """Compare every file of a bundle with its manifest and write ``manifest.sig`` beside it.
+    """Verify every file of a bundle against its manifest, and write ``manifest.sig``.
 
     Raises:
-        BundleError: the bundle cannot be used. ConfigError: the key cannot be.
+        BundleError: the bundle cannot be used. ConfigError: the key cannot be used.
     """
     verify(bundle)
     try:
@@ -52,10 +53,10 @@ def sign(bundle: Path, key_file: Path) -> None:
 
 
 def require_signature(bundle: Path, key_file: Path) -> None:
-    """See that whoever has the private key of ``key_file`` signed the manifest of a bundle as it is.
+    """Verify that the manifest of a bundle is signed with the private key that belongs to ``key_file``.
 
-    Raises:
-        BundleError: it is not signed, by another key, or was changed since. ConfigError: the key cannot be used.
+    Raises: BundleError: it is not signed, signed with another key, or was changed since. ConfigError: the key cannot be
+        used.
     """
     try:
         key = serialization.load_pem_public_key(key_file.read_bytes())
@@ -74,7 +75,7 @@ def require_signature(bundle: Path, key_file: Path) -> None:
 
 
 def verify_signed(bundle: Path, key_file: Path | None) -> None:
-    """Check a bundle's files, and its signature where there is a key to check it with.
+    """Verify a bundle's files, and its signature if there is a key.
 
     Raises:
         BundleError, ConfigError: see :func:`require_signature`.

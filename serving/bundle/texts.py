@@ -1,4 +1,4 @@
-"""Texts of items: how fields are joined into one, and the features of the catalogue's, to compare others with."""
+"""Item texts: the rule for composing them, and the features of the catalogue's texts for comparison with others."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TEXTS = "texts.safetensors"
 
 
 class TextRule(Settings):
-    """What takes part in an item's text, and in which order: the ``title`` or not, further words, these ``attributes``.
+    """The parts of an item's text, in order: optionally the ``title``, further words, these ``attributes``.
 
-    They are joined by :func:`setrec.data.item_texts.compose`. An attribute that training did not know takes no part:
-    the model could make nothing of it.
+    They are joined by :func:`setrec.data.item_texts.compose`. Attributes unknown in training are left out, as the model
+    cannot interpret them.
     """
 
     title: bool = True
@@ -31,17 +31,17 @@ class TextRule(Settings):
 
     @classmethod
     def of(cls, catalog: Catalog) -> TextRule:
-        """The rule by which the texts of ``catalog`` were made, read off them: every text shows what is in it."""
+        """Infer the rule by which the texts of ``catalog`` were composed from the texts themselves."""
         titled = [
             (title, text)
             for title, text, item_id in zip(catalog.titles, catalog.texts, catalog.item_ids, strict=True)
-            if title != item_id  # a blank title is shown as the id, which never is in a text
+            if title != item_id  # a blank title is replaced by the id, which is never in a text
         ]
         title = bool(titled) and all(text.startswith(compose([title], {})) for title, text in titled)
         return cls(title=title, attributes=tuple(name for name in catalog.attributes if _is_in(name, catalog)))
 
     def text(self, title: str, words: str, attributes: Mapping[str, Sequence[str]]) -> str:
-        """The text of one item."""
+        """Return the text of one item."""
         known = {name: list(attributes[name]) for name in self.attributes if name in attributes}
         return compose([title, words] if self.title else [words], known)
 
@@ -71,7 +71,7 @@ class BundleTexts:
 
     @classmethod
     def load(cls, folder: Path) -> BundleTexts | None:
-        """Read what :meth:`save` wrote; ``None`` where there is nothing.
+        """Load what :meth:`save` wrote; ``None`` if there is no file.
 
         Raises:
             KeyError, ValueError: the file is damaged.
@@ -80,7 +80,7 @@ class BundleTexts:
         if not file.exists():
             return None
         offsets, shape = mapped(file, "offsets", np.int64), mapped(file, "shape", np.int64)
-        if offsets[-1] < 1 << 31:  # both kinds of index must be one, or SciPy copies
+        if offsets[-1] < 1 << 31:  # both index arrays must have one type, or SciPy copies
             offsets = offsets.astype(np.int32)
         arrays = mapped(file, "data"), mapped(file, "columns", np.int32), offsets
         rows = sp.csr_matrix(arrays, (int(shape[0]), int(shape[1])))

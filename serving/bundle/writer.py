@@ -1,4 +1,4 @@
-"""Writes a bundle: all of it or nothing."""
+"""Atomic writing of bundles."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _LIBRARIES = ("setrec", "torch", "transformers", "faiss-cpu", "numpy", "pyarrow"
 _BATCH = 64
 
 Examine = Callable[[Bundle], tuple[Checks, Agreement]]
-"""Answers requests from an opened bundle: those to store, and how the answers agree with the dense route."""
+"""Answers requests from an opened bundle; returns the checks to store, and the agreement with the dense route."""
 
 
 def write_bundle(
@@ -70,18 +70,18 @@ def write_bundle(
     reranker: Reranker | None = None,
     examine: Examine,
 ) -> Manifest:
-    """Write a bundle: as a whole or, after an error, not at all; a bundle already at ``out`` stays until the end.
+    """Write a bundle atomically; a bundle already at ``out`` stays until the end.
 
-    ``item_codes`` float32 (I, D). ``components``: those that ``scorer`` gives a weight, by name; others are left out.
-    ``featurizer``: what made the items' text vectors; without it no item can be added to what is served.
-    ``text_features``: those of the catalogue's texts, around ``text_center`` float32 (w,). Of every folder only the
-    kinds of files in :data:`serving.bundle.manifest.SUFFIXES` are taken: of ``model_dir`` JSON and safetensors, of
-    ``graph_dir`` and its sub-folders also Parquet and NumPy files. ``examine``:
-    :func:`serving.engine.acceptance.examine`, which needs the engine and so comes from above. ``event_weights``: those
-    that the histories were made with. ``reranker``: the second stage, whose components are among ``components``.
+    ``item_codes`` float32 (I, D). ``components``: those with a weight in ``scorer``, by name; others are left out.
+    ``featurizer``: the encoder of the items' text vectors; without it no items can be added to the served bundle.
+    ``text_features``: those of the catalogue's texts, around ``text_center`` float32 (w,). Only files with suffixes in
+    :data:`serving.bundle.manifest.SUFFIXES` are copied: from ``model_dir`` JSON and safetensors, from ``graph_dir`` and
+    its sub-folders also Parquet and NumPy files. ``examine``: :func:`serving.engine.acceptance.examine`, a parameter
+    because it depends on the engine. ``event_weights``: those of the histories. ``reranker``: the second stage, whose
+    components are among ``components``.
 
     Raises:
-        BundleError: ``out`` holds something that is no bundle, or the parts do not fit together.
+        BundleError: ``out`` exists and is not a bundle, or the parts do not fit together.
     """
     out = Path(out)
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -131,7 +131,7 @@ def write_bundle(
 
 
 def _save_featurizer(featurizer: TextFeaturizer, target: Path) -> EncoderEntry | None:
-    """Write ``lexical/`` and ``encoder/``; what the manifest says of the latter."""
+    """Write ``lexical/`` and ``encoder/``; return the manifest entry of the latter."""
     if featurizer.lexical is not None:
         featurizer.lexical.save(target / "lexical")
     sentence = featurizer.sentence
@@ -159,8 +159,8 @@ def _save_index(
     queries: Callable[[int], np.ndarray],
     target: Path,
 ) -> None:
-    """Build and write the index: over the codes, or over transformed ones where it is approximate and new items have
-    weights of their own. Items to come are new even where none of the bundle's is."""
+    """Build and write the index: over the codes, or over transformed ones if it is approximate and new items have
+    separate weights. Items added later are new even if none of the bundle's is."""
     if space.is_trivial or is_exact(settings, codes):
         Retriever.build(codes, settings, queries).save(target)
         return
@@ -176,7 +176,7 @@ def _save_index(
 def _queries(
     model: UserEncoder, histories: Histories, weights: Mapping[str, float], codes: np.ndarray, count: int
 ) -> np.ndarray:
-    """What up to ``count`` users ask of the index, float32 (Q, D): what it is tuned for and audited with."""
+    """Return the index queries of up to ``count`` users, float32 (Q, D), for tuning and audit."""
     known = np.flatnonzero(histories.items.lengths)
     users = known[np.linspace(0, len(known) - 1, min(count, len(known))).astype(int)] if len(known) else known
     table, found = torch.from_numpy(codes), [np.empty((0, codes.shape[1]), np.float32)]
@@ -188,7 +188,7 @@ def _queries(
 
 
 def _with_checks(path: Path, manifest: Manifest, load_encoder: EncoderLoader, examine: Examine) -> Manifest:
-    """Open what was written, store what examining it gives, and list that in the manifest, which is written."""
+    """Open the written bundle, examine it, store the checks, and write the manifest that lists them."""
     (path / MANIFEST).write_text(manifest.model_dump_json(indent=2))
     checks, agreement = examine(Bundle.open(path, load_encoder))
     (path / CHECKS).write_text(checks.model_dump_json(indent=1))
@@ -206,14 +206,14 @@ def _files(path: Path) -> dict[str, FileEntry]:
 
 
 def _version_of(path: Path, scorer: HybridWeights, reranker: Reranker | None) -> str:
-    """A name that depends on content alone; the checks are no part of it, they follow from the rest."""
+    """Return a version that depends on content only, without the checks, which follow from the rest."""
     parts = [[[name, entry.sha256] for name, entry in _files(path).items()], scorer.model_dump()]
     content = json.dumps(parts if reranker is None else [*parts, reranker.model_dump()], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def _copy(files: Iterable[Path], source: Path, target: Path) -> None:
-    """Copy what ``target``, named for its kind, may consist of; sub-folders keep their names."""
+    """Copy the files that ``target``, named by its kind, may contain; sub-folders keep their names."""
     target.mkdir()
     for file in sorted(files):
         if file.is_file() and file.suffix in SUFFIXES[target.name]:
@@ -238,7 +238,7 @@ def _sync(directory: Path) -> None:
 
 
 def _sync_one(path: Path) -> None:
-    """Files and directory entries must be on disk before the rename is, or a power cut leaves an empty bundle."""
+    """Flush a file or directory to disk: before the rename, or a power failure could leave an empty bundle."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,17 +1,17 @@
-"""``setrec-haproxy``: HAProxy as Ray Serve starts it, but closed to the outside and bounded.
+"""``setrec-haproxy``: a wrapper of HAProxy for Ray Serve with a more restrictive configuration.
 
-Ray renders HAProxy's configuration itself and has no setting for what we need beyond it, so it is given this command as
-its HAProxy binary. It starts the real one, under the same process id, on a tightened copy of the configuration:
+Ray renders HAProxy's configuration without settings for the following, so this command is configured as its HAProxy
+binary. It starts the real one, under the same process id, with a modified copy of the configuration:
 
-- the statistics page and the metrics page, which Ray opens on every interface and without a password, are gone;
-- the control socket belongs to its owner alone;
-- a replica never has more than ``SETREC_MAX_IN_FLIGHT`` requests; what comes beyond is answered 503 here, with
-  ``Retry-After``, in some 20 microseconds of C, so that refusing three requests costs a replica nothing of the fourth;
-- a client that sends headers or body slowly is cut off here, before it takes a place in a replica;
-- headers by which a client could steer Serve, or break it with bytes that are no text, are taken out;
-- an answer that HAProxy makes up is our JSON and not a page.
+- the statistics page and the metrics page, which Ray opens on every interface without a password, are removed;
+- the control socket is accessible to its owner only;
+- a replica never has more than ``SETREC_MAX_IN_FLIGHT`` requests; further ones are refused here with 503 and
+``Retry-After``, in some 20 microseconds of C, so that refusals cost replicas nothing;
+- a client that sends headers or body slowly is disconnected here, before it occupies a replica;
+- headers by which a client could control Serve, or break it with bytes that are not text, are removed;
+- answers by HAProxy itself are JSON errors, not HTML pages.
 
-Standard library only: this runs at every change of the set of replicas.
+It uses the standard library only, as it runs at every change of the set of replicas.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CLEAN = "".join(f"    http-request del-header {header}\n" for header in (*_STEE
 
 
 def tighten(text: str, error_file: str, max_in_flight: int, retry_after: int) -> str:
-    """Ray's configuration ``text``, tightened as this module says; ``error_file`` answers for missing replicas."""
+    """Return Ray's configuration ``text`` with the module's changes; ``error_file`` is the answer without replicas."""
     text = re.sub(r"^(listen stats|frontend prometheus)\n(?:[ \t].*\n|[ \t]*\n)*", "", text, flags=re.M)
     text = re.sub(r"(stats socket \S+) mode \d+", r"\1 mode 600", text)
     text = re.sub(r"^([ \t]*errorfile 50[234]) \S+", rf"\1 {error_file}", text, flags=re.M)
@@ -46,7 +46,7 @@ def tighten(text: str, error_file: str, max_in_flight: int, retry_after: int) ->
 
 
 def _shed(match: re.Match[str], retry_after: int) -> str:
-    """The rule that stands before a ``use_backend``: refuse at once what no replica has room for."""
+    """Return the rule before a ``use_backend`` that refuses requests immediately if all replicas are full."""
     indent, backend, is_ours = match.groups()
     body = _body("overloaded").replace('"', '\\"')
     return (
@@ -57,7 +57,7 @@ def _shed(match: re.Match[str], retry_after: int) -> str:
 
 
 def error_page(retry_after: int) -> str:
-    """What is answered where no replica could: a whole HTTP response."""
+    """Return the complete HTTP response for requests without a replica."""
     body = _body("unavailable")
     lines = ["HTTP/1.1 503 Service Unavailable", "Content-Type: application/json", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, f"Retry-After: {retry_after}", "Cache-Control: no-store", "", body])

@@ -1,4 +1,4 @@
-"""The endpoint on Ray Serve: HTTP, batching, model and index in one deployment, so a request takes one hop."""
+"""The endpoint on Ray Serve: HTTP, batching, model and index in one deployment, so that a request takes one hop."""
 
 from __future__ import annotations
 
@@ -48,10 +48,9 @@ def start(
 ) -> str:
     """Serve ``bundle`` and return the endpoint's URL once it answers. Uses a running Ray session, else starts one.
 
-    In each replica ``load_encoder`` loads the bundle's ``model/`` and ``graph_loader`` its ``graph/``; without a
-    loader or without such a folder, no graph is served. Replicas import both, so they must lie in installed modules.
-    A session started here has HAProxy in front where its command is installed; one that runs already keeps the proxy
-    that its own environment says.
+    In each replica ``load_encoder`` loads the bundle's ``model/`` and ``graph_loader`` its ``graph/``; without a loader
+    or without such a folder, no graph is served. Replicas import both, so they must be in installed modules. A session
+    started here uses HAProxy if its command is installed; a running one keeps the proxy of its own environment.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -73,7 +72,7 @@ def start(
 
 
 def stop() -> None:
-    """Stop the endpoint, and the Ray session if ``start`` started it. Does nothing where nothing runs."""
+    """Stop the endpoint, and the Ray session if ``start`` started it. Does nothing if nothing runs."""
     import ray
     from ray import serve
 
@@ -90,10 +89,10 @@ def application(
     load_encoder: EncoderLoader = load_setrec,
     graph_loader: GraphLoader | None = None,
 ) -> Any:
-    """The one deployment, for ``serve.run`` or ``serve deploy``: replicas or autoscaling, limits, resources.
+    """Return the deployment, for ``serve.run`` or ``serve deploy``: replicas or autoscaling, limits, resources.
 
-    A replica takes in more requests than ``max_in_flight``, so that it is our layer that refuses them, counts them and
-    says when to come again; what comes through Serve's own proxy beyond that is refused there, with the same header.
+    A replica accepts more requests than ``max_in_flight``, so that its own middleware refuses and counts them, with
+    ``Retry-After``; further requests through Serve's own proxy are refused there, with the same header.
     """
     from ray import serve
 
@@ -136,7 +135,7 @@ def _connect(settings: ServingSettings) -> None:
     from ray import serve
 
     if not ray.is_initialized():
-        # Short, for sockets lie in it; the owner's alone.
+        # Short, because it contains sockets; private to the owner.
         folder = _session["folder"] = Path(tempfile.mkdtemp(prefix="setrec-"))
         with _variables(environment(settings, folder, _free_port()) | _figures(folder)):
             ray.init(
@@ -155,13 +154,13 @@ def _connect(settings: ServingSettings) -> None:
 
 
 def _figures(folder: Path) -> dict[str, str]:
-    """Where the replicas of this machine add up their metrics."""
+    """Return the variables for the shared metrics folder of this machine's replicas."""
     return {"PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics")}
 
 
 @contextmanager
 def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes that the block starts, not for this one afterwards."""
+    """Set environment variables for processes started in the block, and restore them afterwards."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:
@@ -200,7 +199,7 @@ def _wait_until_ready(settings: ServingSettings) -> str:
 
 
 def _absolute(settings: ServingSettings) -> ServingSettings:
-    """Replicas have another working directory than whoever started them."""
+    """Return settings with absolute paths: replicas have another working directory than the caller."""
     store = settings.store
     if store is not None and "://" not in store:
         store = str(Path(store).resolve())
@@ -211,7 +210,7 @@ def _absolute(settings: ServingSettings) -> ServingSettings:
 
 
 def _require_usable(settings: ServingSettings) -> None:
-    """Find out here, in one line, what would otherwise end each replica in turn."""
+    """Check settings that would otherwise fail in every replica, to report errors in one line."""
     if settings.auth == "tokens":
         Tokens(settings.tokens)
     if settings.rate_limit:
@@ -221,7 +220,7 @@ def _require_usable(settings: ServingSettings) -> None:
 
 
 def _require_free(settings: ServingSettings) -> None:
-    """Ask for the port as the server will, before anything is started: Ray would retry and then fail at length."""
+    """Check that the port is free before anything is started: Ray would retry and fail with a long traceback."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

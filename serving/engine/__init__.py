@@ -1,1 +1,1 @@
-"""From histories to ranked items, without HTTP and Ray."""
+"""The engine, from histories to ranked items, without HTTP and Ray."""

@@ -1,4 +1,4 @@
-"""What a model must show before it answers anyone: stored requests, answered as they were at export."""
+"""Acceptance test of a model before it is served: stored requests must have the same answers as at export."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from serving.retrieval import recall_audit
 from setrec.errors import BundleError, SetRecError
 
 _CHECKED = 16  # requests whose answers are stored
-_AUDITED, _K = 200, 10  # users whose answers are compared with the dense route at export, and of how many items
+_AUDITED, _K = 200, 10  # users whose answers are compared with the dense route at export, and number of items
 _BATCH = 64
-_TOLERANCE = 1e-3  # of the largest score of an answer: another processor adds up in another order
+_TOLERANCE = 1e-3  # relative to the largest score of an answer: other CPUs add in another order
 
 
 def examine(bundle: Bundle) -> tuple[Checks, Agreement]:
-    """Answers to some of the bundle's users, to be stored in it, and how far the engine agrees with the dense route."""
+    """Return answers to some of the bundle's users, to be stored in it, and the agreement with the dense route."""
     engine = Engine(bundle)
     requests = _requests(bundle, _CHECKED)
     answers = [answer for answer in engine.recommend(requests) if isinstance(answer, Answer)]
@@ -36,13 +36,13 @@ def examine(bundle: Bundle) -> tuple[Checks, Agreement]:
 
 
 def accept(engine: Engine) -> None:
-    """Ask the bundle's stored requests and compare the answers; call before any live change is applied.
+    """Answer the bundle's stored requests and compare; call it before any live change is applied.
 
     Raises:
-        BundleError: an answer is another one than at export.
+        BundleError: an answer differs from that at export.
     """
     bundle = engine.bundle
-    # What a store holds of the users must not count here.
+    # Live events in a store must not count here.
     requests = [
         Request(**{**stored, "k": min(stored.get("k", Request.k), engine.max_k), "live": False})
         for stored, _, _ in bundle.checks
@@ -56,7 +56,7 @@ def accept(engine: Engine) -> None:
 
 
 def _difference(answer: Answer | SetRecError, ids: Sequence[str], scores: Sequence[float]) -> str | None:
-    """Where the answer departs from what is expected; ids whose scores are all but equal may trade places."""
+    """Return how the answer differs from the expected one, if it does; ids with almost equal scores may be swapped."""
     if isinstance(answer, SetRecError):
         return f"it is refused: {answer}"
     found = {item.item_id: item.score for item in answer.items}
@@ -81,7 +81,7 @@ def _requests(bundle: Bundle, count: int) -> list[Request]:
 
 
 class _EveryAnswer:
-    """Compares each answer with the dense route, at once."""
+    """Compares each answer with the dense route immediately."""
 
     def __init__(self) -> None:
         self.shares: list[float] = []
@@ -96,7 +96,7 @@ class _EveryAnswer:
 
 
 def _agreement(engine: Engine, requests: list[Request]) -> Agreement:
-    """The share of the dense route's best that the engine answers; with exact search there is nothing to compare."""
+    """Return the share of the dense route's best items in the engine's answers; nothing to compare for exact search."""
     every = _EveryAnswer()
     if engine.bundle.retriever.kind != "exact":
         for start in range(0, len(requests), _BATCH):

@@ -1,4 +1,5 @@
-"""Why an item is answered: which items of the history its score depends on, and what each slot alone would answer."""
+"""Explanations: the items of the history that a score depends on, and the items that each slot alone would
+recommend."""
 
 from __future__ import annotations
 
@@ -12,26 +13,26 @@ from setrec.ragged import Ragged
 
 EFFECTS, NEAREST = 3, 3
 CONSIDERED = 50
-"""Items of the history that are left out in turn, the latest; the model reads no more by default."""
+"""Number of latest items of the history that are left out in turn; by default the model reads no more."""
 
 
 def history_effects(
     events: Ragged, ranked: Ranked, score: Callable[[Ragged], ScoringBatch]
 ) -> list[list[tuple[int, float]]]:
-    """Rows of the history with the fall of an item's score when they are left out, largest first, for each item.
+    """Return, for each item, rows of the history with the decrease of the score without them, largest first.
 
-    Every distinct item of the history is left out once, all of them in one batch.
+    Every distinct item of the history is left out once, in one batch.
 
     Args:
-        events: the history, one row, see :mod:`setrec.data.events`.
+        events: the history, one row; see :mod:`setrec.data.events`.
         ranked: the items to explain, with scores of the whole history.
-        score: what scores other histories by the same terms.
+        score: function that scores other histories with the same terms.
     """
     history = read(events).values
     latest = np.unique(history[::-1], return_index=True)
     distinct = latest[0][np.argsort(latest[1], kind="stable")][:CONSIDERED]
     without = np.zeros((len(distinct), len(ranked.rows)))
-    if len(distinct) > 1:  # otherwise the only item is the whole reason
+    if len(distinct) > 1:  # otherwise the only item is the whole explanation
         reduced = [events.where(events.values != row) for row in distinct]
         batch = score(Ragged.joined(reduced))
         rows = Ragged.of([ranked.rows] * len(reduced), np.int64)
@@ -46,11 +47,12 @@ def history_effects(
 
 
 def slot_queries(user: np.ndarray, columns: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
-    """Of a user code float32 (D,) what each slot kind alone asks, float32 (D,), without kinds of weight 0."""
-    found = {}
+    """Return the query of each slot kind alone, float32 (D,), from a user code float32 (D,), without kinds of weight
+    0."""
+    queries = {}
     for kind, (start, stop) in columns.items():
         query = np.zeros_like(user)
         query[start:stop] = user[start:stop]
         if query.any():
-            found[kind] = query
-    return found
+            queries[kind] = query
+    return queries

@@ -1,4 +1,4 @@
-"""Recall of the answers that are given: some are computed again by the dense route, where no request waits for it."""
+"""Audit of live recall: some answers are computed again by the dense route, in the background."""
 
 from __future__ import annotations
 
@@ -19,57 +19,57 @@ from serving.bundle.reader import Bundle
 from serving.retrieval import recall_audit
 from serving.telemetry import logs, metrics
 
-_LATEST = 200  # audited answers that the figure is the mean of
+_LATEST = 200  # number of audited answers in the mean
 _NICE = 19
 _ROUNDING = 1e-9
-"""Of the largest score: sums in another order differ by less."""
+"""Tolerance relative to the largest score: sums in another order differ by less."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The ``scores`` float64, falling, of an answer of ``bundle``, and what computes the ``best`` ones by the dense
-    route from the items as they were; it stays as it is when items come and go."""
+    """The ``scores`` float64, descending, of an answer of ``bundle``, and a function that computes the ``best`` ones by
+    the dense route from the items at that time; later changes of items do not affect it."""
 
     bundle: Bundle
     best: Callable[[], np.ndarray]
     scores: np.ndarray
 
     def share(self) -> float:
-        """The share of the best that was answered."""
+        """Return the share of the best scores in the answer."""
         best = self.best()
         return recall_audit.share(self.scores + _ROUNDING * np.abs(self.scores).max(initial=0), best)
 
 
 class Audits(Protocol):
-    """Who is offered answers that may hold less than the best."""
+    """Interface of an auditor of approximate answers."""
 
     def draws(self, bundle: Bundle) -> bool:
-        """Whether the next answer of ``bundle`` is wanted."""
+        """Return whether the next answer of ``bundle`` should be offered."""
         ...
 
     def offer(self, answered: Answered) -> None:
-        """Take an answer."""
+        """Receive an answer."""
         ...
 
 
 class Auditor:
-    """Keeps ``metrics.RECALL``: of an index the mean recall of the latest answers drawn, of exact search 1.
+    """Updates ``metrics.RECALL``: the mean recall of the latest audited answers of an index, and 1 for exact search.
 
-    Until the first is audited it is what was found at export. Comparing takes no lock of the engine: one pass over all
-    items, on a thread that other work goes before and that starts with the first answer drawn.
+    Before the first audit it is the recall at export. Audits take no lock of the engine: they are one pass over all
+    items, on a low-priority thread that starts with the first sampled answer.
     """
 
     def __init__(self, share: float, room: int = 16) -> None:
-        """``share`` of the answers is drawn; those that come while ``room`` wait are dropped."""
+        """A random ``share`` of the answers is audited; answers are dropped while ``room`` are waiting."""
         self._share, self._waiting = share, Queue[Answered | None](room)
         self._bundle: Bundle | None = None
         self._found: deque[float] = deque(maxlen=_LATEST)
-        self._lock = threading.Lock()  # around what changes with the model, and the thread's start
+        self._lock = threading.Lock()  # protects the state of the current model, and the thread's start
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def begin(self, bundle: Bundle) -> None:
-        """Audit answers of ``bundle`` from now on, and no others."""
+        """Audit only answers of ``bundle`` from now on."""
         with self._lock:
             self._bundle = bundle
             self._found.clear()
@@ -78,16 +78,16 @@ class Auditor:
 
     @property
     def recall(self) -> float | None:
-        """Mean recall of the latest answers audited, ``None`` before the first."""
+        """Mean recall of the latest audited answers, ``None`` before the first."""
         with self._lock:
             return float(np.mean(self._found)) if self._found else None
 
     def draws(self, bundle: Bundle) -> bool:
-        """Whether the next answer of ``bundle`` is to be audited."""
+        """Return whether the next answer of ``bundle`` is to be audited."""
         return bundle is self._bundle and bundle.retriever.kind != "exact" and random.random() < self._share
 
     def offer(self, answered: Answered) -> None:
-        """Have an answer audited, or dropped where too many wait; returns at once."""
+        """Queue an answer for audit, or drop it if too many are waiting; return immediately."""
         try:
             self._waiting.put_nowait(answered)
         except Full:
@@ -96,9 +96,9 @@ class Auditor:
             self._start()
 
     def close(self) -> None:
-        """Stop auditing; what waits is left."""
+        """Stop auditing; waiting answers are dropped."""
         self._stop.set()
-        with suppress(Full):  # a full queue wakes the thread as well
+        with suppress(Full):  # a full queue also wakes the thread
             self._waiting.put_nowait(None)
         if self._thread is not None:
             self._thread.join()
@@ -110,12 +110,12 @@ class Auditor:
                 self._thread.start()
 
     def _run(self) -> None:
-        if sys.platform == "linux":  # where a thread has a niceness of its own
+        if sys.platform == "linux":  # on systems with a niceness per thread
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while (answered := self._waiting.get()) is not None and not self._stop.is_set():
             try:
                 self._compare(answered)
-            except Exception:  # nobody else would audit any more
+            except Exception:  # the audit thread must not end
                 logs.failure("an answer could not be audited")
 
     def _compare(self, answered: Answered) -> None:

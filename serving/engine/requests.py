@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what it answers."""
+"""Requests to the engine, and its answers."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ DEFAULT_RULES = "default"
 
 
 class RequestError(SetRecError):
-    """A request that no catalogue could answer."""
+    """An invalid request, independent of the catalogue."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked: ``k`` items to follow ``history`` (item ids, oldest first) or a user's history.
+    """A request for ``k`` items that follow ``history`` (item ids, oldest first) or a user's history.
 
-    ``exclude_history``: whether items of the history are left out of the answer. Of the rest those are candidates that
-    ``filter`` matches, that ``allow`` names, where it is given, and that ``deny`` does not; ids that are no items are
-    passed over in both. ``unknown_items``: whether an item of ``history`` that the catalogue does not hold is refused
-    or skipped; those of a stored history are always skipped, because a user cannot mend it. ``new_only``: whether only
-    items without training interactions are candidates.
+    ``exclude_history``: whether items of the history are excluded from the answer. Candidates are the other items that
+    match ``filter``, are in ``allow``, if given, and not in ``deny``; both ignore unknown ids. ``unknown_items``:
+    whether an unknown item of ``history`` is refused or skipped; those of a stored history are always skipped, because
+    callers cannot correct it. ``new_only``: whether only items without training interactions are candidates.
 
-    ``factors``: what the weight of a slot kind or component is multiplied by, 1 where it is not named. ``diversity``
-    from 0 to 1 re-ranks the best candidates, see :mod:`setrec.scoring.diversity`. ``rules``: name of a rule set,
-    ``None`` for none; the one named ``default`` need not exist. ``explain``: whether to say why each item is answered.
-    ``live``: whether what the store holds of the user counts beside the bundle's history.
+    ``factors``: factors of the weights of slot kinds and components, 1 by default. ``diversity`` from 0 to 1 re-ranks
+    the best candidates; see :mod:`setrec.scoring.diversity`. ``rules``: name of a rule set, ``None`` for none;
+    ``default`` need not exist. ``explain``: whether to explain each item. ``live``: whether the user's live events
+    count in addition to the bundle's history.
     """
 
     history: tuple[str, ...] | None = None
@@ -54,8 +53,8 @@ class Request:
 class Recommendation:
     """An item, its score and what each kind of slot and each component contributed; the shares sum to the score.
 
-    Scores order the items of one answer; a constant of the user is left out, so they do not compare across users.
-    Where popularity answers, the score is the number of training interactions and there are no shares.
+    Scores order the items of one answer; a constant per user is left out, so they are not comparable across users. In a
+    popularity fallback, the score is the number of training interactions and there are no shares.
     """
 
     item_id: str
@@ -67,7 +66,7 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class HistoryEffect:
-    """An item of the history, and by how much the score of an answered item falls when it is left out."""
+    """An item of the history, and the decrease of an answered item's score without it."""
 
     item_id: str
     title: str
@@ -76,7 +75,7 @@ class HistoryEffect:
 
 @dataclass(frozen=True)
 class NearestItem:
-    """An item that a slot's answer alone would give, with the inner product."""
+    """An item recommended by one slot alone, with the inner product."""
 
     item_id: str
     title: str
@@ -85,8 +84,8 @@ class NearestItem:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why items are answered. ``effects``: of each item the few items of the history that raise its score the most.
-    ``slots``: of each slot kind the catalogue's items of largest inner product with what the model answers there."""
+    """Explanation of an answer. ``effects``: for each item, the items of the history that raise its score the most.
+    ``slots``: for each slot kind, the items with the largest inner product with the model's answer."""
 
     effects: list[list[HistoryEffect]]
     slots: dict[str, list[NearestItem]]
@@ -94,7 +93,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Fallback:
-    """Why an answer is not what was asked for, and where it comes from instead."""
+    """The reason for a fallback, and the source of the answer."""
 
     reason: FallbackReason
     source: FallbackSource
@@ -102,8 +101,8 @@ class Fallback:
 
 @dataclass(frozen=True)
 class Answer:
-    """Items, best first, and the version of the model that chose them; ``skipped``: unknown items of the history,
-    ``explanation``: where one is asked for and the model answers."""
+    """Items, best first, and the version of the model; ``skipped``: unknown items of the history; ``explanation``: if
+    requested and the model answers."""
 
     items: list[Recommendation]
     model_version: str

@@ -15,7 +15,7 @@ ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=
 
 
 class Pin(Settings):
-    """An item that stands at a ``position``, counted from 1, whatever its score."""
+    """An item with a fixed ``position``, counted from 1, independent of its score."""
 
     item_id: ItemId
     position: int = Field(ge=1, le=1000)
@@ -44,19 +44,19 @@ class AttributeLimit(Settings):
 
 
 class RuleSet(Settings):
-    """What is applied to an answer. A rule never brings in what the request leaves out."""
+    """Rules applied to an answer. They never add items that the request excludes."""
 
     pins: tuple[Pin, ...] = Field(default=(), max_length=MAX_RULES)
     boosts: tuple[Boost, ...] = Field(default=(), max_length=MAX_RULES)
     limits: tuple[AttributeLimit, ...] = Field(default=(), max_length=MAX_RULES)
 
     def packed(self) -> str:
-        """What the change log holds of it."""
+        """Return the rule set as a payload of the change log."""
         return self.model_dump_json(by_alias=True, exclude_defaults=True)
 
     @classmethod
     def read(cls, payload: str | None) -> RuleSet:
-        """A rule set as it was written.
+        """Parse a payload of the change log.
 
         Raises:
             DataError: it is damaged or from another version.

@@ -1,4 +1,4 @@
-"""Ranking health: how much of the catalogue is shown, and how new and how popular it is."""
+"""Ranking health: metrics of the coverage, novelty and popularity of answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from serving.telemetry import metrics
 
 
 class ShownItems:
-    """Counts what is answered; one call for each batch."""
+    """Counts answered items, with one call per batch."""
 
     def __init__(self, items: int) -> None:
         self._shown = np.zeros(items, dtype=bool)
@@ -21,7 +21,7 @@ class ShownItems:
         new = int(np.count_nonzero(state.new[rows]))
         metrics.SHOWN.labels("new").inc(new)
         metrics.SHOWN.labels("trained").inc(len(rows) - new)
-        # One figure for each batch, not for each item: a histogram costs some microseconds.
+        # One observation per batch, not per item: a histogram costs some microseconds.
         metrics.SHOWN_POPULARITY.observe(float(state.popularity.places(rows).mean()))
         self._shown[rows[rows < len(self._shown)]] = True
         metrics.CATALOGUE_SHOWN.set(float(self._shown.mean()))

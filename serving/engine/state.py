@@ -1,4 +1,4 @@
-"""What is served now: the bundle's items and users, with every live change on top. One lock's worth: see the engine."""
+"""The served state: the bundle's items and users with all live changes. The engine's lock protects it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SPARE_ROWS = 1000
 
 
 class State:
-    """Items in R rows, searchable, filterable and described, and users; R grows with every item put."""
+    """Items in R rows, with index, filters and descriptions, and users; R grows with every added item."""
 
     def __init__(self, bundle: Bundle, event_weights: Mapping[str, float] | None = None) -> None:
         """``event_weights``: see :class:`serving.engine.users.Users`."""
@@ -59,21 +59,21 @@ class State:
         if reranker is not None:
             self.second_stage = SecondStage(reranker, bundle.attribute_vectors, self.items, self.popularity)
         self.availability = Availability(bundle.catalog.attributes, len(bundle.catalog))
-        self.fields: dict[str, ItemFields] = {}  # of the items put since the bundle was made
+        self.fields: dict[str, ItemFields] = {}  # of the items added since the bundle was written
         self.rules: dict[str, RuleSet] = {}
 
     @property
     def new(self) -> np.ndarray:
-        """Which items have no training interactions, bool (R,)."""
+        """Mask of the items without training interactions, bool (R,)."""
         return self._new[: len(self.items)]
 
     @property
     def is_wasteful(self) -> bool:
-        """Whether most rows beyond the bundle's belong to items that were put again or removed since."""
+        """Whether most added rows belong to items that were updated or removed since."""
         return self.items.added > 2 * len(self.fields) + _SPARE_ROWS
 
     def put(self, item_id: str, fields: ItemFields, coded: CodedItem) -> None:
-        """Add an item, in place of the one of the same id, if any."""
+        """Add an item, replacing any with the same id."""
         self._retire(item_id)
         row = self._add(coded)
         self.attributes.append(fields.attributes)
@@ -82,7 +82,7 @@ class State:
         self.fields[item_id] = fields
 
     def batch(self, users: np.ndarray, history: Ragged) -> ScoringBatch:
-        """What the scores of all items are made of, for histories with user codes float32 (B, D)."""
+        """Return the scoring batch of histories with user codes float32 (B, D)."""
         weights, columns = self._bundle.manifest.scorer, self._bundle.manifest.code_columns
         term = UserScores(users, self._table, self.codes.fresh, self.codes.largest, columns, self._bias)
         scorer = HybridScorer(term, {}, weights, self.new)
@@ -91,18 +91,18 @@ class State:
         return ScoringBatch(scorer, term, history, entries)
 
     def queries(self, users: np.ndarray) -> np.ndarray:
-        """What the index is asked, of user codes float32 (B, D)."""
+        """Return the index queries of user codes float32 (B, D)."""
         return users if self._space is None else self._space.of_users(users)
 
     def remove(self, item_id: str) -> None:
-        """Take an item out; an id that is none is remembered as removed."""
+        """Remove an item; unknown ids are also recorded as removed."""
         self._retire(item_id)
         self.items.remove(item_id)
         self.fields.pop(item_id, None)
 
     def boosted(self, boosts: Sequence[Boost]) -> tuple[np.ndarray, np.ndarray]:
-        """Rows, int64 in order, whose scores boosts change, and by how much in all, float64. A filter on an attribute
-        that no item has matches nothing."""
+        """Return rows, int64 ascending, whose scores boosts change, and the total changes, float64. A filter on an
+        attribute that no item has matches nothing."""
         total = np.zeros(len(self.items))
         for boost in boosts:
             named = np.zeros(len(self.items), dtype=bool)
@@ -117,10 +117,11 @@ class State:
     def allowed(
         self, filter: Filter | None, allow: tuple[str, ...] | None, new_only: bool = False
     ) -> np.ndarray | None:
-        """Rows that may be answered, bool (R,); ``None`` for all. ``new_only``: items without training interactions.
+        """Return the mask of allowed rows, bool (R,); ``None`` for all. ``new_only``: only items without training
+        interactions.
 
         Raises:
-            FilterError: the filter asks for an attribute that no item has.
+            FilterError: the filter names an attribute that no item has.
         """
         mask = None if filter is None else self.attributes.rows(filter)
         if new_only:
@@ -133,7 +134,7 @@ class State:
         return named
 
     def compact(self) -> State:
-        """The same items and users in as few rows as they need."""
+        """Return a state with the same items and users, without unused rows."""
         fresh = State(self._bundle)
         fresh.users, fresh.rules = self.users, self.rules
         for item_id in self.items.gone:
@@ -145,7 +146,7 @@ class State:
         return fresh
 
     def _add(self, coded: CodedItem) -> int:
-        """Add a row to everything that is searched and scored."""
+        """Add a row to all structures for search and scoring."""
         new = np.array([coded.new])
         row = self.index.add(coded.code if self._space is None else self._space.of_items(coded.code[None], new)[0])
         if self._space is not None:
@@ -169,7 +170,7 @@ class State:
 
 
 def _tensor(codes: np.ndarray) -> torch.Tensor:
-    """The same memory as a tensor, which nobody writes to."""
+    """Return a tensor of the same memory, which must not be modified."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(codes)

@@ -1,4 +1,4 @@
-"""What is known of a user when a request comes: the bundle's history, then what the store has taken in since."""
+"""Histories of users: the bundle's history, followed by the live events in the store."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DEFAULT_WEIGHTS = {"dislike": -1.0}
 
 
 @dataclass(frozen=True)
-class Known:
-    """A history as ``events``, one row of item rows int64, oldest first, with weights where these are not all alike
-    (see :mod:`setrec.data.events`); ids that are no items, and why it may be less than there is."""
+class History:
+    """A history as ``events``, one row of item rows int64, oldest first, with weights if they differ (see
+    :mod:`setrec.data.events`); ``skipped``: unknown ids; ``fallback``: why the history may be incomplete."""
 
     events: Ragged = NO_EVENTS
     skipped: tuple[str, ...] = ()
@@ -31,30 +31,30 @@ class Known:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """The items that are read, int64."""
+        """Items that the model reads, int64."""
         return read(self.events).values
 
     @cached_property
     def avoided(self) -> np.ndarray:
-        """The items whose last event counts against them, int64."""
+        """Items whose last event has a negative weight, int64."""
         found = avoided(self.events)
         return NO_EVENTS.values if found is None else found.values
 
 
 class Users:
-    """The bundle's histories, without those of users who were erased since."""
+    """The bundle's histories, without those of users erased since."""
 
     def __init__(self, histories: Histories, event_weights: Mapping[str, float] | None = None) -> None:
-        """``event_weights`` by type of event, 1 where a type is not named; 0 passes events over."""
+        """``event_weights`` by type of event, 1 for other types; events of weight 0 are ignored."""
         self._histories, self._weights = histories, DEFAULT_WEIGHTS if event_weights is None else dict(event_weights)
         self._erased: set[str] = set()
 
     def erase(self, user_id: str) -> None:
-        """Hide what the bundle knows of a user, for as long as this lasts."""
+        """Hide the bundle's history of a user, for the lifetime of this object."""
         self._erased.add(user_id)
 
     def trained(self, user_id: str) -> Ragged | None:
-        """The bundle's history of a user, one row; ``None`` where it has none or the user was erased."""
+        """Return the bundle's history of a user, one row; ``None`` if there is none or the user was erased."""
         if user_id in self._erased:
             return None
         try:
@@ -62,30 +62,30 @@ class Users:
         except UnknownUserError:
             return None
 
-    def known(self, user_id: str, live: LiveHistory | None, items: LiveItems) -> Known:
-        """A user's history; ``live`` is ``None`` where the store cannot be read.
+    def history(self, user_id: str, live: LiveHistory | None, items: LiveItems) -> History:
+        """Return a user's history; ``live`` is ``None`` if the store cannot be read.
 
-        An item of both parts counts once, where the store has it: after a release the bundle's part holds events that
-        the store still holds too.
+        An item in both parts counts once, at its place in the store: after a release the bundle contains events that
+        are still in the store.
         """
         if live is None:
             before = self._before(user_id, items)
-            is_read = len(Known(before).rows) > 0
-            return Known(before, (), Fallback("store_unavailable", "bundle_history" if is_read else "popularity"))
+            is_read = len(History(before).rows) > 0
+            return History(before, (), Fallback("store_unavailable", "bundle_history" if is_read else "popularity"))
         trained = NO_EVENTS if live.erased else self._before(user_id, items)
         recent, skipped = self._recent(live, items)
         trained = trained.where(~np.isin(trained.values, recent.values))
         events = Ragged.joined([trained, recent])
         events = Ragged(events.values, np.array([0, len(events.values)]), events.weights)
-        known = Known(events, skipped)
-        if len(known.rows):
-            return known
+        history = History(events, skipped)
+        if len(history.rows):
+            return history
         met = live.items or (not live.erased and self.trained(user_id) is not None)
         reason: FallbackReason = "unknown_items" if skipped else "empty_history" if met else "new_user"
-        return Known(events, skipped, Fallback(reason, "popularity"))
+        return History(events, skipped, Fallback(reason, "popularity"))
 
     def _before(self, user_id: str, items: LiveItems) -> Ragged:
-        """The bundle's history where its items stand now."""
+        """Return the bundle's history with the current rows of its items."""
         trained = self.trained(user_id)
         if trained is None:
             return NO_EVENTS
@@ -94,7 +94,7 @@ class Users:
         return Ragged(now[now >= 0], there.offsets, there.weights)
 
     def _recent(self, live: LiveHistory, items: LiveItems) -> tuple[Ragged, tuple[str, ...]]:
-        """Live events, and the ids of those that would be read if they were items."""
+        """Return live events, and the unknown ids among those of positive weight."""
         weighed = [(item, self._weights.get(type_, 1.0)) for item, type_ in live.events]
         found = [(item, items.find(item), weight) for item, weight in weighed if weight]
         rows = np.array([row for _, row, _ in found if row is not None], dtype=np.int64)

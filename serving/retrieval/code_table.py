@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 ROOM = 1024
-"""Fresh rows there is room for at first."""
+"""Initial capacity for added rows."""
 
 
 class CodeTable:

@@ -3,7 +3,7 @@ row.
 
 A float32 product over the rows excludes most of them; those within its rounding error of the k-th best are scored again
 in float64, one sum per row, so that equal codes get equal scores, independently of position and batch. No index is
-built: FAISS scans the codes where they lie, which may be a memory-mapped file.
+built: FAISS scans the codes in place, which may be a memory-mapped file.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from serving.telemetry import stages
 
 _CHUNK = 1 << 13
 _GATHER = 0.25
-"""Share of the rows up to which they are gathered; above it the whole table is read (an estimate)."""
+"""Maximum share of the rows that are gathered; above it the whole table is read (an estimate)."""
 
 _PRODUCTS_FROM = 8
-"""Queries from which on a product of matrices is faster than a scan row by row (``benchmarks/bench_batch_scan.py``)."""
+"""Minimum number of queries for which a matrix product is faster than a scan by rows
+(``benchmarks/bench_batch_scan.py``)."""
 _ROW_BY_ROW = (1 << 31) - 1
 _AS_FAISS_HAS_IT = faiss.cvar.distance_compute_blas_threshold
 
@@ -39,7 +40,7 @@ NONE = Hits(np.empty(0, np.int64), np.empty(0))
 
 
 class Exact:
-    """Exact search over item codes float32 (I, D); ``largest`` is their largest norm, computed where not given."""
+    """Exact search over item codes float32 (I, D); ``largest`` is their largest norm, computed by default."""
 
     def __init__(self, codes: np.ndarray, largest: float | None = None) -> None:
         self.codes = codes
@@ -114,8 +115,8 @@ class Exact:
             return NONE
         kept = np.flatnonzero((rows >= 0) & ~np.isin(rows, banned))
         hits = self.among(query, rows[kept], k)
-        # Nothing left out is better than the worst row kept. Where that one ties with the last of the answer, a
-        # smaller row may be among those left out.
+        # No row left out is better than the worst row kept. If that one ties with the last of the answer, a smaller row
+        # may have been left out.
         left_out = len(self.codes) - len(banned) > len(kept)
         if left_out and scores[kept[-1]] >= hits.scores[-1] - self.slack(query):
             return self.best(query, k, banned=banned)

@@ -1,6 +1,6 @@
 """Filters on item attributes: predicates, and an index that evaluates them.
 
-As users write it::
+Syntax::
 
     {"attribute": "genre", "equals": "Drama"}
     {"attribute": "genre", "in": ["Drama", "Comedy"]}
@@ -9,7 +9,7 @@ As users write it::
 
 An item may have several values of an attribute, or none; a predicate holds if it holds for any of them. So ``not
 equals "Drama"`` allows the items that have no genre at all. Values are strings; a range reads them as numbers and
-passes over those that are none.
+ignores other values.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Inverted lists: items in cells around centroids; a query probes the cells with the largest inner products.
 
 FAISS trains the cells of an inner-product index on directions alone and assigns items by inner product. Codes of
-unequal norm want something else: cells of k-means by distance, which gather items alike in direction *and* norm,
-searched in the order of the inner product with their centroids. Coordinates are those of
-:mod:`serving.retrieval.whitening`.
+unequal norm need cells of k-means by distance, which group items of similar direction *and* norm, searched in the order
+of the inner product with their centroids. Coordinates are those of :mod:`serving.retrieval.whitening`.
 
 Lists hold the codes as they are, or the difference to the centroid: in 8 bits a number, or in 4 bits for each pair of
 numbers after OPQ's rotation, which halves how many candidates have to be re-scored.
@@ -24,11 +23,11 @@ from serving.retrieval.exact import as_selector
 from serving.retrieval.policy import RetrieverSettings
 
 _PER_CELL, _ROUNDS = 64, 10
-"""Items a cell that k-means sees (FAISS warns below 39), and its rounds."""
+"""Number of training items per cell for k-means (FAISS warns below 39), and number of iterations."""
 _OPQ_ROWS, _OPQ_ROUNDS = 8192, 4
 """OPQ is fitted on few rows, since its time grows with them."""
 _COUNTED = 1 << 16
-"""Rows of a filter that are counted by cell; of a wider one, as many are drawn evenly."""
+"""Maximum number of a filter's rows that are counted by cell; for a wider filter, this many are sampled evenly."""
 _LISTED = 4
 # What a filtered query costs, in rows gathered and scored exactly (0.2 us each; 1M codes of 192 numbers, one core of an
 # AMD EPYC): ordering and counting cells, each code in a probed cell, and each of these that the filter allows.
@@ -43,7 +42,7 @@ class Ivf:
     """An inverted file index, with the order in which a query probes its cells."""
 
     def __init__(self, index: Any, kind: str) -> None:
-        self.index = index  # owns the memory of the others
+        self.index = index  # owns the memory of the other attributes
         self._lists = _lists_of(index)
         self._looked_at, self._allowed = _LOOKED_AT[kind], _ALLOWED[kind]
         self._matrix = _matrix_of(index)
@@ -129,7 +128,7 @@ class Ivf:
         if _FIXED + self._looked_at * effort / len(near) * len(self) >= allowed:
             return None  # before counting cells, which takes as long as exact search of a narrow filter
         step = max(1, allowed // _COUNTED)
-        # Of a narrow filter every row; of a wide one every so many, found without listing them all first.
+        # For a narrow filter every row; for a wide one evenly spaced rows, without listing all of them first.
         rows = np.flatnonzero(mask)[::step] if step < _LISTED else step * np.flatnonzero(mask[::step])
         counts = step * np.bincount(self.cell_of[rows], minlength=len(near))
         order = np.argsort(-near, kind="stable")

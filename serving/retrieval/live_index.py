@@ -17,7 +17,7 @@ from serving.retrieval.recall_audit import Audit, of, share
 from serving.retrieval.retriever import Retriever
 
 _LISTED = 256
-"""Removed rows of the base up to which they are left out one by one; above, by a mask over the base."""
+"""Maximum number of removed base rows that are excluded individually; above it a mask over the base is used."""
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,16 @@ from setrec.settings import Settings
 Kind = Literal["exact", "ivf", "ivf_sq8", "ivf_pq"]
 
 EXACT_BYTES = 80_000_000
-"""Codes that one query may read in full: 100 thousand items of 192 numbers are 77 MB."""
+"""Maximum size of codes that one query reads in full: 100 thousand items of 192 numbers are 77 MB."""
 
 
 class RetrieverSettings(Settings):
     """Settings of the index. Every kind ends in the same exact re-scoring.
 
-    ``auto`` is exact search while a query reads at most 80 MB of codes (100 thousand items of 192 numbers), or where
-    ``recall_target`` is 1. Beyond, ``ivf_pq``, the fastest and smallest (62 bytes an item of 192 numbers, against 203
-    of ``ivf_sq8`` and 777 of ``ivf``), if it is measured to reach the target on held-out queries by scanning less than
-    a third of the items; else the next larger kind, at last ``exact``.
+    ``auto`` is exact search while a query reads at most 80 MB of codes (100 thousand items of 192 numbers), or if
+    ``recall_target`` is 1. Above that, ``ivf_pq``, the fastest and smallest (62 bytes an item of 192 numbers, against
+    203 of ``ivf_sq8`` and 777 of ``ivf``), if it is measured to reach the target on held-out queries by scanning less
+    than a third of the items; else the next larger kind, and finally ``exact``.
 
     ``recall_target``: minimum recall@10; the number of cells probed and of candidates re-scored are tuned to reach it,
     unless they are set here. Under filters it holds for random filters; a wide filter that is correlated with the codes
@@ -40,7 +40,8 @@ class RetrieverSettings(Settings):
 
 class SearchPlan(Settings):
     """Search parameters of an index. ``effort``: number of cells probed. ``filtered``: (selectivity, effort) pairs with
-    falling selectivity; between two of them the greater effort applies, below the last one exact search is faster."""
+    descending selectivity; between two of them the greater effort applies, below the last one exact search is
+    faster."""
 
     kind: Kind
     effort: int = 1
@@ -55,7 +56,7 @@ class SearchPlan(Settings):
 
 
 def candidates(settings: RetrieverSettings, items: int, width: int) -> tuple[tuple[Kind, str], ...]:
-    """Return the kinds to try in order, each with its reason; the last one is used whatever its recall."""
+    """Return the kinds to try in order, each with its reason; the last one is used at any recall."""
     if settings.kind != "auto":
         return ((settings.kind, "set in the configuration"),)
     size = 4 * items * width

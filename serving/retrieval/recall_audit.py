@@ -18,8 +18,9 @@ _LID_ROWS, _LID_NEAREST, _LID_TABLE = 500, 20, 100_000
 class Audit:
     """Recall@k against exact search, mean over ``queries``, with a 95% interval (Wilson, conservative for means).
 
-    ``source``: the queries were ``given`` (of the model, or live) or ``derived`` from the codes, which says little.
-    ``intrinsic_dimension`` is that of the codes (maximum likelihood, 20 nearest neighbours); recall depends on it.
+    ``source``: the queries were ``given`` (of the model, or live) or ``derived`` from the codes, which is a weak
+    estimate. ``intrinsic_dimension`` is that of the codes (maximum likelihood, 20 nearest neighbours); recall depends
+    on it.
     """
 
     recall: float

@@ -1,7 +1,7 @@
 """Retrieval of the items with the largest inner products: an index proposes candidates, which are re-scored in float64.
 
-Which index, and how hard it searches, is the policy's choice (:mod:`serving.retrieval.policy`), made by measurement on
-held-out queries (:mod:`serving.retrieval.tuning`) and judged on others (:mod:`serving.retrieval.recall_audit`).
+The policy (:mod:`serving.retrieval.policy`) chooses the index and its search effort by measurement on held-out queries
+(:mod:`serving.retrieval.tuning`); recall is measured on others (:mod:`serving.retrieval.recall_audit`).
 ``exact`` has no index: FAISS scans the codes. For every kind scores are exact, ties go to the smaller row, and an
 answer has fewer than k items only if fewer are allowed: if an index returns too few, all items are searched.
 """
@@ -32,7 +32,7 @@ __all__ = ["INDEX", "META", "Audit", "Hits", "Retriever", "RetrieverSettings", "
 
 INDEX, META = "index.faiss", "retriever.json"
 _FEWEST = 256
-"""Items below which no index is built: k-means and quantisers have nothing to learn from."""
+"""Minimum number of items for an index: k-means and quantisers need enough data."""
 
 
 class _Meta(Settings):
@@ -51,8 +51,8 @@ class _Meta(Settings):
 class Retriever:
     """An index over item codes float32 (I, D) that answers with exact scores.
 
-    ``plan``: what was chosen, and why. ``built_audit``: recall when it was built. Neither index nor codes are ever
-    written to, so both may be memory-mapped.
+    ``plan``: the choice and its reason. ``built_audit``: recall when it was built. Index and codes are never modified,
+    so both may be memory-mapped.
     """
 
     def __init__(
@@ -127,8 +127,8 @@ class Retriever:
         """Return the ``k`` (or ``k[b]``) best items of each query, float32 (B, D), among the rows in ``allowed[b]``,
         bool (I,), without ``excluded[b]`` (rows).
 
-        Always min(k, items left) items, in order of score, equal scores by smaller row. What a query gets does not
-        depend on the queries beside it.
+        Always min(k, items left) items, in order of score, equal scores by smaller row. The result of a query does not
+        depend on the other queries.
         """
         # OpenMP keeps this per calling thread, so it is set here and not once at import: a search on an executor's
         # thread took 16 ms with two threads against 0.16 ms with one (12,000 x 192, two cores).
@@ -215,7 +215,7 @@ class Retriever:
         number = min(wanted + len(banned), len(self))
         assert self._index is not None
         rows = self._index.propose(query, number, effort, mask)
-        # A short list means that the index has seen too little of what is allowed to be trusted.
+        # A short list means that the index has seen too few of the allowed items to be reliable.
         if rows is None or len(rows) < min(number, left):
             return self.exact.best(query, k, mask, banned)
         rows = rows[~np.isin(rows, banned)][:wanted]
@@ -237,7 +237,7 @@ def _certain(codes: np.ndarray, settings: RetrieverSettings) -> Audit:
 
 def _read(file: Path, plan: SearchPlan, size: int | None, codes: np.ndarray) -> Ivf:
     try:
-        # Reading past the end of a mapped file would end the process, so its length is checked first.
+        # Reading past the end of a mapped file would crash the process, so its length is checked first.
         if size is not None and file.stat().st_size != size:
             raise BundleError(f"{file}: no readable index: {file.stat().st_size} bytes of {size}")
         index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP)

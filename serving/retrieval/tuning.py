@@ -76,7 +76,7 @@ class Tuner:
         effort = self._settings.nprobe or probes(self._queries, self._truth)
         filtered = [(1.0, effort)]
         for share, rows in zip(self._shares, self._filtered, strict=True):
-            # Few queries make rough quantiles: less is never needed under a narrower filter.
+            # Few queries give rough quantiles: the effort must not decrease under a narrower filter.
             filtered.append((share, max(filtered[-1][1], probes(self._queries[:_FILTERED_QUERIES], rows))))
         return SearchPlan(kind=kind, effort=min(effort, len(index.sizes)), filtered=tuple(filtered))
 

@@ -1,9 +1,9 @@
 """Whitening of codes by the second moments of queries.
 
-Inner products do not care for the coordinates: <q, c> = <A^-T q, A c> for every invertible A. Cells, graphs and
-quantisers do: they gather codes that are near each other, in coordinates that training happened to choose. With
-A = (E[q q^T])^(1/2) over queries of the model, |A (c - c')|^2 is the mean squared difference of the scores of c and c',
-so near means "scored alike", and fewer cells hold the best. By how much depends on the codes.
+Inner products do not depend on the coordinates: <q, c> = <A^-T q, A c> for every invertible A. Cells, graphs and
+quantisers do: they group codes that are near each other in the arbitrary coordinates of the model. With A = (E[q
+q^T])^(1/2) over queries of the model, |A (c - c')|^2 is the mean squared difference of the scores of c and c', so that
+near codes have similar scores, and fewer cells contain the best ones. The gain depends on the codes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 _RIDGE = 0.03
-"""Of the mean variance, added to every direction: queries to come may point where none of the sample does."""
+"""Share of the mean variance added to every direction: future queries may have directions absent from the sample."""
 
 
 def from_queries(queries: np.ndarray | None, width: int) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""The model in use: load, change, follow, swap."""
+"""The model in use: loading, live changes and releases."""

@@ -1,4 +1,4 @@
-"""Requests that wait are answered together: while one batch is computed the next one forms."""
+"""Batching: waiting requests are answered together while the next batch collects."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ A = TypeVar("A")
 
 
 class Batcher(Generic[Q, A]):
-    """Calls ``answer`` on what waits, at most ``max_size`` at a time, on one thread beside the event loop.
+    """Calls ``answer`` on waiting requests, at most ``max_size`` at a time, on one separate thread.
 
-    A lone request never waits for company, and no clock is involved: under load, batches grow to what arrived while
-    the one before was computed. Not ``serve.batch``, which does the same after a time-out of its own, because this one
-    runs on any server, tells how many wait, and costs a tenth as much per request.
+    A single request never waits for others, and there is no time-out: under load, a batch contains the requests that
+    arrived during the previous one. Unlike ``serve.batch``, which uses a time-out, it runs on any server, reports the
+    number of waiting requests, and costs a tenth as much per request.
     """
 
     def __init__(self, answer: Callable[[Sequence[Q]], Sequence[A]], max_size: int) -> None:
@@ -27,11 +27,11 @@ class Batcher(Generic[Q, A]):
         self._running: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        """How many requests wait, those being computed not counted."""
+        """Return the number of waiting requests, without those being computed."""
         return len(self._waiting)
 
     async def __call__(self, request: Q) -> A:
-        """The answer to ``request``. What ``answer`` raises is raised for every request of its batch."""
+        """Return the answer to ``request``. An error of ``answer`` is raised for every request of its batch."""
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         if self._running is None:
@@ -56,7 +56,7 @@ class Batcher(Generic[Q, A]):
             self._running = None
 
     def _next(self) -> list[tuple[Q, asyncio.Future[A]]]:
-        """The oldest that wait; those whose client has gone are dropped uncomputed."""
+        """Return the oldest waiting requests; those of disconnected clients are dropped."""
         batch: list[tuple[Q, asyncio.Future[A]]] = []
         while self._waiting and len(batch) < self._max_size:
             entry = self._waiting.popleft()

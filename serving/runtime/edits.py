@@ -1,4 +1,4 @@
-"""Changes that come from outside: logged in the store first, then applied here; other replicas follow."""
+"""Live changes: logged in the store first, then applied in this process; other replicas follow."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class NoStoreError(SetRecError):
 
 
 class FullError(SetRecError):
-    """No more items fit beside the bundle's; a new bundle has to take them in."""
+    """The maximum number of added items is reached; a new bundle has to include them."""
 
 
 def require_store(engine: Engine) -> LiveStore:
-    """The store behind ``engine``.
+    """Return the store of ``engine``.
 
     Raises:
         NoStoreError: there is none.
@@ -32,10 +32,10 @@ def require_store(engine: Engine) -> LiveStore:
 
 
 def put_item(engine: Engine, item_id: str, fields: ItemFields) -> bool:
-    """Add an item or describe it anew; when this returns, ``engine`` recommends it. Returns whether it is new.
+    """Add or update an item; when this returns, ``engine`` recommends it. Return whether it is new.
 
-    Raises:
-        NoStoreError, StoreError: it cannot be kept. CannotEncodeError: it cannot be placed. FullError: too many items.
+    Raises: NoStoreError, StoreError: it cannot be stored. CannotEncodeError: it cannot be coded. FullError: too many
+        items.
     """
     store = require_store(engine)
     engine.catch_up()
@@ -52,10 +52,9 @@ def put_item(engine: Engine, item_id: str, fields: ItemFields) -> bool:
 
 
 def remove_item(engine: Engine, item_id: str) -> None:
-    """Take an item out, of the bundle or live; when this returns, ``engine`` no longer recommends it. May be repeated.
+    """Remove an item of the bundle or a live one; when this returns, ``engine`` no longer recommends it. Idempotent.
 
-    Raises:
-        UnknownItemError: there never was such an item. NoStoreError, StoreError: it cannot be kept.
+    Raises: UnknownItemError: the item never existed. NoStoreError, StoreError: the change cannot be stored.
     """
     store = require_store(engine)
     engine.catch_up()
@@ -69,7 +68,7 @@ def remove_item(engine: Engine, item_id: str) -> None:
 
 
 def erase_user(engine: Engine, user_id: str) -> int:
-    """Forget a user's events and hide what any bundle knows of them, for good; returns how many events there were.
+    """Erase a user's events and hide their histories in all bundles, permanently; return the number of events.
 
     Raises:
         NoStoreError, StoreError: the store is missing or cannot be reached.
@@ -80,10 +79,9 @@ def erase_user(engine: Engine, user_id: str) -> int:
 
 
 def put_rules(engine: Engine, name: str, rules: RuleSet) -> bool:
-    """Keep a rule set; when this returns, ``engine`` applies it. Returns whether the name is new.
+    """Store a rule set; when this returns, ``engine`` applies it. Return whether the name is new.
 
-    Raises:
-        NoStoreError, StoreError: it cannot be kept. FullError: too many rule sets.
+    Raises: NoStoreError, StoreError: it cannot be stored. FullError: too many rule sets.
     """
     store = require_store(engine)
     engine.catch_up()
@@ -98,7 +96,7 @@ def put_rules(engine: Engine, name: str, rules: RuleSet) -> bool:
 
 
 def remove_rules(engine: Engine, name: str) -> bool:
-    """Take a rule set out; returns whether there was one. Raises: NoStoreError, StoreError: it cannot be kept."""
+    """Remove a rule set; return whether it existed. Raises: NoStoreError, StoreError: the change cannot be stored."""
     store = require_store(engine)
     engine.catch_up()
     with engine.lock:

@@ -1,4 +1,4 @@
-"""Keeps the engine in use up to date with what other replicas put, removed and erased."""
+"""Keeps the engine in use up to date with live changes of other replicas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serving.telemetry import logs
 
 
 class Follower:
-    """A thread that asks the store for changes every ``seconds``, until it is closed; ``polls``: how often it did."""
+    """A thread that polls the store for changes every ``seconds``, until it is closed; ``polls``: number of polls."""
 
     def __init__(self, live: Live, seconds: float = 0.25) -> None:
         self._live, self._seconds = live, seconds
@@ -21,7 +21,7 @@ class Follower:
         self._thread.start()
 
     def wait_until(self, seq: int, timeout: float) -> bool:
-        """Whether the change numbered ``seq`` is applied, after at most ``timeout`` seconds."""
+        """Wait at most ``timeout`` seconds and return whether the change numbered ``seq`` is applied."""
         deadline = time.monotonic() + timeout
         while min(engine.applied for engine in self._live.engines) < seq:
             if time.monotonic() > deadline:
@@ -30,7 +30,7 @@ class Follower:
         return True
 
     def close(self) -> None:
-        """Stop asking."""
+        """Stop polling."""
         self._stop.set()
         self._thread.join()
 
@@ -42,12 +42,12 @@ class Follower:
                 self._reachable = True
             except StoreError as error:
                 self._report(error)
-            except Exception as error:  # nobody else would apply changes any more
+            except Exception as error:  # the polling thread must not end
                 self._report(error)
             self.polls += 1
 
     def _report(self, error: Exception) -> None:
-        """Say so once, not four times a second, until the store answers again."""
+        """Log an error once, not at every poll, until the store answers again."""
         if self._reachable:
             logs.warning("live changes cannot be read", error=type(error).__name__)
         self._reachable = False

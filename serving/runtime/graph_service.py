@@ -1,5 +1,5 @@
-"""What a graph service must offer. The service comes from outside, by a :data:`GraphLoader`: nothing here knows how
-nodes become tokens or which model reads them."""
+"""Interface of a graph service, which a :data:`GraphLoader` provides: this package does not depend on how nodes are
+tokenised or which model reads them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GraphError(SetRecError):
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """One answer; ``score`` is ``None`` where the answer was generated as text."""
+    """One answer; ``score`` is ``None`` for generated text."""
 
     answer: str
     score: float | None
@@ -27,8 +27,8 @@ class ScoredAnswer:
 
 @dataclass(frozen=True)
 class GraphAnswer:
-    """Answers, best first, the ids of the nodes they rest on, those of the question first, and the edges between these,
-    [source, target] or [source, relation, target]. ``refused``: there is no answer, for the ``reason`` given."""
+    """Answers, best first, the ids of the supporting nodes, those of the question first, and the edges between these,
+    [source, target] or [source, relation, target]. ``refused``: there is no answer, for the given ``reason``."""
 
     answers: tuple[ScoredAnswer, ...]
     mode: Mode
@@ -48,7 +48,7 @@ class NearNode:
 
 @dataclass(frozen=True)
 class AnchorDistance:
-    """How far an anchor is; ``distance`` is ``None`` where no path leads to it."""
+    """Distance to an anchor; ``None`` if there is no path."""
 
     node_id: str
     distance: float | None
@@ -66,11 +66,11 @@ class NodeDescription:
 
 
 class GraphService(Protocol):
-    """A graph that can be asked. Numbers it gives are plain and finite; it is called from one thread at a time."""
+    """A graph that answers questions. Returned numbers are plain and finite; it is called from one thread at a time."""
 
     @property
     def model_version(self) -> str:
-        """Name of what answers."""
+        """Version of the model."""
         ...
 
     @property
@@ -85,23 +85,21 @@ class GraphService(Protocol):
 
     @property
     def can_ask(self) -> bool:
-        """Whether there is a model to ask; without one, nodes can be described all the same."""
+        """Whether there is a model for questions; without one, nodes can still be described."""
         ...
 
     def ask(self, question: str, k: int, mode: Mode) -> GraphAnswer:
-        """At most ``k`` answers, or a refusal; the question names nodes as ``[[id]]``, by id or by title.
+        """Return at most ``k`` answers, or a refusal; the question names nodes as ``[[id]]``, by id or by title.
 
-        Raises:
-            UnknownNodeError: it mentions a node that the graph does not hold.
-            SetRecError: it cannot be answered for another reason.
+        Raises: UnknownNodeError: the question names a node that is not in the graph. SetRecError: it cannot be answered
+            for another reason.
         """
         ...
 
     def nodes(self, ids: Sequence[str], k: int) -> list[NodeDescription]:
-        """The nodes in the order of ``ids``, each with the ``k`` nodes nearest to it.
+        """Return the nodes in the order of ``ids``, each with its ``k`` nearest nodes.
 
-        Raises:
-            UnknownNodeError: the graph does not hold one of them.
+        Raises: UnknownNodeError: one of them is not in the graph.
         """
         ...
 

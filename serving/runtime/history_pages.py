@@ -1,4 +1,4 @@
-"""A user's whole history in pages, latest first: the store's events, then what the bundle holds."""
+"""A user's whole history in pages, latest first: the store's events, then the bundle's history."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CURSOR_PATTERN = r"^(live:[0-9.e+-]{1,32}:[0-9]{1,18}|bundle:[0-9]{1,9})$"
 
 @dataclass(frozen=True)
 class Past:
-    """An item that a user met; ``time`` in seconds since 1970, ``None`` for what the bundle holds.
-    ``type``: of the event, where it told."""
+    """An item of a history; ``time`` in seconds since 1970, ``None`` for items from the bundle; ``type`` of the event,
+    if it has one."""
 
     item_id: str
     time: float | None
@@ -28,29 +28,28 @@ class Past:
 
 
 def page(engine: Engine, user_id: str, limit: int, before: str | None = None) -> tuple[list[Past], str | None]:
-    """Up to ``limit`` items and where the next page begins, ``None`` after the last.
+    """Return up to ``limit`` items and the position of the next page, ``None`` after the last.
 
-    Raises:
-        RequestError: ``before`` is not where a page of this user ended. StoreError: the store cannot be read.
+    Raises: RequestError: ``before`` is not a position of this user's pages. StoreError: the store cannot be read.
     """
     position, taken = _parse(before)
-    found: list[Past] = []
+    items: list[Past] = []
     if taken is None:
         events = engine.store.page(user_id, limit, position) if engine.store is not None else []
-        found = [Past(event.item_id, event.position[0], "live", event.type or None) for event in events]
-        if len(found) == limit:
+        items = [Past(event.item_id, event.position[0], "live", event.type or None) for event in events]
+        if len(items) == limit:
             time, seq = events[-1].position
-            return found, f"live:{time!r}:{seq}"
+            return items, f"live:{time!r}:{seq}"
     rows = _trained(engine, user_id)[::-1]
     start = taken or 0
-    some = rows[start : start + limit - len(found)]
-    found += [Past(engine.bundle.catalog.item_ids[row], None, "bundle") for row in some]
+    some = rows[start : start + limit - len(items)]
+    items += [Past(engine.bundle.catalog.item_ids[row], None, "bundle") for row in some]
     end = start + len(some)
-    return found, f"bundle:{end}" if end < len(rows) else None
+    return items, f"bundle:{end}" if end < len(rows) else None
 
 
 def _trained(engine: Engine, user_id: str) -> np.ndarray:
-    """Rows of the bundle's history, none for an erased user."""
+    """Return the rows of the bundle's history, none for an erased user."""
     if engine.store is not None and engine.store.latest([user_id], 1)[0].erased:
         return np.empty(0, np.int64)
     with engine.lock:
@@ -59,7 +58,7 @@ def _trained(engine: Engine, user_id: str) -> np.ndarray:
 
 
 def _parse(before: str | None) -> tuple[Position | None, int | None]:
-    """The event, or the number of the bundle's items, after which a page begins."""
+    """Parse a page's position: the event, or the number of the bundle's items, after which it begins."""
     if before is None:
         return None, None
     kind, _, rest = before.partition(":")

@@ -1,4 +1,4 @@
-"""What answers just now, and how another model takes its place."""
+"""The model in use, and its replacement."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from setrec.errors import BundleError, SetRecError
 
 
 class Follows(Protocol):
-    """What applies the store's changes to the engine in use, beside the requests."""
+    """Interface of the thread that applies the store's changes to the engine in use."""
 
     def wait_until(self, seq: int, timeout: float) -> bool:
-        """Whether the change numbered ``seq`` is applied, after at most ``timeout`` seconds."""
+        """Wait at most ``timeout`` seconds and return whether the change numbered ``seq`` is applied."""
         ...
 
 
 class MakesReleases(Protocol):
-    """What puts another bundle in the place of the one in use, in all replicas."""
+    """Interface for releasing a bundle in all replicas."""
 
     @property
     def state(self) -> ReleaseState:
-        """Which bundle is released."""
+        """The current release."""
         ...
 
     def release(self, live: Live, name: str | None) -> ReleaseState:
@@ -46,7 +46,7 @@ class MakesReleases(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """All that comes from one bundle: the engine and, where there is one, the graph."""
+    """The engine of one bundle and, if any, its graph."""
 
     engine: Engine
     graph: GraphService | None = None
@@ -54,7 +54,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Loader:
-    """Makes a :class:`Model` of a bundle, with the settings and the store of this process."""
+    """Loads a :class:`Model` from a bundle, with the settings and the store of this process."""
 
     settings: ServingSettings
     store: LiveStore | None = None
@@ -62,13 +62,12 @@ class Loader:
     graph_loader: GraphLoader | None = None
 
     def load(self, path: Path, *, tested: bool = False) -> Model:
-        """The model at ``path``: every file checked, the first slow pass behind it, live changes applied.
+        """Load the model at ``path``: verify every file, run the slow first pass, and apply live changes.
 
-        ``tested``: it must also answer the stored requests as at export, and no live change may be missing; otherwise
-        a store that cannot be read yet is no obstacle.
+        ``tested``: it must also answer the stored requests as at export, and no live change may be missing; otherwise a
+        store that cannot be read yet is not an error.
 
-        Raises:
-            BundleError: the bundle cannot be used, is not signed as the settings ask, or answers otherwise.
+        Raises: BundleError: the bundle cannot be used, is not signed as the settings require, or has other answers.
             StoreError: ``tested``, and the store cannot be read.
         """
         settings = self.settings
@@ -91,9 +90,9 @@ class Loader:
 
 
 class Live:
-    """Holds the engine in use, so that another can take its place while requests are answered.
+    """The engine in use, which can be replaced while requests are answered.
 
-    Whoever answers a request reads ``engine`` once and keeps to it: an answer comes from one model as a whole.
+    Each request reads ``engine`` once and uses only that one, so that an answer comes from a single model.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Live:
         *,
         audit_share: float = 0.0,
     ) -> None:
-        """``audit_share`` of the answers are compared with the dense route, by :class:`Auditor`."""
+        """A share ``audit_share`` of the answers is compared with the dense route, by :class:`Auditor`."""
         self.engine, self.store, self.graph = engine, store, graph
         self.auditor = Auditor(audit_share)
         self.auditor.begin(engine.bundle)
@@ -116,29 +115,28 @@ class Live:
 
     @property
     def model_version(self) -> str:
-        """Name of the model in use."""
+        """Version of the model in use."""
         return self.engine.bundle.model_version
 
     @property
     def engines(self) -> tuple[Engine, ...]:
-        """All engines that answer: the one in use and that of an experiment."""
+        """All engines: the one in use and that of an experiment."""
         return (self.engine,) if self.experiment is None else (self.engine, self.experiment.engine)
 
     def arm(self, user_id: str | None) -> Arm:
-        """Which side of the experiment answers for a user."""
+        """Return the experiment's arm for a user."""
         return Arm() if self.experiment is None else self.experiment.arm(user_id)
 
     def recommend(self, requests: Sequence[Request]) -> list[Answer | SetRecError]:
-        """Answers, each from one engine as a whole."""
+        """Return answers, each from a single engine."""
         if self.experiment is None:
             return self.engine.recommend(requests, self.auditor)
         return self.experiment.split(requests, self.engine, lambda engine, own: engine.recommend(own, self.auditor))
 
     def swap(self, model: Model) -> Model:
-        """Put ``model`` in use from the next request on; the one before is returned, still usable.
+        """Use ``model`` from the next request on; return the previous one, still usable.
 
-        Raises:
-            BundleError: the model has no graph and there are routes that ask for one.
+        Raises: BundleError: the model has no graph and there are routes that need one.
         """
         if self.graph is not None and model.graph is None:
             raise BundleError("the bundle holds no graph, and one is served")
@@ -151,11 +149,11 @@ class Live:
         return before
 
     def on_close(self, close: Callable[[], None]) -> None:
-        """Have ``close`` called, the last given first, when this ends."""
+        """Register ``close`` to be called by :meth:`close`, the latest first."""
         self._closing.append(close)
 
     def close(self) -> None:
-        """End what runs beside the engine, then the store."""
+        """Stop background threads, then close the store."""
         while self._closing:
             self._closing.pop()()
         if self.store is not None:
@@ -163,7 +161,7 @@ class Live:
 
 
 class GraphInUse:
-    """The graph of the model in use, as a ``GraphService``; made where one is served."""
+    """The graph of the model in use, as a ``GraphService``."""
 
     def __init__(self, live: Live) -> None:
         self._live = live

@@ -1,4 +1,4 @@
-"""Which bundle all replicas serve, as it is kept on disk, and why a release may fail."""
+"""The current release of all replicas, as stored on disk, and the errors of releases."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ BundleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._
 
 
 class ReleaseError(SetRecError):
-    """A release that was not made; the model before is in use."""
+    """A failed release; the previous model stays in use."""
 
 
 class UnderWayError(ReleaseError):
-    """Another release is being made, or other replicas still take one up."""
+    """Another release is in progress, here or in other replicas."""
 
 
 class UnknownBundleError(ReleaseError):
-    """The folder holds no bundle of that name."""
+    """The folder contains no bundle of that name."""
 
 
 class Refusal(Settings):
-    """What was not released, and why."""
+    """The bundle of a failed release, and the reason."""
 
     bundle: BundleName | None
     reason: str
 
 
 class ReleaseState(Settings):
-    """What all replicas serve: ``bundle`` of the folder, ``None`` for the one the endpoint was started with.
+    """The current release of all replicas: ``bundle`` of the folder, ``None`` for the one the endpoint was started
+    with.
 
-    ``number`` grows with every change. ``over``: version of the model the endpoint was started with; a state over
-    another one was left by an earlier endpoint and means nothing.
+    ``number`` increases with every change. ``over``: version of the model the endpoint was started with; a state over
+    another version is left from an earlier endpoint and is ignored.
     """
 
     over: str

@@ -1,4 +1,4 @@
-"""What one process serves: opened bundle, warm engine, store and releases, put together from the settings."""
+"""Assembly of one serving process from the settings: bundle, warm engine, store and releases."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def open_live(
     load_encoder: EncoderLoader = load_setrec,
     graph_loader: GraphLoader | None = None,
 ) -> Live:
-    """The model in use, its store, and the threads that keep it up to date, for the bundle at ``path`` or what was
-    released since.
+    """Open the model in use, its store, and the threads that update it, for the bundle at ``path`` or the current
+    release.
 
     Raises:
         BundleError: the bundle cannot be used.
-        StoreError: the store's file cannot be used. A Redis that does not answer yet is no error.
+        StoreError: the store's file cannot be used. A Redis that does not answer yet is not an error.
         ReleaseError: the folder of releases cannot be written to.
     """
     store = open_store(settings.store) if settings.store else None

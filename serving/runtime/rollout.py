@@ -1,10 +1,10 @@
-"""Another bundle takes the place of the one in use, while requests are answered.
+"""Releases: another bundle replaces the one in use while requests are answered.
 
-The replica that is asked loads the bundle beside the old one: every file is compared with the manifest, the stored
-requests are asked and their answers compared, all live changes are applied. Only then does it swap; what goes wrong
-before leaves the old model in use. Then it writes ``.state/release.json`` in the folder of bundles. The other replicas
-read that within half a second and do the same, one at a time. Where one of them fails it writes so, and all return to
-the model before. A replica that starts later, after a crash or when Serve adds one, reads the state first.
+The replica that receives the request loads the new bundle while the old one is in use: it verifies every file against
+the manifest, compares the answers to the stored requests, and applies all live changes. Only then it swaps; after any
+earlier failure the old model stays in use. Then it writes ``.state/release.json`` in the folder of bundles. The other
+replicas read it within half a second and do the same, one at a time. If one of them fails, it records this, and all
+return to the previous model. A replica that starts later, after a crash or when Serve adds one, reads the state first.
 
 Two models are in memory while one is loaded, never three.
 """
@@ -30,7 +30,7 @@ _LOOK_SECONDS = 0.5
 
 
 class Releases:
-    """The folder of bundles, and which of them is in use."""
+    """The folder of bundles, and the current release."""
 
     def __init__(self, folder: Path, first: Path, loader: Loader) -> None:
         """``first``: the bundle that the endpoint is started with.
@@ -51,7 +51,7 @@ class Releases:
         self._ended = threading.Event()
 
     def first_model(self) -> Model:
-        """What to serve from the start: what is released, or the bundle that the endpoint is started with.
+        """Load the first model: the current release, or the bundle that the endpoint is started with.
 
         Raises:
             BundleError: neither can be used.
@@ -67,7 +67,7 @@ class Releases:
         return self._loader.load(self._first)
 
     def follow(self, live: Live) -> None:
-        """Serve, from a thread beside, what other replicas release; until ``live`` is closed."""
+        """Follow releases of other replicas in a background thread, until ``live`` is closed."""
         thread = threading.Thread(target=self._follow, args=(live,), name="releases", daemon=True)
 
         def end() -> None:
@@ -80,12 +80,10 @@ class Releases:
     def release(self, live: Live, name: str | None) -> ReleaseState:
         """Serve the bundle ``name`` from now on; ``None`` for the one that the endpoint was started with.
 
-        Returns once this replica serves it. To release what is served already changes nothing.
+        Returns once this replica serves it. Releasing the served bundle again has no effect.
 
-        Raises:
-            UnderWayError: another release is being made.
-            UnknownBundleError: there is no such bundle.
-            ReleaseError: it was refused, for the reason given.
+        Raises: UnderWayError: another release is in progress. UnknownBundleError: there is no such bundle.
+            ReleaseError: the release failed; the message states the reason.
         """
         with self._turn() as is_mine:
             if not is_mine:
@@ -94,7 +92,7 @@ class Releases:
             self._path(name)
             try:
                 self._swap(live, name)
-            except Exception as error:  # whatever it is, the model in use must go on
+            except Exception as error:  # after any error the model in use must go on
                 refusal = Refusal(bundle=name, reason=self._reason(error))
                 self._note("refused", refusal.reason, name)
                 self._write(refused=refusal)
@@ -105,13 +103,11 @@ class Releases:
             return self.state
 
     def announce(self, name: str) -> bool:
-        """Have every replica over the folder take up the bundle ``name``, unless they use it or refused it; returns
-        whether they are asked to. For a process that is no replica.
+        """Request that all replicas of the folder serve the bundle ``name``, unless they use it or refused it; return
+        whether it was requested. For a process that is not a replica.
 
-        Raises:
-            BundleError: it cannot be used.
-            UnknownBundleError: there is no such bundle.
-            UnderWayError: another release is being made.
+        Raises: BundleError: it cannot be used. UnknownBundleError: there is no such bundle. UnderWayError: another
+            release is in progress.
         """
         with self._turn() as is_mine:
             if not is_mine:
@@ -130,18 +126,18 @@ class Releases:
                     with self._turn() as is_mine:
                         if is_mine:
                             self._take_up(live)
-            except Exception:  # the folder may be gone for a while; what is served is not touched by that
+            except Exception:  # the folder may be unavailable temporarily, which does not affect the served model
                 logs.failure("cannot follow releases")
 
     def _take_up(self, live: Live) -> None:
-        """Serve what the state says. A release that fails here is withdrawn everywhere; a withdrawal is only logged."""
+        """Serve the release on disk. A release that fails here is withdrawn everywhere; a withdrawal is only logged."""
         wanted = self._read()
         if wanted.number == self.state.number:
             return
         before, self.state = self.state, wanted
         try:
             self._swap(live, wanted.bundle, wanted.version)
-        except Exception as error:  # whatever it is, the model in use must go on
+        except Exception as error:  # after any error the model in use must go on
             refusal = Refusal(bundle=wanted.bundle, reason=self._reason(error))
             if wanted.refused is None:
                 self._note("withdrawn", refusal.reason, wanted.bundle)
@@ -152,16 +148,16 @@ class Releases:
             self._note("followed", None, wanted.bundle)
 
     def _swap(self, live: Live, name: str | None, version: str | None = None) -> None:
-        """Serve ``name`` unless that very model is in use."""
+        """Serve ``name`` unless the same model is in use."""
         if (version or verify(self._path(name)).model_version) != live.model_version:
             live.swap(self._load(name))
 
     def _load(self, name: str | None) -> Model:
-        """The bundle ``name``, checked, with all live changes applied."""
+        """Load the bundle ``name``, tested, with all live changes applied."""
         return self._loader.load(self._path(name), tested=True)
 
     def _path(self, name: str | None) -> Path:
-        """Where the bundle is; a name that is a link, or leads anywhere else, is unknown."""
+        """Return the path of the bundle; links and names that lead outside the folder are unknown."""
         if name is None:
             return self._first
         path = self.folder / name
@@ -171,24 +167,25 @@ class Releases:
 
     @contextmanager
     def _turn(self) -> Iterator[bool]:
-        """Whether nobody else, here or in another replica, is at a release; if so, nobody will until the block ends."""
+        """Try to lock releases, in this and all other replicas, until the block ends; yield whether the lock was
+        free."""
         with open(self.folder / ".state" / "lock", "rb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
             else:
-                yield True  # closing the file lets go
+                yield True  # closing the file releases the lock
 
     def _read(self) -> ReleaseState:
-        """The state on disk; the beginning where there is none, or one of an endpoint over another model."""
+        """Return the state on disk; the current one if there is none, or if it is over another model."""
         try:
-            found = ReleaseState.model_validate_json(self._file.read_bytes())
+            state = ReleaseState.model_validate_json(self._file.read_bytes())
         except FileNotFoundError:
             return self.state
         except ValidationError as error:
             raise ReleaseError(f"{self._file}: damaged: {error.errors()[0]['msg']}") from error
-        return found if found.over == self._over else self.state
+        return state if state.over == self._over else self.state
 
     def _write(self, **changes: object) -> None:
         state = self.state.model_copy(update={**changes, "number": self.state.number + 1})
@@ -197,7 +194,7 @@ class Releases:
         self.state = state
 
     def _reason(self, error: BaseException) -> str:
-        """One line, without the place of the folder."""
+        """Return the error in one line, without the path of the folder."""
         line = " ".join(str(error).split()) or type(error).__name__
         return line.replace(f"{self.folder}/", "")[:300]
 

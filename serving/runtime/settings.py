@@ -14,8 +14,8 @@ EventType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
 
 class ExperimentSettings(Settings):
-    """A ``share`` of the users, by hash of their id, is answered by ``bundle`` of the folder of releases. Another
-    ``name`` draws other users."""
+    """Settings of an experiment: ``bundle`` of the folder of releases answers a ``share`` of the users, by hash of
+    their id. Another ``name`` selects other users."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
     bundle: BundleName
@@ -23,39 +23,40 @@ class ExperimentSettings(Settings):
 
 
 class ServingSettings(Settings):
-    """Where the endpoint listens, how it batches, whom it answers and what it refuses.
+    """Settings of the endpoint: address, replicas, batching, access and limits.
 
     ``replicas``: processes with a model and an index each (about 0.5 GB), ``threads`` of torch in each, ``cpus``
     reserved by Ray for each; with ``max_replicas`` Serve adds replicas up to that many while more than half of
-    ``max_in_flight`` are in each. A batch takes what waits, up to ``max_batch_size``.
+    ``max_in_flight`` are in each. A batch consists of the waiting requests, up to ``max_batch_size``.
 
-    ``max_in_flight`` requests are inside a replica, computed or waiting; the next is told 503 at once, with
-    ``Retry-After: retry_after_seconds``. Divided by a replica's requests a second it is the longest wait: 64 at 500 a
-    second are 0.13 s. Limits of a request: ``max_body_bytes`` (413), ``max_header_bytes`` (431), ``max_history`` items,
-    ``max_k`` and ``max_events`` (422).
+    ``max_in_flight``: maximum number of requests in a replica, computed or waiting; further ones get 503 immediately,
+    with ``Retry-After: retry_after_seconds``. Divided by a replica's requests a second it is the longest wait: 64 at
+    500 a second are 0.13 s. Limits of a request: ``max_body_bytes`` (413), ``max_header_bytes`` (431), ``max_history``
+    items, ``max_k`` and ``max_events`` (422).
 
-    ``auth``: ``tokens`` asks for a bearer token with the scope of the route; ``off`` answers anyone and is refused but
-    on a loopback address. ``tokens``: the file of token hashes; ``null`` reads the variable ``SETREC_TOKENS``.
+    ``auth``: ``tokens`` requires a bearer token with the scope of the route; ``off`` answers all callers and is only
+    allowed on a loopback address. ``tokens``: the file of token hashes; ``null`` reads the variable ``SETREC_TOKENS``.
     ``rate_limit`` per token (per address with ``auth`` off), as "100/second" or "5000/minute" (429), is counted in
-    ``rate_limit_storage``: ``memory://`` is a replica's own, so n replicas let n times as much through;
+    ``rate_limit_storage``: ``memory://`` is separate for each replica, so n replicas allow n times as much;
     ``redis://HOST:PORT`` is shared and costs a round trip per request.
 
-    ``store`` holds events, item changes and erasures: the path of an SQLite file, for the replicas of one machine, or a
-    Redis URL, for those of several; ``null`` serves the bundle's own histories alone. ``releases``: a directory of
-    bundles that ``POST /v1/admin/release`` may switch to; it is written to (``.state``), and must be shared where
-    replicas are on several machines. ``follow``: a URI such as ``s3://bucket/nightly/releases``; what becomes current
-    there is brought into ``releases`` and served, without a request; for ``setrec serve``. ``audit_share``: how many of
-    the answers are compared with scores of all items, for the metric ``setrec_recall``, unless search is exact anyway;
-    each takes a tenth of a second of a core, when it is free, at a million items.
+    ``store`` stores events, item changes and erasures: the path of an SQLite file, for the replicas of one machine, or
+    a Redis URL, for those of several; ``null`` serves the bundle's histories only. ``releases``: a directory of bundles
+    that ``POST /v1/admin/release`` may switch to; it must be writable (``.state``), and shared if replicas are on
+    several machines. ``follow``: a URI such as ``s3://bucket/nightly/releases``; the current release there is copied
+    into ``releases`` and served automatically; for ``setrec serve``. ``audit_share``: share of the answers that are
+    compared with scores of all items, for the metric ``setrec_recall``, unless search is exact; each takes a tenth of a
+    second of an idle core at a million items.
 
-    ``event_weights`` by type of event, beside those of the bundle and before these; see
-    :mod:`setrec.data.events`. 0 passes events over, types that neither names weigh 1, and a ``dislike`` -1.
+    ``event_weights`` by type of event, in addition to those of the bundle, with precedence; see
+    :mod:`setrec.data.events`. Events of weight 0 are ignored; types in neither weigh 1, and a ``dislike`` -1.
 
-    ``verify_key``: a public key; bundles whose manifests its private key did not sign are refused, at start and at a
-    release. ``exposures``: a directory in which answers and feedback are logged as Parquet files; ``null`` logs none.
-    ``experiment``: a second bundle for a share of the users; it takes the memory of a second model.
+    ``verify_key``: a public key; bundles whose manifests are not signed with its private key are refused, at start and
+    at a release. ``exposures``: a directory in which answers and feedback are logged as Parquet files; ``null`` logs
+    none.
+    ``experiment``: a second bundle for a share of the users, with the memory of a second model.
 
-    ``log``: ``errors`` writes failures alone, ``requests`` one JSON line per request; without ``log_ids`` no line holds
+    ``log``: ``errors`` logs failures only, ``requests`` one JSON line per request; without ``log_ids`` no line contains
     an id of a user or item.
     """
 
@@ -92,7 +93,7 @@ class ServingSettings(Settings):
     @field_validator("auth", mode="before")
     @classmethod
     def _off_is_a_word(cls, value: Any) -> Any:
-        return "off" if value is False else value  # what YAML makes of a bare `off`
+        return "off" if value is False else value  # YAML's value of a bare `off`
 
     @model_validator(mode="after")
     def _parts_agree(self) -> ServingSettings:
@@ -108,7 +109,8 @@ class ServingSettings(Settings):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``; names but ``localhost`` are not looked up and count as no."""
+    """Return whether only this machine can reach ``host``; false for names other than ``localhost``, without a
+    lookup."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

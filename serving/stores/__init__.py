@@ -1,4 +1,4 @@
-"""Where live events, item changes and erasures are kept: SQLite by default, Redis by URL."""
+"""Stores of live events, item changes and erasures: SQLite by default, Redis by URL."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _REDIS = ("redis://", "rediss://", "unix://")
 
 
 def open_store(place: str) -> LiveStore:
-    """The store at ``place``: a Redis URL, or the path of an SQLite file, which is made where it is missing.
+    """Open the store at ``place``: a Redis URL, or the path of an SQLite file, which is created if missing.
 
-    Redis need not answer yet; a file must be usable at once.
+    Redis need not answer yet; a file must be usable immediately.
 
     Raises:
         StoreError: the file cannot be used, or ``place`` is a URL of another kind.

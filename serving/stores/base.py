@@ -1,8 +1,8 @@
-"""What every store of live state promises.
+"""Interface and guarantees of stores of live state.
 
-A call that returns has been kept: a process killed at any later moment loses nothing of it. A call that raises
-:class:`StoreError` may or may not have been kept, so a caller who repeats it gives his events idempotency keys. Stores
-may be shared by threads and by processes; what one has written, all others read at once.
+When a call returns, its data is durable: a process killed later does not lose it. A call that raises
+:class:`StoreError` may or may not have been stored, so callers who repeat it should use idempotency keys. Stores may be
+shared by threads and processes; writes are visible to all readers immediately.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from setrec.errors import SetRecError
 ItemKind = Literal["put", "remove"]
 RulesKind = Literal["put_rules", "remove_rules"]
 Kind = ItemKind | RulesKind | Literal["erase"]
-Position = tuple[float, int]  # (time, sequence number) of an event: where it stands in its user's history
+Position = tuple[float, int]  # (time, sequence number) of an event: its position in the user's history
 
 
 def subject_of(kind: Kind) -> str:
-    """What a change is about: ``item``, ``rules`` or ``user``."""
+    """Return the subject of a change: ``item``, ``rules`` or ``user``."""
     return "user" if kind == "erase" else "rules" if kind.endswith("_rules") else "item"
 
 
 class StoreError(SetRecError):
-    """The store cannot be reached or used; nothing is known of what it holds."""
+    """The store cannot be reached or used; its content is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A user met an item. ``time`` in seconds since 1970, UTC; ``key`` names the event, so a repeat is recognised.
-    ``type``: what the user did, as "purchase" or "dislike"; empty where that is not told."""
+    """An event of a user with an item. ``time`` in seconds since 1970, UTC; ``key`` identifies the event, so that
+    repeats are recognised. ``type``: for example "purchase" or "dislike"; empty if unknown."""
 
     user_id: str
     item_id: str
@@ -42,7 +42,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """How many events were new, and how many had come before under the same user and key."""
+    """Numbers of new events, and of events stored before with the same user and key."""
 
     accepted: int
     duplicates: int
@@ -50,7 +50,7 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """An event as it stands in a history; ``position`` orders it among the user's others."""
+    """An event of a stored history; ``position`` orders the user's events."""
 
     item_id: str
     position: Position
@@ -59,8 +59,8 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True)
 class LiveHistory:
-    """A user's latest item ids, oldest first, and the type of each event, empty where no event has one; ``erased``:
-    whether all that was known before is to be forgotten."""
+    """A user's latest item ids, oldest first, and the type of each event, empty if no event has one; ``erased``:
+    whether all earlier history must be ignored."""
 
     items: tuple[str, ...] = ()
     erased: bool = False
@@ -68,19 +68,19 @@ class LiveHistory:
 
     @classmethod
     def of(cls, events: Sequence[tuple[str, str]], erased: bool) -> LiveHistory:
-        """The history of ``events``: items with types."""
+        """Build a history from ``events``: items with types."""
         types = tuple(type_ for _, type_ in events)
         return cls(tuple(item for item, _ in events), erased, types if any(types) else ())
 
     @property
     def events(self) -> list[tuple[str, str]]:
-        """Items with the types of their events."""
+        """Return items with the types of their events."""
         return list(zip(self.items, self.types or ("",) * len(self.items), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One entry of the change log: an item or rule set put (``payload`` describes it) or removed, or a user erased."""
+    """One entry of the change log: an added (with ``payload``) or removed item or rule set, or an erased user."""
 
     seq: int
     kind: Kind
@@ -89,41 +89,40 @@ class Change:
 
 
 class HistoryStore(Protocol):
-    """Users' events, each user's in order of time, equal times in order of arrival."""
+    """Store of users' events, in order of time for each user, ties in order of arrival."""
 
     def append(self, events: Sequence[Event]) -> Appended:
-        """Keep all of ``events`` or none; an event whose user and key are known already is left as it is."""
+        """Store all of ``events`` or none; events with a known user and key are ignored."""
         ...
 
     def latest(self, user_ids: Sequence[str], limit: int) -> list[LiveHistory]:
-        """The last ``limit`` events of each user, in time that does not grow with how many came before."""
+        """Return the last ``limit`` events of each user, in time independent of the number of earlier ones."""
         ...
 
     def page(self, user_id: str, limit: int, before: Position | None = None) -> list[StoredEvent]:
-        """Up to ``limit`` events, latest first; with ``before`` only those that stand before that position."""
+        """Return up to ``limit`` events, latest first; with ``before`` only earlier ones than that position."""
         ...
 
     def erase(self, user_id: str) -> int:
-        """Forget a user's events and keys for good, log the erasure, and say how many events there were."""
+        """Delete a user's events and keys permanently, log the erasure, and return the number of events."""
         ...
 
 
 class ChangeLog(Protocol):
-    """The last change of each item and rule set, and the erasure of users, in the order of their sequence numbers."""
+    """Log of the last change of each item and rule set, and of erased users, in the order of sequence numbers."""
 
     def record(self, kind: ItemKind | RulesKind, id: str, payload: str | None = None) -> int:
-        """Log a change, which takes the place of the earlier one of that item or rule set; returns its sequence
-        number."""
+        """Log a change, which replaces the earlier one of that item or rule set; return its sequence number."""
         ...
 
     def changes(self, after: int, limit: int = 500) -> list[Change]:
-        """Up to ``limit`` changes with sequence numbers above ``after``; none that comes later will be below them."""
+        """Return up to ``limit`` changes with sequence numbers above ``after``; later changes have larger numbers."""
         ...
 
 
 class LiveStore(HistoryStore, ChangeLog, Protocol):
-    """Both in one place. Every method raises :class:`StoreError` where the store cannot be reached."""
+    """Both interfaces in one store. Every method raises :class:`StoreError` if the store cannot be reached."""
 
     def close(self) -> None:
-        """Let go of files and connections; calls that are under way are finished first."""
+        """Close files and connections after running calls have finished."""
         ...

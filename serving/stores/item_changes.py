@@ -1,4 +1,4 @@
-"""What the change log says of an item that was put: its fields, and its text as a vector, encoded once for all."""
+"""Change-log entries of added items: fields, and the text vector, which is encoded once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from setrec.settings import Settings
 
 
 class ItemFields(Settings):
-    """An item as its owner describes it."""
+    """Description of an item."""
 
     title: str
     text: str = ""
@@ -23,7 +23,8 @@ class ItemFields(Settings):
 
 
 class ItemChange(Settings):
-    """An entry of the change log: the fields, the text's ``vector`` (float32, base64), and which encoder made it."""
+    """An entry of the change log: the fields, the text's ``vector`` (float32, base64), and the identity of its
+    encoder."""
 
     fields: ItemFields
     encoder: str
@@ -31,16 +32,15 @@ class ItemChange(Settings):
 
     @classmethod
     def of(cls, fields: ItemFields, encoder: str, vector: np.ndarray) -> ItemChange:
-        """The entry of ``fields`` whose text is ``vector`` float32 (width,) to ``encoder``."""
+        """Return the entry of ``fields`` with the text ``vector`` float32 (width,) of ``encoder``."""
         packed = base64.b64encode(vector.astype("<f4").tobytes()).decode()
         return cls(fields=fields, encoder=encoder, vector=packed)
 
     @classmethod
     def read(cls, payload: str | None) -> ItemChange:
-        """An entry as it was written.
+        """Parse an entry.
 
-        Raises:
-            DataError: it is damaged or from a version of another kind.
+        Raises: DataError: it is damaged or from an incompatible version.
         """
         try:
             return cls.model_validate_json(payload or "")
@@ -48,7 +48,7 @@ class ItemChange(Settings):
             raise DataError(f"not a description of an item ({error.errors()[0]['msg']})") from error
 
     def unpacked(self) -> np.ndarray:
-        """The vector, float32 (width,).
+        """Return the vector, float32 (width,).
 
         Raises:
             DataError: it is damaged.

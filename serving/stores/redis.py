@@ -1,15 +1,15 @@
 """Live state in Redis, for processes of many machines.
 
-What is acknowledged survives a crash of Redis only if Redis keeps an append-only file: ``appendonly yes`` with
-``appendfsync everysec`` loses nothing to a killed process and up to a second to a power cut, ``appendfsync always``
-nothing to either. ``maxmemory-policy noeviction`` is needed too: any other policy throws histories away. One Redis or a
-primary with replicas, no cluster: scripts touch several keys. Keys, all under ``setrec:``:
+Acknowledged data survives a crash of Redis only with an append-only file: ``appendonly yes`` with ``appendfsync
+everysec`` loses nothing if the process is killed and up to a second in a power failure, ``appendfsync always`` nothing
+in either case. ``maxmemory-policy noeviction`` is also required: any other policy evicts histories. One Redis or a
+primary with replicas, not a cluster: scripts use several keys. Keys, all under ``setrec:``:
 
-- ``events:USER``: sorted set, score the time, member a sequence number of 16 digits, the item id and, behind a control
-  character that no id may hold, the type of the event where it has one
+- ``events:USER``: sorted set; score: the time; member: a sequence number of 16 digits, the item id and, after a control
+character that ids must not contain, the type of the event, if any
 - ``keys:USER``: set of the user's idempotency keys
 - ``erased``: set of users; ``changes``: hash, subject to entry; ``log``: sorted set, the same subjects by number
-- ``seq``: the counter all of these take their numbers from
+- ``seq``: the counter of all sequence numbers
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "setrec:"
 _TIMEOUT_SECONDS = 0.5
-_REST_SECONDS = 0.5  # after a failed connection others fail at once instead of waiting for theirs
+_REST_SECONDS = 0.5  # after a failed connection, other calls fail immediately instead of waiting
 _DIGITS, _SEPARATOR = 16, "\x1f"
 
-# Scripts run alone, so each is all or nothing and sequence numbers appear in order.
+# Scripts are atomic, and sequence numbers appear in order.
 _APPEND = """
 local accepted = 0
 for i = 1, #ARGV, 4 do
@@ -91,7 +91,7 @@ class RedisStore:
         """``prefix`` begins every key.
 
         Raises:
-            StoreError: ``url`` is no Redis URL.
+            StoreError: ``url`` is not a Redis URL.
         """
         self._prefix = prefix
         try:
@@ -100,7 +100,7 @@ class RedisStore:
                 decode_responses=True,
                 socket_timeout=_TIMEOUT_SECONDS,
                 socket_connect_timeout=_TIMEOUT_SECONDS,
-                # A command that failed may have been carried out: whether to repeat it is the caller's to decide.
+                # A failed command may have been executed: the caller decides whether to repeat it.
                 retry=Retry(NoBackoff(), 0),
             )
         except ValueError as error:
@@ -112,7 +112,7 @@ class RedisStore:
 
     def append(self, events: Sequence[Event]) -> Appended:
         """See :class:`serving.stores.base.HistoryStore`."""
-        # A key is passed behind a mark, so that an empty key is not taken for none.
+        # Keys have a prefix, so that an empty key differs from none.
         fields = [(e.user_id, _entry(e), repr(e.time), "" if e.key is None else f"={e.key}") for e in events]
         accepted = self._run("append", *(field for event in fields for field in event)) if events else 0
         return Appended(accepted, len(events) - accepted)
@@ -140,7 +140,7 @@ class RedisStore:
             start = self._call(lambda: self._client.zcount(name, f"({before[0]!r}", "+inf"))
         page: list[StoredEvent] = []
         more = True
-        while more and len(page) < limit:  # more than once only where many events have the position's very time
+        while more and len(page) < limit:  # repeats only if many events have exactly the position's time
             found = self._backwards(name, start, limit)
             page += [event for event in found if before is None or event.position < before]
             start, more = start + limit, len(found) == limit
@@ -166,7 +166,7 @@ class RedisStore:
         return f"{self._prefix}events:{user_id}"
 
     def _backwards(self, name: str, start: int, limit: int) -> list[StoredEvent]:
-        """Events from the end of a history, leaving out the last ``start``."""
+        """Return events from the end of a history, without the last ``start``."""
         rows: Any = self._call(lambda: self._client.zrange(name, start, start + limit - 1, desc=True, withscores=True))
         events = [(*_parsed(member), score, int(member[:_DIGITS])) for member, score in rows]
         return [StoredEvent(item_id, (score, seq), type_) for item_id, type_, score, seq in events]
@@ -188,11 +188,11 @@ class RedisStore:
             raise StoreError(f"Redis refuses: {' '.join(str(error).split())}") from error
 
     def _check(self) -> None:
-        """Warn, once, of settings under which acknowledged events can be lost."""
+        """Warn once about settings under which acknowledged events can be lost."""
         wanted = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
         try:
             found: dict[Any, Any] = self._client.config_get(*wanted)
-        except redis.ResponseError:  # many hosts do not let clients read the configuration
+        except redis.ResponseError:  # many hosts do not allow clients to read the configuration
             found = dict(wanted)
         self._checked = True
         for name, value in wanted.items():
@@ -201,11 +201,11 @@ class RedisStore:
 
 
 def _entry(event: Event) -> str:
-    """What a member of a history holds behind its number."""
+    """Return the member of an event in a history, without its number."""
     return f"{event.item_id}{_SEPARATOR}{event.type}" if event.type else event.item_id
 
 
 def _parsed(member: str) -> tuple[str, str]:
-    """Item id and type of the event."""
+    """Return item id and type of the event."""
     item_id, _, type_ = member[_DIGITS:].partition(_SEPARATOR)
     return item_id, type_

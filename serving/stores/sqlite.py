@@ -1,10 +1,10 @@
 """Live state in one SQLite file, for all processes of a machine.
 
 Write-ahead logging with ``synchronous=FULL``: a commit is on disk before it is acknowledged, so neither a killed
-process nor a power cut costs an acknowledged event (as far as the disk tells the truth). Such a commit takes
-milliseconds (4 ms measured), so each process has one writer thread that commits everything waiting at once: 230 events
-a second from one caller who awaits every answer, 40 thousand in commits of 256. The file must lie on a local disk, not
-on a network share.
+process nor a power failure loses acknowledged events (if the disk flushes reliably). Such a commit takes milliseconds
+(4 ms measured), so each process has one writer thread that commits all waiting calls together: 230 events a second from
+one caller who awaits every answer, 40 thousand in commits of 256. The file must be on a local disk, not on a network
+share.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from serving.stores.base import (
 )
 
 FORMAT = 2
-_APPLICATION = 0x73657472  # "setr": tells our files from any other SQLite database
-_BUSY_SECONDS = 5.0  # how long to wait for another process's commit
-_AT_ONCE = 256  # calls in one commit at most
+_APPLICATION = 0x73657472  # "setr": distinguishes these files from other SQLite databases
+_BUSY_SECONDS = 5.0  # maximum wait for another process's commit
+_AT_ONCE = 256  # maximum number of calls in one commit
 _SCHEMA = """
 CREATE TABLE events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, user_id TEXT NOT NULL, item_id TEXT NOT NULL, time REAL NOT NULL, key TEXT,
@@ -53,7 +53,7 @@ ALTER TABLE events ADD COLUMN type TEXT NOT NULL DEFAULT '';
 DROP INDEX history;
 CREATE INDEX history ON events (user_id, time, seq, item_id, type);
 """
-"""From format 1, which knew no types of events."""
+"""Upgrade from format 1, which had no types of events."""
 _ADD = "INSERT OR IGNORE INTO events (user_id, item_id, time, key, type) VALUES (?, ?, ?, ?, ?)"
 _LATEST = "SELECT item_id, type FROM events WHERE user_id = ? ORDER BY time DESC, seq DESC LIMIT ?"
 _PAGE = (
@@ -72,10 +72,9 @@ class SqliteStore:
     """A :class:`serving.stores.base.LiveStore` in the file ``path``."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open the file, and make it where it is missing.
+        """Open the file, and create it if missing.
 
-        Raises:
-            StoreError: it cannot be opened or written, is no such store, or of a newer format.
+        Raises: StoreError: it cannot be opened or written, is not such a store, or has a newer format.
         """
         self.path = Path(path)
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
@@ -147,7 +146,7 @@ class SqliteStore:
                 self._readers.get_nowait().close()
 
     def _commit(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Have ``work`` done in the writer's next transaction and wait until that is on disk."""
+        """Run ``work`` in the writer's next transaction and wait until that is on disk."""
         done: Future[T] = Future()
         with self._closing:
             if self._closed:
@@ -157,7 +156,7 @@ class SqliteStore:
             return done.result()
 
     def _write(self) -> None:
-        """The writer thread: one transaction for all that waits, then the next."""
+        """Run the writer thread: one transaction for all waiting calls, then the next."""
         more = True
         while more:
             batch = [self._waiting.get()]
@@ -174,7 +173,7 @@ class SqliteStore:
             self._connection.execute("BEGIN IMMEDIATE")
             results = [work(self._connection) for work, _ in batch]
             self._connection.execute("COMMIT")
-        except Exception as error:  # nobody else would tell the callers, who wait
+        except Exception as error:  # waiting callers must receive the error
             with suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
             for _, done in batch:
@@ -185,7 +184,7 @@ class SqliteStore:
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
-        """A connection no other thread uses; a failed one is not used again."""
+        """Yield a connection that no other thread uses; failed ones are not reused."""
         with self._translated():
             if self._closed:
                 raise StoreError(f"{self.path}: the store is closed")
@@ -201,7 +200,7 @@ class SqliteStore:
             self._readers.put(connection)
 
     def _connect(self) -> sqlite3.Connection:
-        # One thread at a time, not one thread for good: hence no check.
+        # One thread at a time, but not always the same one: hence no check.
         connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")  # an erased user's rows are overwritten, not just unlinked
@@ -222,10 +221,10 @@ def _history(reader: sqlite3.Connection, user_id: str, limit: int) -> LiveHistor
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Make the tables of a new file; refuse one that is something else, before anything in it is changed."""
+    """Create the tables of a new file; refuse any other file before modifying it."""
     _is_new(connection, path)
     _write_ahead(connection)
-    connection.execute("BEGIN IMMEDIATE")  # of several processes that open a new file together, one makes the tables
+    connection.execute("BEGIN IMMEDIATE")  # if several processes open a new file together, one creates the tables
     try:
         if _is_new(connection, path):
             for statement in filter(str.strip, _SCHEMA.split(";")):
@@ -242,7 +241,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
-    """Whether the file is empty; if not, it must be a store that this version can read."""
+    """Return whether the file is empty; otherwise it must be a store that this version can read."""
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if tables == 0:
         return True
@@ -256,7 +255,7 @@ def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Switch the file to write-ahead logging; the one statement that does not wait for other processes by itself."""
+    """Switch the file to write-ahead logging, the only statement that does not wait for other processes by itself."""
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         try:

@@ -1,6 +1,6 @@
-"""JSON log lines: one object a line, on standard error, for machines to read.
+"""JSON log lines on standard error, one object per line.
 
-Ray keeps a replica's standard error in its session directory; ``setrec serve --log requests`` shows it as well.
+Ray stores a replica's standard error in its session directory; ``setrec serve --log requests`` shows it as well.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Json(logging.Formatter):
 
 
 def configure(log: Literal["errors", "requests"]) -> None:
-    """Write failures alone, or also a line for each request."""
+    """Configure logging of failures only, or of every request as well."""
     if not _LOGGER.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_Json())
@@ -38,35 +38,35 @@ def configure(log: Literal["errors", "requests"]) -> None:
 
 
 def info(event: str, **fields: Any) -> None:
-    """Write a line, unless only failures are wanted."""
+    """Log an event, unless only failures are logged."""
     if _LOGGER.isEnabledFor(logging.INFO):
         _LOGGER.info(event, extra={"fields": fields})
 
 
 def warning(event: str, **fields: Any) -> None:
-    """Write a line about what went wrong and was dealt with."""
+    """Log a problem that was handled."""
     _LOGGER.warning(event, extra={"fields": fields})
 
 
 def failure(event: str, **fields: Any) -> None:
-    """Write a line about the exception being handled, with its traceback."""
+    """Log the exception being handled, with its traceback."""
     _LOGGER.error(event, exc_info=True, extra={"fields": fields})
 
 
 class Seldom:
-    """Warnings of which an outage makes thousands: a line per event and error every ``seconds`` at most.
+    """Rate-limited warnings: at most one line per event and error every ``seconds``.
 
-    The next line says how many were ``left_out`` since the one before. Threads may share it.
+    The next line reports the number ``left_out`` since the previous one. Thread-safe.
     """
 
-    _REASONS = 64  # told apart; an error's text may hold anything, and beyond these an event is one reason
+    _REASONS = 64  # maximum number of distinct errors, as texts are arbitrary; beyond it only events are distinct
 
     def __init__(self, seconds: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds, self._clock, self._lock = seconds, clock, threading.Lock()
-        self._said: dict[tuple[str, str], tuple[float, int]] = {}  # when last, and how many were left out since
+        self._said: dict[tuple[str, str], tuple[float, int]] = {}  # time of the last line, and number left out since
 
     def warning(self, event: str, error: str) -> None:
-        """Write a line about what went wrong and was dealt with, unless one like it was written a moment ago."""
+        """Log a problem that was handled, unless the same was logged less than ``seconds`` ago."""
         now = self._clock()
         with self._lock:
             known = (event, error) in self._said or len(self._said) < self._REASONS

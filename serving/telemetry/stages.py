@@ -1,4 +1,4 @@
-"""Where the time of a stage goes when a part of it, done piece by piece, counts as a stage of its own."""
+"""Timing of parts of a stage, which run in pieces, as separate stages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from time import perf_counter
 
 
 class _Open(threading.local):
-    """The parts of the stage that this thread is in, in seconds; ``None`` outside of any."""
+    """Seconds by part of the thread's current stage; ``None`` outside of a stage."""
 
     parts: dict[str, float] | None = None
 
@@ -19,7 +19,7 @@ _open = _Open()
 
 @contextmanager
 def timed() -> Iterator[dict[str, float]]:
-    """Collect the seconds of the parts in a block, by name, into the dictionary given."""
+    """Collect the seconds of the parts in a block, by name, in the yielded dictionary."""
     before, _open.parts = _open.parts, {}
     try:
         yield _open.parts

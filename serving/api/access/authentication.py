@@ -1,4 +1,4 @@
-"""Who gets in: authentication and the rate limit, before a byte of the body is read; and the order of all layers."""
+"""Authentication and rate limit, applied before the body is read, and the order of all middleware."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from serving.runtime.settings import ServingSettings
 from serving.telemetry import logs, metrics
 from setrec.errors import ConfigError
 
-# Answered without a token: that the process lives, that it is ready (a bare yes or no), what the interface is, and
-# the pages, which hold no data.
+# Answered without a token: liveness, readiness (only yes or no), the OpenAPI document, and the pages, which contain no
+# data.
 OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json"}) | PATHS
 _ANYONE = Caller("anyone", frozenset(SCOPES))
 
 
 class RateLimit:
-    """At most so many requests of a caller in a sliding window.
+    """A limit of requests per caller in a sliding window.
 
     Raises:
         ConfigError: ``text`` is not like "100/second", or the storage cannot be used.
@@ -45,7 +45,7 @@ class RateLimit:
     def __init__(self, text: str, storage: str) -> None:
         try:
             self._item: RateLimitItem = parse(text)
-            # The storage sits on the request's path: a server that does not answer at once is passed over.
+            # The storage is on the request's path: a server that does not answer immediately is skipped.
             options = {} if storage.startswith("memory") else {"socket_timeout": 0.25, "socket_connect_timeout": 0.25}
             found = storage_from_string(f"async+{storage}", implementation="redispy", **options)
         except Exception as error:
@@ -54,10 +54,10 @@ class RateLimit:
         self._limiter, self._seldom = SlidingWindowCounterRateLimiter(found), logs.Seldom()
 
     async def wait(self, caller: Caller) -> int | None:
-        """Seconds after which to come again; ``None`` for one who may pass.
+        """Return the seconds to wait before the next request; ``None`` if the caller is within the limit.
 
-        Without its storage nobody is refused: capacity is guarded separately, and an outage of the counter must not
-        become one of the endpoint.
+        If the storage is unavailable, no request is refused: capacity is limited separately, and an outage of the
+        counter must not cause one of the endpoint.
         """
         try:
             if await self._limiter.hit(self._item, caller.name):
@@ -70,9 +70,9 @@ class RateLimit:
 
 
 class Gate:
-    """Finds out who asks, refuses strangers with 401 and those who ask too often with 429.
+    """Identifies the caller; refuses unknown callers with 401, and callers above the rate limit with 429.
 
-    Who it is stands in ``scope["state"]["caller"]`` afterwards; whether they may do what they ask is each route's say.
+    The caller is stored in ``scope["state"]["caller"]``; each route checks its permissions.
     """
 
     def __init__(self, app: ASGIApp, tokens: Tokens | None, limit: RateLimit | None) -> None:
@@ -109,7 +109,7 @@ class Gate:
 
 
 def protect(app: FastAPI, settings: ServingSettings, *, request_ids: bool) -> None:
-    """Put every layer around ``app``; the last added is the first that a request meets.
+    """Add all middleware to ``app``; the last added is the first to receive a request.
 
     Raises:
         ConfigError: there are no tokens, or the rate limit cannot be used.

@@ -1,4 +1,4 @@
-"""What happens to every request before and after a route: ids, headers, limits, figures and log lines."""
+"""Middleware of all requests: ids, headers, limits, metrics and log lines."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def error_body(code: str, message: str) -> dict[str, Any]:
-    """The body of every error: one printable line of at most 300 characters, whatever the message was made from."""
+    """Return the body of an error; the message becomes one printable line of at most 300 characters."""
     line = " ".join(message.split()).encode("utf-8", "replace").decode()
     return {"error": {"code": code, "message": line if len(line) <= 300 else line[:299] + "…"}}
 
 
 class RequestId:
-    """Answers carry the caller's ``X-Request-Id`` if it is a plain word of up to 64 characters, else a new one."""
+    """Adds ``X-Request-Id`` to answers: the caller's, if it is a plain word of up to 64 characters, else a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -47,7 +47,7 @@ class RequestId:
 
 
 class SecurityHeaders:
-    """Headers that tell a browser to take an answer for what it is, and caches to keep none."""
+    """Adds headers that prevent browsers from sniffing content types, and caches from storing answers."""
 
     _ALWAYS = (
         (b"x-content-type-options", b"nosniff"),
@@ -80,7 +80,7 @@ class SecurityHeaders:
 
 
 class HeaderLimit:
-    """Refuses a request whose headers and path are too long together with 431."""
+    """Refuses a request with 431 if headers and path together are too long."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app, self.max_bytes = app, max_bytes
@@ -97,10 +97,10 @@ class HeaderLimit:
 
 
 class Admission:
-    """Lets ``most`` requests in at a time and tells the next one 503 at once, unread.
+    """Admits at most ``most`` requests at a time and refuses others with 503 immediately, without reading them.
 
-    So a request inside waits at most for ``most`` others, whatever comes. Probes and figures are let through: they show
-    an operator what is going on.
+    An admitted request thus waits for at most ``most`` others under any load. Probes and metrics are always admitted,
+    so that operators can observe the endpoint.
     """
 
     def __init__(self, app: ASGIApp, most: int, retry_after: int) -> None:
@@ -127,9 +127,9 @@ class Admission:
 
 
 class Observe:
-    """Counts and times every answer, writes its log line, and turns what a route failed to catch into a plain 500.
+    """Counts and times every answer, writes its log line, and converts uncaught exceptions to a plain 500.
 
-    The line names the route as it was written, ``/v1/users/{user_id}``; the path itself only with ``log_ids``.
+    The line contains the route's template, ``/v1/users/{user_id}``; the path itself only with ``log_ids``.
     """
 
     def __init__(self, app: ASGIApp, log_ids: bool = False) -> None:
@@ -175,14 +175,14 @@ class Observe:
 
 
 def _route(scope: Scope) -> str:
-    """The route's template; one word for all paths that match none, so that nobody can make series at will."""
+    """Return the route's template, and one word for all paths without a route, so that callers cannot create series."""
     return getattr(scope.get("route"), "path", "none")
 
 
 class BodyLimit:
-    """Reads a request's body before any route does, and refuses it with 413 as soon as it is too long.
+    """Reads a request's body before the route, and refuses it with 413 as soon as it is too long.
 
-    What was announced in ``Content-Length`` is refused unread; what comes in chunks is counted.
+    A body that is too long by its ``Content-Length`` is refused unread; chunks are counted.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -213,7 +213,7 @@ class BodyLimit:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that hands out ``body`` once and then goes on with the original."""
+    """Return a ``receive`` that returns ``body`` once and then delegates to the original."""
     first = True
 
     async def replay() -> MutableMapping[str, Any]:

@@ -1,7 +1,7 @@
-"""Who may do what: bearer tokens with scopes.
+"""Bearer tokens with scopes.
 
-A token is 32 random bytes; of it only the SHA-256 is stored, in a file or in the variable ``SETREC_TOKENS``, so whoever
-reads that has no token. A slow hash, as for passwords, would add nothing: there is no dictionary of random tokens.
+A token is 32 random bytes; only its SHA-256 is stored, in a file or in the variable ``SETREC_TOKENS``, from which the
+token cannot be recovered. A slow hash, as for passwords, is not needed: there is no dictionary of random tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RECHECK_SECONDS = 2.0
 
 
 class TokenEntry(Settings):
-    """One token: what it is called in logs and limits, the SHA-256 of it in hexadecimal, what it allows."""
+    """One token: its name in logs and limits, its SHA-256 in hexadecimal, and its scopes."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -41,21 +41,21 @@ class TokenEntry(Settings):
 
 
 class TokenList(Settings):
-    """All tokens, as the file or the variable holds them."""
+    """All tokens, in the format of the file and the variable."""
 
     tokens: tuple[TokenEntry, ...]
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: the name of the token, or the address where none is asked for."""
+    """A caller: the name of its token, or its address if authentication is off."""
 
     name: str
     scopes: frozenset[str]
 
 
 class Tokens:
-    """The tokens in force. A file that changes is read again within two seconds, so a token can be withdrawn."""
+    """The valid tokens. A changed file is read again within two seconds, so tokens can be revoked."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
@@ -63,9 +63,9 @@ class Tokens:
         self._known = _parse(file)
 
     def caller(self, token: str) -> Caller | None:
-        """Who ``token`` belongs to. Takes the same time for every token that is wrong, and for every one that is right.
+        """Return the caller of ``token``, in the same time for all invalid tokens, and for all valid ones.
 
-        Every entry is compared, each in constant time, and what is compared are hashes.
+        The hash is compared with every entry, each in constant time.
         """
         self._refresh()
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
@@ -93,7 +93,7 @@ class Tokens:
             try:
                 self._known = _parse(self._file)
             except ConfigError:
-                return  # half an edit must not lock everyone out; the tokens read before stay
+                return  # an incomplete edit must not lock out all callers; the previous tokens stay valid
             self._stamp = state
 
 
@@ -121,10 +121,11 @@ def _first(error: ValidationError) -> str:
 
 
 def issue(file: Path, name: str, scopes: Sequence[str]) -> str:
-    """Make a token, add its hash to ``file`` (which only its owner may read) and return it: it is not kept anywhere.
+    """Create a token, add its hash to ``file`` (which only its owner may read) and return it; it is not stored
+    anywhere.
 
     Raises:
-        ConfigError: the file is no list of tokens, a scope is unknown, or ``name`` is taken.
+        ConfigError: the file is not a list of tokens, a scope is unknown, or ``name`` is taken.
     """
     token = "setrec_" + secrets.token_urlsafe(32)
     try:
@@ -144,12 +145,12 @@ def issue(file: Path, name: str, scopes: Sequence[str]) -> str:
 
 
 def may(request: Request, scope: Scope) -> bool:
-    """Whether who asks has ``scope``."""
+    """Return whether the caller has ``scope``."""
     caller: Caller | None = request.scope.get("state", {}).get("caller")
     return caller is not None and scope in caller.scopes
 
 
-# Only for the OpenAPI document; the token itself was read before the body was (serving.api.access.authentication).
+# Only for the OpenAPI document; the token itself is read before the body (serving.api.access.authentication).
 _SCHEME = HTTPBearer(auto_error=False, description="A token made with `setrec token`.")
 
 
@@ -162,6 +163,6 @@ def _allowed(scope: Scope) -> Callable[..., Awaitable[None]]:
     return check
 
 
-# What a route asks for, as `@app.post(..., dependencies=[READ])`. A route with none of them, and not in
-# serving.api.access.authentication.OPEN, is one that a test fails on.
+# Scope of a route, as `@app.post(..., dependencies=[READ])`. A test fails if a route has none and is not in
+# serving.api.access.authentication.OPEN.
 READ, WRITE, ADMIN, METRICS = (Depends(_allowed(scope)) for scope in SCOPES)

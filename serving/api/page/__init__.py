@@ -1,4 +1,4 @@
-"""The files of the page to try the endpoint and of its API documentation, by the path they are served at."""
+"""Files of the demo page and of the API documentation, by the path they are served at."""
 
 OWN = {
     "/": ("index.html", "text/html"),

@@ -1,4 +1,4 @@
-"""Routes about what is served: items by title, and the model."""
+"""Routes for the catalogue and the model."""
 
 from typing import Annotated
 
@@ -28,7 +28,7 @@ def add_catalogue_routes(app: FastAPI, live: Live) -> None:
         query: Annotated[str, Query(min_length=1, max_length=200, description="A part of the title, in any case.")],
         limit: Annotated[int, Query(ge=1, le=100, description="How many items.")] = 20,
     ) -> FoundItems:
-        """Items by title."""
+        """Search items by title."""
         engine = live.engine
         found = await run_in_threadpool(engine.search, query, limit)
         items = [FoundItem(item_id=item_id, title=title, attributes=attributes) for item_id, title, attributes in found]
@@ -42,7 +42,7 @@ def add_catalogue_routes(app: FastAPI, live: Live) -> None:
         dependencies=[READ],
     )
     async def model() -> ModelAnswer:
-        """What is served, what requests may name, and how much of the exact best is answered."""
+        """Describe the served model, the names that requests may use, and the recall of answers."""
         return await run_in_threadpool(_model, live)
 
 

@@ -1,4 +1,4 @@
-"""The route by which impressions and clicks come back."""
+"""The route for impressions and clicks."""
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
@@ -25,5 +25,5 @@ def add_feedback_route(app: FastAPI, live: Live) -> None:
         """Log which items of an answer were seen and clicked."""
         if live.exposures is None:
             return JSONResponse(error_body("no_exposure_log", "the endpoint was started without `exposures`"), 409)
-        live.exposures.fed_back(body.answer_id, [Feedback(event.type, event.item_id) for event in body.events])
+        live.exposures.log_feedback(body.answer_id, [Feedback(event.type, event.item_id) for event in body.events])
         return JSONResponse({"accepted": len(body.events)})

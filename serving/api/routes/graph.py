@@ -1,4 +1,4 @@
-"""Questions about a graph over HTTP, served only where the bundle holds one."""
+"""Routes for questions about a graph, served only if the bundle contains one."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ MAX_QUESTION, MAX_ANSWERS, MAX_NODES, MAX_NEAREST = 4000, 100, 100, 100
 
 _ASK_EXAMPLES: list[JsonValue] = [{"question": "Which film is most like [[50]]?", "k": 5, "mode": "grounded"}]
 _NODES_EXAMPLES: list[JsonValue] = [{"node_ids": ["50", "181"], "k": 5}]
-_MODE = "`grounded`: answers are chosen from what the graph holds, each with a score. `text`: answers are written."
+_MODE = "`grounded`: answers are chosen from the graph's candidates, each with a score. `text`: answers are generated."
 
 
 class AskRequest(BaseModel):
-    """A question; nodes are named in it by id, by title or by `[[id]]`."""
+    """A question, which names nodes by id, by title or as `[[id]]`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": _ASK_EXAMPLES})
 
     question: StrictStr = Field(
         min_length=1, max_length=MAX_QUESTION, description="Plain text; `[[id]]` stands for a node."
     )
-    k: StrictInt = Field(default=5, ge=1, le=MAX_ANSWERS, description="How many answers at most.")
+    k: StrictInt = Field(default=5, ge=1, le=MAX_ANSWERS, description="Maximum number of answers.")
     mode: Mode = Field(default="grounded", description=_MODE)
 
 
@@ -40,14 +40,14 @@ class NodesRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": _NODES_EXAMPLES})
 
     node_ids: Annotated[list[StrictStr], Field(min_length=1, max_length=MAX_NODES, description="Ids of nodes.")]
-    k: StrictInt = Field(default=5, ge=0, le=MAX_NEAREST, description="How many of the nearest nodes, for each.")
+    k: StrictInt = Field(default=5, ge=0, le=MAX_NEAREST, description="Number of nearest nodes for each.")
 
 
 class GraphAnswerItem(BaseModel):
     """One answer."""
 
     answer: str
-    score: float | None = Field(description="Orders the answers of one question; null for generated text.")
+    score: float | None = Field(description="Score that orders the answers of one question; null for generated text.")
 
 
 class AskResponse(BaseModel):
@@ -57,8 +57,8 @@ class AskResponse(BaseModel):
 
     model_version: str
     mode: Mode = Field(description=_MODE)
-    nodes: list[str] = Field(description="Ids of the nodes the answer rests on, those of the question first.")
-    edges: list[list[str]] = Field(description="Edges between them: source, relation where it has a name, target.")
+    nodes: list[str] = Field(description="Ids of the nodes that support the answer, those of the question first.")
+    edges: list[list[str]] = Field(description="Edges between them: source, relation if it has a name, target.")
     refused: bool = Field(description="Whether there is no answer.")
     reason: str = Field(description="Why the question was refused; empty otherwise.")
     answers: list[GraphAnswerItem]
@@ -72,24 +72,24 @@ class NearNodeItem(BaseModel):
 
 
 class AnchorItem(BaseModel):
-    """An anchor and how far it is."""
+    """An anchor and its distance."""
 
     node_id: str
-    distance: float | None = Field(description="Null where no path leads there.")
+    distance: float | None = Field(description="Null if there is no path.")
 
 
 class NodeItem(BaseModel):
     """A node as the model sees it."""
 
     node_id: str
-    text: str | None = Field(description="The node's text, where the graph holds one.")
+    text: str | None = Field(description="The node's text, if it has one.")
     token: list[float] = Field(description="The position vector, computed from the distances to the anchors.")
     nearest: list[NearNodeItem] = Field(description="Most similar first.")
     anchors: list[AnchorItem]
 
 
 class NodesResponse(BaseModel):
-    """Nodes, in the order in which they were asked for."""
+    """Nodes, in the order of the request."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -98,14 +98,14 @@ class NodesResponse(BaseModel):
 
 
 def graph_ready(graph: GraphService) -> GraphReady:
-    """What the readiness probe says about the graph."""
+    """Return the graph's part of the readiness probe."""
     return GraphReady(
         model_version=graph.model_version, nodes=graph.count, tasks=list(graph.tasks), can_ask=graph.can_ask
     )
 
 
 def add_graph_routes(app: FastAPI, graph: GraphService) -> None:
-    """Add the routes over ``graph``. All its work is done on one thread: off the event loop, never two at once."""
+    """Add the routes of ``graph``. Its calls run on one thread: outside the event loop, one at a time."""
     worker = ThreadPoolExecutor(1, thread_name_prefix="graph")
 
     async def alone(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -120,10 +120,10 @@ def add_graph_routes(app: FastAPI, graph: GraphService) -> None:
         "a field is missing or out of range (`invalid_request`).",
     )
 
-    # Answers are written out by hand, as for recommendations: they are ours and need no second check.
+    # Answers are serialised without validation, as for recommendations.
     @app.post("/v1/graph/ask", response_model=AskResponse, responses=ask_errors, tags=["graph"], dependencies=[READ])
     async def ask(body: AskRequest) -> JSONResponse:
-        """Answers to a question about nodes of the graph, best first."""
+        """Answer a question about nodes of the graph, best answer first."""
         if not graph.can_ask:
             raise GraphError(
                 "the served graph comes without a model that answers questions; its nodes can be described"
@@ -142,7 +142,7 @@ def add_graph_routes(app: FastAPI, graph: GraphService) -> None:
         "/v1/graph/nodes", response_model=NodesResponse, responses=nodes_errors, tags=["graph"], dependencies=[READ]
     )
     async def nodes(body: NodesRequest) -> JSONResponse:
-        """Nodes of the graph: position, distances to the anchors, and the nodes nearest to each."""
+        """Describe nodes of the graph: position, distances to the anchors, and nearest nodes."""
         found: list[NodeDescription] = await alone(graph.nodes, body.node_ids, body.k)
         return JSONResponse({"model_version": graph.model_version, "nodes": [_plain(node) for node in found]})
 

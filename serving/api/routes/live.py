@@ -1,4 +1,4 @@
-"""Routes that change what is served: events and histories of users, items put and taken out."""
+"""Routes for live changes: events and histories of users, added and removed items."""
 
 import asyncio
 import time
@@ -44,14 +44,14 @@ IdempotencyKey = Annotated[
     Header(
         max_length=100,
         pattern=r"^[\x20-\x7e]+$",
-        description="Names the request: its n-th event has the key `KEY/n` unless it brings one, so that the same "
-        "request can be sent again.",
+        description="Key of the request: its n-th event has the key `KEY/n` unless it has its own, so that the same "
+        "request can be repeated.",
     ),
 ]
 
 
 def add_live_routes(app: FastAPI, live: Live, settings: ServingSettings) -> None:
-    """Add the routes about events, users and items."""
+    """Add the routes for events, users and items."""
     _add_events(app, live, settings)
     _add_users(app, live)
     _add_items(app, live)
@@ -63,7 +63,7 @@ def _add_events(app: FastAPI, live: Live, settings: ServingSettings) -> None:
 
     @app.post("/v1/events", response_model=EventsAnswer, responses=errors, tags=["live"], dependencies=[WRITE])
     async def add_events(body: body_type, idempotency_key: IdempotencyKey = None) -> JSONResponse:  # type: ignore[valid-type]
-        """Take in what users did; the next recommendation for them sees it."""
+        """Add events of users; their next recommendations use them."""
         store = edits.require_store(live.engine)
         kept = await run_in_threadpool(store.append, _events(body, idempotency_key))
         metrics.EVENTS.inc(kept.accepted)
@@ -96,10 +96,10 @@ def _add_users(app: FastAPI, live: Live) -> None:
     )
     async def history(
         user_id: PathId,
-        limit: Annotated[int, Query(ge=1, le=1000, description="How many items a page has.")] = 100,
-        before: Annotated[str | None, Query(pattern=CURSOR_PATTERN, description="`next` of the page before.")] = None,
+        limit: Annotated[int, Query(ge=1, le=1000, description="Number of items per page.")] = 100,
+        before: Annotated[str | None, Query(pattern=CURSOR_PATTERN, description="`next` of the previous page.")] = None,
     ) -> JSONResponse:
-        """What a user did, latest first: events, then what the bundle holds."""
+        """List a user's history, latest first: live events, then the bundle's history."""
         engine = live.engine
         items, after = await run_in_threadpool(page, engine, user_id, limit, before)
         version = engine.bundle.model_version
@@ -114,7 +114,7 @@ def _add_users(app: FastAPI, live: Live) -> None:
         dependencies=[WRITE],
     )
     async def erase(user_id: PathId) -> JSONResponse:
-        """Forget a user for good: events are deleted, what bundles know is hidden. May be repeated."""
+        """Erase a user permanently: events are deleted, histories in bundles are hidden. Idempotent."""
         events = await run_in_threadpool(edits.erase_user, live.engine, user_id)
         return JSONResponse({"user_id": user_id, "events": events})
 
@@ -125,7 +125,7 @@ def _add_items(app: FastAPI, live: Live) -> None:
     unknown = "There is no such item (`unknown_item`)."
 
     async def alone(work: Callable[..., Any], *arguments: Any) -> Any:
-        """Texts are encoded one after the other: a burst of items must not take the model's cores."""
+        """Run one task at a time: a burst of texts to encode must not take the model's cores."""
         return await asyncio.get_running_loop().run_in_executor(worker, work, *arguments)
 
     @app.put(
@@ -141,7 +141,7 @@ def _add_items(app: FastAPI, live: Live) -> None:
         dependencies=[WRITE],
     )
     async def put(item_id: PathId, body: ItemBody) -> JSONResponse:
-        """Add an item, or describe one anew; it is recommended at once, without training. May be repeated."""
+        """Add or update an item, which is recommended immediately, without training. Idempotent."""
         engine = live.engine
         created = await alone(edits.put_item, engine, item_id, _fields(body))
         return JSONResponse({"model_version": engine.bundle.model_version, "item_id": item_id, "created": created})
@@ -154,7 +154,7 @@ def _add_items(app: FastAPI, live: Live) -> None:
         dependencies=[WRITE],
     )
     async def remove(item_id: PathId) -> JSONResponse:
-        """Take an item out, of this bundle and of all that come, until it is put again. May be repeated."""
+        """Remove an item, from this bundle and all later ones, until it is added again. Idempotent."""
         engine = live.engine
         try:
             await alone(edits.remove_item, engine, item_id)
@@ -170,7 +170,7 @@ def _add_items(app: FastAPI, live: Live) -> None:
         dependencies=[READ],
     )
     async def describe(item_id: PathId) -> JSONResponse:
-        """An item as it is known here."""
+        """Describe an item."""
         found = await run_in_threadpool(_described, live.engine, item_id)
         if found is None:
             return JSONResponse(error_body("unknown_item", f"unknown item {item_id!r}"), 404)

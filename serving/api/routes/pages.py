@@ -1,7 +1,7 @@
-"""The page to try the endpoint, and its API documentation: local files, no build step, nothing from elsewhere.
+"""The demo page and the API documentation: local files without build step or external resources.
 
-Both are open to all, for they hold no data: what they show they ask for over the API, with a token where one is needed.
-The documentation is Swagger UI as the package fastapi-offline carries it.
+Both are public, as they contain no data: they load it over the API, with a token if one is needed. The documentation is
+Swagger UI from the package fastapi-offline.
 """
 
 from __future__ import annotations

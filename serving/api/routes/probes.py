@@ -1,4 +1,4 @@
-"""Probes and metrics, for what watches the endpoint."""
+"""Probes and metrics for monitoring."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from serving.runtime.models import Live
 from serving.telemetry.metrics import exposition
 
 _NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"model": Ready, "description": "What was put, removed and erased could not be read from the store yet."}
+    503: {"model": Ready, "description": "Live changes could not be read from the store yet."}
 }
 
 
@@ -22,14 +22,14 @@ def add_probes(app: FastAPI, live: Live, graph: GraphService | None) -> None:
 
     @app.get("/health/live", tags=["health"])
     async def is_live() -> LiveStatus:
-        """Whether the process answers."""
+        """Return 200 while the process answers."""
         return LiveStatus(status="live")
 
     @app.get(
         "/health/ready", response_model=Ready, response_model_exclude_none=True, responses=_NOT_READY, tags=["health"]
     )
     async def is_ready(request: Request) -> Ready | JSONResponse:
-        """Whether recommendations can be asked for; who may read is also told from which model."""
+        """Return whether the endpoint answers recommendations; with the scope `read` also the model's details."""
         engine, bundle = live.engine, live.engine.bundle
         if not engine.synced:
             return JSONResponse({"status": "not_ready"}, 503)
@@ -51,6 +51,6 @@ def add_metrics_route(app: FastAPI) -> None:
 
     @app.get("/metrics", dependencies=[METRICS], tags=["operations"], response_class=Response)
     async def metrics() -> Response:
-        """Figures for Prometheus, of all replicas on this machine."""
+        """Return metrics for Prometheus, of all replicas on this machine."""
         text, media_type = exposition()
         return Response(text, media_type=media_type)

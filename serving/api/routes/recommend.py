@@ -1,4 +1,4 @@
-"""Routes that answer with items: recommendations for a history or a user, items similar to one."""
+"""Routes for recommendations to a history or a user, and for similar items."""
 
 import secrets
 from collections.abc import Awaitable, Callable
@@ -31,17 +31,17 @@ Recommend = Callable[[Request], Awaitable[Result]]
 _ERRORS = error_responses(
     None,
     "a field is missing or out of range, or names no slot kind, component or rule set (`invalid_request`), the "
-    "history holds an item that is none (`unknown_item`), "
-    "or the filter asks for an attribute that no item has (`unknown_attribute`).",
+    "history contains an unknown item (`unknown_item`), "
+    "or the filter names an attribute that no item has (`unknown_attribute`).",
 )
 _NO_ITEM = "There is no such item (`unknown_item`)."
 
 
 class AnswerResponse(JSONResponse):
-    """JSON written by pydantic's serialiser, in a tenth of the time that Python's own takes for ten items' shares."""
+    """JSON response by pydantic's serialiser, which takes a tenth of the time of ``json`` for ten items with shares."""
 
     def render(self, content: Any) -> bytes:
-        """The bytes of the body; what is no finite number is refused, as by Python's own."""
+        """Return the bytes of the body; numbers that are not finite raise an error, as in Python's ``json``."""
         body = to_json(content)
         return super().render(content) if b"NaN" in body or b"Infinity" in body else body
 
@@ -55,26 +55,26 @@ def add_recommend_routes(app: FastAPI, live: Live, settings: ServingSettings, re
         "/v1/recommend", response_model=RecommendResponse, responses=_ERRORS, tags=["recommend"], dependencies=[READ]
     )
     async def recommend_items(body: body_type) -> JSONResponse:  # type: ignore[valid-type]
-        """The k items most likely to come next."""
-        asked = _request(body)
-        result = await recommend(asked)
+        """Recommend the k items most likely to be next."""
+        request = _request(body)
+        result = await recommend(request)
         if isinstance(result, SetRecError):
             raise result
         answer_id = secrets.token_hex(16)
         if live.exposures is not None:
-            live.exposures.answered(answer_id, result, live.arm(asked.user_id))
+            live.exposures.log_answer(answer_id, result, live.arm(request.user_id))
         return AnswerResponse({"answer_id": answer_id, **_written(result)})
 
     @app.get(
         "/v1/items/{item_id:path}/similar",
         response_model=SimilarResponse,
-        responses=error_responses(_NO_ITEM, "`k` is out of range or `by` names nothing (`invalid_request`)."),
+        responses=error_responses(_NO_ITEM, "`k` is out of range or `by` is unknown (`invalid_request`)."),
         tags=["recommend"],
         dependencies=[READ],
     )
     async def similar_items(
         item_id: PathId,
-        k: Annotated[int, Query(ge=1, le=most, description="How many items.")] = min(10, most),
+        k: Annotated[int, Query(ge=1, le=most, description="Number of items.")] = min(10, most),
         by: Annotated[
             str,
             Query(
@@ -84,17 +84,17 @@ def add_recommend_routes(app: FastAPI, live: Live, settings: ServingSettings, re
             ),
         ] = "all",
     ) -> JSONResponse:
-        """The items nearest to one, live ones too."""
+        """Return the items nearest to one, including live ones."""
         try:
-            found = await run_in_threadpool(live.engine.similar, item_id, k, by)
+            answer = await run_in_threadpool(live.engine.similar, item_id, k, by)
         except UnknownItemError as error:
             return JSONResponse(error_body("unknown_item", str(error)), 404)
-        items = [vars(item) for item in found.items]
-        return AnswerResponse({"model_version": found.model_version, "item_id": item_id, "by": by, "items": items})
+        items = [vars(item) for item in answer.items]
+        return AnswerResponse({"model_version": answer.model_version, "item_id": item_id, "by": by, "items": items})
 
 
 def _written(result: Answer) -> dict[str, Any]:
-    """An answer as JSON, by hand: it is ours, and checking it again field by field would cost more than making it."""
+    """Return an answer as JSON types, without validation, which would cost more than computing the answer."""
     items, explanation = [vars(item) for item in result.items], result.explanation
     written: dict[str, Any] = {
         "model_version": result.model_version,

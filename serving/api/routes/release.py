@@ -1,4 +1,4 @@
-"""Routes for operators: which bundle is served, and another one instead."""
+"""Routes for operators: query the served bundle, and release another one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from serving.api.schemas.recommendations import ErrorResponse, error_responses
 from serving.runtime.models import Live, MakesReleases
 from serving.runtime.release_state import BundleName, Refusal, ReleaseError, UnderWayError, UnknownBundleError
 
-_PATIENCE_SECONDS = 30.0  # less than the time after which HAProxy gives up
+_PATIENCE_SECONDS = 30.0  # less than HAProxy's time-out
 _UNKNOWN = "There is no such bundle in the folder (`unknown_bundle`)."
 
 
 class ReleaseRequest(BaseModel):
-    """The name of a folder among the bundles; ``null`` returns to the bundle that the endpoint was started with."""
+    """The name of a bundle folder; ``null`` returns to the bundle that the endpoint was started with."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -27,19 +27,19 @@ class ReleaseRequest(BaseModel):
 
 
 class ReleaseAnswer(BaseModel):
-    """What this replica serves; the others follow within the time that loading takes them, one after the other."""
+    """The bundle that this replica serves; the other replicas load it next, one at a time."""
 
     model_config = ConfigDict(protected_namespaces=())
 
-    status: str = Field(description="`serving`, or `loading`: the new bundle is not in use yet, ask again.")
+    status: str = Field(description="`serving`, or `loading`: the new bundle is not in use yet; query again.")
     bundle: str | None = Field(description="`null`: the bundle that the endpoint was started with.")
     model_version: str
-    before: str | None = Field(description="The bundle that was served before.")
-    refused: Refusal | None = Field(description="The last release that was not made, if none was made since.")
+    before: str | None = Field(description="The bundle served before.")
+    refused: Refusal | None = Field(description="The last failed release, if none succeeded since.")
 
 
 def add_release_routes(app: FastAPI, live: Live, releases: MakesReleases) -> None:
-    """Add ``/v1/admin/release``. A release is made on a thread of its own, so that requests are answered meanwhile."""
+    """Add ``/v1/admin/release``. A release runs on a separate thread, so that requests are answered meanwhile."""
     responses = error_responses(_UNKNOWN, "the release was refused, with the reason (`release_refused`).")
     responses[409] = {"model": ErrorResponse, "description": "Another release is under way (`release_under_way`)."}
     responses[202] = {"model": ReleaseAnswer, "description": "The bundle is still being loaded."}
@@ -56,7 +56,7 @@ def add_release_routes(app: FastAPI, live: Live, releases: MakesReleases) -> Non
 
     @app.get("/v1/admin/release", response_model=ReleaseAnswer, tags=["operations"], dependencies=[ADMIN])
     async def released() -> JSONResponse:
-        """What is served."""
+        """Return the served bundle."""
         return JSONResponse(answer("serving"))
 
     @app.post(
@@ -67,20 +67,20 @@ def add_release_routes(app: FastAPI, live: Live, releases: MakesReleases) -> Non
         dependencies=[ADMIN],
     )
     async def release(body: ReleaseRequest) -> JSONResponse:
-        """Check a bundle and serve it instead of the present one; on any failure the present one stays."""
+        """Verify a bundle and serve it in place of the current one, which stays in use on any failure."""
         made = asyncio.create_task(asyncio.to_thread(releases.release, live, body.bundle))
-        made.add_done_callback(lambda task: task.cancelled() or task.exception())  # told by GET where nobody waits
+        made.add_done_callback(lambda task: task.cancelled() or task.exception())  # reported by GET if no request waits
         try:
             await asyncio.wait_for(asyncio.shield(made), _PATIENCE_SECONDS)
         except TimeoutError:
             return JSONResponse(answer("loading"), 202)
         except ReleaseError as error:
-            code, status = _told(error)
+            code, status = _code_and_status(error)
             return JSONResponse(error_body(code, str(error)), status)
         return JSONResponse(answer("serving"))
 
 
-def _told(error: ReleaseError) -> tuple[str, int]:
+def _code_and_status(error: ReleaseError) -> tuple[str, int]:
     if isinstance(error, UnderWayError):
         return "release_under_way", 409
     return ("unknown_bundle", 404) if isinstance(error, UnknownBundleError) else ("release_refused", 422)

@@ -1,4 +1,4 @@
-"""Routes about rule sets: put, listed, removed."""
+"""Routes for rule sets."""
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
@@ -28,7 +28,7 @@ def add_rules_routes(app: FastAPI, live: Live) -> None:
         dependencies=[READ],
     )
     async def listed() -> JSONResponse:
-        """All rule sets."""
+        """List all rule sets."""
         engine = live.engine
         with engine.lock:
             sets = dict(engine.state.rules)
@@ -44,7 +44,7 @@ def add_rules_routes(app: FastAPI, live: Live) -> None:
         dependencies=[WRITE],
     )
     async def put(name: RulesName, body: RuleSet) -> JSONResponse:
-        """Keep a rule set, in place of the one of that name, if any. May be repeated."""
+        """Store a rule set, replacing any of the same name. Idempotent."""
         created = await run_in_threadpool(edits.put_rules, live.engine, name, body)
         return JSONResponse({"name": name, "created": created})
 
@@ -56,7 +56,7 @@ def add_rules_routes(app: FastAPI, live: Live) -> None:
         dependencies=[WRITE],
     )
     async def remove(name: RulesName) -> JSONResponse:
-        """Take a rule set out."""
+        """Remove a rule set."""
         if not await run_in_threadpool(edits.remove_rules, live.engine, name):
             return JSONResponse(error_body("unknown_rules", f"there is no rule set '{name}'"), 404)
         return JSONResponse({"name": name})

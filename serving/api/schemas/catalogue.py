@@ -1,4 +1,4 @@
-"""What travels over HTTP about the catalogue and the model."""
+"""Schemas of the catalogue and the model."""
 
 from datetime import datetime
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class FoundItem(BaseModel):
-    """An item whose title holds the text."""
+    """An item whose title contains the text."""
 
     item_id: str
     title: str
@@ -14,7 +14,7 @@ class FoundItem(BaseModel):
 
 
 class FoundItems(BaseModel):
-    """Items put since the bundle was made come first, then those of most training interactions."""
+    """Matching items: those added since the bundle was written first, then by number of training interactions."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -23,28 +23,30 @@ class FoundItems(BaseModel):
 
 
 class RecallAnswer(BaseModel):
-    """How much of the exact best the answers hold."""
+    """Recall of answers against exact search."""
 
     at_export: float | None = Field(description="Measured when the bundle was written.")
     low: float | None = Field(description="Lower end of its 95% interval.")
     high: float | None = Field(description="Upper end of its 95% interval.")
-    queries: int = Field(description="Answers that were compared at export.")
-    live: float | None = Field(description="Of the latest audited answers of this replica; `null` before the first.")
+    queries: int = Field(description="Number of answers compared at export.")
+    live: float | None = Field(
+        description="Recall of the latest audited answers of this replica; `null` before the first."
+    )
 
 
 class ModelAnswer(BaseModel):
-    """What is served."""
+    """The served model."""
 
     model_config = ConfigDict(protected_namespaces=())
 
     model_version: str
     created: datetime
     items: int
-    new_items: int = Field(description="How many of them have no training interactions.")
-    live_items: int = Field(description="How many were put since the bundle was made.")
+    new_items: int = Field(description="Number of items without training interactions.")
+    live_items: int = Field(description="Number of items added since the bundle was written.")
     users: int
     retriever: str
-    terms: list[str] = Field(description="Slot kinds and components: what `factors` and `by` may name.")
+    terms: list[str] = Field(description="Slot kinds and components: the valid names in `factors` and `by`.")
     attributes: dict[str, list[str]] = Field(description="Attributes with their most frequent values, at most 50.")
     rules: list[str] = Field(description="Names of the rule sets.")
     recall: RecallAnswer

@@ -1,4 +1,4 @@
-"""What travels over HTTP about what became of an answer."""
+"""Schemas of feedback on answers."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from serving.api.schemas.recommendations import Id
 
 
 class FeedbackEvent(BaseModel):
-    """A user saw or clicked an item of the answer."""
+    """An impression or click of an item in an answer."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -17,7 +17,7 @@ class FeedbackEvent(BaseModel):
 
 
 class FeedbackBody(BaseModel):
-    """What became of one answer; may be sent in parts and repeated."""
+    """Feedback on one answer; may be sent in parts and repeated."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -31,6 +31,6 @@ class FeedbackBody(BaseModel):
 
 
 class FeedbackAnswer(BaseModel):
-    """The events are logged, within seconds on disk."""
+    """Confirmation: the events are logged, and on disk within seconds."""
 
     accepted: int

@@ -1,4 +1,4 @@
-"""What travels over HTTP about live state: events, users' histories and items."""
+"""Schemas of live state: events, users' histories and items."""
 
 import time
 from typing import Annotated, Any, Literal
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, 
 from serving.api.schemas.recommendations import ID_PATTERN, MAX_ID, Id
 from serving.runtime.settings import EventType
 
-_CLOCK_SKEW = 300.0  # seconds that a caller's clock may be ahead
+_CLOCK_SKEW = 300.0  # maximum seconds by which a caller's clock may be ahead
 MAX_TITLE, MAX_TEXT, MAX_ATTRIBUTES, MAX_VALUES = 500, 10_000, 32, 64
 
 PathId = Annotated[str, Path(min_length=1, max_length=MAX_ID, pattern=ID_PATTERN)]
@@ -34,30 +34,30 @@ Time = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False), AfterValidator(_
 
 
 class EventBody(BaseModel):
-    """A user met an item."""
+    """An event: a user interacted with an item."""
 
     model_config = ConfigDict(extra="forbid")
 
     user_id: Id
-    item_id: Id = Field(description="May be an item nobody knows yet; it counts from when it is put.")
+    item_id: Id = Field(description="May be unknown; the event counts once the item is added.")
     time: Time | None = Field(
         default=None,
-        description="Seconds since 1970, UTC, at most five minutes ahead; left out: now.",
+        description="Seconds since 1970, UTC, at most five minutes ahead; by default now.",
         examples=[1.7e9],
     )
     key: Key | None = Field(
-        default=None, description="Names the event: a second one of the same user and key is not taken in again."
+        default=None, description="Key of the event: a second one with the same user and key is ignored."
     )
     type: EventType | None = Field(
         default=None,
-        description="What the user did; the weights of training and `event_weights` say what it counts. A `dislike` "
-        "keeps the item out of answers and lowers what is like it, and all other types are read as history.",
+        description="Type of the event; its weight is that of training or of `event_weights`. A `dislike` "
+        "excludes the item from answers and lowers similar items; all other types are read as history.",
         examples=["purchase"],
     )
 
 
 class EventsBody(BaseModel):
-    """Events in any order; all of them are kept, or none."""
+    """Events in any order; either all of them are stored, or none."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -68,47 +68,47 @@ class EventsBody(BaseModel):
 
 
 def limited_events(most: int) -> type[EventsBody]:
-    """``EventsBody`` with a limit, so that the OpenAPI document states it."""
+    """Return ``EventsBody`` with a limit, so that the OpenAPI document includes it."""
     fields: dict[str, Any] = {"events": (Annotated[list[EventBody], Field(min_length=1, max_length=most)], ...)}
     return create_model("EventsBody", __base__=EventsBody, __doc__=EventsBody.__doc__, **fields)
 
 
 class EventsAnswer(BaseModel):
-    """The events are on disk: they survive a crash at any later moment."""
+    """Confirmation: the events are on disk and survive any later crash."""
 
-    accepted: int = Field(description="How many were new.")
-    duplicates: int = Field(description="How many had been taken in before, under the same user and key.")
+    accepted: int = Field(description="Number of new events.")
+    duplicates: int = Field(description="Number of events stored before with the same user and key.")
 
 
 class PastItem(BaseModel):
-    """An item of a history; what a bundle was trained on has no time of its own here."""
+    """An item of a history; items from a bundle have no time."""
 
     item_id: str
-    time: float | None = Field(description="Seconds since 1970, UTC; `null` for what the bundle holds.")
+    time: float | None = Field(description="Seconds since 1970, UTC; `null` for items from the bundle.")
     source: Literal["live", "bundle"]
-    type: str | None = Field(description="What the user did, where the event told.")
+    type: str | None = Field(description="Type of the event, if it has one.")
 
 
 class HistoryAnswer(BaseModel):
-    """A page of a history, latest first; empty for a user nobody knows."""
+    """A page of a history, latest first; empty for an unknown user."""
 
     model_config = ConfigDict(protected_namespaces=())
 
     model_version: str
     user_id: str
     items: list[PastItem]
-    next: str | None = Field(description="Give it as `before` to get the next page; `null` on the last.")
+    next: str | None = Field(description="Value of `before` for the next page; `null` on the last.")
 
 
 class ErasedAnswer(BaseModel):
-    """The user's events are gone, and what any bundle knows of them, now or later, is hidden."""
+    """Confirmation: the user's events are deleted, and their histories in all bundles, now or later, are hidden."""
 
     user_id: str
-    events: int = Field(description="How many events were removed.")
+    events: int = Field(description="Number of deleted events.")
 
 
 class ItemBody(BaseModel):
-    """An item as its owner describes it. The text for the model is made of these as it was for the trained items."""
+    """Description of an item. The text for the model is composed of these fields as for the trained items."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -123,11 +123,11 @@ class ItemBody(BaseModel):
     text: Annotated[StrictStr, Field(max_length=MAX_TEXT)] = Field(default="", description="Further words.")
     attributes: Annotated[
         dict[Name, Annotated[list[Name], Field(max_length=MAX_VALUES)]], Field(max_length=MAX_ATTRIBUTES)
-    ] = Field(default={}, description="For filters, and for the text where the trained items have them too.")
+    ] = Field(default={}, description="For filters, and for the text if the trained items have them too.")
     available_from: Moment | None = Field(
-        default=None, description="Not answered before; seconds since 1970, UTC.", examples=[1767225600.0]
+        default=None, description="Start of availability; seconds since 1970, UTC.", examples=[1767225600.0]
     )
-    available_until: Moment | None = Field(default=None, description="Not answered from then on.")
+    available_until: Moment | None = Field(default=None, description="End of availability; seconds since 1970, UTC.")
 
     @model_validator(mode="after")
     def _ends_after_it_begins(self) -> "ItemBody":
@@ -138,17 +138,17 @@ class ItemBody(BaseModel):
 
 
 class PutAnswer(BaseModel):
-    """The item is recommended by this replica, and by all others within a second."""
+    """Confirmation: this replica recommends the item, and all others do within a second."""
 
     model_config = ConfigDict(protected_namespaces=())
 
     model_version: str
     item_id: str
-    created: bool = Field(description="Whether there was no such item before.")
+    created: bool = Field(description="Whether the item is new.")
 
 
 class RemovedAnswer(BaseModel):
-    """The item is no longer recommended by this replica, nor within a second by any other."""
+    """Confirmation: this replica no longer recommends the item, and all others stop within a second."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -165,5 +165,7 @@ class ItemAnswer(BaseModel):
     item_id: str
     title: str
     attributes: dict[str, list[str]]
-    source: Literal["bundle", "live"] = Field(description="Where its description comes from.")
-    trained: bool = Field(description="Whether the model learned it from users, not from its text alone.")
+    source: Literal["bundle", "live"] = Field(description="Source of the description.")
+    trained: bool = Field(
+        description="Whether the item has training interactions, so that the model does not depend on its text alone."
+    )

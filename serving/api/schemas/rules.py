@@ -1,4 +1,4 @@
-"""What travels over HTTP about rule sets; a rule set itself is :class:`serving.engine.rules.RuleSet`."""
+"""Schemas of rule sets; a rule set itself is :class:`serving.engine.rules.RuleSet`."""
 
 from typing import Annotated
 
@@ -11,14 +11,14 @@ RulesName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class RulesPut(BaseModel):
-    """The rule set is applied by this replica, and by all others within two seconds."""
+    """Confirmation: this replica applies the rule set, and all others do within two seconds."""
 
     name: str
     created: bool
 
 
 class RulesRemoved(BaseModel):
-    """The rule set is no longer applied by this replica, nor within two seconds by any other."""
+    """Confirmation: this replica no longer applies the rule set, and all others stop within two seconds."""
 
     name: str
 

@@ -1,1 +1,1 @@
-"""The items as they stand now."""
+"""The current items."""

@@ -1,4 +1,4 @@
-"""From an item's fields to what it is scored by: text, vector, the columns of the code that follow from it."""
+"""Coding of added items: from fields to text, text vector, and the code columns that depend on it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from setrec.scoring.text_similarity import TextFeatures
 
 
 class CannotEncodeError(SetRecError):
-    """What is served cannot place an item by its text; the message says why."""
+    """The served bundle cannot code an item by its text; the message states the reason."""
 
 
 @dataclass(frozen=True)
 class CodedItem:
-    """An item's ``code`` float32 (D,), whether it is ``new``, without training interactions, and its ``text``, where
-    texts are compared."""
+    """An item's ``code`` float32 (D,), whether it is ``new`` (without training interactions), and its ``text``, if text
+    similarity is used."""
 
     code: np.ndarray
     new: bool
@@ -34,43 +34,43 @@ class CodedItem:
 
 
 class TextEncode(Protocol):
-    """What turns texts into vectors; :class:`setrec.scoring.text_features.TextFeaturizer` is one."""
+    """A text encoder, such as :class:`setrec.scoring.text_features.TextFeaturizer`."""
 
     @property
     def identity(self) -> str:
-        """Names everything that a vector depends on but the text."""
+        """Identifier of everything that a vector depends on except the text."""
         ...
 
     def encode(self, texts: Sequence[str], /) -> np.ndarray:
-        """Vectors, float32 (len(texts), width)."""
+        """Return vectors, float32 (len(texts), width)."""
         ...
 
     def similarity_features(
         self, texts: Sequence[str], vectors: np.ndarray, center: np.ndarray | None, /
     ) -> TextFeatures:
-        """What text similarity reads of texts with these vectors; ``center`` is the catalogue's."""
+        """Return the text-similarity features of texts with these vectors; ``center`` is the catalogue's."""
         ...
 
 
 class ItemCoder:
-    """Codes items by the rules of one bundle."""
+    """Codes items for one bundle."""
 
     def __init__(self, bundle: Bundle, encode: TextEncode | None = None) -> None:
-        """``encode`` takes the place of the encoder that the bundle carries."""
+        """``encode`` replaces the bundle's own encoder."""
         self._bundle = bundle
         self._encoder = encode or bundle.featurizer()
         self._one_at_a_time = threading.Lock()
 
     def warm(self) -> None:
-        """Load the encoder, so that the first item does not wait for it. Does nothing where there is none."""
+        """Load the encoder, so that the first item does not wait for it. Does nothing if there is none."""
         if self._encoder is not None:
             self._vector("")
 
     def encode(self, fields: ItemFields) -> ItemChange:
-        """The entry of the change log that describes an item. Takes some 10 ms; one text at a time is encoded.
+        """Return the change-log entry of an item. Takes about 10 ms; texts are encoded one at a time.
 
         Raises:
-            CannotEncodeError: the bundle carries no encoder, or its model no slot that reads text.
+            CannotEncodeError: the bundle has no encoder, or its model no slot that reads text.
         """
         if self._encoder is None:
             raise CannotEncodeError("the bundle carries no text encoder, so items cannot be added to it; export one")
@@ -79,13 +79,13 @@ class ItemCoder:
         return change
 
     def code(self, item_id: str, change: ItemChange) -> CodedItem:
-        """What an item is scored by that the change log describes.
+        """Return the code of an item from its change-log entry.
 
-        An item of the bundle keeps the columns that do not follow from its text, so what was learned from its users
-        stays.
+        An item of the bundle keeps the columns that do not depend on its text, so that collaborative information is not
+        lost.
 
         Raises:
-            SetRecError: the entry is damaged, or was made by another encoder than the bundle's and cannot be encoded.
+            SetRecError: the entry is damaged, or was encoded with another encoder and cannot be encoded again.
         """
         bundle = self._bundle
         row, vector = bundle.catalog.find(item_id), self._vector_of(change)

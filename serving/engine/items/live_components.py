@@ -1,8 +1,9 @@
-"""Live items in the components of the score: bundle's arcs as items stand now, and text similarity to live items.
+"""Live items in the components of the score: the bundle's arcs between current items, and text similarity to live
+items.
 
-Text similarity to a live item is computed from both texts when a history is read, so an item put a moment ago is as
-near to a history as if the bundle held it. Where a live item stands in a history itself, its arcs to the bundle's items
-were computed once, when it was put.
+Text similarity to a live item is computed from both texts when a history is read, so that a new item has the same
+similarity as if it were in the bundle. For live items in a history, the arcs to the bundle's items are computed once,
+when the item is added.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from setrec.scoring.kernels.histories import read_arcs
 from setrec.scoring.text_similarity import TextFeatures, greatest, kept_arcs
 
 _CELLS = 1 << 22
-"""Similarities to live items held at a time."""
+"""Number of similarities to live items in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,13 @@ class LiveItemText:
 
     @classmethod
     def of(cls, features: TextFeatures, bundle: TextFeatures) -> LiveItemText:
-        """Compare one text with those of the bundle."""
+        """Compute the arcs from one text to those of the bundle."""
         near = greatest(bundle.similarity(features).T, kept_arcs(len(bundle)))
         return cls(features, near.indices.astype(np.int64), near.data.astype(np.float32))
 
 
 class LiveTexts:
-    """Texts of the rows beyond the bundle's, in their order."""
+    """Texts of the rows after the bundle's, in order."""
 
     def __init__(self, bundle: TextFeatures) -> None:
         self.bundle = bundle
@@ -55,7 +56,7 @@ class LiveTexts:
 
     @property
     def features(self) -> TextFeatures:
-        """Features of all of them; stacked when first asked for after items came."""
+        """Return the features of all texts, stacked again after items were added."""
         done = 0 if self._stacked is None else len(self._stacked)
         if done < len(self._texts):
             parts = [text.features for text in self._texts[done:]]
@@ -63,8 +64,8 @@ class LiveTexts:
         return self.bundle.take(np.empty(0, np.int64)) if self._stacked is None else self._stacked
 
     def sums(self, near: Ragged, weight: np.ndarray) -> np.ndarray:
-        """For each row of ``near``, items of histories with ``weight`` float64 one each, the weighted sums of G to all
-        live items, float64 (rows, n)."""
+        """Return the weighted sums of G to all live items, float64 (rows, n), for each row of ``near``, items of
+        histories with ``weight`` float64, one each."""
         items, live = len(self.bundle), self.features
         distinct, place = np.unique(near.values, return_inverse=True)  # the bundle's rows come first
         own = stacked([self.bundle.take(distinct[distinct < items]), live.take(distinct[distinct >= items] - items)])
@@ -78,7 +79,7 @@ class LiveTexts:
 
 
 def stacked(parts: list[TextFeatures]) -> TextFeatures:
-    """The rows of all parts, one part after the other."""
+    """Concatenate the rows of all parts."""
     sentences = [part.sentences for part in parts if part.sentences is not None]
     lexical = sp.vstack([part.lexical for part in parts], format="csr")
     return TextFeatures(lexical, np.concatenate(sentences) if sentences else None)
@@ -87,8 +88,8 @@ def stacked(parts: list[TextFeatures]) -> TextFeatures:
 class LiveComponent:
     """A ``component`` of the bundle over the R rows of a live item table.
 
-    An item that was described anew keeps its arcs. With ``texts`` arcs are of text similarity: such an item has those
-    of its new text alone.
+    An updated item keeps its arcs. With ``texts``, arcs are of text similarity: an updated item has those of its new
+    text.
     """
 
     def __init__(self, component: GraphComponent, items: LiveItems, texts: LiveTexts | None = None) -> None:
@@ -117,7 +118,7 @@ class LiveComponent:
             keys, at = np.unique(row * items + target, return_inverse=True)
             (row, target), total = np.divmod(keys, items), np.bincount(at, total, minlength=len(keys))
         now = self._items.moved(target)
-        # Of text similarity, arcs lead to items whose text is the bundle's; those to other texts are computed.
+        # For text similarity, arcs lead to items with the bundle's texts; arcs to other texts are computed.
         kept = now >= 0 if self._texts is None else now == target
         row, now, total = row[kept], now[kept], total[kept]
         if self._texts is not None:
@@ -132,7 +133,7 @@ class LiveComponent:
         return Ragged(now[order], offsets), root(total[order], self._reading.power)
 
     def _from_live(self, texts: LiveTexts, near: Ragged, weight: np.ndarray, held: Ragged) -> tuple[Ragged, np.ndarray]:
-        """What live items of histories give to the bundle's, by the arcs that were computed when they were put."""
+        """Return the entries of the bundle's items from live items of histories, by their precomputed arcs."""
         items = len(self._graph)
         distinct, place = np.unique(near.values, return_inverse=True)
         own = [texts[row - items] for row in distinct.tolist()]

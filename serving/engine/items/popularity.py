@@ -1,4 +1,4 @@
-"""What everyone gets of whom nothing is known: the items with the most training interactions."""
+"""Popularity ranking, the answer for users without a history: the items with the most training interactions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _CHUNK = 4096
 
 
 class PopularityRanking:
-    """Items by training interactions, int64 (I,), ties by smaller row; rows beyond these have none and come last."""
+    """Items by training interactions, int64 (I,), ties by smaller row; added rows have none and come last."""
 
     def __init__(self, counts: np.ndarray) -> None:
         self.counts = counts
@@ -17,7 +17,7 @@ class PopularityRanking:
         self._place[self._order] = np.linspace(0, 1, len(counts), dtype=np.float32)
 
     def best(self, k: int, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ``k`` first of ``allowed`` bool (R,), or all there are: rows int64 and their counts float64."""
+        """Return the first ``k`` of ``allowed`` bool (R,), or all if there are fewer: rows int64 and counts float64."""
         found: list[np.ndarray] = []
         missing = k
         for start in range(0, len(self._order), _CHUNK):
@@ -31,10 +31,11 @@ class PopularityRanking:
         return rows, self.of(rows)
 
     def places(self, rows: np.ndarray) -> np.ndarray:
-        """Where ``rows`` stand in this order, from 0, the first, to 1, float32; rows beyond the bundle's are last."""
+        """Return the relative positions of ``rows`` in this order, from 0, the first, to 1, float32; added rows are
+        last."""
         return np.where(rows < len(self._place), self._place[np.minimum(rows, len(self._place) - 1)], np.float32(1))
 
     def of(self, rows: np.ndarray) -> np.ndarray:
-        """Training interactions of ``rows``, float64."""
+        """Return training interactions of ``rows``, float64."""
         counts = np.where(rows < len(self.counts), self.counts[np.minimum(rows, len(self.counts) - 1)], 0)
         return counts.astype(np.float64)

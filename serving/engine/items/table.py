@@ -1,4 +1,4 @@
-"""The items there are now: those of the bundle, changed, removed and added to since."""
+"""The table of current items: the bundle's items with later changes, removals and additions."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from setrec.errors import UnknownItemError
 class LiveItems:
     """Ids, titles and attributes of R rows; the first I are the bundle's, in its order.
 
-    A row is never changed: an item that is described anew gets a new row, and its old one no longer has an id.
+    Rows are immutable: an updated item gets a new row, and its old one loses its id.
     """
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._added: list[tuple[str, str, dict[str, list[str]]]] = []
-        self._before: list[int] = []  # of an added row, the row of the bundle of the same item, -1 for none
+        self._before: list[int] = []  # for each added row, the bundle's row of the same item, -1 for none
         self._row_of: dict[str, int] = {}
         self._gone: set[str] = set()
-        # Where the item of a row of the bundle stands now, -1 for nowhere: its own row until it is changed.
+        # Current row of each of the bundle's items: its own row until it is changed, -1 if removed.
         self._moved = np.arange(len(catalog), dtype=np.int64)
 
     def __len__(self) -> int:
@@ -30,46 +30,46 @@ class LiveItems:
 
     @property
     def added(self) -> int:
-        """Rows beyond the bundle's."""
+        """Number of added rows."""
         return len(self._added)
 
     @property
     def gone(self) -> Set[str]:
-        """Ids of the items that were removed; not copied, and not to be written to."""
+        """Ids of removed items; not a copy, do not modify."""
         return self._gone
 
     def find(self, item_id: str) -> int | None:
-        """The row of an item, ``None`` where there is none of that id."""
+        """Return the row of an item, ``None`` if the id is unknown."""
         row = self._row_of.get(item_id)
         if row is None and item_id not in self._gone:
             row = self._catalog.find(item_id)
         return row
 
     def rows(self, item_ids: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Rows, int64, of the items there are, in order; and the ids there are none of."""
+        """Return the rows, int64, of known items, in order, and the unknown ids."""
         found = [(item_id, self.find(item_id)) for item_id in item_ids]
         rows = np.fromiter((row for _, row in found if row is not None), dtype=np.int64)
         return rows, tuple(item_id for item_id, row in found if row is None)
 
     def now(self, bundle_rows: np.ndarray) -> np.ndarray:
-        """Rows, int64, where items of the bundle's rows stand now, without those that were removed."""
+        """Return the current rows, int64, of items at the bundle's rows, without removed items."""
         rows = self.moved(bundle_rows)
         return rows[rows >= 0]
 
     def moved(self, bundle_rows: np.ndarray) -> np.ndarray:
-        """Rows, int64, where items of the bundle's rows stand now, -1 for those that were removed."""
+        """Return the current rows, int64, of items at the bundle's rows, -1 for removed items."""
         rows: np.ndarray = self._moved[bundle_rows]
         return rows
 
     def before(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of the bundle, int64, of the items in ``rows``, -1 for those that it does not hold."""
+        """Return the bundle's rows, int64, of the items in ``rows``, -1 for items not in the bundle."""
         own, items = np.array(rows, dtype=np.int64), len(self._catalog)
         for at in np.flatnonzero(own >= items).tolist():
             own[at] = self._before[own[at] - items]
         return own
 
     def add(self, item_id: str, title: str, attributes: Mapping[str, Sequence[str]]) -> int:
-        """Put an item in a new row, in place of the one of the same id, if any; returns the row."""
+        """Add an item in a new row, replacing any with the same id; return the row."""
         self.remove(item_id)
         row = len(self)
         self._added.append((item_id, title, {name: list(values) for name, values in attributes.items()}))
@@ -82,14 +82,14 @@ class LiveItems:
         return row
 
     def remove(self, item_id: str) -> None:
-        """Forget an item; an id that is none is remembered as removed all the same."""
+        """Remove an item; unknown ids are also recorded as removed."""
         self._row_of.pop(item_id, None)
         self._gone.add(item_id)
         if (own := self._catalog.find(item_id)) is not None:
             self._moved[own] = -1
 
     def describe(self, row: int) -> tuple[str, str, dict[str, list[str]]]:
-        """Id, title and attributes of a row.
+        """Return id, title and attributes of a row.
 
         Raises:
             UnknownItemError: there is no such row.

@@ -1,4 +1,4 @@
-"""Items by words of their titles."""
+"""Search of items by title."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from serving.engine.state import State
 
 
 class TitleSearch:
-    """Finds items whose titles hold a text, whatever its case; the bundle's titles are one Arrow array."""
+    """Case-insensitive search of texts in titles; the bundle's titles are one Arrow array."""
 
     def __init__(self, titles: list[str], counts: np.ndarray) -> None:
-        """``counts``: training interactions of each item; more of them come first."""
+        """``counts``: training interactions of each item, which order the results."""
         self._titles, self._counts = pa.array(titles, pa.large_string()), counts
 
     def find(self, state: State, text: str, limit: int) -> list[int]:
-        """Up to ``limit`` rows of items there are now, live ones first, then those of most interactions."""
+        """Return up to ``limit`` rows of current items, live ones first, then those with most interactions."""
         wanted = text.casefold()
         live = [state.items.find(item_id) for item_id, item in state.fields.items() if wanted in item.title.casefold()]
         found = [row for row in reversed(live) if row is not None][:limit]

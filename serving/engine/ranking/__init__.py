@@ -1,1 +1,1 @@
-"""Candidates of a request, scored and put in order."""
+"""Scoring and ranking of candidates."""

@@ -1,8 +1,8 @@
-"""The hybrid score of a batch of histories over the items there are now, and the best of them by either route.
+"""Hybrid scores of a batch of histories over the current items, and the best items by either of two routes.
 
-*Dense*: scores of all items at once, float32, as an evaluation computes them. *Candidates*: what an index proposes by
-the model's part of the score, and every row that a component, the history or nothing else lifts above that. Either
-route ends in float64 scores of the rows near the top, so that equal scores go to the smaller row.
+*Dense*: scores of all items, float32, as in evaluation. *Candidates*: the index's candidates by the model's part of the
+score, and all rows that a component or the history can lift above them. Both routes end with float64 scores of the rows
+near the top, so that ties go to the smaller row.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from setrec.ragged import Ragged
 from setrec.scoring.hybrid import Entries, HybridScorer
 
 _FIRST = 256
-"""Candidates that are scored before others are left out by what these reach."""
+"""Number of candidates that are scored first; their scores exclude others."""
 
 
 @dataclass(frozen=True)
 class UserScores:
-    """The model's term for histories whose user codes, float32 (B, D), are known.
+    """The model's term for histories with given user codes, float32 (B, D).
 
-    ``base`` (I, D) and ``fresh`` (n, D) are the item codes; ``norm`` is their largest, for bounds of rounding errors.
+    ``base`` (I, D) and ``fresh`` (n, D) are the item codes; ``norm`` is their largest norm, for bounds of rounding
+    errors.
     """
 
     users: np.ndarray
@@ -43,7 +44,7 @@ class UserScores:
         """See :class:`setrec.scoring.model_scores.ModelTerm`."""
         users, items = torch.from_numpy(self.users), len(self.base)
         scores = torch.empty((len(users), items + len(self.fresh)))
-        if len(users) == 1:  # by the vector, which is twice as fast
+        if len(users) == 1:  # as a matrix-vector product, which is twice as fast
             torch.mv(self.base, users[0], out=scores[0, :items])
         else:
             torch.mm(users, self.base.T, out=scores[:, :items])
@@ -57,7 +58,7 @@ class UserScores:
         return {kind: products[:, start:stop].sum(axis=1) for kind, (start, stop) in self.columns.items()}
 
     def codes(self, rows: np.ndarray) -> np.ndarray:
-        """Codes of ``rows``, float32 (len(rows), D)."""
+        """Return codes of ``rows``, float32 (len(rows), D)."""
         items, base = len(self.base), self.base.numpy()
         if not len(self.fresh):
             codes: np.ndarray = base[rows]
@@ -70,19 +71,20 @@ class UserScores:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Items of one history, best first: ``rows`` int64 (k,), ``scores`` float64 (k,), and by name what every term gave
-    them, float64 (k,) each."""
+    """Ranked items of one history, best first: ``rows`` int64 (k,), ``scores`` float64 (k,), and the contribution of
+    every term by name, float64 (k,) each."""
 
     rows: np.ndarray
     scores: np.ndarray
     parts: dict[str, np.ndarray]
 
     def take(self, places: np.ndarray) -> Ranked:
-        """Some of the items, in the order of ``places``."""
+        """Return the items at ``places``, in that order."""
         return Ranked(self.rows[places], self.scores[places], {name: part[places] for name, part in self.parts.items()})
 
     def with_pinned(self, pinned: Ranked, positions: Sequence[int], k: int) -> Ranked:
-        """The first ``k`` after the ``pinned`` items, which must be others, are put at ``positions``, from 0 on."""
+        """Return the first ``k`` items after inserting the ``pinned`` ones, which must be others, at ``positions`` from
+        0."""
         order = list(range(len(self.rows)))
         for number, position in sorted(enumerate(positions), key=lambda pair: pair[1]):
             order.insert(position, len(self.rows) + number)
@@ -99,7 +101,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class ScoringBatch:
-    """Histories (rows), the scorer of the items as they stand, and the entries of its components."""
+    """Histories (rows), the scorer of the current items, and the entries of its components."""
 
     scorer: HybridScorer
     term: UserScores
@@ -107,7 +109,7 @@ class ScoringBatch:
     entries: Entries
 
     def only(self, b: int) -> ScoringBatch:
-        """One of the histories; it stays as it is when items come and go."""
+        """Return a batch of one history, which later changes of items do not affect."""
         at = np.array([b])
         entries = {
             name: (places.take(at), values[places.offsets[b] : places.offsets[b + 1]])
@@ -118,7 +120,7 @@ class ScoringBatch:
         return ScoringBatch(scorer, term, self.history.take(at), entries)
 
     def scaled(self, factors: Sequence[Mapping[str, float]]) -> ScoringBatch:
-        """The same with, for each history, the weights of slot kinds and components multiplied by ``factors``."""
+        """Return the batch with the weights of slot kinds and components multiplied by ``factors`` of each history."""
         users = self.term.users.copy()
         for kind, (start, stop) in self.term.columns.items():
             users[:, start:stop] *= np.array([[own.get(kind, 1.0)] for own in factors], dtype=users.dtype)
@@ -130,8 +132,8 @@ class ScoringBatch:
         return replace(self, scorer=replace(self.scorer, model=term), term=term, entries=entries)
 
     def adjusted(self, name: str, rows: Sequence[np.ndarray], amounts: Sequence[np.ndarray]) -> ScoringBatch:
-        """The same with, for each history, ``amounts`` float (n,) added to the scores of ``rows`` int64 (n,), in order,
-        as a term called ``name``."""
+        """Return the batch with ``amounts`` float (n,) of each history added to the scores of ``rows`` int64 (n,),
+        ascending, as a term called ``name``."""
         weights = self.scorer.weights
         weights = weights.model_copy(update={"components": {**weights.components, name: 1.0}})
         values = np.concatenate([*amounts, np.empty(0)]).astype(np.float32)
@@ -139,7 +141,7 @@ class ScoringBatch:
         return replace(self, scorer=replace(self.scorer, weights=weights), entries=entries)
 
     def dense(self, ks: Sequence[int], left: Sequence[np.ndarray]) -> list[Ranked]:
-        """The ``ks[b]`` best of the rows that ``left[b]``, bool (R,), lets through."""
+        """Return the ``ks[b]`` best of the rows in ``left[b]``, bool (R,)."""
         scores, near = self.scorer(self.history, self.entries), []
         slack = self._slack
         for b, k in enumerate(ks):
@@ -152,7 +154,7 @@ class ScoringBatch:
         return self.ranked(near, ks)
 
     def ranked(self, rows: Sequence[np.ndarray], ks: Sequence[int]) -> list[Ranked]:
-        """The ``ks[b]`` best of ``rows[b]``, each row once."""
+        """Return the ``ks[b]`` best of ``rows[b]``, each row once."""
         packed = Ragged.of(rows, np.int64)
         with stages.part("rescore"):
             parts = self.scorer.parts(self.history, packed, self.entries)
@@ -168,8 +170,8 @@ class ScoringBatch:
         return found
 
     def additions(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For every history the rows to whose scores components or the history add something, int64 in order, and how
-        much, float64."""
+        """Return for every history the rows to whose scores components or the history add, int64 ascending, and the
+        sums added, float64."""
         items, new = len(self.scorer.new), self.scorer.new
         keys, values = [np.empty(0, np.int64)], [np.empty(0)]
         for name, (places, own) in self.entries.items():
@@ -188,11 +190,11 @@ class ScoringBatch:
         return [(item[a:b], total[a:b]) for a, b in pairwise(ends.tolist())]
 
     def candidates(self, b: int, k: int, hits: Hits, rows: np.ndarray, added: np.ndarray) -> np.ndarray:
-        """Rows that can be among the ``k`` best: ``hits`` of an index, by the model's part of the score, and of the
-        ``rows`` to whose scores ``added`` is added those that can surpass them.
+        """Return the rows that can be among the ``k`` best: ``hits`` of an index, by the model's part of the score, and
+        those of ``rows``, to whose scores ``added`` is added, that can surpass them.
 
-        Before additions no row is better than the last of the hits, but for those that were not searched for because
-        ``added`` is negative.
+        Before additions no row is better than the last hit, except rows excluded from the search because ``added`` is
+        negative.
         """
         if len(hits.rows) < k or not len(rows):
             return np.union1d(hits.rows, rows)
@@ -212,14 +214,14 @@ class ScoringBatch:
         return np.concatenate([hits.rows, rows[:_FIRST][first >= reached], rows[near]])
 
     def _rough(self, b: int, rows: np.ndarray) -> np.ndarray:
-        """The model's part of the scores of ``rows``, float32."""
+        """Return the model's part of the scores of ``rows``, float32."""
         weights, new = self.scorer.weights.new_items, self.scorer.new[rows]
         scores = self.term.codes(rows) @ self.term.users[b]
         return np.asarray(np.where(new, weights.model * scores + weights.level, scores))
 
     @cached_property
     def _slack(self) -> np.ndarray:
-        """More than the rounding error of a float32 score, float64 (B,)."""
+        """Upper bound of the rounding error of a float32 score, float64 (B,)."""
         weights = self.scorer.weights.new_items
         size = np.linalg.norm(self.term.users.astype(np.float64), axis=1) * self.term.norm
         size = size * max(1.0, abs(weights.model)) + abs(weights.level) + abs(self.term.repeat_bias)

@@ -1,4 +1,4 @@
-"""The second stage of a bundle: what it learned of the order of candidates, over the items as they stand now."""
+"""The second stage of a bundle, applied to the current items."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from setrec.ragged import Ragged
 from setrec.scoring.reranking import AttributeVectors, Reranker, features
 
 SECOND_STAGE = "second_stage"
-"""Name of the term that takes a score to that of the second stage."""
+"""Name of the term that the second stage adds to a score."""
 
 
 class SecondStage:
@@ -42,16 +42,16 @@ class SecondStage:
         return both[place]
 
     def ordered(self, batch: ScoringBatch, ranked: Ranked, components: frozenset[str]) -> Ranked:
-        """The items of the one history of ``batch``, best first, with the term that the second stage adds to each; what
-        is no term of an evaluation's score, as boosts, stays added."""
+        """Return the re-ranked items of the single history of ``batch``, best first, with the term of the second stage;
+        terms that evaluation does not have, such as boosts, stay added."""
         if not len(ranked.rows):
             return ranked
         rows = Ragged.of([ranked.rows[: self.reranker.candidates]], np.int64)
         entries = {name: entry for name, entry in batch.entries.items() if name in components}
-        found = features(batch.scorer, batch.history, rows, entries, self)
-        learned = self.reranker.scores(found, rows)
-        added = np.full(len(ranked.rows), learned.min() - found["score"][-1])
-        added[: len(learned)] = learned - found["score"]
+        table = features(batch.scorer, batch.history, rows, entries, self)
+        learned = self.reranker.scores(table, rows)
+        added = np.full(len(ranked.rows), learned.min() - table["score"][-1])
+        added[: len(learned)] = learned - table["score"]
         scores = ranked.scores + added
         moved = replace(ranked, scores=scores, parts={**ranked.parts, SECOND_STAGE: added})
         return moved.take(np.lexsort((ranked.rows, -scores)))

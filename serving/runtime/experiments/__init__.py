@@ -1,1 +1,1 @@
-"""Traffic between two bundles, what was shown and clicked, and what came of it."""
+"""Experiments: traffic splits between two bundles, exposure logs and reports."""

@@ -1,4 +1,4 @@
-"""What an experiment came to: clicks by arm with intervals, and off-policy estimates, from the exposure log.
+"""Report of an experiment from the exposure log: clicks by arm with intervals, and off-policy estimates.
 
 The estimates treat an answer as one action of probability ``propensity`` and its number of clicks as the reward
 (Horvitz and Thompson 1952; self-normalised: Swaminathan and Joachims 2015).
@@ -21,13 +21,13 @@ _RESAMPLES = 1000
 
 
 def read(folder: Path) -> pd.DataFrame:
-    """One row for each answer: experiment, arm, propensity, items shown, impressions and clicks.
+    """Return one row per answer: experiment, arm, propensity, items shown, impressions and clicks.
 
-    An item counts as seen or clicked once, however often that came back; feedback about what was never answered does
-    not count.
+    Repeated impressions or clicks of an item count once; feedback on items or answers that are not in the log is
+    ignored.
 
     Raises:
-        DataError: the folder holds no log, or a file that cannot be read.
+        DataError: the folder contains no log, or a file that cannot be read.
     """
     answers, feedback = (
         _table(folder, kind, schema) for kind, schema in (("answers", ANSWERS), ("feedback", FEEDBACK))
@@ -38,7 +38,7 @@ def read(folder: Path) -> pd.DataFrame:
     for event in ("impression", "click"):
         named = events[events["event"] == event][["answer_id", "item_id"]].assign(**{event: 1})
         answers = answers.merge(named, on=["answer_id", "item_id"], how="left")
-    # Who clicks has seen.
+    # A click implies an impression.
     answers["impression"] = answers[["impression", "click"]].max(axis=1)
     by = ["answer_id", "experiment", "arm", "propensity", "model_version"]
     grouped = answers.fillna({"impression": 0, "click": 0}).groupby(by, as_index=False)
@@ -46,8 +46,8 @@ def read(folder: Path) -> pd.DataFrame:
 
 
 def report(folder: Path, experiment: str, seed: int = 0) -> dict[str, Any]:
-    """By arm: answers, impressions, clicks, the click rate with a 95% interval, and the value of showing everyone this
-    arm (clicks an answer) by IPS and SNIPS; the difference of the rates with an interval by resampling answers.
+    """Return by arm: answers, impressions, clicks, the click rate with a 95% interval, and the value of this arm for
+    all users (clicks per answer) by IPS and SNIPS; the difference of the rates with an interval by resampling answers.
 
     Raises:
         DataError: see :func:`read`; or there are no answers of that experiment.
@@ -57,10 +57,10 @@ def report(folder: Path, experiment: str, seed: int = 0) -> dict[str, Any]:
     if not len(every):
         raise DataError(f"{folder}: holds no exposures of the experiment '{experiment}'")
     arms = {str(name): _arm(own, len(every)) for name, own in every.groupby("arm")}
-    found: dict[str, Any] = {"experiment": experiment, "arms": arms}
+    summary: dict[str, Any] = {"experiment": experiment, "arms": arms}
     if set(arms) == {"control", "treatment"}:
-        found["difference"] = _difference(every, seed)
-    return found
+        summary["difference"] = _difference(every, seed)
+    return summary
 
 
 def _table(folder: Path, kind: str, schema: Any) -> pd.DataFrame:
@@ -89,7 +89,7 @@ def _arm(own: pd.DataFrame, answers: int) -> dict[str, Any]:
 
 
 def _difference(every: pd.DataFrame, seed: int) -> dict[str, float]:
-    """Treatment minus control."""
+    """Return the difference of treatment minus control."""
     rng, rates = np.random.default_rng(seed), []
     parts = [every[every["arm"] == arm][["clicks", "impressions"]].to_numpy() for arm in ("control", "treatment")]
     for _ in range(_RESAMPLES):

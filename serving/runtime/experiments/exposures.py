@@ -1,8 +1,8 @@
-"""A log of what was answered and what became of it, as Parquet files, for experiments and off-policy estimates.
+"""Exposure log: answers and feedback as Parquet files, for experiments and off-policy estimates.
 
-``answers-*.parquet`` holds a row for every item of every answer, ``feedback-*.parquet`` one for every impression and
-click that came back. Rows are collected in memory and written every few seconds, each file as a whole, so a killed
-process loses the last of them. No row holds an id of a user: the answer's id ties the two kinds together.
+``answers-*.parquet`` contains a row for every item of every answer, ``feedback-*.parquet`` one for every impression and
+click. Rows are collected in memory and written every few seconds, each file atomically, so a killed process loses the
+latest rows. No row contains a user id: the answer's id connects the two kinds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ANSWERS = pa.schema(
         "model_version": pa.string(),
         "experiment": pa.string(),
         "arm": pa.string(),
-        "propensity": pa.float64(),  # with which this arm, and so this list, was chosen
+        "propensity": pa.float64(),  # of this arm, and so of this list
         "position": pa.int32(),  # from 1
         "item_id": pa.string(),
         "score": pa.float64(),
@@ -42,7 +42,7 @@ _MOST_ROWS = 200_000
 
 @dataclass(frozen=True)
 class Arm:
-    """Which side of which experiment answered, and how probable that was."""
+    """The experiment and arm of an answer, and its probability."""
 
     experiment: str = ""
     name: str = ""
@@ -51,17 +51,17 @@ class Arm:
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a user did with an item of an answer."""
+    """Feedback on an item of an answer."""
 
     event: Literal["impression", "click"]
     item_id: str
 
 
 class ExposureLog:
-    """Collects rows and writes them from a thread, until it is closed."""
+    """Collects rows and writes them in a thread, until it is closed."""
 
     def __init__(self, folder: Path, seconds: float = _FLUSH_SECONDS) -> None:
-        """``folder`` is made where it is missing. Raises: OSError: it cannot be."""
+        """``folder`` is created if missing. Raises: OSError: it cannot be created."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._seconds = folder, seconds
         self._rows: dict[str, list[tuple[Any, ...]]] = {"answers": [], "feedback": []}
@@ -69,19 +69,19 @@ class ExposureLog:
         self._thread = threading.Thread(target=self._run, name="exposures", daemon=True)
         self._thread.start()
 
-    def answered(self, answer_id: str, answer: Answer, arm: Arm) -> None:
-        """Note what was answered."""
+    def log_answer(self, answer_id: str, answer: Answer, arm: Arm) -> None:
+        """Log an answer."""
         now = time.time()
         head = (answer_id, now, answer.model_version, arm.experiment, arm.name, arm.propensity)
         self._add("answers", [(*head, n, item.item_id, item.score) for n, item in enumerate(answer.items, 1)])
 
-    def fed_back(self, answer_id: str, events: Sequence[Feedback]) -> None:
-        """Note what became of an answer."""
+    def log_feedback(self, answer_id: str, events: Sequence[Feedback]) -> None:
+        """Log feedback on an answer."""
         now = time.time()
         self._add("feedback", [(answer_id, now, event.event, event.item_id) for event in events])
 
     def flush(self) -> None:
-        """Write what was collected."""
+        """Write the collected rows."""
         for kind, schema in (("answers", ANSWERS), ("feedback", FEEDBACK)):
             with self._lock:
                 rows, self._rows[kind] = self._rows[kind], []
@@ -92,7 +92,7 @@ class ExposureLog:
                     pq.write_table(table, file)
 
     def close(self) -> None:
-        """Write the rest."""
+        """Write the remaining rows and stop the thread."""
         self._stop.set()
         self._thread.join()
         self._try_to_flush()
@@ -111,5 +111,5 @@ class ExposureLog:
     def _try_to_flush(self) -> None:
         try:
             self.flush()
-        except Exception:  # nobody else would write any more
+        except Exception:  # the writer thread must not end
             logs.failure("exposures could not be written")

@@ -24,7 +24,8 @@ class Experiment:
     engine: Engine
 
     def arm(self, user_id: str | None) -> Arm:
-        """Which side answers for a user: the same one every time. Requests that name no user are no part of it."""
+        """Return the arm of a user, which is always the same. Requests without a user are not part of the
+        experiment."""
         if user_id is None:
             return Arm()
         digest = hashlib.sha256(f"{self.settings.name}\x00{user_id}".encode()).digest()
@@ -36,12 +37,12 @@ class Experiment:
     def split(
         self, requests: Sequence[Request], control: Engine, answer: Callable[[Engine, list[Request]], list[R]]
     ) -> list[R]:
-        """Have each request answered by its side; answers in the order of the requests."""
+        """Answer each request with the engine of its arm; return answers in the order of the requests."""
         treated = [self.arm(request.user_id).name == TREATMENT for request in requests]
-        found: list[R | None] = [None] * len(requests)
+        answers: list[R | None] = [None] * len(requests)
         for engine, side in ((control, False), (self.engine, True)):
             at = [n for n, own in enumerate(treated) if own is side]
             if at:
                 for n, one in zip(at, answer(engine, [requests[n] for n in at]), strict=True):
-                    found[n] = one
-        return found  # type: ignore[return-value]
+                    answers[n] = one
+        return answers  # type: ignore[return-value]
