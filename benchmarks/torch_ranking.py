@@ -86,5 +86,5 @@ def _pieces(row: Tensor, item: Tensor, items: int) -> Iterator[tuple[Tensor, Ten
 
 def _checked(scores: np.ndarray) -> Tensor:
     if np.isnan(scores).any():
-        raise DataError("scores hold a NaN; a ranking of them would mean nothing")
+        raise DataError("scores contain a NaN and cannot be ranked")
     return torch.from_numpy(np.ascontiguousarray(scores))

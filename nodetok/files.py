@@ -335,7 +335,7 @@ def _parts(raw: RawTable, *, everywhere: bool = False) -> list[str] | None:
     known = PARTS if everywhere else {**PARTS, "": ""}
     for row, name in enumerate(given):
         if name.lower() not in known:
-            reason = f"'{name}' is no part of a split ({', '.join(PARTS)})"
+            reason = f"'{name}' is not a part of a split ({', '.join(PARTS)})"
             raise DataError(reason, file=raw.file, row=row + 1, column="split")
     return [known[name.lower()] for name in given]
 
@@ -354,7 +354,7 @@ def _bag_of_words(raw: RawTable) -> np.ndarray | None:
     bad = (words < 0) | (words >= MOST_WORDS)
     if bad.any():
         row = int(rows[bad.argmax()])
-        raise column.refuse(f"{column.values[row].as_py()} are no word indices (0 .. {MOST_WORDS - 1})", row)
+        raise column.refuse(f"{column.values[row].as_py()} are not word indices (0 .. {MOST_WORDS - 1})", row)
     out = np.zeros((len(counts), int(words.max(initial=-1)) + 1), dtype=np.float32)
     out[rows, words] = 1.0
     return out

@@ -259,7 +259,7 @@ class Graph:
         for number, pair in enumerate(pairs):
             for end in pair:
                 if end not in row_of:
-                    raise DataError(f"edge {number + 1} ends at {end!r}, which is no node")
+                    raise DataError(f"edge {number + 1} ends at {end!r}, which is not a node")
         ends = np.array([(row_of[a], row_of[b]) for a, b in pairs], dtype=np.int64).reshape(-1, 2)
         return cls.from_arrays(
             ends[:, 0], ends[:, 1], len(ids), weights=weights, directed=directed, ids=ids, texts=texts
@@ -281,7 +281,7 @@ class Graph:
                 try:
                     lengths.append(float(given[weight]))
                 except (TypeError, ValueError):
-                    raise DataError(f"'{weight}' of edge {a!r} to {b!r} is no number: {given[weight]!r}") from None
+                    raise DataError(f"'{weight}' of edge {a!r} to {b!r} is not a number: {given[weight]!r}") from None
         texts = None if text is None else [str(given.get(text, "")) for _, given in graph.nodes(data=True)]
         return cls.from_edges(
             pairs, nodes=list(graph), directed=graph.is_directed(), texts=texts,

@@ -32,7 +32,7 @@ def edge_arrays(data: Any, what: str, weight: str | None) -> tuple[np.ndarray, n
                        getattr(data, name))  # fmt: skip
     if given.shape not in ((ends.shape[1],), (ends.shape[1], 1)) or given.dtype.kind not in "fiu":
         raise DataError(
-            f"{name} of {what} is {given.dtype} {given.shape}: no length for each of {ends.shape[1]} edges; "
+            f"{name} of {what} is {given.dtype} {given.shape}, not one length for each of {ends.shape[1]} edges; "
             "weight=None leaves it out"
         )
     return ends.cpu().numpy(), given.reshape(-1)

@@ -277,7 +277,7 @@ def _agree(
     kinds = (np.uint8, np.int32) if settings.distances.kind == "hops" else (np.float32,)
     whole = table.ndim == 2 and len(table) == nodes and table.shape[1] in (count, 2 * count) and table.dtype in kinds
     if not whole or not rows.shape == gains.shape == (count,) or not 0 <= rows.min() <= rows.max() < nodes:
-        raise ConfigError(f"{nodes} nodes and {count} anchors are not what the tensors hold")
+        raise ConfigError(f"{nodes} nodes and {count} anchors do not match the tensors")
 
 
 def _plain(node: Hashable) -> Any:

@@ -88,7 +88,7 @@ def load_reader(
     else:
         lm = build_language_model(settings.backbone, settings.tuning, shape.words, settings.frozen_layers)
         if base_sha256(lm) != record["base"]["sha256"]:
-            raise ConfigError(f"'{record['base']['name']}' holds other weights than those this model was trained on")
+            raise ConfigError(f"'{record['base']['name']}' has other weights than those that this model was trained on")
         model = GraphLanguageModel(settings, shape, lm)
         given = load_file(folder / "model.safetensors")
         if given.keys() != own_weights(model).keys():

@@ -234,11 +234,11 @@ def _components(path: Path, manifest: Manifest) -> dict[str, GraphComponent]:
     weights = manifest.scorer
     named = {name for name, weight in (*weights.components.items(), *weights.new_items.components.items()) if weight}
     for name in sorted(named - registry.kinds().keys()):
-        raise BundleError(f"{path}: this version knows no component '{name}'")
+        raise BundleError(f"{path}: component '{name}' is unknown in this version")
     found = {}
     for name, component in load_components(manifest.components, path / "components").items():
         if not isinstance(component, GraphComponent):
-            raise BundleError(f"{path}: component '{name}' is no item graph and cannot be served")
+            raise BundleError(f"{path}: component '{name}' is not an item graph and cannot be served")
         found[name] = component
     return found
 

@@ -26,7 +26,7 @@ def make_keys(file: Path) -> Path:
     """
     public = file.with_name(f"{file.name}.pub")
     if found := [path for path in (file, public) if path.exists()]:
-        raise ConfigError(f"{found[0]}: exists, and a key that was used must not be lost")
+        raise ConfigError(f"{found[0]}: exists; keys are not overwritten")
     key = Ed25519PrivateKey.generate()
     secret = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
@@ -45,7 +45,7 @@ def sign(bundle: Path, key_file: Path) -> None:
     try:
         key = serialization.load_pem_private_key(key_file.read_bytes(), None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{key_file}: no private key (`setrec bundle key` makes one)") from error
+        raise ConfigError(f"{key_file}: no private key (create one with `setrec bundle key`)") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"{key_file}: not an Ed25519 key")
     with atomic_file(bundle / SIGNATURE) as temporary:
@@ -61,7 +61,7 @@ def require_signature(bundle: Path, key_file: Path) -> None:
     try:
         key = serialization.load_pem_public_key(key_file.read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{key_file}: no public key (`setrec bundle key` makes one)") from error
+        raise ConfigError(f"{key_file}: no public key (create one with `setrec bundle key`)") from error
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(f"{key_file}: not an Ed25519 key")
     file = bundle / SIGNATURE
@@ -71,7 +71,7 @@ def require_signature(bundle: Path, key_file: Path) -> None:
         with file.open("rb") as stream:
             key.verify(stream.read(_BYTES + 1), (bundle / MANIFEST).read_bytes())
     except (OSError, InvalidSignature) as error:
-        raise BundleError(f"{bundle}: its manifest is not the one that {key_file} vouches for") from error
+        raise BundleError(f"{bundle}: the signature of its manifest does not match {key_file}") from error
 
 
 def verify_signed(bundle: Path, key_file: Path | None) -> None:

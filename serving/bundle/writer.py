@@ -85,7 +85,7 @@ def write_bundle(
     """
     out = Path(out)
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise BundleError(f"{out}: exists and is no bundle; not replaced")
+        raise BundleError(f"{out}: exists and is not a bundle; not replaced")
     if not (len(item_codes) == len(catalog) > histories.items.values.max(initial=-1)):
         raise BundleError(f"{out}: item codes, catalogue and histories are not of the same items")
     with atomic_directory(out) as target:
@@ -138,14 +138,14 @@ def _save_featurizer(featurizer: TextFeaturizer, target: Path) -> EncoderEntry |
     if sentence is None:
         return None
     if not isinstance(sentence, TextEncoder):
-        raise BundleError("a sentence encoder that is no directory of files cannot go into a bundle")
+        raise BundleError("a bundle needs a sentence encoder that is a directory of files")
     _copy(sentence.files, sentence.directory, target / "encoder")
     return EncoderEntry(max_length=sentence.max_length)
 
 
 def _save_components(names: Iterable[str], components: Mapping[str, Component], target: Path) -> None:
     if missing := sorted(set(names) - components.keys()):
-        raise BundleError(f"component '{missing[0]}' has a weight and is not given")
+        raise BundleError(f"component '{missing[0]}' has a weight but is missing")
     for name in names:
         (target / "components").mkdir(exist_ok=True)
         components[name].save(target / "components" / f"{name}.safetensors")

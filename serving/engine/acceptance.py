@@ -52,7 +52,7 @@ def accept(engine: Engine) -> None:
         _, ids, scores = bundle.checks[number]
         difference = _difference(answer, ids[: request.k], scores[: request.k])
         if difference is not None:
-            raise BundleError(f"{bundle.path}: stored request {number} is answered otherwise: {difference}")
+            raise BundleError(f"{bundle.path}: stored request {number} has a different answer: {difference}")
 
 
 def _difference(answer: Answer | SetRecError, ids: Sequence[str], scores: Sequence[float]) -> str | None:

@@ -158,7 +158,7 @@ class Engine:
         user = self._users(plan.history.events)[0]
         queries = slot_queries(user, self.bundle.manifest.code_columns) | {"model": user}
         if name not in queries:
-            raise RequestError(f"similar by '{name}'; there are all, model, {', '.join(self.terms)}")
+            raise RequestError(f"similar by '{name}' is unknown; known are all, model, {', '.join(self.terms)}")
         (hits,) = self.state.index.search(self.state.queries(queries[name][None]), plan.request.k, [plan.excluded])
         return hits.rows, hits.scores
 
@@ -205,7 +205,7 @@ class Engine:
             rules = RuleSet.read(change.payload) if change.kind == "put_rules" else RuleSet()
         except SetRecError as error:
             # An invalid entry must not prevent later ones from being applied.
-            logs.warning("a live change is passed over", seq=change.seq, error=str(error))
+            logs.warning("a live change is skipped", seq=change.seq, error=str(error))
             return
         with self.lock:
             if item is not None and coded is not None:
@@ -241,7 +241,7 @@ class Engine:
             raise RequestError(f"k is {request.k}; it must be between 1 and {self.max_k}")
         for name in request.factors:
             if name not in self.terms:
-                raise RequestError(f"there is no slot kind or component '{name}'; there are {', '.join(self.terms)}")
+                raise RequestError(f"there is no slot kind or component '{name}'; known are {', '.join(self.terms)}")
         own = None if request.user_id is None else live[request.user_id] if request.live else LiveHistory()
         return make_plan(self.state, request, own, synced=self.synced)
 

@@ -27,7 +27,7 @@ def require_store(engine: Engine) -> LiveStore:
         NoStoreError: there is none.
     """
     if engine.store is None:
-        raise NoStoreError("nothing is stored here: the endpoint was started without a store")
+        raise NoStoreError("live changes cannot be stored: the endpoint was started without a store")
     return engine.store
 
 
@@ -45,7 +45,7 @@ def put_item(engine: Engine, item_id: str, fields: ItemFields) -> bool:
     if before == fields:
         return False
     if before is None and count >= MAX_LIVE_ITEMS:
-        raise FullError(f"{count} items were put since the bundle was made; release a bundle that holds them")
+        raise FullError(f"{count} items were added since the bundle was written; release a bundle that contains them")
     store.record("put", item_id, engine.coder.encode(fields).model_dump_json())
     engine.catch_up()
     return is_new
@@ -88,7 +88,7 @@ def put_rules(engine: Engine, name: str, rules: RuleSet) -> bool:
     with engine.lock:
         before, count = engine.state.rules.get(name), len(engine.state.rules)
     if before is None and count >= MAX_RULE_SETS:
-        raise FullError(f"there are {count} rule sets, the most that are kept")
+        raise FullError(f"there are {count} rule sets, the maximum")
     if before != rules:
         store.record("put_rules", name, rules.packed())
         engine.catch_up()

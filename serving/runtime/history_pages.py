@@ -70,5 +70,5 @@ def _parse(before: str | None) -> tuple[Position | None, int | None]:
     except ValueError:
         position = math.nan, 0
     if not math.isfinite(position[0]):
-        raise RequestError("before: is not what a page gave as next")
+        raise RequestError("before: is not the `next` of a page")
     return position, None

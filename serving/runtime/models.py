@@ -139,7 +139,7 @@ class Live:
         Raises: BundleError: the model has no graph and there are routes that need one.
         """
         if self.graph is not None and model.graph is None:
-            raise BundleError("the bundle holds no graph, and one is served")
+            raise BundleError("the bundle has no graph, but a graph is served")
         before = Model(self.engine, self.graph)
         self.engine = model.engine
         self.auditor.begin(model.engine.bundle)

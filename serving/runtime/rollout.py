@@ -45,7 +45,7 @@ class Releases:
             self._file.parent.mkdir(exist_ok=True)
             (folder / ".state" / "lock").touch()
         except OSError as error:
-            raise ReleaseError(f"{folder}: no folder of bundles that can be written to: {error.strerror}") from error
+            raise ReleaseError(f"{folder}: not a writable folder of bundles: {error.strerror}") from error
         self._over = verify(first).model_version
         self.state = ReleaseState(over=self._over, version=self._over)
         self._ended = threading.Event()

@@ -104,7 +104,7 @@ class ServingSettings(Settings):
         if self.follow is not None and self.releases is None:
             raise ValueError("follow: bundles are brought into `releases`, which is not set")
         if self.auth == "off" and not is_loopback(self.host):
-            raise ValueError(f"auth off is for a loopback address, and {self.host} is none: make a token instead")
+            raise ValueError(f"auth off requires a loopback address, unlike {self.host}: create a token instead")
         return self
 
 

@@ -67,7 +67,7 @@ def distinct(
     frame = pd.DataFrame({"user": users[rows], "item": items[rows], **against})
     if keep == "strongest":
         if strength is None:
-            raise ValueError("strongest of what: no strength is given")
+            raise ValueError("strongest needs strengths")
         order = np.argsort(-strength[rows], kind="stable")
         kept[rows[order]] = ~frame.iloc[order].duplicated().to_numpy()
     else:

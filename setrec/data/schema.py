@@ -55,5 +55,5 @@ class Schema(Settings):
         if any(not separator for separator in self.separators.values()):
             raise ValueError("a separator may not be empty")
         if self.attributes is not None and (stray := set(self.separators) - set(self.attributes)):
-            raise ValueError(f"separators name columns that are no attributes: {sorted(stray)}")
+            raise ValueError(f"separators name columns that are not attributes: {sorted(stray)}")
         return self

@@ -67,7 +67,7 @@ def count_above(
 
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
         if sum(threads.map(part, range(0, rows, ROWS))):
-            raise DataError("scores hold a NaN; a ranking of them would mean nothing")
+            raise DataError("scores contain a NaN and cannot be ranked")
     return Counts(above, known, met)
 
 

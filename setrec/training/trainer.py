@@ -219,7 +219,9 @@ class Trainer:
         try:
             self.progress = Progress.of(record, self.rank, self.world)
         except (KeyError, TypeError) as error:
-            raise ConfigError(f"checkpoint '{folder}' cannot be resumed: its progress is another version's") from error
+            raise ConfigError(
+                f"checkpoint '{folder}' cannot be resumed: its progress is from another version"
+            ) from error
 
     @property
     def finished(self) -> bool:

@@ -151,7 +151,7 @@ def test_triples_alone_are_all_for_training(tmp_path):
         ({"nodes": NODES | {"label": [{"is": "x"}] * 4}}, "column 'label': wrong type: struct"),
         ({"nodes": NODES | {"words": ["1 2", "", "", ""]}}, "column 'words': wrong type: string"),
         ({"nodes": NODES | {"words": [[0.5], [], [], []]}}, "column 'words': wrong type: list<"),
-        ({"nodes": NODES | {"words": [[], [1], [2, -3], []]}}, "row 3, column 'words': [2, -3] are no word indices"),
+        ({"nodes": NODES | {"words": [[], [1], [2, -3], []]}}, "row 3, column 'words': [2, -3] are not word indices"),
         ({"nodes": NODES | {"words": [[], [1, None], [], []]}}, "row 2, column 'words': [1, None] are no word"),
         ({"nodes": NODES | {"words": [[], [], [], [10**9]]}}, "row 4, column 'words': [1000000000] are no word"),
     ],

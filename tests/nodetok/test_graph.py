@@ -150,7 +150,7 @@ def test_networkx_brings_directions_lengths_texts_loops_and_parallels():
     assert Graph.from_networkx(given).weights is None
     assert "'a' to 'b' has no attribute 'mile'" in refusal(Graph.from_networkx, given, weight="mile")
     given.add_edge("a", "b", km="far")
-    assert "'km' of edge 'a' to 'b' is no number: 'far'" in refusal(Graph.from_networkx, given, weight="km")
+    assert "'km' of edge 'a' to 'b' is not a number: 'far'" in refusal(Graph.from_networkx, given, weight="km")
     assert "no nodes" in refusal(Graph.from_networkx, nx.Graph())
 
 
@@ -248,7 +248,7 @@ def test_arrays_that_are_no_graph_are_refused(change, said):
 
 
 def test_pairs_that_are_no_edges_are_refused():
-    assert "edge 2 ends at 'c', which is no node" in refusal(
+    assert "edge 2 ends at 'c', which is not a node" in refusal(
         Graph.from_edges, [("a", "b"), ("b", "c")], nodes=["a", "b"]
     )
     assert "edge 1 has 3 ends" in refusal(Graph.from_edges, [("a", "b", 2.0)])
@@ -268,7 +268,7 @@ def test_lengths_that_pytorch_geometric_makes_of_networkx_are_kept(group):
 
 def test_attributes_of_edges_that_are_no_lengths_are_refused_unless_left_out():
     data = Data(edge_index=torch.tensor([[0, 1], [1, 2]]), edge_attr=torch.ones(2, 3), num_nodes=3)
-    assert "edge_attr of the data is float32 (2, 3): no length" in refusal(Graph.from_pyg, data)
+    assert "edge_attr of the data is float32 (2, 3), not one length" in refusal(Graph.from_pyg, data)
     assert Graph.from_pyg(data, weight=None).weights is None
     data.edge_attr = torch.tensor([1.0, -2.0])
     assert "weight -2.0" in refusal(Graph.from_pyg, data)

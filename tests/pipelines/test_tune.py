@@ -145,7 +145,7 @@ def test_a_trial_that_fails_is_told_and_does_not_end_the_search(ray_here, qwen3_
     own, bad = stages.search(run, load_config(tmp_path / "tune.yaml", sets))
     assert (own.stop, len(own.curve)) == ("finished", 1)
     assert (bad.stop, bad.curve) == ("failed", [])
-    assert "scores hold a NaN" in bad.reason
+    assert "scores contain a NaN" in bad.reason
     assert load_config(run.root / "best.yaml").sasrec == load_config(run.config).sasrec
 
 

@@ -174,7 +174,7 @@ def test_a_bundle_is_replaced_as_a_whole_but_nothing_else_is(bundle, tmp_path):
     assert Bundle.open(bundle, load_fake).retriever.settings.kind == "ivf"
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis").write_text("years")
-    with pytest.raises(BundleError, match="no bundle; not replaced"):
+    with pytest.raises(BundleError, match="not a bundle; not replaced"):
         fake_bundle(tmp_path / "papers")
     assert (tmp_path / "papers" / "thesis").read_text() == "years"
 
@@ -207,7 +207,7 @@ def test_components_with_a_weight_go_along_and_no_others(bundle, tmp_path):
 
 def test_a_component_that_this_version_does_not_know_is_refused(bundle):
     edit(bundle, scorer={"slots": SLOTS, "components": {"astrology": 1.0}})
-    assert "knows no component 'astrology'" in refusal(bundle)
+    assert "component 'astrology' is unknown" in refusal(bundle)
 
 
 def test_a_damaged_component_is_refused_in_one_line(tmp_path, monkeypatch):

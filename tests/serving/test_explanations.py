@@ -111,7 +111,7 @@ def test_similar_items_by_one_term_are_those_of_its_largest_values(made, by):
 def test_similar_refuses_what_it_does_not_know(made):
     with pytest.raises(UnknownItemError):
         made[0].similar("nothing")
-    with pytest.raises(RequestError, match="similar by 'colour'; there are all, model, collaborative"):
+    with pytest.raises(RequestError, match="similar by 'colour' is unknown; known are all, model, collaborative"):
         made[0].similar("item-7", by="colour")
 
 

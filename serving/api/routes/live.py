@@ -134,7 +134,7 @@ def _add_items(app: FastAPI, live: Live) -> None:
         responses=error_responses(
             None,
             _INVALID,
-            f"{_NO_STORE}, the bundle carries no text encoder (`cannot_encode`), or there is no room for more items "
+            f"{_NO_STORE}, the bundle has no text encoder (`cannot_encode`), or there is no room for more items "
             "(`too_many_items`).",
         ),
         tags=["live"],

@@ -73,7 +73,9 @@ class ItemCoder:
             CannotEncodeError: the bundle has no encoder, or its model no slot that reads text.
         """
         if self._encoder is None:
-            raise CannotEncodeError("the bundle carries no text encoder, so items cannot be added to it; export one")
+            raise CannotEncodeError(
+                "the bundle has no text encoder, so items cannot be added to it; export one with an encoder"
+            )
         change = ItemChange.of(fields, self._encoder.identity, self._encoded(fields))
         self._text_code(change.unpacked())
         return change
@@ -109,7 +111,7 @@ class ItemCoder:
         if self._encoder is not None and change.encoder == self._encoder.identity:
             return change.unpacked()
         if self._encoder is None:
-            raise CannotEncodeError("the item was encoded for another bundle, and this one carries no text encoder")
+            raise CannotEncodeError("the item was encoded for another bundle, and this one has no text encoder")
         return self._encoded(change.fields)
 
     def _encoded(self, fields: ItemFields) -> np.ndarray:
