@@ -129,8 +129,8 @@ class GraphAnswerer:
         """Return the reason for refusing a question."""
         known = [" ".join(SLOT.sub("…", prompt.removesuffix("answer :")).split()) for prompt in self.artifact.wordings]
         return (
-            f"with {len(rows)} node{'' if len(rows) == 1 else 's'} named, this is none of the questions the model was"
-            f" trained on: {'; '.join(known)}"
+            f"with {len(rows)} node{'' if len(rows) == 1 else 's'} named, this is not one of the questions that the"
+            f" model was trained on: {'; '.join(known)}"
         )
 
     def _refusal(

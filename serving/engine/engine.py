@@ -146,8 +146,8 @@ class Engine:
 
     def _by_component(self, plan: Plan, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and values of the best entries of one component."""
-        nobody = np.zeros((1, self.bundle.codes.shape[1]), np.float32)
-        places, values = self.state.batch(nobody, plan.history.events).entries[name]
+        zeros = np.zeros((1, self.bundle.codes.shape[1]), np.float32)
+        places, values = self.state.batch(zeros, plan.history.events).entries[name]
         may = plan.may(self.state, places.values)
         rows, values = places.values[may], values[may].astype(np.float64)
         best = np.lexsort((rows, -values))[: plan.request.k]

@@ -63,7 +63,7 @@ class Releases:
                 self.state = released
                 return model
         except SetRecError as error:
-            logs.warning("what was released cannot be used", reason=self._reason(error))
+            logs.warning("the current release cannot be used", reason=self._reason(error))
         return self._loader.load(self._first)
 
     def follow(self, live: Live) -> None:

@@ -122,7 +122,7 @@ class TextEncoder:
         try:
             return Path(snapshot_download(self.name, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
         except Exception as error:  # the hub client raises many types; all mean the same here
-            raise ConfigError(f"text encoder {self.name}: neither a directory nor a hub id at hand") from error
+            raise ConfigError(f"text encoder {self.name}: neither a directory nor an available hub id") from error
 
     @cached_property
     def _model(self) -> Any:

@@ -3,7 +3,7 @@ const find = (id) => document.getElementById(id);
 const history_ = []; // {item_id, title}, oldest first
 const settings = { terms: [], attributes: {} };
 let token = "";
-let pending = null; // the request for recommendations under way
+let pending = null; // the pending request for recommendations
 let similarTo = null;
 
 /** An element with attributes and children; text is always text, never markup. */
@@ -22,7 +22,7 @@ function say(text, isError = false) {
   find("status").className = isError ? "error" : "";
 }
 
-/** The JSON that a route answers; errors carry the server's one line. */
+/** Return the JSON answer of a route; errors have the message of the server. */
 async function ask(path, options = {}) {
   const headers = { ...(token && { Authorization: `Bearer ${token}` }), ...(options.body && { "Content-Type": "application/json" }) };
   const answer = await fetch(path, { ...options, headers });
@@ -32,7 +32,7 @@ async function ask(path, options = {}) {
   return body;
 }
 
-/** Run `work`, and show what goes wrong; an aborted request is none of that. */
+/** Run `work`, and show errors; an aborted request is not an error. */
 async function attempt(work) {
   try {
     await work();
@@ -91,7 +91,7 @@ async function search() {
     ...items.map((item) => make("li", {}, make("span", {}, item.title || item.item_id),
       make("button", { type: "button", "aria-label": `Add ${item.title} to the history`, onclick: () => add(item) }, "Add"))),
   );
-  say(text && !items.length ? `No title holds “${text}”.` : "");
+  say(text && !items.length ? `No title contains “${text}”.` : "");
 }
 
 function add(item) {
@@ -122,7 +122,7 @@ async function loadUser() {
     ask(`v1/items/${encodeURIComponent(item.item_id)}`).catch(() => null)));
   history_.splice(0, history_.length, ...titled.filter(Boolean));
   showHistory();
-  say(history_.length ? `${history_.length} items of user ${user}.` : `Nothing is known of user ${user}.`);
+  say(history_.length ? `${history_.length} items of user ${user}.` : `User ${user} has no history.`);
   refresh();
 }
 
