@@ -313,7 +313,7 @@ class SetRecModel(PreTrainedModel):
         features."""
         b = settings.backbone
         pretrained = load_backbone(b.pretrained, layers=b.layers) if b.pretrained else None
-        words = None if pretrained is None else pretrained.get_input_embeddings().weight.detach()
+        words = None if pretrained is None else cast(nn.Embedding, pretrained.get_input_embeddings()).weight.detach()
         instruction = _instruction_vectors(b.pretrained, pretrained)
         base = (
             pretrained.config
