@@ -15,7 +15,7 @@ from serving.engine.explanation import NEAREST, history_effects, slot_queries
 from serving.engine.items.coder import ItemCoder, TextEncode
 from serving.engine.items.title_search import TitleSearch
 from serving.engine.live_audit import Answered, Audits
-from serving.engine.plan import Plan, make_plan
+from serving.engine.plan import RequestPlan, make_plan
 from serving.engine.ranking.candidates import Ranked, ScoringBatch
 from serving.engine.ranking.second_stage import SECOND_STAGE
 from serving.engine.requests import (
@@ -93,7 +93,7 @@ class Engine:
         """
         live = self._live_histories(requests)
         results: dict[int, Answer | SetRecError] = {}
-        plans: dict[int, Plan] = {}
+        plans: dict[int, RequestPlan] = {}
         with self.lock:
             for b, request in enumerate(requests):
                 try:
@@ -144,7 +144,7 @@ class Engine:
             self._count_shown()
         return answer
 
-    def _by_component(self, plan: Plan, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _by_component(self, plan: RequestPlan, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and values of the best entries of one component."""
         zeros = np.zeros((1, self.bundle.codes.shape[1]), np.float32)
         places, values = self.state.batch(zeros, plan.history.events).entries[name]
@@ -153,7 +153,7 @@ class Engine:
         best = np.lexsort((rows, -values))[: plan.request.k]
         return rows[best], values[best]
 
-    def _by_slots(self, plan: Plan, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _by_slots(self, plan: RequestPlan, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and scores of the items nearest to the model's answer: in all slots, or in those of one kind."""
         user = self._users(plan.history.events)[0]
         queries = slot_queries(user, self.bundle.manifest.code_columns) | {"model": user}
@@ -236,7 +236,7 @@ class Engine:
                 return dict.fromkeys(users)
         return dict(zip(users, found, strict=True))
 
-    def _plan(self, request: Request, live: Mapping[str, LiveHistory | None]) -> Plan:
+    def _plan(self, request: Request, live: Mapping[str, LiveHistory | None]) -> RequestPlan:
         if not 1 <= request.k <= self.max_k:
             raise RequestError(f"k is {request.k}; it must be between 1 and {self.max_k}")
         for name in request.factors:
@@ -245,7 +245,7 @@ class Engine:
         own = None if request.user_id is None else live[request.user_id] if request.live else LiveHistory()
         return make_plan(self.state, request, own, synced=self.synced)
 
-    def _from_model(self, plans: Mapping[int, Plan], auditor: Audits | None) -> dict[int, Answer]:
+    def _from_model(self, plans: Mapping[int, RequestPlan], auditor: Audits | None) -> dict[int, Answer]:
         every = list(plans.items())
         is_exact = self.bundle.retriever.kind == "exact"
         step = max(1, _CELLS // len(self.state.items)) if is_exact else max(1, len(every))
@@ -266,12 +266,12 @@ class Engine:
                 found[number] = self._answer(batch, b, a, ranked[b])
         return found
 
-    def _batch(self, users: np.ndarray, histories: Ragged, plans: Sequence[Plan]) -> ScoringBatch:
+    def _batch(self, users: np.ndarray, histories: Ragged, plans: Sequence[RequestPlan]) -> ScoringBatch:
         """Return a scoring batch of histories, one per request, with its factors."""
         batch = self.state.batch(users, histories)
         return batch.scaled([p.request.factors for p in plans]) if any(p.request.factors for p in plans) else batch
 
-    def _boosted(self, batch: ScoringBatch, plans: Sequence[Plan]) -> ScoringBatch:
+    def _boosted(self, batch: ScoringBatch, plans: Sequence[RequestPlan]) -> ScoringBatch:
         """Return the batch with the boosts of each request's rules."""
         boosts = [() if p.rules is None else p.rules.boosts for p in plans]
         if not any(boosts):
@@ -279,10 +279,10 @@ class Engine:
         found = [self.state.boosted(own) for own in boosts]
         return batch.adjusted(_RULES, [rows for rows, _ in found], [amounts for _, amounts in found])
 
-    def _dense(self, batch: ScoringBatch, plans: Sequence[Plan]) -> list[Ranked]:
+    def _dense(self, batch: ScoringBatch, plans: Sequence[RequestPlan]) -> list[Ranked]:
         return batch.dense([p.candidates for p in plans], [p.left(self.state) for p in plans])
 
-    def _from_index(self, batch: ScoringBatch, plans: Sequence[Plan]) -> list[Ranked]:
+    def _from_index(self, batch: ScoringBatch, plans: Sequence[RequestPlan]) -> list[Ranked]:
         """Return the best of the index's candidates and of the rows to which components and the history add."""
         additions, excluded = [], []
         for p, (rows, added) in zip(plans, batch.additions(), strict=True):
@@ -296,7 +296,7 @@ class Engine:
         candidates = [batch.candidates(b, k, hits[b], *additions[b]) for b, k in enumerate(ks)]
         return batch.ranked(candidates, ks)
 
-    def _offer(self, auditor: Audits, batch: ScoringBatch, b: int, plan: Plan, ranked: Ranked) -> None:
+    def _offer(self, auditor: Audits, batch: ScoringBatch, b: int, plan: RequestPlan, ranked: Ranked) -> None:
         if auditor.draws(self.bundle):
             alone, left, k = batch.only(b), plan.left(self.state), plan.candidates
             auditor.offer(Answered(self.bundle, lambda: alone.dense([k], [left])[0].scores, ranked.scores))
@@ -313,7 +313,7 @@ class Engine:
             )
         return users.float().cpu().numpy()
 
-    def _answer(self, batch: ScoringBatch, b: int, plan: Plan, ranked: Ranked) -> Answer:
+    def _answer(self, batch: ScoringBatch, b: int, plan: RequestPlan, ranked: Ranked) -> Answer:
         if self.state.second_stage is not None:
             with metrics.stage("second_stage"):
                 ranked = self.state.second_stage.ordered(batch.only(b), ranked, frozenset(self.bundle.components))
@@ -331,7 +331,7 @@ class Engine:
         answer = self._described(plan, ranked.rows, ranked.scores, shares)
         return replace(answer, explanation=self._explained(batch, b, plan, ranked)) if plan.request.explain else answer
 
-    def _arranged(self, plan: Plan, ranked: Ranked) -> Ranked:
+    def _arranged(self, plan: RequestPlan, ranked: Ranked) -> Ranked:
         """Choose the items to answer among the candidates, for diversity and within the limits of rules."""
         if not plan.is_reranked:
             return ranked if len(ranked.rows) <= plan.request.k else ranked.take(np.arange(plan.request.k))
@@ -343,7 +343,7 @@ class Engine:
             places = rerank(ranked.scores, codes, plan.request.k, plan.request.diversity, groups)
         return ranked.take(places)
 
-    def _explained(self, batch: ScoringBatch, b: int, plan: Plan, ranked: Ranked) -> Explanation:
+    def _explained(self, batch: ScoringBatch, b: int, plan: RequestPlan, ranked: Ranked) -> Explanation:
         def score(histories: Ragged) -> ScoringBatch:
             return self._batch(self._users(histories), histories, [plan] * len(histories))
 
@@ -371,7 +371,7 @@ class Engine:
             NearestItem(*describe(row)[:2], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
 
-    def _from_popularity(self, plan: Plan) -> Answer:
+    def _from_popularity(self, plan: RequestPlan) -> Answer:
         rows, counts = self.state.popularity.best(plan.candidates, plan.left(self.state))
         ranked = self._arranged(plan, Ranked(rows, counts, {}))
         if len(plan.pinned):
@@ -384,7 +384,7 @@ class Engine:
         self._answered.clear()
 
     def _described(
-        self, plan: Plan, rows: np.ndarray, scores: np.ndarray, shares: Sequence[dict[str, float]]
+        self, plan: RequestPlan, rows: np.ndarray, scores: np.ndarray, shares: Sequence[dict[str, float]]
     ) -> Answer:
         self._answered.append(rows)
         items = []

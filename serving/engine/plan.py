@@ -20,7 +20,7 @@ _POOL = 100
 
 
 @dataclass(frozen=True)
-class Plan:
+class RequestPlan:
     """The plan of a request: the history, the excluded and the allowed item rows (``None``: all), the rules, and the
     rows pinned by them, with positions from 0. ``pool``: number of candidates for a second stage."""
 
@@ -59,7 +59,7 @@ class Plan:
         return left
 
 
-def make_plan(state: State, request: Request, live: LiveHistory | None, *, synced: bool) -> Plan:
+def make_plan(state: State, request: Request, live: LiveHistory | None, *, synced: bool) -> RequestPlan:
     """Validate a request and return its plan. ``live``: the live history of its user, ``None`` if the store cannot be
     read; ``synced``: whether all erasures are known.
 
@@ -86,7 +86,7 @@ def make_plan(state: State, request: Request, live: LiveHistory | None, *, synce
         excluded = np.concatenate([excluded, state.availability.unavailable(time.time())])
     allowed = state.allowed(request.filter, request.allow, request.new_only)
     pool = 0 if state.second_stage is None else state.second_stage.reranker.candidates
-    return _pinned(state, Plan(request, history, excluded, allowed, _rules(state, request.rules), pool=pool))
+    return _pinned(state, RequestPlan(request, history, excluded, allowed, _rules(state, request.rules), pool=pool))
 
 
 def _explicit_history(state: State, request: Request) -> History:
@@ -106,7 +106,7 @@ def _rules(state: State, name: str | None) -> RuleSet | None:
     return rules
 
 
-def _pinned(state: State, plan: Plan) -> Plan:
+def _pinned(state: State, plan: RequestPlan) -> RequestPlan:
     """Return the plan with pinned rows, which are excluded from the search; pins of disallowed items are ignored."""
     if plan.rules is None or not plan.rules.pins:
         return plan
