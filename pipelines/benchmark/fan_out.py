@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from setrec.errors import ConfigError
 
 RETRIES = 3
@@ -44,7 +44,7 @@ def fan_out(
             yield ray.get(done[0])
             del done
     except RayError as error:
-        raise told(error, what) from error
+        raise readable_error(error, what) from error
     finally:
         for reference in running:
             ray.cancel(reference, force=True)

@@ -119,10 +119,12 @@ def _rank(
     with bar("Rank the whole catalogue") as progress:
         for number, name in enumerate(names):
 
-            def told(done: int, total: int, number: int = number) -> None:
+            def on_progress(done: int, total: int, number: int = number) -> None:
                 progress.update(number * total + done, len(names) * total)
 
-            results[name] = shard_evaluate.rank(each, name, cases, groups, ks=s.ks, batch=s.batch_size, progress=told)
+            results[name] = shard_evaluate.rank(
+                each, name, cases, groups, ks=s.ks, batch=s.batch_size, progress=on_progress
+            )
         progress.update(1, 1, f"{len(cases)} users, {len(groups[0].truths)} items, {len(names)} systems")
     return results
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from pipelines.common.cluster import ray_session
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from pipelines.config.job import JobConfig
 from pipelines.evaluation.systems import Systems
 from setrec.evaluation import ranking
@@ -121,7 +121,7 @@ class Pool:
         try:
             return self._map(work, parts, progress)
         except RayError as error:
-            raise told(error, "evaluation") from error
+            raise readable_error(error, "evaluation") from error
 
     def _map(self, work: Callable[..., R], parts: Sequence[Part], progress: Progress | None) -> list[R]:
         import ray

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipelines.common.cluster import quiet_data, ray_session
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run
 from pipelines.config.job import JobConfig
@@ -151,7 +151,7 @@ def _in_actors(encoder: TextEncoder, texts: Texts, blocks: list[np.ndarray], con
             for batch in found.iter_batches(batch_size=None, batch_format="numpy"):
                 yield np.asarray(batch["row"]), np.asarray(batch["vector"])
         except Exception as error:
-            raise told(error, "encoding") from error
+            raise readable_error(error, "encoding") from error
 
 
 class _Encoder:

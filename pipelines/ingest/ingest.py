@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines.common import storage
 from pipelines.common.cluster import quiet_data, ray_session
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from pipelines.common.fingerprints import of_file
 from pipelines.common.progress import Bar, bar
 from pipelines.data import scans
@@ -70,7 +70,7 @@ def _interactions(config: DataSettings, running: DuckDbEngine, address: str | No
         try:
             yield OnRay(config, running)
         except RayError as error:
-            raise told(error, "ingest") from error
+            raise readable_error(error, "ingest") from error
 
 
 class _Ingest:

@@ -184,7 +184,7 @@ def settle(engine: DuckDbEngine, found: Loaded) -> None:
     """Bring the times of ``raw``, a part or all of it, to what was found; those that cannot be are faults."""
     if found.mixed:
         shown = "make_timestamp(time)::VARCHAR" if not found.instants else "COALESCE(real::VARCHAR, time::VARCHAR)"
-        hint = f" is no timestamp (most are {'dates' if found.instants else 'numbers'})"
+        hint = f" is not a timestamp (most are {'dates' if found.instants else 'numbers'})"
         wrong = f"instant <> {str(found.instants).lower()}"
         _refuse(engine, found, wrong, f"'''' || {shown} || '''' || {literal(hint)}")
     for unit, factor in found.finer.items():

@@ -92,16 +92,16 @@ class BatchRecommender:
 
         A piece done again leaves the same files under the same names.
         """
-        told: dict[str, list[Any]] = {"rows": [], "rejected": [], "example": []}
+        report: dict[str, list[Any]] = {"rows": [], "rejected": [], "example": []}
         for number, path, group, start, rows in zip(*(batch[field.name] for field in fields(Piece)), strict=True):
             piece = Piece(int(number), str(path), int(group), int(start), int(rows))
             answers, rejected = self.answer(self._read(piece))
             self._write(answers, ANSWERS_FOLDER, piece.number)
             self._write(rejected, REJECTED_FOLDER, piece.number)
-            told["rows"].append(piece.rows)
-            told["rejected"].append(json.dumps(Counter(rejected["reason"].to_pylist())))
-            told["example"].append(rejected["detail"][0].as_py() if len(rejected) else "")
-        return told
+            report["rows"].append(piece.rows)
+            report["rejected"].append(json.dumps(Counter(rejected["reason"].to_pylist())))
+            report["example"].append(rejected["detail"][0].as_py() if len(rejected) else "")
+        return report
 
     def answer(self, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Answers and rejected rows of a table with ``user_id`` and perhaps ``history``, in its order."""

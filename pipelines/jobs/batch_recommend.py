@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 
 from pipelines.common import storage
 from pipelines.common.cluster import quiet_data, ray_session
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from pipelines.common.progress import Bar, bar
 from pipelines.data import parquet
 from pipelines.jobs.batch_actor import ANSWERS_FOLDER, BATCH, REJECTED_FOLDER, BatchRecommender, Piece, Wish
@@ -172,7 +172,7 @@ def _stream(asked: BatchRequest, pieces: list[Piece], folder: str, progress: Bar
             example = example or piece["example"]
             progress.update(done, total, f"{actors} actors")
     except Exception as error:
-        raise told(error, "the batch job") from error
+        raise readable_error(error, "the batch job") from error
     return rejected, example
 
 
@@ -193,13 +193,13 @@ def _refuse_foreign(out: str) -> None:
     if not storage.exists(out):
         return
     if not storage.is_folder(out):
-        raise DataError("exists and is no folder of recommendations; it will not be replaced", file=where)
+        raise DataError("exists and is not a folder of recommendations; it will not be replaced", file=where)
     system, path = storage.filesystem(out)
     from pyarrow import fs
 
     ours = any(storage.exists(storage.join(out, name)) for name in (RECORD, "batch.json"))  # the latter: format 1
     if system.get_file_info(fs.FileSelector(path)) and not ours:
-        raise DataError("exists and is no folder of recommendations; it will not be replaced", file=where)
+        raise DataError("exists and is not a folder of recommendations; it will not be replaced", file=where)
 
 
 @contextmanager

@@ -194,7 +194,7 @@ class Night:
 
         if (section := self._other_shape(record)) is None:
             return rank_again(self.run, self.config, record)
-        self.say(f"gate: {name} is compared as it was released, for {section} is not what it was then")
+        self.say(f"gate: {name} is compared by its recorded metrics, because {section} has changed")
         return record / "per_user.parquet"
 
     def _require_volume(self) -> None:
@@ -239,9 +239,9 @@ class Night:
         if self.cold or self.plain["warm_start"] is not None or last is None:
             return None if self.cold else self.config.warm_start
         if (section := self._other_shape(last[1])) is not None:
-            self.say(f"train: from nothing, for {section} is not what it was for {last[0]}")
+            self.say(f"train: starts from random weights, because {section} differs from {last[0]}")
             return None
-        self.say(f"train: begins with {last[0]}")
+        self.say(f"train: starts from {last[0]}")
         return last[1].resolve()
 
     def _other_shape(self, record: Path) -> str | None:

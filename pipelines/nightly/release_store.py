@@ -71,13 +71,13 @@ def release(
     if not (folder / name).is_dir():
         with atomic_directory(folder / name) as target:
             _copy(bundle, target)
-    told = tell(environment[URL], environment.get(TOKEN, ""), name) if environment.get(URL) else None
+    answer = tell(environment[URL], environment.get(TOKEN, ""), name) if environment.get(URL) else None
     record = root / RECORD / name
     if not record.is_dir():
         with atomic_directory(record) as target:
             for part in KEPT:
                 _copy(run / part, target / part)
-    found = {**before, "release": name, "bundle": _shown(folder / name, root), "endpoint": told, "store": store}
+    found = {**before, "release": name, "bundle": _shown(folder / name, root), "endpoint": answer, "store": store}
     _move(root, folder, found)
     for place in (folder, root / RECORD):
         _prune(place, keep, {name, *_served(folder)})
@@ -98,9 +98,9 @@ def rollback(root: Path, name: str, environment: Mapping[str, str] = os.environ)
     known = [release for release in released(root) if (folder / release).is_dir()]
     if name not in known:
         raise ConfigError(f"{root} holds no release '{name}'; there are {', '.join(known) or 'none'}")
-    told = tell(environment[URL], environment.get(TOKEN, ""), name) if environment.get(URL) else None
+    answer = tell(environment[URL], environment.get(TOKEN, ""), name) if environment.get(URL) else None
     withdrawn = sorted({*before.get("withdrawn", ()), *(release for release in known if release > name)} - {name})
-    changed = {"release": name, "bundle": _shown(folder / name, root), "endpoint": told, "withdrawn": withdrawn}
+    changed = {"release": name, "bundle": _shown(folder / name, root), "endpoint": answer, "withdrawn": withdrawn}
     found = {**before, **changed}
     _move(root, folder, found)
     _copy_to(before.get("store"), root, folder)

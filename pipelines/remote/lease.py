@@ -46,7 +46,7 @@ def held(where: str) -> Iterator[None]:
             with suppress(OSError):  # the next time, perhaps
                 write()
 
-    with told(where, "written to"):
+    with store_errors(where, "written to"):
         _require_free(where, _read(system, path), own["holder"])
         storage.make_folder(system, folder)
         write()
@@ -78,7 +78,7 @@ def _require_free(where: str, found: dict[str, Any] | None, own: object) -> None
 
 
 @contextmanager
-def told(where: str, what: str) -> Iterator[None]:
+def store_errors(where: str, what: str) -> Iterator[None]:
     """One line where the store fails; an error that names a file is one of this machine."""
     try:
         yield

@@ -57,7 +57,7 @@ class Mirror:
             ConfigError: the store cannot be read.
         """
         known, here = self._known(), self._here()
-        with lease.told(self.where, "read"):
+        with lease.store_errors(self.where, "read"):
             there = {name: s for name, s in self._there().items() if largest is None or s[0] <= largest}
             for name in here.keys() - there.keys():
                 self._at(name).unlink()
@@ -79,7 +79,7 @@ class Mirror:
         gone = [name for name in known if name not in here]
         if not changed and not gone:
             return
-        with lease.told(self.where, "written to"):
+        with lease.store_errors(self.where, "written to"):
             for name in sorted(changed, key=lambda name: (here[name][1], name)):
                 self._store(name)
             for name in gone:
@@ -197,7 +197,7 @@ def leads_to(where: str) -> str | None:
         ConfigError: the store cannot be read.
     """
     system, path = storage.filesystem(where)
-    with lease.told(where, "read"):
+    with lease.store_errors(where, "read"):
         if system.get_file_info(f"{path}{LINK}").type != fs.FileType.File:
             return None
         return Path(system.open_input_file(f"{path}{LINK}").read().decode()).name

@@ -30,12 +30,12 @@ class Halving(ASHAScheduler):
             reduction_factor=s.reduction,
         )
         self.book = book
-        nobody: Any = None  # the controller, of which the scheduler makes no use
+        controller: Any = None  # the scheduler does not use it
         for trial in book.trials:
-            known: Any = SimpleNamespace(trial_id=str(trial.number))
-            super().on_trial_add(nobody, known)
+            previous: Any = SimpleNamespace(trial_id=str(trial.number))
+            super().on_trial_add(controller, previous)
             for record in trial.curve:
-                super().on_trial_result(nobody, known, record)
+                super().on_trial_result(controller, previous, record)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """See Ray's scheduler."""

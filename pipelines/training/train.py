@@ -23,7 +23,7 @@ import torch
 
 from pipelines.common.board import TrainingBoard
 from pipelines.common.cluster import ray_session
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import VALIDATED, Run
 from pipelines.common.trackers import Trackers, tracking
@@ -160,7 +160,7 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers, *, refit:
             trainer.fit()
         except Exception as error:
             failures = getattr(error, "worker_failures", None)
-            raise told(next(iter(failures.values())) if failures else error, "training") from error
+            raise readable_error(next(iter(failures.values())) if failures else error, "training") from error
         finally:
             stop.set()
             watcher.join(timeout=5)

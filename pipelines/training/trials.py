@@ -51,8 +51,8 @@ class Trial:
 class Trials:
     """All trials of a run's search. ``told`` is called with the trial after each epoch."""
 
-    def __init__(self, run: Run, trials: list[Trial], told: Callable[[Trial], None] = lambda trial: None) -> None:
-        self.run, self.trials, self.told = run, trials, told
+    def __init__(self, run: Run, trials: list[Trial], on_epoch: Callable[[Trial], None] = lambda trial: None) -> None:
+        self.run, self.trials, self.on_epoch = run, trials, on_epoch
 
     @classmethod
     def read(cls, run: Run) -> list[Trial]:
@@ -74,7 +74,7 @@ class Trials:
             trial.curve.append(record)
             trial.stop = "finished" if exhausted else "halved" if halved else None
             self.save()
-            self.told(trial)
+            self.on_epoch(trial)
 
     def end(self, number: int, stop: Stop, reason: str = "") -> None:
         """Note an end that no epoch brought."""
@@ -99,8 +99,8 @@ class Trials:
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray keeps a copy beside its own records; whom to tell stays here."""
-        return {"run": self.run, "trials": self.trials, "told": _nobody}
+        return {"run": self.run, "trials": self.trials, "on_epoch": _ignore}
 
 
-def _nobody(trial: Trial) -> None:
+def _ignore(trial: Trial) -> None:
     pass

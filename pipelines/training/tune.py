@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from pipelines.common.cluster import ray_session
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run
 from pipelines.common.trackers import tracking
@@ -62,11 +62,11 @@ def tune(run: Run, config: JobConfig, *, resume: bool = False) -> list[Trial]:
     cores = os.cpu_count() or 1
     with bar("Search") as progress, tracking(run, config) as follow, ray_session(config.cluster.address, cores):
 
-        def told_of(trial: Trial) -> None:
+        def on_epoch(trial: Trial) -> None:
             follow.epoch(f"trial-{trial.number:04d}", trial.curve[-1])
             _show(book, trial, progress)
 
-        book.told = told_of
+        book.on_epoch = on_epoch
         if not all(trial.over for trial in book.trials):
             _search(run, config, configs, book)
         best = book.best()
@@ -136,10 +136,10 @@ def _search(run: Run, config: JobConfig, configs: list[JobConfig], book: Trials)
     try:
         results = tuner.fit()
     except Exception as error:
-        raise told(error, "the search") from error
+        raise readable_error(error, "the search") from error
     for result in (results[i] for i in range(len(results))):
         if result.error is not None and result.config is not None:
-            book.end(result.config["trial"]["number"], "failed", str(told(result.error, "the trial")))
+            book.end(result.config["trial"]["number"], "failed", str(readable_error(result.error, "the trial")))
     for trial in book.trials:
         if not trial.over:
             book.end(trial.number, "time")

@@ -196,7 +196,7 @@ def test_a_failed_first_run_leaves_nothing(tables, tmp_path):
 def test_a_foreign_directory_is_never_replaced(tables, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").touch()
-    with pytest.raises(DataError, match="is no data directory"):
+    with pytest.raises(DataError, match="is not a data directory"):
         ingest(tables, tmp_path / "home")
     assert (tmp_path / "home" / "thesis.tex").exists()
 
