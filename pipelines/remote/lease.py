@@ -1,7 +1,7 @@
-"""One job at a time over a folder in a store, which knows no locks: an object says who is at it, and is renewed.
+"""Lease of a folder in a store, which has no locks: an object that names the job and is renewed.
 
-A job that was killed renews it no more, and after :data:`SECONDS` the next may begin; clocks must agree within less
-than that. Of two that begin at once the first to write sees the other :data:`SETTLED` seconds later and gives up.
+A killed job does not renew it, and after :data:`SECONDS` the next may begin; clocks must agree within less than that.
+If two begin at once, the first to write sees the other :data:`SETTLED` seconds later and gives up.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def held(where: str) -> Iterator[None]:
 
     def renew() -> None:
         while not ended.wait(RENEWED):
-            with suppress(OSError):  # the next time, perhaps
+            with suppress(OSError):  # tried again at the next renewal
                 write()
 
     with store_errors(where, "written to"):
@@ -79,7 +79,7 @@ def _require_free(where: str, found: dict[str, Any] | None, own: object) -> None
 
 @contextmanager
 def store_errors(where: str, what: str) -> Iterator[None]:
-    """One line where the store fails; an error that names a file is one of this machine."""
+    """Convert errors of the store to one line; errors with a file name are local and raised unchanged."""
     try:
         yield
     except OSError as error:
