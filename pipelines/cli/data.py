@@ -15,7 +15,7 @@ from pipelines.cli.options import (
     JsonOption,
     RunOption,
     SetOption,
-    held,
+    locked_run,
     overrides_of,
     print_json,
 )
@@ -55,7 +55,7 @@ def prepare(
     from pipelines.features import preparation
 
     settings = load_config(config, overrides_of(set_, address), agree=True)
-    with held(run, "earlier files are kept if no new data had been accepted; run it again") as folder:
+    with locked_run(run, "earlier files are kept if no new data had been accepted; run it again") as folder:
         preparation.require_force(folder, force)
         summary = preparation.prepare(folder, settings)
     print_json(preparation.short_summary(summary))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.options import RunOption, SetOption, held, overrides_of
+from pipelines.cli.options import RunOption, SetOption, locked_run, overrides_of
 
 commands = typer.Typer()
 
@@ -21,5 +21,5 @@ def demo(
     """Run all steps on MovieLens-100K: raw files to a trained model, its ranking table and a served answer."""
     from pipelines.jobs.demo import run_demo
 
-    with held(run, "the same command starts the demonstration again") as folder:
+    with locked_run(run, "the same command starts the demonstration again") as folder:
         run_demo(folder, port, overrides_of(set_, None))

@@ -13,7 +13,7 @@ from pipelines.cli.options import (
     RunOption,
     SetOption,
     config_of,
-    held,
+    locked_run,
     overrides_of,
     place,
     print_json,
@@ -34,7 +34,7 @@ def evaluate(
     """Rank the whole catalogue for every test user; write metrics.json and report.html."""
     overrides = overrides_of(set_, address)
     overrides += [f"evaluation.actors={actors}"] if actors else []
-    with held(run, "the model is kept; run the same command again") as folder:
+    with locked_run(run, "the model is kept; run the same command again") as folder:
         settings = config_of(run, "evaluate", overrides)
         from pipelines.jobs import stages
         from pipelines.reports.terminal import ranking_table
@@ -81,7 +81,7 @@ def benchmark(
         gpu=gpu,
     )  # fmt: skip
     root = run or Path("runs/benchmark") / f"{data.resolve().name}-{known}"
-    with held(root, "finished fits are kept; the same command continues from them") as folder:
+    with locked_run(root, "finished fits are kept; the same command continues from them") as folder:
         found = compare(data.resolve(), known, folder, settings, encoder=encoder, address=address)
     if json_only:
         print_json(found)

@@ -47,7 +47,9 @@ def run(
 
     overrides = [*(set_ or []), *([f"cluster.address={address}"] if address else [])]
     try:
-        with signals.kept(lambda: "finished steps are kept, training continues from its last checkpoint: run it again"):
+        with signals.advised(
+            lambda: "finished steps are kept, training continues from its last checkpoint: run it again"
+        ):
             print_json(loop.run(config, root, overrides, first=first, force=force, cold=cold, ended=store_changes))
     except HeldBackError as error:
         print(f"setrec: {error}", file=sys.stderr)

@@ -119,7 +119,7 @@ def config_of(run: Path, command: str, overrides: list[str] | None = None, given
 
     other = applied(own, read_yaml(given), *(overrides or []), source=str(given))
     if changed := [part for part in PREPARED if getattr(own, part) != getattr(other, part)]:
-        raise ConfigError(f"{given}: its section {changed[0]} is not the run's: prepare anew, or take another folder")
+        raise ConfigError(f"{given}: its section {changed[0]} is not the run's: prepare again, or use another folder")
     return other
 
 
@@ -134,10 +134,10 @@ def _require_effect(run: Path, command: str, overrides: list[str]) -> None:
 
 
 @contextmanager
-def held(folder: Path, advice: Callable[[Run], str] | str) -> Iterator[Run]:
+def locked_run(folder: Path, advice: Callable[[Run], str] | str) -> Iterator[Run]:
     """Lock the run in ``folder`` for one job; ``advice`` says after Ctrl-C what is kept and how to continue."""
     run = Run(folder)
-    with signals.kept(lambda: advice if isinstance(advice, str) else advice(run)), run.job():
+    with signals.advised(lambda: advice if isinstance(advice, str) else advice(run)), run.job():
         yield run
 
 

@@ -12,7 +12,7 @@ from pipelines.cli.options import (
     RunOption,
     SetOption,
     config_of,
-    held,
+    locked_run,
     overrides_of,
     place,
     print_json,
@@ -45,7 +45,7 @@ def export(
     set_: SetOption = None,
 ) -> None:
     """Write the bundle that serving needs."""
-    with held(run, "an earlier bundle is unchanged; run the same command again") as folder:
+    with locked_run(run, "an earlier bundle is unchanged; run the same command again") as folder:
         settings = config_of(run, "export", overrides_of(set_, None))
         from pipelines.jobs.export import export as export_bundle
 

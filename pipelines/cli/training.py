@@ -16,7 +16,7 @@ from pipelines.cli.options import (
     RunOption,
     SetOption,
     config_of,
-    held,
+    locked_run,
     overrides_of,
     print_json,
     to_read,
@@ -48,7 +48,7 @@ def train(
     overrides = overrides_of(set_, address)
     overrides += [f"cluster.workers={workers}"] if workers else []
     overrides += [f"warm_start={json.dumps(str(warm))}"] if warm else []
-    with held(run, _how_to_go_on) as folder:
+    with locked_run(run, _how_to_go_on) as folder:
         settings = config_of(run, "train", overrides, config)
         from pipelines.jobs import stages
 
@@ -80,7 +80,7 @@ def tune(
     from pipelines.config.job import load_config
 
     settings = load_config(config, overrides_of(set_, address), agree=True)
-    with held(run, "evaluated epochs are kept: the same command with --resume continues from them") as folder:
+    with locked_run(run, "evaluated epochs are kept: the same command with --resume continues from them") as folder:
         from pipelines.jobs import stages
 
         trials = stages.search(folder, settings, resume=resume, force=force)
@@ -93,7 +93,7 @@ def tune(
 @commands.command("train-reranker")
 def train_reranker(run: RunOption, set_: SetOption = None) -> None:
     """Learn the order of the best candidates on validation, after evaluate; export includes it if it gains."""
-    with held(run, "nothing is changed; run the same command again") as folder:
+    with locked_run(run, "nothing is changed; run the same command again") as folder:
         settings = config_of(run, "train-reranker", overrides_of(set_, None))
         from pipelines.evaluation import reranker
 
@@ -114,7 +114,7 @@ def ablate(
     from pipelines.reports.terminal import difference_table, ranking_table
 
     overrides = overrides_of(set_, address)
-    with held(run, "the run itself is unchanged; the same command starts the ablation again") as folder:
+    with locked_run(run, "the run itself is unchanged; the same command starts the ablation again") as folder:
         settings = config_of(run, "ablate", overrides)
         from pipelines.jobs import stages
 

@@ -98,7 +98,7 @@ def _lines(title: str, began: float) -> Iterator[Bar]:
         while not ended.wait(0.95 * LINE_SECONDS):  # before the command's own line
             _say(f"… {_line(title, shown, time.perf_counter() - began)}")
 
-    with beside(say, ended):
+    with in_thread(say, ended):
         yield shown
 
 
@@ -118,12 +118,12 @@ def alive(title: str) -> Iterator[None]:
                 _say(f"… {_line(title, Bar(), time.perf_counter() - began)}")
                 due = LINE_SECONDS
 
-    with beside(say, ended):
+    with in_thread(say, ended):
         yield
 
 
 @contextmanager
-def beside(work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
+def in_thread(work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
     """Run ``work`` in a thread during the block; it returns once ``ended`` is set, and is joined."""
     thread = threading.Thread(target=work, daemon=True, name="beside")
     thread.start()

@@ -201,12 +201,12 @@ class Run:
         made = {name: parts for name, parts in marker["made"].items() if name not in gone}
         self.write_json(MARKER, {**marker, "made": made})
 
-    def made(self, name: str) -> dict[str, str]:
+    def made_from(self, name: str) -> dict[str, str]:
         """Return the hashes of what the entry ``name`` was made from, by name of the part; empty if unknown."""
         return dict((self._marker or {"made": {}})["made"].get(name, {}))
 
-    def note_made(self, name: str, **parts: str) -> None:
-        """Record what the entry ``name`` was made from; see :meth:`made`."""
+    def note_made_from(self, name: str, **parts: str) -> None:
+        """Record what the entry ``name`` was made from; see :meth:`made_from`."""
         self.claim()
         marker = self._marker or {}
         self.write_json(MARKER, {**marker, "made": {**marker["made"], name: parts}})

@@ -32,7 +32,7 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def kept(advice: Callable[[], str]) -> Iterator[None]:
+def advised(advice: Callable[[], str]) -> Iterator[None]:
     """If a signal ends the process in this block, print the text of ``advice``: what is kept and how to continue."""
     _advice.append(advice)
     try:

@@ -124,7 +124,7 @@ def identifier(cell: Cell, text: str, what: str = "id") -> tuple[str, list[Fault
         # One pattern excludes the three faults for nearly all ids.
         usual = _matches(text, f"[!-~]{{1,{MAX_ID}}}")
         faults.append(Fault(column, f"NOT {usual} AND ({blank} OR {long} OR {control})", reason))
-        faults.append(Fault(column, f"{text} IN ('.', '..')", f"{_shown(text)} || ' cannot stand in a URL'"))
+        faults.append(Fault(column, f"{text} IN ('.', '..')", f"{_shown(text)} || ' cannot be part of a URL'"))
     return value, faults
 
 

@@ -50,7 +50,7 @@ def history_shards(out: str | Path) -> list[str]:
     if not shards and (out / "histories.parquet").is_file():
         return [str(out / "histories.parquet")]
     if not shards:
-        raise DataError("holds no histories: run `setrec prepare` anew", file=out)
+        raise DataError("holds no histories: run `setrec prepare` again", file=out)
     return shards
 
 

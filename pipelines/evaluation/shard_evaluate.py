@@ -115,7 +115,8 @@ class Pool:
         """See :class:`Workers`.
 
         Raises:
-            ConfigError: a batch killed its actor at every attempt. SetRecError: ``work`` raised it.
+            ConfigError: a batch killed its actor at every attempt.
+            SetRecError: ``work`` raised it.
         """
         from ray.exceptions import RayError
 

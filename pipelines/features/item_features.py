@@ -92,7 +92,7 @@ def encode_words(run: Run, config: JobConfig, lexical: LexicalEncoder | None = N
         lexical.save(run.features / LEXICAL)
         with atomic_file(run.features / "words.safetensors") as path:
             save_file({"words": lexical.vectors(texts)}, path)
-        run.note_made(lineage.WORDS, **({"warm_start": str(config.warm_start)} if warm else {}))
+        run.note_made_from(lineage.WORDS, **({"warm_start": str(config.warm_start)} if warm else {}))
         progress.update(1, 1, f"{len(lexical.vocabulary)} words, {lexical.width} numbers each")
 
 
@@ -116,7 +116,7 @@ def train_sasrec_opponent(run: Run, config: JobConfig) -> None:
         )
     run.write_curve("SASRec", records)
     model.save(run.sasrec)
-    run.note_made("sasrec", **lineage.of_sasrec(run, config))
+    run.note_made_from("sasrec", **lineage.of_sasrec(run, config))
 
 
 def train_collaborative(run: Run, config: JobConfig) -> None:
@@ -128,7 +128,7 @@ def train_collaborative(run: Run, config: JobConfig) -> None:
     run.features.mkdir(parents=True, exist_ok=True)
     with atomic_file(run.features / "collaborative.safetensors") as path:
         save_file({"collaborative": table}, path)
-    run.note_made(lineage.COLLABORATIVE, **lineage.of_sasrec(run, config))
+    run.note_made_from(lineage.COLLABORATIVE, **lineage.of_sasrec(run, config))
 
 
 def shared_view(run: Run, config: JobConfig, folder: Path) -> Run:

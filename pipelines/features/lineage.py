@@ -30,7 +30,7 @@ def of_sasrec(run: Run, config: JobConfig) -> dict[str, str]:
 
 def fits(run: Run, name: str, parts: dict[str, str]) -> bool:
     """Return whether the entry ``name`` exists and, as far as recorded, was made from ``parts``."""
-    return (run.root / name).exists() and run.made(name) in ({}, parts)
+    return (run.root / name).exists() and run.made_from(name) in ({}, parts)
 
 
 def begin_training(run: Run, config: JobConfig, *, resume: bool) -> None:
@@ -39,21 +39,21 @@ def begin_training(run: Run, config: JobConfig, *, resume: bool) -> None:
     Raises:
         ConfigError: ``resume`` is true, and the checkpoints are of other data or of another model.
     """
-    parts, begun = _of_training(run, config), run.made("checkpoints")
+    parts, begun = _of_training(run, config), run.made_from("checkpoints")
     if resume and begun:
         for name in ("data", *_SHAPE):
             if begun.get(name) != parts[name]:
                 raise ConfigError(
-                    f"{run.root}: the training to resume had other settings of {name}: run `setrec train` anew"
+                    f"{run.root}: the training to resume had other settings of {name}: run `setrec train` again"
                 )
     run.discard(*FOLLOWING)
-    run.note_made("checkpoints", **parts)
+    run.note_made_from("checkpoints", **parts)
     run.set_unfinished(True)
 
 
 def end_training(run: Run, config: JobConfig) -> None:
     """Record that the model is that of the configuration."""
-    run.note_made("model", **_of_training(run, config))
+    run.note_made_from("model", **_of_training(run, config))
     run.set_unfinished(False)
 
 
@@ -67,8 +67,10 @@ def require_model(run: Run, config: JobConfig) -> str:
     run.require(run.model, "train")
     again = f"run `setrec train --run {run.root}`"
     if run.unfinished:
-        raise ConfigError(f"{run.model} is of an earlier training, the last one did not end: {again} --resume, or anew")
-    made = run.made("model")
+        raise ConfigError(
+            f"{run.model} is of an earlier training, the last one did not end: {again}, with --resume or without"
+        )
+    made = run.made_from("model")
     if made and (other := [name for name, part in _of_training(run, config).items() if made.get(name) != part]):
         raise ConfigError(f"{run.model} was made from other settings of {other[0]} than the run has now: {again}")
     return run.hash_of(run.model)

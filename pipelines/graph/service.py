@@ -55,7 +55,7 @@ class GraphReaderService:
         """See ``serving.api.routes.graph.GraphService``."""
         rows = [self.artifact.row(node) for node in ids]
         if self.artifact.tokenizer is None:
-            raise SetRecError("the nodes of this task stand in many small graphs and have no common anchors")
+            raise SetRecError("the nodes of this task are in many small graphs and have no common anchors")
         return [self._describe(row, k) for row in rows]
 
     def _describe(self, row: int, k: int) -> NodeDescription:

@@ -153,10 +153,10 @@ COUNTS = (
     )
     + " FROM raw GROUP BY file, unit"
 )
-"""The query of a part of ``raw`` for :func:`settled`."""
+"""The query of a part of ``raw`` for :func:`time_facts`."""
 
 
-def settled(config: DataSettings, counts: pd.DataFrame, files: int) -> Loaded:
+def time_facts(config: DataSettings, counts: pd.DataFrame, files: int) -> Loaded:
     """Return the facts from the ``counts`` of all parts of ``raw`` (see :data:`COUNTS`).
 
     Times are all numbers or all dates, like the majority; dates of all files get the finest of their units.
@@ -198,7 +198,7 @@ def _refuse(engine: DuckDbEngine, found: Loaded, where: str, reason: str) -> Non
     engine.run(f"UPDATE raw SET fault = {fault} WHERE fault IS NULL AND {where}")
 
 
-def passed(config: DataSettings, found: Loaded) -> str:
+def row_condition(config: DataSettings, found: Loaded) -> str:
     """Return the condition under which a row of ``raw`` counts, independent of its item."""
     return " AND ".join(["fault IS NULL", *(f"({condition})" for condition in filters(config, found).values())])
 

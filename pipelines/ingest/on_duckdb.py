@@ -36,7 +36,7 @@ class OnDuckDB:
         interactions.create(self.engine, self.config)
         interactions.read(self.engine, self.config, files)
         counts = self.engine.table(interactions.COUNTS).to_pandas()
-        found = interactions.settled(self.config, counts, len(files))
+        found = interactions.time_facts(self.config, counts, len(files))
         interactions.settle(self.engine, found)
         rejects.collect(faulty("raw"), int(found.rows.sum()))
         return found
@@ -53,7 +53,7 @@ class OnDuckDB:
         ``rowid``) and ``ordered``: the rows of ``raw`` that count, by user and time, without repeats. Return how many
         interactions were dropped by reason; those of unknown items go to ``rejects`` if they are refused."""
         config, engine = self.config, self.engine
-        passed = interactions.passed(config, found)
+        passed = interactions.row_condition(config, found)
         dropped: dict[str, int] = engine.table(interactions.cuts(config, found)).to_pylist()[0]
         engine.run(
             f"CREATE TABLE users AS SELECT user AS id, min(rowid) AS met FROM raw WHERE {passed} "

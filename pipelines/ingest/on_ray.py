@@ -62,7 +62,7 @@ class OnRay:
         counts = [part.to_pandas() for part in self._query(interactions.COUNTS)]
         if not counts:
             return Loaded(np.zeros(len(files), dtype=np.int64))
-        self.found = interactions.settled(self.config, pd.concat(counts, ignore_index=True), len(files))
+        self.found = interactions.time_facts(self.config, pd.concat(counts, ignore_index=True), len(files))
         self.engine.run(
             "CREATE TABLE faulty (file INTEGER, place BIGINT, number BIGINT, fault STRUCT(c VARCHAR, r VARCHAR))"
         )
@@ -91,7 +91,7 @@ class OnRay:
             if not dropped.pop("kept"):
                 return {**dropped, "unknown_item": 0, "repeated": 0}
         items = ray.put(self.engine.table("SELECT id, rowid::INTEGER AS code FROM items"))
-        passed = interactions.passed(config, found)
+        passed = interactions.row_condition(config, found)
         query = (
             f"SELECT raw.user, items.code AS item, {interactions.facts(config, found)}, row FROM raw "
             f"LEFT JOIN items ON raw.item = items.id WHERE {passed}"

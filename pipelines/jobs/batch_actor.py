@@ -36,7 +36,7 @@ REJECTED = pa.schema(
 ANSWERS_FOLDER, REJECTED_FOLDER = "answers", "_rejected"
 """Readers of Parquet data sets skip names that begin with an underscore."""
 _REASONS = {
-    "new_user": ("unknown_user", "the bundle knows no such user"),
+    "new_user": ("unknown_user", "the bundle does not contain the user"),
     "empty_history": ("no_history", "the bundle holds no history of the user"),
     "unknown_items": ("no_history", "the bundle holds no item of the user's history"),
 }

@@ -182,7 +182,7 @@ def _actors(asked: BatchRequest) -> int:
     room = int(ray.cluster_resources().get("CPU", 0)) - 1
     actors = asked.actors or max(1, room)
     if actors > room:
-        raise ConfigError(f"{actors} actors and a core beside them do not fit the cluster's {room + 1} cores")
+        raise ConfigError(f"{actors} actors and one more core do not fit the cluster's {room + 1} cores")
     return actors
 
 

@@ -30,7 +30,7 @@ def load_graph(path: Path) -> GraphService:
 
 def serve_until_interrupted(bundle: Path, settings: ServingSettings) -> None:
     """Serve the bundle until a signal ends the process; requests in flight are answered."""
-    with signals.kept(lambda: "the endpoint has ended; stored data is kept, the same command serves again"):
+    with signals.advised(lambda: "the endpoint has ended; stored data is kept, the same command serves again"):
         with signals.unchanged():
             ray_app.start(bundle, settings, graph_loader=load_graph)
         follower = StoreFollower(bundle, settings) if settings.follow else None

@@ -45,7 +45,7 @@ def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
             with run.timed("sasrec"):
                 item_features.train_collaborative(run, config)
         lexical = warm.lexical_encoder(config.warm_start)
-        if lexical is not None or run.made(lineage.WORDS):  # those of an earlier warm start belong to another run
+        if lexical is not None or run.made_from(lineage.WORDS):  # those of an earlier warm start belong to another run
             item_features.encode_words(run, config, lexical)
         with run.timed("setrec"):
             done = train.train(run, config, resume=begun)

@@ -155,8 +155,8 @@ def tell(url: str, token: str, name: str) -> str:
     """Make the endpoint at ``url`` serve the bundle ``name``; return once it does.
 
     Raises:
-        HeldBackError: it refused the bundle; the message has the reason. ConfigError: it cannot be reached, or does not
-        know the token or the bundle.
+        HeldBackError: it refused the bundle; the message has the reason.
+        ConfigError: it cannot be reached, or does not know the token or the bundle.
     """
     import httpx
 

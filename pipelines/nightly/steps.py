@@ -78,7 +78,8 @@ class Steps:
         ``force``: all.
 
         Raises:
-            ConfigError: there is no step ``first``. SetRecError: raised by a step; completed steps stay complete.
+            ConfigError: there is no step ``first``.
+            SetRecError: raised by a step; completed steps stay complete.
         """
         if first is not None and first not in (names := [step.name for step in self.steps]):
             raise ConfigError(f"there is no step '{first}'; the steps are {', '.join(names)}")
@@ -87,7 +88,7 @@ class Steps:
             for step in self.steps:
                 forced = forced or step.name == first
                 inputs = self._inputs(step, hashes)
-                reason = "it was asked for" if forced else self._reason(step, inputs, hashes)
+                reason = "it was requested" if forced else self._reason(step, inputs, hashes)
                 if reason is None:
                     continue
                 self.say(f"{step.name}: runs, because {reason}")

@@ -19,7 +19,7 @@ from typing import Any
 from pyarrow import fs
 
 from pipelines.common import storage
-from pipelines.common.progress import beside
+from pipelines.common.progress import in_thread
 from setrec.errors import ConfigError
 
 NAME = ".lease.json"
@@ -27,7 +27,7 @@ SECONDS, RENEWED, SETTLED = 90.0, 20.0, 1.0
 
 
 @contextmanager
-def held(where: str) -> Iterator[None]:
+def leased(where: str) -> Iterator[None]:
     """Hold the folder ``where``, a URI, until the block ends.
 
     Raises:
@@ -53,7 +53,7 @@ def held(where: str) -> Iterator[None]:
         time.sleep(SETTLED)
         _require_free(where, _read(system, path), own["holder"])
     try:
-        with beside(renew, ended):
+        with in_thread(renew, ended):
             yield
     finally:
         with suppress(OSError):

@@ -154,7 +154,7 @@ def mirrored(where: str, largest: int | None = None) -> Iterator[Path]:
         ConfigError: the store cannot be reached, or another job uses this folder, on this machine or another.
     """
     place = _place(where)
-    with exclusive(place / "lock.json"), lease.held(where):
+    with exclusive(place / "lock.json"), lease.leased(where):
         mirror = _mirror(where, place / _kind("job", largest))
         mirror.pull(largest)
         _open.append(mirror)

@@ -45,7 +45,9 @@ class Halving(ASHAScheduler):
         """See Ray's scheduler."""
         action = super().on_trial_result(tune_controller, _by_number(trial), result)
         number = trial.config["trial"]["number"]
-        self.book.judged(number, json.loads(result["record"]), halved=action == STOP, exhausted=result["exhausted"])
+        self.book.record_epoch(
+            number, json.loads(result["record"]), halved=action == STOP, exhausted=result["exhausted"]
+        )
         return action
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:

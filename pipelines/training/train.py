@@ -89,7 +89,7 @@ def _keep_trained(run: Run, config: JobConfig) -> dict[str, Any]:
     """Write the model of the best epoch and the curve; return the final progress."""
     trainer = trainer_of(run, config)
     _load(trainer, store_of(run, config))
-    _keep(run, trainer.restore_best(), beside=None)
+    _keep(run, trainer.restore_best(), validated=None)
     run.write_curve("SETRec", trainer.progress.curve)
     done = trainer.progress
     return {"epoch": done.epoch, "best_epoch": done.best_epoch, "ndcg@10": done.best, "seconds": done.seconds}
@@ -99,7 +99,7 @@ def _keep_refit(run: Run, config: JobConfig) -> None:
     """Write the model after its refit, and with it the one before."""
     trainer = refit_trainer(SetRecModel.from_pretrained(run.model), run, config)
     _load(trainer, store_of(run, config, refit=True))
-    _keep(run, trainer.restore_best(), beside=run.model)
+    _keep(run, trainer.restore_best(), validated=run.model)
 
 
 def _load(trainer: Trainer, store: CheckpointStore) -> None:
@@ -110,14 +110,14 @@ def _load(trainer: Trainer, store: CheckpointStore) -> None:
         trainer.load(folder)
 
 
-def _keep(run: Run, model: SetRecModel, beside: Path | None) -> None:
-    """Write ``run.model``, and into it the model at ``beside`` as the validated one."""
+def _keep(run: Run, model: SetRecModel, validated: Path | None) -> None:
+    """Write ``run.model``, and into it the model at ``validated``."""
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
         with atomic_directory(run.model) as target:
             shutil.copytree(scratch, target, dirs_exist_ok=True)
-            if beside is not None:
-                shutil.copytree(beside, target / VALIDATED)
+            if validated is not None:
+                shutil.copytree(validated, target / VALIDATED)
 
 
 def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers, *, refit: bool) -> None:

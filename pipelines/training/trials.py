@@ -67,7 +67,7 @@ class Trials:
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{run.root / FILE} is damaged") from error
 
-    def judged(self, number: int, record: dict[str, Any], *, halved: bool, exhausted: bool) -> None:
+    def record_epoch(self, number: int, record: dict[str, Any], *, halved: bool, exhausted: bool) -> None:
         """Record an epoch, and the trial's end after the last one. A repeated epoch changes nothing."""
         trial = self.trials[number]
         if record["epoch"] > len(trial.curve):

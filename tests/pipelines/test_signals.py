@@ -29,7 +29,7 @@ class Finalised:
 
 @app.app.command()
 def work() -> None:
-    with options.held(root, "half of it is kept") as run:
+    with options.locked_run(root, "half of it is kept") as run:
         run.claim("logs")
         if ENDING == "exits":
             atexit.register(wait)

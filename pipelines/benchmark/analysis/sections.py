@@ -116,10 +116,10 @@ def _shuffled(rows: Sequence[Mapping[str, Any]]) -> Part | None:
         for r in shown
     ]
     text = (
-        "Equal scores are ordered by row number. With rows numbered anew at random they fall otherwise; NDCG@10 over "
+        "Equal scores are ordered by row number. With rows renumbered at random ties break differently; NDCG@10 over "
         "all items:"
     )
-    head = ("System", "History", "As numbered", "95% interval", "Numbered anew", "Inside")
+    head = ("System", "History", "As numbered", "95% interval", "Renumbered", "Inside")
     return _part("Ties", text, (), head, table)
 
 
