@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from setrec.errors import ConfigError
 
 RETRIES = 3
-"""Times a task is run again after its worker died, ran out of memory or could not reach a file."""
+"""Number of retries of a task after its worker died, ran out of memory or could not reach a file."""
 
 
 def fan_out(
@@ -19,10 +19,10 @@ def fan_out(
     """Yield the results of ``task(*call)`` for every call in order of completion; each task has a core and a share
     ``gpu`` of a GPU.
 
-    A task must leave the same when it runs twice. Arguments that are object references arrive as what they refer to.
+    A task must have the same effect when it runs twice. Object references in arguments are resolved.
 
     Raises:
-        SetRecError: a task raised one, or (ConfigError) failed for good; ``what`` is the subject of the message.
+        SetRecError: a task raised one, or (ConfigError) failed permanently; ``what`` is the subject of the message.
         ConfigError: the tasks need a GPU, and the cluster has none.
     """
     import ray
@@ -36,7 +36,7 @@ def fan_out(
     room = max(1, int(ray.cluster_resources().get("CPU", 1)))
     try:
         while waiting or running:
-            # One spare a core: finished results fill the object store, tasks that wait their turn do not.
+            # One spare task per core: finished results fill the object store, waiting tasks do not.
             while waiting and len(running) < room + 1:
                 running.add(remote.remote(*waiting.popleft()))
             done, _ = ray.wait(list(running), num_returns=1)
@@ -44,7 +44,7 @@ def fan_out(
             yield ray.get(done[0])
             del done
     except RayError as error:
-        raise told(error, what) from error
+        raise readable_error(error, what) from error
     finally:
         for reference in running:
             ray.cancel(reference, force=True)

@@ -1,6 +1,6 @@
 """Storage of fits: the settings, record and per-user metrics of each fit in its own folder.
 
-A fit whose folder is there is not done again, so a benchmark that was broken off goes on where it was.
+A fit whose folder exists is not repeated, so an interrupted benchmark can be continued.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PER_USER = "per_user.parquet"
 @dataclass(frozen=True)
 class FitTask:
     """A fit: a system under the setting ``number`` of its grid, with a seed and a budget in CPU minutes; either a try,
-    for validation only, or ``final``. ``key``: a hash of all that the result depends on (:func:`task`)."""
+    for validation only, or ``final``. ``key``: a hash of everything that the result depends on (:func:`task`)."""
 
     system: str
     number: int
@@ -100,7 +100,7 @@ def fit(root: Path, system: System, task: FitTask, on_progress: Callable[[float,
 def _tested(given: Problem, fitted: Fitted, record: Record, folder: Path) -> Record:
     """Rank the test users, store their metrics in ``folder``, and return the record with its analyses."""
     began = time.perf_counter()
-    # The parts first: the whole finds what they kept.
+    # The parts first, because the whole uses their cached results.
     each = ranking.evaluate_each({**fitted.variants, "": fitted.scorer}, given.test, groups(given), ks=KS, lists=True)
     scoring = time.perf_counter() - began
     for variant, results in each.items():
@@ -131,7 +131,7 @@ def done(root: Path, task: FitTask) -> Record | None:
     """Return the record of a fit, or ``None``.
 
     Raises:
-        DataError: there is one that cannot be read.
+        DataError: the record cannot be read.
     """
     path = task.folder(root) / "record.json"
     if not path.is_file():
@@ -139,7 +139,7 @@ def done(root: Path, task: FitTask) -> Record | None:
     try:
         return Record(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise DataError("is no record of a fit; remove its folder to fit anew", file=path) from error
+        raise DataError("is not a record of a fit; remove its folder to fit again", file=path) from error
 
 
 def table(results: ranking.PerUser) -> pd.DataFrame:

@@ -25,12 +25,11 @@ def benchmark(
 ) -> dict[str, Any]:
     """Prepare ``data`` under a protocol, fit every system that is not fitted yet, write table and report.
 
-    ``encoder``: directory or hub id of the sentence encoder; ``None`` takes the packaged one, where it is installed.
+    ``encoder``: directory or hub id of the sentence encoder; ``None`` uses the packaged one, if it is installed.
 
     Raises:
-        ConfigError: the run holds a benchmark of other data or under another protocol; there is no system of a name
-            that is asked for; or a fit failed.
-        DataError: the data cannot be used.
+        ConfigError: the run holds a benchmark of other data or under another protocol; a requested system does not
+        exist; or a fit failed. DataError: the data cannot be used.
     """
     for name in settings.systems or ():
         registry.system(name)  # report a wrong name before texts are encoded for minutes

@@ -28,7 +28,7 @@ PUBLISHED_TRIES = (
     {"model": {"semantic_tokens": 2}},
 )
 READ_TEXTS = {"TIGER", "SASRec + text"}
-"""Systems that are nothing without texts."""
+"""Systems that require texts."""
 
 
 def _compared() -> list[System]:

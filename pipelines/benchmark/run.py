@@ -30,7 +30,7 @@ class BenchmarkSettings(Settings):
     validation together, in equal parts. ``seeds``: number of fits of our system in the table, ``opponent_seeds`` those
     of the others (``null``: as many). ``tries``: settings of each system that are tried, the first of its grid.
     ``systems``: the systems by name, ``null`` for all of the table; ``ablation``: with the rows between the published
-    design and ours. ``gpu``: the share of a GPU that every fit gets beside its core.
+    design and ours. ``gpu``: the share of a GPU per fit, in addition to its core.
     """
 
     minutes: float = 15.0
@@ -137,7 +137,7 @@ def _watched(board: Any, done: _Done, progress: Bar) -> Iterator[None]:
         while not stop.wait(1.0):
             try:
                 under_way = ray.get(board.read.remote(), timeout=5)
-            except Exception:  # a bar is never worth a failed run
+            except Exception:  # a progress bar must not fail a run
                 continue
             shares = sum(share for share, _ in under_way.values())
             progress.update(done.count + shares, done.total, _note(under_way.items()))

@@ -24,13 +24,13 @@ Finals = Mapping[str, Sequence[FitTask]]
 """By system the fits of seeds 0, 1, ... in the table."""
 
 Runs = Mapping[str, Sequence[ranking.PerUser]]
-"""By row of the table the metrics of every user, of each seed."""
+"""Metrics of every user by row of the table and seed."""
 
 
 def write(run: Run, finals: Finals, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Write metrics.json, comparisons.json, systems.json, benchmark.json and per_user.parquet.
 
-    Returns ``rows`` as in metrics.json, ``comparisons``, ``systems`` (what each was, took and chose), ``published``.
+    Returns ``rows`` as in metrics.json, ``comparisons``, ``systems`` (settings, times and choices), ``published``.
     """
     given = problem.load(run.root / "problem")
     records = {name: _records(run, tasks) for name, tasks in finals.items()}

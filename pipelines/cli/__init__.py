@@ -1,4 +1,4 @@
-"""The command line. Importing it is quick: commands import what they need when they run."""
+"""The command line. Importing it is fast, because commands import what they need when they run."""
 
 
 def main() -> None:

@@ -55,9 +55,9 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; an error that is the user's to mend is one line and exit code 2."""
-    # Read when torch is first imported. Threads that wait by spinning cost ten times the work where cores are shared
-    # with anything else: training on Cora beside other jobs took 530 s instead of 25.
+    """Run the command line; an error that the user can fix is one line and exit code 2."""
+    # Read when torch is first imported. Threads that wait by spinning cost ten times the work if cores are shared with
+    # other jobs: training on Cora then took 530 s instead of 25.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     handled = threading.current_thread() is threading.main_thread()
     try:
@@ -81,23 +81,23 @@ def _run() -> int | None:
             code: int | None = app(standalone_mode=False)
             return code
     except Exception as error:
-        return _told(error)
+        return _report_error(error)
     finally:
         cluster.join(None)
 
 
 def _command() -> str:
-    """The command that is run, without its options."""
+    """Return the command without its options."""
     return " ".join(["setrec", *takewhile(lambda word: not word.startswith("-"), sys.argv[1:3])])
 
 
-def _told(error: Exception) -> int:
-    """Print the one line of an error and return its exit code; what is no user's to mend is raised."""
+def _report_error(error: Exception) -> int:
+    """Print the one line of an error and return its exit code; an error that the user cannot fix is raised."""
     if isinstance(error, SetRecError):
         print(as_given(f"setrec: {error}"), file=sys.stderr)
         return 2
     if isinstance(error, BrokenPipeError):
-        # Whoever read the results has gone; Python would say so once more when it flushes.
+        # The reader of standard output has closed it; Python would report it again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, OSError):
@@ -113,7 +113,7 @@ def _told(error: Exception) -> int:
 
 
 def _of_the_system(error: OSError) -> str:
-    """An error of the file system with its path. Copies of many files tell theirs in a list."""
+    """Return an error of the file system with its path. Copies of many files raise a list of errors."""
     if error.args and isinstance(error.args[0], list) and error.args[0]:
         _, target, reason = error.args[0][0]
         return f"{target}: {reason}"

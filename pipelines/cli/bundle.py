@@ -1,4 +1,4 @@
-"""``setrec bundle``: what a bundle holds, and how two differ. ``setrec experiment``: what one came to."""
+"""``setrec bundle``: inspect, compare and sign bundles. ``setrec experiment``: results of an experiment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import typer
 
 from pipelines.cli.options import to_read
 
-bundle_app = typer.Typer(help="What bundles hold.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+bundle_app = typer.Typer(
+    help="Inspect, compare, sign and verify bundles.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
 BundleArgument = Annotated[
     Path, typer.Argument(help="Folder of a bundle, or a URI.", parser=str, callback=to_read, metavar="BUNDLE")
 ]
@@ -18,7 +20,7 @@ BundleArgument = Annotated[
 
 @bundle_app.command()
 def inspect(bundle: BundleArgument) -> None:
-    """Check every file of a bundle and print what it says of itself, as JSON."""
+    """Check every file of a bundle and print its description, as JSON."""
     from serving.bundle import inspection
 
     typer.echo(json.dumps(inspection.inspect(bundle), indent=2))
@@ -26,15 +28,15 @@ def inspect(bundle: BundleArgument) -> None:
 
 @bundle_app.command()
 def diff(before: BundleArgument, after: BundleArgument) -> None:
-    """Print what changes when one bundle takes the place of another, as JSON."""
+    """Print what changes when one bundle replaces another, as JSON."""
     from serving.bundle import inspection
 
     typer.echo(json.dumps(inspection.difference(before, after), indent=2))
 
 
 @bundle_app.command()
-def key(file: Annotated[Path, typer.Argument(help="Where the private key goes; FILE.pub is the public one.")]) -> None:
-    """Make a pair of keys to sign bundles with."""
+def key(file: Annotated[Path, typer.Argument(help="File of the private key; FILE.pub is the public one.")]) -> None:
+    """Make a pair of keys for signing bundles."""
     from serving.bundle.signature import make_keys
 
     typer.echo(json.dumps({"private": str(file), "public": str(make_keys(file))}, indent=2))
@@ -42,7 +44,7 @@ def key(file: Annotated[Path, typer.Argument(help="Where the private key goes; F
 
 @bundle_app.command()
 def sign(
-    bundle: BundleArgument, key: Annotated[Path, typer.Option(help="Private key, of `setrec bundle key`.")]
+    bundle: BundleArgument, key: Annotated[Path, typer.Option(help="Private key, made by `setrec bundle key`.")]
 ) -> None:
     """Check every file of a bundle and sign its manifest."""
     from serving.bundle import signature
@@ -53,7 +55,8 @@ def sign(
 
 @bundle_app.command()
 def verify(
-    bundle: BundleArgument, key: Annotated[Path | None, typer.Option(help="Public key to ask for.")] = None
+    bundle: BundleArgument,
+    key: Annotated[Path | None, typer.Option(help="Public key that the signature must match.")] = None,
 ) -> None:
     """Check every file of a bundle, and with a key its signature."""
     from serving.bundle.signature import verify_signed

@@ -15,7 +15,7 @@ from pipelines.cli.options import (
     JsonOption,
     RunOption,
     SetOption,
-    held,
+    locked_run,
     overrides_of,
     print_json,
 )
@@ -29,7 +29,7 @@ def check(
     set_: SetOption = None,
     json_only: JsonOption = False,
 ) -> None:
-    """Check a configuration, and profile the data it names: what will be read, rejected, split and refused later."""
+    """Check a configuration, and profile its data: rows read and rejected, splits, and what later jobs will refuse."""
     from pipelines.jobs.check import check as checked
     from pipelines.reports.profile import profile_lines
 
@@ -55,7 +55,7 @@ def prepare(
     from pipelines.features import preparation
 
     settings = load_config(config, overrides_of(set_, address), agree=True)
-    with held(run, "what was there before is kept where no new data had been accepted; run it again") as folder:
+    with locked_run(run, "earlier files are kept if no new data had been accepted; run it again") as folder:
         preparation.require_force(folder, force)
         summary = preparation.prepare(folder, settings)
     print_json(preparation.short_summary(summary))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.options import RunOption, SetOption, held, overrides_of
+from pipelines.cli.options import RunOption, SetOption, locked_run, overrides_of
 
 commands = typer.Typer()
 
@@ -18,8 +18,8 @@ def demo(
     port: Annotated[int, typer.Option(help="Port of the endpoint.", min=1, max=65535)] = 8000,
     set_: SetOption = None,
 ) -> None:
-    """The whole way on MovieLens-100K: raw files to a trained model, its ranking table and a served answer."""
+    """Run all steps on MovieLens-100K: raw files to a trained model, its ranking table and a served answer."""
     from pipelines.jobs.demo import run_demo
 
-    with held(run, "the demonstration begins anew with the same command") as folder:
+    with locked_run(run, "the same command starts the demonstration again") as folder:
         run_demo(folder, port, overrides_of(set_, None))

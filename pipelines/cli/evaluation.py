@@ -13,7 +13,7 @@ from pipelines.cli.options import (
     RunOption,
     SetOption,
     config_of,
-    held,
+    locked_run,
     overrides_of,
     place,
     print_json,
@@ -26,7 +26,7 @@ commands = typer.Typer()
 @commands.command()
 def evaluate(
     run: RunOption,
-    json_only: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, no table.")] = False,
+    json_only: Annotated[bool, typer.Option("--json", help="Print the rows as JSON instead of a table.")] = False,
     actors: Annotated[int | None, typer.Option(help="Processes that rank batches of users.", min=1)] = None,
     address: AddressOption = None,
     set_: SetOption = None,
@@ -34,7 +34,7 @@ def evaluate(
     """Rank the whole catalogue for every test user; write metrics.json and report.html."""
     overrides = overrides_of(set_, address)
     overrides += [f"evaluation.actors={actors}"] if actors else []
-    with held(run, "the model is kept; run the same command again") as folder:
+    with locked_run(run, "the model is kept; run the same command again") as folder:
         settings = config_of(run, "evaluate", overrides)
         from pipelines.jobs import stages
         from pipelines.reports.terminal import ranking_table
@@ -58,16 +58,18 @@ def benchmark(
     ] = None,
     minutes: Annotated[float, typer.Option(help="CPU time per fit; as much again for all tries.", min=0.01)] = 15.0,
     tries: Annotated[int, typer.Option(help="Settings of each system tried on validation.", min=1)] = 4,
-    seeds: Annotated[int, typer.Option(help="Fits per system that stand in the table.", min=1)] = 3,
-    opponent_seeds: Annotated[int | None, typer.Option(help="As --seeds, of systems but ours.", min=1)] = None,
-    only: Annotated[list[str] | None, typer.Option(help="A system by its name. Repeatable; default: all.")] = None,
-    ablation: Annotated[bool, typer.Option(help="Also every step between the published design and ours.")] = False,
-    gpu: Annotated[float, typer.Option(help="Share of a GPU per fit, beside its core.", min=0, max=1)] = 0.0,
+    seeds: Annotated[int, typer.Option(help="Fits per system in the table.", min=1)] = 3,
+    opponent_seeds: Annotated[
+        int | None, typer.Option(help="The same as --seeds, for the other systems.", min=1)
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Name of a system. Repeatable; default: all.")] = None,
+    ablation: Annotated[bool, typer.Option(help="Also fit every step between the published design and ours.")] = False,
+    gpu: Annotated[float, typer.Option(help="Share of a GPU per fit, in addition to its core.", min=0, max=1)] = 0.0,
     encoder: Annotated[str | None, typer.Option(help="Sentence encoder; default: the packaged one.")] = None,
     address: AddressOption = None,
     json_only: JsonOption = False,
 ) -> None:
-    """Compare SETRec with tuned opponents under a published protocol; goes on where it was broken off."""
+    """Compare SETRec with tuned opponents under a published protocol; an interrupted benchmark is continued."""
     from pipelines.benchmark.job import benchmark as compare
     from pipelines.benchmark.job import protocol_of
     from pipelines.benchmark.report import terminal_tables
@@ -79,7 +81,7 @@ def benchmark(
         gpu=gpu,
     )  # fmt: skip
     root = run or Path("runs/benchmark") / f"{data.resolve().name}-{known}"
-    with held(root, "fits that ended are kept; the same command goes on from them") as folder:
+    with locked_run(root, "finished fits are kept; the same command continues from them") as folder:
         found = compare(data.resolve(), known, folder, settings, encoder=encoder, address=address)
     if json_only:
         print_json(found)

@@ -14,7 +14,7 @@ from pipelines.common.progress import results
 from setrec.errors import ConfigError
 
 graph_app = typer.Typer(
-    help="Node tokens, and a language model that reads graphs with them.",
+    help="Node tokens, and a language model that reads graphs.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -31,13 +31,13 @@ TaskOption = Annotated[
 RunOption = Annotated[
     Path, typer.Option("--run", help="Folder to write to, or a URI.", parser=str, callback=place, metavar="PATH")
 ]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML with what differs from the task's defaults.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML with overrides of the task's defaults.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. learning.epochs=5. Repeatable.")]
 
 
 @graph_app.command()
 def tokenize(data: DataOption, run: RunOption, config: ConfigOption = None, set_: SetOption = None) -> None:
-    """Choose anchors, measure distances, write the node tokens and a report with their picture."""
+    """Choose anchors, compute distances, write the node tokens and a report with their picture."""
     from pipelines.graph import jobs
     from pipelines.graph.config import graph_config
 
@@ -48,7 +48,7 @@ def tokenize(data: DataOption, run: RunOption, config: ConfigOption = None, set_
 def train(
     data: DataOption, task: TaskOption, run: RunOption, config: ConfigOption = None, set_: SetOption = None
 ) -> None:
-    """Train the graph language model on a task; RUN/graph can be asked, and put into a bundle."""
+    """Train the graph language model on a task; RUN/graph answers questions and can be put into a bundle."""
     from pipelines.graph import jobs
     from pipelines.graph.config import graph_config
 
@@ -59,10 +59,10 @@ def train(
 def evaluate(
     task: TaskOption,
     data: DataOption,
-    out: Annotated[Path, typer.Option("--out", help="JSON file for the rows; a report stands beside it.")],
+    out: Annotated[Path, typer.Option("--out", help="JSON file for the rows; a report is written next to it.")],
     config: ConfigOption = None,
     set_: SetOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, no table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON instead of a table.")] = False,
 ) -> None:
     """Train node tokens, the controls and the opponents with several seeds; write metrics with intervals."""
     from pipelines.graph import jobs
@@ -83,13 +83,13 @@ def evaluate(
 
 @graph_app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="A question; nodes by id, title, words of their text, or as [[id]].")],
+    question: Annotated[str, typer.Argument(help="Question; nodes by id, title, words of their text, or as [[id]].")],
     run: Annotated[
         Path, typer.Option("--run", help="Folder of the run, or a URI.", parser=str, callback=to_read, metavar="PATH")
     ],
-    k: Annotated[int, typer.Option("-k", help="How many answers.", min=1)] = 5,
+    k: Annotated[int, typer.Option("-k", help="Number of answers.", min=1)] = 5,
     mode: Annotated[str, typer.Option(help="grounded or text.")] = "grounded",
-    as_json: Annotated[bool, typer.Option("--json", help="Print all that is known of the answer as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer with all its details as JSON.")] = False,
 ) -> None:
     """Ask a trained model, e.g. setrec graph ask "How far is 35 from 1033?" --run runs/g"""
     from pipelines.graph import jobs

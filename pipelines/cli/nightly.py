@@ -19,7 +19,7 @@ pipeline_app = typer.Typer(
 )
 
 HELD_BACK = 3
-"""Exit code where everything went well but the new model is not to be released."""
+"""Exit code if all steps succeeded but the new model must not be released."""
 
 _HELP = "Folder of the loop, or a URI: run, releases, records, state."
 RootOption = Annotated[Path, typer.Option("--root", help=_HELP, parser=str, callback=place, metavar="PATH")]
@@ -33,20 +33,23 @@ def run(
     root: RootOption = Path("runs/nightly"),
     first: Annotated[str | None, typer.Option("--from", help="Run this step and all after it in any case.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run every step in any case.")] = False,
-    cold: Annotated[bool, typer.Option("--cold", help="Train from nothing, not from the last release.")] = False,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine alone.")] = None,
+    cold: Annotated[bool, typer.Option("--cold", help="Train from random weights, not from the last release.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine.")] = None,
     held_back_code: Annotated[
-        int, typer.Option(help="Exit code for a model held back; 0 where the caller would try again.", min=0, max=255)
+        int,
+        typer.Option(help="Exit code if a model is held back; 0 for callers that retry failed jobs.", min=0, max=255),
     ] = HELD_BACK,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. gate.margin=0.1. Repeatable.")] = None,
 ) -> None:
-    """Ingest, tokenise, train, evaluate, gate, export, audit, release: each only where something changed."""
+    """Ingest, tokenise, train, evaluate, gate, export, audit, release: each step only if something changed."""
     from pipelines.nightly import loop
     from pipelines.nightly.steps import HeldBackError
 
     overrides = [*(set_ or []), *([f"cluster.address={address}"] if address else [])]
     try:
-        with signals.kept(lambda: "steps that ended are kept, training goes on from its last checkpoint: run it again"):
+        with signals.advised(
+            lambda: "finished steps are kept, training continues from its last checkpoint: run it again"
+        ):
             print_json(loop.run(config, root, overrides, first=first, force=force, cold=cold, ended=store_changes))
     except HeldBackError as error:
         print(f"setrec: {error}", file=sys.stderr)
@@ -55,7 +58,7 @@ def run(
 
 @pipeline_app.command()
 def status(root: ReadOption = Path("runs/nightly")) -> None:
-    """When each step last ended, how long it took, which release is current, and what is held back and why."""
+    """Show the time and duration of each step, the current release, and what is held back and why."""
     from pipelines.nightly import events, release_store
     from pipelines.nightly.loop import NAMES
     from pipelines.nightly.steps import Steps
@@ -69,7 +72,7 @@ def status(root: ReadOption = Path("runs/nightly")) -> None:
 
 @pipeline_app.command()
 def approve(root: StateOption = Path("runs/nightly")) -> None:
-    """Let the model or the data that is held back pass; `setrec pipeline run` then goes on."""
+    """Approve the model or the data that is held back; `setrec pipeline run` then continues."""
     from pipelines.nightly import events
 
     print_json(events.approve(root))
@@ -80,7 +83,7 @@ def rollback(
     name: Annotated[str, typer.Argument(help="A release, as `setrec pipeline history` lists it.")],
     root: RootOption = Path("runs/nightly"),
 ) -> None:
-    """Make an earlier release current again; the later ones are withdrawn, and no night releases them again."""
+    """Make an earlier release current again; later ones are withdrawn and never released again."""
     from pipelines.common.locks import exclusive
     from pipelines.nightly import events, release_store
     from pipelines.nightly.loop import LOCK
@@ -93,7 +96,7 @@ def rollback(
 
 @pipeline_app.command()
 def history(root: ReadOption = Path("runs/nightly")) -> None:
-    """Releases that are kept, the current one among them, and all that happened, oldest first."""
+    """Show the kept releases, including the current one, and all events, oldest first."""
     from pipelines.nightly import events, release_store
 
     last = release_store.current(root)

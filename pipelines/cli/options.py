@@ -1,4 +1,4 @@
-"""Options that several commands share, the configuration they lead to, and the run that a command holds."""
+"""Options that several commands share, the resulting configuration, and the run that a command locks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def place(context: typer.Context, value: str | Path | None) -> Path | None:
-    """A folder that a command works in: a path, or a copy of what lies at a URI, which is stored as the command ends.
+    """Return the folder that a command works in: a path, or a copy of a URI, which is stored when the command ends.
 
     Raises:
         ConfigError: the store cannot be reached.
@@ -28,21 +28,21 @@ def place(context: typer.Context, value: str | Path | None) -> Path | None:
 
 
 def place_of_state(context: typer.Context, value: str | Path | None) -> Path | None:
-    """The same for commands that read and change small files alone."""
+    """Return the same for commands that read and change only small files."""
     return _here(value, context, small=True)
 
 
 def to_read(value: str | Path | None) -> Path | None:
-    """A folder that a command reads: a path, or a copy of what lies at a URI.
+    """Return the folder that a command reads: a path, or a copy of a URI.
 
     Raises:
-        ConfigError: the store cannot be reached, or nothing lies there.
+        ConfigError: the store cannot be reached, or the folder does not exist.
     """
     return _here(value)
 
 
 def state_to_read(value: str | Path | None) -> Path | None:
-    """The same for commands that read small files alone."""
+    """Return the same for commands that read only small files."""
     return _here(value, small=True)
 
 
@@ -58,7 +58,7 @@ def _here(value: str | Path | None, context: typer.Context | None = None, *, sma
 
 
 def store_changes() -> None:
-    """Store what changed so far in the folders of this command that lie in a store."""
+    """Store the changes so far in the folders of this command that are in a store."""
     from pipelines.remote.mirror import push
 
     push()
@@ -69,11 +69,9 @@ RunOption = Annotated[
 ]
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. training.epochs=20. Repeatable.")]
-AddressOption = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster to join; default: this machine alone.")
-]
+AddressOption = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; default: this machine.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a trained run.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, no table.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 _BY_COMMAND = {
     "train": ("sasrec", "model", "loss", "training", "warm_start", "name", "cluster", "tracking"),
@@ -96,16 +94,16 @@ _WOULD = {
 
 
 def overrides_of(set_: list[str] | None, address: str | None) -> list[str]:
-    """The overrides, but for the cluster to join: that is a matter of this command alone."""
+    """Return the overrides without the address of the cluster, which applies to this command only."""
     return cluster.take_address(set_ or [], address)
 
 
 def config_of(run: Path, command: str, overrides: list[str] | None = None, given: Path | None = None) -> JobConfig:
-    """The run's configuration, with those of the ``given`` file in it if they leave the prepared data as it is.
+    """Return the run's configuration, updated by the ``given`` file if it does not change the prepared data.
 
     Raises:
         ConfigError: the run is not prepared, a key or value is not allowed, or an override cannot take effect in
-            ``command``; the message names the one in which it would.
+        ``command``; the message names the command in which it does.
     """
     from pipelines.common.yaml_file import read_yaml
     from pipelines.config.job import load_config
@@ -121,7 +119,7 @@ def config_of(run: Path, command: str, overrides: list[str] | None = None, given
 
     other = applied(own, read_yaml(given), *(overrides or []), source=str(given))
     if changed := [part for part in PREPARED if getattr(own, part) != getattr(other, part)]:
-        raise ConfigError(f"{given}: its section {changed[0]} is not the run's: prepare anew, or take another folder")
+        raise ConfigError(f"{given}: its section {changed[0]} is not the run's: prepare again, or use another folder")
     return other
 
 
@@ -136,10 +134,10 @@ def _require_effect(run: Path, command: str, overrides: list[str]) -> None:
 
 
 @contextmanager
-def held(folder: Path, advice: Callable[[Run], str] | str) -> Iterator[Run]:
-    """The run in ``folder``, held for one job; ``advice`` says after Ctrl-C what is kept and how to go on."""
+def locked_run(folder: Path, advice: Callable[[Run], str] | str) -> Iterator[Run]:
+    """Lock the run in ``folder`` for one job; ``advice`` says after Ctrl-C what is kept and how to continue."""
     run = Run(folder)
-    with signals.kept(lambda: advice if isinstance(advice, str) else advice(run)), run.job():
+    with signals.advised(lambda: advice if isinstance(advice, str) else advice(run)), run.job():
         yield run
 
 

@@ -12,7 +12,7 @@ from pipelines.cli.options import (
     RunOption,
     SetOption,
     config_of,
-    held,
+    locked_run,
     overrides_of,
     place,
     print_json,
@@ -41,11 +41,11 @@ def export(
             help="Folder of a graph run: its node tokens are served too.", parser=str, callback=to_read, metavar="PATH"
         ),
     ] = None,
-    encoder: Annotated[bool, typer.Option(help="Take the sentence encoder along, so that items can be added.")] = True,
+    encoder: Annotated[bool, typer.Option(help="Include the sentence encoder, so that items can be added.")] = True,
     set_: SetOption = None,
 ) -> None:
     """Write the bundle that serving needs."""
-    with held(run, "an earlier bundle is as it was; run the same command again") as folder:
+    with locked_run(run, "an earlier bundle is unchanged; run the same command again") as folder:
         settings = config_of(run, "export", overrides_of(set_, None))
         from pipelines.jobs.export import export as export_bundle
 
@@ -56,18 +56,20 @@ def export(
 @commands.command()
 def serve(
     bundle: Annotated[str | None, typer.Option(help=_BUNDLE, metavar="PATH")] = None,
-    config: Annotated[Path | None, typer.Option(help="Ray Serve configuration file; options here win.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Ray Serve configuration file; options here take precedence.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: 8000.")] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="Default: 1.")] = None,
     store: Annotated[str | None, typer.Option(help="Live events and items: an SQLite file or a redis:// URL.")] = None,
     releases: Annotated[Path | None, typer.Option(help="Folder of bundles that may be released while serving.")] = None,
-    follow: Annotated[str | None, typer.Option(help="URI of releases: what is current there is served.")] = None,
+    follow: Annotated[str | None, typer.Option(help="URI of releases: the current one is served.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Token file, as `setrec token` writes it.")] = None,
     verify_key: Annotated[
-        Path | None, typer.Option(help="Public key: other bundles than it vouches for are refused.")
+        Path | None, typer.Option(help="Public key: bundles without a valid signature are refused.")
     ] = None,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="Answer anyone; on a loopback address only.")] = False,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="No authentication; on a loopback address only.")] = False,
     log: Annotated[str | None, typer.Option(help="errors (default), or requests: a JSON line for each.")] = None,
 ) -> None:
     """Serve recommendations over HTTP until interrupted; documentation at /docs."""
@@ -86,8 +88,8 @@ def serve(
 
 @commands.command()
 def token(
-    name: Annotated[str, typer.Argument(help="What the token is called in logs and limits.")],
-    file: Annotated[Path, typer.Option("--file", help="Token file; made where it is missing.")],
+    name: Annotated[str, typer.Argument(help="Name of the token in logs and limits.")],
+    file: Annotated[Path, typer.Option("--file", help="Token file; created if it is missing.")],
     scope: Annotated[list[str], typer.Option("--scope", help="read, write, admin or metrics. Repeatable.")],
 ) -> None:
     """Make a token and print it; the file keeps only its hash."""
@@ -100,19 +102,21 @@ def token(
 def recommend(
     bundle: BundleOption,
     history: Annotated[str | None, typer.Option(help="Item ids, oldest first, separated by commas.")] = None,
-    user: Annotated[str | None, typer.Option("--user", help="A user the bundle knows.")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="A user of the bundle.")] = None,
     batch: Annotated[str | None, typer.Option("--batch", help="Parquet table of users: file, folder or URI.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="Folder or URI for the answers to --batch.")] = None,
-    k: Annotated[int | None, typer.Option("-k", help="How many items; default: 10, or all of fewer.", min=1)] = None,
+    k: Annotated[
+        int | None, typer.Option("-k", help="Number of items; default: 10, or all if there are fewer.", min=1)
+    ] = None,
     keep_history: Annotated[
         bool, typer.Option("--keep-history", help="Items of the history may be recommended.")
     ] = False,
     actors: Annotated[int | None, typer.Option(help="Processes for --batch; default: one a core.", min=1)] = None,
     unknown_items: Annotated[
-        Literal["refuse", "skip"], typer.Option(help="Items of a history that the bundle does not hold.")
+        Literal["refuse", "skip"], typer.Option(help="Items of a history that the bundle does not contain.")
     ] = "refuse",
     unknown_users: Annotated[
-        Literal["popular", "reject"], typer.Option(help="With --batch: users of whom nothing is known.")
+        Literal["popular", "reject"], typer.Option(help="With --batch: users without a known history.")
     ] = "popular",
     filter_: Annotated[
         str | None, typer.Option("--filter", help='JSON as for the endpoint: {"attribute": .., "equals": ..}')

@@ -16,7 +16,7 @@ from pipelines.cli.options import (
     RunOption,
     SetOption,
     config_of,
-    held,
+    locked_run,
     overrides_of,
     print_json,
     to_read,
@@ -34,12 +34,12 @@ def train(
         Path | None, typer.Option("--config", help="Overrides of the run's own configuration, on the same data: YAML.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Training workers.", min=1)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
     address: AddressOption = None,
     warm: Annotated[
         Path | None,
         typer.Option(
-            help="Run or bundle whose weights training begins with.", parser=str, callback=to_read, metavar="PATH"
+            help="Run or bundle whose weights training starts from.", parser=str, callback=to_read, metavar="PATH"
         ),
     ] = None,
     set_: SetOption = None,
@@ -48,7 +48,7 @@ def train(
     overrides = overrides_of(set_, address)
     overrides += [f"cluster.workers={workers}"] if workers else []
     overrides += [f"warm_start={json.dumps(str(warm))}"] if warm else []
-    with held(run, _how_to_go_on) as folder:
+    with locked_run(run, _how_to_go_on) as folder:
         settings = config_of(run, "train", overrides, config)
         from pipelines.jobs import stages
 
@@ -61,7 +61,7 @@ def _how_to_go_on(run: Run) -> str:
     from pipelines.training.train import has_checkpoint
 
     if has_checkpoint(run, load_config(run.config)):
-        return f"the last checkpoint is kept: `setrec train --run {run.root} --resume` goes on from it"
+        return f"the last checkpoint is kept: `setrec train --run {run.root} --resume` continues from it"
     return "no checkpoint was written yet; run the same command again"
 
 
@@ -69,7 +69,7 @@ def _how_to_go_on(run: Run) -> str:
 def tune(
     config: ConfigOption,
     run: RunOption,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier search.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an earlier search.")] = False,
     force: ForceOption = False,
     address: AddressOption = None,
     json_only: JsonOption = False,
@@ -80,7 +80,7 @@ def tune(
     from pipelines.config.job import load_config
 
     settings = load_config(config, overrides_of(set_, address), agree=True)
-    with held(run, "epochs that were judged are kept: the same command with --resume goes on from them") as folder:
+    with locked_run(run, "evaluated epochs are kept: the same command with --resume continues from them") as folder:
         from pipelines.jobs import stages
 
         trials = stages.search(folder, settings, resume=resume, force=force)
@@ -92,8 +92,8 @@ def tune(
 
 @commands.command("train-reranker")
 def train_reranker(run: RunOption, set_: SetOption = None) -> None:
-    """Learn the order of the best candidates on validation, after evaluate; export takes it along where it gains."""
-    with held(run, "nothing is changed; run the same command again") as folder:
+    """Learn the order of the best candidates on validation, after evaluate; export includes it if it gains."""
+    with locked_run(run, "nothing is changed; run the same command again") as folder:
         settings = config_of(run, "train-reranker", overrides_of(set_, None))
         from pipelines.evaluation import reranker
 
@@ -110,11 +110,11 @@ def ablate(
     address: AddressOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Train once per set of slots, what semantic and structural slots add, in RUN/ablation; writes ablation.json."""
+    """Train once per set of slots in RUN/ablation, to measure the gain of each kind; write ablation.json."""
     from pipelines.reports.terminal import difference_table, ranking_table
 
     overrides = overrides_of(set_, address)
-    with held(run, "the run itself is as it was; the ablation begins anew with the same command") as folder:
+    with locked_run(run, "the run itself is unchanged; the same command starts the ablation again") as folder:
         settings = config_of(run, "ablate", overrides)
         from pipelines.jobs import stages
 

@@ -12,7 +12,7 @@ from pipelines.training.trials import Trial
 
 
 def trial_table(trials: Sequence[Trial]) -> Table:
-    """The trials of a search, the best first, its settings beside those of the configuration itself (trial 0)."""
+    """Return the table of trials, the best first; trial 0 has the settings of the configuration itself."""
     table = Table(title="Trials by their best validation NDCG@10")
     for name in ("Trial", "NDCG@10", "Epochs", "Seconds", "End", "Settings"):
         table.add_column(name, justify="left" if name in ("End", "Settings") else "right")

@@ -1,4 +1,4 @@
-"""Actors through which tasks say how far they are. They import nothing, so that their processes start at once."""
+"""Actors to which tasks report their progress. They import nothing, so that their processes start at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class TrainingBoard:
-    """Where worker 0 writes how far it is, and the driver, wherever it runs, reads it."""
+    """Progress of a training: worker 0 writes it, and the driver, on any node, reads it."""
 
     def __init__(self) -> None:
         self.state: tuple[float, float, str] = (0.0, 1.0, "starting workers")
@@ -14,11 +14,11 @@ class TrainingBoard:
         self.refusal = ""
 
     def refuse(self, why: str) -> None:
-        """Keep why training cannot be done at all."""
+        """Store the reason why training is impossible."""
         self.refusal = self.refusal or why
 
     def refused(self) -> str:
-        """Why training cannot be done at all, empty where it can."""
+        """Return the reason why training is impossible, empty if it is possible."""
         return self.refusal
 
     def write(self, done: float, total: float, note: str) -> None:
@@ -26,27 +26,27 @@ class TrainingBoard:
         self.state = (done, total, note)
 
     def finish(self, record: dict[str, Any]) -> None:
-        """An epoch is over."""
+        """Add the record of a finished epoch."""
         self.epochs.append(record)
 
     def read(self, seen: int) -> tuple[tuple[float, float, str], list[dict[str, Any]]]:
-        """Epochs done, epochs in all and a note; and the records of epochs after the first ``seen`` of them."""
+        """Return epochs done, total epochs and a note; and the records of epochs after the first ``seen``."""
         return self.state, self.epochs[seen:]
 
 
 class FitsBoard:
-    """Where fits under way write how far they are."""
+    """Progress of the running fits."""
 
     def __init__(self) -> None:
         self.fits: dict[str, tuple[float, str]] = {}
 
     def write(self, name: str, share: float, note: str) -> None:
-        """Replace what is known of a fit; nothing is kept of one that ended."""
+        """Replace the progress of a fit; a finished fit is removed."""
         if share < 1:
             self.fits[name] = (share, note)
         else:
             self.fits.pop(name, None)
 
     def read(self) -> dict[str, tuple[float, str]]:
-        """All fits under way."""
+        """Return all running fits."""
         return self.fits

@@ -14,7 +14,7 @@ from serving.deployment.quiet import quiet
 from setrec.errors import ConfigError
 
 REACH_SECONDS = 10.0
-"""How long a cluster's address is given to answer. Ray itself waits for a minute or more."""
+"""Time limit for an answer of a cluster's address. Ray itself waits for a minute or more."""
 _TRAINING = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -27,11 +27,11 @@ _TRAINING = {
 
 @contextmanager
 def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
-    """A connection to the cluster at ``address``, or a cluster of this machine's own that ends with the block.
+    """Connect to the cluster at ``address``, or start a cluster on this machine that ends with the block.
 
-    ``cpus``: how many the local cluster says it has, at least as many as the workers asked for, so that a job never
-    waits for a core that will not come. A session that exists already is used and left running. Without ``address``
-    the variable RAY_ADDRESS counts, which a submitted job finds set.
+    ``cpus``: number of CPUs that the local cluster declares, at least the number of requested workers, so that a job
+    never waits for a core that does not exist. An existing session is used and left running. Without ``address`` the
+    variable RAY_ADDRESS is used, which Ray sets for a submitted job.
 
     Raises:
         ConfigError: no cluster can be joined at the address, or Ray does not start on this machine.
@@ -51,7 +51,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     try:
         with signals.unchanged():
             ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **options)
-    except Exception as error:  # Ray raises errors of many kinds, and what went wrong is the user's to mend
+    except Exception as error:  # Ray raises errors of many kinds; the user has to fix the cause
         ray.shutdown()
         raise ConfigError(_why_not_joined(error, address)) from error
     for name in ("ray", "ray.train", "ray.data", "ray.serve"):
@@ -66,12 +66,13 @@ _chosen: list[str | None] = [None]
 
 
 def join(address: str | None) -> None:
-    """Have this process join the cluster at ``address``, whatever configurations say; ``None`` leaves it to them."""
+    """Make this process join the cluster at ``address``, regardless of the configuration; ``None`` uses the latter."""
     _chosen[0] = address
 
 
 def take_address(overrides: Sequence[str], address: str | None = None) -> list[str]:
-    """Join the cluster at ``address`` or the one that overrides name; returns the other overrides. No run keeps it."""
+    """Join the cluster at ``address`` or in the overrides; return the other overrides. Runs do not store the
+    address."""
     others = []
     for override in overrides:
         key, _, value = override.partition("=")
@@ -84,10 +85,10 @@ def take_address(overrides: Sequence[str], address: str | None = None) -> list[s
 
 
 def _require_answer(address: str) -> None:
-    """See that something that speaks gRPC answers at ``HOST:PORT`` or ``ray://HOST:PORT``; other forms are Ray's.
+    """Require a gRPC server at ``HOST:PORT`` or ``ray://HOST:PORT``; other forms of address are not checked.
 
     Raises:
-        ConfigError: nobody answers within :data:`REACH_SECONDS`.
+        ConfigError: there is no answer within :data:`REACH_SECONDS`.
     """
     found = re.fullmatch(r"(?:ray://)?([^/:]+|\[[^]]+\]):(\d+)", address)
     if found is None or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
@@ -107,21 +108,21 @@ def _why_not_joined(error: Exception, address: str | None) -> str:
     if address is None:
         return f"Ray did not start on this machine: {reason}; run again when it is less busy"
     if isinstance(error, ConnectionError):
-        reason = "none answers there"
+        reason = "no answer"
     hint = "if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
     return f"cannot join a Ray cluster at {address}: {reason}; {hint}"
 
 
 def quiet_data() -> None:
-    """Keep Ray Data's bars and remarks from the terminal, in the process that starts a dataset.
+    """Hide Ray Data's progress bars and messages on the terminal, in the process that starts a dataset.
 
-    Its log files keep them, and what went wrong is told by the error itself.
+    Its log files contain them, and errors are raised anyway.
     """
-    import ray.data  # sets up its loggers, so that what was said of them before is lost
+    import ray.data  # sets up its loggers, which overwrites earlier settings
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     for handler in logging.getLogger("ray.data").handlers:
-        # Ray's own, not what others have attached to see what is logged.
+        # Only Ray's own handlers, not those that others have attached.
         if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
             handler.setLevel(logging.CRITICAL + 1)

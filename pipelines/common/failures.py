@@ -1,5 +1,5 @@
-"""Messages of errors as users read them: without the layers that Ray puts around an error on a cluster, and with the
-name that they gave in place of where a folder of a store was copied to."""
+"""Readable error messages: without the layers that Ray adds to an error on a cluster, and with the user's URI instead
+of the local copy of a folder in a store."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ _RAISED = re.compile(r"[A-Za-z_.]*(?:Error|Exception|Interrupt|Exit)\b: ")
 _OURS = re.compile(r"^setrec\.errors\.\w+: (.+)$", re.MULTILINE)
 
 copies: dict[str, str] = {}
-"""Folders here, and the URIs that they are copies of."""
+"""Local folders, and the URIs of which they are copies."""
 
 
 def as_given(text: str) -> str:
-    """``text`` with the URIs of copied folders in place of where the copies lie."""
+    """Return ``text`` with the paths of copied folders replaced by their URIs."""
     for folder, where in copies.items():
         text = text.replace(folder, where)
     return text
 
 
-def told(error: BaseException, what: str) -> SetRecError:
-    """The error raised on purpose inside ``error``, or a ConfigError that says why ``what`` failed."""
+def readable_error(error: BaseException, what: str) -> SetRecError:
+    """Return the SetRecError inside ``error``, or a ConfigError that says why ``what`` failed."""
     inner: BaseException | None = error
     last = error
     for _ in range(10):
         if inner is None:
             break
         if isinstance(inner, SetRecError) and not hasattr(inner, "cause"):
-            return type(inner)(str(inner).splitlines()[0])  # Ray Data puts advice of its own behind the line
+            return type(inner)(str(inner).splitlines()[0])  # Ray Data appends advice to the line
         last = inner
         inner = getattr(inner, "cause", None) or inner.__cause__
-    # Of what was raised in Ray Data's workers only the text comes back.
+    # Ray Data returns only the text of an error in its workers.
     if named := _OURS.findall(str(error)):
         return ConfigError(named[-1])
     lines = [line.strip() for line in str(last).splitlines() if line.strip()]
-    # Ray adds hints behind the line that names the error.
+    # Ray adds hints after the line that names the error.
     named = [line for line in lines if _RAISED.match(line)]
     return ConfigError(f"{what} failed: {(named or lines or [type(last).__name__])[-1]}")

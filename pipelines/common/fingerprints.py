@@ -1,6 +1,6 @@
-"""What files hold, as hashes; and whether they still hold it, asked of the file system alone where that is enough.
+"""Hashes of the content of files. Unchanged files are detected by size, time and inode where that is enough.
 
-Imports neither torch nor Ray: a nightly run that has nothing to do must find out in a second.
+Imports neither torch nor Ray, so that a nightly run without changes ends in a second.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from setrec.atomic import atomic_file
 
 PACKAGES = ("setrec", "nodetok", "pipelines", "serving")
 ABSENT = "absent"
-"""The hash of what is not there."""
+"""The hash of a missing file."""
 
 
 def of_value(value: Any) -> str:
-    """The hash of plain values (what JSON can hold), whatever the order of a mapping's keys."""
+    """Return the hash of plain values (as in JSON), independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
 
 
 def of_code() -> str:
-    """The hash of this project's Python files. Any change of them may change any result."""
+    """Return the hash of this project's Python files. Any change of them may change any result."""
     return _of_files(PACKAGES, of_file)
 
 
 def of_statements(packages: tuple[str, ...]) -> str:
-    """The hash of what the Python files of packages do: of layout, comments and docstrings nothing counts. A hundred
-    times slower than :func:`of_code`, for results that took hours."""
+    """Return the hash of the statements in the Python files of packages, without layout, comments and docstrings. A
+    hundred times slower than :func:`of_code`, for results that took hours."""
     return _of_files(packages, _statements)
 
 
@@ -56,15 +56,15 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 def of_file(path: str | Path) -> str:
-    """The hash of what a file holds."""
+    """Return the hash of a file's content."""
     with open(path, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 class Hashes:
-    """Hashes of files by content. One whose size, time of change and inode are as they were is not read again.
+    """Hashes of files by content. A file with unchanged size, modification time and inode is not read again.
 
-    What was read is remembered in ``memory``, a JSON file; without it all is read anew, and nothing else changes.
+    Hashes are stored in ``memory``, a JSON file; without it all files are read again, with the same result.
     """
 
     def __init__(self, memory: Path) -> None:
@@ -77,8 +77,8 @@ class Hashes:
                 self._known = {}
 
     def of_path(self, path: str | Path) -> str:
-        """The hash of a file, of a folder with all that is in it, or of a remote location; :data:`ABSENT` if it is not
-        there. A remote file is told by its size and time of change."""
+        """Return the hash of a file, of a folder with its content, or of a remote location; :data:`ABSENT` if it does
+        not exist. A remote file is identified by its size and modification time."""
         if is_remote(path):
             return _of_remote(str(path))
         path = Path(path)
@@ -87,7 +87,7 @@ class Hashes:
         return self._of_file(path) if path.is_file() else ABSENT
 
     def save(self) -> None:
-        """Remember what was read, for the next run."""
+        """Store the hashes for the next run."""
         here = {name: found for name, found in self._known.items() if Path(name).is_file()}
         with atomic_file(self._memory) as temporary:
             temporary.write_text(json.dumps(here))
@@ -104,13 +104,13 @@ class Hashes:
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """The first name whose hash is another one, or came or went; ``None`` where all are the same."""
+    """Return the first name whose hash differs, or that was added or removed; ``None`` if all are equal."""
     names = [*now, *(name for name in before if name not in now)]
     return next((name for name in names if before.get(name) != now.get(name)), None)
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether it is a URI such as ``s3://bucket/key`` and no local path."""
+    """Return whether ``path`` is a URI such as ``s3://bucket/key`` and not a local path."""
     return "://" in str(path)
 
 

@@ -17,12 +17,12 @@ from setrec.errors import ConfigError
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path`` until the block ends. The file says who has it.
+    """Hold the lock file ``path`` until the block ends. The file names the process that holds it.
 
-    The operating system holds the lock for the process, so one that was killed holds nothing.
+    The operating system holds the lock for the process, so a killed process releases it.
 
     Raises:
-        ConfigError: another process has it; the message says which.
+        ConfigError: another process holds it; the message names the process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
@@ -44,4 +44,4 @@ def _holder(path: Path) -> str:
         found = json.loads(path.read_text())
         return f"process {found['pid']} on {found['host']} since {found['started']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "a process that has not said its name"
+        return "an unknown process"

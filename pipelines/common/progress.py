@@ -1,7 +1,7 @@
-"""Progress with the time left: a bar at a terminal; elsewhere a line every half minute and one at the end of a step.
+"""Progress with the remaining time: a bar on a terminal; otherwise a line every half minute and at the end of a step.
 
-Whether it is a terminal is asked of the stream, for variables such as ``FORCE_COLOR`` are set where logs are kept, too.
-Nothing is wrapped where lines go to a file or a pipe.
+The stream itself decides whether it is a terminal, because variables such as ``FORCE_COLOR`` are also set where logs
+are stored. Lines to a file or a pipe are not wrapped.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_SECONDS = 30.0
-"""Longest time between two lines of a step off a terminal."""
+"""Longest time between two lines of a step without a terminal."""
 _UNBOUNDED = 10_000
 _said = 0.0  # when a line was last written
 
 
 def console_on(stream: TextIO) -> Console:
-    """A console that wraps at the width of a terminal, and nowhere else."""
+    """Return a console that wraps only at the width of a terminal."""
     return Console(file=stream, width=None if stream.isatty() else _UNBOUNDED)
 
 
 class _Standard(Console):
-    """Writes to what standard error is at the time."""
+    """Writes to the current standard error."""
 
     def __init__(self) -> None:
         super().__init__(stderr=True, width=None if sys.stderr.isatty() else _UNBOUNDED)
 
 
 console: Console = _Standard()
-"""Progress and remarks go to standard error; results go to standard output."""
+"""The console of progress and remarks, standard error; results go to standard output."""
 
 
 def results() -> Console:
-    """The console that results go to."""
+    """Return the console of results."""
     return console_on(sys.stdout)
 
 
 class Bar:
-    """The progress of one step. ``update`` may be called as often as one likes, from any thread."""
+    """The progress of one step. ``update`` may be called at any rate and from any thread."""
 
     def __init__(self) -> None:
         self.done, self.total, self.note = 0.0, 0.0, ""
@@ -55,7 +55,7 @@ class Bar:
 
 
 class _Drawn(Bar):
-    """A bar at a terminal."""
+    """A bar on a terminal."""
 
     def __init__(self, progress: Progress, title: str) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _Drawn(Bar):
 
 @contextmanager
 def bar(title: str) -> Iterator[Bar]:
-    """The progress of one step; at its end a line says how long it took and its last note."""
+    """Show the progress of one step; at its end a line gives its duration and last note."""
     began = time.perf_counter()
     with _drawn(title) if console.file.isatty() else _lines(title, began) as shown:
         yield shown
@@ -95,16 +95,16 @@ def _lines(title: str, began: float) -> Iterator[Bar]:
     shown, ended = Bar(), threading.Event()
 
     def say() -> None:
-        while not ended.wait(0.95 * LINE_SECONDS):  # before the command itself would speak
+        while not ended.wait(0.95 * LINE_SECONDS):  # before the command's own line
             _say(f"… {_line(title, shown, time.perf_counter() - began)}")
 
-    with beside(say, ended):
+    with in_thread(say, ended):
         yield shown
 
 
 @contextmanager
 def alive(title: str) -> Iterator[None]:
-    """Off a terminal, a line of the command ``title`` wherever none of a step has come for :data:`LINE_SECONDS`."""
+    """Without a terminal, print a line of the command ``title`` if no step printed one for :data:`LINE_SECONDS`."""
     if console.file.isatty():
         yield
         return
@@ -118,13 +118,13 @@ def alive(title: str) -> Iterator[None]:
                 _say(f"… {_line(title, Bar(), time.perf_counter() - began)}")
                 due = LINE_SECONDS
 
-    with beside(say, ended):
+    with in_thread(say, ended):
         yield
 
 
 @contextmanager
-def beside(work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
-    """Have ``work`` done in a thread during the block; it returns once ``ended`` is set, and is waited for."""
+def in_thread(work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
+    """Run ``work`` in a thread during the block; it returns once ``ended`` is set, and is joined."""
     thread = threading.Thread(target=work, daemon=True, name="beside")
     thread.start()
     try:
@@ -141,7 +141,7 @@ def _say(line: str) -> None:
 
 
 def _line(title: str, shown: Bar, seconds: float) -> str:
-    """Step, share, time so far, time left and note; of what is not known yet nothing is said."""
+    """Return step, share, elapsed time, remaining time and note; unknown parts are left out."""
     parts = [title]
     if share := shown.done / shown.total if shown.total else 0.0:
         parts.append(f"{share:.0%}")

@@ -1,4 +1,4 @@
-"""The folder a run leaves: one place for every name in it, and the record of where and how the run was made."""
+"""The folder of a run: the names of its entries, and the record of where and how the run was made."""
 
 from __future__ import annotations
 
@@ -78,17 +78,17 @@ class Run:
 
     @property
     def validated(self) -> Path:
-        """The recommender of the best epoch, which has not learned from validation events: what is chosen on validation
-        is chosen with it. The trained recommender itself where there was no refit."""
+        """The recommender of the best epoch, which was not trained on validation events and is used for all choices on
+        validation. Without a refit, the trained recommender itself."""
         return validated(self.model)
 
     @property
     def bundle(self) -> Path:
-        """What is handed to serving."""
+        """The bundle for serving."""
         return self.root / "bundle"
 
     def require(self, path: Path, verb: str) -> Path:
-        """``path`` if it exists.
+        """Return ``path`` if it exists.
 
         Raises:
             ConfigError: it does not; the message names the command that makes it.
@@ -105,12 +105,12 @@ class Run:
         return path
 
     def read_json(self, name: str) -> Any:
-        """The JSON file ``name``, or ``None`` where it is absent."""
+        """Return the JSON file ``name``, or ``None`` if it is absent."""
         path = self.root / name
         return json.loads(path.read_text()) if path.exists() else None
 
     def write_curve(self, system: str, records: list[dict[str, Any]]) -> None:
-        """Replace the training curve of ``system`` in curves.jsonl, leaving other systems' as they are."""
+        """Replace the training curve of ``system`` in curves.jsonl; those of other systems are unchanged."""
         path = self.root / "curves.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if json.loads(line)["system"] != system]
@@ -121,7 +121,7 @@ class Run:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Keep the seconds of a step in environment.json, its start and end in the log."""
+        """Write the seconds of a step to environment.json, its start and end to the log."""
         began = time.perf_counter()
         self.log("started", step=step)
         try:
@@ -134,16 +134,16 @@ class Run:
         self.log("finished", step=step, seconds=round(seconds, 2))
 
     def note_seconds(self, step: str, seconds: float) -> None:
-        """Keep how long a step took, with the environment it ran in, in environment.json."""
+        """Write the duration of a step and its environment to environment.json."""
         known = (self.read_json("environment.json") or {}).get("seconds", {})
         self.note(seconds={**known, step: round(seconds, 2)})
 
     def note(self, **fields: Any) -> None:
-        """Keep fields in environment.json, beside the environment itself."""
+        """Add fields to environment.json."""
         self.write_json("environment.json", {**(self.read_json("environment.json") or environment()), **fields})
 
     def log(self, event: str, **fields: Any) -> None:
-        """Append one structured line to logs/run.jsonl: time, event and whatever belongs to it."""
+        """Append one structured line to logs/run.jsonl: time, event and its fields."""
         path = self.root / "logs" / "run.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
@@ -152,9 +152,9 @@ class Run:
 
     @property
     def _marker(self) -> dict[str, Any] | None:
-        """What ``run.json`` says; ``None`` where the folder is no run.
+        """Return the content of ``run.json``; ``None`` if the folder is not a run.
 
-        A run of a version that left no marker is known by its configuration and its data directory.
+        A run of a version without markers is recognised by its configuration and its data directory.
         """
         try:
             found = self.read_json(MARKER)
@@ -165,10 +165,10 @@ class Run:
             raise ConfigError(f"{self.root / MARKER} is damaged") from error
 
     def claim(self, *names: str) -> None:
-        """Note that a job is about to write ``names``, entries of the folder; makes the run where there is none.
+        """Record that a job will write ``names``, entries of the folder; create the run if it does not exist.
 
         Raises:
-            ConfigError: the folder holds something and is no run, or one of the names exists and no job wrote it.
+            ConfigError: the folder is not empty and not a run, or one of the names exists and no job wrote it.
         """
         marker = self._marker
         if marker is None:
@@ -188,11 +188,11 @@ class Run:
             raise ConfigError(f"{self.root} is not empty and holds no run: name another folder with --run")
 
     def clear(self, keep: Collection[str] = ()) -> None:
-        """Remove what jobs wrote here, but for the names in ``keep``, and nothing else."""
+        """Remove the entries that jobs wrote, except those in ``keep``."""
         self.discard(*(name for name in (self._marker or {}).get("wrote", ()) if name not in keep))
 
     def discard(self, *names: str) -> None:
-        """Remove entries that jobs wrote, and what is known of how they were made."""
+        """Remove entries that jobs wrote, and the records of how they were made."""
         marker = self._marker
         if marker is None or not (gone := set(names) & {*marker["wrote"], *marker["made"]}):
             return
@@ -201,28 +201,28 @@ class Run:
         made = {name: parts for name, parts in marker["made"].items() if name not in gone}
         self.write_json(MARKER, {**marker, "made": made})
 
-    def made(self, name: str) -> dict[str, str]:
-        """What the entry ``name`` was made from, by name of the part: hashes; empty where it is not known."""
+    def made_from(self, name: str) -> dict[str, str]:
+        """Return the hashes of what the entry ``name`` was made from, by name of the part; empty if unknown."""
         return dict((self._marker or {"made": {}})["made"].get(name, {}))
 
-    def note_made(self, name: str, **parts: str) -> None:
-        """Keep what the entry ``name`` was made from; see :meth:`made`."""
+    def note_made_from(self, name: str, **parts: str) -> None:
+        """Record what the entry ``name`` was made from; see :meth:`made_from`."""
         self.claim()
         marker = self._marker or {}
         self.write_json(MARKER, {**marker, "made": {**marker["made"], name: parts}})
 
     @property
     def unfinished(self) -> bool:
-        """Whether a training has begun and not ended, so that the model is not that of the configuration."""
+        """Return whether a training has begun and not ended, so that the model may not match the configuration."""
         return bool((self._marker or {}).get("unfinished"))
 
     def set_unfinished(self, unfinished: bool) -> None:
-        """Keep whether a training is under way."""
+        """Record whether a training has begun and not ended."""
         self.claim()
         self.write_json(MARKER, {**(self._marker or {}), "unfinished": unfinished})
 
     def hash_of(self, path: Path) -> str:
-        """The hash of what a file or folder of the run holds; unchanged files are not read twice."""
+        """Return the hash of a file or folder of the run; unchanged files are not read twice."""
         hashes = fingerprints.Hashes(self.root / "logs" / "hashes.json")
         found = hashes.of_path(path)
         hashes.save()
@@ -230,12 +230,12 @@ class Run:
 
     @contextmanager
     def job(self) -> Iterator[None]:
-        """Hold the run for one job, which first finishes or removes what a killed one left half done.
+        """Lock the run for one job, which first completes or removes unfinished files of a killed job.
 
         Raises:
-            ConfigError: another job is under way, or the folder holds something and is no run.
+            ConfigError: another job is under way, or the folder is not empty and not a run.
         """
-        if self._marker is None and not (self.root / "problem").is_dir():  # which is what a benchmark begins with
+        if self._marker is None and not (self.root / "problem").is_dir():  # a benchmark starts with an empty folder
             self._require_empty()
         new = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         with exclusive(self.root / LOCK):
@@ -249,7 +249,7 @@ class Run:
                         folder.rmdir()
 
     def _tidy(self) -> None:
-        """Nobody else writes here while the lock is held, so every temporary file belongs to a job that was killed."""
+        """Remove temporary files. No other job writes while the lock is held, so they belong to killed jobs."""
         for name in (self._marker or {}).get("wrote", ()):
             recover(self.root / name)
             for left in self.root.glob(f".{name}.*.tmp"):
@@ -262,7 +262,7 @@ class Run:
 
 
 def validated(model: Path) -> Path:
-    """Within the folder of a trained recommender, the one that has not learned from validation events."""
+    """Return the recommender that was not trained on validation events, in the folder of a trained one."""
     own = model / VALIDATED
     return own if own.is_dir() else model
 
@@ -275,13 +275,13 @@ EVALUATED = (
     "report.html",
 )  # fmt: skip
 FOLLOWING = (*EVALUATED, "reranker.json", "bundle", "gate.json", "last_release.parquet", "audit.json")
-"""What is made from a trained model, and goes when another one is trained."""
+"""Entries that are made from a trained model and removed when another one is trained."""
 OWNED = (*PREPARED, *TRAINED, *FOLLOWING, "ablation", "ablation.json", "tuning", "trials.json", "best.yaml")
 """Names that jobs may have left in a run without a marker."""
 
 
 def environment() -> dict[str, Any]:
-    """Python, machine, libraries and commit: what a reader needs to judge a figure or repeat it."""
+    """Return Python, machine, libraries and commit, which are needed to judge or repeat a measurement."""
     libraries = {}
     for name in LIBRARIES:
         with suppress(PackageNotFoundError):
@@ -309,7 +309,7 @@ def _cpu_name() -> str:
 
 
 def _gpu_name() -> str | None:
-    """Of the GPU that this process may use; torch is not loaded for it."""
+    """Return the name of the GPU that this process may use, without loading torch."""
     torch = sys.modules.get("torch")
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 

@@ -1,4 +1,4 @@
-"""Folders of this machine's own for what is on its way elsewhere."""
+"""Temporary folders on this machine for files that are moved elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from setrec.atomic import abandoned, held_folder
 
 @contextmanager
 def scratch(name: str) -> Iterator[Path]:
-    """A new folder, gone with the block; those of processes that were killed inside theirs go first."""
+    """Create a folder that is removed after the block; folders of killed processes are removed first."""
     place = Path(tempfile.gettempdir())
     for old in abandoned(place, f"{name}-"):
         shutil.rmtree(old, ignore_errors=True)

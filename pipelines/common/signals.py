@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: a job ends with its context managers, exit code 130 or 143, and a line on how to go on.
 
-A signal raises :class:`Stopped` in the main thread. What has not ended ``GRACE_SECONDS`` later is ended by force, as an
-orchestrator would do without a word; files are whole at any moment.
+A signal raises :class:`Stopped` in the main thread. A process that has not ended ``GRACE_SECONDS`` later is ended by
+force, before an orchestrator kills it without a message; files are complete at any moment.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _dropped: list[int] = []
 
 
 class Stopped(BaseException):
-    """A signal asked this process to end."""
+    """Raised when a signal requests this process to end."""
 
 
 @contextmanager
-def kept(advice: Callable[[], str]) -> Iterator[None]:
-    """Say what ``advice`` returns, what is kept and how to go on, where a signal ends the process in this block."""
+def advised(advice: Callable[[], str]) -> Iterator[None]:
+    """If a signal ends the process in this block, print the text of ``advice``: what is kept and how to continue."""
     _advice.append(advice)
     try:
         yield
@@ -45,7 +45,7 @@ def kept(advice: Callable[[], str]) -> Iterator[None]:
 
 
 def install() -> None:
-    """Have SIGINT and SIGTERM raise :class:`Stopped`; only in the main thread."""
+    """Make SIGINT and SIGTERM raise :class:`Stopped`; only in the main thread."""
     _received.clear()
     _dropped.clear()
     if not isinstance(sys.unraisablehook, _Unraisable):
@@ -55,7 +55,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Have both signals end the process at once, with nothing said: all that there was to do is done."""
+    """Make both signals end the process at once and without a message, since its work is done."""
     for number in _NUMBERS:
         signal.signal(number, _leave)
 
@@ -76,9 +76,9 @@ def unchanged() -> Iterator[None]:
 
 
 def received(error: BaseException | None = None) -> int | None:
-    """The signal that asked this process to end, ``None`` where none did; ``error`` is what ended it.
+    """Return the signal that requested this process to end, or ``None``; ``error`` is what ended it.
 
-    While Ray starts, its own handlers are in place: they exit with the number of the signal.
+    While Ray starts, its own handlers are active; they exit with the number of the signal.
     """
     if not _received and isinstance(error, SystemExit) and error.code == signal.SIGTERM:
         _received.append(signal.SIGTERM)
@@ -88,7 +88,7 @@ def received(error: BaseException | None = None) -> int | None:
 
 
 def end() -> NoReturn:
-    """Say how to go on and exit with 128 and the number of the signal that was received."""
+    """Print how to continue and exit with 128 plus the number of the received signal."""
     number = _received[0]
     print(f"setrec: {_line(number)}", file=sys.stderr, flush=True)
     sys.stdout.flush()
@@ -99,7 +99,7 @@ def _line(number: int) -> str:
     name = "interrupted" if number == signal.SIGINT else "terminated"
     try:
         said = _advice[-1]() if _advice else "nothing is left half done; run the same command again"
-    except Exception:  # a store that cannot be asked is no reason to lose the exit code
+    except Exception:  # an unreachable store must not change the exit code
         said = "run the same command again"
     return as_given(f"{name}: {said}")
 
@@ -108,7 +108,7 @@ def _stop(number: int, _: FrameType | None) -> None:
     if _dropped:
         _dropped.clear()
         raise Stopped
-    if _received:  # asked again: whoever waits has waited enough
+    if _received:  # a second signal: end at once
         os._exit(128 + number)
     _received.append(number)
     threading.Thread(target=_insist, args=(number,), daemon=True).start()
@@ -121,7 +121,7 @@ def _leave(number: int, _: FrameType | None) -> None:
 
 @dataclass
 class _Unraisable:
-    """Raises :class:`Stopped` again where Python drops it, in a finaliser or in the callback of an import's lock."""
+    """Raises :class:`Stopped` again where Python drops it: in a finaliser or in the callback of an import lock."""
 
     other: Callable[[Any], object]
 

@@ -1,6 +1,6 @@
-"""Files wherever they lie: a local path, or a URI such as ``s3://bucket/folder`` or ``gs://bucket/folder``.
+"""Files in any location: a local path, or a URI such as ``s3://bucket/folder`` or ``gs://bucket/folder``.
 
-What pyarrow takes in a URI is taken here: ``s3://KEY:SECRET@bucket/folder?region=eu-west-1``, for a store of one's own
+URIs have the form that pyarrow accepts: ``s3://KEY:SECRET@bucket/folder?region=eu-west-1``, for a private store
 ``?endpoint_override=127.0.0.1%3A9000&scheme=http&region=us-east-1``, for public data in Google's store
 ``gs://anonymous@bucket/folder``. Without keys in the URI those of the environment are used.
 """
@@ -25,15 +25,15 @@ _SECRETS = re.compile(r"//[^/@]*@")
 
 
 def is_uri(where: str | Path) -> bool:
-    """Whether this is a URI and no local path."""
+    """Return whether ``where`` is a URI and not a local path."""
     return bool(_URI.match(str(where)))
 
 
 def filesystem(where: str | Path) -> tuple[fs.FileSystem, str]:
-    """The file system of a local path or a URI, and the path in it.
+    """Return the file system of a local path or a URI, and the path in it.
 
     Raises:
-        ConfigError: a URI that cannot be understood, or whose store cannot be reached to ask for its region.
+        ConfigError: the URI cannot be parsed, or its store cannot be reached to determine its region.
     """
     if not is_uri(where):
         return fs.LocalFileSystem(), os.path.abspath(where)
@@ -42,19 +42,19 @@ def filesystem(where: str | Path) -> tuple[fs.FileSystem, str]:
     except (pa.ArrowException, OSError, ValueError) as error:
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
-        raise ConfigError(f"{shown(where)}: no usable URI ({_SECRETS.sub('//', reason)})") from error
+        raise ConfigError(f"{shown(where)}: not a usable URI ({_SECRETS.sub('//', reason)})") from error
     if not path.strip("/"):
-        raise ConfigError(f"{shown(where)}: no usable URI (it names no bucket and no folder)")
+        raise ConfigError(f"{shown(where)}: not a usable URI (it names no bucket and no folder)")
     return system, path.rstrip("/")
 
 
 def shown(where: str | Path) -> str:
-    """A path or URI as people may see it: without the keys in it, and without its options."""
+    """Return a path or URI for messages: without keys and options."""
     return _SECRETS.sub("//", str(where)).partition("?")[0] if is_uri(where) else str(where)
 
 
 def join(where: str | Path, *names: str) -> str:
-    """A path or URI below another; the options of a URI stay at its end."""
+    """Return a path or URI below another; the options of a URI stay at its end."""
     if not is_uri(where):
         return os.path.join(where, *names)
     head, mark, options = str(where).partition("?")
@@ -62,22 +62,22 @@ def join(where: str | Path, *names: str) -> str:
 
 
 def exists(where: str | Path) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether a file or folder exists."""
     system, path = filesystem(where)
     return bool(system.get_file_info(path).type != fs.FileType.NotFound)
 
 
 def is_folder(where: str | Path) -> bool:
-    """Whether a folder is there; in an object store, whether anything lies below that name."""
+    """Return whether a folder exists; in an object store, whether there are objects below that name."""
     system, path = filesystem(where)
     return bool(system.get_file_info(path).type == fs.FileType.Directory)
 
 
 def files(where: str | Path, suffix: str = "") -> list[fs.FileInfo]:
-    """All files below a folder whose names end in ``suffix``, sorted by path; the file itself where it is one.
+    """Return all files below a folder whose names end in ``suffix``, sorted by path, or the file itself.
 
-    Names, of files or folders, that begin with a dot or an underscore are left out, as every Parquet reader does:
-    they are others' temporary files and marks. Nothing there gives an empty list.
+    Names of files or folders that begin with a dot or an underscore are left out, as every Parquet reader does: they
+    are temporary files and markers. The list is empty if nothing exists there.
     """
     system, path = filesystem(where)
     info = system.get_file_info(path)
@@ -94,16 +94,16 @@ def _visible(path: str, folder: str) -> bool:
 
 def make_folder(system: fs.FileSystem, path: str) -> None:
     """Make a folder and those above it, where a file system has folders."""
-    if system.type_name not in ("s3", "gcs"):  # object stores have none; a mark of one would only be litter
+    if system.type_name not in ("s3", "gcs"):  # object stores have none
         system.create_dir(path, recursive=True)
 
 
 @contextmanager
 def atomic_stream(where: str | Path) -> Iterator[IO[bytes]]:
-    """A stream to a temporary name beside ``where``; it takes its name when the block ends without an error.
+    """Open a stream to a temporary file next to ``where``, which is renamed when the block ends without an error.
 
-    Readers see the old file or the new one, never a part. Folders above are made where they are missing. A file in S3
-    may have 5 GB: no larger one can be given another name there.
+    Readers see the old file or the new one, never a part. Missing parent folders are created. A file in S3 may have at
+    most 5 GB, because larger ones cannot be renamed there.
     """
     system, path = filesystem(where)
     parent, _, name = path.rpartition("/")

@@ -1,8 +1,8 @@
-"""Curves and metrics where people watch them: TensorBoard event files by default, MLflow by an option.
+"""Curves and metrics for experiment trackers: TensorBoard event files by default, MLflow as an option.
 
-The run's own files stay the record. What is written here is the same numbers, epoch by epoch as they come, under names
-without the ``@`` that neither takes: ``ndcg_at_10``. A tracker that fails on the way is given up with a line in the
-run's log, and the job goes on.
+The run's own files remain the record. Trackers receive the same numbers, epoch by epoch, under names without ``@``,
+which neither accepts: ``ndcg_at_10``. A tracker that fails is disabled with a line in the run's log, and the job
+continues.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ FOLDER = "tensorboard"
 
 
 class TrackingSettings(Settings):
-    """Where curves and metrics go beside the run's own files.
+    """Trackers of curves and metrics, in addition to the run's own files.
 
     ``tensorboard``: event files in the run's ``logs/tensorboard``, a folder per system, some kilobytes each
-    (``tensorboard --logdir RUN/logs``). ``mlflow``: URI of a tracking server, or what else the MLflow at hand
-    takes; a run of MLflow's for each run, in ``experiment``. It needs the package ``mlflow-skinny`` or ``mlflow``, and
-    costs a request per epoch.
+    (``tensorboard --logdir RUN/logs``). ``mlflow``: URI of a tracking server, or another location that the installed
+    MLflow accepts; one MLflow run for each run, in ``experiment``. It needs the package ``mlflow-skinny`` or
+    ``mlflow``, and costs a request per epoch.
     """
 
     tensorboard: bool = True
@@ -40,7 +40,7 @@ class TrackingSettings(Settings):
 
 
 class Tracked(Protocol):
-    """A run's configuration, as far as trackers read it."""
+    """The part of a run's configuration that trackers read."""
 
     @property
     def name(self) -> str:
@@ -61,28 +61,28 @@ class Tracker(Protocol):
     """Where numbers go."""
 
     def scalars(self, system: str, step: int, values: Mapping[str, float]) -> None:
-        """The numbers of a system at a step, by name."""
+        """Write the numbers of a system at a step, by name."""
         ...
 
     def close(self) -> None:
-        """Everything is written when this returns."""
+        """Write everything that is pending."""
         ...
 
 
 class Trackers:
-    """All trackers of a configuration as one. What happens to them is no reason for a job to fail."""
+    """All trackers of a configuration as one. Their errors do not fail a job."""
 
     def __init__(self, run: Run, trackers: Sequence[Tracker]) -> None:
         self._run, self._trackers = run, list(trackers)
 
     def epoch(self, system: str, record: Mapping[str, Any]) -> None:
-        """An epoch of a training: its record as in curves.jsonl."""
+        """Write an epoch of a training from its record as in curves.jsonl."""
         skipped = ("epoch", "epochs")
         numbers = {k: float(v) for k, v in record.items() if isinstance(v, int | float) and k not in skipped}
         self._scalars(system, int(record["epoch"]), numbers)
 
     def metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows as in metrics.json: ``test/GROUP/HISTORY/METRIC`` of each system."""
+        """Write rows as in metrics.json: ``test/GROUP/HISTORY/METRIC`` of each system."""
         for system in dict.fromkeys(r["system"] for r in rows):
             own = [r for r in rows if r["system"] == system]
             self._scalars(system, 0, {f"test/{r['group']}/{r['history']}/{r['metric']}": r["value"] for r in own})
@@ -91,24 +91,24 @@ class Trackers:
         self._all("scalars", system, step, {name.replace("@", "_at_"): value for name, value in values.items()})
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is pending."""
         self._all("close")
 
     def _all(self, method: str, *arguments: Any) -> None:
         for tracker in list(self._trackers):
             try:
                 getattr(tracker, method)(*arguments)
-            except Exception as error:  # a full disk or a server that went: the training is worth more
+            except Exception as error:  # such as a full disk or an unreachable server; training continues
                 self._trackers.remove(tracker)
                 self._run.log("tracker given up", tracker=type(tracker).__name__, reason=str(error))
 
 
 @contextmanager
 def tracking(run: Run, config: Tracked) -> Iterator[Trackers]:
-    """The trackers of a run, closed when the block ends.
+    """Open the trackers of a run, which are closed when the block ends.
 
     Raises:
-        ConfigError: MLflow is asked for and is not installed, or cannot be reached.
+        ConfigError: MLflow is configured and is not installed, or cannot be reached.
     """
     s, found = config.tracking, list[Tracker]()
     if s.tensorboard:
@@ -123,7 +123,7 @@ def tracking(run: Run, config: Tracked) -> Iterator[Trackers]:
 
 
 def forget(run: Run) -> None:
-    """Begin anew: what earlier trainings of the run wrote is removed, and MLflow gets another run."""
+    """Remove what earlier trainings of the run wrote; MLflow gets a new run."""
     shutil.rmtree(run.root / "logs" / FOLDER, ignore_errors=True)
     (run.root / "logs" / "mlflow.json").unlink(missing_ok=True)
 
@@ -131,7 +131,7 @@ def forget(run: Run) -> None:
 class TensorBoard:
     """Event files, a folder for each system; the first file of each holds configuration and environment as text.
 
-    Where a resumed training repeats epochs, the later ones count.
+    If a resumed training repeats epochs, the later ones count.
     """
 
     def __init__(self, folder: Path, config: Tracked) -> None:
@@ -150,8 +150,8 @@ class TensorBoard:
 
         place = self._folder / system
         first = not place.exists()
-        # Step 0 is the test's, which follows the epochs and must not hide them.
-        # Files are named by the second, and an equal name would take the place of the earlier file.
+        # Step 0 is for the test, which follows the epochs and must not hide them.
+        # Files are named by the second; an equal name would overwrite the earlier file.
         writer = SummaryWriter(str(place), purge_step=step or None, filename_suffix=f".{uuid.uuid4().hex[:8]}")
         if first:
             writer.add_text("configuration", _indented(_yaml(self._config)))
@@ -166,7 +166,8 @@ class TensorBoard:
 
 
 class MlFlow:
-    """A run of MLflow, kept in the run's ``logs/mlflow.json``, so that evaluation joins the training it belongs to."""
+    """A run of MLflow, recorded in the run's ``logs/mlflow.json``, so that evaluation continues that of the
+    training."""
 
     def __init__(self, run: Run, config: Tracked, uri: str) -> None:
         try:
@@ -186,7 +187,7 @@ class MlFlow:
         """See :class:`Tracker`."""
         now = int(1000 * time.time())
         found = [self._metric(f"{system}/{name}", v, now, step) for name, v in values.items()]
-        for start in range(0, len(found), 1000):  # as many as MLflow takes at a time
+        for start in range(0, len(found), 1000):  # the maximum of MLflow per request
             self._client.log_batch(self._id, metrics=found[start : start + 1000])
 
     def close(self) -> None:
@@ -217,7 +218,7 @@ def _yaml(config: Tracked) -> str:
 
 
 def _indented(text: str) -> str:
-    """Markdown for text as it is."""
+    """Return Markdown for verbatim text."""
     return "".join(f"    {line}\n" for line in text.splitlines())
 
 

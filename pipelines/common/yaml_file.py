@@ -12,33 +12,33 @@ from setrec.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would silently take the last."""
+    """Refuses a duplicate key, of which YAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """See PyYAML."""
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:merge" and str(key.value) in seen:
-                reason = f"the key '{key.value}' stands twice"
+                reason = f"the key '{key.value}' appears twice"
                 raise yaml.constructor.ConstructorError(None, None, reason, key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
 def parse_yaml(text: str) -> Any:
-    """The plain values in ``text``; a mapping that repeats a key is refused.
+    """Return the plain values in ``text``; a mapping that repeats a key is refused.
 
     Raises:
-        yaml.YAMLError: it is none.
+        yaml.YAMLError: ``text`` is not such YAML.
     """
     return yaml.load(text, _Loader)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The sections of a YAML file as plain values.
+    """Return the sections of a YAML file as plain values.
 
     Raises:
-        ConfigError: the file cannot be read, repeats a key, or holds something else.
+        ConfigError: the file cannot be read, repeats a key, or is not a mapping.
     """
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))

@@ -32,7 +32,7 @@ from setrec.training.settings import ObjectiveSettings, TrainingSettings
 
 
 def _file_name(name: str) -> str:
-    """Checkpoints of a run lie in a folder of its name."""
+    """Require a name that is valid as a folder name, since checkpoints of a run are in a folder of its name."""
     if not name.strip() or name.startswith(".") or any(letter in "/\\\0" for letter in name):
         raise ValueError("must be a name that a folder can have, not empty and with neither / nor a dot in front")
     return name
@@ -41,12 +41,12 @@ def _file_name(name: str) -> str:
 class JobConfig(Settings):
     """All settings of a run, one section per part. Every key is optional but ``data.interactions``.
 
-    ``warm_start``: a run or bundle whose weights training begins with; items are told by their ids, and the models must
-    have the same shape. ``null``: weights at random, or the backbone's pretrained ones.
+    ``warm_start``: a run or bundle whose weights training starts from; items are matched by their ids, and the models
+    must have the same shape. ``null``: random weights, or the backbone's pretrained ones.
     """
 
     name: Annotated[str, AfterValidator(_file_name)] = "run"
-    warm_start: Annotated[LocalPath, AfterValidator(Path.absolute)] | None = None  # workers may stand elsewhere
+    warm_start: Annotated[LocalPath, AfterValidator(Path.absolute)] | None = None  # other working directory
     data: DataSettings
     encoder: EncoderSettings = EncoderSettings()
     structural: StructuralSettings = StructuralSettings()
@@ -73,7 +73,7 @@ class JobConfig(Settings):
 def load_config(path: Path, overrides: list[str] | None = None, *, agree: bool = False) -> JobConfig:
     """Read a YAML configuration and apply ``section.key=value`` overrides (values are YAML).
 
-    ``agree``: sections must also agree with each other, as they need not once a run has begun.
+    ``agree``: also check the consistency between sections, which is not required for an existing run.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is not allowed; the message names it.
@@ -82,11 +82,11 @@ def load_config(path: Path, overrides: list[str] | None = None, *, agree: bool =
 
 
 def validate(raw: dict[str, Any], source: str, overrides: list[str] | None = None, *, agree: bool = False) -> JobConfig:
-    """The configuration from plain values and overrides; ``source`` names them in an error; ``agree``: see
+    """Return the configuration from plain values and overrides; ``source`` names them in an error; ``agree``: see
     :func:`load_config`.
 
     Raises:
-        SettingsError: keys or values are not allowed; it tells all of them.
+        SettingsError: keys or values are not allowed; it lists all of them.
     """
     apply_overrides(raw, overrides)
     found, cause, config = list(conflicts(raw)) if agree else [], None, None
@@ -105,7 +105,7 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str] | None) -> None:
     """Apply ``section.key=value`` overrides to plain values, in place; values are YAML.
 
     Raises:
-        ConfigError: an override that is not of that form.
+        ConfigError: an override does not have that form.
     """
     for override in overrides or []:
         _override(raw, override)

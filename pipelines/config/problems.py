@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: every key at once, with its value, what is allowed and the nearest known key."""
+"""Errors of a configuration: all at once, each with its key and value, what is allowed and the nearest known key."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _PLAIN = {
     r"^(List|Tuple) should have at least (\d+) items? after validation, not \d+$": r"must have at least \2 element",
     r"^(List|Tuple) should have at most (\d+) items? after validation, not \d+$": r"must have at most \2 elements",
 }
-"""What pydantic says in the words of Python, and what that means to somebody who writes YAML."""
+"""Messages of pydantic in terms of Python, and their replacements in terms of YAML."""
 _METRIC = re.compile(r"(ndcg|recall|mrr)@([1-9]\d*)")
 
 
 @dataclass(frozen=True)
 class SettingsProblem:
-    """A key of the configuration, such as ``training.epochs``, and what is wrong with it."""
+    """A key of the configuration, such as ``training.epochs``, and its error."""
 
     key: str
     message: str
@@ -42,17 +42,17 @@ class SettingsProblem:
 
 
 class SettingsError(ConfigError):
-    """A configuration with ``problems``; the message tells all of them, one a line."""
+    """A configuration with ``problems``; the message lists all of them, one per line."""
 
     def __init__(self, source: str, problems: Sequence[SettingsProblem]) -> None:
         self.problems = tuple(problems)
-        told = [str(problem) for problem in problems]
-        head = f"{source}: " if len(told) == 1 else f"{source}: {len(told)} settings cannot be used:\n  "
-        super().__init__(head + "\n  ".join(told))
+        lines = [str(problem) for problem in problems]
+        head = f"{source}: " if len(lines) == 1 else f"{source}: {len(lines)} settings cannot be used:\n  "
+        super().__init__(head + "\n  ".join(lines))
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any]) -> list[SettingsProblem]:
-    """The problems that pydantic found in ``raw``, one per key, in its order."""
+    """Return the problems that pydantic found in ``raw``, one per key, in its order."""
     found: dict[str, SettingsProblem] = {}
     for one in error.errors():
         path = _path(raw, one["loc"], missing=one["type"] == "missing")
@@ -65,12 +65,12 @@ def problems_of(error: ValidationError, model: type[BaseModel], raw: Mapping[str
         elif key in found:
             continue
         found[key] = SettingsProblem(key, message)
-    # A list is also too short once its bad elements are left out, which is no news.
+    # A list is also too short without its invalid elements, which need not be reported.
     return [found[key] for key in found if not any(other.startswith(f"{key}.") for other in found)]
 
 
 def conflicts(raw: Mapping[str, Any]) -> Iterator[SettingsProblem]:
-    """Settings of ``raw`` that are allowed each for itself and not together."""
+    """Return settings of ``raw`` that are allowed separately but not together."""
     sections = {name: raw.get(name) for name in ("gate", "evaluation")}
     stated = {name: section if isinstance(section, Mapping) else {} for name, section in sections.items()}
     given = stated["gate"].get("metric", GateSettings().metric)
@@ -88,7 +88,7 @@ def conflicts(raw: Mapping[str, Any]) -> Iterator[SettingsProblem]:
 
 
 def unknown_keys(model: type[BaseModel], keys: Iterable[Any]) -> Iterator[SettingsProblem]:
-    """Those of ``keys`` to be searched over that are none of ``model``."""
+    """Return the searched ``keys`` that ``model`` does not have."""
     known = set(_keys(model))
     for key in (str(key) for key in keys):
         if key not in known:
@@ -98,7 +98,7 @@ def unknown_keys(model: type[BaseModel], keys: Iterable[Any]) -> Iterator[Settin
 
 
 def _path(raw: Any, loc: Sequence[Any], *, missing: bool) -> list[Any]:
-    """The location in what was given: pydantic also names the kinds of a union that it tried."""
+    """Return the location in the input, without the kinds of a union that pydantic adds."""
     path: list[Any] = []
     for at, part in enumerate(loc):
         inside = isinstance(raw, Mapping) and part in raw
@@ -137,7 +137,7 @@ def _shown(value: Any) -> str:
 
 
 def _field(model: type[BaseModel], path: Sequence[Any]) -> FieldInfo | None:
-    """The field at a path, that of the sequence for its elements; ``None`` where unions hide it."""
+    """Return the field at a path, for elements that of the sequence; ``None`` inside unions."""
     found: FieldInfo | None = None
     for part in path:
         if isinstance(part, int):
@@ -167,7 +167,7 @@ def _bounds(field: FieldInfo | None) -> str:
 
 
 def _nearest(model: type[BaseModel], path: Sequence[Any]) -> str | None:
-    """The known key that is most like an unknown one: of its section, else of any."""
+    """Return the known key that is most similar to an unknown one: of its section, else of any."""
     names = [str(part) for part in path]
     every = list(_keys(model))
     prefix = ".".join(names[:-1])

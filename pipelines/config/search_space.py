@@ -1,4 +1,4 @@
-"""What a search may change and between which bounds: distributions by configuration key, drawn from a seed."""
+"""The search space: distributions of values by configuration key, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from setrec.settings import Settings
 
 SECTIONS = ("training", "loss", "model", "sasrec")
-"""Sections whose keys may be searched. All others say what is learned from, or have no part in training."""
+"""Sections whose keys may be searched. All others define the data, or do not affect training."""
 
 Value = bool | int | float | str | None
 
@@ -26,7 +26,7 @@ class _Range(Settings):
 
 
 class Uniform(_Range):
-    """A number between ``low`` and ``high``, each as likely."""
+    """A number between ``low`` and ``high``, uniformly distributed."""
 
     kind: Literal["uniform"]
     low: float
@@ -38,7 +38,7 @@ class Uniform(_Range):
 
 
 class LogUniform(_Range):
-    """A positive number whose logarithm is uniform: for rates, where factors count and not differences."""
+    """A positive number whose logarithm is uniform: for rates, where ratios matter and not differences."""
 
     kind: Literal["loguniform"]
     low: float = Field(gt=0)
@@ -50,7 +50,7 @@ class LogUniform(_Range):
 
 
 class Integer(_Range):
-    """A whole number from ``low`` to ``high``, both included; with ``step`` only every so many from ``low`` on."""
+    """A whole number from ``low`` to ``high``, both included, in steps of ``step`` from ``low``."""
 
     kind: Literal["integer"]
     low: int
@@ -63,7 +63,7 @@ class Integer(_Range):
 
 
 class Choice(Settings):
-    """One of ``values``, each as likely."""
+    """One of ``values``, all equally likely."""
 
     kind: Literal["choice"]
     values: tuple[Value, ...] = Field(min_length=1)
@@ -77,14 +77,14 @@ Distribution = Annotated[Uniform | LogUniform | Integer | Choice, Field(discrimi
 
 
 class TuneSettings(Settings):
-    """The search of ``setrec tune``: random settings from ``space``, the worse ones stopped early (ASHA).
+    """The search of ``setrec tune``: random settings from ``space``; worse trials are stopped early (ASHA).
 
     ``space``: by key of this configuration, such as ``training.learning_rate``; keys of ``sasrec`` cost each trial a
-    training of the collaborative model, all others share one. ``trials``: settings tried, the first being the
-    configuration as it is; memory is that of one training for each that runs at a time. ``grace_epochs``: epochs every
-    trial gets. After these, and after each ``reduction`` times as many, a trial goes on only if it is among the best
-    1/``reduction`` of those that came so far. ``minutes``: when the search ends whatever is left to do; ``--resume``
-    goes on from there. ``seed`` draws the settings.
+    training of the collaborative model, all others share one. ``trials``: number of settings, the first of which is the
+    configuration itself; memory is that of one training for each concurrent trial. ``grace_epochs``: epochs of every
+    trial. After these, and after each ``reduction`` times as many, a trial continues only if it is among the best
+    1/``reduction`` of the trials so far. ``minutes``: time limit of the search; ``--resume`` continues it. ``seed``
+    draws the settings.
     """
 
     space: dict[str, Distribution] = Field(default_factory=dict)
@@ -99,11 +99,11 @@ class TuneSettings(Settings):
         for key in self.space:
             section, dot, _ = key.partition(".")
             if not dot or section not in SECTIONS:
-                raise ValueError(f"space: '{key}' is no key of {', '.join(SECTIONS)}")
+                raise ValueError(f"space: '{key}' is not a key of {', '.join(SECTIONS)}")
         return self
 
     def draw(self, number: int) -> dict[str, Any]:
-        """The settings of a trial, by key; of trial 0 there are none: it is the configuration itself."""
+        """Return the settings of a trial, by key; empty for trial 0, which is the configuration itself."""
         if number == 0:
             return {}
         rng = np.random.default_rng([self.seed, number])

@@ -1,5 +1,5 @@
-"""The sections of a configuration that say how jobs run; those of the library and of serving lie beside what they
-configure."""
+"""The sections of a configuration for running jobs; those of the library and of serving are defined next to the code
+that they configure."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from setrec.settings import LocalPath, Settings
 
 
 def _absolute(where: str) -> str:
-    """Workers may stand elsewhere."""
+    """Return an absolute path, because workers may have another working directory."""
     return where if is_uri(where) else str(Path(where).absolute())
 
 
 class EncoderSettings(Settings):
-    """Text vectors: those of a sentence encoder, and ``lexical`` ones (TF-IDF projected to 256 numbers) beside them.
+    """Text vectors: those of a sentence encoder and, in addition, ``lexical`` ones (TF-IDF projected to 256 numbers).
 
-    ``path`` of the sentence encoder is a local directory or a hub id; ``null`` leaves sentence vectors out. Without
-    either the model has no semantic slot and text similarity takes no part.
+    ``path`` of the sentence encoder is a local directory or a hub id; ``null`` disables sentence vectors. Without
+    either the model has no semantic slot and text similarity is not used.
 
-    ``actors``: processes that encode, each with the model once (100 MB for a small one, on a GPU where the cluster has
-    any); one is this process, without Ray. ``batch_size``: texts at a time; on a CPU more than 64 gain nothing.
-    ``max_length`` cuts texts, in tokens; time grows with it where texts are long.
+    ``actors``: processes that encode, each of which loads the model (100 MB for a small one, on a GPU if the cluster
+    has any); one means this process, without Ray. ``batch_size``: texts at a time; on a CPU more than 64 is not faster.
+    ``max_length`` truncates texts, in tokens; time grows with it if texts are long.
     """
 
     path: str | None = None
@@ -39,19 +39,19 @@ class StructuralSettings(Settings):
     """The structural slot: each item's position in a graph of items, attribute values and entities.
 
     ``enabled``: one more slot, hence one more query; an epoch of training costs about a tenth more, and the weight grid
-    of the evaluation has a further dimension. Beside semantic slots its gain on MovieLens-100K cannot be told from none
-    (``benchmarks/bench_structural.py``). ``anchors``: numbers of an item's position, K; 4 K bytes an item, and an index
-    that much wider. ``kind``: ``walks`` (minus the log of truncated personalised PageRank)
-    or ``hops``, which hardly differ where interactions make a small world. ``restart`` and ``steps`` of the walks: few
-    steps keep to the neighbourhood. ``tau``: positions are exp(-tau d), so 0.25 is the fourth root of a probability.
+    of the evaluation has a further dimension. With semantic slots its gain on MovieLens-100K is not distinguishable
+    from zero (``benchmarks/bench_structural.py``). ``anchors``: size of an item's position, K; 4 K bytes an item, and
+    an index that much wider. ``kind``: ``walks`` (minus the log of truncated personalised PageRank) or ``hops``, which
+    hardly differ if interactions form a small world. ``restart`` and ``steps`` of the walks: few steps stay in the
+    neighbourhood. ``tau``: positions are exp(-tau d), so 0.25 is the fourth root of a probability.
 
     ``edges``: ``attributes`` join an item to its categorical values; ``interactions`` join items that users chose
-    within ``window`` steps of each other in the training part, of each item's the ``neighbours`` strongest (by cosine;
-    memory and time grow with it, and many blur positions); ``knowledge`` are the ``triples`` (head_id, tail_id) over
-    entities to which ``links`` (item_id, entity_id) ties items. Half a second for MovieLens-100K.
+    within ``window`` steps of each other in the training part, for each item the ``neighbours`` strongest (by cosine;
+    memory and time grow with it, and too many blur positions); ``knowledge`` are the ``triples`` (head_id, tail_id)
+    over entities to which ``links`` (item_id, entity_id) ties items. Half a second for MovieLens-100K.
 
-    ``block``: anchors that one Ray task measures distances to, 4 bytes times the nodes each; ``null`` measures in this
-    process, the quicker choice up to some million nodes.
+    ``block``: anchors per Ray task that computes distances, 4 bytes times the nodes each; ``null`` computes them in
+    this process, which is faster up to a few million nodes.
     """
 
     enabled: bool = False
@@ -71,22 +71,22 @@ class StructuralSettings(Settings):
     def _knowledge_has_its_files(self) -> StructuralSettings:
         wanted = "knowledge" in self.edges
         if (self.triples is not None, self.links is not None) != (wanted, wanted):
-            raise ValueError("edges of knowledge need the two files triples and links, and nothing else does")
+            raise ValueError("edges of knowledge need the two files triples and links, which no other edges use")
         return self
 
 
 class ClusterSettings(Settings):
-    """Where training runs. ``address``: a running Ray cluster, or ``null`` for this machine alone.
+    """Where training runs. ``address``: a running Ray cluster, or ``null`` for this machine.
 
-    ``threads`` per worker; ``null`` shares the machine's cores among the workers. ``sharding``: with ``none`` every
-    worker holds the whole model (DDP); with ``fsdp`` each holds its share of weights, gradients and moments, and layers
-    are gathered as they are needed: memory falls with the number of workers, traffic is half as much again.
+    ``threads`` per worker; ``null`` divides the machine's cores among the workers. ``sharding``: with ``none`` every
+    worker holds the whole model (DDP); with ``fsdp`` each holds a share of weights, gradients and moments, and layers
+    are gathered when needed: memory falls with the number of workers, traffic is 1.5 times as much.
 
-    ``storage``: where checkpoints lie, a folder or a URI such as ``s3://bucket/checkpoints`` that all workers reach;
-    each run has a folder of its name there, so two runs of one name must not share it. ``null``: the run's own folder.
-    ``checkpoints``: how many are kept, each up to four times the weights. ``storage_patience``: seconds for which a
-    store that is out of reach is tried again, while training goes on, before the run fails. ``max_failures``: how often
-    lost workers are started again, each time from the last checkpoint; -1 for without end.
+    ``storage``: location of checkpoints, a folder or a URI such as ``s3://bucket/checkpoints`` that all workers can
+    reach; each run has a folder of its name there, so two runs of the same name must not share it. ``null``: the run's
+    own folder. ``checkpoints``: number of checkpoints kept, each up to four times the weights. ``storage_patience``:
+    seconds for which an unreachable store is retried, while training continues, before the run fails. ``max_failures``:
+    how often lost workers are restarted, each time from the last checkpoint; -1 for no limit.
     """
 
     address: str | None = None
@@ -104,11 +104,11 @@ class EvaluationSettings(Settings):
     """Cut-offs, bootstrap, opponents and the weight search of the ranking evaluation.
 
     ``weight_step`` 0.1 tries 11 weightings of two kinds of slots and 66 of three, all from one pass of the model.
-    ``components`` that take part in the weight search beside the model; ``null`` for all that are registered.
-    ``opponents`` in the table; ``sasrec`` is trained where the run has none. ``batch_size``: users scored at a time, 4
-    bytes times the catalogue each and about five times that while ranks are counted. ``actors``: processes that rank
-    batches, each with the models once; metrics are the same. One is this process, without Ray, and the quicker choice
-    up to some ten thousand users.
+    ``components`` of the weight search in addition to the model; ``null`` for all that are registered. ``opponents`` in
+    the table; ``sasrec`` is trained if the run has none. ``batch_size``: users scored at a time, 4 bytes times the
+    catalogue each and about five times that while ranks are counted. ``actors``: processes that rank batches, each of
+    which loads the models; metrics are the same. One means this process, without Ray, which is faster up to some ten
+    thousand users.
     """
 
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20), min_length=1)
@@ -126,14 +126,14 @@ class GateSettings(Settings):
     """When a new model is held back.
 
     ``metric`` on the test items, history removed, all items; its cut-off must be among ``evaluation.ks``. ``margin``:
-    how much of the last release's value may be lost, 0.05 for a twentieth. ``by``: ``mean`` compares the difference
-    itself with it, ``interval`` the lower end of its 95% interval, which holds back what cannot be shown to be as good:
-    with a thousand users that interval is some 0.01 wide to each side, so most nights. ``minimum``: below this value
-    nothing is released, not even a first model. The last release is ranked again on today's test items, which takes as
-    long as one system of the evaluation.
+    share of the last release's value that may be lost, 0.05 for a twentieth. ``by``: ``mean`` compares the difference
+    itself with it, ``interval`` the lower end of its 95% interval, which holds back models that are not shown to be as
+    good: with a thousand users that interval is about 0.01 wide to each side, so this happens most nights. ``minimum``:
+    below this value nothing is released, not even a first model. The last release is ranked again on today's test
+    items, which takes as long as one system of the evaluation.
 
-    ``volume``: before training, users, items and interactions must each be at least this share of the last release's;
-    0 asks for nothing.
+    ``volume``: before training, users, items and interactions must each be at least this share of the last release's; 0
+    disables the check.
     """
 
     metric: str = "ndcg@10"
@@ -144,9 +144,9 @@ class GateSettings(Settings):
 
 
 class ReleaseSettings(Settings):
-    """Where released bundles go. ``folder``: a path, or a URI such as ``s3://bucket/releases``; ``null`` for
-    ``releases`` under the root. It is the one that ``setrec serve --releases`` is given. ``keep``: how many stay, the
-    current one among them; each takes the disk of a bundle and of a record of the run behind it.
+    """Location of released bundles. ``folder``: a path, or a URI such as ``s3://bucket/releases``; ``null`` for
+    ``releases`` under the root. ``setrec serve --releases`` takes the same folder. ``keep``: number of releases kept,
+    including the current one; each takes the disk space of a bundle and of a record of its run.
     """
 
     folder: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] | None = None

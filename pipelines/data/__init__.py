@@ -1,1 +1,1 @@
-"""Ingest on DuckDB: tables of any format and size to the data directory that every later step reads."""
+"""Reading of tables with DuckDB, and the data directory that every later step reads."""

@@ -1,4 +1,4 @@
-"""SQL that turns cells of a scan into ids, numbers and instants, and says of those that cannot be used why."""
+"""SQL that converts cells of a scan to ids, numbers and instants, and gives the reason for those it cannot use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipelines.data.engine import literal
 from setrec.errors import DataError
 
 MAX_ID = 256
-"""Characters of an id: longer ones no route of the endpoint takes."""
+"""Maximum number of characters of an id; no route of the endpoint accepts longer ones."""
 _NUMBER = r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*"
 _ZONE = r"\s*(Z|z|UTC|[+-][0-9]{2}(:?[0-9]{2})?)?"
 _ISO = (
@@ -35,16 +35,16 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """The expression of the value as text; NULL where it is missing."""
+        """Return the expression of the value as text; NULL if it is missing."""
         return f"({self.sql} ->> '$')" if self.kind == "json" else f"CAST({self.sql} AS VARCHAR)"
 
     def missing(self, text: str) -> str:
-        """The condition under which there is no value; ``text`` names the cell's text in the query."""
-        # Numbers and dates need not be written as text for it.
+        """Return the condition under which there is no value; ``text`` names the cell's text in the query."""
+        # Numbers and dates need not be converted to text for this.
         return f"{text if self.kind == 'json' else self.sql} IS NULL"
 
     def wrong(self, expected: str) -> DataError:
-        """The error where no value of the column can be used."""
+        """Return the error for a column of an unusable type."""
         return DataError(f"wrong type: {self.type or self.kind} where {expected} are expected", file=self.file,
                          column=self.column)  # fmt: skip
 
@@ -59,7 +59,8 @@ class Fault:
 
 
 def first_fault(faults: list[Fault]) -> str:
-    """The expression of a row's first fault, a struct of column ``c`` and reason ``r``; its scan's comes first."""
+    """Return the expression of a row's first fault, a struct of column ``c`` and reason ``r``; the scan's comes
+    first."""
     cases = " ".join(
         f"WHEN {fault.when} THEN struct_pack(c := {literal(fault.column)}, r := {fault.reason})" for fault in faults
     )
@@ -71,7 +72,7 @@ def _matches(text: str, pattern: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """A value as messages show it: quoted, on one line, not without end."""
+    """Return a value for messages: quoted, on one line, truncated."""
     return f"('''' || regexp_replace(left({text}, 100), '[\\x00-\\x1f]', '?', 'g') || '''')"
 
 
@@ -84,12 +85,12 @@ def _wrong_json(cell: Cell, name: str, kinds: tuple[str, ...], expected: str) ->
 
 
 def identifier(cell: Cell, text: str, what: str = "id") -> tuple[str, list[Fault]]:
-    """The expression of an id, and its faults; ``text`` names the cell's text in the query.
+    """Return the expression of an id, and its faults; ``text`` names the cell's text in the query.
 
-    Whole numbers are ids, as floats too: ``12.0`` is the id 12, as pandas writes it.
+    Whole numbers are ids, also as floats: ``12.0``, as pandas writes it, is the id 12.
 
     Raises:
-        DataError: a column of a type that holds no ids.
+        DataError: the type of the column cannot contain ids.
     """
     if cell.kind not in ("text", "json", "whole", "real"):
         raise cell.wrong("text or whole numbers")
@@ -105,10 +106,14 @@ def identifier(cell: Cell, text: str, what: str = "id") -> tuple[str, list[Fault
         value = f"CAST(TRY_CAST({number} AS BIGINT) AS VARCHAR)"
         faults.append(Fault(column, f"isnan({number})", f"'the {what} is missing'"))
         whole = f"isfinite({number}) AND {number} = trunc({number}) AND abs({number}) <= 9007199254740992"
-        faults.append(Fault(column, f"NOT ({whole})", f"{_shown(text)} || ' is no {what}: a fraction, or beyond 2^53'"))
+        faults.append(
+            Fault(column, f"NOT ({whole})", f"{_shown(text)} || ' is not a valid {what}: a fraction, or beyond 2^53'")
+        )
     elif cell.kind == "json":
         fraction = f"json_type({cell.sql}) = 'DOUBLE' AND NOT {_matches(text, '-?[0-9]+([.]0)?')}"
-        faults.append(Fault(column, fraction, f"{_shown(text)} || ' is no {what}: a fraction, or beyond 2^53'"))
+        faults.append(
+            Fault(column, fraction, f"{_shown(text)} || ' is not a valid {what}: a fraction, or beyond 2^53'")
+        )
     if cell.kind in ("text", "json"):
         blank, long = _matches(text, _BLANK), f"length({text}) > {MAX_ID}"
         control = f"regexp_matches({text}, {literal(_CONTROL)})"
@@ -116,46 +121,46 @@ def identifier(cell: Cell, text: str, what: str = "id") -> tuple[str, list[Fault
             f"CASE WHEN {blank} THEN 'the {what} is blank' WHEN {long} THEN 'the {what} has more than {MAX_ID} "
             f"characters' ELSE {_shown(text)} || ' holds a control character' END"
         )
-        # One pattern clears nearly all ids of the three faults.
+        # One pattern excludes the three faults for nearly all ids.
         usual = _matches(text, f"[!-~]{{1,{MAX_ID}}}")
         faults.append(Fault(column, f"NOT {usual} AND ({blank} OR {long} OR {control})", reason))
-        faults.append(Fault(column, f"{text} IN ('.', '..')", f"{_shown(text)} || ' cannot stand in a URL'"))
+        faults.append(Fault(column, f"{text} IN ('.', '..')", f"{_shown(text)} || ' cannot be part of a URL'"))
     return value, faults
 
 
 def words_of(cell: Cell, text: str, words: dict[str, str], what: str) -> tuple[str, list[Fault]]:
-    """The expression of one of few words, any case, as what ``words`` (SQL expressions) makes of it; and its faults."""
+    """Return the expression of a word in any case, replaced by its SQL expression in ``words``; and its faults."""
     word = f"lower(trim({text}))"
     cases = " ".join(f"WHEN {literal(name)} THEN {value}" for name, value in words.items())
     value = f"CASE {word} {cases} END"
     return value, [
         Fault(cell.column, cell.missing(text), f"'the {what} is missing'"),
-        Fault(cell.column, f"{value} IS NULL", f"{_shown(text)} || ' is no {what} (train, valid, test)'"),
+        Fault(cell.column, f"{value} IS NULL", f"{_shown(text)} || ' is not a valid {what} (train, valid, test)'"),
     ]
 
 
 def number(cell: Cell, text: str) -> tuple[str, list[Fault]]:
-    """The expression of a finite number, a double, and its faults.
+    """Return the expression of a finite number, a double, and its faults.
 
     Raises:
-        DataError: a column of a type that holds no numbers.
+        DataError: the type of the column cannot contain numbers.
     """
     missing = Fault(cell.column, cell.missing(text), "'the number is missing'")
     if cell.kind in ("whole", "real"):
         value = f"CAST({cell.sql} AS DOUBLE)"
-        return value, [missing, Fault(cell.column, f"NOT isfinite({value})", f"{text} || ' is no finite number'")]
+        return value, [missing, Fault(cell.column, f"NOT isfinite({value})", f"{text} || ' is not a finite number'")]
     if cell.kind not in ("text", "json"):
         raise cell.wrong("numbers")
     value = f"CASE WHEN {_matches(text, _NUMBER)} THEN TRY_CAST({text} AS DOUBLE) END"
     bad = f"{value} IS NULL OR NOT isfinite({value})"
-    return value, [missing, Fault(cell.column, bad, f"{_shown(text)} || ' is no number'")]
+    return value, [missing, Fault(cell.column, bad, f"{_shown(text)} || ' is not a number'")]
 
 
 @dataclass(frozen=True)
 class Time:
-    """Expressions of a time: ``whole`` (int64), ``real`` where that cannot hold it, ``instant`` whether it is a date.
+    """Expressions of a time: ``whole`` (int64), ``real`` if int64 cannot hold it, ``instant``: whether it is a date.
 
-    They refer to the names of ``steps``, expressions to evaluate one after the other.
+    They refer to the names of ``steps``, expressions to evaluate in this order.
     """
 
     whole: str
@@ -166,10 +171,10 @@ class Time:
 
 
 def moment(cell: Cell, text: str, pattern: str | None, position: bool) -> Time:
-    """A time: a number, an instant of the file's own type, or text that is a number, ISO 8601 or of ``pattern``.
+    """Return a time: a number, an instant of the file's own type, or text that is a number, ISO 8601 or of ``pattern``.
 
     Raises:
-        DataError: a column of a type that holds no times.
+        DataError: the type of the column cannot contain times.
     """
     what = "number" if position else "timestamp"
     missing = Fault(cell.column, cell.missing(text), f"'the {what} is missing'")
@@ -187,7 +192,7 @@ def moment(cell: Cell, text: str, pattern: str | None, position: bool) -> Time:
         raise cell.wrong("numbers or dates")
     faults = [missing, *_wrong_json(cell, cell.column, ("ARRAY", "OBJECT", "BOOLEAN"), "numbers or dates")]
     if pattern is not None and not position:
-        reason = f"{_shown(text)} || {literal(' is no timestamp of the pattern ' + pattern)}"
+        reason = f"{_shown(text)} || {literal(' is not a timestamp of the pattern ' + pattern)}"
         unfit = Fault(cell.column, f"x_date IS NULL OR abs(x_date) = {_LARGEST}", reason)
         date = f"epoch_us(try_strptime({text}, {literal(pattern)}))"
         return Time("x_date", "NULL::DOUBLE", "true", [*faults, unfit], (("x_date", date),))
@@ -204,7 +209,7 @@ def _time_of_text(cell: Cell, text: str, position: bool, faults: list[Fault]) ->
         ("x_real", real),
         ("x_date", "NULL::BIGINT" if position else date),
     )
-    hint = " is no number" if position else " is no timestamp (a number or ISO 8601)"
+    hint = " is not a number" if position else " is not a timestamp (a number or ISO 8601)"
     unfit = Fault(
         cell.column, "COALESCE(x_whole::DOUBLE, x_real, x_date::DOUBLE) IS NULL", f"{_shown(text)} || {literal(hint)}"
     )
@@ -214,13 +219,13 @@ def _time_of_text(cell: Cell, text: str, position: bool, faults: list[Fault]) ->
 
 
 def _exact(real: str) -> tuple[str, str]:
-    """The whole number that a double is, and the double where it is none that int64 holds exactly."""
+    """Return a double as a whole number if int64 holds it exactly, otherwise the double."""
     exact = f"{real} = trunc({real}) AND abs({real}) <= 9007199254740992"
     return f"CASE WHEN {exact} THEN TRY_CAST({real} AS BIGINT) END", f"CASE WHEN NOT ({exact}) THEN {real} END"
 
 
 def _within(cell: Cell, text: str) -> list[Fault]:
     return [
-        Fault(cell.column, "NOT isfinite(x_real)", f"{text} || ' is no finite number'"),
+        Fault(cell.column, "NOT isfinite(x_real)", f"{text} || ' is not a finite number'"),
         Fault(cell.column, f"abs(x_real) >= {_LARGEST}", f"'a number is out of range: ' || {text}"),
     ]

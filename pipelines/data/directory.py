@@ -1,8 +1,8 @@
-"""The data directory, format 2: what ingest leaves and every later step reads.
+"""The data directory, format 2, which ingest writes and every later step reads.
 
 - ``items.parquet``: the catalogue, rows in the order of item rows
 - ``histories/part-00000.parquet`` ...: histories, whole users, each user in one shard
-- ``rejected/part-00000.parquet`` ...: rows that could not be used, where there were any and they were allowed
+- ``rejected/part-00000.parquet`` ...: rows that could not be used, if any were allowed
 - ``data.json``: counts, settings and fingerprints of the inputs
 """
 
@@ -21,15 +21,15 @@ from setrec.ragged import Ragged
 
 FORMAT = 2
 SHARD_ROWS = 1_000_000
-"""Interactions a shard is meant to hold; a shard ends with the user that reaches it."""
+"""Target number of interactions of a shard; a shard ends with the user that reaches it."""
 _NAMES = {"items.parquet", "histories", "rejected", "data.json", "histories.parquet"}
 
 
 def load(out: str | Path) -> tuple[Catalog, Histories]:
-    """The catalogue and the histories of a data directory, all shards in order.
+    """Return the catalogue and the histories of a data directory, all shards in order.
 
     Raises:
-        DataError: a file is missing or damaged, or the two do not belong together.
+        DataError: a file is missing or damaged, or the two do not match.
     """
     catalog, shards = Catalog.load(Path(out) / "items.parquet"), history_shards(out)
     parts = [Histories.load(shard) for shard in shards]
@@ -40,28 +40,28 @@ def load(out: str | Path) -> tuple[Catalog, Histories]:
 
 
 def history_shards(out: str | Path) -> list[str]:
-    """Paths of the shards in order. A directory of format 1 has one, ``histories.parquet``.
+    """Return the paths of the shards in order. A directory of format 1 has one, ``histories.parquet``.
 
     Raises:
-        DataError: there is none; the message names the command that makes it.
+        DataError: there are none; the message names the command that makes them.
     """
     out = Path(out)
     shards = sorted(str(path) for path in (out / "histories").glob("part-*.parquet"))
     if not shards and (out / "histories.parquet").is_file():
         return [str(out / "histories.parquet")]
     if not shards:
-        raise DataError("holds no histories: run `setrec prepare` anew", file=out)
+        raise DataError("holds no histories: run `setrec prepare` again", file=out)
     return shards
 
 
 def shard_name(number: int) -> str:
-    """The name of a shard or of a part of the rejected rows."""
+    """Return the name of a shard or of a part of the rejected rows."""
     return f"part-{number:05d}.parquet"
 
 
 def write_histories(folder: Path, parts: Iterable[Histories], rows: int = SHARD_ROWS) -> None:
-    """Write the users of all ``parts`` as ``folder/part-*.parquet``; a shard ends with the user whose interactions make
-    ``rows`` of it, wherever a part ends."""
+    """Write the users of all ``parts`` as ``folder/part-*.parquet``; a shard ends with the user whose interactions
+    reach ``rows``, independent of the ends of parts."""
     folder.mkdir(exist_ok=True)
     number, held, size = 0, list[Histories](), 0
 
@@ -73,7 +73,7 @@ def write_histories(folder: Path, parts: Iterable[Histories], rows: int = SHARD_
     for part in parts:
         start, offsets = 0, part.items.offsets
         while start < len(part):
-            # The first user with whom the shard is full; the last one of the part where none is.
+            # The first user that fills the shard, or the last one of the part.
             end = min(int(np.searchsorted(offsets, offsets[start] + rows - size)), len(part))
             held.append(slice_of(part, start, end))
             size += int(offsets[end] - offsets[start])
@@ -85,7 +85,7 @@ def write_histories(folder: Path, parts: Iterable[Histories], rows: int = SHARD_
 
 
 def slice_of(histories: Histories, start: int, end: int) -> Histories:
-    """Users ``start`` to before ``end``."""
+    """Return users ``start`` to ``end``, the latter excluded."""
     offsets = histories.items.offsets[start : end + 1]
     values, weights = slice(int(offsets[0]), int(offsets[-1])), histories.items.weights
     weights = None if weights is None else weights[values]
@@ -100,13 +100,13 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def refuse_foreign(out: Path) -> None:
-    """A mistyped ``out`` must not cost somebody a folder.
+    """Refuse an ``out`` that is not a data directory, so that a mistyped path does not delete a folder.
 
     Raises:
-        DataError: there is something at ``out`` that is no data directory.
+        DataError: ``out`` exists and is not a data directory.
     """
     if out.exists() and (not out.is_dir() or {entry.name for entry in out.iterdir()} - _NAMES):
-        raise DataError("exists and is no data directory; it will not be replaced", file=out)
+        raise DataError("exists and is not a data directory; it will not be replaced", file=out)
 
 
 def _joined(parts: list[Histories]) -> Histories:

@@ -1,4 +1,4 @@
-"""DuckDB for one ingest: a database in memory that spills to a bounded folder, gone with the block."""
+"""DuckDB for one ingest: a database in memory that spills to a bounded folder, removed after the block."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from setrec.errors import ConfigError
 
 
 def quoted(name: str) -> str:
-    """A name as an SQL identifier."""
+    """Return a name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def literal(text: str) -> str:
-    """A text as an SQL literal."""
+    """Return a text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
 class DuckDbEngine:
-    """A connection, and the folder where it spills."""
+    """A connection, and the folder it spills to."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, scratch: Path) -> None:
         self.connection, self.scratch = connection, scratch
@@ -38,19 +38,19 @@ class DuckDbEngine:
         self.connection.execute(query, values or None)
 
     def one(self, query: str, *values: Any) -> tuple[Any, ...]:
-        """The first row of a query that has one or few."""
+        """Return the first row of a query with few rows."""
         return self.all(query, *values)[0]
 
     def all(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """The rows of a query, all of them held."""
+        """Return all rows of a query in memory."""
         return self.connection.execute(query, values or None).fetchall()
 
     def table(self, query: str) -> pa.Table:
-        """The rows of a query in its order, all of them held."""
+        """Return all rows of a query, in its order, in memory."""
         return self.connection.sql(query).to_arrow_table()
 
     def batches(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
-        """The rows of a query in its order, about ``rows`` at a time. A cursor of its own: others go on meanwhile."""
+        """Yield the rows of a query in its order, about ``rows`` at a time, through a separate cursor."""
         cursor = self.connection.cursor()
         cursor.execute("USE work")
         try:
@@ -59,7 +59,7 @@ class DuckDbEngine:
             cursor.close()
 
     def insert(self, table: str, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> None:
-        """Append batches to a table, in their order; what making them raises is raised."""
+        """Append batches to a table, in their order; errors of the iterator are raised."""
         raised: list[BaseException] = []
 
         def guarded() -> Iterator[pa.RecordBatch]:
@@ -92,11 +92,11 @@ class DuckDbEngine:
 
 @contextmanager
 def engine(config: DataSettings, out: Path, threads: int | None = None) -> Iterator[DuckDbEngine]:
-    """An engine that holds at most ``config.memory_limit`` and spills at most ``config.scratch_limit``, on all cores
-    unless ``threads`` says how many.
+    """Open an engine that holds at most ``config.memory_limit`` and spills at most ``config.scratch_limit``, on all
+    cores or on ``threads``.
 
     Raises:
-        ConfigError: memory or room on disk does not suffice, or the folder cannot be made.
+        ConfigError: memory or disk space does not suffice, or the folder cannot be made.
     """
     parent = Path(out.parent if config.scratch is None else config.scratch)
     made = _make(parent)
@@ -111,7 +111,7 @@ def engine(config: DataSettings, out: Path, threads: int | None = None) -> Itera
     try:
         connection = duckdb.connect(config=settings)
         connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
-        # Compressed, tables take a third of the room, in memory and where they spill.
+        # Compressed tables take a third of the space, in memory and on disk.
         connection.execute("ATTACH ':memory:' AS work (COMPRESS true); USE work")
         with connection:
             yield DuckDbEngine(connection, scratch)
@@ -128,7 +128,7 @@ def engine(config: DataSettings, out: Path, threads: int | None = None) -> Itera
 
 
 def _make(folder: Path) -> list[Path]:
-    """Make a folder with those above it; returns the new ones, the innermost first."""
+    """Make a folder with its parents; return the new ones, the innermost first."""
     new = []
     at = folder
     while not at.exists():

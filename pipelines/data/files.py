@@ -1,4 +1,4 @@
-"""The files of a table, wherever they lie: what they are called, how they are packed and which format they have."""
+"""The files of a table in any location: their names, compression and format."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _FORMATS = {
     ".link": ("atomic", "\t"),
 }  # fmt: skip
 _TRIES = 3
-"""Times a file is fetched from its store before it counts as one that cannot be read."""
+"""Attempts to fetch a file from its store before it counts as unreadable."""
 _PACKED = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a table. ``shown``: its name for people; ``path``: where it lies on this machine, ``None`` for one in
-    a store; ``packed``: ``gzip``, ``zstd`` or nothing; ``delimiter``: what its name says of it."""
+    """One file of a table. ``shown``: its name in messages; ``path``: its path on this machine, ``None`` for one in a
+    store; ``packed``: ``gzip``, ``zstd`` or nothing; ``delimiter``: as implied by its name."""
 
     number: int
     shown: str
@@ -47,7 +47,7 @@ class File:
     settings: ReaderSettings = field(default_factory=ReaderSettings)
 
     def open(self) -> Any:
-        """The unpacked bytes of a local file, a binary stream.
+        """Return the unpacked bytes of a local file, a binary stream.
 
         Raises:
             OSError: it cannot be opened.
@@ -61,20 +61,20 @@ class File:
 
 
 UNREADABLE = (OSError, EOFError, zlib.error, pa.ArrowException)
-"""What reading a damaged file raises."""
+"""Errors raised by reading a damaged file."""
 
 
 def unreadable(file: File, error: BaseException) -> DataError:
-    """The one line about a file that cannot be read."""
+    """Return the one-line error for a file that cannot be read."""
     lines = str(error).strip().splitlines()
     return DataError(f"cannot be read ({lines[0] if lines else type(error).__name__})", file=file.shown)
 
 
 def files_of(places: list[Path | str], settings: ReaderSettings) -> list[File]:
-    """All files of a table: place by place, inside a folder or pattern in the order of their names.
+    """Return all files of a table: place by place, inside a folder or pattern in the order of their names.
 
     Raises:
-        DataError: a place holds nothing, or files whose format is unknown or differs.
+        DataError: a place contains no files, or files whose format is unknown or differs.
     """
     found = [file for place in places for file in _files(place, settings)]
     return [replace(file, number=number) for number, file in enumerate(found)]
@@ -104,7 +104,7 @@ def _files(place: Path | str, settings: ReaderSettings) -> Iterator[File]:
 
 
 def _listed(place: Path | str) -> tuple[list[str], bool]:
-    """The files of a place, and whether the place is itself one."""
+    """Return the files of a place, and whether the place is itself a file."""
     text = str(place)
     magic = min((text.find(sign) for sign in "*?[" if sign in text), default=-1)
     if storage.is_uri(place):
@@ -126,7 +126,7 @@ def _listed(place: Path | str) -> tuple[list[str], bool]:
 
 
 def _kind(name: str, settings: ReaderSettings) -> tuple[str | None, str, str | None]:
-    """Format, packing and delimiter, as the name says unless the settings state them."""
+    """Return format, compression and delimiter, from the settings or from the name."""
     stem, suffix = os.path.splitext(name.lower())
     packed = _PACKED.get(suffix, "")
     if packed:
@@ -137,9 +137,9 @@ def _kind(name: str, settings: ReaderSettings) -> tuple[str | None, str, str | N
 
 @contextmanager
 def on_this_machine(file: File, scratch: Path) -> Iterator[File]:
-    """The file as one that engines read here: fetched from its store, and as UTF-8 where it has another encoding.
+    """Provide the file as a local UTF-8 file: fetched from its store, and converted from another encoding.
 
-    What is fetched or written for this is gone after the block.
+    Files made for this are removed after the block.
 
     Raises:
         DataError: it cannot be read, or is empty.
@@ -188,7 +188,8 @@ def _codec(name: str) -> str:
 
 
 def _transcode(file: File, target: Path) -> None:
-    """Write the file as UTF-8; bytes that its encoding does not know stay no UTF-8, so that their row is rejected."""
+    """Write the file as UTF-8; bytes that its encoding does not have stay invalid UTF-8, so that their row is
+    rejected."""
     import codecs
 
     decoder: Any = codecs.getincrementaldecoder(file.settings.encoding)("surrogateescape")

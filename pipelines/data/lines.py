@@ -1,4 +1,4 @@
-"""Text files line by line, to say of each row that cannot be used why: for files that DuckDB's readers refuse."""
+"""Reading of text files line by line, with a reason for each unusable row, for files that DuckDB's readers refuse."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from pipelines.data.files import File
 
 Row = tuple[list[Any] | None, str]
-"""The fields of a row, and why it cannot be used: one of both."""
+"""The fields of a row, or the reason why it cannot be used."""
 LONGEST = 16_000_000
-"""Characters of a line; a quoted field may go over many lines, as long as they have no more together."""
+"""Maximum characters of a line; also of all lines of a quoted field together."""
 _OPEN_LINES = 10_000
-"""Lines over which a quoted field may go."""
+"""Maximum lines of a quoted field."""
 BAD_TEXT = "not UTF-8 text"
 
 
 def lines(file: File) -> Iterator[str]:
-    """The lines that are not empty, without their ends. Each character stands for a byte: what is no UTF-8 comes too.
+    """Yield the non-empty lines without their ends. Each character represents a byte, so invalid UTF-8 is included.
 
-    A line of more than :data:`LONGEST` characters is cut, so that it cannot be taken for a whole one.
+    A line of more than :data:`LONGEST` characters is cut, so that it cannot be mistaken for a whole one.
     """
     with file.open() as source, TextIOWrapper(source, encoding="latin-1") as text:
         first = True
@@ -37,7 +37,7 @@ def lines(file: File) -> Iterator[str]:
 
 
 def decoded(text: str) -> str | None:
-    """The text that bytes shown as characters are in UTF-8; ``None`` where they are none."""
+    """Return bytes represented as characters, decoded as UTF-8; ``None`` if they are invalid."""
     if text.isascii():
         return text
     try:
@@ -47,9 +47,9 @@ def decoded(text: str) -> str | None:
 
 
 def delimited(file: File, delimiter: str, quote: str | None) -> Iterator[Row]:
-    """The records of a file of delimited text, its header among them; fields are bytes shown as characters.
+    """Yield the records of a file of delimited text, including the header; fields are bytes represented as characters.
 
-    A quote that is not closed costs its own line alone: reading goes on with the next.
+    A quote that is not closed invalidates only its own line; reading continues with the next.
     """
     delimiter = delimiter.encode().decode("latin-1")
     waiting: list[str] = []
@@ -81,7 +81,7 @@ def delimited(file: File, delimiter: str, quote: str | None) -> Iterator[Row]:
 
 
 def split(record: str, delimiter: str, quote: str) -> list[str] | str | None:
-    """The fields of a record; ``None`` where a quote is still open at its end; a reason where it cannot be right."""
+    """Return the fields of a record; ``None`` if a quote is open at its end; a reason if the record is invalid."""
     fields, at = [], 0
     while True:
         if record.startswith(quote, at):
@@ -112,7 +112,7 @@ def split(record: str, delimiter: str, quote: str) -> list[str] | str | None:
 
 def rows_of_text(file: File, delimiter: str, quote: str | None, names: list[str], header: bool, wanted: list[str]
 ) -> Iterator[Row]:  # fmt: skip
-    """The wanted fields of each data row, as text; an empty one is ``None``."""
+    """Yield the ``wanted`` fields of each data row, as text; an empty one is ``None``."""
     at = [names.index(name) for name in wanted]
     there = "the header has" if header else "there are"
     for fields, reason in islice(delimited(file, delimiter, quote), int(header), None):
@@ -120,7 +120,7 @@ def rows_of_text(file: File, delimiter: str, quote: str | None, names: list[str]
             yield None, reason
             continue
         if len(fields) == len(names) + 1 and not fields[-1]:
-            fields.pop()  # a delimiter at the end of the line, as DuckDB takes it too
+            fields.pop()  # a delimiter at the end of the line, which DuckDB also accepts
         if len(fields) != len(names):
             yield None, f"{len(fields)} values where {there} {len(names)} columns"
             continue
@@ -129,7 +129,7 @@ def rows_of_text(file: File, delimiter: str, quote: str | None, names: list[str]
 
 
 def rows_of_json(file: File, wanted: list[str]) -> Iterator[Row]:
-    """The wanted members of the object on each line, as JSON; a missing one is ``None``."""
+    """Yield the ``wanted`` members of the object on each line, as JSON; a missing one is ``None``."""
     for line in lines(file):
         if not line.strip():
             continue

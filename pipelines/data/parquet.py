@@ -1,4 +1,4 @@
-"""Parquet files to Arrow batches of plain types, whatever physical types they have; times as numbers with a unit."""
+"""Reading of Parquet files of any physical types as Arrow batches of plain types; times are numbers with a unit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _ROWS = 100_000
 
 @dataclass(frozen=True)
 class ColumnPlan:
-    """What becomes of a column: its Arrow ``type``, the ``kind`` of its cells (``pipelines.data.cells``), and
-    the ``unit`` of instants."""
+    """The conversion of a column: its Arrow ``type``, the ``kind`` of its cells (``pipelines.data.cells``), and the
+    ``unit`` of instants."""
 
     type: pa.DataType
     kind: str
@@ -25,16 +25,16 @@ class ColumnPlan:
 
 
 def schema(file: File) -> pa.Schema:
-    """The columns of a file.
+    """Return the columns of a file.
 
     Raises:
-        DataError: it is damaged or no Parquet.
+        DataError: it is damaged or not Parquet.
     """
     return _opened(file).schema_arrow
 
 
 def plan(kind: pa.DataType) -> ColumnPlan:
-    """What becomes of a column of a type."""
+    """Return the conversion of a column of a type."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if _is_text(kind) or pa.types.is_null(kind):
         return ColumnPlan(pa.large_string(), "text")
@@ -56,7 +56,7 @@ def plan(kind: pa.DataType) -> ColumnPlan:
 
 
 def is_plain(kind: pa.DataType) -> bool:
-    """Whether DuckDB's own reader, which uses all cores, brings a column of a type as :func:`batches` does."""
+    """Return whether DuckDB's own reader, which uses all cores, reads a column of a type as :func:`batches` does."""
     if pa.types.is_list(kind):
         return is_plain(kind.value_type)
     return bool(
@@ -65,7 +65,7 @@ def is_plain(kind: pa.DataType) -> bool:
 
 
 def batches(file: File, names: list[str], plans: list[ColumnPlan], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The columns ``names`` as planned, with a column that says of rows whose text is no UTF-8 that they are faulty.
+    """Yield the columns ``names`` as planned, with a column that marks rows with invalid UTF-8 as faulty.
 
     Raises:
         DataError: the file is damaged.
@@ -82,7 +82,7 @@ def batches(file: File, names: list[str], plans: list[ColumnPlan], schema: pa.Sc
 def _opened(file: File) -> pq.ParquetFile:
     assert file.path is not None
     try:
-        # Without pre_buffer a row group is read page by page: memory is bounded by the batch, not by the row group.
+        # Without pre_buffer a row group is read page by page, so the batch bounds memory, not the row group.
         return pq.ParquetFile(file.path, pre_buffer=False)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(file) from error
@@ -106,7 +106,7 @@ def _planned(column: pa.Array, planned: ColumnPlan, faults: list[str | None]) ->
 
 
 def _text(column: pa.Array, faults: list[str | None]) -> pa.Array:
-    # Only a cast from bytes looks at the bytes.
+    # Only a cast from bytes checks the bytes.
     raw = column.cast(pa.large_binary())
     try:
         return raw.cast(pa.large_string())
@@ -122,19 +122,19 @@ def _text(column: pa.Array, faults: list[str | None]) -> pa.Array:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether values of a type are lists, of any of the five sorts that Arrow has."""
+    """Return whether values of a type are lists, of any of Arrow's five kinds."""
     return hasattr(kind, "value_type") and not pa.types.is_map(kind) and not pa.types.is_dictionary(kind)
 
 
 def ids(column: pa.ChunkedArray | pa.Array) -> list[str | None]:
-    """Ids of a column of text or whole numbers of any physical type, as ingest reads them."""
+    """Return the ids of a column of text or whole numbers of any physical type, as ingest reads them."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     return [None if value is None else id_of(value) for value in column.cast(pa.string()).to_pylist()]
 
 
 def lists_of_ids(column: pa.ChunkedArray) -> list[list[str | None] | None]:
-    """The lists of a column of lists of ids."""
+    """Return the lists of a column of lists of ids."""
     values = column.cast(pa.large_list(_plain(column.type.value_type))).to_pylist()
     found: list[list[str | None] | None] = []
     for value in values:
@@ -143,7 +143,7 @@ def lists_of_ids(column: pa.ChunkedArray) -> list[list[str | None] | None]:
 
 
 def id_of(text: str) -> str:
-    """The id that a text is: that of a whole number as a float is the number's."""
+    """Return the id of a text; a whole number as a float has the id of the whole number."""
     return text[:-2] if text.endswith(".0") and text[:-2].lstrip("-").isdecimal() else text
 
 
@@ -158,7 +158,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type with its lists, text and numbers as DuckDB has them."""
+    """Return the type with the lists, text and numbers of DuckDB."""
     if pa.types.is_dictionary(kind):
         return _plain(kind.value_type)
     if _is_text(kind) or pa.types.is_null(kind) or pa.types.is_decimal(kind):

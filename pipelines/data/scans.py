@@ -1,6 +1,6 @@
-"""Files to relations: DuckDB's own readers where a file is as it should be, row by row where it is not.
+"""Files as relations: by DuckDB's own readers if a file is valid, otherwise row by row.
 
-Either way a relation has a row for every data row of the file, in its order, so that a row's number is its place.
+In both cases a relation has a row for every data row of the file, in its order, so a row's number is its position.
 Data rows are counted from 1; neither the header nor empty lines count.
 """
 
@@ -24,14 +24,14 @@ from setrec.errors import ConfigError, DataError
 
 _PEEKED, _BATCH = 1000, 20_000
 _FILE_INDEX = "file_index"
-"""The column of DuckDB's that says which of several files a row is from."""
+"""DuckDB's column with the index of a row's file among several."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file is made of. ``names`` of its columns (of JSON, those met in the first lines); ``types``: what an
-    atomic file states of each; ``header``: whether the first line is one; ``delimiter`` and ``quote`` of text;
-    ``more``: files after it that are read with it (:func:`alike`)."""
+    """The structure of a file. ``names`` of its columns (of JSON, those in the first lines); ``types``: as stated by an
+    atomic file; ``header``: whether the first line is one; ``delimiter`` and ``quote`` of text; ``more``: later files
+    that are read with it (:func:`alike`)."""
 
     file: File
     names: list[str]
@@ -43,14 +43,14 @@ class Layout:
     more: tuple[File, ...] = ()
 
     def missing(self, name: str) -> DataError:
-        """The error about a column that is not there."""
+        """Return the error for a missing column."""
         there = " ".join(", ".join(self.names).split())
         return DataError(f"missing column (the file has: {there})", file=self.file.shown, column=name)
 
     def path(self, column: str) -> tuple[str, list[str]] | None:
-        """The column of the file that holds ``column``, and the path inside it; ``None`` where there is none.
+        """Return the column of the file that contains ``column``, and the path inside it; ``None`` if there is none.
 
-        A column whose name has dots in it comes before the path of that name.
+        A column whose name contains dots takes precedence over the path of that name.
         """
         parts = column.split(".")
         for size in range(len(parts), 0, -1):
@@ -61,9 +61,10 @@ class Layout:
 
 
 def alike(files: list[File]) -> Iterator[list[File]]:
-    """The files in their order, parted where one cannot be read together with the one before.
+    """Group consecutive files that can be read together.
 
-    Parquet files of this machine with the same columns can: DuckDB gives each row group to one core, and many have one.
+    These are local Parquet files with the same columns: DuckDB gives each row group to one core, and many files have
+    one.
     """
     some, columns = list[File](), None
     for file in files:
@@ -82,12 +83,12 @@ def _columns(file: File) -> pa.Schema | None:
     try:
         columns = parquet.schema(file).remove_metadata()
     except (DataError, *UNREADABLE):
-        return None  # whoever reads it says what is wrong
+        return None  # reading the file reports the error
     return None if _FILE_INDEX in map(str.lower, columns.names) else columns
 
 
 def layout(file: File, more: Iterable[File] = ()) -> Layout:
-    """What a file on this machine is made of, and ``more`` that are :func:`alike`.
+    """Return the structure of a file on this machine, and of ``more`` that are :func:`alike`.
 
     Raises:
         DataError: it cannot be read, its header cannot be used, or no delimiter is known.
@@ -109,7 +110,7 @@ def _text_layout(file: File) -> Layout:
     settings, atomic = file.settings, file.format == "atomic"
     delimiter = settings.delimiter or file.delimiter or ("\t" if atomic else None)
     if delimiter is None:
-        raise DataError("its name tells no delimiter: state it (data.reader.delimiter)", file=file.shown)
+        raise DataError("its name does not imply a delimiter: state it (data.reader.delimiter)", file=file.shown)
     quote = None if atomic or settings.quote == delimiter else settings.quote
     header = settings.columns is None if settings.header is None else settings.header
     first, reason = next(lines.delimited(file, delimiter, quote), ([], ""))
@@ -139,11 +140,11 @@ def _distinct(file: File, names: list[str]) -> list[str]:
 
 
 Use = Callable[[str, dict[str, Cell]], None]
-"""Gets the name of a relation with columns ``file`` (its number) and ``fault`` (text), and the cells asked for."""
+"""Receives the name of a relation with columns ``file`` (its number) and ``fault`` (text), and the wanted cells."""
 
 
 def scan(engine: DuckDbEngine, found: Layout, wanted: list[str], use: Use) -> None:
-    """Call ``use`` with the rows of a layout, in parts or at once; again where that ended in an error of DuckDB's.
+    """Call ``use`` with the rows of a layout, in parts or at once; again after an error of DuckDB.
 
     Raises:
         DataError: a column is missing, or the file is damaged.
@@ -182,8 +183,8 @@ def scan(engine: DuckDbEngine, found: Layout, wanted: list[str], use: Use) -> No
 
 
 def _read_natively(files: list[File], read: Callable[[], None]) -> bool:
-    """Whether DuckDB's own reader read the files; if not, something in one is not as it should be: find out what."""
-    if any(set(str(file.path)) & set("*?[") for file in files):  # it would take the name for a pattern
+    """Return whether DuckDB's own reader read the files; if not, one of them contains an error to be found."""
+    if any(set(str(file.path)) & set("*?[") for file in files):  # it would interpret the name as a pattern
         return False
     try:
         read()
@@ -195,7 +196,7 @@ def _read_natively(files: list[File], read: Callable[[], None]) -> bool:
 
 
 def pointer(path: list[str]) -> str:
-    """The JSON pointer of a path."""
+    """Return the JSON pointer of a path."""
     return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
 
 
@@ -228,7 +229,7 @@ def _starts_blank(file: File) -> bool:
 
 
 def _native(found: Layout, tops: list[str]) -> str:
-    """DuckDB's own reader of the file, which raises where a row is not as it should be."""
+    """Return DuckDB's own reader of the file, which raises for an invalid row."""
     file, name = found.file, literal(str(found.file.path))
     columns = ", ".join(f"{quoted(top)} AS c{i}" for i, top in enumerate(tops))
     selected = f"{file.number} AS file, {columns}, NULL::VARCHAR AS fault"
@@ -248,7 +249,7 @@ def _native(found: Layout, tops: list[str]) -> str:
 
 
 def _native_parquet(files: list[File], tops: list[str]) -> str:
-    """DuckDB's own reader of files with the same columns; their numbers follow one another."""
+    """Return DuckDB's own reader of files with the same columns and consecutive numbers."""
     columns = ", ".join(f"{quoted(top)} AS c{i}" for i, top in enumerate(tops))
     names = ", ".join(literal(str(file.path)) for file in files)
     number = f"({files[0].number} + {_FILE_INDEX})::INTEGER" if len(files) > 1 else files[0].number
@@ -303,10 +304,10 @@ def _scan_parquet(
 
 
 def check_pattern(engine: DuckDbEngine, pattern: str | None) -> None:
-    """Refuse a pattern of times that DuckDB does not know.
+    """Refuse a pattern of times that DuckDB does not accept.
 
     Raises:
-        ConfigError: with what is wrong with it.
+        ConfigError: the pattern is invalid; the message gives the reason.
     """
     if pattern is not None:
         try:

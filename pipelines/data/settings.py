@@ -1,4 +1,4 @@
-"""What to read and what to make of it: the section ``data`` of a configuration."""
+"""The section ``data`` of a configuration: input files and their processing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _located(value: Any) -> Any:
 
 
 Location = Annotated[Path | str, BeforeValidator(_located)]
-"""A local path or a URI (``pipelines.common.storage``), ``~`` and ``${VAR}`` resolved; text that is no URI becomes a
+"""A local path or a URI (``pipelines.common.storage``), ``~`` and ``${VAR}`` resolved; other text than a URI becomes a
 path."""
 Tables = Location | Annotated[tuple[Location, ...], Field(min_length=1)]
 """One table in one place or in several: files, folders, patterns such as ``logs/*.csv.gz``, URIs."""
@@ -55,12 +55,13 @@ def _splits(value: str) -> str:
 
 
 class ReaderSettings(Settings):
-    """How to read the files of a table; what is left out follows from each file's name (see
+    """How to read the files of a table; settings left out are inferred from each file's name (see
     ``pipelines.data.files``).
 
     ``delimiter`` of fields, of any length (``"::"``). ``header``: whether the first line names the columns; with
-    ``columns``, the names in the order of the file, there is none unless stated. ``quote`` encloses fields that hold
-    delimiters or line breaks, doubled inside them; ``null``: quotes mean nothing. ``encoding``: any that Python knows.
+    ``columns``, the names in the order of the file, there is none unless stated. ``quote`` encloses fields that contain
+    delimiters or line breaks, doubled inside them; ``null``: quotes have no meaning. ``encoding``: any that Python
+    supports.
     """
 
     format: Literal["csv", "jsonl", "parquet", "atomic"] | None = None
@@ -91,7 +92,7 @@ def _instant(value: Any) -> Any:
             value = datetime.fromisoformat(value)
         except ValueError:
             raise ValueError("a date (ISO 8601) or a number in the unit of the times is expected") from None
-    if hasattr(value, "isoformat"):  # YAML makes dates of dates by itself
+    if hasattr(value, "isoformat"):  # YAML converts dates itself
         value = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
     return value
@@ -102,7 +103,7 @@ Instant = Annotated[int | float | str, BeforeValidator(_instant)]
 
 
 class TimeWindow(Settings):
-    """Interactions that count: not before ``start``, and before ``end``."""
+    """The period of interactions that count: from ``start`` to before ``end``."""
 
     start: Instant | None = None
     end: Instant | None = None
@@ -112,31 +113,30 @@ _SIZE = r"^\d+(\.\d+)?\s?([KMGT]i?B)$"
 
 
 class DataSettings(Settings):
-    """What to read and what to make of it.
+    """Input files and their processing.
 
-    ``interactions`` and ``items``: see :data:`Tables`; ``reader`` and ``item_reader`` say how to read their files.
+    ``interactions`` and ``items``: see :data:`Tables`; ``reader`` and ``item_reader`` describe their files.
 
-    The steps, in this order: ratings outside ``min_rating`` and ``max_rating`` go, and types of events that ``events``
-    does not list (``{view: 1, purchase: 5, dislike: -1}``, see :mod:`setrec.data.events` for what weights do; they also
-    stand for ratings where no column of ratings is named), and times outside ``time_window``; interactions with items
-    that ``items`` does not hold are refused or dropped; each user's are sorted by time, equal times by the rule
-    ``ties`` (see ``setrec.data.interactions.chronological``); of a user's repeated contacts with one item
+    The steps, in this order: drop ratings outside ``min_rating`` and ``max_rating``, types of events that ``events``
+    does not list (``{view: 1, purchase: 5, dislike: -1}``, see :mod:`setrec.data.events` for the effect of weights;
+    they also replace ratings if no column of ratings is named), and times outside ``time_window``; refuse or drop
+    interactions with items that are not in ``items``; sort each user's interactions by time, equal times by the rule
+    ``ties`` (see ``setrec.data.interactions.chronological``); of a user's repeated interactions with one item
     ``deduplicate`` keeps the first, the last, all, or the ``strongest`` (highest rating or weight, the first of
-    equals); a repeat cannot be found by a ranking without the user's own history. Users and items with fewer
-    interactions than the minima go, until none is left (with 0, items nobody met stay as cold items); the rest is
-    split. Last, ``cold_share`` of the items lose their training interactions and so become cold: a cold group to
-    measure on, at the price of about that much training data. ``seed`` gives out the item rows, the order of shuffled
-    ties and the items that become cold. With ``unit: session`` a history is one of ``columns.session``.
+    equals); a ranking without the user's own history cannot find a repeat. Users and items with fewer interactions than
+    the minima are removed, until none is left (with 0, items without interactions stay as cold items); the rest is
+    split. Last, ``cold_share`` of the items lose their training interactions and so become cold: a cold group for
+    evaluation, at the cost of about that share of the training data. ``seed`` determines the item rows, the order of
+    shuffled ties and the items that become cold. With ``unit: session`` a history is one of ``columns.session``.
 
-    ``rejected_share``: rows that cannot be used go to ``rejected/`` with the reason, as long as they are no larger a
-    share of a table than this; ``null`` is 0.01 for tables of several files, while one file is refused at the first
-    such row.
+    ``rejected_share``: rows that cannot be used go to ``rejected/`` with the reason, up to this share of a table;
+    ``null`` is 0.01 for tables of several files, while one file is refused at the first such row.
 
-    ``engine``: ``duckdb`` works in this process, ``ray`` with Ray Data on the cluster at ``cluster.address``, a file a
-    task; both leave the same.
+    ``engine``: ``duckdb`` works in this process, ``ray`` with Ray Data on the cluster at ``cluster.address``, one task
+    per file; both write the same files.
 
-    ``memory_limit``: what DuckDB may hold before it spills to disk, in each task on Ray; the process needs about 0.5 GB
-    more. It spills to a folder in ``scratch`` (``null``: beside the data directory), at most ``scratch_limit``.
+    ``memory_limit``: memory of DuckDB before it spills to disk, in each task on Ray; the process needs about 0.5 GB
+    more. It spills to a folder in ``scratch`` (``null``: next to the data directory), at most ``scratch_limit``.
     """
 
     interactions: Tables
@@ -185,12 +185,12 @@ class DataSettings(Settings):
 
     @property
     def weighs_events(self) -> bool:
-        """Whether types of events weigh differently, so that histories hold what each interaction weighs."""
+        """Return whether types of events have different weights, so that histories contain weights."""
         return self.events is not None and weigh_differently(self.events)
 
     @property
     def schema_in_use(self) -> Schema:
-        """The columns; a split by global time and a time window insist on timestamps."""
+        """Return the columns; a split by global time and a time window require timestamps."""
         schema = self.columns
         if self.unit == "session":
             schema = schema.model_copy(update={"user": schema.session})
@@ -201,7 +201,7 @@ class DataSettings(Settings):
 
 
 def places(tables: Tables | None) -> list[Path | str]:
-    """The places of a table, one after another; none where there is no table."""
+    """Return the places of a table; empty if there is no table."""
     if tables is None:
         return []
     return list(tables) if isinstance(tables, tuple) else [tables]

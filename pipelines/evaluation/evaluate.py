@@ -1,4 +1,4 @@
-"""The run's ranking table: every system on the same test users, slot weights chosen on validation."""
+"""The ranking table of a run: every system on the same test users, slot weights chosen on validation."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from setrec.scoring.weight_search import Found
 
 
 def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
-    """Rank all systems on the test items and write the run's result files; returns the rows of metrics.json.
+    """Rank all systems on the test items and write the run's result files; return the rows of metrics.json.
 
-    Nothing here is chosen on the test items: ItemKNN's settings and the weights of the hybrid scorer come from
-    validation. With ``evaluation.actors`` above one, batches of users go to actors; metrics are the same.
+    Nothing is chosen on the test items: ItemKNN's settings and the weights of the hybrid scorer come from validation.
+    With ``evaluation.actors`` above one, actors rank batches of users; metrics are the same.
 
     Raises:
-        ConfigError: the run has not been trained, a component is not known, or a batch failed for good.
-        DataError: there is nobody to evaluate on.
+        ConfigError: the run has not been trained, a component is unknown, or a batch failed permanently. DataError:
+        there are no users to evaluate on.
     """
     made_from = {"model": lineage.require_model(run, config), "data": lineage.of_data(run)}
     run.claim(*EVALUATED)
@@ -77,10 +77,10 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
 
 
 def choose_weights(run: Run, catalog: Catalog, histories: Histories, config: JobConfig) -> tuple[Found, Found]:
-    """The weights of the run's scorer, and of its components without the model, both from validation.
+    """Return the weights of the run's scorer, and of its components without the model, both from validation.
 
     Raises:
-        ConfigError: ``evaluation.components`` names one that is not registered.
+        ConfigError: ``evaluation.components`` contains a name that is not registered.
     """
     names = config.evaluation.components
     if unknown := [name for name in names or () if name not in registry.kinds()]:
@@ -101,7 +101,7 @@ def choose_weights(run: Run, catalog: Catalog, histories: Histories, config: Job
 def _untrained(
     histories: Histories, items: int, s: EvaluationSettings
 ) -> tuple[dict[str, ranking.Scorer], list[dict[str, Any]]]:
-    """The opponents that need no gradient, and what was tried for ItemKNN."""
+    """Return the opponents without gradient training, and the settings tried for ItemKNN."""
     given: dict[str, ranking.Scorer] = {}
     tried: list[dict[str, Any]] = []
     if "popularity" in s.opponents:
@@ -119,10 +119,12 @@ def _rank(
     with bar("Rank the whole catalogue") as progress:
         for number, name in enumerate(names):
 
-            def told(done: int, total: int, number: int = number) -> None:
+            def on_progress(done: int, total: int, number: int = number) -> None:
                 progress.update(number * total + done, len(names) * total)
 
-            results[name] = shard_evaluate.rank(each, name, cases, groups, ks=s.ks, batch=s.batch_size, progress=told)
+            results[name] = shard_evaluate.rank(
+                each, name, cases, groups, ks=s.ks, batch=s.batch_size, progress=on_progress
+            )
         progress.update(1, 1, f"{len(cases)} users, {len(groups[0].truths)} items, {len(names)} systems")
     return results
 
@@ -132,7 +134,7 @@ def _rows(name: str, found: ranking.PerUser, s: EvaluationSettings) -> list[dict
 
 
 def _comparisons(results: dict[str, ranking.PerUser], s: EvaluationSettings) -> list[dict[str, Any]]:
-    """Paired differences of ours to each opponent over the same users, NDCG@10 and recall@10."""
+    """Return paired differences of ours to each opponent over the same users, NDCG@10 and recall@10."""
     from setrec.evaluation.intervals import paired_difference
 
     found = []
@@ -163,7 +165,7 @@ def _beyond_accuracy(
 
 
 def per_user_table(results: dict[str, ranking.PerUser], histories: Histories) -> pd.DataFrame:
-    """The metrics of every user by system, history and group, as ``per_user.parquet`` holds them."""
+    """Return the metrics of every user by system, history and group, as in ``per_user.parquet``."""
     frames = []
     for name, found in results.items():
         users = [histories.user_ids[u] for u in found.users]
@@ -178,7 +180,7 @@ def per_user_table(results: dict[str, ranking.PerUser], histories: Histories) ->
 def _examples(
     scorer: ranking.Scorer, catalog: Catalog, histories: Histories, cases: ranking.Cases, count: int
 ) -> list[dict[str, Any]]:
-    """The first ``count`` test users: the end of the history, ten recommendations, what was held out."""
+    """Return the first ``count`` test users: the end of the history, ten recommendations, the held-out items."""
     found = []
     for case in range(min(count, len(cases))):
         history, truth = cases.history[case], cases.truth[case]

@@ -1,4 +1,4 @@
-"""``setrec train-reranker``: the second stage of a run, learned on validation and kept where it gains there."""
+"""``setrec train-reranker``: the second stage of a run, learned on validation and kept if it gains there."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from setrec.scoring.weight_search import Part, halves, standard_error
 
 RERANKER = "reranker.json"
 DRAWS, FOLDS = 3, 5
-"""Partitions of the validation users, and parts of each: a user is ranked by what the other parts taught."""
+"""Partitions of the validation users, and parts of each: a user is ranked by a model fitted on the other parts."""
 _BATCH = 128
 
 
 def train_reranker(run: Run, config: JobConfig) -> dict[str, Any]:
-    """Learn the order of the best candidates from validation, write ``reranker.json`` and return what it holds.
+    """Learn the order of the best candidates from validation, write ``reranker.json`` and return its content.
 
-    It is kept, and goes into the bundle, where NDCG@10 of validation users whom it did not see rises by more than a
+    It is kept, and included in the bundle, if NDCG@10 of validation users not used for fitting rises by more than a
     standard error. Run ``setrec evaluate`` before, for the weights of the score, and after, for its row.
 
     Raises:
-        ConfigError: the run has not been evaluated, or no candidate of validation was chosen.
+        ConfigError: the run has not been evaluated, or no candidate of validation is a truth.
     """
     weights = load_weights(run)
     run.claim(RERANKER)
@@ -70,7 +70,7 @@ def train_reranker(run: Run, config: JobConfig) -> dict[str, Any]:
 
 
 def load_reranker(run: Run, weights: HybridWeights) -> tuple[Reranker, bool] | None:
-    """The run's re-ranker and whether it is kept; ``None`` where there is none of this model and these weights.
+    """Return the run's re-ranker and whether it is kept; ``None`` if there is none for this model and these weights.
 
     Raises:
         DataError: the file is damaged.
@@ -85,7 +85,7 @@ def load_reranker(run: Run, weights: HybridWeights) -> tuple[Reranker, bool] | N
 
 
 def reranking_scorer(reranker: Reranker, base: HybridScorer, catalog: Catalog, histories: Histories) -> RerankingScorer:
-    """The second stage over a scorer with all components."""
+    """Return the second stage over a scorer with all components."""
     counts = histories.train_counts(len(catalog))
     return RerankingScorer(base, reranker, CatalogFacts(counts, AttributeVectors(catalog.attributes, len(catalog))))
 
@@ -93,7 +93,7 @@ def reranking_scorer(reranker: Reranker, base: HybridScorer, catalog: Catalog, h
 def reranking_base(
     model: SetRecModel, weights: HybridWeights, known: Ragged, trained: np.ndarray, texts: TextFeatures | None
 ) -> HybridScorer:
-    """The scorer at these weights, with the components that have none too."""
+    """Return the scorer at these weights, including the components without a weight."""
     components = build_components(tuple(registry.kinds()), Sources(known, len(trained), texts))
     return HybridScorer(ModelScores(model, weights.slots), components, weights, ~trained)
 
@@ -109,12 +109,12 @@ class Table:
 
     @classmethod
     def joined(cls, parts: list[Table]) -> Table:
-        """The users of all parts."""
+        """Return the users of all parts."""
         each = [np.concatenate([getattr(p, name) for p in parts]) for name in ("values", "truths", "possible")]
         return cls(parts[0].names, each[0], Ragged.joined([p.rows for p in parts]), each[1], each[2])
 
     def ndcg(self, scores: np.ndarray) -> np.ndarray:
-        """NDCG@10 of every user where the candidates are in the order of ``scores``."""
+        """Return the NDCG@10 of every user with the candidates in the order of ``scores``."""
         order = np.lexsort((np.arange(len(scores)), -scores, self.rows.row_of_value))
         ranks = np.empty(len(scores), dtype=np.int64)
         ranks[order] = np.arange(len(scores)) - self.rows.offsets[:-1][self.rows.row_of_value]
@@ -138,8 +138,8 @@ def _table(part: Part, scorer: HybridScorer, facts: CatalogFacts, weights: Hybri
 
 
 def learn(table: Table) -> dict[str, Any]:
-    """The re-ranker that a table teaches, what it ``gain``s in NDCG@10 of users whom it did not see, and whether that
-    is more than a standard error, so that it is ``kept``."""
+    """Return the re-ranker fitted to a table, its ``gain`` in NDCG@10 on users not used for fitting, and whether the
+    gain exceeds a standard error, so that it is ``kept``."""
     z, users = standardized(table.values, table.rows), len(table.rows)
     before, gains = table.ndcg(table.values[:, table.names.index("score")]), np.zeros(users)
     for draw in range(DRAWS):
@@ -160,7 +160,8 @@ def learn(table: Table) -> dict[str, Any]:
 
 
 def _fitted(z: np.ndarray, table: Table, asked: np.ndarray) -> np.ndarray:
-    """Coefficients of the logistic regression over the candidates ``asked`` of users who chose one of them."""
+    """Return the coefficients of the logistic regression over the candidates ``asked`` of users with a truth among
+    them."""
     from sklearn.linear_model import LogisticRegression
 
     row = table.rows.row_of_value

@@ -1,4 +1,4 @@
-"""The hybrid scorer of a run: its weights are searched on validation and kept in ``scorer.json``."""
+"""The hybrid scorer of a run: its weights are searched on validation and stored in ``scorer.json``."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def search_weights(
 
 
 def timed(config: JobConfig) -> bool:
-    """Whether the split is one of global time, so that what others chose in it is not known before it ends; a split by
-    column counts as one."""
+    """Return whether the split is one of global time, so that interactions of other users in it are unknown before its
+    end; a split by column counts as one."""
     return config.data.split.kind != "leave_one_out"
 
 
 def record(found: Found) -> dict[str, Any]:
-    """A search as plain values: ``components`` with what each gains on validation, ``weights``, validation NDCG@10
-    (``valid``) and everything that was ``tried``."""
+    """Return a search as plain values: ``components`` with the gain of each on validation, ``weights``, validation
+    NDCG@10 (``valid``) and all weights that were ``tried``."""
     return {
         "components": found.gains,
         "weights": found.weights.model_dump(mode="json"),
@@ -58,10 +58,10 @@ def record(found: Found) -> dict[str, Any]:
 
 
 def load_weights(run: Run) -> HybridWeights:
-    """The weights that ``setrec evaluate`` chose for the run's model.
+    """Return the weights that ``setrec evaluate`` chose for the run's model.
 
     Raises:
-        ConfigError: the run has not been evaluated, or with another model or other data.
+        ConfigError: the run has not been evaluated with this model and this data.
         DataError: the file is damaged.
     """
     path = run.require(run.root / SCORER, "evaluate")
@@ -78,13 +78,13 @@ def load_weights(run: Run) -> HybridWeights:
 
 
 def known_at_test(histories: Histories) -> Ragged:
-    """What is known when the test items are ranked: everybody's training and validation items."""
+    """Return the histories known when the test items are ranked: training and validation items of all users."""
     return histories.events(VALID)
 
 
 def hybrid_scorer(
     model: SetRecModel | None, weights: HybridWeights, known: Ragged, trained: np.ndarray, texts: TextFeatures | None
 ) -> HybridScorer:
-    """The scorer at these weights, its components built from the histories ``known``."""
+    """Return the scorer at these weights, with components built from the histories ``known``."""
     term = None if model is None else ModelScores(model, weights.slots)
     return HybridScorer.build(term, weights, ~trained, Sources(known, len(trained), texts))

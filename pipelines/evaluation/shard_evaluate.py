@@ -1,8 +1,8 @@
 """Evaluation in batches of users, in this process or over a pool of actors that each hold the systems once.
 
-A batch is the same users either way and batches are joined in their order, so both ways give the same ranks and, user
-by user, the very same metrics. That holds to the bit for equal numbers of threads; otherwise float32 scores may differ
-in their last digit, and with them the order of items that are all but tied.
+Both ways have the same batches, joined in the same order, and so give the same ranks and the same metrics per user, bit
+for bit for equal numbers of threads. Otherwise float32 scores may differ in their last digit, and with them the order
+of items that are almost tied.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from pipelines.common.cluster import ray_session
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from pipelines.config.job import JobConfig
 from pipelines.evaluation.systems import Systems
 from setrec.evaluation import ranking
 from setrec.ragged import Ragged
 
 RETRIES = 3
-"""Times a batch is ranked again after its actor died."""
+"""Number of retries of a batch after its actor died."""
 AHEAD = 2
-"""Batches an actor has at a time, so that it need not wait for the next one."""
+"""Batches queued per actor, so that it need not wait for the next one."""
 
 R = TypeVar("R")
 Part = tuple[Ragged, Ragged]
@@ -34,16 +34,17 @@ Progress = Callable[[int, int], None]
 
 
 class Workers(Protocol):
-    """Whatever works on batches of cases."""
+    """Processes that work on batches of cases."""
 
     def map(self, work: Callable[..., R], parts: Sequence[Part], progress: Progress | None = None) -> list[R]:
-        """``work(systems, history, truth)`` of every part, in order; ``progress`` is told parts done and in all."""
+        """Return ``work(systems, history, truth)`` of every part, in order; ``progress`` receives parts done and in
+        all."""
         ...
 
 
 @contextmanager
 def workers(load: Callable[[], Systems], config: JobConfig) -> Iterator[Workers]:
-    """This process, or ``evaluation.actors`` actors where these are more than one, each with what ``load`` returns."""
+    """Yield this process, or ``evaluation.actors`` actors if more than one, each with the result of ``load``."""
     count = config.evaluation.actors
     if count == 1:
         yield Here(load())
@@ -68,8 +69,8 @@ def rank(
     batch: int = 256,
     progress: Progress | None = None,
 ) -> ranking.PerUser:
-    """What :func:`setrec.evaluation.ranking.evaluate` returns for the system ``name``; ``groups`` are those of the
-    workers."""
+    """Return the result of :func:`setrec.evaluation.ranking.evaluate` for the system ``name``; ``groups`` are those of
+    the workers."""
     found = each.map(partial(Systems.rank, name=name), _parts(cases, batch), progress)
     return ranking.joined(cases.users, found, groups, ks)
 
@@ -79,7 +80,7 @@ def _parts(cases: ranking.Cases, batch: int) -> list[Part]:
 
 
 class Here:
-    """The workers that this process alone is."""
+    """This process as the only worker."""
 
     def __init__(self, systems: Systems) -> None:
         self.systems = systems
@@ -95,9 +96,10 @@ class Here:
 
 
 class Pool:
-    """Actors of a running Ray session. One that dies is started again, and its batches are done again.
+    """Actors of a running Ray session. An actor that dies is restarted, and its batches are repeated.
 
-    ``load`` goes to the object store once; an actor calls it before its first batch. Memory: the systems, once each.
+    ``load`` is put into the object store once; an actor calls it before its first batch. Memory: the systems, once per
+    actor.
     """
 
     def __init__(self, load: Callable[[], Systems], actors: int, threads: int = 1, *, gpu: bool = False) -> None:
@@ -105,7 +107,7 @@ class Pool:
 
         kind: Any = ray.remote(_Worker)
         kind = kind.options(num_cpus=threads, num_gpus=int(gpu), max_restarts=-1, max_task_retries=RETRIES)
-        # Batches bring it along: what an actor is made with may be gone when it has to be made again.
+        # Sent with every batch: constructor arguments of an actor may be lost when it is restarted.
         self.load = ray.put(load)
         self.actors = [kind.remote(threads) for _ in range(actors)]
 
@@ -113,15 +115,15 @@ class Pool:
         """See :class:`Workers`.
 
         Raises:
-            ConfigError: a batch took its actor down each time it was tried.
-            SetRecError: what ``work`` raised.
+            ConfigError: a batch killed its actor at every attempt.
+            SetRecError: ``work`` raised it.
         """
         from ray.exceptions import RayError
 
         try:
             return self._map(work, parts, progress)
         except RayError as error:
-            raise told(error, "evaluation") from error
+            raise readable_error(error, "evaluation") from error
 
     def _map(self, work: Callable[..., R], parts: Sequence[Part], progress: Progress | None) -> list[R]:
         import ray
@@ -151,14 +153,14 @@ class Pool:
 
 
 class _Worker:
-    """An actor's side."""
+    """The actor of a :class:`Pool`."""
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
         self.systems: Systems | None = None
 
     def work(self, load: Sequence[Any], work: Callable[..., Any], history: Ragged, truth: Ragged) -> Any:
-        """One batch; ``load`` is one reference to what loads the systems, which is fetched only where it is needed."""
+        """Work on one batch; ``load`` is a reference to the function that loads the systems, fetched only if needed."""
         import ray
 
         if self.systems is None:

@@ -1,10 +1,10 @@
-"""What the systems of the ranking table are called, in files and tables alike."""
+"""Names of the systems in the ranking table, in files and tables."""
 
 OURS = "SETRec"
 ALONE = "SETRec: model alone"
-"""The trained model without the components beside it."""
+"""The trained model without components."""
 WITHOUT = "SETRec: without model"
-"""The components without the trained model, their weights searched anew."""
+"""The components without the trained model, with their own weights from the same search."""
 RERANKED = "SETRec: re-ranked"
 """The best candidates of the hybrid score in the order that ``setrec train-reranker`` learned."""
 POPULARITY, ITEM_KNN, SASREC = "Popularity", "ItemKNN", "SASRec"

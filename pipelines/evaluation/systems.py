@@ -1,4 +1,4 @@
-"""The systems of the ranking table as one process holds them."""
+"""The systems of the ranking table in one process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Systems:
         without: HybridWeights,
         reranker: Reranker | None = None,
     ) -> Systems:
-        """The opponents ``given``, SASRec where it takes part, then the run's own scorer at ``weights``, its model
+        """Load the opponents ``given``, SASRec if configured, then the run's own scorer at ``weights``, its model
         alone, its components without the model at their own weights, and the ``reranker``, if any.
 
         Raises:
@@ -65,9 +65,9 @@ class Systems:
 
     @property
     def names(self) -> list[str]:
-        """Every system, the opponents first."""
+        """Return the names of all systems, the opponents first."""
         return list(self.scorers)
 
     def rank(self, history: Ragged, truth: Ragged, name: str) -> ranking.Ranks:
-        """Ranks of one batch's truths by one system."""
+        """Return the ranks of one batch's truths by one system."""
         return ranking.batch_ranks(self.scorers[name], history, truth, self.groups, lists=True)

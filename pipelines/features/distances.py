@@ -1,7 +1,7 @@
 """Distances to anchors on a Ray cluster, a block of anchors at a time, for graphs too large for one process.
 
-The graph's arrays lie in the object store once a machine; blocks come back as they finish and go into a matrix on
-disk, so that no process ever holds all columns.
+The graph's arrays are in the object store once per machine; finished blocks are written to a matrix on disk, so that no
+process ever holds all columns.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
 
 RETRIES = 3
-"""Times a block is measured again after its worker died or ran out of memory."""
+"""Number of retries of a block after its worker died or ran out of memory."""
 
 
 def distances_on_cluster(
@@ -36,14 +36,14 @@ def distances_on_cluster(
     address: str | None = None,
     progress: Bar | None = None,
 ) -> np.ndarray:
-    """Distances of every node to the anchors, equal to :func:`nodetok.distances.distances`, written to ``out``.
+    """Compute the distances of every node to the anchors, as :func:`nodetok.distances.distances`, and write ``out``.
 
-    ``out`` is a NumPy file, there as a whole or not at all; the matrix returned is mapped from it, and writing to it
-    leaves the file alone. ``block``: anchors a task; hops take 64 in one sweep. ``address``: of the cluster, this
-    machine where there is none. ``progress``: where to show it, a bar of its own where there is none.
+    ``out`` is a NumPy file, written completely or not at all; the returned matrix is mapped from it, and writing to the
+    matrix does not change the file. ``block``: anchors per task; hops take 64 in one sweep. ``address``: of the
+    cluster, default this machine. ``progress``: where to show it, default a new bar.
 
     Raises:
-        ConfigError: no anchors, or one outside the graph, or a block failed for good; the message carries the reason.
+        ConfigError: no anchors, or one outside the graph, or a block failed permanently; the message has the reason.
     """
     anchors = np.ascontiguousarray(anchors, dtype=np.int64)
     if block < 1:
@@ -63,16 +63,16 @@ def distances_on_cluster(
         table = _fill(table, path, views, anchors, settings, block, shown)
         table.flush()
         del table
-    # Copy on write: PyTorch takes only arrays that can be written to.
+    # Copy on write: PyTorch accepts only writable arrays.
     measured: np.ndarray = np.load(out, mmap_mode="c")
     return measured
 
 
 def _bare(view: Graph, settings: DistanceSettings) -> Graph:
-    """The arrays alone, with the reverse where tasks would each have to make it."""
+    """Return only the arrays, with the reverse graph if every task would have to compute it."""
     bare = replace(view, ids=None, texts=None)
     if settings.kind == "weighted":
-        _ = bare.reverse  # kept in the object, and therefore sent along
+        _ = bare.reverse  # stored in the object, and therefore sent with it
     return bare
 
 
@@ -80,7 +80,7 @@ def _fill(
     table: np.ndarray, path: Path, views: list[Graph], anchors: np.ndarray, settings: DistanceSettings, block: int,
     shown: Bar,
 ) -> np.ndarray:  # fmt: skip
-    """The table, filled; another one at the same path where a block holds longer paths than it can."""
+    """Return the filled table; a new one at the same path if a block contains longer paths than its type holds."""
     import ray
     from ray.exceptions import RayError
 
@@ -95,7 +95,8 @@ def _fill(
     shown.update(0, total, note)
     try:
         while waiting or running:
-            # No more at once than the cluster can run and a spare one each: finished blocks fill the object store.
+            # At most as many tasks as the cluster can run and one spare each, since finished blocks fill the object
+            # store.
             while waiting and len(running) < 2 * room:
                 i, start = waiting.popleft()
                 rows = anchors[start : start + block]
@@ -116,7 +117,7 @@ def _fill(
 
 
 def _widened(table: np.ndarray, path: Path, kind: np.dtype[Any]) -> np.ndarray:
-    """``table`` with wider numbers, in its place on disk, some rows at a time."""
+    """Return ``table`` with a wider type, replaced on disk, some rows at a time."""
     beside = path.with_name(f"{path.name}.wide")
     wide = np.lib.format.open_memmap(beside, mode="w+", dtype=kind, shape=table.shape)
     for start in range(0, len(table), 1 << 20):
@@ -127,7 +128,7 @@ def _widened(table: np.ndarray, path: Path, kind: np.dtype[Any]) -> np.ndarray:
 
 
 def _share(tasks: int) -> tuple[int, int]:
-    """Threads a task, so that all cores have work and a task fits any machine; and tasks that run at once."""
+    """Return threads per task, so that all cores are used and a task fits any machine; and concurrent tasks."""
     import ray
 
     cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
@@ -137,7 +138,7 @@ def _share(tasks: int) -> tuple[int, int]:
 
 
 def _measure(view: Graph, anchors: np.ndarray, settings: DistanceSettings, threads: int) -> np.ndarray:
-    """One block, in a worker."""
+    """Compute one block, in a worker."""
     import numba
 
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]

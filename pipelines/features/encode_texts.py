@@ -1,8 +1,7 @@
-"""Item texts to vectors: in this process, or by a pool of Ray actors. What a cache knows is never encoded again.
+"""Encoding of item texts, in this process or by a pool of Ray actors. Cached texts are not encoded again.
 
-Neither all texts nor all vectors are ever in one process: texts are read by row groups, and the rows of the table of
-vectors are written as they come. What stays in memory is the hash of each item's text: about 150 bytes an item while
-they are sorted.
+No process ever holds all texts or all vectors: texts are read by row groups, and rows of the table of vectors are
+written as they are computed. Only the hash of each item's text stays in memory: about 150 bytes an item during sorting.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipelines.common.cluster import quiet_data, ray_session
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run
 from pipelines.config.job import JobConfig
@@ -30,7 +29,7 @@ from setrec.text.encoder import TextEncoder
 from setrec.text.vector_store import VectorCache, VectorTable
 
 CACHE = ".text_cache"
-"""Folder beside the runs, so that they share it; one sub-folder per encoder, weights and settings."""
+"""Folder next to the runs, which share it; one sub-folder per encoder, weights and settings."""
 _BATCHES = 8  # a block's texts are sorted by length, so that a batch pads little; more would sort no better
 _SHARD = 4096  # texts per file of the cache: what a killed job loses at most
 
@@ -39,14 +38,14 @@ Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 def encode_texts(run: Run, config: JobConfig) -> None:
-    """Write ``features/text.safetensors``, a vector for each item, where the configuration names an encoder.
+    """Write ``features/text.safetensors``, a vector for each item, if the configuration names an encoder.
 
-    A text is encoded once, however many items have it and in whatever run it came before; the run's log says how many
-    were. ``encoder.actors`` beyond one makes a pool of Ray actors; the vectors are the same, to the last bit where
-    actors compute with as many threads as this process does.
+    A text is encoded once for all items and runs; the run's log contains the number of encoded texts.
+    ``encoder.actors`` above one starts a pool of Ray actors; the vectors are the same, bit for bit if actors compute
+    with as many threads as this process.
 
     Raises:
-        ConfigError: the encoder cannot be loaded or gives numbers that are not finite.
+        ConfigError: the encoder cannot be loaded or returns numbers that are not finite.
         DataError: the data directory is damaged.
     """
     encoder = text_encoder(config)
@@ -72,7 +71,7 @@ def encode_texts(run: Run, config: JobConfig) -> None:
 
 
 class Texts:
-    """The texts of ``items.parquet``, read by row groups; the last group read is kept."""
+    """The texts of ``items.parquet``, read by row groups; the last group stays in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -80,17 +79,17 @@ class Texts:
         self._group, self._column = -1, pa.chunked_array([], pa.string())
 
     def __reduce__(self) -> tuple[type[Texts], tuple[Path]]:
-        return Texts, (self.path,)  # a reader sent to another process opens the file there
+        return Texts, (self.path,)  # a reader that is sent to another process opens the file there
 
     @property
     def file(self) -> pq.ParquetFile:
-        """The open file."""
+        """Return the open file."""
         if self._file is None:
             self._file = pq.ParquetFile(self.path)
         return self._file
 
     def keys(self) -> np.ndarray:
-        """The hash of every text, 32 bytes each (I,)."""
+        """Return the hash of every text, 32 bytes each (I,)."""
         parts = []
         for group in range(self.file.num_row_groups):
             column = self.file.read_row_group(group, columns=["text"]).column(0)
@@ -99,7 +98,7 @@ class Texts:
         return np.frombuffer(b"".join(parts), dtype="S32")
 
     def read(self, rows: np.ndarray) -> list[str]:
-        """The texts of rows in rising order."""
+        """Return the texts of rows in ascending order."""
         sizes = [self.file.metadata.row_group(g).num_rows for g in range(self.file.num_row_groups)]
         starts = np.concatenate([[0], np.cumsum(sizes)])
         group_of = np.searchsorted(starts, rows, side="right") - 1
@@ -112,7 +111,7 @@ class Texts:
 
 
 def _fill(table: VectorTable, distinct: np.ndarray, first: np.ndarray, cache: VectorCache) -> np.ndarray:
-    """Write what the cache holds to the first row of each text; returns which texts those were, bool."""
+    """Write cached vectors to the first row of each text; return which texts were cached, bool."""
     known = np.zeros(len(distinct), dtype=bool)
     for keys, vectors in cache.shards():
         held = np.ascontiguousarray(keys).view("S32").ravel()
@@ -129,20 +128,20 @@ def _in_process(encoder: TextEncoder, texts: Texts, blocks: list[np.ndarray], _:
 
 
 def _in_actors(encoder: TextEncoder, texts: Texts, blocks: list[np.ndarray], config: JobConfig) -> Blocks:
-    """Blocks in the order in which actors finish them. One that dies is started anew and given its block again."""
+    """Yield blocks in the order in which actors finish them. An actor that dies is restarted and its block repeated."""
     actors = min(config.encoder.actors, len(blocks))
     with ray_session(config.cluster.address, max(os.cpu_count() or 1, actors)):
         import ray.data
 
         quiet_data()
         threads, gpus = _share(actors, config.cluster)
-        # A hub id stays one; a path must mean the same wherever an actor is.
+        # A hub id is unchanged; a path must have the same meaning for every actor.
         name = str(Path(encoder.name).absolute()) if Path(encoder.name).is_dir() else encoder.name
         spec = (name, encoder.batch_size, encoder.max_length, texts.path.absolute(), threads)
         found = ray.data.from_arrow([pa.table({"row": rows}) for rows in blocks]).map_batches(
             _Encoder,
             fn_constructor_args=spec,
-            batch_size=None,  # a block as it is: batches, and so vectors, do not depend on the number of actors
+            batch_size=None,  # whole blocks, so that batches, and so vectors, do not depend on the number of actors
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=threads,
             num_gpus=gpus,
@@ -151,11 +150,11 @@ def _in_actors(encoder: TextEncoder, texts: Texts, blocks: list[np.ndarray], con
             for batch in found.iter_batches(batch_size=None, batch_format="numpy"):
                 yield np.asarray(batch["row"]), np.asarray(batch["vector"])
         except Exception as error:
-            raise told(error, "encoding") from error
+            raise readable_error(error, "encoding") from error
 
 
 class _Encoder:
-    """One actor of the pool: rows in, vectors out. It reads texts itself, so that they never cross the network."""
+    """One actor of the pool, which encodes rows. It reads texts itself, so that they are not sent over the network."""
 
     def __init__(self, name: str, batch_size: int, max_length: int, path: Path, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -166,7 +165,7 @@ class _Encoder:
 
 
 def _share(actors: int, cluster: ClusterSettings) -> tuple[int, float]:
-    """Threads and GPUs of one actor: all cores of the cluster at work, none waited for that a machine lacks."""
+    """Return threads and GPUs per actor: all cores of the cluster are used, and an actor fits a machine."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -188,7 +187,7 @@ def _keep(found: Blocks, table: VectorTable, keys: np.ndarray, cache: VectorCach
     fresh: dict[bytes, np.ndarray] = {}
     for rows, vectors in found:
         table.write(rows, vectors)
-        # An S32 leaves out zeros at its end; a key has 32 bytes.
+        # An S32 drops trailing zeros; a key has 32 bytes.
         fresh.update(zip((key.ljust(32, b"\0") for key in keys[rows].tolist()), vectors, strict=True))
         if len(fresh) >= _SHARD:
             cache.write(fresh)

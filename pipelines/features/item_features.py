@@ -1,4 +1,4 @@
-"""What is known of every item before the recommender is trained: text, collaborative vectors, place in a graph."""
+"""Features of the items before the recommender is trained: text, collaborative vectors, positions in a graph."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ transformers_logging.disable_progress_bar()
 LEXICAL = "lexical"
 """Folder of the lexical encoder, below the features."""
 TABLE_START = 0.1
-"""Standard deviation of a collaborative table that begins at random."""
+"""Standard deviation of a randomly initialised collaborative table."""
 
 
 def text_encoder(config: JobConfig) -> TextEncoder | None:
-    """The sentence encoder that texts are encoded with, ``None`` where there is none."""
+    """Return the configured sentence encoder, or ``None``."""
     s = config.encoder
     return None if s.path is None else TextEncoder(s.path, batch_size=s.batch_size, max_length=s.max_length)
 
 
 def place_items(run: Run, config: JobConfig) -> None:
-    """Find every item's position in the item graph, from content and training interactions alone.
+    """Compute every item's position in the item graph, from content and training interactions only.
 
-    With ``structural.block`` the distances are measured by Ray tasks; the positions are the same.
+    With ``structural.block`` the distances are computed by Ray tasks; the positions are the same.
     """
     catalog, histories = directory.load(run.data)
     with bar("Place items in their graph") as progress, _scratch(run) as scratch:
@@ -70,7 +70,7 @@ def _scratch(run: Run) -> tempfile.TemporaryDirectory[str]:
 
 
 def _in_blocks(out: Path, config: JobConfig, progress: Bar) -> item_graph.Measure:
-    """Distances as Ray tasks over blocks of anchors; ``out`` holds them until they are read."""
+    """Return a function that computes distances by Ray tasks over blocks of anchors; ``out`` stores them."""
 
     def measure(graph: Graph, anchors: np.ndarray, settings: DistanceSettings) -> np.ndarray:
         block = config.structural.block or len(anchors)
@@ -80,9 +80,9 @@ def _in_blocks(out: Path, config: JobConfig, progress: Bar) -> item_graph.Measur
 
 
 def encode_words(run: Run, config: JobConfig, lexical: LexicalEncoder | None = None) -> None:
-    """Write the lexical encoder of the catalogue's texts and every item's vector; nothing where no item has a text.
+    """Write the lexical encoder of the catalogue's texts and every item's vector; nothing if no item has a text.
 
-    ``lexical``: an encoder fitted before, whose vectors a warm start goes on reading.
+    ``lexical``: an encoder fitted earlier, whose vectors a warm start continues to use.
     """
     texts = Catalog.load(run.data / "items.parquet").texts
     if not config.encoder.lexical or not any(texts):
@@ -92,7 +92,7 @@ def encode_words(run: Run, config: JobConfig, lexical: LexicalEncoder | None = N
         lexical.save(run.features / LEXICAL)
         with atomic_file(run.features / "words.safetensors") as path:
             save_file({"words": lexical.vectors(texts)}, path)
-        run.note_made(lineage.WORDS, **({"warm_start": str(config.warm_start)} if warm else {}))
+        run.note_made_from(lineage.WORDS, **({"warm_start": str(config.warm_start)} if warm else {}))
         progress.update(1, 1, f"{len(lexical.vocabulary)} words, {lexical.width} numbers each")
 
 
@@ -116,11 +116,11 @@ def train_sasrec_opponent(run: Run, config: JobConfig) -> None:
         )
     run.write_curve("SASRec", records)
     model.save(run.sasrec)
-    run.note_made("sasrec", **lineage.of_sasrec(run, config))
+    run.note_made_from("sasrec", **lineage.of_sasrec(run, config))
 
 
 def train_collaborative(run: Run, config: JobConfig) -> None:
-    """Train the SASRec whose vectors begin the collaborative table and write them, where ``model.table`` asks so."""
+    """Train SASRec and write its vectors, which initialise the collaborative table, if ``model.table`` requires it."""
     if config.model.table != "sasrec":
         return
     train_sasrec_opponent(run, config)
@@ -128,14 +128,14 @@ def train_collaborative(run: Run, config: JobConfig) -> None:
     run.features.mkdir(parents=True, exist_ok=True)
     with atomic_file(run.features / "collaborative.safetensors") as path:
         save_file({"collaborative": table}, path)
-    run.note_made(lineage.COLLABORATIVE, **lineage.of_sasrec(run, config))
+    run.note_made_from(lineage.COLLABORATIVE, **lineage.of_sasrec(run, config))
 
 
 def shared_view(run: Run, config: JobConfig, folder: Path) -> Run:
-    """A run below ``folder`` with the data and features of ``run`` and, where ``model.table`` asks for them, the
+    """Return a run below ``folder`` with the data and features of ``run`` and, if ``model.table`` requires them, the
     collaborative vectors of ``config.sasrec``, trained if missing.
 
-    Two processes that make the same one at the same time make it alike; the later one's stays.
+    If two processes make the same one at the same time, both are equal and the later one stays.
     """
     names = config.sasrec.model_dump_json() + str(config.training.seed)
     view = Run(folder / f"sasrec-{hashlib.sha256(names.encode()).hexdigest()[:12]}")
@@ -152,12 +152,12 @@ def shared_view(run: Run, config: JobConfig, folder: Path) -> Run:
 
 
 def has_collaborative(run: Run, config: JobConfig) -> bool:
-    """Whether the vectors that :func:`train_collaborative` makes are there, or none are asked for."""
+    """Return whether the vectors of :func:`train_collaborative` exist or are not required."""
     return config.model.table != "sasrec" or (run.features / "collaborative.safetensors").exists()
 
 
 def load_features(run: Run, config: JobConfig, trained: np.ndarray) -> ItemFeatures:
-    """The features of the catalogue as the run holds them; ``trained`` bool (I,).
+    """Load the features of the run's catalogue; ``trained`` bool (I,).
 
     Raises:
         ConfigError: collaborative vectors, or positions that the structural slot needs, are missing.
@@ -172,37 +172,37 @@ def load_features(run: Run, config: JobConfig, trained: np.ndarray) -> ItemFeatu
 
 
 def text_vectors(run: Run) -> np.ndarray | None:
-    """The text vectors that models read, float32 (I, w): word vectors, then sentence vectors, whichever there are."""
+    """Return the text vectors that models read, float32 (I, w): word vectors, then sentence vectors, if available."""
     tables = [("words", run.features / "words.safetensors"), ("text", run.features / "text.safetensors")]
     found = [_vectors(path)[name] for name, path in tables if path.exists()]
     return np.ascontiguousarray(np.concatenate(found, axis=1)) if found else None
 
 
 def text_features(run: Run, catalog: Catalog) -> TextFeatures | None:
-    """What text similarity reads; ``None`` where no item has a text, or no word is shared by two."""
+    """Return the features of text similarity; ``None`` if no item has a text, or no two texts share a word."""
     lexical = load_lexical(run)
     return None if lexical is None else similarity_features(lexical, sentence_vectors(run), catalog)
 
 
 def similarity_features(lexical: LexicalEncoder, sentences: np.ndarray | None, catalog: Catalog) -> TextFeatures:
-    """What text similarity reads of a catalogue; ``sentences`` (I, w) where there are any."""
+    """Return the features of text similarity of a catalogue; ``sentences`` (I, w) or ``None``."""
     return TextFeatures(lexical.rows(catalog.texts), None if sentences is None else unit_rows(sentences))
 
 
 def sentence_vectors(run: Run) -> np.ndarray | None:
-    """The sentence vectors of the items, float32 (I, w); ``None`` where there are none."""
+    """Return the sentence vectors of the items, float32 (I, w), or ``None``."""
     path = run.features / "text.safetensors"
     return _vectors(path)["text"] if path.exists() else None
 
 
 def sentence_center(run: Run) -> np.ndarray | None:
-    """The mean of the sentence vectors, float32 (w,); ``None`` where there are none."""
+    """Return the mean of the sentence vectors, float32 (w,), or ``None``."""
     vectors = sentence_vectors(run)
     return None if vectors is None else text_center(vectors)
 
 
 def load_lexical(run: Run) -> LexicalEncoder | None:
-    """The lexical encoder of the run, ``None`` where there is none.
+    """Return the lexical encoder of the run, or ``None``.
 
     Raises:
         DataError: it is damaged.
@@ -239,5 +239,5 @@ def _vectors(path: Path) -> dict[str, np.ndarray]:
 
 
 def load_sasrec(run: Run) -> SasRec:
-    """The collaborative model of the run."""
+    """Load the collaborative model of the run."""
     return SasRec.load(run.require(run.sasrec, "evaluate --set evaluation.opponents=[sasrec]"))

@@ -1,8 +1,8 @@
 """The graph of a catalogue and each item's position in it: the structural slot of the recommender.
 
-Items stand beside what they are (attribute values, entities of a knowledge graph) and what is chosen with them. Only
-training interactions make edges. Cold items have none of these, but they share attributes with warm ones, and a walk
-from a cold item crosses an attribute to the items that users know.
+Items are connected to their attribute values, to entities of a knowledge graph, and to items chosen together with them.
+Only training interactions make edges. Cold items have no such edges, but they share attributes with warm items, and a
+walk from a cold item reaches warm items through an attribute.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from setrec.ragged import Ragged
 STRUCTURAL = "structural"
 """The kind of the slot, and the name of its feature matrix."""
 Measure = Callable[[Graph, np.ndarray, DistanceSettings], np.ndarray]
-"""Distances of every node to anchors (rows), as :func:`nodetok.distances.distances` gives them."""
+"""Computes the distances of every node to anchors (rows), as :func:`nodetok.distances.distances`."""
 
 
 def build(catalog: Catalog, histories: Histories, settings: StructuralSettings) -> Graph:
-    """The undirected graph whose first I rows are the catalogue's; attribute values and entities follow.
+    """Return the undirected graph whose first I rows are the catalogue's; attribute values and entities follow.
 
-    Held-out interactions leave no trace: neither edges nor nodes depend on them. Ids are ``("item", id)``,
-    ``("attribute", name, value)`` and ``("entity", id)``.
+    Neither edges nor nodes depend on held-out interactions. Ids are ``("item", id)``, ``("attribute", name, value)``
+    and ``("entity", id)``.
 
     Raises:
         DataError: a file of knowledge cannot be used, or links no item of the catalogue.
@@ -56,7 +56,7 @@ def build(catalog: Catalog, histories: Histories, settings: StructuralSettings) 
 
 @dataclass
 class Nodes:
-    """Ids of nodes, each with the row at which it was first met."""
+    """Ids of nodes and their rows, in order of first occurrence."""
 
     ids: list[Hashable]
     rows: dict[Hashable, int] = field(init=False)
@@ -65,7 +65,7 @@ class Nodes:
         self.rows = {node: row for row, node in enumerate(self.ids)}
 
     def row(self, node: Hashable) -> int:
-        """The row of a node, a new one where it was not met before."""
+        """Return the row of a node, a new row for a new node."""
         if node not in self.rows:
             self.rows[node] = len(self.ids)
             self.ids.append(node)
@@ -73,7 +73,7 @@ class Nodes:
 
 
 def attribute_edges(catalog: Catalog, nodes: Nodes) -> np.ndarray:
-    """Item to attribute value, int64 (E, 2). Values of one spelling under two attributes are two nodes."""
+    """Return edges from item to attribute value, int64 (E, 2). Equal values of two attributes are two nodes."""
     pairs = [
         (item, nodes.row(("attribute", name, value)))
         for name, column in catalog.attributes.items()
@@ -84,9 +84,10 @@ def attribute_edges(catalog: Catalog, nodes: Nodes) -> np.ndarray:
 
 
 def interaction_edges(training: Ragged, items: int, settings: StructuralSettings) -> np.ndarray:
-    """Item to item, int64 (E, 2): of each item the ``neighbours`` most often within ``window`` steps of it.
+    """Return edges from item to item, int64 (E, 2): for each item the ``neighbours`` strongest within ``window`` steps.
 
-    Often is relative: meetings over the root of both items' meetings, so that hubs do not neighbour everything.
+    Strength is the number of co-occurrences over the root of both items' co-occurrences, so that hubs do not neighbour
+    everything.
     """
     meetings = _meetings(training, items, settings.window)
     total = np.asarray(meetings.sum(axis=1)).ravel()
@@ -100,7 +101,7 @@ def interaction_edges(training: Ragged, items: int, settings: StructuralSettings
 
 
 def _meetings(training: Ragged, items: int, window: int) -> sparse.csr_matrix:
-    """How often two different items stand at most ``window`` steps apart in a history, symmetric (I, I)."""
+    """Count how often two different items are at most ``window`` steps apart in a history, symmetric (I, I)."""
     user, item = training.row_of_value, training.values
     found = sparse.csr_matrix((items, items), dtype=np.float64)
     for steps in range(1, min(window, len(item) - 1) + 1):
@@ -111,10 +112,10 @@ def _meetings(training: Ragged, items: int, window: int) -> sparse.csr_matrix:
 
 
 def knowledge_edges(catalog: Catalog, nodes: Nodes, triples: Path, links: Path) -> np.ndarray:
-    """Entity to entity, int64 (E, 2), relations ignored; a linked entity is its item, or each of its items.
+    """Return edges between entities, int64 (E, 2), without relations; a linked entity is replaced by its items.
 
-    An item may have several entities and an entity several items; the triples of an entity are then those of each.
-    Links of items that the catalogue does not hold are left out.
+    An item may have several entities and an entity several items; the triples of an entity then apply to each item.
+    Links of items that are not in the catalogue are left out.
 
     Raises:
         DataError: a file cannot be read, lacks a column or an id, or no item of the catalogue is linked.
@@ -135,7 +136,7 @@ def knowledge_edges(catalog: Catalog, nodes: Nodes, triples: Path, links: Path) 
 
 
 def _pairs(path: Path, *names: str) -> Iterator[tuple[str, ...]]:
-    """The rows of two columns of ids, in order; a missing or blank id is refused."""
+    """Return the rows of two columns of ids, in order; a missing or blank id is refused."""
     raw = read_raw(path)
     return zip(*(columns.ids(Column(raw.file, name, raw.column(name))).tolist() for name in names), strict=True)
 
@@ -145,7 +146,7 @@ def _edges(pairs: list[tuple[int, int]]) -> np.ndarray:
 
 
 def _without_leaves(edges: np.ndarray, ids: list[Hashable], items: int) -> Graph:
-    """Values and entities that touch a single node join nothing; they would only swallow walks. Items all stay."""
+    """Remove values and entities with a single edge, which connect nothing and would absorb walks. Items all stay."""
     degrees = Graph.from_arrays(edges[:, 0], edges[:, 1], len(ids)).degrees
     stays = (degrees > 1) | (np.arange(len(ids)) < items)
     source, target = (np.cumsum(stays) - 1)[edges[stays[edges].all(axis=1)]].T
@@ -154,10 +155,11 @@ def _without_leaves(edges: np.ndarray, ids: list[Hashable], items: int) -> Graph
 
 
 def positions(graph: Graph, items: int, settings: StructuralSettings, measure: Measure = distances) -> np.ndarray:
-    """Positions of the first ``items`` rows, float32 (I, K), each column of mean 0 and variance 1 over placed items.
+    """Return positions of the first ``items`` rows, float32 (I, K), with mean 0 and variance 1 over items with a
+    position.
 
-    K is the number of anchors, at most the number of nodes with an edge (one where there are none). An item without
-    any edge has no place: its row is zero. ``measure``: what measures distances, this process if not told otherwise.
+    K is the number of anchors, at most the number of nodes with an edge (one if there are none). The row of an item
+    without an edge is zero. ``measure``: function that computes distances, by default in this process.
     """
     placed = graph.degrees > 0
     table = np.zeros((items, min(settings.anchors, max(1, int(placed.sum())))), dtype=np.float32)
@@ -169,7 +171,7 @@ def positions(graph: Graph, items: int, settings: StructuralSettings, measure: M
 
 
 def _connected(graph: Graph, kept: np.ndarray) -> Graph:
-    """The graph without nodes that have no edge; as anchors they would be wasted, and coverage likes them."""
+    """Return the graph without isolated nodes, which coverage would choose as useless anchors."""
     source, target = graph.arcs()
     row = np.cumsum(kept) - 1
     return Graph.from_arrays(row[source], row[target], int(kept.sum()))

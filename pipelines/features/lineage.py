@@ -1,6 +1,6 @@
-"""What the parts of a run were made from, as hashes in ``run.json``; and whether they still fit together.
+"""Hashes of what the parts of a run were made from, in ``run.json``, and checks that the parts are consistent.
 
-A job that finds a part made from other data, settings or weights makes it again or refuses it.
+A job makes a part again, or refuses it, if it was made from other data, settings or weights.
 """
 
 from __future__ import annotations
@@ -16,59 +16,61 @@ _SHAPE, _TRAINING = ("model", "loss"), ("model", "loss", "training")
 
 
 def of_data(run: Run) -> str:
-    """The hash of a data directory: settings, inputs and counts, and names and sizes of its files."""
+    """Return the hash of a data directory: settings, inputs and counts, and names and sizes of its files."""
     files = [path for path in sorted(run.data.rglob("*")) if path.is_file()]
     sizes = [[str(path.relative_to(run.data)), path.stat().st_size] for path in files]
     return of_value([run.read_json("data/data.json"), sizes])
 
 
 def of_sasrec(run: Run, config: JobConfig) -> dict[str, str]:
-    """What the collaborative model and its vectors are made from."""
+    """Return the hashes of what the collaborative model and its vectors are made from."""
     settings = [config.sasrec.model_dump(mode="json"), config.training.seed, str(config.warm_start)]
     return {"data": of_data(run), "settings": of_value(settings)}
 
 
 def fits(run: Run, name: str, parts: dict[str, str]) -> bool:
-    """Whether the entry ``name`` is there and, as far as is known, made from ``parts``."""
-    return (run.root / name).exists() and run.made(name) in ({}, parts)
+    """Return whether the entry ``name`` exists and, as far as recorded, was made from ``parts``."""
+    return (run.root / name).exists() and run.made_from(name) in ({}, parts)
 
 
 def begin_training(run: Run, config: JobConfig, *, resume: bool) -> None:
-    """Note that a training is under way, and remove what was made from the model before.
+    """Record that a training has begun, and remove what was made from the previous model.
 
     Raises:
-        ConfigError: ``resume``, and the checkpoints are of other data or of another model.
+        ConfigError: ``resume`` is true, and the checkpoints are of other data or of another model.
     """
-    parts, begun = _of_training(run, config), run.made("checkpoints")
+    parts, begun = _of_training(run, config), run.made_from("checkpoints")
     if resume and begun:
         for name in ("data", *_SHAPE):
             if begun.get(name) != parts[name]:
                 raise ConfigError(
-                    f"{run.root}: the training to resume had other settings of {name}: run `setrec train` anew"
+                    f"{run.root}: the training to resume had other settings of {name}: run `setrec train` again"
                 )
     run.discard(*FOLLOWING)
-    run.note_made("checkpoints", **parts)
+    run.note_made_from("checkpoints", **parts)
     run.set_unfinished(True)
 
 
 def end_training(run: Run, config: JobConfig) -> None:
-    """Note that the model is that of the configuration."""
-    run.note_made("model", **_of_training(run, config))
+    """Record that the model is that of the configuration."""
+    run.note_made_from("model", **_of_training(run, config))
     run.set_unfinished(False)
 
 
 def require_model(run: Run, config: JobConfig) -> str:
-    """The hash of the trained model.
+    """Return the hash of the trained model.
 
     Raises:
-        ConfigError: there is none, or it was made from other data or settings than the run's, as after a training
-            that failed.
+        ConfigError: there is none, or it was made from other data or settings than the run's, for example after a
+        failed training.
     """
     run.require(run.model, "train")
     again = f"run `setrec train --run {run.root}`"
     if run.unfinished:
-        raise ConfigError(f"{run.model} is of an earlier training, the last one did not end: {again} --resume, or anew")
-    made = run.made("model")
+        raise ConfigError(
+            f"{run.model} is of an earlier training, the last one did not end: {again}, with --resume or without"
+        )
+    made = run.made_from("model")
     if made and (other := [name for name, part in _of_training(run, config).items() if made.get(name) != part]):
         raise ConfigError(f"{run.model} was made from other settings of {other[0]} than the run has now: {again}")
     return run.hash_of(run.model)

@@ -1,4 +1,4 @@
-"""Preparation of a run: data read, checked and split; texts encoded; items placed in their graph."""
+"""Preparation of a run: read, check and split data; encode texts; compute positions of items in their graph."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SUMMARY = (
 )  # fmt: skip
 """Keys of ``data.json`` that `prepare` prints."""
 SECTIONS = ("data", "encoder", "structural")
-"""Sections of the configuration that say what `prepare` leaves."""
+"""Sections of the configuration that determine the output of `prepare`."""
 
 
 def seeds(config: JobConfig) -> dict[str, int]:
-    """The seed of every section that has one."""
+    """Return the seed of every section that has one."""
     sections = config.model_dump(mode="json")
     return {name: part["seed"] for name, part in sections.items() if isinstance(part, dict) and "seed" in part}
 
@@ -34,32 +34,32 @@ def keep_configuration(run: Run, config: JobConfig) -> None:
 
 
 def require_force(run: Run, force: bool) -> None:
-    """See that preparing anew costs nobody a trained model unasked.
+    """Require ``force`` to prepare a trained run again, which removes the model.
 
     Raises:
-        ConfigError: the run is trained and ``force`` is not given; the message says what would go.
+        ConfigError: the run is trained and ``force`` is false; the message lists what would be removed.
     """
     there = [name for name in (*TRAINED, *FOLLOWING, "trials.json", "ablation") if (run.root / name).exists()]
     if there and not force:
         raise ConfigError(
-            f"{run.root} holds a trained run: preparing anew removes {', '.join(there)}; --force does so, "
+            f"{run.root} holds a trained run: preparing it again removes {', '.join(there)}; --force does so, "
             "another --run keeps it"
         )
 
 
 def prepare(run: Run, config: JobConfig) -> dict[str, Any]:
-    """Ingest, split, encode texts, place items; starts the run's folder anew once the data has been accepted."""
+    """Ingest, split, encode texts, compute positions; the run's folder is cleared once the data has been accepted."""
     summary = ingest_data(run, config)
     tokenise(run, config)
     return summary
 
 
 def ingest_data(run: Run, config: JobConfig) -> dict[str, Any]:
-    """Ingest and split; starts the run's folder anew once the data has been accepted."""
+    """Ingest and split; the run's folder is cleared once the data has been accepted."""
     run.claim(*PREPARED)
     with run.timed("ingest"), bar("Ingest and split") as progress:
         summary = ingest.ingest(config.data, run.data, progress=progress, address=config.cluster.address)
-        # A model of other data must not be taken for one of this.
+        # A model of other data must not be mistaken for one of this data.
         run.clear(keep=("data", "logs", "environment.json"))
         run.set_unfinished(False)
         progress.update(
@@ -78,12 +78,12 @@ def ingest_data(run: Run, config: JobConfig) -> dict[str, Any]:
 
 
 def short_summary(summary: dict[str, Any]) -> dict[str, Any]:
-    """The counts of an ingest that `prepare` prints."""
+    """Return the counts of an ingest that `prepare` prints."""
     return {key: summary[key] for key in SUMMARY if summary.get(key) not in (None, {})}
 
 
 def tokenise(run: Run, config: JobConfig) -> None:
-    """Encode item texts and, where positions are asked for, place items in their graph."""
+    """Encode item texts and, if configured, compute positions of items in their graph."""
     run.require(run.data, "prepare")
     keep_configuration(run, config)
     with run.timed("encode"):

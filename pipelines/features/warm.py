@@ -1,4 +1,4 @@
-"""Where a warm start comes from: the folder of a run, of a record of the nightly loop, or a bundle."""
+"""Sources of a warm start: the folder of a run, of a record of the nightly loop, or a bundle."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from setrec.training.warm_start import old_rows, warm_start, warm_start_sasrec
 
 @dataclass(frozen=True)
 class Source:
-    """A model, the items it knows and, where it is kept beside it, the collaborative model.
+    """A model, its items and, if stored, the collaborative model.
 
-    ``beginning``: the model that a warm start begins with, which has not learned from validation events where the run
-    kept it: they may be among those of the run that begins.
+    ``beginning``: the model that a warm start begins with. If the run stored it, this is the model that was not trained
+    on validation events, because the new run may have the same ones.
     """
 
     model: Path
@@ -33,10 +33,10 @@ class Source:
 
     @classmethod
     def at(cls, path: Path) -> Source:
-        """What lies at ``path``: a run, a bundle, or the ``model`` folder of either.
+        """Return the source at ``path``: a run, a bundle, or the ``model`` folder of either.
 
         Raises:
-            ConfigError: no model with its catalogue is there.
+            ConfigError: there is no model with its catalogue.
         """
         root = path.parent if (path / "config.json").is_file() and path.name == "model" else path
         for items in (root / "data" / "items.parquet", root / "items.parquet"):
@@ -46,7 +46,7 @@ class Source:
         raise ConfigError(f"warm start: {path} holds no model with its items: give the folder of a run or a bundle")
 
     def rows(self, item_ids: list[str]) -> np.ndarray:
-        """For each item its row in the older catalogue; see :func:`setrec.training.warm_start.old_rows`."""
+        """Return each item's row in the older catalogue; see :func:`setrec.training.warm_start.old_rows`."""
         try:
             known = pq.read_table(self.items, columns=["item_id"])["item_id"].to_pylist()
         except (OSError, pa.ArrowException) as error:
@@ -55,11 +55,11 @@ class Source:
 
 
 def begin(model: SetRecModel, path: Path | None, item_ids: list[str], texts: np.ndarray | None) -> int:
-    """Let ``model`` begin with the weights at ``path``, if there is one; returns how many items were known there.
-    ``texts``: the text vectors that the model was filled with.
+    """Initialise ``model`` with the weights at ``path``, if any; return the number of items known there. ``texts``: the
+    text vectors of the model.
 
     Raises:
-        ConfigError: nothing usable is there, or the two models do not fit.
+        ConfigError: there is no usable model, or the two models do not fit.
     """
     if path is None:
         return 0
@@ -73,10 +73,10 @@ def begin(model: SetRecModel, path: Path | None, item_ids: list[str], texts: np.
 
 
 def lexical_encoder(path: Path | None) -> LexicalEncoder | None:
-    """The lexical encoder of the run or bundle at ``path``, ``None`` where there is none.
+    """Return the lexical encoder of the run or bundle at ``path``, or ``None``.
 
     Raises:
-        ConfigError: nothing usable is there.
+        ConfigError: there is no usable one.
     """
     if path is None:
         return None
@@ -90,7 +90,7 @@ def lexical_encoder(path: Path | None) -> LexicalEncoder | None:
 
 
 def begin_sasrec(model: SasRec, path: Path | None, item_ids: list[str]) -> int:
-    """The same for the collaborative model; a bundle carries none, and it then begins anew."""
+    """Do the same for the collaborative model; a bundle contains none, and training then starts from random weights."""
     if path is None:
         return 0
     source = Source.at(path)

@@ -63,7 +63,7 @@ _SMALL_GRAPHS: dict[str, Any] = {
 }
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    # Exact distances want many anchors, and hubs, which lie on most shortest paths.
+    # Exact distances need many anchors, and hubs, which lie on most shortest paths.
     "structure": {
         "tokenizer": {"anchors": {"strategy": "degree", "count": 256}},
         "model": {

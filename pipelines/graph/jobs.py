@@ -76,9 +76,9 @@ def train(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
 def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any]]:
     """Train every input ablation and opponent with every seed, test them, and write the rows to ``out`` (a JSON file).
 
-    ``out`` holds the rows earned so far after every run, and runs found in ``NAME.results`` beside it are not done
-    again. Opponents train for at most the CPU seconds that the model with node tokens took. Beside it stands
-    ``NAME.html``, the report. Each row has ``task``, ``system``, ``metric``, ``value``, ``low`` and ``high`` (95%, over
+    ``out`` contains the rows so far after every run, and runs with a result in ``NAME.results`` next to it are not
+    repeated. Opponents train for at most the CPU seconds that the model with node tokens took. The report is
+    ``NAME.html`` next to it. Each row has ``task``, ``system``, ``metric``, ``value``, ``low`` and ``high`` (95%, over
     examples and seeds), ``seeds``, ``examples`` and ``cpu_seconds`` of training, the mean of the seeds; ``difference``
     rows compare the node tokens with each control, example by example.
     """
@@ -187,7 +187,7 @@ def summarise(task: Task, systems: dict[str, list[dict[str, np.ndarray]]], resam
 
 
 def _interval(values: np.ndarray, resamples: int) -> dict[str, Any]:
-    """``values`` (seeds, examples), NaN where an example does not count. Seeds are drawn as well as examples."""
+    """Return the interval of ``values`` (seeds, examples), NaN for excluded examples; seeds are resampled as well."""
     counted = ~np.isnan(values).all(axis=0)
     values = values[:, counted]
     means = values.mean(axis=1)

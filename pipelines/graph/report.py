@@ -17,7 +17,7 @@ from pipelines.reports.pages import templates, write_page
 OURS = "node tokens"
 OPPONENTS = ("text only", "shuffled tokens")
 CHARTED = 2
-"""Metrics of a task that have a chart; the others are in its table."""
+"""Maximum number of metrics of a task with a chart; the others are in its table."""
 TOKENIZER = {
     "strategy": "choice of anchors", "anchors": "anchors K", "radius": "radius in hops", "coverage": "coverage",
     "distances": "distances", "encoder": "encoder", "positions": "positions", "columns": "distances a node",

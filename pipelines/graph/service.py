@@ -55,7 +55,7 @@ class GraphReaderService:
         """See ``serving.api.routes.graph.GraphService``."""
         rows = [self.artifact.row(node) for node in ids]
         if self.artifact.tokenizer is None:
-            raise SetRecError("the nodes of this task stand in many small graphs and have no common anchors")
+            raise SetRecError("the nodes of this task are in many small graphs and have no common anchors")
         return [self._describe(row, k) for row in rows]
 
     def _describe(self, row: int, k: int) -> NodeDescription:
@@ -65,7 +65,7 @@ class GraphReaderService:
         pairs = [pair for pair in zip(*tokenizer.nearest(row, k), strict=True) if pair[1] > 0]
         near = tuple(NearNode(artifact.ids[r], float(score)) for r, score in pairs)
         own = np.where(reached(tokenizer.table[row]), tokenizer.table[row].astype(float), np.nan)
-        # Both directions of a directed graph stand side by side; the first K columns are distances to the anchors.
+        # A directed graph has columns for both directions; the first K are distances to the anchors.
         anchors = tuple(
             AnchorDistance(str(node), None if np.isnan(d) else float(d))
             for node, d in zip(tokenizer.anchor_ids, own, strict=False)

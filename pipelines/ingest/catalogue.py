@@ -1,4 +1,4 @@
-"""The items of a table into the engine, and the catalogue in the order of item rows out of it."""
+"""Reading of a table of items into the engine, and writing of the catalogue in the order of item rows."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _INSTANTS = {
 
 
 def load(engine: DuckDbEngine, schema: Schema, files: list[File], rejects: Rejects) -> TextColumns:
-    """Read all files into the table ``raw_items``; makes ``items`` (``id``, ``row`` of that table; an item's code is
-    its ``rowid``).
+    """Read all files into the table ``raw_items``; make ``items`` (``id``, ``row`` of that table; an item's code is its
+    ``rowid``).
 
     Raises:
-        DataError: a file cannot be read, a column is missing or of a wrong type, there is no row, or too many cannot
-            be used.
+        DataError: a file cannot be read, a column is missing or of a wrong type, there are no rows, or too many cannot
+        be used.
     """
     words: TextColumns | None = None
     for alike in scans.alike(files):
@@ -93,7 +93,7 @@ def _load_file(engine: DuckDbEngine, schema: Schema, layout: scans.Layout, words
 
 
 def _as_json(cell: Cell) -> str:
-    """The expression of a cell of words as JSON, whatever its type."""
+    """Return the expression of a cell of words, of any type, as JSON."""
     if cell.kind == "json":
         return f"({cell.sql})::VARCHAR"
     if cell.kind == "instant":
@@ -102,18 +102,18 @@ def _as_json(cell: Cell) -> str:
 
 
 def place(engine: DuckDbEngine, kept: np.ndarray) -> None:
-    """Make the table ``placed`` of the item codes ``kept``, which says their order in the catalogue."""
+    """Make the table ``placed`` of the item codes ``kept`` and their order in the catalogue."""
     placed = pa.table({"code": pa.array(kept, pa.int64()), "place": pa.array(np.arange(len(kept)), pa.int64())})
     engine.run("CREATE TABLE placed (code BIGINT, place BIGINT)")
     engine.insert("placed", iter(placed.to_batches(PART)), placed.schema)
 
 
 def write(engine: DuckDbEngine, words: TextColumns, out: Path, bare: bool) -> int:
-    """Write ``items.parquet`` of the items that were placed (:func:`place`); returns how many have no text.
+    """Write ``items.parquet`` of the placed items (:func:`place`); return how many have no text.
 
-    Reads through a cursor of its own, so that the engine may be used in another thread meanwhile.
+    Reads through a separate cursor, so that another thread may use the engine at the same time.
 
-    A blank title is shown as the item's id. The text for an encoder is made of the text columns and the attributes,
+    A blank title is replaced by the item's id. The text for an encoder consists of the text columns and the attributes,
     ``Toy Story. Release year: 1995. Class: Animation, Comedy``, and never of the id. ``bare``: there is no table of
     items, so ids are titles and there is no text.
     """
@@ -127,7 +127,7 @@ def write(engine: DuckDbEngine, words: TextColumns, out: Path, bare: bool) -> in
     writer: pq.ParquetWriter | None = None
     try:
         tables = (catalogue_table(batch, words, columns, bare) for batch in _some(engine.batches(query, PART)))
-        with Prefetched(tables, 1) as made:  # one is written while the next is made
+        with Prefetched(tables, 1) as made:  # one batch is written while the next is made
             for table, _ in made:
                 writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
                 writer.write_table(table)
@@ -139,17 +139,18 @@ def write(engine: DuckDbEngine, words: TextColumns, out: Path, bare: bool) -> in
 
 
 def _some(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The batches that hold rows, or one that holds none."""
+    """Yield the non-empty batches, or one empty batch if there are none."""
     for number, batch in enumerate(batches):
         if len(batch) or not number:
             yield batch
 
 
 def catalogue_table(batch: pa.RecordBatch, words: TextColumns, columns: list[str], bare: bool) -> pa.Table:
-    """The rows of ``items.parquet`` (:meth:`setrec.data.catalog.Catalog.table`) of a batch of ids and JSON cells.
+    """Return the rows of ``items.parquet`` (:meth:`setrec.data.catalog.Catalog.table`) of a batch of ids and JSON
+    cells.
 
-    Rows whose cells need no care (:mod:`pipelines.ingest.plain_cells`) are worked out a column at a time, which is
-    twenty times faster; others one by one.
+    Rows with only plain cells (:mod:`pipelines.ingest.plain_cells`) are processed column by column, which is twenty
+    times faster; others one by one.
     """
     if bare:
         names = batch.column(0).to_pylist()
@@ -184,7 +185,7 @@ _DECODE = json.JSONDecoder(parse_constant=lambda _: None).decode
 
 
 def _values(cell: str | None) -> list[str] | str:
-    """The text of one cell, or the texts of its list or object; nothing where it is missing or NaN."""
+    """Return the text of one cell, or the texts of its list or object; empty if it is missing or NaN."""
     value = None if cell is None else _DECODE(cell)
     if isinstance(value, list):
         return [text for each in value for text in _texts(each)]
@@ -192,18 +193,19 @@ def _values(cell: str | None) -> list[str] | str:
 
 
 def _texts(value: Any) -> list[str]:
-    """A value as text, none where it is missing; of an object ``name: value`` for each member; of a list each."""
+    """Return a value as texts, empty if it is missing; for an object ``name: value`` per member; for a list each."""
     if isinstance(value, dict):
         return [f"{name}: {text}" for name, member in value.items() for text in _texts(member)]
     if isinstance(value, list):
         return [text for each in value for text in _texts(each)]
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)  # as pandas writes whole numbers beside missing ones
+        value = int(value)  # as pandas writes whole numbers in columns with missing ones
     return [] if value is None else [str(value).lower() if isinstance(value, bool) else str(value)]
 
 
 def line_of(values: list[str] | str, strip_html: bool) -> str:
-    """One line of text, blanks collapsed; lists joined by commas; tags and character references resolved if asked."""
+    """Return one line of text, blanks collapsed, lists joined by commas; ``strip_html`` resolves tags and
+    references."""
     texts = [values] if isinstance(values, str) else values
     if strip_html:
         texts = [html.unescape(_MARKUP.sub(" ", text)) for text in texts]
@@ -212,7 +214,7 @@ def line_of(values: list[str] | str, strip_html: bool) -> str:
 
 
 def tags_of(values: list[str] | str, parted: str | None) -> list[str]:
-    """The distinct values that are not blank: of a list, of one string split at ``parted``, or one value."""
+    """Return the distinct non-blank values: of a list, of one string split at ``parted``, or one value."""
     texts = values if isinstance(values, list) else values.split(parted) if parted else [values]
     tidy = (" ".join(text.split()) for text in texts)
     return list(dict.fromkeys(text for text in tidy if text))

@@ -1,4 +1,4 @@
-"""Interactions in chronological order to histories: split, and the shards on disk. Both engines bring the blocks."""
+"""Histories from interactions in chronological order: split, and shards on disk. Both engines provide the blocks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from setrec.ragged import Ragged
 
 @dataclass(frozen=True)
 class HistoryBlock:
-    """Interactions of whole users, chronological. ``user`` (numbers that rise), ``item`` codes, ``time``, and, where
-    they are given, ``split`` and ``weight``: arrays of one length; ``names``: the ids of such numbers of users."""
+    """Interactions of whole users, chronological. ``user`` (ascending numbers), ``item`` codes, ``time``, and optional
+    ``split`` and ``weight``: arrays of one length; ``names``: returns the ids of users by number."""
 
     user: np.ndarray
     item: np.ndarray
@@ -32,20 +32,20 @@ class HistoryBlock:
 
 
 class Interactions(Protocol):
-    """What an engine holds of the interactions that are left, in the order of their users and times."""
+    """The remaining interactions in an engine, in the order of their users and times."""
 
     def blocks(self) -> Iterator[HistoryBlock]:
-        """All of them; users in the order in which they are met."""
+        """Yield all of them; users in the order of their first occurrence."""
         ...
 
     def times_at(self, ranks: list[int]) -> list[float]:
-        """The times at the given places of all times, sorted."""
+        """Return the times at the given ranks of all sorted times."""
         ...
 
 
 @dataclass
 class Split:
-    """Labels of interactions. ``cuts``: of a split by global time, the instants of validation and test; ``cold``, bool
+    """Labels of interactions. ``cuts``: for a split by global time, the instants of validation and test; ``cold``, bool
     (I,): items held out of training."""
 
     config: DataSettings
@@ -58,7 +58,7 @@ class Split:
         cuts = None
         if isinstance(split := config.split, GlobalTime):
             total = int(counts.sum())
-            # The small step down keeps 0.1 + 0.2 of 100 at 30 in spite of rounding.
+            # The small step down keeps 0.1 + 0.2 of 100 at 30 despite rounding.
             ranks = [total - math.ceil(total * share - 1e-9) for share in (split.valid + split.test, split.test)]
             valid, test = interactions.times_at(ranks)
             cuts = (valid, test)
@@ -72,7 +72,7 @@ class Split:
         return found
 
     def labels(self, block: HistoryBlock) -> np.ndarray:
-        """The label of each interaction, int8."""
+        """Return the label of each interaction, int8."""
         if self.cuts is not None:
             valid, test = self.cuts
             return np.where(block.time >= test, TEST, np.where(block.time >= valid, VALID, TRAIN)).astype(np.int8)
@@ -85,7 +85,7 @@ class Split:
 
 
 def _leave_one_out(events: Ragged, min_history: int) -> np.ndarray:
-    """Labels, int8, of events. What weighs less than 0 is never held out: it is known when the event before it is."""
+    """Return labels of events, int8. Events with a weight below 0 are never held out, but known with the one before."""
     if events.weights is None:
         return leave_one_out(events.offsets, min_history)
     asked = events.weights > 0

@@ -1,6 +1,6 @@
-"""Raw tables to a data directory (``pipelines.data.directory``), all of it or nothing.
+"""Conversion of raw tables to a data directory (``pipelines.data.directory``), written completely or not at all.
 
-Items and what is rejected are always in DuckDB in this process; interactions are there too, or on a Ray cluster.
+Items and rejected rows are always in DuckDB in this process; interactions are there too, or on a Ray cluster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines.common import storage
 from pipelines.common.cluster import quiet_data, ray_session
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from pipelines.common.fingerprints import of_file
 from pipelines.common.progress import Bar, bar
 from pipelines.data import scans
@@ -39,15 +39,15 @@ _STEPS = ("reading items", "reading interactions", "ordering histories", "minimu
 def ingest(
     config: DataSettings, out: str | Path, *, progress: Bar | None = None, address: str | None = None
 ) -> dict[str, Any]:
-    """Read, check, filter, order and split; write the data directory ``out`` and return what ``data.json`` holds.
+    """Read, check, filter, order and split; write the data directory ``out`` and return the content of ``data.json``.
 
-    An earlier data directory at ``out`` is replaced, anything else there is refused; after an error it is as it was.
-    Memory stays within ``config.memory_limit`` and about 0.5 GB, whatever the size of the input. With ``engine: ray``
-    the interactions are on the cluster at ``address`` (see :func:`pipelines.common.cluster.ray_session`).
+    An earlier data directory at ``out`` is replaced, anything else there is refused; after an error it is unchanged.
+    Memory stays within ``config.memory_limit`` plus about 0.5 GB for any size of the input. With ``engine: ray`` the
+    interactions are on the cluster at ``address`` (see :func:`pipelines.common.cluster.ray_session`).
 
     Raises:
-        DataError: input that cannot be used, or nothing left to train on; one line naming file, row and column.
-        ConfigError: memory or room on disk does not suffice.
+        DataError: the input cannot be used, or nothing is left to train on; one line names file, row and column.
+        ConfigError: memory or disk space does not suffice.
     """
     out = Path(out)
     refuse_foreign(out)
@@ -70,11 +70,11 @@ def _interactions(config: DataSettings, running: DuckDbEngine, address: str | No
         try:
             yield OnRay(config, running)
         except RayError as error:
-            raise told(error, "ingest") from error
+            raise readable_error(error, "ingest") from error
 
 
 class _Ingest:
-    """One ingest on its way."""
+    """The state of one ingest."""
 
     def __init__(
         self, config: DataSettings, running: DuckDbEngine, files: list[File], item_files: list[File], shown: Bar
@@ -91,7 +91,7 @@ class _Ingest:
         return Rejects(self.engine, name, table, [file.shown for file in files], share, self.items)
 
     def run(self, new: Path, on: OnDuckDB | OnRay) -> dict[str, Any]:
-        """The steps, one after another; ``on`` holds the interactions."""
+        """Run the steps; ``on`` holds the interactions."""
         config, running = self.config, self.engine
         bare, words = config.items is None, TextColumns()
         self._step(0)
@@ -121,7 +121,7 @@ class _Ingest:
         row_of[kept] = np.arange(len(kept), dtype=np.int32)
         self._step(5)
         catalogue.place(running, kept)
-        with ThreadPoolExecutor(1) as beside:  # most of both is Arrow and DuckDB, which let other threads run
+        with ThreadPoolExecutor(1) as beside:  # mostly Arrow and DuckDB, which release the interpreter lock
             writing = beside.submit(catalogue.write, running, words, new / "items.parquet", bare)
             written = histories.write(on, split, row_of, new / "histories")
             blank = writing.result()
@@ -160,7 +160,7 @@ class _Ingest:
             "dropped": dropped,
             "rejected": {name: part.count for name, part in parts.items()},
             "rejected_reasons": {name: part.reasons() for name, part in parts.items()},
-            # Share of interactions at the very time of the user's one before; and of users whose last one is such.
+            # Share of interactions with the same time as the user's previous one; and of users whose last one is such.
             "tied_share": round(written.tied / total, 4),
             "tied_last_share": round(written.tied_last / written.users, 4),
             "settings": self.config.model_dump(mode="json"),
@@ -169,7 +169,7 @@ class _Ingest:
 
 
 def fingerprint(where: Path | str) -> str:
-    """SHA-256 of what a file holds; of anything else, of the names, sizes and times of change of its files."""
+    """Return the SHA-256 of a file's content; for anything else, of the names, sizes and times of its files."""
     if isinstance(where, Path) and where.is_file():
         return of_file(where)
     if isinstance(where, Path) and not where.exists():  # a pattern

@@ -1,6 +1,6 @@
-"""Files of interactions to rows of the table ``raw``, checked; and which of them count. All of it in SQL.
+"""SQL that reads files of interactions into checked rows of the table ``raw`` and selects those that count.
 
-Both engines execute this, one over whole tables, the other over parts.
+Both engines execute it, one over whole tables, the other over parts.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from setrec.data.schema import Schema
 from setrec.data.splits import NAMES
 
 UNITS = {"d": 86_400_000_000_000, "s": 1_000_000_000, "ms": 1_000_000, "us": 1000, "ns": 1}
-"""Nanoseconds of each unit of time, the finest last."""
+"""Nanoseconds per unit of time, the finest last."""
 
 
 _EPOCHS = (("s", 1e11), ("ms", 1e14), ("us", 1e17))
-"""Numbers of which size are taken for which unit: until the year 5138 seconds have no more than 11 digits, and 10 of
-them are the year 2001 in any unit; larger ones are nanoseconds."""
+"""Upper bounds of numbers in each unit: until the year 5138 seconds have at most 11 digits, and those with 10 start in
+the year 2001 in any unit; larger numbers are nanoseconds."""
 
 
 @dataclass
 class Loaded:
-    """What all rows together say. ``rows`` of each file, int64; ``rejected``: whether any cannot be used; ``time``: the
-    expression of a time; ``unit`` of it; ``instants``: whether times are dates; ``mixed``: whether some are not what
-    ``instants`` says; ``finer``: units of dates and what brings them to ``unit``; ``column``: which holds the times."""
+    """Facts about all rows. ``rows`` of each file, int64; ``rejected``: whether any cannot be used; ``time``: the
+    expression of a time; ``unit`` of it; ``instants``: whether times are dates; ``mixed``: whether some differ from
+    ``instants``; ``finer``: units of dates and their factors to ``unit``; ``column``: the column of times."""
 
     rows: np.ndarray
     rejected: bool = False
@@ -46,14 +46,14 @@ class Loaded:
 
     @property
     def bases(self) -> np.ndarray:
-        """How many rows come before each file, int64."""
+        """Return the number of rows before each file, int64."""
         before: np.ndarray = np.cumsum(self.rows) - self.rows
         return before
 
 
 def time_column(schema: Schema, names: list[str]) -> tuple[str, bool]:
-    """The column of times or positions, stated or told by the ``names`` of a table's columns; and whether it is the
-    latter."""
+    """Return the column of times or positions, as configured or inferred from the ``names`` of columns; and whether it
+    contains positions."""
     by_name = schema.timestamp is None and "timestamp" not in names and "position" in names
     if schema.position is not None or by_name:
         return schema.position or "position", True
@@ -61,12 +61,12 @@ def time_column(schema: Schema, names: list[str]) -> tuple[str, bool]:
 
 
 def create(engine: DuckDbEngine, config: DataSettings) -> None:
-    """Make the table ``raw``, empty: a row will be there for every row read, with its ``fault`` where it has one.
+    """Make the empty table ``raw`` for all rows read, with their ``fault`` if any.
 
     ``real`` holds times that ``time`` cannot; ``instant``: whether a time is a date, then of ``unit``, which is
-    ``position`` where the column holds positions. ``rating``, ``weight`` and ``split`` are there where they count.
+    ``position`` for a column of positions. ``rating``, ``weight`` and ``split`` exist if the settings use them.
     """
-    # A column that says the same in every row costs as much to write as one that does not.
+    # A constant column costs as much to write as any other.
     counted = "".join(f", {name} {type_}" for name, type_ in _counted(config).items())
     engine.run(f"CREATE TYPE time_unit AS ENUM ({', '.join(map(literal, (*UNITS, 'position')))})")
     engine.run(
@@ -76,7 +76,7 @@ def create(engine: DuckDbEngine, config: DataSettings) -> None:
 
 
 def _counted(config: DataSettings) -> dict[str, str]:
-    """The columns of ``raw`` that only some settings want, with their types."""
+    """Return the columns of ``raw`` that only some settings need, with their types."""
     wanted = {
         "rating": config.schema_in_use.rating is not None or config.events is not None,
         "weight": config.events is not None,
@@ -123,7 +123,7 @@ def _read(engine: DuckDbEngine, config: DataSettings, layout: scans.Layout) -> N
 def _values(
     config: DataSettings, schema: Schema, cells: dict[str, Cell], text: dict[str, str], time: Time, unit: str
 ) -> tuple[str, list[Fault]]:
-    """The expressions of a row of ``raw`` between file and fault; and all faults, the first to be told first."""
+    """Return the expressions of a row of ``raw`` between file and fault; and all faults in order of precedence."""
     user, faults = identifier(cells[schema.user], text[schema.user])
     item, more = identifier(cells[schema.item], text[schema.item])
     faults = [*faults, *more, *time.faults]
@@ -153,13 +153,13 @@ COUNTS = (
     )
     + " FROM raw GROUP BY file, unit"
 )
-"""What a part of ``raw`` tells :func:`settled`."""
+"""The query of a part of ``raw`` for :func:`time_facts`."""
 
 
-def settled(config: DataSettings, counts: pd.DataFrame, files: int) -> Loaded:
-    """What the ``counts`` of all parts of ``raw`` (see :data:`COUNTS`) say together.
+def time_facts(config: DataSettings, counts: pd.DataFrame, files: int) -> Loaded:
+    """Return the facts from the ``counts`` of all parts of ``raw`` (see :data:`COUNTS`).
 
-    Times are all numbers or all dates, as most are; dates of all files get the finest of their units.
+    Times are all numbers or all dates, like the majority; dates of all files get the finest of their units.
     """
     total = counts.drop(columns=["file", "unit"]).sum()
     found = Loaded(counts.groupby("file")["rows"].sum().reindex(range(files), fill_value=0).to_numpy(np.int64))
@@ -181,10 +181,10 @@ def settled(config: DataSettings, counts: pd.DataFrame, files: int) -> Loaded:
 
 
 def settle(engine: DuckDbEngine, found: Loaded) -> None:
-    """Bring the times of ``raw``, a part or all of it, to what was found; those that cannot be are faults."""
+    """Convert the times of ``raw``, a part or all of it, to the unit of ``found``; others are marked as faults."""
     if found.mixed:
         shown = "make_timestamp(time)::VARCHAR" if not found.instants else "COALESCE(real::VARCHAR, time::VARCHAR)"
-        hint = f" is no timestamp (most are {'dates' if found.instants else 'numbers'})"
+        hint = f" is not a timestamp (most are {'dates' if found.instants else 'numbers'})"
         wrong = f"instant <> {str(found.instants).lower()}"
         _refuse(engine, found, wrong, f"'''' || {shown} || '''' || {literal(hint)}")
     for unit, factor in found.finer.items():
@@ -198,13 +198,14 @@ def _refuse(engine: DuckDbEngine, found: Loaded, where: str, reason: str) -> Non
     engine.run(f"UPDATE raw SET fault = {fault} WHERE fault IS NULL AND {where}")
 
 
-def passed(config: DataSettings, found: Loaded) -> str:
-    """The condition under which a row of ``raw`` counts, whatever its item."""
+def row_condition(config: DataSettings, found: Loaded) -> str:
+    """Return the condition under which a row of ``raw`` counts, independent of its item."""
     return " AND ".join(["fault IS NULL", *(f"({condition})" for condition in filters(config, found).values())])
 
 
 def cuts(config: DataSettings, found: Loaded) -> str:
-    """The query of how many rows of ``raw`` are dropped by each filter, those before it left out, and are left."""
+    """Return the query of how many rows of ``raw`` each filter drops, after the previous ones, and how many are
+    left."""
     counts, before = [], "fault IS NULL"
     for reason, condition in filters(config, found).items():
         counts.append(f"count(*) FILTER ({before} AND NOT ({condition})) AS {reason}")
@@ -213,7 +214,7 @@ def cuts(config: DataSettings, found: Loaded) -> str:
 
 
 def unknown_item(config: DataSettings, items: str) -> str:
-    """The expression of the fault of a row whose item the table ``items`` does not hold."""
+    """Return the expression of the fault of a row whose item is not in the table ``items``."""
     reason = (
         f"'unknown item ''' || raw.item || ''': ' || {literal(items)} || ' does not hold it "
         "(data.unknown_items: refuse; drop leaves such rows out)'"
@@ -222,13 +223,13 @@ def unknown_item(config: DataSettings, items: str) -> str:
 
 
 def facts(config: DataSettings, found: Loaded) -> str:
-    """The columns :func:`fact_names` of an interaction: expressions over ``raw``."""
+    """Return the columns :func:`fact_names` of an interaction: expressions over ``raw``."""
     expressions = {"time": found.time, "split": "raw.split", "strength": "raw.rating", "weight": "raw.weight::FLOAT"}
     return ", ".join(f"{expressions[name]} AS {name}" for name in fact_names(config))
 
 
 def fact_names(config: DataSettings) -> list[str]:
-    """What counts of an interaction beside its user, item and row."""
+    """Return the names of the columns of an interaction other than user, item and row."""
     wanted = {
         "split": config.split.kind == "column",
         "strength": config.deduplicate == "strongest",
@@ -238,7 +239,7 @@ def fact_names(config: DataSettings) -> list[str]:
 
 
 def filters(config: DataSettings, found: Loaded) -> dict[str, str]:
-    """The conditions under which an interaction counts, by the reason why others are dropped."""
+    """Return the conditions under which an interaction counts, by the reason why others are dropped."""
     filters = {}
     if config.min_rating is not None:
         filters["rating_below_minimum"] = f"COALESCE(rating >= {config.min_rating!r}, false)"
@@ -255,7 +256,7 @@ def filters(config: DataSettings, found: Loaded) -> dict[str, str]:
 
 
 def _in_unit(instant: float | str, unit: str) -> str:
-    """An instant as a number of the unit, exactly; a bound between two numbers is the upper one."""
+    """Return an instant as an exact number of the unit; a bound between two numbers is rounded up."""
     if not isinstance(instant, str):
         return repr(instant)
     since = datetime.fromisoformat(instant) - datetime.fromisoformat("1970-01-01T00:00:00+00:00")

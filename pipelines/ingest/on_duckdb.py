@@ -1,4 +1,4 @@
-"""Interactions on DuckDB, in this process: one table ``raw``, then one table ``ordered`` from which rows go."""
+"""Interactions in DuckDB, in this process: a table ``raw``, then a table ``ordered`` from which rows are removed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from setrec.data.interactions import chronological, distinct
 
 
 class OnDuckDB:
-    """The steps of an ingest, each called once, in the order of the methods; see
+    """The steps of an ingest; each method is called once, in this order; see
     :class:`pipelines.ingest.histories.Interactions`."""
 
     def __init__(self, config: DataSettings, engine: DuckDbEngine) -> None:
@@ -36,24 +36,24 @@ class OnDuckDB:
         interactions.create(self.engine, self.config)
         interactions.read(self.engine, self.config, files)
         counts = self.engine.table(interactions.COUNTS).to_pandas()
-        found = interactions.settled(self.config, counts, len(files))
+        found = interactions.time_facts(self.config, counts, len(files))
         interactions.settle(self.engine, found)
         rejects.collect(faulty("raw"), int(found.rows.sum()))
         return found
 
     def items(self) -> None:
-        """Make the table ``items`` of those that interactions hold, in the order in which they are met."""
+        """Make the table ``items`` of the items in interactions, in the order of their first occurrence."""
         self.engine.run(
             "CREATE TABLE items AS SELECT item AS id, min(rowid) AS row FROM raw WHERE fault IS NULL "
             "GROUP BY item ORDER BY row"
         )
 
     def order(self, found: Loaded, rejects: Rejects) -> dict[str, int]:
-        """Make the tables ``users`` (``id``, in the order in which they are met; the code of a user is its ``rowid``)
-        and ``ordered``: what counts of ``raw``, by user and time, without repeats. Returns how many interactions were
-        dropped for which reason; those of unknown items go to ``rejects`` where they are refused."""
+        """Make the tables ``users`` (``id``, in the order of their first occurrence; the code of a user is its
+        ``rowid``) and ``ordered``: the rows of ``raw`` that count, by user and time, without repeats. Return how many
+        interactions were dropped by reason; those of unknown items go to ``rejects`` if they are refused."""
         config, engine = self.config, self.engine
-        passed = interactions.passed(config, found)
+        passed = interactions.row_condition(config, found)
         dropped: dict[str, int] = engine.table(interactions.cuts(config, found)).to_pylist()[0]
         engine.run(
             f"CREATE TABLE users AS SELECT user AS id, min(rowid) AS met FROM raw WHERE {passed} "
@@ -95,15 +95,15 @@ class OnDuckDB:
         return self._delete("rowid IN (SELECT place FROM repeated)")
 
     def drop_rare(self) -> int:
-        """Leave the largest part in which users and items have their minimum counts; returns how many went.
+        """Keep the largest part in which users and items have their minimum counts; return how many were removed.
 
-        Removing one may push another below its minimum, so the rule is applied until nothing changes.
+        Removing one may bring another below its minimum, so the rule is applied until nothing changes.
         """
         dropped, round_ = 0, 1
         while round_:
             round_ = 0
             for column, least in (("item", self.config.item_min_count), ("user", self.config.user_min_count)):
-                if least > 1:  # whoever occurs at all occurs once
+                if least > 1:  # every user and item occurs at least once
                     few = f"SELECT {column} FROM ordered GROUP BY {column} HAVING count(*) < {least}"
                     round_ += self._delete(f"{column} IN ({few})")
             dropped += round_
@@ -113,18 +113,18 @@ class OnDuckDB:
         return int(self.engine.one(f"DELETE FROM ordered WHERE {where}")[0])
 
     def counts(self, items: int) -> np.ndarray:
-        """Interactions of each item code, int64 (I,)."""
+        """Return the number of interactions of each item code, int64 (I,)."""
         counts = np.zeros(items, dtype=np.int64)
         for batch in self.engine.batches("SELECT item, count(*) FROM ordered GROUP BY item", SHARD_ROWS):
             counts[batch.column(0).to_numpy()] = batch.column(1).to_numpy()
         return counts
 
     def times_at(self, ranks: list[int]) -> list[float]:
-        """The times at the given places of all times, sorted."""
+        """Return the times at the given ranks of all sorted times."""
         return [self.engine.one(f"SELECT time FROM ordered ORDER BY time LIMIT 1 OFFSET {rank}")[0] for rank in ranks]
 
     def blocks(self) -> Iterator[HistoryBlock]:
-        """All that is left, in blocks of about ``SHARD_ROWS`` interactions."""
+        """Yield the remaining interactions in blocks of about ``SHARD_ROWS``."""
         stored = [name for name in self._facts if name != "strength"]
         for block in self._arrays("user", "item", *stored):
             yield HistoryBlock(
@@ -132,13 +132,13 @@ class OnDuckDB:
             )
 
     def _arrays(self, *columns: str) -> Iterator[dict[str, np.ndarray]]:
-        """Columns of ``ordered``, the first of them ``user``, by their names, whole users at a time."""
+        """Yield columns of ``ordered`` by name, ``user`` first, with whole users in each batch."""
         held: list[pa.RecordBatch] = []
         if self._shuffled:
             columns = tuple(dict.fromkeys([*columns, "time", *self._shuffled]))
         for batch in self.engine.batches(f"SELECT {', '.join(columns)} FROM ordered", SHARD_ROWS):
             users = batch.column(0).to_numpy()
-            # The last user may go on in the next batch.
+            # The last user may continue in the next batch.
             cut = int(np.searchsorted(users, users[-1])) if len(users) else 0
             if cut:
                 yield self._sorted([*held, batch.slice(0, cut)])

@@ -1,9 +1,9 @@
-"""Interactions on a Ray cluster, by Ray Data's own operators: what ``pipelines.ingest.on_duckdb`` leaves, on any number
-of machines.
+"""Interactions on a Ray cluster, with Ray Data's own operators and the same result as ``pipelines.ingest.on_duckdb``,
+on any number of machines.
 
-A task reads a file; what follows is done part by part in the same SQL, and user by user after a shuffle by the hash of
-the user. From then on a row is a user with lists, so that nothing can part a user's interactions. Sums over parts come
-to this process, where arrays of the length of the catalogue are held anyway.
+A task reads a file; the next steps run part by part in the same SQL, and user by user after a shuffle by the hash of
+the user. From then on a row is a user with lists, so a user's interactions are never split. Sums over parts are reduced
+in this process, which holds arrays of the length of the catalogue anyway.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from setrec.data.interactions import chronological, distinct
 from setrec.ragged import Ragged
 
 _LISTS = ("item", "time", "split", "weight")
-"""The columns of a user that are lists, one value an interaction; the last two are there where they are given."""
+"""The list columns of a user, one value per interaction; the last two are optional."""
 
 
 class OnRay:
-    """The steps of an ingest as :class:`pipelines.ingest.on_duckdb.OnDuckDB` has them; ``engine``: of this process, for
-    the items and what is rejected."""
+    """The steps of an ingest as in :class:`pipelines.ingest.on_duckdb.OnDuckDB`; ``engine``: of this process, for items
+    and rejected rows."""
 
     def __init__(self, config: DataSettings, engine: DuckDbEngine) -> None:
         self.config, self.engine = config, engine
@@ -62,7 +62,7 @@ class OnRay:
         counts = [part.to_pandas() for part in self._query(interactions.COUNTS)]
         if not counts:
             return Loaded(np.zeros(len(files), dtype=np.int64))
-        self.found = interactions.settled(self.config, pd.concat(counts, ignore_index=True), len(files))
+        self.found = interactions.time_facts(self.config, pd.concat(counts, ignore_index=True), len(files))
         self.engine.run(
             "CREATE TABLE faulty (file INTEGER, place BIGINT, number BIGINT, fault STRUCT(c VARCHAR, r VARCHAR))"
         )
@@ -71,7 +71,7 @@ class OnRay:
         return self.found
 
     def items(self) -> None:
-        """Make the table ``items`` of those that interactions hold, in the order in which they are met."""
+        """Make the table ``items`` of the items in interactions, in the order of their first occurrence."""
         parts = self._mapped("SELECT item, min(row) AS row FROM raw WHERE fault IS NULL GROUP BY item")
         self.engine.run("CREATE TABLE met (item VARCHAR, row BIGINT)")
         first = _parts(parts.groupby("item", num_partitions=self._partitions).min("row"))
@@ -79,8 +79,8 @@ class OnRay:
         self.engine.run("CREATE TABLE items AS SELECT item AS id, row FROM met ORDER BY row")
 
     def order(self, found: Loaded, rejects: Rejects) -> dict[str, int]:
-        """Bring each user's interactions together, in order and without repeats. Returns how many interactions were
-        dropped for which reason; those of unknown items go to ``rejects`` where they are refused."""
+        """Group interactions by user, in order and without repeats. Return how many interactions were dropped by
+        reason; those of unknown items go to ``rejects`` if they are refused."""
         import ray
 
         config = self.config
@@ -91,7 +91,7 @@ class OnRay:
             if not dropped.pop("kept"):
                 return {**dropped, "unknown_item": 0, "repeated": 0}
         items = ray.put(self.engine.table("SELECT id, rowid::INTEGER AS code FROM items"))
-        passed = interactions.passed(config, found)
+        passed = interactions.row_condition(config, found)
         query = (
             f"SELECT raw.user, items.code AS item, {interactions.facts(config, found)}, row FROM raw "
             f"LEFT JOIN items ON raw.item = items.id WHERE {passed}"
@@ -114,12 +114,12 @@ class OnRay:
         return {**dropped, "repeated": repeated}
 
     def drop_rare(self) -> int:
-        """Leave the largest part in which users and items have their minimum counts; returns how many went.
+        """Keep the largest part in which users and items have their minimum counts; return how many were removed.
 
-        Removing one may push another below its minimum, so the rule is applied until nothing changes.
+        Removing one may bring another below its minimum, so the rule is applied until nothing changes.
         """
         config, dropped = self.config, 0
-        if max(config.user_min_count, config.item_min_count) > 1:  # whoever occurs at all occurs once
+        if max(config.user_min_count, config.item_min_count) > 1:  # every user and item occurs at least once
             items = self.engine.one("SELECT count(*) FROM items")[0]
             counts = self.counts(items)
             round_ = int(counts.sum())
@@ -133,19 +133,19 @@ class OnRay:
         return dropped
 
     def counts(self, items: int) -> np.ndarray:
-        """Interactions of each item code, int64 (I,)."""
+        """Return the number of interactions of each item code, int64 (I,)."""
         counts = np.zeros(items, dtype=np.int64)
         for part in self._folded(_item_counts):
             counts[part["item"].to_numpy()] += part["count"].to_numpy()
         return counts
 
     def times_at(self, ranks: list[int]) -> list[float]:
-        """The times at the given places of all times, sorted."""
+        """Return the times at the given ranks of all sorted times."""
         times: Any = self.users.map_batches(_times, batch_size=None, batch_format="pyarrow").sort("time").materialize()
         return [times.split_at_indices([rank])[1].take(1)[0]["time"] for rank in ranks]
 
     def blocks(self) -> Iterator[HistoryBlock]:
-        """All that is left, in blocks as Ray Data has them."""
+        """Yield the remaining interactions in the blocks of Ray Data."""
         if not self.sorted:
             self.users, self.sorted = self.users.sort("met").materialize(), True
         for part in _parts(self.users):
@@ -160,7 +160,7 @@ class OnRay:
         return int(self.found.rows.sum()) // SHARD_ROWS + 1
 
     def _mapped(self, query: str, items: Any = None) -> Any:
-        """The rows of a query over each part of ``raw``, settled once all files are known."""
+        """Return the rows of a query over each part of ``raw``, with times settled once all files are known."""
         given = {"config": self.config, "found": self.found, "query": query, "items": items}
         return self.raw.map_batches(_queried, batch_size=None, batch_format="pyarrow", fn_kwargs=given)
 
@@ -172,7 +172,7 @@ class OnRay:
             yield from _parts(self.users.map_batches(function, batch_size=None, batch_format="pyarrow"))
 
     def _reject(self, query: str, rejects: Rejects, items: Any = None) -> None:
-        """Note the rows of a query: ``file``, ``place`` among all rows and ``fault``."""
+        """Store the rejected rows of a query: ``file``, ``place`` among all rows and ``fault``."""
         bases = self.found.bases
 
         def numbered() -> Iterator[pa.Table]:
@@ -193,7 +193,7 @@ class OnRay:
 
 
 def _parts(dataset: Any) -> Iterator[pa.Table]:
-    """The blocks of a dataset that hold anything, in order."""
+    """Yield the non-empty blocks of a dataset, in order."""
     yield from (part for part in dataset.iter_batches(batch_size=None, batch_format="pyarrow") if part.num_rows)
 
 
@@ -211,7 +211,7 @@ def _got(reference: Any) -> Any:
 
 @contextmanager
 def _small_engine(config: DataSettings) -> Iterator[DuckDbEngine]:
-    """An engine of one task."""
+    """Open the engine of one task."""
     with engine(config, Path(tempfile.gettempdir()) / "setrec-ingest", threads=1) as running:
         interactions.create(running, config)
         yield running
@@ -221,7 +221,7 @@ def _read(batch: pa.Table, config: DataSettings, files: list[File]) -> Iterator[
     for number in batch["file"].to_pylist():
         with _small_engine(config) as running:
             interactions.read(running, config, [files[number]])
-            # Blocks of the store are put together, which dictionaries of units would only hinder.
+            # Blocks are concatenated, which dictionaries of units would make harder.
             query = "SELECT * REPLACE (unit::VARCHAR AS unit), rowid AS row FROM raw"
             for rows in running.batches(query, SHARD_ROWS // 2):
                 yield pa.Table.from_batches([rows])
@@ -242,13 +242,13 @@ def _queried(part: pa.Table, config: DataSettings, found: Loaded, query: str, it
 
 
 def _histories(part: pa.Table, config: DataSettings) -> pa.Table:
-    """A row for each user of a part that holds all of each: ``user``, ``met`` (the first row of the user), ``unknown``
-    and ``repeated`` (interactions dropped for that), and the lists."""
+    """Return a row for each user of a part with whole users: ``user``, ``met`` (the first row of the user), ``unknown``
+    and ``repeated`` (interactions dropped by reason), and the lists."""
     part = part.sort_by("row")
     names = part["user"].combine_chunks().dictionary_encode()
     user, row = names.indices.to_numpy(), part["row"].to_numpy()
     unknown = part["item"].is_null().to_numpy(zero_copy_only=False)
-    _, met = np.unique(user, return_index=True)  # dictionaries number values as they come
+    _, met = np.unique(user, return_index=True)  # dictionaries number values in order of occurrence
     count = len(met)
     known = np.flatnonzero(~unknown)
     known = known[chronological(user[known], part["time"].to_numpy()[known], config.ties, config.seed, row[known] + 1)]
@@ -287,7 +287,7 @@ def _ragged(part: pa.Table, name: str) -> Ragged:
 
 
 def _drop_rare(part: pa.Table, keep: Any, least: int) -> pa.Table:
-    """Users without the items that are not to be kept, and without users who then have fewer than ``least``."""
+    """Remove items that are not in ``keep``, and then users with fewer than ``least`` interactions."""
     item = _ragged(part, "item")
     kept = _got(keep)[item.values]
     counts = np.bincount(item.row_of_value[kept], minlength=len(item))
@@ -315,6 +315,6 @@ def _dropped(part: pa.Table) -> pa.Table:
 
 
 def _names(met: np.ndarray, ids: pa.ChunkedArray, users: np.ndarray) -> list[str]:
-    """The ids of users by the numbers of their first rows, which rise."""
+    """Return the ids of users by the ascending numbers of their first rows."""
     names: list[str] = ids.take(pa.array(np.searchsorted(met, users))).to_pylist()
     return names

@@ -1,4 +1,4 @@
-"""Rows that could not be used: kept in a table with file, row, column and reason, and refused where they are many."""
+"""Unusable rows: stored in a table with file, row, column and reason, and refused if there are too many."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.data.engine import DuckDbEngine
 from setrec.errors import DataError
 
 DEFAULT_SHARE = 0.01
-"""Of a table of several files, how many rows may be rejected."""
+"""Default share of rows of a table of several files that may be rejected."""
 _PART_ROWS = 100_000
 
 
@@ -21,9 +21,9 @@ class Rejects:
     Args:
         engine: holds them in the table ``rejected_NAME``: ``file``, ``row`` (from 1), ``column``, ``reason``.
         name: ``interactions`` or ``items``.
-        table: the table's place, for messages; ``items`` the place of the items.
+        table: the table's location, for messages; ``items``: that of the items.
         files: the names of its files.
-        share: how many rows may be rejected; ``None`` refuses the first.
+        share: share of rows that may be rejected; ``None`` refuses the first.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class Rejects:
             engine.run(f"INSERT INTO {self.name}_files VALUES (?, ?)", number, file)
 
     def collect(self, faulty: str, rows: int) -> None:
-        """Note the rows of a query: ``file``, ``place`` (their order), ``number`` (in the file, from 1), ``fault``; the
-        table has ``rows``."""
+        """Store the rows of a query: ``file``, ``place`` (their order), ``number`` (in the file, from 1), ``fault``;
+        the table has ``rows``."""
         self.rows = rows
         self.engine.run(
             f"INSERT INTO {self.name} SELECT f.name, faulty.number, faulty.fault.c, faulty.fault.r "
@@ -47,14 +47,14 @@ class Rejects:
 
     @property
     def count(self) -> int:
-        """How many rows were rejected."""
+        """Return how many rows were rejected."""
         return int(self.engine.one(f"SELECT count(*) FROM {self.name}")[0])
 
     def check(self) -> None:
-        """Raise where too many were rejected.
+        """Raise an error if too many rows were rejected.
 
         Raises:
-            DataError: with how many of how many, and the reason of the first.
+            DataError: with the number of rejected and of all rows, and the reason of the first.
         """
         rejected = self.count
         if not rejected or (self.share is not None and rejected <= self.share * self.rows):
@@ -70,21 +70,21 @@ class Rejects:
         )
 
     def reasons(self) -> dict[str, int]:
-        """How many rows were rejected for which reason, values left out of it."""
+        """Return how many rows were rejected by reason, without the values in reasons."""
         general = "regexp_replace(regexp_replace(reason, '''.*''', '…'), ': .*', '')"
         found = self.engine.all(f"SELECT {general}, count(*) FROM {self.name} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 100")
         return dict(found)
 
 
 def faulty(raw: str, fault: str = "fault", where: str = "fault IS NOT NULL") -> str:
-    """The query for :meth:`Rejects.collect` of a table that holds all rows in the order of their files."""
+    """Return the query for :meth:`Rejects.collect` of a table with all rows in the order of their files."""
     first = f"(SELECT file, min(rowid) AS base FROM {raw} GROUP BY file)"
     rows = f"(SELECT file, rowid AS place, {fault} AS fault FROM {raw} AS raw WHERE {where})"
     return f"SELECT file, place, place - base + 1 AS number, fault FROM {rows} JOIN {first} USING (file)"
 
 
 def save(parts: list[Rejects], folder: Path) -> None:
-    """Write all rejected rows as ``folder/part-*.parquet``; no folder where there are none."""
+    """Write all rejected rows as ``folder/part-*.parquet``; without any, no folder is made."""
     number = 0
     for part in parts:
         for batch in part.engine.batches(f"SELECT * FROM {part.name} ORDER BY rowid", _PART_ROWS):

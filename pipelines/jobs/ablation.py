@@ -1,6 +1,6 @@
-"""What each kind of slot adds: one training per set of slots and seed, everything else equal, on the same test users.
+"""The gain of each kind of slot: one training per set of slots and seed, otherwise equal, on the same test users.
 
-Leaving a slot out of a trained model would ask what the model lost; training without it asks what it is worth.
+Removing a slot from a trained model would measure what that model loses; training without it measures its value.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ METRICS = ("ndcg@10", "recall@10")
 
 
 def variants(config: JobConfig, semantic: bool) -> dict[str, JobConfig]:
-    """Configurations by name, each with a kind of slot more than the one before; ``semantic``: whether texts exist."""
+    """Return configurations by name, each with one more kind of slot than the one before; ``semantic``: texts exist."""
     none, own = ("model.semantic_tokens=0", "model.text_slot=0"), ()
     sets: dict[str, tuple[tuple[str, ...], bool]] = {"Collaborative": (none, False)}
     if semantic:
@@ -48,8 +48,8 @@ def ablate(run: Run, config: JobConfig, seeds: int = 1) -> dict[str, Any]:
     """Train every variant with ``seeds`` seeds, weights chosen on validation, and write ``ablation.json``.
 
     Metrics of a user are averaged over seeds before users are resampled. Returns ``rows`` as in metrics.json,
-    ``differences`` of each variant to the one before on all, warm and cold items, and the ``trainings``: weights
-    chosen and validation curve of each.
+    ``differences`` of each variant to the one before on all, warm and cold items, and the ``trainings``: chosen weights
+    and validation curve of each.
     """
     results: dict[str, ranking.PerUser] = {}
     trainings: list[dict[str, Any]] = []
@@ -66,7 +66,7 @@ def ablate(run: Run, config: JobConfig, seeds: int = 1) -> dict[str, Any]:
 
 
 def _measured(run: Run, config: JobConfig, seeds: int, progress: Bar) -> tuple[ranking.PerUser, list[dict[str, Any]]]:
-    """One variant: test metrics of every user, averaged over its trainings, and a record of each training."""
+    """Return the test metrics of every user by one variant, averaged over its trainings, and a record of each."""
     catalog, histories = directory.load(run.data)
     found, records = [], []
     for seed in range(config.training.seed, config.training.seed + seeds):
@@ -80,7 +80,7 @@ def _measured(run: Run, config: JobConfig, seeds: int, progress: Bar) -> tuple[r
 
 
 def _fit(run: Run, config: JobConfig, progress: Bar) -> tuple[SetRecModel, list[float]]:
-    """The model of the best epoch, and validation NDCG@10 by epoch."""
+    """Return the model of the best epoch, and validation NDCG@10 by epoch."""
     trainer = trainer_of(run, config)
     while not trainer.finished:
         done = trainer.epoch()
@@ -96,7 +96,7 @@ def _rank(
 
 
 def _differences(results: dict[str, ranking.PerUser], s: EvaluationSettings) -> list[dict[str, Any]]:
-    """Each variant minus the one before, user by user, history removed."""
+    """Return each variant minus the one before, user by user, history removed."""
     found = []
     for group in ("all", "warm", "cold"):
         for against, name in pairwise(results):

@@ -1,4 +1,4 @@
-"""An actor's side of a batch of recommendations: rows of a table in, a file of answers and one of rejected rows out."""
+"""The actor of batch recommendations: reads rows of a table, writes a file of answers and one of rejected rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from serving.retrieval.filters import Filter
 from setrec.errors import ConfigError, SetRecError, UnknownItemError
 
 BATCH = 256
-"""Users that an engine answers at a time."""
+"""Number of users that an engine answers at a time."""
 ANSWERS = pa.schema(
     [
         ("user_id", pa.string()),
@@ -34,9 +34,9 @@ REJECTED = pa.schema(
     [("user_id", pa.string()), ("history", pa.list_(pa.string())), ("reason", pa.string()), ("detail", pa.string())]
 )
 ANSWERS_FOLDER, REJECTED_FOLDER = "answers", "_rejected"
-"""Readers of Parquet data sets pass over names that begin with an underscore."""
+"""Readers of Parquet data sets skip names that begin with an underscore."""
 _REASONS = {
-    "new_user": ("unknown_user", "the bundle knows no such user"),
+    "new_user": ("unknown_user", "the bundle does not contain the user"),
     "empty_history": ("no_history", "the bundle holds no history of the user"),
     "unknown_items": ("no_history", "the bundle holds no item of the user's history"),
 }
@@ -44,8 +44,8 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Wish:
-    """What every row asks for. ``unknown_items`` of a given history are refused or skipped; ``popular``: whether a user
-    of whom nothing is known gets what is popular, or is rejected; ``filter``: as the endpoint takes it, in JSON."""
+    """The options of all rows. ``unknown_items`` of a given history are refused or skipped; ``popular``: whether a user
+    without a known history gets popular items, or is rejected; ``filter``: as for the endpoint, in JSON."""
 
     k: int = 10
     exclude_history: bool = True
@@ -54,10 +54,10 @@ class Wish:
     filter: str | None = None
 
     def parsed_filter(self) -> Filter | None:
-        """The filter.
+        """Return the parsed filter.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: it is not a filter.
         """
         if self.filter is None:
             return None
@@ -69,7 +69,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a row group of a file; pieces are numbered as they lie in the table."""
+    """Some rows of a row group of a file; pieces are numbered in the order of the table."""
 
     number: int
     path: str
@@ -79,7 +79,7 @@ class Piece:
 
 
 class BatchRecommender:
-    """An engine, and what it makes of pieces of the table at ``users``; files go below ``folder``."""
+    """An engine that answers pieces of the table at ``users`` and writes files below ``folder``."""
 
     def __init__(self, bundle: str, users: str, folder: str, wish: Wish) -> None:
         torch.set_num_threads(1)
@@ -87,24 +87,24 @@ class BatchRecommender:
         self.users, self.folder, self.wish, self.filter = users, folder, wish, wish.parsed_filter()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Work through pieces, a column for each of their fields; says how many rows each has, and, as JSON, how many
-        were rejected by reason, and the first one's detail.
+        """Process pieces, a column for each of their fields; return the number of rows of each, how many were rejected
+        by reason, as JSON, and the first one's detail.
 
-        A piece done again leaves the same files under the same names.
+        Repeating a piece writes the same files under the same names.
         """
-        told: dict[str, list[Any]] = {"rows": [], "rejected": [], "example": []}
+        report: dict[str, list[Any]] = {"rows": [], "rejected": [], "example": []}
         for number, path, group, start, rows in zip(*(batch[field.name] for field in fields(Piece)), strict=True):
             piece = Piece(int(number), str(path), int(group), int(start), int(rows))
             answers, rejected = self.answer(self._read(piece))
             self._write(answers, ANSWERS_FOLDER, piece.number)
             self._write(rejected, REJECTED_FOLDER, piece.number)
-            told["rows"].append(piece.rows)
-            told["rejected"].append(json.dumps(Counter(rejected["reason"].to_pylist())))
-            told["example"].append(rejected["detail"][0].as_py() if len(rejected) else "")
-        return told
+            report["rows"].append(piece.rows)
+            report["rejected"].append(json.dumps(Counter(rejected["reason"].to_pylist())))
+            report["example"].append(rejected["detail"][0].as_py() if len(rejected) else "")
+        return report
 
     def answer(self, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Answers and rejected rows of a table with ``user_id`` and perhaps ``history``, in its order."""
+        """Return answers and rejected rows of a table with ``user_id`` and optional ``history``, in its order."""
         users = parquet.ids(rows["user_id"])
         given = parquet.lists_of_ids(rows["history"]) if "history" in rows.column_names else []
         every = list(zip(users, given or [None] * len(users), strict=True))
@@ -121,7 +121,7 @@ class BatchRecommender:
         return pa.table(answers, schema=ANSWERS), pa.table(rejected, schema=REJECTED)
 
     def _found(self, batch: list[tuple[str | None, list[str | None] | None]]) -> list[Answer | tuple[str, str]]:
-        """The answer to each row, or reason and detail why there is none."""
+        """Return the answer to each row, or the reason and detail why there is none."""
         found: list[Any] = [_unusable(*row, popular=self.wish.popular) for row in batch]
         asked = [i for i, unusable in enumerate(found) if unusable is None]
         for i, answer in zip(asked, self.engine.recommend([self._request(*batch[i]) for i in asked]), strict=True):
@@ -136,7 +136,7 @@ class BatchRecommender:
         )  # fmt: skip
 
     def _judged(self, answer: Answer | SetRecError) -> Answer | tuple[str, str]:
-        """The answer, or reason and detail where there is none."""
+        """Return the answer, or the reason and detail if there is none."""
         if isinstance(answer, UnknownItemError):
             return "unknown_item", str(answer)
         if isinstance(answer, SetRecError):
@@ -161,7 +161,7 @@ def _append(columns: dict[str, list[Any]], *values: Any) -> None:
 
 
 def _unusable(user: str | None, history: list[str | None] | None, *, popular: bool) -> tuple[str, str] | None:
-    """Reason and detail for a row that no request can be made of."""
+    """Return reason and detail for a row that is not a valid request."""
     if user is None:
         return "no_user_id", "the row has no user_id"
     if history is not None and None in history:

@@ -1,24 +1,23 @@
 """The best items for every user of a table, however large: a streaming Ray Data job over the engine of serving.
 
-The input is a Parquet file, or all of a folder, local or by URI, with a row per request: ``user_id`` and, where there
-is one, ``history``, a list of item ids, oldest first. Without a history, or with an empty one, it is the bundle's own
-that counts. The output is a folder:
+The input is a Parquet file, or all of a folder, local or by URI, with a row per request: ``user_id`` and, optionally,
+``history``, a list of item ids, oldest first. If the history is missing or empty, that of the bundle is used. The
+output is a folder:
 
-- ``answers/part-*.parquet``: ``user_id``, ``item_ids`` and ``scores`` (lists, best first), ``model_version``; one row a
-  user, as a key-value store wants them, in the order of the input; ``fallback`` says why what is popular was answered
+- ``answers/part-*.parquet``: ``user_id``, ``item_ids`` and ``scores`` (lists, best first), ``model_version``; one row
+per user, as for a key-value store, in the order of the input; ``fallback``: why popular items were returned
 - ``_rejected/part-*.parquet``: rows without an answer: ``user_id``, ``history``, ``reason`` and a ``detail``
-- ``_batch.json``: what was asked, how many were answered, how many rejected by reason, and ``complete``
+- ``_batch.json``: the request, the number of answers, of rejected rows by reason, and ``complete``
 
-To readers of Parquet the folder is a data set of the answers: they pass over names with an underscore.
+For readers of Parquet the folder is a data set of the answers, because they skip names with an underscore.
 
-A local folder is there as a whole or not at all. An object store knows no renaming of folders: there ``_batch.json``
-is what says ``complete``, and is written last.
+A local folder is written completely or not at all. An object store cannot rename folders: there ``complete`` in
+``_batch.json``, which is written last, marks a complete folder.
 
-Answers are the engine's, the endpoint's that is. Scores may differ from those of single requests in their sixth digit,
+Answers are those of the endpoint's engine. Scores may differ from those of single requests in their sixth digit,
 because a model's float32 sums depend on the batch.
 
-Actors share nothing, so the rate grows with the cores. Memory: an opened bundle for each actor, and 20,000 users at a
-time.
+Actors share nothing, so the rate grows with the cores. Memory: an opened bundle per actor, and 20,000 users at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ import pyarrow.parquet as pq
 
 from pipelines.common import storage
 from pipelines.common.cluster import quiet_data, ray_session
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from pipelines.common.progress import Bar, bar
 from pipelines.data import parquet
 from pipelines.jobs.batch_actor import ANSWERS_FOLDER, BATCH, REJECTED_FOLDER, BatchRecommender, Piece, Wish
@@ -49,16 +48,16 @@ from setrec.errors import ConfigError, DataError
 RECORD = "_batch.json"
 FORMAT = 2
 ROWS_PER_FILE = 20_000
-"""Most users that go to an actor, and into a file, together; they are done again together where an actor dies."""
+"""Maximum number of users of a piece, which goes to one actor and one file and is repeated if the actor dies."""
 _PIECES = 4
-"""Least pieces an actor gets where there are users enough, so that all end at about the same time."""
+"""Minimum number of pieces per actor if there are enough users, so that all end at about the same time."""
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """``users``: the table's file, folder or URI; ``out``: the folder or URI to leave. ``actors``: one a core, or a
-    cluster's cores but one, where ``None``; each has one thread. ``rejected_share``: of the rows, how many may be
-    without an answer."""
+    """``users``: the table's file, folder or URI; ``out``: the output folder or URI. ``actors``: if ``None``, one per
+    core, or a cluster's cores but one; each has one thread. ``rejected_share``: share of rows that may have no
+    answer."""
 
     bundle: Path
     users: str
@@ -70,15 +69,15 @@ class BatchRequest:
 
 
 def recommend_batch(asked: BatchRequest) -> dict[str, Any]:
-    """Answer every row and write the folder; returns what ``batch.json`` holds.
+    """Answer every row and write the folder; return the content of ``batch.json``.
 
-    The same request again leaves the same answers in place of the earlier ones.
+    Repeating a request replaces the earlier answers by the same ones.
 
     Raises:
         BundleError: the bundle cannot be opened.
-        DataError: the input is missing or no such table, something else lies at ``out``, or too many rows have no
-            answer; what was at ``out`` then stays.
-        ConfigError: the filter is none, the cluster is too small for the actors, or the job failed.
+        DataError: the input is missing or not such a table, ``out`` is another folder, or too many rows have no answer;
+        ``out`` is then unchanged. ConfigError: the filter is invalid, the cluster is too small for the actors, or the
+        job failed.
     """
     asked.wish.parsed_filter()
     _refuse_foreign(asked.out)
@@ -113,10 +112,10 @@ def _by_reason(rejected: Counter[str]) -> str:
 
 
 def _pieces(users: str, actors: int = 1) -> list[Piece]:
-    """What there is to do, from every file's footer, in pieces small enough for all ``actors`` to have some.
+    """Return the rows of every file, from its footer, in pieces small enough for all ``actors`` to have some.
 
     Raises:
-        DataError: no Parquet file is there, or one has no such columns; the message names it.
+        DataError: there is no Parquet file, or one does not have the columns; the message names it.
     """
     system, _ = storage.filesystem(users)
     paths = [info.path for info in storage.files(users) if info.path.endswith((".parquet", ".pq"))]
@@ -152,7 +151,7 @@ def _check_columns(schema: pa.Schema, path: str) -> None:
 
 
 def _stream(asked: BatchRequest, pieces: list[Piece], folder: str, progress: Bar) -> tuple[Counter[str], str]:
-    """Have the actors write all files; returns how many rows were rejected, by reason, and the detail of one."""
+    """Let the actors write all files; return how many rows were rejected, by reason, and the detail of one."""
     import ray
 
     actors, rejected, example = min(_actors(asked), len(pieces)), Counter[str](), ""
@@ -172,39 +171,40 @@ def _stream(asked: BatchRequest, pieces: list[Piece], folder: str, progress: Bar
             example = example or piece["example"]
             progress.update(done, total, f"{actors} actors")
     except Exception as error:
-        raise told(error, "the batch job") from error
+        raise readable_error(error, "the batch job") from error
     return rejected, example
 
 
 def _actors(asked: BatchRequest) -> int:
-    """How many actors; reading and writing need a core beside them, or the job would wait for ever."""
+    """Return the number of actors; reading and writing need an additional core, or the job would wait forever."""
     import ray
 
     room = int(ray.cluster_resources().get("CPU", 0)) - 1
     actors = asked.actors or max(1, room)
     if actors > room:
-        raise ConfigError(f"{actors} actors and a core beside them do not fit the cluster's {room + 1} cores")
+        raise ConfigError(f"{actors} actors and one more core do not fit the cluster's {room + 1} cores")
     return actors
 
 
 def _refuse_foreign(out: str) -> None:
-    """A mistyped ``out`` must not cost somebody a folder."""
+    """Refuse an ``out`` that is another folder, so that a mistyped path does not delete it."""
     where = storage.shown(out)
     if not storage.exists(out):
         return
     if not storage.is_folder(out):
-        raise DataError("exists and is no folder of recommendations; it will not be replaced", file=where)
+        raise DataError("exists and is not a folder of recommendations; it will not be replaced", file=where)
     system, path = storage.filesystem(out)
     from pyarrow import fs
 
     ours = any(storage.exists(storage.join(out, name)) for name in (RECORD, "batch.json"))  # the latter: format 1
     if system.get_file_info(fs.FileSelector(path)) and not ours:
-        raise DataError("exists and is no folder of recommendations; it will not be replaced", file=where)
+        raise DataError("exists and is not a folder of recommendations; it will not be replaced", file=where)
 
 
 @contextmanager
 def _placed(out: str) -> Iterator[str]:
-    """Where to write: a temporary folder that becomes ``out``, or in an object store ``out``, marked incomplete."""
+    """Yield the folder to write: a temporary one that becomes ``out``, or in an object store ``out``, marked
+    incomplete."""
     if not storage.is_uri(out):
         with atomic_directory(os.path.abspath(out)) as folder:
             yield str(folder)

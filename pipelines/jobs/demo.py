@@ -1,4 +1,4 @@
-"""The whole way on MovieLens-100K: raw files, trained model, honest table, bundle, endpoint, one answered request."""
+"""The demonstration on MovieLens-100K: raw files, trained model, ranking table, bundle, endpoint, one request."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from serving.deployment import ray_app
 
 
 def demo_config(port: int, overrides: list[str]) -> JobConfig:
-    """Data and encoder that installed packages carry. All that is trained is as it is by default, in one thread: two
-    threads end so small a model a quarter sooner, for half as much work again."""
+    """Return the configuration: data and encoder from installed packages, default settings, one thread. Two threads
+    train so small a model in three quarters of the time with half as much more work."""
     raw = {
         "name": "MovieLens-100K",
         "data": movielens_100k().model_dump(mode="json"),
@@ -36,7 +36,7 @@ def demo_config(port: int, overrides: list[str]) -> JobConfig:
 
 
 def run_demo(run: Run, port: int, overrides: list[str]) -> None:
-    """Run every step into ``run`` and print what came of it."""
+    """Run every step into ``run`` and print the results."""
     config, out, began = demo_config(_free(port), overrides), results(), time.perf_counter()
     _require_demo(run, config)
     run.clear()
@@ -69,14 +69,14 @@ def run_demo(run: Run, port: int, overrides: list[str]) -> None:
 
 
 def _require_demo(run: Run, config: JobConfig) -> None:
-    """A demonstration may take the place of another one, and of nothing else that was trained."""
+    """Refuse to replace a trained run that is not a demonstration."""
     if run.config.is_file() and load_config(run.config).data != config.data:
         preparation.require_force(run, False)
 
 
 def _request(run: Run, user_id: str) -> dict[str, Any]:
-    """What comes next for a user of the examples. The held-out item is no question here: what is served knows what
-    followed what in all histories, this user's too, so the answer would look better than it is."""
+    """Return a request for a user of the examples with the whole history. Asking for the held-out item would be unfair,
+    because the bundle's transitions include all histories, also this user's."""
     catalog, histories = directory.load(run.data)
     history = histories.items[histories.row(user_id)]
     return {"history": [catalog.item_ids[row] for row in history], "k": 10}
@@ -99,7 +99,7 @@ def _served_answer(run: Run, config: JobConfig, body: dict[str, Any]) -> dict[st
 
 
 def _free(port: int) -> int:
-    """``port``, or any free one where something listens there already; a demonstration asks no questions."""
+    """Return ``port``, or any free one if ``port`` is in use."""
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) != 0:
             return port

@@ -1,4 +1,4 @@
-"""Hand a trained run to serving: one bundle directory."""
+"""Export of a trained run for serving: one bundle directory."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def export(
 ) -> Path:
     """Write the bundle of ``run`` to ``out`` (default: the run's own ``bundle/``) and return its path.
 
-    ``graph``: the folder of a graph run, whose ``graph/`` goes into the bundle. ``encoder``: whether the sentence
-    encoder goes with it; without it the bundle is that much smaller and no item can be added to what is served.
+    ``graph``: the folder of a graph run, whose ``graph/`` is included in the bundle. ``encoder``: whether to include
+    the sentence encoder; without it the bundle is smaller and no items can be added while serving.
 
     Raises:
         ConfigError: a step of the run, or the graph, is missing or cannot be loaded.

@@ -19,7 +19,7 @@ HISTORY_NOTE = {
 
 
 def write_report(root: Path) -> Path:
-    """Write ``report.html`` from what the run left in ``root``; parts whose files are absent are left out."""
+    """Write ``report.html`` from the files of the run in ``root``; parts whose files are absent are left out."""
     run = Run(root)
     rows = run.read_json("metrics.json") or []
     html = (
@@ -54,7 +54,7 @@ def _headline(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _verdict(comparisons: list[dict[str, Any]]) -> list[str]:
-    """Plain sentences on whether ours stands above each opponent in NDCG@10, by the paired interval."""
+    """Return sentences on whether ours is better than each opponent in NDCG@10, by the paired interval."""
     said = []
     for c in comparisons:
         if (c["history"], c["metric"]) != ("removed", "ndcg@10"):
@@ -70,7 +70,7 @@ def _verdict(comparisons: list[dict[str, Any]]) -> list[str]:
 
 
 def _tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One table per history protocol and group: systems by metric."""
+    """Return one table per history protocol and group: systems by metric."""
     metrics = list(dict.fromkeys(r["metric"] for r in rows))
     tables = []
     for history in ("removed", "kept"):
@@ -91,7 +91,7 @@ def _tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _beyond(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Systems by metric of what lists are beside accurate."""
+    """Return a table of systems by beyond-accuracy metric."""
     if not rows:
         return None
     metrics = list(dict.fromkeys(r["metric"] for r in rows))

@@ -22,7 +22,7 @@ _EVERYWHERE = "0.0.0.0"
 
 
 def load_graph(path: Path) -> GraphService:
-    """The graph of a bundle that holds one; until then nothing of graphs is imported, which takes four seconds."""
+    """Load the graph of a bundle. The code for graphs is imported only here, because this takes four seconds."""
     from pipelines.graph.service import load
 
     return load(path)
@@ -30,7 +30,7 @@ def load_graph(path: Path) -> GraphService:
 
 def serve_until_interrupted(bundle: Path, settings: ServingSettings) -> None:
     """Serve the bundle until a signal ends the process; requests in flight are answered."""
-    with signals.kept(lambda: "the endpoint has ended; what was stored is kept, the same command serves again"):
+    with signals.advised(lambda: "the endpoint has ended; stored data is kept, the same command serves again"):
         with signals.unchanged():
             ray_app.start(bundle, settings, graph_loader=load_graph)
         follower = StoreFollower(bundle, settings) if settings.follow else None
@@ -48,26 +48,27 @@ def serve_until_interrupted(bundle: Path, settings: ServingSettings) -> None:
 
 
 def application(args: dict[str, Any]) -> Any:
-    """What a Serve configuration file imports: ``args`` are ``bundle`` and the keys of ``ServingSettings``.
+    """Return the application for a Serve configuration file: ``args`` are ``bundle`` and the keys of
+    ``ServingSettings``.
 
-    On a cluster it is the file's ``http_options`` that say where the endpoint listens, so authentication stays on.
+    On a cluster the file's ``http_options`` determine where the endpoint listens, so authentication stays on.
 
     Raises:
         ConfigError: a key or value is not allowed.
     """
     bundle, settings = settings_of(args, "args", {"host": _EVERYWHERE})
     if settings.follow is not None:
-        raise ConfigError("args: follow: `setrec serve` alone follows a store; share the folder of releases instead")
+        raise ConfigError("args: follow: only `setrec serve` follows a store; share the folder of releases instead")
     return ray_app.application(bundle, settings, graph_loader=load_graph)
 
 
 def recommend_once(bundle: Path, request: Request, *, clip: bool = False) -> dict[str, Any]:
-    """One answer from a bundle, as the endpoint would give it; ``clip``: where the catalogue is smaller than what is
-    asked for, all of it will do.
+    """Return one answer from a bundle, as the endpoint does; ``clip``: return all items if the catalogue is smaller
+    than ``k``.
 
     Raises:
-        UnknownUserError: the bundle does not hold the user. The endpoint answers with what is popular; here, where
-            nobody can be new, it is a slip of the pen.
+        UnknownUserError: the bundle does not contain the user. The endpoint returns popular items instead; here users
+        cannot be new, so the id is wrong.
     """
     opened = Bundle.open(bundle)
     if clip:

@@ -20,14 +20,14 @@ IMPORT_PATH = "pipelines.jobs.serve:application"
 
 
 class HttpOptions(Settings):
-    """Where the endpoint listens; Ray's own defaults."""
+    """Host and port of the endpoint, with Ray's own defaults."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
 
 
 class Application(Settings):
-    """The application; ``args``: ``bundle`` and the keys of ``ServingSettings``, replicas and batching among them."""
+    """The application; ``args``: ``bundle`` and the keys of ``ServingSettings``, including replicas and batching."""
 
     name: str = "setrec"
     route_prefix: Literal["/"] = "/"
@@ -36,7 +36,7 @@ class Application(Settings):
 
 
 class ServeFile(Settings):
-    """The part of Ray's format that means the same on one machine; all else is refused, not passed over in silence."""
+    """The part of Ray's format that has the same meaning on one machine; other keys are refused, not ignored."""
 
     proxy_location: Literal["HeadOnly", "EveryNode"] = "EveryNode"
     http_options: HttpOptions = HttpOptions()
@@ -44,9 +44,9 @@ class ServeFile(Settings):
 
 
 def read_serve_file(file: Path, changes: Mapping[str, Any]) -> tuple[Path, ServingSettings]:
-    """Bundle and settings of one machine's endpoint.
+    """Return bundle and settings of the endpoint on one machine.
 
-    ``changes``: what the command line says otherwise, ``bundle`` and ``host`` included.
+    ``changes``: overrides of the command line, including ``bundle`` and ``host``.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is not allowed; the message names it.
@@ -63,8 +63,8 @@ def read_serve_file(file: Path, changes: Mapping[str, Any]) -> tuple[Path, Servi
 def settings_of(
     args: Mapping[str, Any], source: str, place: Mapping[str, Any] | None = None
 ) -> tuple[Path, ServingSettings]:
-    """Bundle and settings from plain values; ``source`` names them in an error, ``place`` says host and port. A bundle
-    in a store is brought here; where none is named, it is what is current at ``follow``.
+    """Return bundle and settings from plain values; ``source`` names them in an error, ``place``: host and port. A
+    bundle in a store is copied to this machine; by default it is the current one at ``follow``.
 
     Raises:
         ConfigError: a key or value is not allowed, or there is no bundle.

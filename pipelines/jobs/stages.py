@@ -1,4 +1,4 @@
-"""The steps of a run in order, each timed; what the commands of the command line and the demonstration are made of."""
+"""The steps of a run in order, each timed, as used by the command line and the demonstration."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pipelines.training.trials import Trial
 from setrec.errors import ConfigError
 
 ABLATION_COLD_SHARE = 0.2
-"""Share of the items that an ablation keeps out of training."""
+"""Share of the items that an ablation removes from training."""
 
 
 def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
-    """Train the recommender, after the SASRec that its collaborative table begins with, where one is asked for;
-    ``resume`` keeps what is complete and goes on from there.
+    """Train the recommender, if configured after the SASRec that initialises its collaborative table; ``resume`` keeps
+    completed parts and continues.
 
-    Nothing of an earlier training is touched before a cluster has been joined and the data has been looked at.
+    An earlier training is not changed before a cluster has been joined and the data has been checked.
 
     Raises:
-        ConfigError: see :func:`pipelines.training.train.train`; or ``resume`` asks for another model than the one
-            whose training was begun.
+        ConfigError: see :func:`pipelines.training.train.train`; or ``resume`` is true and the interrupted training has
+        another model.
     """
     run.require(run.data, "prepare")
     train.require_validation(run)
@@ -45,7 +45,7 @@ def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
             with run.timed("sasrec"):
                 item_features.train_collaborative(run, config)
         lexical = warm.lexical_encoder(config.warm_start)
-        if lexical is not None or run.made(lineage.WORDS):  # those of an earlier warm start are not the run's own
+        if lexical is not None or run.made_from(lineage.WORDS):  # those of an earlier warm start belong to another run
             item_features.encode_words(run, config, lexical)
         with run.timed("setrec"):
             done = train.train(run, config, resume=begun)
@@ -55,10 +55,10 @@ def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
 
 
 def search(run: Run, config: JobConfig, *, resume: bool = False, force: bool = False) -> list[Trial]:
-    """Search for settings as ``config.tune`` says; what is prepared already, as the configuration asks, is kept.
+    """Search for settings as configured in ``config.tune``; data already prepared with this configuration is kept.
 
     Raises:
-        ConfigError: see :func:`pipelines.training.tune.tune`; or what is to be resumed was prepared otherwise.
+        ConfigError: see :func:`pipelines.training.tune.tune`; or the search to resume has other prepared data.
     """
     prepared = run.config.exists() and run.data.exists()
     known = load_config(run.config) if prepared else None
@@ -78,7 +78,7 @@ def search(run: Run, config: JobConfig, *, resume: bool = False, force: bool = F
 
 
 def assess(run: Run, config: JobConfig) -> list[dict[str, Any]]:
-    """Evaluate all systems and write the report; returns the rows of metrics.json."""
+    """Evaluate all systems and write the report; return the rows of metrics.json."""
     lineage.require_model(run, config)
     if "sasrec" in config.evaluation.opponents and not lineage.fits(run, "sasrec", lineage.of_sasrec(run, config)):
         with run.timed("sasrec"):
@@ -93,10 +93,10 @@ def assess(run: Run, config: JobConfig) -> list[dict[str, Any]]:
 
 
 def ablate(run: Run, config: JobConfig, seeds: int) -> dict[str, Any]:
-    """Train once per set of slots and seed, and compare; leaves ablation.json in the folder ``ablation`` of the run.
+    """Train once per set of slots and seed, and compare; write ablation.json in the folder ``ablation`` of the run.
 
-    The data is prepared anew there with a fifth of the items unknown to training, where the configuration makes no
-    cold items of its own: most splits have next to none, and cold items are what the kinds of slots differ in.
+    Unless the configuration makes cold items, the data is prepared again there with a fifth of the items removed from
+    training: most splits have almost no cold items, and the kinds of slots differ on cold items.
     """
     run.require(run.data, "prepare --config CONFIG")
     run.claim("ablation", "ablation.json")

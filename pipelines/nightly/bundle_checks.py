@@ -1,4 +1,4 @@
-"""What a bundle must show before it is released: whole, answering as it did, and finding what it should."""
+"""Checks of a bundle before it is released: its files, its stored requests, and the recall of its index."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from setrec.errors import BundleError
 
 
 def audit(bundle: Path) -> dict[str, Any]:
-    """Open a bundle as serving does, ask its stored requests, compare its recall with the target.
+    """Open a bundle as serving does, repeat its stored requests, compare its recall with the target.
 
-    The recall is that of its index when it was built, on queries of the model that it was not tuned with. The target is
-    missed where the whole 95% interval lies below it: an index is tuned to just reach it, and a sample wavers.
+    The recall was measured when the index was built, on queries of the model not used for tuning. The target is missed
+    if the whole 95% interval lies below it, because an index is tuned to just reach it and samples vary.
 
     Raises:
-        HeldBackError: a file is not what the manifest says, an answer is another one, or the recall is too low.
+        HeldBackError: a file does not match the manifest, an answer differs, or the recall is too low.
     """
     try:
         opened = Bundle.open(bundle)
@@ -29,7 +29,7 @@ def audit(bundle: Path) -> dict[str, Any]:
     retriever = opened.retriever
     found, target = retriever.built_audit, retriever.settings.recall_target
     if found is None or found.high < target:
-        said = "is not known" if found is None else f"is {found.recall:.4f} [{found.low:.4f}, {found.high:.4f}]"
+        said = "is unknown" if found is None else f"is {found.recall:.4f} [{found.low:.4f}, {found.high:.4f}]"
         raise HeldBackError(f"held back: recall of the index {said}, the target is {target}")
     return {
         "model_version": opened.model_version, "requests": len(opened.checks), "index": retriever.kind,

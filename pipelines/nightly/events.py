@@ -1,4 +1,4 @@
-"""What happened under a root, a line each in ``history.jsonl``; and what is held back, and was approved."""
+"""Events under a root, one per line of ``history.jsonl``; and the model that is held back or was approved."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def note(root: Path, event: str, **fields: Any) -> None:
 
 
 def history(root: Path) -> list[dict[str, Any]]:
-    """All events, oldest first."""
+    """Return all events, oldest first."""
     path = root / FILE
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def hold_back(root: Path, step: str, reason: str, what: str | None) -> None:
-    """Keep why a model is held back. ``what``: the hash by which it can be approved, ``None`` where it cannot."""
+    """Record why a model is held back. ``what``: the hash for its approval, ``None`` if it cannot be approved."""
     known = held_back(root)
     found = {"step": step, "reason": reason, "what": what}
     if known is None or {**known, **found} != known:
@@ -38,20 +38,20 @@ def hold_back(root: Path, step: str, reason: str, what: str | None) -> None:
 
 
 def held_back(root: Path) -> dict[str, Any] | None:
-    """What is held back, since when and why; ``None`` where nothing is."""
+    """Return what is held back, since when and why, or ``None``."""
     return _read(root / HELD_BACK)
 
 
 def clear(root: Path) -> None:
-    """Nothing is held back any more."""
+    """Remove the record of what is held back."""
     (root / HELD_BACK).unlink(missing_ok=True)
 
 
 def approve(root: Path) -> dict[str, Any]:
-    """Let what is held back pass the next night; returns it.
+    """Approve what is held back for the next night, and return it.
 
     Raises:
-        ConfigError: nothing is, or what is cannot be approved.
+        ConfigError: nothing is held back, or it cannot be approved.
     """
     found = held_back(root)
     if found is None:
@@ -65,7 +65,7 @@ def approve(root: Path) -> dict[str, Any]:
 
 
 def approved(root: Path, what: str) -> bool:
-    """Whether what has this hash was approved."""
+    """Return whether this hash was approved."""
     return (_read(root / APPROVED) or {}).get("what") == what
 
 

@@ -1,7 +1,7 @@
-"""The last release on today's test items, so that a gate compares two models on one night and not two nights.
+"""Ranking of today's test items by the last release, so that a gate compares two models on the same night.
 
-Its weights are as they were released; catalogue, text vectors, positions and histories are today's. Items that it has
-not trained on are new to it, as they are where it is served.
+Its weights are those of the release; catalogue, text vectors, positions and histories are today's. Items without
+training in that model are new items for it, as in serving.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FILE = "last_release.parquet"
 
 
 def rank_again(run: Run, config: JobConfig, record: Path) -> Path:
-    """Rank today's test items with the model and the weights in ``record``; returns the metrics per user.
+    """Rank today's test items with the model and the weights in ``record``; return the metrics per user.
 
     ``config``: today's, under which the model has the shape of the one in ``record``.
 
@@ -61,7 +61,7 @@ def rank_again(run: Run, config: JobConfig, record: Path) -> Path:
 
 
 def _texts(run: Run, record: Path, catalog: Catalog) -> tuple[np.ndarray | None, TextFeatures | None]:
-    """Today's texts as the release reads them: by its own words, and the sentence vectors there are."""
+    """Return today's texts for the release: with its own words, and the existing sentence vectors."""
     lexical, sentences = lexical_encoder(record), item_features.sentence_vectors(run)
     words = None if lexical is None else lexical.vectors(catalog.texts)
     tables = [table for table in (words, sentences) if table is not None]
@@ -72,7 +72,7 @@ def _texts(run: Run, record: Path, catalog: Catalog) -> tuple[np.ndarray | None,
 def _model(
     run: Run, config: JobConfig, record: Path, trained: np.ndarray, catalog: Catalog, texts: np.ndarray | None
 ) -> tuple[SetRecModel, np.ndarray]:
-    """The released model over today's catalogue, and which items it has trained on, bool (I,)."""
+    """Return the released model over today's catalogue, and which items it was trained on, bool (I,)."""
     source = Source.at(record)
     old = SetRecModel.from_pretrained(source.model, use_safetensors=True, local_files_only=True)
     rows = source.rows(catalog.item_ids)

@@ -1,9 +1,9 @@
-"""The nightly loop: ingest, tokenise, train, evaluate, gate, export, audit, release; each only where something changed.
+"""The nightly loop: ingest, tokenise, train, evaluate, gate, export, audit, release; each only if something changed.
 
-``ROOT/run`` is an ordinary run. Training begins with the weights of the last release where that had a model of the same
-shape. That there is a newer release to begin with is no reason to train again.
+``ROOT/run`` is an ordinary run. Training starts from the weights of the last release if that has a model of the same
+shape. A newer release alone does not cause training to run again.
 
-Nothing here imports torch or Ray before a step runs: a night without news ends within a second.
+This module does not import torch or Ray before a step runs, so a night without changes ends within a second.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAMES = ("ingest", "tokenise", "train", "evaluate", "gate", "export", "audit", "
 """The steps, in order."""
 LOCK = "lock.json"
 SHAPE = ("model", "encoder", "structural", "sasrec")
-"""Sections that say whether the last release's weights fit."""
+"""Sections that determine whether the last release's weights fit."""
 
 
 def run(
@@ -46,13 +46,13 @@ def run(
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
     ended: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """One night under ``root``: the names of the steps that ran, and the release in use.
+    """Run one night under ``root``; return the names of the steps that ran, and the release in use.
 
-    ``first``: run this step and those after it in any case; ``force``: all; ``cold``: train from nothing.
+    ``first``: run this step and those after it in any case; ``force``: all; ``cold``: train from random weights.
     ``ended`` is called when a step has ended.
 
     Raises:
-        HeldBackError: gate, audit or endpoint want no release; ``run/gate.json`` says why, the last one stays in use.
+        HeldBackError: gate, audit or endpoint refuse the release; ``run/gate.json`` has the reason, the last one stays.
         ConfigError, DataError: as the steps raise them, or another run of ``root`` is under way.
     """
     overrides = cluster.take_address(overrides)
@@ -87,18 +87,18 @@ class Night:
 
     @property
     def run(self) -> Run:
-        """The run that the steps fill."""
+        """Return the run that the steps write."""
         return Run(self.root / "run")
 
     @cached_property
     def config(self) -> JobConfig:
-        """The configuration, read when the first step needs it."""
+        """Return the configuration, read when the first step needs it."""
         from pipelines.config.job import load_config
 
         return load_config(self.path, list(self.overrides))
 
     def steps(self) -> tuple[NightlyStep, ...]:
-        """What is done, in order."""
+        """Return the steps, in order."""
         data, encoder, structural = self.plain["data"], self.plain["encoder"], self.plain["structural"]
         features = [name for name, made in (("text", encoder["path"]), ("structural", structural["enabled"])) if made]
         tables = tuple(f"run/features/{name}.safetensors" for name in features)
@@ -129,14 +129,14 @@ class Night:
 
     @property
     def _released(self) -> tuple[str, ...]:
-        """What a release leaves: one that somebody removed is put back."""
+        """Return the outputs of a release, so that a removed release is restored."""
         folder = self._releases[0]
         name = folder.relative_to(self.root) if folder.is_relative_to(self.root) else folder
         return release_store.POINTER, release_store.RECORD, f"{name}/current"
 
     @property
     def _releases(self) -> tuple[Path, str | None]:
-        """The folder of releases, and the URI of its copy in a store."""
+        """Return the folder of releases, and the URI of its copy in a store."""
         given = self.plain["release"]["folder"]
         store = given if given is not None and "://" in given else None
         return (self.root / "releases" if given is None or store else Path(given)), store
@@ -156,7 +156,7 @@ class Night:
         from pipelines.training.worker import store_of
 
         self._require_volume()
-        if not again:  # what lies there belongs to other inputs, and must not be taken for the beginning of this
+        if not again:  # checkpoints there belong to other inputs, and must not be resumed
             self.run.clear(keep=_KEPT_BY_TRAINING)
             (self.run.features / "collaborative.safetensors").unlink(missing_ok=True)
             for refit in (False, True):
@@ -189,16 +189,17 @@ class Night:
         self.say(f"gate: {'passed' if verdict.passed else 'approved'}: {verdict.reason}")
 
     def _last_ranked(self, name: str, record: Path) -> Path:
-        """Metrics per user of the last release: on today's test items where its shape is today's, else of its night."""
+        """Return the metrics per user of the last release: on today's test items if it has today's shape, else as
+        recorded."""
         from pipelines.nightly.last_release import rank_again
 
         if (section := self._other_shape(record)) is None:
             return rank_again(self.run, self.config, record)
-        self.say(f"gate: {name} is compared as it was released, for {section} is not what it was then")
+        self.say(f"gate: {name} is compared by its recorded metrics, because {section} has changed")
         return record / "per_user.parquet"
 
     def _require_volume(self) -> None:
-        """Hold back where there is far less to learn from than there was for the last release."""
+        """Hold back if there is far less data than for the last release."""
         last, share = release_store.current(self.root), self.config.gate.volume
         before = (None if last is None else Run(last[1]).read_json("data.json")) or {}
         now = self.run.read_json("data.json") or {}
@@ -234,18 +235,18 @@ class Night:
         self.say(f"release: {found['release']} is current")
 
     def _beginning(self) -> Path | None:
-        """Where training begins: as the configuration says, else with the last release if that fits."""
+        """Return the source of a warm start: as configured, else the last release if it fits."""
         last = release_store.current(self.root)
         if self.cold or self.plain["warm_start"] is not None or last is None:
             return None if self.cold else self.config.warm_start
         if (section := self._other_shape(last[1])) is not None:
-            self.say(f"train: from nothing, for {section} is not what it was for {last[0]}")
+            self.say(f"train: starts from random weights, because {section} differs from {last[0]}")
             return None
-        self.say(f"train: begins with {last[0]}")
+        self.say(f"train: starts from {last[0]}")
         return last[1].resolve()
 
     def _other_shape(self, record: Path) -> str | None:
-        """The first section that makes the model of a record another one than today's."""
+        """Return the first section by which the model of a record differs from today's."""
         from pipelines.config.job import load_config
 
         both = load_config(record / "config.yaml"), self.config
@@ -264,7 +265,7 @@ _KEPT_BY_TRAINING = ("data", "data.json", "features", "logs", "config.yaml", "en
 
 
 def _what_counts(plain: Plain) -> Plain:
-    """The configuration without what says how a step is done and not what it leaves."""
+    """Return the configuration without settings that do not affect the output of a step."""
     return {
         name: {key: value for key, value in part.items() if key not in _HOW.get(name, ())} if name in _HOW else part
         for name, part in plain.items()
@@ -272,9 +273,9 @@ def _what_counts(plain: Plain) -> Plain:
 
 
 def _resolved(config: Path, overrides: Sequence[str], root: Path, code: str) -> Plain:
-    """The configuration as plain values, from the last night's where file, overrides and code are the same.
+    """Return the configuration as plain values, from the last night if file, overrides and code are unchanged.
 
-    To validate a configuration takes the libraries that its sections belong to, and these take seconds to import.
+    Validating a configuration requires the libraries of its sections, which take seconds to import.
     """
     try:
         asked = fingerprints.of_value([config.read_text(encoding="utf-8"), list(overrides), code])
@@ -296,12 +297,12 @@ def _resolved(config: Path, overrides: Sequence[str], root: Path, code: str) -> 
 
 
 def _tables(data: dict[str, Any]) -> tuple[str, ...]:
-    """The places of the input's tables; of a pattern, the files that are there."""
+    """Return the locations of the input's tables; for a pattern, the existing files."""
     tables = [table if isinstance(table, list) else [table] for table in (data["interactions"], data["items"])]
     given = [place for table in tables for place in table if place is not None]
     return _paths(*(file for place in given for file in (sorted(glob(place, recursive=True)) or [place])))
 
 
 def _paths(*given: str | None) -> tuple[str, ...]:
-    """Those that are stated; a hub id is no path, and told by its name in the configuration."""
+    """Return the paths that are given and exist. A hub id is not a path; its name is part of the configuration."""
     return tuple(path for path in given if path is not None and ("://" in path or Path(path).exists()))

@@ -1,7 +1,7 @@
-"""Whether a new model may take the place of the last one: what it lost on the test users, with an interval.
+"""Whether a new model may replace the last one: its loss on the test users, with an interval.
 
-Compared is what is served, and then the model alone: a model that learned nothing could hide behind the components
-beside it.
+The gate compares the score that is served, and then the model alone, because the components could hide a model that
+learned nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from setrec.evaluation.intervals import bootstrap_means, paired_difference
 
 HISTORY, GROUP = "removed", "all"
 _SHARED = 0.5
-"""Share of the last release's test users that must be among the new ones for a comparison user by user."""
+"""Share of the last release's test users that must be among the new ones for a paired comparison."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What ``gate.json`` holds. ``system``: what of the model was compared. ``difference``, ``low`` and ``high``: new
-    minus last, with its 95% interval, over ``users`` test users: the same ones where ``paired``. ``allowed``: the least
+    """The content of ``gate.json``. ``system``: the compared system. ``difference``, ``low`` and ``high``: new minus
+    last, with its 95% interval, over ``users`` test users, the same ones if ``paired``. ``allowed``: the smallest
     difference that passes."""
 
     passed: bool
@@ -52,9 +52,8 @@ class Verdict:
 def judge(
     new: Path, last: Path | None, release: str | None, settings: GateSettings, *, resamples: int, seed: int
 ) -> Verdict:
-    """Compare the metrics per user (``per_user.parquet``) of a new model with those of the last release, both as they
-    are served and alone. Of two verdicts the one that holds back is returned,
-    else that on what is served.
+    """Compare the metrics per user (``per_user.parquet``) of a new model with those of the last release, both for the
+    served score and for the model alone. Return the verdict that holds back, if any, else that on the served score.
 
     Raises:
         ConfigError: a file cannot be read or does not hold the metric.
@@ -71,7 +70,7 @@ def judge(
     served = _compare(ours[OURS], theirs[OURS], OURS, release, settings, resamples, seed)
     if not served.passed or ALONE not in {*ours, *theirs}:
         return served
-    # Without a row of its own, the model is served alone.
+    # Without its own row, the model is served without components.
     alone = [each.get(ALONE, each[OURS]) for each in (ours, theirs)]
     verdict = _compare(alone[0], alone[1], ALONE, release, settings, resamples, seed)
     return served if verdict.passed else verdict
@@ -125,14 +124,14 @@ def _verdict(
 
 
 def _difference(a: np.ndarray, b: np.ndarray, resamples: int, seed: int) -> tuple[float, float, float]:
-    """Mean of a less mean of b over different users, with its 95% interval."""
+    """Return the mean of a minus the mean of b over different users, with its 95% interval."""
     means = [bootstrap_means(x[:, None], resamples, seed + i)[:, 0] for i, x in enumerate((a, b))]
     low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
     return float(a.mean() - b.mean()), float(low), float(high)
 
 
 def _per_user(path: Path, metric: str) -> dict[str, dict[str, float]]:
-    """The metric by system, as served and the model alone, and user id; users without a truth are left out."""
+    """Return the metric by system (served, and the model alone) and user id; users without a truth are left out."""
     wanted = [("system", "in", [OURS, ALONE]), ("history", "==", HISTORY), ("group", "==", GROUP)]
     try:
         table = pq.read_table(path, columns=["system", "user_id", metric], filters=wanted)
@@ -144,5 +143,5 @@ def _per_user(path: Path, metric: str) -> dict[str, dict[str, float]]:
         if value is not None and value == value:
             values.setdefault(system, {})[user] = value
     if OURS not in values:
-        raise ConfigError(f"{path}: holds no {metric} of any user: nothing can be judged")
+        raise ConfigError(f"{path}: holds no {metric} of any user: nothing to compare")
     return values

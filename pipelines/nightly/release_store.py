@@ -1,8 +1,8 @@
-"""Released bundles: a folder of them, which one is current, and an endpoint that is told.
+"""Released bundles: their folder, the current one, and the notification of an endpoint.
 
-``RELEASES/NAME`` is a bundle, under the name that ``POST /v1/admin/release`` takes; ``RELEASES/current`` a link to the
-last one. ``ROOT/records/NAME`` keeps what the next night needs of the run behind it: the model and its items to begin
-with, metrics per user to be judged by.
+``RELEASES/NAME`` is a bundle, under the name for ``POST /v1/admin/release``; ``RELEASES/current`` is a link to the last
+one. ``ROOT/records/NAME`` contains what the next night needs of its run: the model and its items for a warm start, and
+metrics per user for the gate.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from setrec.atomic import atomic_directory, atomic_file
 from setrec.errors import ConfigError
 
 URL, TOKEN = "SETREC_RELEASE_URL", "SETREC_RELEASE_TOKEN"
-"""Variables of the environment: the endpoint to be told, and a token with the scope ``admin``."""
+"""Environment variables: the endpoint to notify, and a token with the scope ``admin``."""
 POINTER, RECORD = "released.json", "records"
 KEPT = (
     "model", "sasrec", "data/items.parquet", "features/lexical", "per_user.parquet", "metrics.json", "scorer.json",
     "config.yaml", "data.json",
 )  # fmt: skip
-"""What of a run goes into its record; it is a run's folder to a warm start."""
+"""Parts of a run in its record, which a warm start reads like the folder of a run."""
 _OURS = re.compile(r"\d{8}T\d{9}-[A-Za-z0-9._-]+")
 _PATIENCE_SECONDS = 600.0
 _PAUSE_SECONDS = 1.0
 
 
 def current(root: Path) -> tuple[str, Path] | None:
-    """Name and record of the last release; ``None`` before there is one."""
+    """Return name and record of the last release, or ``None`` before the first."""
     name = _pointer(root).get("release")
     record = root / RECORD / str(name)
     return (str(name), record) if name is not None and record.is_dir() else None
@@ -51,15 +51,15 @@ def release(
     environment: Mapping[str, str] = os.environ,
     store: str | None = None,
 ) -> dict[str, Any]:
-    """Release ``bundle``, made by ``run``; twice is the same as once. Returns what ``released.json`` holds.
+    """Release ``bundle``, made by ``run``; idempotent. Return the content of ``released.json``.
 
     ``store``: the URI of a copy of ``folder``.
 
-    In this order: the bundle takes its place in ``folder``, the endpoint named by :data:`URL` (if any) is told and
-    agrees, the record is kept, the pointers move, all but the last ``keep`` go. Killed in between, it is done again.
+    In this order: the bundle is copied to ``folder``, the endpoint at :data:`URL` (if any) is notified and accepts it,
+    the record is written, the pointers are updated, all but the last ``keep`` are removed. After a kill it is repeated.
 
     Raises:
-        HeldBackError: the endpoint refused the bundle; pointers stay.
+        HeldBackError: the endpoint refused the bundle; pointers are unchanged.
         ConfigError: the endpoint cannot be reached.
     """
     name, before = name_of(bundle), _pointer(root)
@@ -71,13 +71,13 @@ def release(
     if not (folder / name).is_dir():
         with atomic_directory(folder / name) as target:
             _copy(bundle, target)
-    told = tell(environment[URL], environment.get(TOKEN, ""), name) if environment.get(URL) else None
+    endpoint = tell(environment[URL], environment.get(TOKEN, ""), name) if environment.get(URL) else None
     record = root / RECORD / name
     if not record.is_dir():
         with atomic_directory(record) as target:
             for part in KEPT:
                 _copy(run / part, target / part)
-    found = {**before, "release": name, "bundle": _shown(folder / name, root), "endpoint": told, "store": store}
+    found = {**before, "release": name, "bundle": _shown(folder / name, root), "endpoint": endpoint, "store": store}
     _move(root, folder, found)
     for place in (folder, root / RECORD):
         _prune(place, keep, {name, *_served(folder)})
@@ -86,8 +86,8 @@ def release(
 
 
 def rollback(root: Path, name: str, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Make an earlier release current, the endpoint first; the ones after it are withdrawn: no night releases them
-    again. Returns what ``released.json`` holds.
+    """Make an earlier release current, the endpoint first; later ones are withdrawn and never released again. Return
+    the content of ``released.json``.
 
     Raises:
         ConfigError: there is no such release, or the endpoint cannot be reached.
@@ -98,9 +98,9 @@ def rollback(root: Path, name: str, environment: Mapping[str, str] = os.environ)
     known = [release for release in released(root) if (folder / release).is_dir()]
     if name not in known:
         raise ConfigError(f"{root} holds no release '{name}'; there are {', '.join(known) or 'none'}")
-    told = tell(environment[URL], environment.get(TOKEN, ""), name) if environment.get(URL) else None
+    endpoint = tell(environment[URL], environment.get(TOKEN, ""), name) if environment.get(URL) else None
     withdrawn = sorted({*before.get("withdrawn", ()), *(release for release in known if release > name)} - {name})
-    changed = {"release": name, "bundle": _shown(folder / name, root), "endpoint": told, "withdrawn": withdrawn}
+    changed = {"release": name, "bundle": _shown(folder / name, root), "endpoint": endpoint, "withdrawn": withdrawn}
     found = {**before, **changed}
     _move(root, folder, found)
     _copy_to(before.get("store"), root, folder)
@@ -108,13 +108,13 @@ def rollback(root: Path, name: str, environment: Mapping[str, str] = os.environ)
 
 
 def released(root: Path) -> list[str]:
-    """Names of the releases whose records are kept, oldest first."""
+    """Return the names of the releases whose records are kept, oldest first."""
     records = root / RECORD
     return sorted(path.name for path in records.iterdir() if _OURS.fullmatch(path.name)) if records.is_dir() else []
 
 
 def _shown(path: Path, root: Path) -> str:
-    """Below the root, which may lie elsewhere the next time, a relative path."""
+    """Return a relative path if ``path`` is below the root, because the root may be moved."""
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
@@ -139,12 +139,12 @@ def _move(root: Path, folder: Path, found: dict[str, Any]) -> None:
 
 
 def _version(name: str) -> str:
-    """The model's version in the name of a release."""
+    """Return the model's version in the name of a release."""
     return name.partition("-")[2]
 
 
 def name_of(bundle: Path) -> str:
-    """A release's name: when its bundle was made, and the model's version."""
+    """Return a release's name: the time at which its bundle was made, and the model's version."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     created = datetime.fromisoformat(manifest["created"])
     when = f"{created:%Y%m%dT%H%M%S}{created.microsecond // 1000:03}"
@@ -152,10 +152,10 @@ def name_of(bundle: Path) -> str:
 
 
 def tell(url: str, token: str, name: str) -> str:
-    """Have the endpoint at ``url`` serve the bundle ``name``; returns once it does.
+    """Make the endpoint at ``url`` serve the bundle ``name``; return once it does.
 
     Raises:
-        HeldBackError: it refused the bundle; the message carries its reason.
+        HeldBackError: it refused the bundle; the message has the reason.
         ConfigError: it cannot be reached, or does not know the token or the bundle.
     """
     import httpx
@@ -177,7 +177,7 @@ def tell(url: str, token: str, name: str) -> str:
 
 
 def _serves(route: str, name: str, status: int, body: dict[str, Any]) -> bool:
-    """Whether an answer says that the bundle is served, or not yet; what it says against it is raised."""
+    """Return whether an answer says that the bundle is served; raise its refusal."""
     if status == 200 and body.get("bundle") == name:
         return True
     refused = body.get("refused") or {}
@@ -192,7 +192,7 @@ def _serves(route: str, name: str, status: int, body: dict[str, Any]) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A copy that shares the bytes on disk where it can; nobody writes into a finished file."""
+    """Copy with hard links where possible; finished files are never modified."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
@@ -209,14 +209,14 @@ def _link(source: str, target: str) -> str:
 
 
 def _point(folder: Path, name: str) -> None:
-    """Let the link ``current`` lead to ``name``, without a moment at which it leads nowhere."""
+    """Point the link ``current`` to ``name``, atomically."""
     with tempfile.TemporaryDirectory(prefix=".current.", dir=folder) as work:
         (Path(work) / "link").symlink_to(name, target_is_directory=True)
         os.replace(Path(work) / "link", folder / "current")
 
 
 def _served(folder: Path) -> set[str]:
-    """Bundles an endpoint over this folder uses, or may return to."""
+    """Return the bundles that an endpoint over this folder uses or may return to."""
     try:
         state = json.loads((folder / ".state" / "release.json").read_text())
         return {state[name] for name in ("bundle", "before") if state.get(name)}
@@ -225,7 +225,7 @@ def _served(folder: Path) -> set[str]:
 
 
 def _prune(folder: Path, keep: int, needed: set[str]) -> None:
-    """Remove all but the last ``keep`` releases, and what is ``needed``; nothing that has another kind of name."""
+    """Remove all releases but the last ``keep`` and those ``needed``; other names are not touched."""
     found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
     ours = [path for path in found if _OURS.fullmatch(path.name)]
     for path in ours[:-keep]:

@@ -1,8 +1,8 @@
-"""Steps that run only where something changed, and go on after a kill.
+"""Steps that run only if something changed, and continue after a kill.
 
-A step names what it reads (files, sections of the configuration, what earlier steps made) and what it makes. When it
-has ended, the hashes of both are written to ``state/STEP.json``; while they are the same, it is passed over. Nothing is
-written before, so a step that was killed at any moment is simply done again; it is told so, and may know how to go on.
+A step declares its inputs (files, sections of the configuration, results of earlier steps) and its outputs. When it has
+ended, the hashes of both are written to ``state/STEP.json``; while they are unchanged, the step is skipped. Nothing is
+written before, so a killed step runs again; it receives this information and may resume.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from setrec.atomic import atomic_file
 from setrec.errors import ConfigError, SetRecError
 
 Plain = Mapping[str, Any]
-"""The resolved configuration as plain values, section by section."""
+"""The resolved configuration as plain values, by section."""
 
 
 class HeldBackError(SetRecError):
-    """A model that must not be released; the one before stays in use. ``what``: the hash by which it can be approved,
-    ``None`` where it cannot."""
+    """A model that must not be released; the previous one stays in use. ``what``: the hash for its approval, ``None``
+    if it cannot be approved."""
 
     def __init__(self, reason: str, what: str | None = None) -> None:
         super().__init__(reason)
@@ -35,11 +35,10 @@ class HeldBackError(SetRecError):
 
 @dataclass(frozen=True)
 class NightlyStep:
-    """``work`` is told whether it goes on with an attempt of the same inputs that did not end.
+    """``work`` is called with whether it continues an unfinished attempt with the same inputs.
 
-    ``outputs``: what it leaves, relative to the root. ``sections``: what of the configuration it depends on; how many
-    workers it runs on is no part of that. ``inputs``: files, folders and URIs from outside. ``after``: steps whose
-    outputs it reads.
+    ``outputs``: its files, relative to the root. ``sections``: the sections of the configuration it depends on, without
+    the number of workers. ``inputs``: external files, folders and URIs. ``after``: steps whose outputs it reads.
     """
 
     name: str
@@ -52,7 +51,7 @@ class NightlyStep:
 
 @dataclass(frozen=True)
 class Done:
-    """What ``state/STEP.json`` holds: hashes by name of all that was read and made."""
+    """The content of ``state/STEP.json``: hashes of all inputs and outputs by name."""
 
     step: str
     inputs: dict[str, str]
@@ -75,12 +74,12 @@ class Steps:
     at: str = ""
 
     def execute(self, first: str | None = None, *, force: bool = False) -> list[str]:
-        """Run what has to run, in order; returns the names. ``first``: run this step and all after it whatever is
-        known of them; ``force``: all.
+        """Run the necessary steps, in order; return their names. ``first``: run this step and all after it in any case;
+        ``force``: all.
 
         Raises:
             ConfigError: there is no step ``first``.
-            SetRecError: as a step raises it; what was done before stays done.
+            SetRecError: raised by a step; completed steps stay complete.
         """
         if first is not None and first not in (names := [step.name for step in self.steps]):
             raise ConfigError(f"there is no step '{first}'; the steps are {', '.join(names)}")
@@ -89,7 +88,7 @@ class Steps:
             for step in self.steps:
                 forced = forced or step.name == first
                 inputs = self._inputs(step, hashes)
-                reason = "it was asked for" if forced else self._reason(step, inputs, hashes)
+                reason = "it was requested" if forced else self._reason(step, inputs, hashes)
                 if reason is None:
                     continue
                 self.say(f"{step.name}: runs, because {reason}")
@@ -99,7 +98,7 @@ class Steps:
         return self.ran
 
     def done(self, name: str) -> Done | None:
-        """What is known of a step's last success."""
+        """Return the record of a step's last success."""
         try:
             return Done(**json.loads(self._file(name).read_text()))
         except (OSError, ValueError, TypeError):
@@ -130,7 +129,7 @@ class Steps:
         return found
 
     def _reason(self, step: NightlyStep, inputs: dict[str, str], hashes: Hashes) -> str | None:
-        """Why the step has to run, ``None`` where it has not."""
+        """Return why the step has to run, or ``None``."""
         done = self.done(step.name)
         if done is None:
             return "it has not ended before"
@@ -146,7 +145,7 @@ class Steps:
 
 
 def _shown(path: str) -> str:
-    """A URI without the keys it may hold."""
+    """Return a URI without its keys."""
     if "://" not in path:
         return path
     from pipelines.common.storage import shown

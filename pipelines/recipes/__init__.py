@@ -1,7 +1,7 @@
 """Recipes: overrides of the configuration's defaults, as YAML files in this folder.
 
-A recipe holds the sections and keys that it changes and nothing else; ``setrec train --run RUN --config RECIPE.yaml``
-trains it on what a run holds. The defaults are the recipe called "ours" in the comparison.
+A recipe contains only the sections and keys that it changes; ``setrec train --run RUN --config RECIPE.yaml`` trains it
+on the data of a run. The defaults are the recipe called "ours" in the comparison.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ __all__ = ["ablations", "applied", "load", "merged"]
 
 
 def load(name: str) -> dict[str, Any]:
-    """The overrides of the recipe ``name``, e.g. ``published-t5`` or ``ablation/without-text``."""
+    """Return the overrides of the recipe ``name``, e.g. ``published-t5`` or ``ablation/without-text``."""
     return yaml.safe_load(files(__package__).joinpath(f"{name}.yaml").read_text()) or {}
 
 
 def ablations() -> list[str]:
-    """Names of the ablation's recipes, in order."""
+    """Return the names of the ablation's recipes, in order."""
     found = (path.name for path in files(__package__).joinpath("ablation").iterdir())
     return [f"ablation/{name.removesuffix('.yaml')}" for name in sorted(found) if name.endswith(".yaml")]
 
 
 def applied(config: JobConfig, overrides: Mapping[str, Any], *changes: str, source: str = "recipe") -> JobConfig:
-    """A configuration with overrides, and ``section.key=value`` ``changes`` after them; ``source`` names them
-    in an error.
+    """Return a configuration with overrides, then ``section.key=value`` ``changes``; ``source`` names them in an error.
 
     Raises:
         ConfigError: a key or value is not allowed.
     """
-    agree = bool({"evaluation", "gate"} & {*overrides})  # what the run has is no fault of the overrides
+    agree = bool({"evaluation", "gate"} & {*overrides})  # errors of the run are not those of the overrides
     return validate(merged(config.model_dump(mode="json"), overrides), source, list(changes), agree=agree)

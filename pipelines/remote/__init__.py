@@ -1,1 +1,1 @@
-"""Folders in an object store: copies of them here, and releases that an endpoint follows."""
+"""Folders in an object store: local copies, and releases that an endpoint follows."""

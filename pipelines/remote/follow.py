@@ -17,14 +17,14 @@ LOOK_SECONDS = 15.0
 
 
 class StoreFollower:
-    """Brings what is current in the store into the folder of releases here, and has all replicas take it up.
+    """Copies the current release of a store to the local folder of releases, and makes all replicas load it.
 
-    A store that is out of reach and a bundle that cannot be used are logged; what is served goes on.
+    An unreachable store and an unusable bundle are logged; serving continues.
     """
 
     def __init__(self, bundle: Path, settings: ServingSettings) -> None:
         """``bundle``: the one that the endpoint is started with; ``settings.follow``: the folder of releases in the
-        store; ``settings.releases``: the folder here.
+        store; ``settings.releases``: the local folder.
 
         Raises:
             BundleError, ReleaseError: bundle or folder cannot be used.
@@ -37,15 +37,15 @@ class StoreFollower:
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
 
     def start(self) -> None:
-        """Look every :data:`LOOK_SECONDS`, from a thread beside."""
+        """Check every :data:`LOOK_SECONDS` in a thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._ended.set()
 
     def look(self) -> str | None:
-        """The name of the release that replicas are asked to take up; ``None`` where there is nothing new.
+        """Return the name of the release that replicas are asked to load, or ``None`` if there is no new one.
 
         Raises:
             ConfigError: the store cannot be read.

@@ -1,7 +1,7 @@
-"""One job at a time over a folder in a store, which knows no locks: an object says who is at it, and is renewed.
+"""Lease of a folder in a store, which has no locks: an object that names the job and is renewed.
 
-A job that was killed renews it no more, and after :data:`SECONDS` the next may begin; clocks must agree within less
-than that. Of two that begin at once the first to write sees the other :data:`SETTLED` seconds later and gives up.
+A killed job does not renew it, and after :data:`SECONDS` the next may begin; clocks must agree within less than that.
+If two begin at once, the first to write sees the other :data:`SETTLED` seconds later and gives up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from pyarrow import fs
 
 from pipelines.common import storage
-from pipelines.common.progress import beside
+from pipelines.common.progress import in_thread
 from setrec.errors import ConfigError
 
 NAME = ".lease.json"
@@ -27,7 +27,7 @@ SECONDS, RENEWED, SETTLED = 90.0, 20.0, 1.0
 
 
 @contextmanager
-def held(where: str) -> Iterator[None]:
+def leased(where: str) -> Iterator[None]:
     """Hold the folder ``where``, a URI, until the block ends.
 
     Raises:
@@ -43,17 +43,17 @@ def held(where: str) -> Iterator[None]:
 
     def renew() -> None:
         while not ended.wait(RENEWED):
-            with suppress(OSError):  # the next time, perhaps
+            with suppress(OSError):  # tried again at the next renewal
                 write()
 
-    with told(where, "written to"):
+    with store_errors(where, "written to"):
         _require_free(where, _read(system, path), own["holder"])
         storage.make_folder(system, folder)
         write()
         time.sleep(SETTLED)
         _require_free(where, _read(system, path), own["holder"])
     try:
-        with beside(renew, ended):
+        with in_thread(renew, ended):
             yield
     finally:
         with suppress(OSError):
@@ -78,8 +78,8 @@ def _require_free(where: str, found: dict[str, Any] | None, own: object) -> None
 
 
 @contextmanager
-def told(where: str, what: str) -> Iterator[None]:
-    """One line where the store fails; an error that names a file is one of this machine."""
+def store_errors(where: str, what: str) -> Iterator[None]:
+    """Convert errors of the store to one line; errors with a file name are local and raised unchanged."""
     try:
         yield
     except OSError as error:

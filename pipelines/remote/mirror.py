@@ -1,8 +1,8 @@
-"""Folders in an object store: a job works on a copy here, and what it leaves is stored again.
+"""Folders in an object store: a job works on a local copy, and its changes are stored.
 
-Files are stored in the order in which they were written, and removed afterwards. So what points to others comes after
-them, and a job that is killed in between leaves the old pointers or the new ones. A link is stored as the object
-``NAME.link``, which holds the name that it leads to.
+Files are stored in the order in which they were written, and removed files are deleted afterwards. A file that refers
+to others is thus stored after them, and a job that is killed in between leaves the old pointers or the new ones. A link
+is stored as the object ``NAME.link``, which contains the name of its target.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from setrec.atomic import atomic_directory, atomic_file
 from setrec.errors import ConfigError
 
 WORK = "SETREC_WORK"
-"""Variable of the environment: the folder in which copies lie."""
+"""Environment variable: the folder of the copies."""
 SMALL = 2**20
-"""Bytes up to which a file is looked at to tell the state of a nightly loop; weights and tables are larger."""
+"""Maximum size of files read for the state of a nightly loop; weights and tables are larger."""
 LINK = ".link"
 _NEVER = (".lock", "lock.json", ".held", lease.NAME)
 _THREADS = 8
@@ -39,25 +39,25 @@ Stat = tuple[int, int]
 
 
 class Mirror:
-    """``folder`` here and ``where``, a URI, in the store; ``index`` keeps which states of the two belong together."""
+    """The local ``folder`` and ``where``, a URI, in the store; ``index`` records which states of the two correspond."""
 
     def __init__(self, where: str, folder: Path, index: Path) -> None:
-        """Nothing is read yet.
+        """Prepare a mirror without reading anything.
 
         Raises:
-            ConfigError: the URI cannot be understood.
+            ConfigError: the URI cannot be parsed.
         """
         self.where, self.folder, self._index = where, folder, index
         self._system, self._path = storage.filesystem(where)
 
     def pull(self, largest: int | None = None) -> None:
-        """Make the folder what lies in the store; of that, with ``largest``, only files of at most so many bytes.
+        """Make the folder equal to the store; with ``largest``, only files of at most so many bytes.
 
         Raises:
             ConfigError: the store cannot be read.
         """
         known, here = self._known(), self._here()
-        with lease.told(self.where, "read"):
+        with lease.store_errors(self.where, "read"):
             there = {name: s for name, s in self._there().items() if largest is None or s[0] <= largest}
             for name in here.keys() - there.keys():
                 self._at(name).unlink()
@@ -67,7 +67,7 @@ class Mirror:
         self._note(self._here(), there)
 
     def push(self) -> None:
-        """Store what changed here since, and remove there what was removed here.
+        """Store local changes, and remove in the store what was removed locally.
 
         Raises:
             ConfigError: the store cannot be written to.
@@ -79,7 +79,7 @@ class Mirror:
         gone = [name for name in known if name not in here]
         if not changed and not gone:
             return
-        with lease.told(self.where, "written to"):
+        with lease.store_errors(self.where, "written to"):
             for name in sorted(changed, key=lambda name: (here[name][1], name)):
                 self._store(name)
             for name in gone:
@@ -98,7 +98,7 @@ class Mirror:
         return found
 
     def _there(self) -> dict[str, Stat]:
-        """All files; names that would lead out of the folder are none of ours."""
+        """Return all files, without names that would lead out of the folder."""
         infos = self._system.get_file_info(fs.FileSelector(self._path, allow_not_found=True, recursive=True))
         found = {
             i.path.removeprefix(f"{self._path}/"): (i.size, i.mtime_ns) for i in infos if i.type == fs.FileType.File
@@ -115,7 +115,7 @@ class Mirror:
             if name.endswith(LINK):
                 target = self._system.open_input_file(f"{self._path}/{name}").read().decode()
                 temporary.unlink()
-                temporary.symlink_to(Path(target).name)  # nothing but a name leads out of nowhere
+                temporary.symlink_to(Path(target).name)  # a plain name cannot lead out of the folder
             else:
                 self._copy(f"{self._path}/{name}", str(temporary), self._system, fs.LocalFileSystem())
 
@@ -125,7 +125,7 @@ class Mirror:
         if name.endswith(LINK):
             with self._system.open_output_stream(target) as stream:
                 stream.write(os.readlink(self._at(name)).encode())
-        else:  # an object is there once all of it is
+        else:  # an object exists only once it is complete
             self._copy(str(self._at(name)), target, fs.LocalFileSystem(), self._system)
 
     @staticmethod
@@ -146,15 +146,15 @@ class Mirror:
 
 @contextmanager
 def mirrored(where: str, largest: int | None = None) -> Iterator[Path]:
-    """A copy of the folder ``where``, a URI, here; at the end of the block, however it ends, it is stored again.
+    """Yield a local copy of the folder ``where``, a URI; when the block ends, also by an error, changes are stored.
 
     ``largest``: see :meth:`Mirror.pull`.
 
     Raises:
-        ConfigError: the store cannot be reached, or another job is at this folder, here or elsewhere.
+        ConfigError: the store cannot be reached, or another job uses this folder, on this machine or another.
     """
     place = _place(where)
-    with exclusive(place / "lock.json"), lease.held(where):
+    with exclusive(place / "lock.json"), lease.leased(where):
         mirror = _mirror(where, place / _kind("job", largest))
         mirror.pull(largest)
         _open.append(mirror)
@@ -166,16 +166,16 @@ def mirrored(where: str, largest: int | None = None) -> Iterator[Path]:
 
 
 def push() -> None:
-    """Store what changed so far in all folders that are open; does nothing where none is in a store."""
+    """Store the changes so far in all open folders of a store."""
     for mirror in _open:
         mirror.push()
 
 
 def fetched(where: str, largest: int | None = None) -> Path:
-    """A copy here of the folder ``where``, a URI, to read: a bundle, say, or the link that leads to one.
+    """Return a local copy of the folder ``where``, a URI, for reading: for example a bundle, or the link to one.
 
     Raises:
-        ConfigError: the store cannot be read, or nothing lies there.
+        ConfigError: the store cannot be read, or the folder does not exist.
     """
     if (name := leads_to(where)) is not None:
         head, mark, options = where.partition("?")
@@ -191,20 +191,20 @@ def fetched(where: str, largest: int | None = None) -> Path:
 
 
 def leads_to(where: str) -> str | None:
-    """The name, beside it, that the link ``where`` leads to; ``None`` where there is no link.
+    """Return the name of the target of the link ``where``, in the same folder; ``None`` if there is no link.
 
     Raises:
         ConfigError: the store cannot be read.
     """
     system, path = storage.filesystem(where)
-    with lease.told(where, "read"):
+    with lease.store_errors(where, "read"):
         if system.get_file_info(f"{path}{LINK}").type != fs.FileType.File:
             return None
         return Path(system.open_input_file(f"{path}{LINK}").read().decode()).name
 
 
 def bring(where: str, folder: Path) -> None:
-    """Copy the folder ``where``, which nobody changes any more, to ``folder``, as a whole; once is enough.
+    """Copy the folder ``where``, which is not changed any more, to ``folder`` atomically, unless ``folder`` exists.
 
     Raises:
         ConfigError: the store cannot be read.

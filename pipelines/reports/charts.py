@@ -1,7 +1,7 @@
 """Charts of the reports, drawn by matplotlib as inline SVG: no script, no request, text as text.
 
-Text and axes take the colours of the page, which may be light or dark. Marks say their values when pointed at, and
-series differ in shape as well as in colour.
+Text and axes take the colours of the page, which may be light or dark. Marks show their values on hover, and series
+differ in shape as well as in colour.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def scatter(title: str, x: np.ndarray, y: np.ndarray, groups: Sequence[str], mar
     names, member = _named(groups)
     drawn = _sample(marked)
     with _chart(title, height=5.0) as (svg, (ax,)):
-        for at in np.argsort(-np.bincount(member), kind="stable"):  # the largest group lies lowest
+        for at in np.argsort(-np.bincount(member), kind="stable"):  # the largest group is drawn first
             colour, label = COLOURS[at] if names[at] != REST else "#a9b2bd", _short(names[at])
             label = f"{label} ({np.count_nonzero(member == at):,})"
             some = drawn[(member[drawn] == at) & ~marked[drawn]]
@@ -147,7 +147,7 @@ def scatter(title: str, x: np.ndarray, y: np.ndarray, groups: Sequence[str], mar
 
 
 def metric_name(metric: str) -> str:
-    """Return a metric as people write it: ``ndcg@10`` as NDCG@10."""
+    """Return a metric in its usual spelling: ``ndcg@10`` as NDCG@10."""
     name, at, k = metric.partition("@")
     return f"{name.upper() if name in ('ndcg', 'mrr') else name[:1].upper() + name[1:]}{at}{k}"
 
@@ -184,7 +184,7 @@ class _Svg:
         self.markup = Markup("")
 
     def title(self, artist: Any, text: str) -> None:
-        """Show ``text`` where ``artist`` is pointed at."""
+        """Show ``text`` on hover over ``artist``."""
         artist.set_gid(f"title-{len(self.titles)}")
         self.titles.append(text)
 
@@ -256,7 +256,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _sample(marked: np.ndarray) -> np.ndarray:
-    """Return the rows to draw, ascending: every marked one, and of the others as many as there is room for."""
+    """Return the rows to draw, ascending: every marked one, and as many of the others as there is room for."""
     plain = np.flatnonzero(~marked)
     room = max(0, POINTS - int(marked.sum()))
     if len(plain) > room:

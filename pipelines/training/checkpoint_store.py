@@ -1,12 +1,12 @@
-"""Checkpoints in any file system pyarrow knows: complete or absent, retried, and never the last good one lost.
+"""Checkpoints in any file system of pyarrow: complete or absent, with retries, and without loss of the last good one.
 
-A checkpoint is a folder of files and, written last, a manifest with their sizes and SHA-256 sums; without it the folder
-does not count. Every attempt has a folder of its own, so nothing complete is ever written over. What is older than the
-last ``keep`` is deleted once a new one is complete. On the way back sums are checked: a damaged checkpoint loses its
-manifest, and the one before it counts.
+A checkpoint is a folder of files and, written last, a manifest with their sizes and SHA-256 sums; a folder without one
+does not count. Every attempt has its own folder, so complete checkpoints are never overwritten. Checkpoints older than
+the last ``keep`` are deleted once a new one is complete. Sums are checked when a checkpoint is read: the manifest of a
+damaged one is removed, and the previous checkpoint is used.
 
-Ray Train's own checkpoints are not used: they have no sums and no second try, and the controller, not only a worker,
-fails when the store cannot be reached for a moment.
+Ray Train's own checkpoints are not used: they have no sums and no retries, and the controller, not only a worker, fails
+when the store is unreachable for a moment.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ T = TypeVar("T")
 MANIFEST, STORE = "manifest.json", "store.json"
 PREFIX = "checkpoint-"
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
-"""Errors of a local disk that no waiting mends."""
+"""Errors of a local disk for which retries are useless."""
 CHUNK = 8 << 20
 log = logging.getLogger(__name__)
 
 
 class CheckpointStoreError(SetRecError):
-    """A store that could not be reached for as long as was allowed."""
+    """Raised when a store is unreachable for longer than allowed."""
 
 
 class _DamageError(Exception):
-    """A checkpoint whose files are not what its manifest says."""
+    """Raised when files of a checkpoint do not match its manifest."""
 
 
 class CheckpointStore:
     """The checkpoints of one run below ``where``, a local path or a URI.
 
-    ``patience``: seconds for which an operation is tried again before it raises :class:`CheckpointStoreError`.
-    ``keep``: complete checkpoints that stay, the latest; each costs its size in storage.
+    ``patience``: seconds for which an operation is retried before it raises :class:`CheckpointStoreError`. ``keep``:
+    number of latest complete checkpoints that are kept; each costs its size in storage.
     """
 
     def __init__(self, where: str | Path, *, patience: float = 300.0, keep: int = 2) -> None:
@@ -59,22 +59,22 @@ class CheckpointStore:
         self.system, self.root = storage.filesystem(where)
 
     def create(self) -> None:
-        """Make the store where there is none. Without its mark a store is later taken to be out of reach, not empty."""
+        """Make the store if it does not exist. A store without its marker counts as unreachable, not as empty."""
         self._retried(lambda: self._write(f"{self.root}/{STORE}", {"format": 1}), "make the checkpoint store")
 
     def clear(self) -> None:
-        """Delete all checkpoints, and nothing else."""
+        """Delete all checkpoints."""
         self._retried(self._clear, "clear checkpoints")
 
     def names(self) -> list[str]:
-        """Complete checkpoints, oldest first; empty where there is no store."""
+        """Return the names of complete checkpoints, oldest first; empty if there is no store."""
         return self._retried(self._complete, "list checkpoints")
 
     def put(self, folder: Path, name: str) -> None:
         """Store the files of ``folder`` as the newest checkpoint; ``name`` sorts after those of all earlier ones.
 
         Raises:
-            CheckpointStoreError: the store could not be reached in time; what it held is as it was.
+            CheckpointStoreError: the store could not be reached in time; its content is unchanged.
         """
 
         def attempt() -> str:
@@ -83,11 +83,11 @@ class CheckpointStore:
             return own
 
         newest = self._retried(attempt, "store a checkpoint")
-        with suppress(OSError, pa.ArrowException):  # the next one deletes what this one could not
+        with suppress(OSError, pa.ArrowException):  # the next call deletes the rest
             self._prune(newest)
 
     def latest(self, into: Path) -> str | None:
-        """Fetch the newest undamaged checkpoint; returns its name, or ``None`` where there is none.
+        """Fetch the newest undamaged checkpoint; return its name, or ``None`` if there is none.
 
         Raises:
             CheckpointStoreError: the store could not be reached in time.
@@ -97,12 +97,12 @@ class CheckpointStore:
                 self.fetch(name, into)
                 return name
             except _DamageError as error:
-                log.warning("%s/%s is damaged (%s) and passed over", storage.shown(self.where), name, error)
+                log.warning("%s/%s is damaged (%s) and skipped", storage.shown(self.where), name, error)
                 self._retried(partial(self._remove, f"{self.root}/{name}/{MANIFEST}"), "mark a checkpoint")
         return None
 
     def fetch(self, name: str, into: Path) -> None:
-        """Fetch one checkpoint by name, in place of what ``into`` held."""
+        """Fetch one checkpoint by name and replace the content of ``into``."""
         self._retried(lambda: self._fetch(name, into), "fetch a checkpoint")
 
     def _clear(self) -> None:
@@ -132,12 +132,12 @@ class CheckpointStore:
                     files[path.name] = _copy(source, sink)
             self._write(f"{target}/{MANIFEST}", files)
         except BaseException:
-            with suppress(OSError, pa.ArrowException):  # parts of many attempts would fill a disk that is full
+            with suppress(OSError, pa.ArrowException):  # otherwise parts of many attempts fill the disk
                 self.system.delete_dir(target)
             raise
 
     def _prune(self, newest: str) -> None:
-        """Delete what is older than the last to keep, and what failed attempts left."""
+        """Delete checkpoints older than the last ``keep``, and files of failed attempts."""
         others = [name for name in self._complete() if name != newest]
         for name in set(self._folders()) - {newest, *others[max(0, len(others) - self.keep + 1) :]}:
             self._delete(name)
@@ -160,7 +160,7 @@ class CheckpointStore:
                     raise _DamageError(f"{file} has another sum")
 
     def _write(self, path: str, value: Any) -> None:
-        """A small file, whole or not at all: object stores write so anyway, elsewhere it is renamed into place."""
+        """Write a small file atomically: object stores always do, elsewhere it is renamed into place."""
         parent, _, name = path.rpartition("/")
         self.system.create_dir(parent, recursive=True)
         temporary = f"{parent}/.{name}.{uuid.uuid4().hex[:8]}"
@@ -176,7 +176,7 @@ class CheckpointStore:
             self.system.delete_file(path)
 
     def _delete(self, name: str) -> None:
-        """The manifest goes first, so that a checkpoint half deleted does not count."""
+        """Delete a checkpoint, the manifest first, so that a partly deleted one does not count."""
         self._remove(f"{self.root}/{name}/{MANIFEST}")
         self.system.delete_dir(f"{self.root}/{name}")
 
@@ -198,7 +198,7 @@ class CheckpointStore:
 
 
 def _copy(source: IO[bytes], sink: IO[bytes]) -> dict[str, Any]:
-    """Copy a stream; returns its size and SHA-256 sum."""
+    """Copy a stream; return its size and SHA-256 sum."""
     digest, size = hashlib.sha256(), 0
     while chunk := source.read(CHUNK):
         sink.write(chunk)

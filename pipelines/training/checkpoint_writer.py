@@ -1,4 +1,4 @@
-"""Checkpoints on their way to the store while training goes on."""
+"""Asynchronous storage of checkpoints during training."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pipelines.training.checkpoint_store import CheckpointStore
 
 
 class CheckpointWriter:
-    """Stores checkpoints while training goes on; used as a context, whose end waits for the last one.
+    """Stores checkpoints during training; a context manager that waits for the last one at its end.
 
-    One is being stored and at most one waits; a newer one takes the place of the one that waits. When the store stays
-    out of reach for longer than its patience, the next call, or the end, raises.
+    One checkpoint is being stored and at most one waits; a newer one replaces the waiting one. If the store is
+    unreachable for longer than its patience, the next call, or the end of the context, raises the error.
     """
 
     def __init__(self, store: CheckpointStore) -> None:

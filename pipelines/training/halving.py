@@ -1,6 +1,6 @@
 """Asynchronous successive halving (ASHA, Li et al. 2018, arXiv 1810.05934) that remembers trials by their number.
 
-Ray's scheduler forgets what it has seen when a search is resumed. This one is told it anew, from the book of trials.
+Ray's scheduler forgets earlier results when a search is resumed. This one receives them again from the book of trials.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STOP = TrialScheduler.STOP
 
 
 class Halving(ASHAScheduler):
-    """Judges each epoch and has the book note it, before the trial may go on."""
+    """Judges each epoch and records it in the book of trials before the trial continues."""
 
     def __init__(self, s: TuneSettings, epochs: int, book: Trials) -> None:
         super().__init__(
@@ -30,12 +30,12 @@ class Halving(ASHAScheduler):
             reduction_factor=s.reduction,
         )
         self.book = book
-        nobody: Any = None  # the controller, of which the scheduler makes no use
+        controller: Any = None  # the scheduler does not use it
         for trial in book.trials:
-            known: Any = SimpleNamespace(trial_id=str(trial.number))
-            super().on_trial_add(nobody, known)
+            previous: Any = SimpleNamespace(trial_id=str(trial.number))
+            super().on_trial_add(controller, previous)
             for record in trial.curve:
-                super().on_trial_result(nobody, known, record)
+                super().on_trial_result(controller, previous, record)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """See Ray's scheduler."""
@@ -45,14 +45,16 @@ class Halving(ASHAScheduler):
         """See Ray's scheduler."""
         action = super().on_trial_result(tune_controller, _by_number(trial), result)
         number = trial.config["trial"]["number"]
-        self.book.judged(number, json.loads(result["record"]), halved=action == STOP, exhausted=result["exhausted"])
+        self.book.record_epoch(
+            number, json.loads(result["record"]), halved=action == STOP, exhausted=result["exhausted"]
+        )
         return action
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Nothing more to remember: the last epoch was judged when it came."""
+        """Do nothing, because the last epoch has already been judged."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Nothing to forget: the trial may come again."""
+        """Do nothing, because the trial may be added again."""
 
 
 def _by_number(trial: Any) -> Any:

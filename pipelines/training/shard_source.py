@@ -1,4 +1,4 @@
-"""Histories in Parquet shards as a source of training data, and the users to validate on; never all of them held."""
+"""Histories in Parquet shards as a source of training data and of validation users, without holding all of them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from setrec.ragged import Ragged
 
 
 class ShardSource:
-    """A :class:`setrec.data.source.HistorySource` over files that :meth:`Histories.save` wrote.
+    """A :class:`setrec.data.source.HistorySource` over files of :meth:`Histories.save`.
 
     Args:
         paths: the files, in order; whole users in each.
         items: size of the catalogue.
-        upto: the last split whose events are trained on.
+        upto: the last split whose events are used for training.
     """
 
     def __init__(self, paths: Sequence[str | Path], items: int, upto: int = TRAIN) -> None:
         self.paths, self.items, self.upto = list(paths), items, upto
-        # Data of one shard is read once; of more, one is held beside the window in use.
+        # A single shard is read once; of several, one is held in addition to the current window.
         self.histories = lru_cache(maxsize=1)(self._histories)
         self.users = cache(self._users)
 
@@ -35,10 +35,10 @@ class ShardSource:
         return len(self.paths)
 
     def read(self, shard: int) -> Ragged:
-        """The items of the shard's users that are trained on.
+        """Return the training items of the shard's users.
 
         Raises:
-            DataError: the file is damaged, or holds item rows that the catalogue does not have.
+            DataError: the file is damaged, or contains item rows that the catalogue does not have.
         """
         return self.histories(shard).upto(self.upto)
 
@@ -57,10 +57,10 @@ class ShardSource:
 
 
 def validation_cases(source: ShardSource, size: int, seed: int) -> Cases:
-    """The validation cases of all users, or of ``size`` drawn at random where there are more.
+    """Return the validation cases of all users, or of ``size`` users drawn at random if there are more.
 
-    The draw depends on seed and shards alone; twice the sample and a shard are held at most. A case's ``users`` entry
-    is its row within its shard.
+    The draw depends on seed and shards only; at most twice the sample and a shard are held. A case's ``users`` entry is
+    its row within its shard.
     """
     kept, keys = Cases.of(Histories([], Ragged.of([]), np.empty(0, dtype=np.int8)), VALID), np.empty(0)
     for shard in range(len(source)):
@@ -79,5 +79,5 @@ def validation_cases(source: ShardSource, size: int, seed: int) -> Cases:
 
 
 def take(cases: Cases, rows: np.ndarray) -> Cases:
-    """Some of the cases, in the order given."""
+    """Return the cases at ``rows``, in this order."""
     return Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows), cases.skipped)

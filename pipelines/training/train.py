@@ -1,12 +1,12 @@
 """Fine-tune the recommender with Ray Train: the loop of ``setrec.training.trainer`` on one or more workers, resumable.
 
-Checkpoints are written after every epoch and, where asked for, within one (see
-``pipelines.training.checkpoint_store``). A worker or node that is lost costs what came after the last one: Ray starts
-the workers again, and they go on from it. So does a run that was killed, driver and all, when it is told to resume.
-Batches, dropout and the schedule depend on seed and position alone, so it ends where the unbroken run would have ended.
+Checkpoints are written after every epoch and, if configured, within one (see ``pipelines.training.checkpoint_store``).
+If a worker or node is lost, Ray restarts the workers, and they continue from the last checkpoint; so does a killed run,
+including the driver, with ``resume``. Batches, dropout and the schedule depend on seed and position only, so the result
+equals that of an uninterrupted run.
 
-Training is followed by a refit: the model of the best epoch is kept for whatever is chosen on validation, and goes on
-over training and validation events. The refit has checkpoints of its own.
+Training is followed by a refit: the model of the best epoch is stored for choices on validation, and then trained
+further on training and validation events. The refit has its own checkpoints.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 
 from pipelines.common.board import TrainingBoard
 from pipelines.common.cluster import ray_session
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import VALIDATED, Run
 from pipelines.common.trackers import Trackers, tracking
@@ -39,7 +39,7 @@ EXPERIMENT = "train"
 
 
 def require_validation(run: Run) -> None:
-    """See that there is anything to stop a training early by, before any time goes into one.
+    """Require validation items for early stopping, before a training begins.
 
     Raises:
         ConfigError: the split leaves no validation items.
@@ -49,23 +49,23 @@ def require_validation(run: Run) -> None:
 
 
 def cluster(config: JobConfig) -> AbstractContextManager[None]:
-    """The Ray session that a training runs in."""
+    """Return the Ray session of a training."""
     return ray_session(config.cluster.address, max(os.cpu_count() or 1, config.cluster.workers))
 
 
 def has_checkpoint(run: Run, config: JobConfig) -> bool:
-    """Whether there is anything to resume from."""
+    """Return whether there is a checkpoint to resume from."""
     return bool(store_of(run, config).names())
 
 
 def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
-    """Train and refit on ``config.cluster.workers`` workers; writes ``run.model``, within it ``run.validated``, and the
-    curve.
+    """Train and refit on ``config.cluster.workers`` workers; write ``run.model``, which contains ``run.validated``, and
+    the curve.
 
     Returns the final progress: epoch, best validation NDCG@10 and its epoch, seconds.
 
     Raises:
-        ConfigError: ``resume`` without a checkpoint, or training failed; the message carries the reason.
+        ConfigError: ``resume`` without a checkpoint, or training failed; the message has the reason.
     """
     if resume and not has_checkpoint(run, config):
         raise ConfigError(f"{run.checkpoints} holds no checkpoint to resume from")
@@ -86,20 +86,20 @@ def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any
 
 
 def _keep_trained(run: Run, config: JobConfig) -> dict[str, Any]:
-    """Write the model of the best epoch and the curve; returns the final progress."""
+    """Write the model of the best epoch and the curve; return the final progress."""
     trainer = trainer_of(run, config)
     _load(trainer, store_of(run, config))
-    _keep(run, trainer.restore_best(), beside=None)
+    _keep(run, trainer.restore_best(), validated=None)
     run.write_curve("SETRec", trainer.progress.curve)
     done = trainer.progress
     return {"epoch": done.epoch, "best_epoch": done.best_epoch, "ndcg@10": done.best, "seconds": done.seconds}
 
 
 def _keep_refit(run: Run, config: JobConfig) -> None:
-    """Write the model after its refit, and beside it the one before."""
+    """Write the model after its refit, and with it the one before."""
     trainer = refit_trainer(SetRecModel.from_pretrained(run.model), run, config)
     _load(trainer, store_of(run, config, refit=True))
-    _keep(run, trainer.restore_best(), beside=run.model)
+    _keep(run, trainer.restore_best(), validated=run.model)
 
 
 def _load(trainer: Trainer, store: CheckpointStore) -> None:
@@ -110,14 +110,14 @@ def _load(trainer: Trainer, store: CheckpointStore) -> None:
         trainer.load(folder)
 
 
-def _keep(run: Run, model: SetRecModel, beside: Path | None) -> None:
-    """Write ``run.model``, and into it what lies at ``beside`` as the model that is validated."""
+def _keep(run: Run, model: SetRecModel, validated: Path | None) -> None:
+    """Write ``run.model``, and into it the model at ``validated``."""
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
         with atomic_directory(run.model) as target:
             shutil.copytree(scratch, target, dirs_exist_ok=True)
-            if beside is not None:
-                shutil.copytree(beside, target / VALIDATED)
+            if validated is not None:
+                shutil.copytree(validated, target / VALIDATED)
 
 
 def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers, *, refit: bool) -> None:
@@ -126,12 +126,12 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers, *, refit:
     from ray.train.torch import TorchTrainer
 
     class Trained(TorchTrainer):
-        """Leaves Ctrl-C to the process: Ray's own handler exits with 1, and stays when training has ended."""
+        """Leaves Ctrl-C to the process, because Ray's own handler exits with 1 and stays after training."""
 
         def _register_sigint_handler(self, controller: Any) -> None:
             pass
 
-    # On the driver's node: what the user sees must not be lost with another one.
+    # On the driver's node, so that progress is not lost with another node.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     board: Any = ray.remote(num_cpus=0, label_selector=here)(TrainingBoard).remote()
     threads = config.cluster.threads or max(1, (os.cpu_count() or 1) // config.cluster.workers)
@@ -148,7 +148,7 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers, *, refit:
                 "refit": refit,
             },
             scaling_config=ScalingConfig(num_workers=config.cluster.workers, use_gpu=config.cluster.gpu),
-            # Ray keeps nothing here that is needed again.
+            # Ray stores nothing here that is needed later.
             run_config=RunConfig(
                 name=EXPERIMENT,
                 storage_path=scratch,
@@ -160,7 +160,7 @@ def _fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers, *, refit:
             trainer.fit()
         except Exception as error:
             failures = getattr(error, "worker_failures", None)
-            raise told(next(iter(failures.values())) if failures else error, "training") from error
+            raise readable_error(next(iter(failures.values())) if failures else error, "training") from error
         finally:
             stop.set()
             watcher.join(timeout=5)
@@ -176,7 +176,7 @@ def _watch(board: Any, run: Run, system: str, progress: Bar, follow: Trackers, s
         last = stop.wait(0.5)
         try:
             state, records = ray.get(board.read.remote(seen), timeout=5)
-        except Exception:  # the board may go before the watcher does; a bar is never worth a failed run
+        except Exception:  # the board may end before the watcher; a progress bar must not fail a run
             continue
         progress.update(*state)
         for record in records:
@@ -208,8 +208,7 @@ def _worker(settings: dict[str, Any]) -> None:
         if rank == 0:
             board.finish.remote(record)
 
-    # Whatever is raised is tried again, for a fault may be of the moment, as when a file cannot be reached; what was
-    # given will be as bad the next time.
+    # Other errors are retried, because they may be temporary, such as an unreachable file; invalid input stays invalid.
     if ray.get(board.refused.remote()):
         return
     try:
@@ -219,5 +218,5 @@ def _worker(settings: dict[str, Any]) -> None:
         of_the_moment = isinstance(error.__cause__, OSError)
         if not of_the_moment:
             ray.get(board.refuse.remote(str(error)))
-        if of_the_moment or world > 1:  # the other workers wait for this one, and an error ends them
+        if of_the_moment or world > 1:  # the other workers wait for this one; an error ends them
             raise

@@ -1,6 +1,6 @@
-"""The book of a search: every trial's settings, curve and end, in one file that is whole at any time.
+"""The book of a search: every trial's settings, curve and end, in one file that is complete at any time.
 
-It is written after every epoch that was judged, and it is all that a search needs to go on.
+It is written after every judged epoch and contains everything that a search needs to continue.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from setrec.errors import ConfigError
 FILE = "trials.json"
 METRIC = "ndcg@10"
 Stop = Literal["finished", "halved", "time", "failed"]
-"""Why a trial ended: its epochs or its patience were over, others did better, the search's time was up, an error."""
+"""Why a trial ended: epochs or patience exhausted, worse than others, time limit of the search, error."""
 
 
 @dataclass
 class Trial:
-    """``settings`` by configuration key; ``curve``: one record per epoch that was judged; no ``stop`` while it runs."""
+    """``settings`` by configuration key; ``curve``: one record per judged epoch; no ``stop`` while it runs."""
 
     number: int
     settings: dict[str, Any]
@@ -30,12 +30,12 @@ class Trial:
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left to do; a trial that ran out of time may go on."""
+        """Return whether the trial is complete; a trial that ran out of time may continue."""
         return self.stop in ("finished", "halved", "failed")
 
     @property
     def best(self) -> float | None:
-        """The best validation NDCG@10 of its epochs."""
+        """Return the best validation NDCG@10 of its epochs."""
         return max((record[METRIC] for record in self.curve), default=None)
 
     @property
@@ -44,19 +44,19 @@ class Trial:
         return float(self.curve[-1]["seconds"]) if self.curve else 0.0
 
     def record(self) -> dict[str, Any]:
-        """What the file holds of it."""
+        """Return the trial as stored in the file."""
         return {**asdict(self), "epochs": len(self.curve), "best": self.best, "seconds": self.seconds}
 
 
 class Trials:
-    """All trials of a run's search. ``told`` is called with the trial after each epoch."""
+    """All trials of a run's search. ``on_epoch`` is called with the trial after each epoch."""
 
-    def __init__(self, run: Run, trials: list[Trial], told: Callable[[Trial], None] = lambda trial: None) -> None:
-        self.run, self.trials, self.told = run, trials, told
+    def __init__(self, run: Run, trials: list[Trial], on_epoch: Callable[[Trial], None] = lambda trial: None) -> None:
+        self.run, self.trials, self.on_epoch = run, trials, on_epoch
 
     @classmethod
     def read(cls, run: Run) -> list[Trial]:
-        """The trials of an earlier search; none where there was none.
+        """Return the trials of an earlier search; empty if there was none.
 
         Raises:
             ConfigError: the file is damaged.
@@ -67,17 +67,17 @@ class Trials:
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{run.root / FILE} is damaged") from error
 
-    def judged(self, number: int, record: dict[str, Any], *, halved: bool, exhausted: bool) -> None:
-        """Note an epoch, and the trial's end where it was the last one. An epoch told again changes nothing."""
+    def record_epoch(self, number: int, record: dict[str, Any], *, halved: bool, exhausted: bool) -> None:
+        """Record an epoch, and the trial's end after the last one. A repeated epoch changes nothing."""
         trial = self.trials[number]
         if record["epoch"] > len(trial.curve):
             trial.curve.append(record)
             trial.stop = "finished" if exhausted else "halved" if halved else None
             self.save()
-            self.told(trial)
+            self.on_epoch(trial)
 
     def end(self, number: int, stop: Stop, reason: str = "") -> None:
-        """Note an end that no epoch brought."""
+        """Record an end that does not follow from an epoch."""
         self.trials[number].stop, self.trials[number].reason = stop, reason
         self.save()
 
@@ -86,10 +86,10 @@ class Trials:
         self.run.write_json(FILE, [trial.record() for trial in self.trials])
 
     def best(self) -> Trial:
-        """The trial with the best epoch on validation; of equals the first.
+        """Return the trial with the best epoch on validation; of equals the first.
 
         Raises:
-            ConfigError: no trial has finished an epoch; the reason of the first is given.
+            ConfigError: no trial has finished an epoch; the message has the reason of the first.
         """
         some = [trial for trial in self.trials if trial.best is not None]
         if not some:
@@ -98,9 +98,9 @@ class Trials:
         return max(some, key=lambda trial: trial.best or 0.0)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray keeps a copy beside its own records; whom to tell stays here."""
-        return {"run": self.run, "trials": self.trials, "told": _nobody}
+        """Return the state without ``on_epoch``, because Ray stores a copy with its own records."""
+        return {"run": self.run, "trials": self.trials, "on_epoch": _ignore}
 
 
-def _nobody(trial: Trial) -> None:
+def _ignore(trial: Trial) -> None:
     pass

@@ -1,12 +1,12 @@
-"""Search for settings with Ray Tune: random ones, the worse stopped early, all on validation NDCG@10.
+"""Search for settings with Ray Tune: random settings, worse trials stopped early, by validation NDCG@10.
 
-A trial is the loop of ``setrec.training.trainer`` on one worker. After every epoch it leaves a checkpoint, then
-reports, and goes on when it has been judged; a search that was killed, driver and all, goes on from checkpoints and the
-book of trials. Trials share the prepared data and, but for those that change ``sasrec``, the collaborative vectors. A
-trial's curve depends on its settings and seed alone; which trials are stopped early depends on who comes first, and so
+A trial is the loop of ``setrec.training.trainer`` on one worker. After every epoch it writes a checkpoint, reports, and
+continues when it has been judged; a killed search, including the driver, continues from checkpoints and the book of
+trials. Trials share the prepared data and, except those that change ``sasrec``, the collaborative vectors. A trial's
+curve depends on its settings and seed only; which trials are stopped early depends on their order of completion, and so
 on the machine.
 
-Leaves in the run: ``trials.json``; ``best.yaml``, the configuration of the best trial, for ``setrec train``.
+Files written to the run: ``trials.json``; ``best.yaml``, the configuration of the best trial, for ``setrec train``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from pipelines.common.cluster import ray_session
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run
 from pipelines.common.trackers import tracking
@@ -39,17 +39,17 @@ QUIET = {
 
 
 def tune(run: Run, config: JobConfig, *, resume: bool = False) -> list[Trial]:
-    """Search as ``config.tune`` says; ``run`` holds the prepared data. Returns all trials.
+    """Search as configured in ``config.tune``; ``run`` holds the prepared data. Returns all trials.
 
-    ``resume``: go on with an earlier search of the same settings, more trials and minutes allowed.
+    ``resume``: continue an earlier search with the same settings; trials and minutes may be increased.
 
     Raises:
-        ConfigError: the space is empty or a trial's settings are not allowed, there is nothing to resume or it was
-            another search, or no trial finished an epoch.
+        ConfigError: the space is empty or a trial's settings are not allowed, there is nothing to resume or another
+        search, or no trial finished an epoch.
     """
     s = config.tune
     if not s.space:
-        raise ConfigError("tune.space is empty: it says what to search")
+        raise ConfigError("tune.space is empty: it must define what to search")
     folder = run.root / "tuning"
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
@@ -62,11 +62,11 @@ def tune(run: Run, config: JobConfig, *, resume: bool = False) -> list[Trial]:
     cores = os.cpu_count() or 1
     with bar("Search") as progress, tracking(run, config) as follow, ray_session(config.cluster.address, cores):
 
-        def told_of(trial: Trial) -> None:
+        def on_epoch(trial: Trial) -> None:
             follow.epoch(f"trial-{trial.number:04d}", trial.curve[-1])
             _show(book, trial, progress)
 
-        book.told = told_of
+        book.on_epoch = on_epoch
         if not all(trial.over for trial in book.trials):
             _search(run, config, configs, book)
         best = book.best()
@@ -78,7 +78,7 @@ def tune(run: Run, config: JobConfig, *, resume: bool = False) -> list[Trial]:
 
 
 def _trials(run: Run, config: JobConfig, *, resume: bool) -> list[Trial]:
-    """Those of the earlier search where it is resumed, and as many new ones as are missing."""
+    """Return the trials of the earlier search if it is resumed, and new ones up to the configured number."""
     known = Trials.read(run) if resume else []
     if resume and not known:
         raise ConfigError(f"{run.root} holds no search to resume")
@@ -136,10 +136,10 @@ def _search(run: Run, config: JobConfig, configs: list[JobConfig], book: Trials)
     try:
         results = tuner.fit()
     except Exception as error:
-        raise told(error, "the search") from error
+        raise readable_error(error, "the search") from error
     for result in (results[i] for i in range(len(results))):
         if result.error is not None and result.config is not None:
-            book.end(result.config["trial"]["number"], "failed", str(told(result.error, "the trial")))
+            book.end(result.config["trial"]["number"], "failed", str(readable_error(result.error, "the trial")))
     for trial in book.trials:
         if not trial.over:
             book.end(trial.number, "time")
@@ -150,7 +150,7 @@ def _folder_name(trial: Any) -> str:
 
 
 def _trial(given: dict[str, Any]) -> None:
-    """One trial, in a worker: from its last checkpoint on, if it has one."""
+    """Run one trial in a worker, from its last checkpoint if it has one."""
     from ray import tune
 
     spec = given["trial"]
@@ -166,11 +166,11 @@ def _trial(given: dict[str, Any]) -> None:
 
     def report(record: dict[str, Any]) -> None:
         exhausted = trainer.finished and record["epoch"] == trainer.progress.epoch
-        # As text: Ray takes nested values apart.
+        # As text, because Ray flattens nested values.
         found = {"epoch": record["epoch"], METRIC: record[METRIC], "record": json.dumps(record), "exhausted": exhausted}
         tune.report(found)
 
-    for record in trainer.progress.curve[spec["judged"] :]:  # trained, but the search ended before it was judged
+    for record in trainer.progress.curve[spec["judged"] :]:  # trained, but not judged before the search ended
         report(record)
     while not trainer.finished:
         record = trainer.epoch()

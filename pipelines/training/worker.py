@@ -1,4 +1,4 @@
-"""What one training worker does, under Ray Train or any other launcher that made the process group."""
+"""The work of one training worker, under Ray Train or any other launcher that created the process group."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ OnStep = Callable[[Trainer, float], None]
 OnEpoch = Callable[[dict[str, Any]], None]
 NAME_BYTES = 128
 REFIT_RATE = 0.5
-"""Of the learning rate of training, in a refit."""
+"""Learning rate of a refit as a share of that of training."""
 SCRATCH = "setrec-checkpoint"
-"""First part of the names of folders in which checkpoints wait to be stored."""
+"""Prefix of the names of folders with checkpoints that wait to be stored."""
 
 
 def trainer_of(
@@ -54,9 +54,9 @@ def trainer_of(
     wrap: Wrap = lambda model: model,
     spent: Callable[[], float] = lambda: 0.0,
 ) -> Trainer:
-    """The trainer of one worker, at its beginning: data, features, a new model and its validation.
+    """Return the initial trainer of one worker: data, features, a new model and its validation.
 
-    Histories are read a few shards at a time, once over for the counts of items and once for the validation cases.
+    Histories are read a few shards at a time, once for the counts of items and once for the validation cases.
     ``spent``: see :class:`setrec.training.trainer.Trainer`.
     """
     source = ShardSource(directory.history_shards(run.data), _catalog_size(run.data))
@@ -81,7 +81,7 @@ def refit_trainer(
     wrap: Wrap = lambda model: model,
     spent: Callable[[], float] = lambda: 0.0,
 ) -> Trainer:
-    """The trainer of one worker with which a validated ``model`` goes on over training and validation events.
+    """Return the trainer of one worker that continues a validated ``model`` on training and validation events.
 
     ``model`` is changed in place; items that are new in validation events are trained from here on.
     """
@@ -108,8 +108,8 @@ def _item_ids(data: Path) -> list[str]:
 class Validation:
     """NDCG@10 on the validation items, full ranking, history removed, all slots weighted equally.
 
-    Each worker ranks its share of the cases. All go through as many batches, since a sharded model answers only when
-    every worker asks; who has a case less does one twice and counts it once.
+    Each worker ranks its share of the cases. All process the same number of batches, since a sharded model requires
+    calls of every worker; a worker with one case less repeats one and counts it once.
     """
 
     def __init__(self, cases: Cases, rank: int = 0, world: int = 1) -> None:
@@ -120,7 +120,7 @@ class Validation:
         self.world = world
 
     def __call__(self, model: SetRecModel) -> float:
-        """The metric of ``model`` over all workers' cases."""
+        """Return the metric of ``model`` over the cases of all workers."""
         every = np.ones(model.config.items, dtype=bool)
         found = ranking.evaluate(model_scorer(model), self.own, [ranking.Group("all", every, every)], ks=(10,))
         values = found.tables["removed", "all"]["ndcg@10"][self.counted]
@@ -129,7 +129,7 @@ class Validation:
 
 
 def wrapper(config: JobConfig, world: int, device: torch.device) -> Wrap:
-    """Puts the model on the device and, with several workers, DDP around it or shards it over them."""
+    """Return a function that moves a model to the device and, with several workers, wraps it in DDP or shards it."""
 
     def wrap(model: SetRecModel) -> nn.Module:
         if config.cluster.sharding == "fsdp" and dist.is_initialized():
@@ -137,7 +137,7 @@ def wrapper(config: JobConfig, world: int, device: torch.device) -> Wrap:
         moved = cast(nn.Module, model).to(device)
         if world == 1:
             return moved
-        # Without a reconstruction term the autoencoder's decoder gets no gradient, which DDP waits for unless told.
+        # Without a reconstruction term the autoencoder's decoder has no gradient, for which DDP would wait by default.
         idle = not config.loss.alpha
         ids = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(moved, device_ids=ids, find_unused_parameters=idle)
@@ -156,12 +156,12 @@ def work(
     on_step: OnStep = lambda trainer, done: None,
     on_epoch: OnEpoch = lambda record: None,
 ) -> Trainer:
-    """Train to the end, from the newest checkpoint on if there is one; the process group exists where ``world`` > 1.
-    ``refit``: go on with ``run.model`` over validation events too (:func:`refit_trainer`).
+    """Train to the end, from the newest checkpoint if there is one; the process group exists if ``world`` > 1.
+    ``refit``: continue ``run.model`` on validation events too (:func:`refit_trainer`).
 
     Raises:
         DataError, ConfigError: data, features or checkpoint cannot be used.
-        CheckpointStoreError: checkpoints could not be stored or fetched for longer than is allowed.
+        CheckpointStoreError: checkpoints could not be stored or fetched for longer than allowed.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -190,7 +190,7 @@ def work(
 
 
 def store_of(run: Run, config: JobConfig, *, refit: bool = False) -> CheckpointStore:
-    """Where the run's checkpoints lie, those of its training or of its refit."""
+    """Return the store of the run's checkpoints, of its training or of its refit."""
     where = config.cluster.storage
     where = str(run.checkpoints) if where is None else storage.join(where, run.root.resolve().name)
     where = storage.join(where, "refit") if refit else where
@@ -198,12 +198,12 @@ def store_of(run: Run, config: JobConfig, *, refit: bool = False) -> CheckpointS
 
 
 def checkpoint_name(trainer: Trainer) -> str:
-    """Sorts as training advances."""
+    """Return a name that sorts in the order of training."""
     return f"{trainer.progress.epoch:06d}-{trainer.progress.position.step:09d}"
 
 
 def _resume(trainer: Trainer, store: CheckpointStore) -> None:
-    """Load the newest good checkpoint on every worker; worker 0 chooses it."""
+    """Load the newest undamaged checkpoint on every worker; worker 0 chooses it."""
     with scratch(SCRATCH) as place:
         folder = place / "checkpoint"
         name = store.latest(folder) if trainer.rank == 0 else None
@@ -217,7 +217,7 @@ def _resume(trainer: Trainer, store: CheckpointStore) -> None:
 
 
 def _agreed(name: str, device: torch.device) -> str:
-    """Worker 0's word, on every worker."""
+    """Return the name that worker 0 chose, on every worker."""
     said = torch.zeros(NAME_BYTES, dtype=torch.uint8)
     said[: len(name)] = torch.tensor(list(name.encode()), dtype=torch.uint8)
     said = said.to(device)

@@ -198,7 +198,7 @@ def test_a_job_that_fails_leaves_the_earlier_answers(ray_here, qwen3_run, answer
     shutil.copytree(answered[0] / "out", tmp_path / "out")
     before = rows(tmp_path / "out", "answers")
     users = str(answered[0] / "users")
-    with pytest.raises(ConfigError, match="9 actors and a core beside them do not fit the cluster's 4 cores"):
+    with pytest.raises(ConfigError, match="9 actors and one more core do not fit the cluster's 4 cores"):
         recommend_batch(asked(qwen3_run, users, tmp_path / "out", actors=9))
     with pytest.raises(BundleError):
         recommend_batch(BatchRequest(tmp_path, users, str(tmp_path / "out")))

@@ -94,7 +94,7 @@ def test_every_command_that_reads_a_configuration_tells_all_of_it(tmp_path, comm
 @pytest.mark.parametrize("text", ["name: a\nname: b\n", "training: {epochs: 1, epochs: 2}\n"])
 def test_a_key_that_stands_twice_is_refused(tmp_path, text):
     found = check(config(tmp_path, f"data: {{interactions: x.csv}}\n{text}"), [])
-    assert "stands twice" in found["errors"][0]["message"]
+    assert "appears twice" in found["errors"][0]["message"]
 
 
 def test_the_data_is_profiled(tmp_path, table):

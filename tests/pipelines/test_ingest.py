@@ -196,7 +196,7 @@ def test_a_failed_first_run_leaves_nothing(tables, tmp_path):
 def test_a_foreign_directory_is_never_replaced(tables, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").touch()
-    with pytest.raises(DataError, match="is no data directory"):
+    with pytest.raises(DataError, match="is not a data directory"):
         ingest(tables, tmp_path / "home")
     assert (tmp_path / "home" / "thesis.tex").exists()
 
@@ -234,7 +234,7 @@ def test_a_data_directory_of_the_first_format_is_read_and_one_without_histories_
     ingest(tables, tmp_path / "out")
     histories = load(tmp_path / "out")[1]
     shutil.rmtree(tmp_path / "out" / "histories")
-    with pytest.raises(DataError, match="holds no histories: run `setrec prepare` anew"):
+    with pytest.raises(DataError, match="holds no histories: run `setrec prepare` again"):
         load(tmp_path / "out")
     histories.save(tmp_path / "out" / "histories.parquet")
     assert load(tmp_path / "out")[1].user_ids == histories.user_ids

@@ -206,7 +206,7 @@ def test_new_data_is_trained_on_from_the_last_release(released):
     interactions(place, users=70)
     ran, lines = again(place, "training.epochs=4")
     assert ran == list(NAMES)
-    assert f"train: begins with {before}" in lines
+    assert f"train: starts from {before}" in lines
     assert any(line.startswith("gate: passed") and before in line for line in lines)
     assert curve(place)[0]["loss"] < 0.95 * cold["loss"]
     assert release_store.current(place / "nightly")[0] != before
@@ -317,7 +317,7 @@ def test_how_many_processes_work_changes_nothing_and_forces_no_cold_start(releas
     assert again(place, *sets, "encoder.actors=3", "encoder.batch_size=7", "cluster.workers=2")[0] == []
     interactions(place, users=72)
     _, lines = again(place, *sets, "encoder.actors=3", "encoder.batch_size=7", "training.epochs=1", "gate.volume=0")
-    assert any(line.startswith("train: begins with") for line in lines)
+    assert any(line.startswith("train: starts from") for line in lines)
 
 
 def test_two_runs_of_one_root_exclude_each_other_and_a_killed_one_does_not(tmp_path):

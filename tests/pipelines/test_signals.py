@@ -29,7 +29,7 @@ class Finalised:
 
 @app.app.command()
 def work() -> None:
-    with options.held(root, "half of it is kept") as run:
+    with options.locked_run(root, "half of it is kept") as run:
         run.claim("logs")
         if ENDING == "exits":
             atexit.register(wait)
@@ -133,7 +133,7 @@ def test_a_training_that_is_interrupted_says_how_to_go_on_and_goes_on(t5_run, tm
         assert process.wait(timeout=60) == 130
         last = process.stderr.read().strip().splitlines()[-1]
         assert last == (
-            f"setrec: interrupted: the last checkpoint is kept: `setrec train --run {root} --resume` goes on from it"
+            f"setrec: interrupted: the last checkpoint is kept: `setrec train --run {root} --resume` continues from it"
         )
     finally:
         process.kill()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from pipelines.common.failures import told
+from pipelines.common.failures import readable_error
 from pipelines.common.run_directory import Run
 from pipelines.training.checkpoint_store import CheckpointStore, CheckpointStoreError
 from setrec.atomic import atomic_directory, atomic_file
@@ -112,7 +112,7 @@ def test_a_checkpoint_that_a_full_disk_refuses_leaves_no_part_and_is_not_waited_
 
 def test_the_cause_of_a_failed_task_is_told_and_not_the_hint_behind_it():
     text = "ray::task()\n  File x\nValueError: column 'time' of a.parquet: out of range\nSet max_retries to retry."
-    assert str(told(RuntimeError(text), "ingest")) == (
+    assert str(readable_error(RuntimeError(text), "ingest")) == (
         "ingest failed: ValueError: column 'time' of a.parquet: out of range"
     )
-    assert isinstance(told(RuntimeError(""), "ingest"), ConfigError)
+    assert isinstance(readable_error(RuntimeError(""), "ingest"), ConfigError)

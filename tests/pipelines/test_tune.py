@@ -167,8 +167,8 @@ def test_what_cannot_be_resumed_is_said(searched, tmp_path):
 @pytest.mark.parametrize(
     ("space", "said"),
     [
-        ({"data.seed": {"kind": "integer", "low": 0, "high": 9}}, "'data.seed' is no key of training, loss"),
-        ({"training": {"kind": "choice", "values": [1]}}, "'training' is no key"),
+        ({"data.seed": {"kind": "integer", "low": 0, "high": 9}}, "'data.seed' is not a key of training, loss"),
+        ({"training": {"kind": "choice", "values": [1]}}, "'training' is not a key"),
         ({"training.learning_rate": {"kind": "loguniform", "low": 0, "high": 1}}, "greater than 0"),
         ({"training.learning_rate": {"kind": "uniform", "low": 2, "high": 1}}, "low must lie below high"),
         ({"training.learning_rate": {"kind": "normal", "low": 2, "high": 1}}, "normal"),

@@ -157,8 +157,8 @@ def shuffled_rows_check(
 ) -> list[Row]:
     """Return metrics before and after a random permutation of the items' rows, which breaks ties differently.
 
-    Both come from one scoring. ``value``, ``low`` and ``high`` are of the numbering as it is, ``shuffled`` is the
-    other value, ``inside`` whether the interval holds it: a system for which it does not owes its place to ties.
+    Both come from one scoring. ``value``, ``low`` and ``high`` are for the original numbering, ``shuffled`` is the
+    other value, ``inside`` whether the interval contains it: if not, the rank of a system depends on ties.
     """
     items = len(groups[0].truths)
     new = np.random.default_rng(seed).permutation(items).astype(np.int32)

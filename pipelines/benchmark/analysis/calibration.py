@@ -21,10 +21,10 @@ def calibration(
     """Return calibration metrics of the softmax of the scores over the catalogue without the user's history.
 
     Scores are divided by one temperature, that with the smallest negative log-likelihood of validation truths (Guo and
-    others 2017). Every truth is an event: the item at the top, with its probability, is it or is not. Rows of group
+    others 2017). Every truth is an event: the top item, with its probability, is the truth or not. Rows of group
     ``all``: ``temperature``; ``nll``, minus the log-probability of a test truth; ``ece``, the expected calibration
-    error over ten bins; ``possible``, the share of truths that have a probability at all (no item of the history has,
-    none scored minus infinity; such truths count in no other row). Rows ``bin 1`` to ``bin 10``: ``accuracy`` among
+    error over ten bins; ``possible``, the share of truths with a probability (items of the history and items scored
+    minus infinity have none; such truths count in no other row). Rows ``bin 1`` to ``bin 10``: ``accuracy`` among
     truths whose top probability (mean: ``confidence``) is in that tenth of all. Tenths, not equal widths: over
     thousands of items nearly all top probabilities are small. Intervals are over users; that of ``ece`` lies a little
     high, because chance adds to a bin's error and resampling adds chance. No rows where no truth has a probability.

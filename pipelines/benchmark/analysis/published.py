@@ -47,4 +47,4 @@ def rows(data: str, protocol: str) -> list[dict[str, object]]:
 
 TIES = {"amazon-beauty": 0.712, "amazon-toys": 0.752}
 """Share of users whose last item has a greater id than the one before, where half would be neutral: times are days, and
-inside a day these files stand in the order of ids. What goes with that order can be profited from."""
+inside a day the rows of these files are in the order of ids. Systems can exploit what correlates with that order."""

@@ -23,9 +23,9 @@ def parts(results: Mapping[str, Any]) -> list[Part]:
                 "Head: the most popular items that make up a third of the training interactions; mid, the next third."),
         _groups(rows.get("length", []), results["history"], "length:", "By length of the history", ""),
         _groups(rows.get("cold", []), results["history"], "truths:", "By share of cold items among the truths",
-                "Users whose items to be found are all warm, some cold, or all cold; over the whole catalogue."),
-        _groups(rows.get("transition", []), results["history"], "next:", "By what counting can know",
-                "Seen: some item to be found followed the user's last one within three steps in somebody's history."),
+                "Users whose test items are all warm, some cold, or all cold; over the whole catalogue."),
+        _groups(rows.get("transition", []), results["history"], "next:", "By transitions seen in training",
+                "Seen: some test item followed the user's last one within three steps in the history of a user."),
         _beyond(rows.get("beyond", [])),
         _calibration(rows.get("calibration", [])),
         _overlap(rows.get("overlap", [])),
@@ -71,7 +71,7 @@ def _calibration(rows: Sequence[Mapping[str, Any]]) -> Part | None:
         return None
     table = [(r["system"], r["metric"].upper(), f"{r['value']:.4f}", _interval(r)) for r in plain]
     text = (
-        "Scores as probabilities, softmax over the catalogue without the history, at the temperature that suits "
+        "Scores as probabilities, softmax over the catalogue without the history, at the temperature that fits "
         "validation best. NLL: negative log-likelihood per truth. ECE: mean distance of confidence and accuracy of the "
         "item at the top."
     )
@@ -95,9 +95,9 @@ def _overlap(rows: Sequence[Mapping[str, Any]]) -> Part | None:
         return None
     table = [(r["system"], r["group"], r["metric"], f"{r['value']:.3f}", _interval(r)) for r in rows]
     text = (
-        "How alike two kinds of slots rank the catalogue: items common to both tens, and the correlation of all ranks."
+        "Similarity of the rankings by two kinds of slots: items common to both top tens, and correlation of all ranks."
     )
-    return _part("What slots share", text, (), ("System", "Kinds", "Measure", "Value", "95% interval"), table)
+    return _part("Agreement of slots", text, (), ("System", "Kinds", "Measure", "Value", "95% interval"), table)
 
 
 def _shuffled(rows: Sequence[Mapping[str, Any]]) -> Part | None:
@@ -116,10 +116,10 @@ def _shuffled(rows: Sequence[Mapping[str, Any]]) -> Part | None:
         for r in shown
     ]
     text = (
-        "Equal scores are ordered by row number. With rows numbered anew at random they fall otherwise; NDCG@10 over "
+        "Equal scores are ordered by row number. With rows renumbered at random ties break differently; NDCG@10 over "
         "all items:"
     )
-    head = ("System", "History", "As numbered", "95% interval", "Numbered anew", "Inside")
+    head = ("System", "History", "As numbered", "95% interval", "Renumbered", "Inside")
     return _part("Ties", text, (), head, table)
 
 

@@ -11,12 +11,12 @@ from setrec.evaluation.intervals import bootstrap_means, holm, two_sided_p
 from setrec.evaluation.ranking import PerUser, averaged
 
 RESAMPLES = 5000
-"""No p-value is below 2 / 5001 before it is corrected."""
+"""Resamples; no p-value is below 2 / 5001 before correction."""
 MEAN = "mean"
 """The seed of rows whose metrics were averaged over seeds, user by user."""
 
 Runs = PerUser | Sequence[PerUser]
-"""Metrics of every user: averaged over seeds, or of each seed apart (a system without chance has one)."""
+"""Metrics of every user: averaged over seeds, or of each seed separately (a deterministic system has one)."""
 Key = tuple[str, str, str]
 """History protocol, group, metric."""
 
@@ -27,11 +27,11 @@ def significance(
     """Return paired bootstrap tests over users of our system minus each opponent, for every metric, group and history
     protocol.
 
-    Where seeds are given apart there are rows for each (``seed`` 0, 1, ...; seed by seed, or against the only run of
+    If seeds are given separately there are rows for each (``seed`` 0, 1, ...; seed by seed, or against the only run of
     an opponent) and for the means over them (``seed`` "mean"). A row has ``system``, ``against``, ``seed``,
-    ``history``, ``group``, ``metric``, ``difference``, ``low``, ``high`` (95%), ``p_alone`` (two-sided), ``p`` (that
-    corrected by Holm's rule for the number of opponents) and ``users``. Resampled are users; that other seeds would
-    give other systems is not in the interval.
+    ``history``, ``group``, ``metric``, ``difference``, ``low``, ``high`` (95%), ``p_alone`` (two-sided), ``p``
+    (corrected by Holm's rule for the number of opponents) and ``users``. Users are resampled; the variation between
+    seeds is not included in the interval.
 
     Raises:
         ValueError: two systems were not measured on the same users.

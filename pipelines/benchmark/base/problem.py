@@ -1,11 +1,11 @@
 """The problem that a benchmark's systems solve: a data set under a protocol.
 
-``leave-one-out``: each user's last item tests, the one before validates (users of fewer than three only train).
-``setrec``: the split by global time of arXiv 2502.10833, as its authors published it where ``setrec_split.parquet``
-lies beside the data; else made by their rule from timestamps: the latest 17% of all interactions test, the 13.6% before
-validate, users with fewer than two training items are left out.
+``leave-one-out``: each user's last item is for testing, the one before for validation (users with fewer than three
+items only train). ``setrec``: the split by global time of arXiv 2502.10833, as published by its authors if
+``setrec_split.parquet`` is in the folder of the data; else by their rule from timestamps: the latest 17% of all
+interactions are for testing, the 13.6% before for validation, users with fewer than two training items are left out.
 
-Items are numbered at random, so nothing that goes with the order of ids can reach a model.
+Items are numbered at random, so that models cannot use the order of ids.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from setrec.ragged import Ragged
 from setrec.scoring.text_similarity import TextFeatures
 
 RECORD = "problem.json"
-"""Says which data set under which protocol a run holds; written last."""
+"""The file with data set and protocol of a run; written last."""
 Protocol = Literal["setrec", "leave-one-out"]
 PUBLISHED_SPLIT = "setrec_split.parquet"
 TEXT = ("title", "description", "keywords")
-"""Columns of words that are read where a table of items has them; the first is the title."""
+"""Columns of words that are read if a table of items has them; the first is the title."""
 ATTRIBUTES = ("brand", "categories", "attributes", "genres")
-"""Columns of categories that are read, as words, where a table of items has them."""
+"""Columns of categories that are read, as words, if a table of items has them."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Problem:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Training interactions of each item, int64 (I,)."""
+        """Number of training interactions of each item, int64 (I,)."""
         return self.histories.train_counts(self.items)
 
     @cached_property

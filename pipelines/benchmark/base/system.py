@@ -11,7 +11,7 @@ from pipelines.benchmark.base.problem import Problem
 from setrec.evaluation import ranking
 
 Settings = Mapping[str, Any]
-"""Plain values that JSON can hold."""
+"""Plain values as in JSON."""
 
 
 def device() -> str:
@@ -54,10 +54,10 @@ class Clock:
 @dataclass
 class Fitted:
     """A fitted system. ``chosen``: hyperparameters chosen on validation in addition to the settings; ``curve``: a
-    record an epoch, with ``epoch``, ``seconds`` and ``ndcg@10`` on validation; ``kinds``: scores by kind of slot, where
-    it has slots, and ``weights`` those of the kinds; ``variants``: further ways to score with what was learned, by what
-    tells them from the first; ``valid``: NDCG@10 on validation, where the scorer itself must not be asked for it
-    because it knows what followed there."""
+    record an epoch, with ``epoch``, ``seconds`` and ``ndcg@10`` on validation; ``kinds``: scores by kind of slot, if it
+    has slots, and ``weights`` those of the kinds; ``variants``: further scorers of the same fit, by a name for their
+    difference; ``valid``: NDCG@10 on validation, for scorers that were trained on validation events and cannot measure
+    it."""
 
     scorer: ranking.Scorer
     chosen: dict[str, Any] = field(default_factory=dict)

@@ -16,9 +16,9 @@ from setrec.scoring import baselines
 from setrec.training import sasrec_trainer
 
 VALIDATED = 5000
-"""Validation users that a SASRec is ranked on after every epoch."""
+"""Number of validation users that are ranked by SASRec after every epoch."""
 HISTORY = "removed"
-"""The history protocol in which everything is chosen on validation."""
+"""The history protocol of all choices on validation."""
 
 
 class PopularitySystem:

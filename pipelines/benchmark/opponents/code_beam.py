@@ -68,7 +68,7 @@ class Writer(Protocol):
 def beam_search(writer: Writer, forest: Forest, width: int) -> tuple[Tensor, Tensor]:
     """Return the ``width`` most likely items of each part by beam search: items and log probabilities, both (b, G * W).
 
-    Beams that ran out of items have minus infinity, and an item without meaning.
+    Beams without items have minus infinity and a meaningless item.
     """
     log_p = writer(None, None)[:, None]
     users, parts = len(log_p), forest.roots
@@ -81,7 +81,7 @@ def beam_search(writer: Writer, forest: Forest, width: int) -> tuple[Tensor, Ten
         grown = grown.masked_fill(codes == NOTHING, -torch.inf).flatten(2)
         total, at = grown.topk(min(width, grown.shape[2]))
         beam, slot = at // codes.shape[3], at % codes.shape[3]
-        # A beam that ran out goes on from the first node, which exists; its total keeps it out of the answer.
+        # A beam without items continues from the first node, which exists; its total excludes it from the answer.
         node = torch.where(total > -torch.inf, first[node].gather(2, beam) + slot, 0)
         if level + 1 < len(forest.children):
             came = beam + node.new_tensor(range(parts))[:, None] * (log_p.shape[2] if level else 0)
@@ -93,6 +93,6 @@ def beam_search(writer: Writer, forest: Forest, width: int) -> tuple[Tensor, Ten
 def catalogue_scores(items: Tensor, log_p: Tensor, size: int) -> Tensor:
     """Return scores (b, I): log probabilities of the given items and minus infinity for every other item."""
     scores = log_p.new_full((len(items), size + 1), -torch.inf)
-    # Beams that ran out go to a column of their own, or they would overwrite an item that was found.
+    # Beams without items go to a separate column, so that they do not overwrite an item.
     scores.scatter_(1, torch.where(log_p > -torch.inf, items, size), log_p)
     return scores[:, :size]

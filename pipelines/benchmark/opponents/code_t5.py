@@ -1,9 +1,9 @@
 """A T5 that reads the codes of a user's items and generates the codes of the next one, after TIGER (arXiv 2305.05065).
 
-The network is transformers', at random weights. Every level of codes has tokens of its own, and a code is only compared
-with the others of its level. The targets of a user stand in one row, block by block: a block sees itself and, in the
-encoder's output, the items before its target. Which of them came last an encoder that looks back cannot tell, and T5's
-decoder has no positions in what was read: a learned bias by recency is added there.
+The network is that of transformers, with random weights. Every level of codes has its own tokens, and a code is only
+compared with the others of its level. The targets of a user are in one row, block by block: a block attends to itself
+and, in the encoder's output, to the items before its target. A causal encoder does not encode which of them came last,
+and T5's decoder has no positions of the encoder's output, so a learned bias by recency is added there.
 
 Sizes: b users, L items, Q targets, n codes an item, I items, d width, C codes of a level.
 """
@@ -24,12 +24,13 @@ from setrec.training.batches import Batch
 
 Sight = Literal["causal", "both"]
 HIDDEN = -1e9
-"""Added to the attention of what must not be seen; finite, so that a row that sees nothing has no NaN."""
+"""Added to masked attention; finite, so that a fully masked row has no NaN."""
 
 
 class CodeT5Settings(Settings):
-    """Shape of the network. ``sight``: whether an item in the encoder sees only those before it (``causal``: one pass
-    answers every prefix of a history) or also those after it (``both``, as in the paper: a pass for each prefix)."""
+    """Shape of the network. ``sight``: whether an item in the encoder attends only to earlier items (``causal``: one
+    pass answers every prefix of a history) or also to later ones (``both``, as in the paper: a pass for each
+    prefix)."""
 
     width: int = 128
     heads: int = 4
@@ -51,7 +52,7 @@ class CodeT5(nn.Module):
         super().__init__()
         self.settings, self.levels = s, codes.shape[1]
         sizes = codes.max(axis=0) + 1
-        ends = 1 + np.cumsum(sizes)  # token 0 begins every item that is written
+        ends = 1 + np.cumsum(sizes)  # token 0 starts every generated item
         self.span = list(zip((ends - sizes).tolist(), ends.tolist(), strict=True))
         self.register_buffer("codes", torch.from_numpy(codes))
         self.register_buffer("tokens", torch.from_numpy(codes + (ends - sizes)))
@@ -61,10 +62,10 @@ class CodeT5(nn.Module):
         _drop_only_between_layers(self.t5)
 
     def encode(self, items: Tensor, visible: Tensor) -> Tensor:
-        """Return encoder states (b, L * n, d) of right-padded items (b, L), of which targets see the first ``visible``
-        (b, Q).
+        """Return encoder states (b, L * n, d) of right-padded items (b, L), of which targets attend to the first
+        ``visible`` (b, Q).
 
-        With ``sight="both"`` a row has one target: all that is encoded is seen by it.
+        With ``sight="both"`` a row has one target, which attends to all encoded items.
         """
         if self.settings.sight == "causal":
             seen = items.new_ones(items.shape[1], items.shape[1]).tril().bool()[None].repeat_interleave(self.levels, 1)
@@ -107,8 +108,8 @@ class CodeT5(nn.Module):
         return logits
 
     def looked(self, length: int, visible: Tensor) -> Tensor:
-        """Added to the decoder's attention on what was read, (b, heads, Q, L * n): the later an item, the more or less
-        by what each head has learned; nothing is seen from the target on."""
+        """Return the bias of the decoder's attention to the encoder's output, (b, heads, Q, L * n): learned by head and
+        recency; items from the target on are masked."""
         ago = visible[..., None] - 1 - torch.arange(length, device=visible.device)
         bias: Tensor = self.recency(ago.clamp(0, self.settings.max_items - 1)).permute(0, 3, 1, 2)
         bias = bias + _mask(self._before(length, visible))
@@ -116,7 +117,7 @@ class CodeT5(nn.Module):
 
     @staticmethod
     def _before(length: int, visible: Tensor) -> Tensor:
-        """Return the mask of items (b, Q, L) that each target sees."""
+        """Return the mask of items (b, Q, L) that each target attends to."""
         return torch.arange(length, device=visible.device) < visible[..., None]
 
 
@@ -130,8 +131,8 @@ def _config(tokens: int, s: CodeT5Settings) -> T5Config:
 
 
 def _drop_only_between_layers(t5: nn.Module) -> None:
-    """No dropout on attention weights and inside feed-forward layers: random numbers for them took a quarter of the
-    time of training on a processor, and what each layer adds is dropped anyway."""
+    """Disable dropout of attention weights and inside feed-forward layers: their random numbers took a quarter of the
+    training time on a CPU, and each layer's output has dropout anyway."""
     for module in t5.modules():
         if isinstance(module, T5Attention):
             module.dropout = 0.0

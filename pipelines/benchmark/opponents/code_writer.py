@@ -15,8 +15,9 @@ class CachedWriter:
     """The decoder of a :class:`CodeT5` for users whose items (b, L), right-padded, and ``lengths`` (b,) are given; a
     :class:`pipelines.benchmark.opponents.code_beam.Writer`.
 
-    Beams of a user stand side by side as queries, so that the user's history is held once and not once a beam, which
-    transformers' own cache cannot do. Keys and values of written codes are kept by beam. Sizes as in :mod:`code_t5`.
+    Beams of a user are parallel queries, so that the user's history is held once and not once per beam, which
+    transformers' own cache cannot do. Keys and values of generated codes are stored by beam. Sizes as in
+    :mod:`code_t5`.
     """
 
     def __init__(self, model: CodeT5, items: Tensor, lengths: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 TIGER (arXiv 2305.05065) learns its codes with a residual-quantised autoencoder; k-means on the residuals (RQ-KMeans, as
 in GRID) needs no training, does not collapse, and comes within a few per cent of it in published comparisons. As in
-TIGER, one more code tells apart the items whose other codes are all equal.
+TIGER, one more code distinguishes items whose other codes are all equal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 
 ITEMS_PER_CODE = 8
-"""A level has at most one code for so many different vectors, or small catalogues would get a code an item."""
+"""Minimum number of different vectors per code of a level; otherwise small catalogues would have one code per item."""
 ROUNDS = 20
 
 
@@ -21,7 +21,7 @@ def residual_codes(vectors: np.ndarray, levels: int = 3, size: int = 256, seed: 
 
     Equal vectors have equal codes but for the last. The same input gives the same codes: one thread, a fixed seed.
     """
-    # Rows that are equal are quantised once: products of matrices may round them differently, row by row.
+    # Equal rows are quantised once, because matrix products may round them differently, row by row.
     distinct, row = np.unique(np.ascontiguousarray(vectors, dtype=np.float32), axis=0, return_inverse=True)
     codes = _quantised(distinct, levels, size, seed)[row.reshape(-1)]
     return np.column_stack([codes, _number_among_equals(codes)])
@@ -35,7 +35,7 @@ def _quantised(vectors: np.ndarray, levels: int, size: int, seed: int) -> np.nda
     faiss.omp_set_num_threads(1)
     try:
         for level in range(levels):
-            # Without sampling: every vector counts, however few or many there are for a centroid.
+            # Without sampling: every vector counts, for any number of vectors per centroid.
             means = faiss.Kmeans(
                 vectors.shape[1], size, niter=ROUNDS, seed=seed + level, min_points_per_centroid=1,
                 max_points_per_centroid=len(vectors),

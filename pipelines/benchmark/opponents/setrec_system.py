@@ -39,7 +39,7 @@ class SetRecSystem:
         run = item_features.shared_view(prepared, config, prepared.root / "collaborative")
         on_device = wrapper(config, 1, torch.device(device()))
         epochs, again = config.training.epochs, config.training.refit_epochs
-        share = epochs / (epochs + again)  # of the time, for the training before the refit
+        share = epochs / (epochs + again)  # share of the time for the training before the refit
         trainer = trainer_of(run, config, wrap=on_device, spent=lambda: clock.share / share)
         curve = _train(trainer, clock, "epoch")
         model = _on_cpu(trainer.restore_best())
@@ -77,7 +77,7 @@ def _prepared(problem: Problem) -> tuple[Run, JobConfig]:
 
 
 def _train(trainer: Trainer, clock: Clock, name: str) -> list[dict[str, Any]]:
-    """Train until the epochs or the time are used up, or early stopping ends it."""
+    """Train until the epochs or the time are used up, or until early stopping."""
     while True:
         trainer.epoch(on_step=lambda epochs: clock.tell(f"{name} {epochs:.1f}"))
         if trainer.spent() >= 1 or trainer.finished:

@@ -1,15 +1,15 @@
 """TIGER (Rajput et al. 2023, arXiv 2305.05065): generation of the codes of the next item.
 
-Codes come from the items' texts (:mod:`residual_codes`), a small T5 reads those of a user's last items and writes those
-of the next (:mod:`code_t5`), and beam search finds the likeliest items, apart for items that occur in training and for
-those that do not (:mod:`code_beam`), so that a ranking of either means something. The paper's token of the user is left
-out, as it says nothing of a new user.
+Codes come from the items' texts (:mod:`residual_codes`), a small T5 reads those of a user's last items and generates
+those of the next (:mod:`code_t5`), and beam search finds the most likely items, separately for items with and without
+training interactions (:mod:`code_beam`), so that both groups have a ranking. The paper's token of the user is left out,
+as it has no meaning for a new user.
 
-What makes the most of minutes on a processor: by default an item in the encoder sees only items before it, so that one
-pass over a history trains all its targets, which the paper takes one by one (``sight="both"`` does as the paper does,
-on a random ``part`` of all prefixes each epoch; in 150 seconds on Amazon Scientific that reached NDCG@10 .037, one pass
-.053); rows of like length share a batch; bf16 where the processor has it; the learning rate falls to nothing by the end
-of the epochs or of the time, whichever is nearer.
+To use minutes on a CPU well, by default an item in the encoder attends only to earlier items, so that one pass over a
+history trains all its targets, which the paper takes one by one (``sight="both"`` does as the paper does, on a random
+``part`` of all prefixes each epoch; in 150 seconds on Amazon Scientific that reached NDCG@10 .037, one pass .053). Rows
+of similar length share a batch; bf16 is used if the CPU supports it; the learning rate falls to zero by the end of the
+epochs or of the time, whichever is earlier.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from setrec.settings import Precision
 from setrec.training import batches
 
 USERS_AT_ONCE = 64
-"""Users in one beam search: enough for products of matrices, few enough for the processor's cache."""
+"""Users in one beam search: enough for matrix products, few enough for the CPU's cache."""
 
 
 class TigerSettings(CodeT5Settings):
-    """Codes, network, training and search. ``part``: share of an epoch's batches that is taken; ``patience``: epochs
+    """Codes, network, training and search. ``part``: share of an epoch's batches that is used; ``patience``: epochs
     without a better validation NDCG@10; ``valid_beams``: width of the search on validation, whose first ten count."""
 
     levels: int = 3
@@ -76,7 +76,7 @@ class Tiger:
         """Train on the training histories, and keep the best epoch on a sample of the validation users.
 
         Raises:
-            ConfigError: the items have no texts, of which codes are made.
+            ConfigError: the items have no texts, from which codes are made.
         """
         if problem.text is None:
             raise ConfigError(f"{self.name} makes its codes from texts, and the items of '{problem.name}' have none")
@@ -105,7 +105,7 @@ class _Training:
         self.run, self.steps = Epochs(model, s.epochs, s.patience, 60 * clock.minutes - clock.seconds), 0
 
     def train(self) -> float:
-        """Train for an epoch, or as much of it as there is time for, but a step at least; return the mean loss."""
+        """Train for an epoch or until the time is used up, but at least one step; return the mean loss."""
         plan, total, count = self._plan(self.run.done + 1), 0.0, 0
         self.model.train()
         for at, batch in enumerate(plan):
@@ -149,7 +149,7 @@ def _scorer(model: CodeT5, forest: Forest, max_items: int, beams: int) -> rankin
     def score(history: Ragged) -> np.ndarray:
         model.eval()
         scores = np.empty((len(history), len(forest.items)), dtype=np.float32)
-        # Rows of like length share a search, which saves padding.
+        # Rows of similar length share a search, which saves padding.
         order = np.argsort(np.minimum(history.lengths, max_items), kind="stable")
         for start in range(0, len(order), USERS_AT_ONCE):
             rows = order[start : start + USERS_AT_ONCE]

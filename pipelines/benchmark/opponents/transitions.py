@@ -5,7 +5,7 @@ walk at the last items of a history (:func:`setrec.scoring.item_graph.start_weig
 
     x P + damping x P^2 + damping^2 x P^3 + ... (``hops`` terms) + text x T,
 
-where T[i, j] is the cosine of the text vectors of i and j, and all that is known of a cold item.
+where T[i, j] is the cosine of the text vectors of i and j, the only term for a cold item.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from setrec.scoring.item_graph import Reading, start_weights
 from setrec.scoring.transitions import TransitionSettings, transition_probabilities
 
 TEXT = "text"
-"""The kind of score that text gives; the others are ``hop 1``, ``hop 2`` and so on."""
+"""The kind of the text score; the others are ``hop 1``, ``hop 2`` and so on."""
 
 
 class TransitionWalkSettings(TransitionSettings):
-    """The graph, where a walk on it starts (``last`` items of the history, ``decay`` per step back), how many steps it
-    takes (``hops``), what a further step counts (``damping``), and the weight of ``text``."""
+    """The graph, the start of a walk (``last`` items of the history, ``decay`` per step back), its number of steps
+    (``hops``), the factor per further step (``damping``), and the weight of ``text``."""
 
     last: int = 5
     decay: float = 0.5
@@ -97,7 +97,7 @@ GRID: Mapping[str, Sequence[Any]] = {
     "damping": (0.0, 0.3, 1.0),
     "text": (0.0, 0.01, 0.02, 0.04, 0.08, 0.2),
 }
-"""What is tried; ``graph`` and ``start`` set two fields of :class:`TransitionWalkSettings` at once."""
+"""The grid; ``graph`` and ``start`` set two fields of :class:`TransitionWalkSettings` at once."""
 
 
 def tune_transitions(

@@ -154,15 +154,15 @@ BAD = {
     "open.csv": (HEAD + 'u3,"a,1\n' + lines(), (1, None, "a quote is not closed")),
     "after.csv": (HEAD + 'u3,"a"b,1\n' + lines(), (1, None, "text after a closing quote")),
     "bytes.csv": ((HEAD + lines()).encode() + b"u3,\xff,1\n", (5, None, "not UTF-8 text")),
-    "noon.csv": (HEAD + "u3,a,noon\n" + lines(), (1, "timestamp", "'noon' is no timestamp (a number or ISO 8601)")),
+    "noon.csv": (HEAD + "u3,a,noon\n" + lines(), (1, "timestamp", "'noon' is not a timestamp (a number or ISO 8601)")),
     "date.csv": (HEAD + "u3,a,2020-01-01\n" + lines(),
-        (1, "timestamp", "'2020-01-01 00:00:00' is no timestamp (most are numbers)")),
+        (1, "timestamp", "'2020-01-01 00:00:00' is not a timestamp (most are numbers)")),
     "huge.csv": (HEAD + lines() + "u3,a,9223372036854775808\n",
         (5, "timestamp", "a number is out of range: 9223372036854775808")),
     "blank.csv": (HEAD + " ,a,1\n" + lines(), (1, "user_id", "the id is blank")),
     "null.csv": (HEAD + "u3,,1\n" + lines(), (1, "item_id", "the id is missing")),
     "control.csv": (HEAD + "u\x013,a,1\n" + lines(), (1, "user_id", "'u?3' holds a control character")),
-    "dots.csv": (HEAD + "..,a,1\n" + lines(), (1, "user_id", "'..' cannot stand in a URL")),
+    "dots.csv": (HEAD + "..,a,1\n" + lines(), (1, "user_id", "'..' cannot be part of a URL")),
     "long.csv": (HEAD + "u" * 257 + ",a,1\n" + lines(), (1, "user_id", "the id has more than 256 characters")),
     "broken.json": (jsonl() + '{"user_id": \n', (5, None, "malformed JSON (Expecting value at character 13)")),
     "list.json": ("[1]\n" + jsonl(), (1, None, "expected a JSON object, found list")),
@@ -171,9 +171,9 @@ BAD = {
     "type.json": ('{"user_id": [1], "item_id": "a", "timestamp": 1}\n' + jsonl(),
         (1, "user_id", "wrong type: array where text or whole numbers are expected")),
     "fraction.json": ('{"user_id": 1.5, "item_id": "a", "timestamp": 1}\n' + jsonl(),
-        (1, "user_id", "'1.5' is no id: a fraction, or beyond 2^53")),
+        (1, "user_id", "'1.5' is not a valid id: a fraction, or beyond 2^53")),
     "nan.json": ('{"user_id": "u", "item_id": "a", "timestamp": NaN}\n' + jsonl(),
-        (1, "timestamp", "'NaN' is no timestamp (a number or ISO 8601)")),
+        (1, "timestamp", "'NaN' is not a timestamp (a number or ISO 8601)")),
 }  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def test_a_wrong_row_is_refused_with_its_place_or_rejected_alone(tmp_path, name)
         ("x.csv.gz", gzip.compress(HEAD.encode() + b"u,a,1\n" * 999, mtime=0)[:-12], "cannot be read"),
         ("x.csv.gz", HEAD + "u,a,1\n", "cannot be read"),
         ("x.csv.zst", HEAD + "u,a,1\n", "cannot be read"),
-        ("x.dat", "u a 1\n", "its name tells no delimiter"),
+        ("x.dat", "u a 1\n", "its name does not imply a delimiter"),
         ("x.doc", "u a 1\n", "unknown format '.doc'"),
         ("x.parquet", "PAR1", "not a readable Parquet file"),
     ],
@@ -342,7 +342,7 @@ def test_words_of_a_split_have_aliases_in_any_case_and_others_are_rejected(tmp_p
     fields = {"interactions": put(tmp_path / "x.csv", text), "split": {"kind": "column"}, "columns": {"split": "part"}}
     ingest(DataSettings.model_validate({**fields, "rejected_share": 0.5}), tmp_path / "out")
     assert load(tmp_path / "out")[1].splits.tolist() == [0, 1, 1, 1, 2]
-    assert rejected(tmp_path / "out") == [(6, "part", "'dev' is no split (train, valid, test)")]
+    assert rejected(tmp_path / "out") == [(6, "part", "'dev' is not a valid split (train, valid, test)")]
 
 
 def test_ratings_sessions_and_float_ids(tmp_path):
