@@ -55,7 +55,8 @@ class Graph:
     def row(self, node: Hashable) -> int:
         """Return the row of a node by its id.
 
-        Raises: UnknownNodeError: it is not in the graph.
+        Raises:
+            UnknownNodeError: it is not in the graph.
         """
         if self.ids is None:
             if isinstance(node, int | np.integer) and 0 <= node < len(self):

@@ -101,7 +101,8 @@ def build_language_model(
 
     ``frozen_layers``: number of first layers that are separated as ``lower`` (:class:`LowerLayers`).
 
-    Raises: ConfigError: there is no usable model at the path, or settings of adapters that ``tuning`` does not use.
+    Raises:
+        ConfigError: there is no usable model at the path, or settings of adapters that ``tuning`` does not use.
     """
     if settings.lora is not None and tuning != "lora":
         raise ConfigError(f"model.backbone.lora needs model.tuning=lora, not {tuning}: set that, or drop the section")

@@ -188,7 +188,8 @@ def prompt_text(task: Task, ablation: InputAblation, tokenizer: PreTrainedTokeni
 def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on_step: OnStep | None = None) -> Reader:
     """Train on a task, and return the reader with the weights of the best validation epoch.
 
-    Raises: ConfigError: the loss or the validation is not a number.
+    Raises:
+        ConfigError: the loss or the validation is not a number.
     """
     if task.train is not None:
         reader: Reader = task.train(ablation.name, learning, on_step)

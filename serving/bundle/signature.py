@@ -55,8 +55,9 @@ def sign(bundle: Path, key_file: Path) -> None:
 def require_signature(bundle: Path, key_file: Path) -> None:
     """Verify that the manifest of a bundle is signed with the private key that belongs to ``key_file``.
 
-    Raises: BundleError: it is not signed, signed with another key, or was changed since. ConfigError: the key cannot be
-        used.
+    Raises:
+        BundleError: it is not signed, signed with another key, or was changed since.
+        ConfigError: the key cannot be used.
     """
     try:
         key = serialization.load_pem_public_key(key_file.read_bytes())

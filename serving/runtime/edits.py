@@ -34,8 +34,10 @@ def require_store(engine: Engine) -> LiveStore:
 def put_item(engine: Engine, item_id: str, fields: ItemFields) -> bool:
     """Add or update an item; when this returns, ``engine`` recommends it. Return whether it is new.
 
-    Raises: NoStoreError, StoreError: it cannot be stored. CannotEncodeError: it cannot be coded. FullError: too many
-        items.
+    Raises:
+        NoStoreError, StoreError: it cannot be stored.
+        CannotEncodeError: it cannot be coded.
+        FullError: too many items.
     """
     store = require_store(engine)
     engine.catch_up()
@@ -54,7 +56,9 @@ def put_item(engine: Engine, item_id: str, fields: ItemFields) -> bool:
 def remove_item(engine: Engine, item_id: str) -> None:
     """Remove an item of the bundle or a live one; when this returns, ``engine`` no longer recommends it. Idempotent.
 
-    Raises: UnknownItemError: the item never existed. NoStoreError, StoreError: the change cannot be stored.
+    Raises:
+        UnknownItemError: the item never existed.
+        NoStoreError, StoreError: the change cannot be stored.
     """
     store = require_store(engine)
     engine.catch_up()
@@ -81,7 +85,9 @@ def erase_user(engine: Engine, user_id: str) -> int:
 def put_rules(engine: Engine, name: str, rules: RuleSet) -> bool:
     """Store a rule set; when this returns, ``engine`` applies it. Return whether the name is new.
 
-    Raises: NoStoreError, StoreError: it cannot be stored. FullError: too many rule sets.
+    Raises:
+        NoStoreError, StoreError: it cannot be stored.
+        FullError: too many rule sets.
     """
     store = require_store(engine)
     engine.catch_up()

@@ -91,15 +91,17 @@ class GraphService(Protocol):
     def ask(self, question: str, k: int, mode: Mode) -> GraphAnswer:
         """Return at most ``k`` answers, or a refusal; the question names nodes as ``[[id]]``, by id or by title.
 
-        Raises: UnknownNodeError: the question names a node that is not in the graph. SetRecError: it cannot be answered
-            for another reason.
+        Raises:
+            UnknownNodeError: the question names a node that is not in the graph.
+            SetRecError: it cannot be answered for another reason.
         """
         ...
 
     def nodes(self, ids: Sequence[str], k: int) -> list[NodeDescription]:
         """Return the nodes in the order of ``ids``, each with its ``k`` nearest nodes.
 
-        Raises: UnknownNodeError: one of them is not in the graph.
+        Raises:
+            UnknownNodeError: one of them is not in the graph.
         """
         ...
 

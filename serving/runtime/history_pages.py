@@ -30,7 +30,9 @@ class Past:
 def page(engine: Engine, user_id: str, limit: int, before: str | None = None) -> tuple[list[Past], str | None]:
     """Return up to ``limit`` items and the position of the next page, ``None`` after the last.
 
-    Raises: RequestError: ``before`` is not a position of this user's pages. StoreError: the store cannot be read.
+    Raises:
+        RequestError: ``before`` is not a position of this user's pages.
+        StoreError: the store cannot be read.
     """
     position, taken = _parse(before)
     items: list[Past] = []

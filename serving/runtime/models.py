@@ -67,7 +67,8 @@ class Loader:
         ``tested``: it must also answer the stored requests as at export, and no live change may be missing; otherwise a
         store that cannot be read yet is not an error.
 
-        Raises: BundleError: the bundle cannot be used, is not signed as the settings require, or has other answers.
+        Raises:
+            BundleError: the bundle cannot be used, is not signed as the settings require, or has other answers.
             StoreError: ``tested``, and the store cannot be read.
         """
         settings = self.settings
@@ -136,7 +137,8 @@ class Live:
     def swap(self, model: Model) -> Model:
         """Use ``model`` from the next request on; return the previous one, still usable.
 
-        Raises: BundleError: the model has no graph and there are routes that need one.
+        Raises:
+            BundleError: the model has no graph and there are routes that need one.
         """
         if self.graph is not None and model.graph is None:
             raise BundleError("the bundle has no graph, but a graph is served")

@@ -82,7 +82,9 @@ class Releases:
 
         Returns once this replica serves it. Releasing the served bundle again has no effect.
 
-        Raises: UnderWayError: another release is in progress. UnknownBundleError: there is no such bundle.
+        Raises:
+            UnderWayError: another release is in progress.
+            UnknownBundleError: there is no such bundle.
             ReleaseError: the release failed; the message states the reason.
         """
         with self._turn() as is_mine:
@@ -106,8 +108,10 @@ class Releases:
         """Request that all replicas of the folder serve the bundle ``name``, unless they use it or refused it; return
         whether it was requested. For a process that is not a replica.
 
-        Raises: BundleError: it cannot be used. UnknownBundleError: there is no such bundle. UnderWayError: another
-            release is in progress.
+        Raises:
+            BundleError: it cannot be used.
+            UnknownBundleError: there is no such bundle.
+            UnderWayError: another release is in progress.
         """
         with self._turn() as is_mine:
             if not is_mine:

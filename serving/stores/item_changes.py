@@ -40,7 +40,8 @@ class ItemChange(Settings):
     def read(cls, payload: str | None) -> ItemChange:
         """Parse an entry.
 
-        Raises: DataError: it is damaged or from an incompatible version.
+        Raises:
+            DataError: it is damaged or from an incompatible version.
         """
         try:
             return cls.model_validate_json(payload or "")

@@ -74,7 +74,8 @@ class SqliteStore:
     def __init__(self, path: str | Path) -> None:
         """Open the file, and create it if missing.
 
-        Raises: StoreError: it cannot be opened or written, is not such a store, or has a newer format.
+        Raises:
+            StoreError: it cannot be opened or written, is not such a store, or has a newer format.
         """
         self.path = Path(path)
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()

@@ -122,7 +122,8 @@ class Histories:
     def row(self, user_id: str) -> int:
         """Return the row of a user.
 
-        Raises: UnknownUserError: the user is not in the histories.
+        Raises:
+            UnknownUserError: the user is not in the histories.
         """
         try:
             return self._row_of[user_id]

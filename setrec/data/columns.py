@@ -61,11 +61,11 @@ def numbers(column: Column) -> np.ndarray:
         values = _numpy(column)
     elif _is_text(kind):
         parsed = pd.to_numeric(column.values.to_pandas(), errors="coerce")
-        column.refuse_first(parsed.isna().to_numpy(), "{} is no number")
+        column.refuse_first(parsed.isna().to_numpy(), "{} is not a number")
         values = parsed.to_numpy()
     else:
         raise column.refuse(f"wrong type: {kind} where numbers are expected")
-    column.refuse_first(~np.isfinite(values), "{} is no finite number")
+    column.refuse_first(~np.isfinite(values), "{} is not a finite number")
     return values
 
 
