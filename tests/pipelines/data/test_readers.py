@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from setrec.errors import DataError
 
 ROWS = [("u1", "a", 3), ("u1", "b", 1), ("u2", "a", 2), ("u1", "c", 2)]
 HEAD = "user_id,item_id,timestamp\n"
+zstd = partial(pa.compress, codec="zstd", asbytes=True)
 
 
 def lines(delimiter=",", end="\n"):
@@ -28,10 +30,6 @@ def lines(delimiter=",", end="\n"):
 
 def jsonl():
     return "".join(json.dumps(dict(zip(("user_id", "item_id", "timestamp"), row, strict=True))) + "\n" for row in ROWS)
-
-
-def zstd(data):
-    return pa.compress(data, "zstd", asbytes=True)
 
 
 def put(path, content):
