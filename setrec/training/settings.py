@@ -54,7 +54,7 @@ class TrainingSettings(Settings):
     written.
     """
 
-    epochs: int = Field(7, ge=1)
+    epochs: int = Field(10, ge=1)
     patience: int = Field(6, ge=1)
     refit_epochs: int = Field(2, ge=0)
     targets_per_batch: int = Field(512, ge=1)
