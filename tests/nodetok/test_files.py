@@ -147,13 +147,13 @@ def test_triples_alone_are_all_for_training(tmp_path):
         ({"edges": {"source": pa.array([], pa.string()), "target": pa.array([], pa.string())}}, "holds no rows"),
         ({"nodes": {"node_id": ["a", "b", "a", "c"]}}, "nodes.parquet, row 3, column 'node_id': duplicate id 'a'"),
         ({"nodes": {"id": ["a", "b", "c"]}}, "column 'node_id': missing column"),
-        ({"nodes": NODES | {"split": ["train", "exam", "", ""]}}, "row 2, column 'split': 'exam' is no part"),
+        ({"nodes": NODES | {"split": ["train", "exam", "", ""]}}, "row 2, column 'split': 'exam' is not a part"),
         ({"nodes": NODES | {"label": [{"is": "x"}] * 4}}, "column 'label': wrong type: struct"),
         ({"nodes": NODES | {"words": ["1 2", "", "", ""]}}, "column 'words': wrong type: string"),
         ({"nodes": NODES | {"words": [[0.5], [], [], []]}}, "column 'words': wrong type: list<"),
         ({"nodes": NODES | {"words": [[], [1], [2, -3], []]}}, "row 3, column 'words': [2, -3] are not word indices"),
-        ({"nodes": NODES | {"words": [[], [1, None], [], []]}}, "row 2, column 'words': [1, None] are no word"),
-        ({"nodes": NODES | {"words": [[], [], [], [10**9]]}}, "row 4, column 'words': [1000000000] are no word"),
+        ({"nodes": NODES | {"words": [[], [1, None], [], []]}}, "row 2, column 'words': [1, None] are not word"),
+        ({"nodes": NODES | {"words": [[], [], [], [10**9]]}}, "row 4, column 'words': [1000000000] are not word"),
     ],
 )
 def test_tables_that_are_no_graph_are_refused(tmp_path, tables, said):
@@ -166,7 +166,10 @@ def test_tables_that_are_no_graph_are_refused(tmp_path, tables, said):
     [
         ({"triples": TRIPLES | {"tail": ["pet", "pet", "ant", "pet", "elk"]}}, "row 5, column 'tail': no such node"),
         ({"triples": TRIPLES | {"relation": ["isa", None, "a", "b", "c"]}}, "row 2, column 'relation': the id is mis"),
-        ({"triples": TRIPLES | {"split": ["train", "", "test", "dev", "dev"]}}, "row 2, column 'split': '' is no part"),
+        (
+            {"triples": TRIPLES | {"split": ["train", "", "test", "dev", "dev"]}},
+            "row 2, column 'split': '' is not a",
+        ),
         ({"triples": TRIPLES | {"split": ["train", "test", "eval", "dev", "dev"]}}, "row 3, column 'split': 'eval'"),
         ({"triples": {"head": ["cat"], "tail": ["dog"]}}, "column 'relation': missing column"),
         ({"entities": {"entity_id": ["cat", "cat"]}}, "entities.parquet, row 2, column 'entity_id': duplicate id"),

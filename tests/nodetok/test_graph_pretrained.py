@@ -83,7 +83,7 @@ def test_an_artefact_names_its_checkpoint_and_does_not_hold_it(planted_task, fam
     torch.manual_seed(7)
     weights = load_file(Path(path) / "model.safetensors")
     save_file({k: v + 1 for k, v in weights.items()}, Path(path) / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ConfigError, match="other weights than those this model was trained on"):
+    with pytest.raises(ConfigError, match="other weights than those that this model was trained on"):
         GraphArtifact.load(tmp_path / "saved")
 
 

@@ -138,12 +138,13 @@ def commanded(monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
 def trained_here() -> Iterator[None]:
     """Jobs train in this process in place of a Ray worker: the same work, without the half minute of starting one."""
 
-    def fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers) -> None:
-        def told(record: dict[str, Any]) -> None:
-            run.log("epoch", system="SETRec", **record)
-            follow.epoch("SETRec", record)
+    def fit(run: Run, config: JobConfig, progress: Bar, follow: Trackers, *, refit: bool) -> None:
+        def log(record: dict[str, Any]) -> None:
+            system = "SETRec, refit" if refit else "SETRec"
+            run.log("epoch", system=system, **record)
+            follow.epoch(system, record)
 
-        work(run, config, 0, 1, torch.device("cpu"), on_epoch=told)
+        work(run, config, 0, 1, torch.device("cpu"), refit=refit, on_epoch=log)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_fit", fit)

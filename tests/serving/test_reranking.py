@@ -83,7 +83,7 @@ def test_factors_multiply_the_terms_of_the_score(made):
 
 
 def test_a_factor_of_nothing_is_refused_with_the_names_there_are(engine):
-    with pytest.raises(RequestError, match="there are collaborative, semantic, transitions_near, text_similarity"):
+    with pytest.raises(RequestError, match="known are collaborative, semantic, transitions_near, text_similarity"):
         engine.recommend_one(Request(history=HISTORY, factors={"transitions_far": 2.0}))
 
 
