@@ -23,8 +23,10 @@ from serving.deployment import ray_app
 
 def demo_config(port: int, overrides: list[str]) -> JobConfig:
     """Return the configuration: data and encoder from installed packages, one thread, seven epochs before the
-    refit, after which validation NDCG@10 is as high as after ten. All other settings are the defaults. Two threads train
-    so small a model in three quarters of the time with half as much more work."""
+    refit, after which validation NDCG@10 is as high as after ten. All other settings are the defaults.
+
+    Two threads train so small a model in three quarters of the time with half as much more work.
+    """
     raw = {
         "name": "MovieLens-100K",
         "data": movielens_100k().model_dump(mode="json"),
