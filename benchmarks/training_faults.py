@@ -37,7 +37,8 @@ CONFIG = """
 data: {{interactions: {folder}/interactions.csv, columns: {{position: position}}}}
 sasrec: {{epochs: 1, layers: 1, width: 16, heads: 1}}
 model: {{max_items: 10, dropout: 0.1}}
-training: {{epochs: {epochs}, patience: {epochs}, targets_per_batch: 64, precision: float32, checkpoint_steps: 2}}
+training: {{epochs: {epochs}, patience: {epochs}, targets_per_batch: 64, precision: float32, checkpoint_steps: 2,
+  refit_epochs: 0}}
 cluster: {{workers: 2, threads: 1, storage_patience: 120}}
 """
 ITEMS = 30
