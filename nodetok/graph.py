@@ -216,7 +216,7 @@ class Graph:
 
         Raises:
             DataError: no nodes, an end outside 0 .. nodes - 1, a negative or non-finite weight, ids that repeat or have
-            different types, or another number of texts than nodes.
+                different types, or another number of texts than nodes.
         """
         source, target = np.asarray(source), np.asarray(target)
         ids = None if ids is None else [_plain(node) for node in ids]

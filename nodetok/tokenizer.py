@@ -136,7 +136,7 @@ class NodeTokenizer:
 
         Raises:
             ConfigError: an end of an edge outside the graph, an edge that is not in the graph, a graph with fewer nodes
-            or with other nodes in the anchors' rows.
+                or with other nodes in the anchors' rows.
         """
         s = self.settings.distances
         source, target = (np.asarray(ends, dtype=np.int64).reshape(-1) for ends in (source, target))

@@ -29,7 +29,8 @@ def benchmark(
 
     Raises:
         ConfigError: the run holds a benchmark of other data or under another protocol; a requested system does not
-        exist; or a fit failed. DataError: the data cannot be used.
+            exist; or a fit failed.
+        DataError: the data cannot be used.
     """
     for name in settings.systems or ():
         registry.system(name)  # report a wrong name before texts are encoded for minutes

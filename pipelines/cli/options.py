@@ -103,7 +103,7 @@ def config_of(run: Path, command: str, overrides: list[str] | None = None, given
 
     Raises:
         ConfigError: the run is not prepared, a key or value is not allowed, or an override cannot take effect in
-        ``command``; the message names the command in which it does.
+            ``command``; the message names the command in which it does.
     """
     from pipelines.common.yaml_file import read_yaml
     from pipelines.config.job import load_config

@@ -38,7 +38,7 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
 
     Raises:
         ConfigError: the run has not been trained, a component is unknown, or a batch failed permanently. DataError:
-        there are no users to evaluate on.
+            there are no users to evaluate on.
     """
     made_from = {"model": lineage.require_model(run, config), "data": lineage.of_data(run)}
     run.claim(*EVALUATED)

@@ -62,7 +62,7 @@ def require_model(run: Run, config: JobConfig) -> str:
 
     Raises:
         ConfigError: there is none, or it was made from other data or settings than the run's, for example after a
-        failed training.
+            failed training.
     """
     run.require(run.model, "train")
     again = f"run `setrec train --run {run.root}`"

@@ -41,7 +41,7 @@ def load(engine: DuckDbEngine, schema: Schema, files: list[File], rejects: Rejec
 
     Raises:
         DataError: a file cannot be read, a column is missing or of a wrong type, there are no rows, or too many cannot
-        be used.
+            be used.
     """
     words: TextColumns | None = None
     for alike in scans.alike(files):

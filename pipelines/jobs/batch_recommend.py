@@ -76,8 +76,8 @@ def recommend_batch(asked: BatchRequest) -> dict[str, Any]:
     Raises:
         BundleError: the bundle cannot be opened.
         DataError: the input is missing or not such a table, ``out`` is another folder, or too many rows have no answer;
-        ``out`` is then unchanged. ConfigError: the filter is invalid, the cluster is too small for the actors, or the
-        job failed.
+            ``out`` is then unchanged.
+        ConfigError: the filter is invalid, the cluster is too small for the actors, or the job failed.
     """
     asked.wish.parsed_filter()
     _refuse_foreign(asked.out)

@@ -68,7 +68,7 @@ def recommend_once(bundle: Path, request: Request, *, clip: bool = False) -> dic
 
     Raises:
         UnknownUserError: the bundle does not contain the user. The endpoint returns popular items instead; here users
-        cannot be new, so the id is wrong.
+            cannot be new, so the id is wrong.
     """
     opened = Bundle.open(bundle)
     if clip:

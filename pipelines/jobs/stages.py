@@ -28,7 +28,7 @@ def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
 
     Raises:
         ConfigError: see :func:`pipelines.training.train.train`; or ``resume`` is true and the interrupted training has
-        another model.
+            another model.
     """
     run.require(run.data, "prepare")
     train.require_validation(run)

@@ -11,6 +11,7 @@ further on training and validation events. The refit has its own checkpoints.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -33,6 +34,7 @@ from pipelines.training.worker import refit_trainer, store_of, trainer_of, work
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, DataError
 from setrec.models.setrec_model import SetRecModel
+from setrec.training.progress import Progress
 from setrec.training.trainer import Trainer
 
 EXPERIMENT = "train"
@@ -70,10 +72,11 @@ def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any
     if resume and not has_checkpoint(run, config):
         raise ConfigError(f"{run.checkpoints} holds no checkpoint to resume from")
     run.claim("checkpoints", "model", "curves.jsonl")
-    for refit in (False, True):
-        store = store_of(run, config, refit=refit)
+    own, of_refit = (store_of(run, config, refit=refit) for refit in (False, True))
+    # Training that continues, for example with more epochs, ends with another model than the refit started from.
+    for store, keep in ((own, resume), (of_refit, resume and _finished(own, config))):
         store.create()
-        if not resume:
+        if not keep:
             store.clear()
     with bar("Train SETRec") as progress, tracking(run, config) as follow, cluster(config):
         _fit(run, config, progress, follow, refit=False)
@@ -100,6 +103,16 @@ def _keep_refit(run: Run, config: JobConfig) -> None:
     trainer = refit_trainer(SetRecModel.from_pretrained(run.model), run, config)
     _load(trainer, store_of(run, config, refit=True))
     _keep(run, trainer.restore_best(), validated=run.model)
+
+
+def _finished(store: CheckpointStore, config: JobConfig) -> bool:
+    """Return whether nothing is left to train after the newest checkpoint."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "checkpoint"
+        if store.latest(folder) is None:
+            return False
+        progress = Progress.of(json.loads((folder / "progress.json").read_text()), 0, 1)
+    return progress.exhausted(config.training.epochs, config.training.patience)
 
 
 def _load(trainer: Trainer, store: CheckpointStore) -> None:

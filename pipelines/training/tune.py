@@ -45,7 +45,7 @@ def tune(run: Run, config: JobConfig, *, resume: bool = False) -> list[Trial]:
 
     Raises:
         ConfigError: the space is empty or a trial's settings are not allowed, there is nothing to resume or another
-        search, or no trial finished an epoch.
+            search, or no trial finished an epoch.
     """
     s = config.tune
     if not s.space:

@@ -91,7 +91,7 @@ def train_sasrec(
         seconds: CPU seconds, validation of the last epoch excluded. Once the duration of an epoch is known, as many
             epochs are planned as there is time for, so that the learning rate still falls to zero.
         validate: Replaces NDCG@10 of all validation users, history removed. Without validation items the epoch with the
-        lowest training loss is used.
+            lowest training loss is used.
         device: Device of the training.
     """
     torch.manual_seed(seed)

@@ -46,10 +46,10 @@ class Trainer:
         model: the recommender; ``wrap`` puts DDP around it, or shards it, where there are several workers.
         histories: training histories, the same on every worker; each step's rows are dealt out by rank.
         evaluate: validation NDCG@10 of the model, called on every worker after every epoch; worker 0's value is used.
-        Without it the last epoch is the best.
+            Without it the last epoch is the best.
         counts: training interactions of each item (I,); by default computed if a sampled softmax needs them.
         spent: returns the used share of a time limit: the learning rate falls with it, and an epoch may end after any
-        step. For a single worker only, as the clocks of several would differ.
+            step. For a single worker only, as the clocks of several would differ.
     """
 
     def __init__(

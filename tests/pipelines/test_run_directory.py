@@ -113,6 +113,18 @@ def test_training_again_leaves_no_result_of_the_earlier_model(own, commanded, wi
     assert commanded("export", "--run", own.root)[0] == 0
 
 
+def test_a_training_with_more_epochs_is_followed_by_another_refit(own, commanded, without_ray_train):
+    def refits(*options):
+        code, said = commanded("train", "--run", own.root, "--set", "sasrec.epochs=1", *options)
+        assert code == 0, said
+        return {place.name for place in (own.checkpoints / "refit").glob("checkpoint-*")}
+
+    first = refits("--set", "training.epochs=1")
+    assert first
+    assert refits("--resume", "--set", "training.epochs=1") == first, "nothing was left to train"
+    assert not first & refits("--resume", "--set", "training.epochs=2")
+
+
 def test_weights_chosen_for_another_model_are_not_exported(own):
     found = own.read_json("scorer.json")
     assert set(found["made_from"]) == {"model", "data"}

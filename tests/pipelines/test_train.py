@@ -111,17 +111,17 @@ def test_a_run_learns_on_one_worker_or_two_as_in_one_process_and_leaves_a_model(
     shutil.copytree(prepared, root)
     overrides = [f"cluster.workers={workers}", f"cluster.sharding={sharding}"]
     stages.fit(Run(root), load_config(root / "config.yaml", overrides), resume=True)
-    told, tolerance = curve(root), SAME if workers == 1 else 10 * SAME
-    same(told, whole[0], tolerance)
-    assert len(told) == 8
-    assert told[-1]["loss"] < 0.8 * told[0]["loss"]
+    records, tolerance = curve(root), SAME if workers == 1 else 10 * SAME
+    same(records, whole[0], tolerance)
+    assert len(records) == 8
+    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
     files = {"config.json", "model.safetensors"}
     assert {p.name for p in (root / "model").iterdir()} == {*files, "validated"}
     assert {p.name for p in (root / "model" / "validated").iterdir()} == files
     source = Source.at(root)
     assert (source.model, source.beginning) == (root / "model", root / "model" / "validated")
     ranks_alike(SetRecModel.from_pretrained(root / "model"), whole[1], root, tolerance)
-    best = max(record["ndcg@10"] for record in told)
+    best = max(record["ndcg@10"] for record in records)
     judge = Validation(Cases.of(directory.load(Run(root).data)[1], VALID))
     assert judge(SetRecModel.from_pretrained(Run(root).validated).eval()) == pytest.approx(best, rel=tolerance)
 
