@@ -128,12 +128,16 @@ def _widened(table: np.ndarray, path: Path, kind: np.dtype[Any]) -> np.ndarray:
 
 
 def _share(tasks: int) -> tuple[int, int]:
-    """Return threads per task, so that all cores are used and a task fits any machine; and concurrent tasks."""
+    """Return threads per task, so that all free cores are used and a task fits any machine; and concurrent tasks.
+
+    A task that asked for cores which another job on the cluster holds would wait until that job ends.
+    """
     import ray
 
     cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     cores = [count for count in cores if count] or [os.cpu_count() or 1]
-    threads = max(1, min(min(cores), sum(cores) // tasks))
+    free = int(ray.available_resources().get("CPU", 0))
+    threads = max(1, min(min(cores), free // tasks))
     return threads, sum(count // threads for count in cores)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -81,6 +82,25 @@ def test_writing_to_the_matrix_leaves_the_file_alone(tmp_path):
     before = int(found[0, 0])
     found[0, 0] = before + 1
     assert np.load(tmp_path / "table.npy")[0, 0] == before
+
+
+def test_cores_that_another_job_holds_are_not_waited_for(tmp_path):
+    import ray
+
+    class Holder:
+        def ready(self):
+            return True
+
+    holder = ray.remote(num_cpus=1)(Holder).remote()
+    assert ray.get(holder.ready.remote())
+    total = ray.cluster_resources()["CPU"]
+    while ray.available_resources().get("CPU", 0) >= total:  # reports lag behind
+        time.sleep(0.05)
+    try:
+        found = distances_on_cluster(made(), ANCHORS, DistanceSettings(), tmp_path / "table.npy")
+    finally:
+        ray.kill(holder)
+    assert np.array_equal(found, distances(made(), ANCHORS))
 
 
 def test_a_block_whose_worker_dies_is_measured_again(tmp_path, monkeypatch):
