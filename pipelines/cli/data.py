@@ -52,9 +52,10 @@ def prepare(
 ) -> None:
     """Read, check and split interactions and items; encode item texts."""
     from pipelines.config.job import load_config
-    from pipelines.features import preparation
 
     settings = load_config(config, overrides_of(set_, address), agree=True)
+    from pipelines.features import preparation
+
     with locked_run(run, "earlier files are kept if no new data had been accepted; run it again") as folder:
         preparation.require_force(folder, force)
         summary = preparation.prepare(folder, settings)

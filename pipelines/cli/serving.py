@@ -13,6 +13,7 @@ from pipelines.cli.options import (
     SetOption,
     config_of,
     locked_run,
+    no_collection,
     overrides_of,
     place,
     print_json,
@@ -132,22 +133,22 @@ def recommend(
         raise ConfigError("give one of --history, --user and --batch")
     if (batch is None) != (out is None):
         raise ConfigError("--batch and --out go together")
-    from pipelines.jobs.batch_actor import Wish
-
     if batch is not None and out is not None:
         from pipelines.jobs.batch_recommend import BatchRequest, recommend_batch
+        from pipelines.jobs.recommend import Wish
 
         wish = Wish(k or DEFAULT_K, not keep_history, unknown_items, unknown_users == "popular", filter_)
         print_json(recommend_batch(BatchRequest(bundle, batch, out, wish, actors, address, rejected_share)))
         return
-    from pipelines.jobs.serve import recommend_once
-    from pipelines.reports.terminal import answer_table
-    from serving.engine.engine import Request
-
     ids = None if history is None else tuple(part.strip() for part in history.split(",") if part.strip())
-    chosen = Wish(filter=filter_).parsed_filter()
-    request = Request(ids, user, k or DEFAULT_K, not keep_history, filter=chosen, unknown_items=unknown_items)
-    answer = recommend_once(bundle, request, clip=k is None)
+    with no_collection():
+        from pipelines.jobs.recommend import Wish, recommend_once
+        from pipelines.reports.terminal import answer_table
+        from serving.engine.requests import Request
+
+        chosen = Wish(filter=filter_).parsed_filter()
+        request = Request(ids, user, k or DEFAULT_K, not keep_history, filter=chosen, unknown_items=unknown_items)
+        answer = recommend_once(bundle, request, clip=k is None)
     if as_json:
         print_json(answer)
     else:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from pipelines.common import storage
 from pipelines.data import parquet
+from pipelines.jobs.recommend import Wish
 from serving.bundle.reader import Bundle
 from serving.engine.engine import Answer, Engine, Request
-from serving.retrieval.filters import Filter
-from setrec.errors import ConfigError, SetRecError, UnknownItemError
+from setrec.errors import SetRecError, UnknownItemError
 
 BATCH = 256
 """Number of users that an engine answers at a time."""
@@ -40,31 +39,6 @@ _REASONS = {
     "empty_history": ("no_history", "the bundle holds no history of the user"),
     "unknown_items": ("no_history", "the bundle holds no item of the user's history"),
 }
-
-
-@dataclass(frozen=True)
-class Wish:
-    """The options of all rows. ``unknown_items`` of a given history are refused or skipped; ``popular``: whether a user
-    without a known history gets popular items, or is rejected; ``filter``: as for the endpoint, in JSON."""
-
-    k: int = 10
-    exclude_history: bool = True
-    unknown_items: Literal["refuse", "skip"] = "refuse"
-    popular: bool = True
-    filter: str | None = None
-
-    def parsed_filter(self) -> Filter | None:
-        """Return the parsed filter.
-
-        Raises:
-            ConfigError: it is not a filter.
-        """
-        if self.filter is None:
-            return None
-        try:
-            return TypeAdapter[Filter](Filter).validate_json(self.filter)
-        except ValidationError as error:
-            raise ConfigError(f"--filter: {error.errors()[0]['msg']}") from error
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ from pipelines.common.cluster import quiet_data, ray_session
 from pipelines.common.failures import readable_error
 from pipelines.common.progress import Bar, bar
 from pipelines.data import parquet
-from pipelines.jobs.batch_actor import ANSWERS_FOLDER, BATCH, REJECTED_FOLDER, BatchRecommender, Piece, Wish
+from pipelines.jobs.batch_actor import ANSWERS_FOLDER, BATCH, REJECTED_FOLDER, BatchRecommender, Piece
+from pipelines.jobs.recommend import Wish
 from serving.bundle.manifest import verify
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, DataError

@@ -1,9 +1,8 @@
-"""Serving from the command line: an endpoint until interrupted, or one answer without a server."""
+"""Serving from the command line: an endpoint until interrupted."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ from pipelines.common import signals
 from pipelines.common.progress import console
 from pipelines.jobs.serve_file import settings_of
 from pipelines.remote.follow import StoreFollower
-from serving.bundle.reader import Bundle
 from serving.deployment import ray_app
-from serving.engine.engine import Engine, Request
 from serving.runtime.graph_service import GraphService
 from serving.runtime.settings import ServingSettings
 from setrec.errors import ConfigError
@@ -60,19 +57,3 @@ def application(args: dict[str, Any]) -> Any:
     if settings.follow is not None:
         raise ConfigError("args: follow: only `setrec serve` follows a store; share the folder of releases instead")
     return ray_app.application(bundle, settings, graph_loader=load_graph)
-
-
-def recommend_once(bundle: Path, request: Request, *, clip: bool = False) -> dict[str, Any]:
-    """Return one answer from a bundle, as the endpoint does; ``clip``: return all items if the catalogue is smaller
-    than ``k``.
-
-    Raises:
-        UnknownUserError: the bundle does not contain the user. The endpoint returns popular items instead; here users
-            cannot be new, so the id is wrong.
-    """
-    opened = Bundle.open(bundle)
-    if clip:
-        request = replace(request, k=min(request.k, len(opened.catalog)))
-    if request.user_id is not None:
-        opened.histories.row(request.user_id)
-    return asdict(Engine(opened).recommend_one(request))

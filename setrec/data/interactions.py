@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 
 Ties = Literal["file", "shuffle"]
 Keep = Literal["first", "last", "all", "strongest"]
@@ -62,6 +61,8 @@ def distinct(
     kept = np.ones(len(users), dtype=bool)
     if keep == "all":
         return kept
+    import pandas as pd  # here: settings import this module, and a wrong configuration is refused without pandas
+
     rows = _met_again(users, items)
     against = {} if weights is None else {"against": weights[rows] < 0}
     frame = pd.DataFrame({"user": users[rows], "item": items[rows], **against})

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from setrec.errors import ConfigError
 from setrec.models import grounding
@@ -371,6 +371,8 @@ def _instruction_vectors(path: str | None, pretrained: PreTrainedModel | None) -
     """Return the embedded instruction (a, d) of a pretrained backbone; ``None`` without a tokenizer."""
     if path is None or pretrained is None:
         return None
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError):

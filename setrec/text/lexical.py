@@ -11,15 +11,17 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from setrec.atomic import atomic_file
 from setrec.rows import normalize_rows
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 WIDTH = 256
 ITERATIONS = 7
@@ -50,6 +52,8 @@ class LexicalEncoder:
             return cls((), np.empty(0, np.float32), np.empty((0, width), np.float32))
         directions = np.zeros((rows.shape[1], width), np.float32)
         if kept := min(width, *rows.shape):
+            from sklearn.decomposition import TruncatedSVD
+
             svd = TruncatedSVD(kept, algorithm="randomized", n_iter=ITERATIONS, random_state=seed).fit(rows)
             directions[:, :kept] = svd.components_.T
         return cls(tuple(vectorizer.get_feature_names_out()), vectorizer.idf_.astype(np.float32), directions)
@@ -108,4 +112,7 @@ class LexicalEncoder:
 
 
 def _vectorizer(**settings: object) -> TfidfVectorizer:
+    # Imported on use: scikit-learn takes a tenth of the start of `setrec recommend`, which reads no texts.
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     return TfidfVectorizer(token_pattern=r"(?u)\w+", sublinear_tf=True, smooth_idf=False, dtype=np.float32, **settings)
