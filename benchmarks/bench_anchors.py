@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from bench_nodetok import real_graphs
 
-from nodetok.anchors import AnchorSettings
 from nodetok.graph import Graph
+from nodetok.settings import AnchorSettings
 
 
 def shapes() -> dict[str, Graph]:
@@ -38,7 +38,8 @@ def strategies(graphs: dict[str, Graph], seeds: int = 3) -> dict[str, dict[str, 
     from rich.table import Table
 
     from nodetok import order
-    from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+    from nodetok.settings import TokenizerSettings
+    from nodetok.tokenizer import NodeTokenizer
 
     names = ("coverage", "random", "degree")
     table = Table(title="Order accuracy by anchors, K = 64, 60 pivots, 20,000 triplets")

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from nodetok import files, kge
-from nodetok.files import GraphDataSettings, RandomSplit
 from nodetok.knowledge.completer import Completer, Knowledge, train
-from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+from nodetok.settings import GraphDataSettings, RandomSplit, TokenizerSettings
+from nodetok.tokenizer import NodeTokenizer
 
 
 def metrics(scores_of: object, data: Knowledge, test: np.ndarray, most: int) -> dict[str, float]:

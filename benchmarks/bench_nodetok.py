@@ -36,9 +36,10 @@ from graphs import power_law
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from nodetok.anchors import AnchorSettings, choose
+from nodetok.anchors import choose
 from nodetok.distances import UNREACHABLE, hops
 from nodetok.graph import Graph
+from nodetok.settings import AnchorSettings
 
 ANCHORS = AnchorSettings(count=64, radius=2)
 DEGREE = 5
@@ -262,8 +263,8 @@ def orders(name: str, graph: Graph) -> dict[str, dict[str, float]]:
     from rich.table import Table
 
     from nodetok import order
-    from nodetok.positions import PositionSettings
-    from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+    from nodetok.settings import PositionSettings, TokenizerSettings
+    from nodetok.tokenizer import NodeTokenizer
 
     plain = NodeTokenizer.fit(graph, TokenizerSettings(anchors=ANCHORS))
     raw = plain.table

@@ -123,9 +123,9 @@ def distances(place: Place) -> float:
     """Hops to 64 anchors, as tasks."""
     from graphs import power_law
 
-    from nodetok.anchors import AnchorSettings, choose
-    from nodetok.distances import DistanceSettings
+    from nodetok.anchors import choose
     from nodetok.graph import Graph
+    from nodetok.settings import AnchorSettings, DistanceSettings
     from pipelines.features.distances import distances_on_cluster
 
     graph = Graph.from_arrays(*power_law(place.size, 5 * place.size, 0), place.size)

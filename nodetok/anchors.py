@@ -12,36 +12,17 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numba import njit, prange
-from pydantic import Field
 
 from nodetok.distances import PARALLEL, hops, reached
 from nodetok.graph import Graph
+from nodetok.settings import AnchorSettings
 from setrec.errors import ConfigError
-from setrec.settings import Settings
 
 TIES = 16
 """Number of candidates of equal coverage that are compared; 64 add a point of order accuracy on a binary tree."""
-
-Strategy = Literal["coverage", "paper", "degree", "random", "k_centre"]
-
-
-class AnchorSettings(Settings):
-    """Settings of anchor selection.
-
-    ``count`` is K, at most V; ``coverage`` stops earlier, at that share of nodes within ``radius`` hops of an anchor
-    (the last tenth often costs more anchors than the rest). ``paper`` is ``coverage`` without anchors covered by
-    another one, as in NT-LLM's released selection; it may need several times as many.
-    """
-
-    strategy: Strategy = "coverage"
-    count: int | None = Field(64, ge=1)
-    coverage: float | None = Field(None, gt=0, le=1)
-    radius: int = Field(2, ge=1, le=16)
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)

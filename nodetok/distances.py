@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
-from pydantic import Field
 from scipy import sparse
 from scipy.sparse import csgraph
 
 from nodetok.graph import Graph
+from nodetok.settings import DistanceSettings, Kind
 from setrec.errors import ConfigError
-from setrec.settings import Settings
 
 UNREACHABLE = 255
 """Value for "no path" in a matrix of hops of one byte; see :func:`unreachable` for the others."""
@@ -30,24 +29,6 @@ NARROW = 32
 
 PARALLEL = threading.Lock()
 """Lock of parallel loops: numba's thread pool aborts the process if two threads use it."""
-
-Kind = Literal["hops", "weighted", "walks"]
-
-
-class DistanceSettings(Settings):
-    """Settings of the distance between a node and an anchor.
-
-    ``hops`` counts edges (uint8, K bytes a node). ``weighted`` adds the lengths of edges (float32). ``walks`` is minus
-    the logarithm of the personalised PageRank of the anchor for a walk that starts at the node and stops at each step
-    with probability ``restart``, cut after ``steps`` steps (float32; half an edge's share per million nodes and
-    anchor in time). Where hops are nearly constant, as between users and items, walks still distinguish nodes.
-    ``direction`` of a directed graph: ``ignored``, ``to`` the anchors, ``from`` them, or ``both`` (2 K columns).
-    """
-
-    kind: Kind = "hops"
-    direction: Literal["ignored", "to", "from", "both"] = "ignored"
-    restart: float = Field(0.15, ge=0, lt=1)
-    steps: int = Field(8, ge=1)
 
 
 def unreachable(dtype: np.dtype[Any] | type) -> float:

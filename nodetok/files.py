@@ -5,55 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
 
 from nodetok.graph import Graph
+from nodetok.settings import GraphDataSettings, RandomSplit
 from setrec.data import columns
 from setrec.data.columns import Column
 from setrec.data.formats import RawTable, read_raw
 from setrec.data.splits import NAMES
 from setrec.errors import DataError
-from setrec.settings import Settings
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 PART_NAMES = ("train", "valid", "test")
 PARTS = {**{name: PART_NAMES[part] for name, part in NAMES.items()}, "dev": "valid"}
 MOST_WORDS = 1_000_000
-
-
-class RandomSplit(Settings):
-    """Random split for data without a column ``split``: of nodes within each class, or of whole graphs with ``by``
-    ``graph``; of triples only those whose entities and relation occur in other training triples."""
-
-    valid: float = Field(0.1, gt=0, lt=1)
-    test: float = Field(0.2, gt=0, lt=1)
-    by: Literal["node", "graph"] = "node"
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _leaves_training(self) -> RandomSplit:
-        if self.valid + self.test >= 1:
-            raise ValueError("valid + test must stay below 1: nothing would be left to train on")
-        return self
-
-
-class GraphDataSettings(Settings):
-    """Settings of the readers.
-
-    ``columns`` renames: ``{source: from, target: to}`` reads the column ``from`` as ``source``. ``dangling`` defines
-    the handling of edges and triples with a node that is not in the table of nodes: an error, dropped, or the node is
-    added (without label, split or text). ``split`` is for data without a split.
-    """
-
-    columns: dict[str, str] = Field(default_factory=dict)
-    dangling: Literal["error", "drop", "add"] = "error"
-    split: RandomSplit | None = None
 
 
 @dataclass(frozen=True, eq=False)

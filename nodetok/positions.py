@@ -11,33 +11,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from nodetok import order
 from nodetok.distances import hops, reached
 from nodetok.graph import Graph
-from setrec.settings import Settings
+from nodetok.settings import PositionSettings
 
 LARGEST = 40.0
 """Largest exponent: the product of two such positions, exp(-80), is still a number in float32."""
-
-
-class PositionSettings(Settings):
-    """Settings of the positions.
-
-    ``tau`` is the rate of decay per hop, or per median edge length if edges have lengths; it is lowered if the
-    positions of the farthest nodes would otherwise vanish (see :func:`rate`). With ``steps`` > 0 a tau per anchor is
-    fitted to the order of hops, in steps of ``batch`` triplets over the anchors and ``pivots`` further nodes: 0.2 to
-    0.4 points on Cora and WN18RR, see docs/benchmarks.md.
-    """
-
-    tau: float = Field(2.0, gt=0)
-    pivots: int = Field(256, ge=0)
-    steps: int = Field(0, ge=0)
-    batch: int = Field(4096, ge=16)
-    learning_rate: float = Field(2e-3, gt=0)
-    seed: int = 0
 
 
 def as_lengths(distances: Tensor) -> Tensor:

@@ -16,24 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nodetok import anchors, distances, positions
-from nodetok.anchors import Anchors, AnchorSettings
-from nodetok.distances import DistanceSettings, as_type, fitting, reached, refuse_outside, unreachable
+from nodetok.anchors import Anchors
+from nodetok.distances import as_type, fitting, reached, refuse_outside, unreachable
 from nodetok.graph import Graph
-from nodetok.positions import Positions, PositionSettings
+from nodetok.positions import Positions
+from nodetok.settings import TokenizerSettings
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, UnknownNodeError, first_line
 from setrec.rows import top_k
-from setrec.settings import Settings
 
 FORMAT = 1
-
-
-class TokenizerSettings(Settings):
-    """Settings of the node tokenizer; 64 anchors and hops take 64 bytes per node."""
-
-    anchors: AnchorSettings = AnchorSettings()
-    distances: DistanceSettings = DistanceSettings()
-    positions: PositionSettings = PositionSettings()
 
 
 @dataclass(eq=False)

@@ -12,11 +12,10 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.transforms.add_positional_encoding import add_node_attr
 
-from nodetok.anchors import AnchorSettings, Strategy
-from nodetok.distances import DistanceSettings
 from nodetok.graph import Graph
 from nodetok.positions import as_lengths
-from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+from nodetok.settings import AnchorSettings, DistanceSettings, Strategy, TokenizerSettings
+from nodetok.tokenizer import NodeTokenizer
 
 
 @functional_transform("add_anchor_distances")

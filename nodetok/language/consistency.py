@@ -13,29 +13,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from nodetok.language.model import GraphLanguageModel, NodeData
 from nodetok.language.prompts import PromptBatch, Prompts
-from setrec.settings import Settings
+from nodetok.language.settings import ConsistencySettings
 
 PASSES = 2
-
-
-class ConsistencySettings(Settings):
-    """Settings of consistency training. ``weight`` of the term in the loss (0: off), after a linear ramp of ``ramp``
-    steps. ``nodes`` sampled per step and read twice each, at the cost of as many labelled ones. ``temperature`` below 1
-    sharpens the target."""
-
-    weight: float = Field(0.0, ge=0)
-    nodes: int = Field(256, ge=1)
-    temperature: float = Field(0.5, gt=0, le=1)
-    ramp: int = Field(100, ge=0)
-
-    def at(self, step: int) -> float:
-        """Return the weight at a step, from 0."""
-        return self.weight * min(1.0, (step + 1) / (self.ramp + 1))
 
 
 def draw(unlabelled: Prompts, settings: ConsistencySettings, seed: int, step: int) -> Prompts:

@@ -17,13 +17,10 @@ from scipy.sparse import linalg
 
 from nodetok.graph import Graph
 from nodetok.language.interface import Task
-from nodetok.language.model import GraphModelSettings, NodeData, attach
+from nodetok.language.model import NodeData, attach
 from nodetok.language.prompts import Neighbourhoods
+from nodetok.language.settings import LAPLACIAN, SHUFFLED, TEXT, TOKENS, TOKENS_ONLY, GraphModelSettings
 from setrec.rows import normalize_rows
-
-TOKENS, TEXT, SHUFFLED, LAPLACIAN = "node tokens", "text only", "shuffled tokens", "Laplacian eigenvectors"
-TOKENS_ONLY = "tokens only"
-ABLATIONS = (TOKENS, TEXT, TOKENS_ONLY, SHUFFLED, LAPLACIAN)
 
 
 @dataclass(frozen=True, eq=False)

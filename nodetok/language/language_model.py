@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from nodetok.language.settings import Tuning
 from setrec.errors import ConfigError, first_line
 from setrec.models import attention
 from setrec.models.backbones import (
@@ -30,7 +31,6 @@ from setrec.models.backbones import (
 )
 from setrec.models.settings import BackboneSettings, LoraSettings
 
-Tuning = Literal["full", "lora", "frozen"]
 _ADAPTER, _BASE = "lora_", ".base_layer"
 SYSTEM = "You answer questions about a graph."
 

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nodetok.language.language_model import LowerLayers, Tuning, answer_vectors, word_scale, word_vectors
+from nodetok.language.language_model import LowerLayers, answer_vectors, word_scale, word_vectors
 from nodetok.language.pair_distances import PairDistances
 from nodetok.language.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, PromptBatch
+from nodetok.language.settings import GraphModelSettings
 from nodetok.positions import as_lengths
 from setrec.errors import ConfigError
 from setrec.models.backbones import CausalBackbone, EncoderDecoderBackbone
-from setrec.models.settings import BackboneSettings
-from setrec.settings import Settings
 from setrec.training.softmax import catalogue_cross_entropy
 
 SCALES = (0.4, 1.6)
@@ -36,45 +34,6 @@ BASE_WIDTH = 128
 
 WORDS_GAIN = 2.0
 """Maximum initial score from the candidates' words."""
-
-
-class GraphModelSettings(Settings):
-    """The shape of the graph language model.
-
-    ``profile``: with ``anchors`` every anchor has a separate place in a position; ``sorted`` reads the distances of a
-    node in ascending order, so that a model can answer on graphs that it was not trained on.
-
-    ``tuning``: ``full``; ``lora`` (adapters by ``backbone.lora``, a section that other tunings reject, or its
-    defaults); ``frozen`` trains only projectors, soft prompt, queries and candidates. ``position_tokens`` per node,
-    each for an equal share of the anchors; ``neighbours``: number of neighbours shown per node (0: none);
-    ``feature_restart`` above 0: a second feature token, the features averaged over a walk that returns with this
-    probability per step. ``soft_prompt``: number of learned vectors at the start. ``pair_distances``: whether the
-    distances between the nodes of a prompt are added (:mod:`nodetok.language.pair_distances`). ``identity``: width of
-    the candidates' own learned vectors. ``feature_dropout`` and ``position_dropout``: of a node's features and anchor
-    distances, before they become tokens. ``text_loss`` weighs the loss of the generated answer. ``node_words`` and
-    ``class_words``: maximum number of tokens of a node's text and of a class's name and description in a prompt (0:
-    none; ``class_words`` of ``None``: 24 if the backbone is pretrained or classes have descriptions).
-    ``chat_template``: whether to use the checkpoint's. ``frozen_layers``: number of first layers of a pretrained Qwen
-    that read words only, once per prompt; node tokens enter after them, and no text is generated.
-    """
-
-    backbone: BackboneSettings = BackboneSettings()
-    tuning: Tuning = "full"
-    profile: Literal["anchors", "sorted"] = "anchors"
-    position_tokens: int = Field(4, ge=0, le=16)
-    neighbours: int = Field(16, ge=0)
-    feature_restart: float = Field(0.0, ge=0, lt=1)
-    soft_prompt: int = Field(2, ge=0)
-    pair_distances: bool = True
-    identity: int = Field(64, ge=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    feature_dropout: float = Field(0.0, ge=0, lt=1)
-    position_dropout: float = Field(0.0, ge=0, lt=1)
-    text_loss: float = Field(0.0, ge=0)
-    frozen_layers: int = Field(0, ge=0)
-    node_words: int = Field(32, ge=0)
-    class_words: int | None = Field(None, ge=0)
-    chat_template: bool = True
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from nodetok.language.language_model import base_sha256, build_language_model, from_config, tune
-from nodetok.language.model import GraphLanguageModel, GraphModelSettings, NodeData, Shape
+from nodetok.language.model import GraphLanguageModel, NodeData, Shape
 from nodetok.language.prompts import Neighbourhoods, PromptEncoder, PromptText
+from nodetok.language.settings import GraphModelSettings
 from nodetok.language.training import Reader
 from setrec.errors import ConfigError
 

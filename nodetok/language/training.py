@@ -9,52 +9,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from nodetok.distances import UNREACHABLE
-from nodetok.language.consistency import ConsistencySettings, consistency_loss, draw
+from nodetok.language.consistency import consistency_loss, draw
 from nodetok.language.generation import answer_ids, text_loss, write
-from nodetok.language.input_ablation import TOKENS, InputAblation, ablate
+from nodetok.language.input_ablation import InputAblation, ablate
 from nodetok.language.interface import Examples, Task
 from nodetok.language.language_model import build_language_model, chat_template, load_tokenizer
 from nodetok.language.model import GraphLanguageModel, NodeData, Shape
 from nodetok.language.prompts import PromptEncoder, PromptText
+from nodetok.language.settings import TOKENS, GraphTrainingSettings
 from nodetok.language.vocabulary import train_tokenizer
 from setrec.epochs import Epochs, cosine, scale_learning_rates
 from setrec.errors import ConfigError
 from setrec.precision import autocast
-from setrec.settings import Precision, Settings
+from setrec.settings import Precision
 
 CLASS_WORDS = 24
 """Tokens of each class's name and description that a prompt shows by default."""
 
 OnStep = Callable[[int, int, str], None]
 """Callback with steps done, total steps, and a short status text."""
-
-
-class GraphTrainingSettings(Settings):
-    """Settings of training. ``patience``: epochs without improvement on validation. ``minutes``: limit in CPU minutes
-    of this process. ``warmup``: steps of linear warm-up. ``backbone_rate``: the learning rate of a pretrained
-    backbone's own weights (``None``: a fiftieth of ``learning_rate`` for all of them, a fifth for adapters).
-
-    ``consistency``: the loss of unlabelled examples, if a task has any. ``sampled``: number of wrong candidates sampled
-    per step (0: all); the cost of a step grows with it, 8,192 of 40,943 cost a fifth of the softmax.
-    """
-
-    epochs: int = Field(10, ge=1)
-    patience: int = Field(10, ge=1)
-    batch: int = Field(256, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    backbone_rate: float | None = Field(None, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup: int = Field(20, ge=0)
-    clip: float = Field(1.0, gt=0)
-    minutes: float | None = Field(None, gt=0)
-    precision: Precision = "auto"
-    seed: int = 0
-    consistency: ConsistencySettings = ConsistencySettings()
-    sampled: int = Field(0, ge=0)
 
 
 @dataclass(eq=False)

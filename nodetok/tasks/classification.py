@@ -11,7 +11,8 @@ from nodetok.baselines import gnn
 from nodetok.graph import Graph
 from nodetok.language.interface import Chunk, Examples, Opponent, Task, accuracy
 from nodetok.language.prompts import Prompts
-from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+from nodetok.settings import TokenizerSettings
+from nodetok.tokenizer import NodeTokenizer
 from setrec.errors import DataError
 
 

@@ -16,10 +16,12 @@ from nodetok.knowledge.completer import Completer, CompletionSettings, Knowledge
 from nodetok.knowledge.completer import train as train_completer
 from nodetok.knowledge.neighbours import centred, lexical_vectors
 from nodetok.knowledge.reader import CompletionReader
-from nodetok.language.input_ablation import LAPLACIAN, SHUFFLED, TEXT, eigenvectors
+from nodetok.language.input_ablation import eigenvectors
 from nodetok.language.interface import Chunk, Examples, Task
 from nodetok.language.prompts import Prompts
-from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+from nodetok.language.settings import LAPLACIAN, SHUFFLED, TEXT
+from nodetok.settings import TokenizerSettings
+from nodetok.tokenizer import NodeTokenizer
 from setrec.errors import DataError
 from setrec.ragged import Ragged
 

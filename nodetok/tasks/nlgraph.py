@@ -10,8 +10,8 @@ import numpy as np
 
 from nodetok.language.interface import Examples, Task
 from nodetok.language.prompts import Prompts
+from nodetok.settings import TokenizerSettings
 from nodetok.tasks.small_graphs import Small, side_by_side, split_task
-from nodetok.tokenizer import TokenizerSettings
 from setrec.errors import DataError
 
 Problem = Literal["connectivity", "cycle", "shortest_path"]

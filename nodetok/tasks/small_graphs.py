@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from nodetok import anchors
-from nodetok.distances import UNREACHABLE, DistanceSettings, distances
+from nodetok.distances import UNREACHABLE, distances
 from nodetok.graph import Graph
 from nodetok.language.interface import Chunk, Examples, Task, accuracy
-from nodetok.tokenizer import TokenizerSettings
+from nodetok.settings import DistanceSettings, TokenizerSettings
 from setrec.errors import DataError
 
 

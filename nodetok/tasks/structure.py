@@ -13,7 +13,8 @@ from nodetok.distances import UNREACHABLE, hops
 from nodetok.graph import Graph
 from nodetok.language.interface import Chunk, Examples, Task
 from nodetok.language.prompts import Prompts
-from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+from nodetok.settings import TokenizerSettings
+from nodetok.tokenizer import NodeTokenizer
 from setrec.errors import DataError
 
 FARTHEST = 6

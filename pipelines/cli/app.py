@@ -17,7 +17,7 @@ from pipelines.cli.bundle import bundle_app, experiment
 from pipelines.cli.graph import graph_app
 from pipelines.cli.nightly import pipeline_app
 from pipelines.common import cluster, signals
-from pipelines.common.failures import as_given
+from pipelines.common.failures import as_given, missing_extra
 from pipelines.common.progress import alive
 from setrec import __version__
 from setrec.errors import SetRecError
@@ -95,6 +95,9 @@ def _report_error(error: Exception) -> int:
     """Print the one line of an error and return its exit code; an error that the user cannot fix is raised."""
     if isinstance(error, SetRecError):
         print(as_given(f"setrec: {error}"), file=sys.stderr)
+        return 2
+    if isinstance(error, ModuleNotFoundError) and (advice := missing_extra(error, "".join(sys.argv[1:2]))):
+        print(f"setrec: {advice}", file=sys.stderr)
         return 2
     if isinstance(error, BrokenPipeError):
         # The reader of standard output has closed it; Python would report it again when it flushes.

@@ -38,10 +38,12 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override, e.
 @graph_app.command()
 def tokenize(data: DataOption, run: RunOption, config: ConfigOption = None, set_: SetOption = None) -> None:
     """Choose anchors, compute distances, write the node tokens and a report with their picture."""
-    from pipelines.graph import jobs
     from pipelines.graph.config import graph_config
 
-    _print(jobs.tokenize(data, run, graph_config("structure", config, set_)))
+    settings = graph_config("structure", config, set_)
+    from pipelines.graph import jobs
+
+    _print(jobs.tokenize(data, run, settings))
 
 
 @graph_app.command()
@@ -49,10 +51,12 @@ def train(
     data: DataOption, task: TaskOption, run: RunOption, config: ConfigOption = None, set_: SetOption = None
 ) -> None:
     """Train the graph language model on a task; RUN/graph answers questions and can be put into a bundle."""
-    from pipelines.graph import jobs
     from pipelines.graph.config import graph_config
 
-    _print(jobs.train(data, run, graph_config(task, config, set_)))
+    settings = graph_config(task, config, set_)
+    from pipelines.graph import jobs
+
+    _print(jobs.train(data, run, settings))
 
 
 @graph_app.command()
@@ -65,10 +69,12 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON instead of a table.")] = False,
 ) -> None:
     """Train node tokens, the controls and the opponents with several seeds; write metrics with intervals."""
-    from pipelines.graph import jobs
     from pipelines.graph.config import graph_config
 
-    rows = jobs.evaluate(data, out, graph_config(task, config, set_))
+    settings = graph_config(task, config, set_)
+    from pipelines.graph import jobs
+
+    rows = jobs.evaluate(data, out, settings)
     if as_json:
         _print(rows)
         return

@@ -74,17 +74,16 @@ def serve(
     log: Annotated[str | None, typer.Option(help="errors (default), or requests: a JSON line for each.")] = None,
 ) -> None:
     """Serve recommendations over HTTP until interrupted; documentation at /docs."""
-    from pipelines.jobs.serve import serve_until_interrupted
     from pipelines.jobs.serve_file import read_serve_file, settings_of
 
     given: dict[str, object] = {"bundle": bundle, "host": host, "port": port, "replicas": replicas, "store": store}
     given |= {"log": log, "releases": releases, "follow": follow, "tokens": tokens, "verify_key": verify_key}
     given["auth"] = "off" if no_auth else None
     changes = {key: value for key, value in given.items() if value is not None}
-    if config is not None:
-        serve_until_interrupted(*read_serve_file(config, changes))
-    else:
-        serve_until_interrupted(*settings_of(changes, "options"))
+    chosen = settings_of(changes, "options") if config is None else read_serve_file(config, changes)
+    from pipelines.jobs.serve import serve_until_interrupted
+
+    serve_until_interrupted(*chosen)
 
 
 @commands.command()

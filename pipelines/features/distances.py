@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from nodetok import distances
-from nodetok.distances import DistanceSettings
 from nodetok.graph import Graph
+from nodetok.settings import DistanceSettings
 from pipelines.common.cluster import ray_session
 from pipelines.common.progress import Bar, bar
 from setrec.atomic import atomic_file

@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from nodetok.distances import DistanceSettings, distances
+from nodetok.distances import distances
 from nodetok.graph import Graph
+from nodetok.settings import DistanceSettings
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run
 from pipelines.common.trackers import TrackingSettings, tracking

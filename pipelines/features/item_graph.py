@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from nodetok.anchors import AnchorSettings, choose
-from nodetok.distances import DistanceSettings, distances
+from nodetok.anchors import choose
+from nodetok.distances import distances
 from nodetok.graph import Graph
-from nodetok.positions import PositionSettings
-from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+from nodetok.settings import AnchorSettings, DistanceSettings, PositionSettings, TokenizerSettings
+from nodetok.tokenizer import NodeTokenizer
 from pipelines.config.sections import StructuralSettings
 from setrec.data import columns
 from setrec.data.catalog import TRAIN, Catalog, Histories

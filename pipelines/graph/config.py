@@ -9,11 +9,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from nodetok.files import GraphDataSettings, RandomSplit
-from nodetok.language.input_ablation import ABLATIONS, TOKENS
-from nodetok.language.model import GraphModelSettings
-from nodetok.language.training import GraphTrainingSettings
-from nodetok.tokenizer import TokenizerSettings
+from nodetok.language.settings import ABLATIONS, TOKENS, GraphModelSettings, GraphTrainingSettings
+from nodetok.settings import GraphDataSettings, RandomSplit, TokenizerSettings
 from pipelines.common.yaml_file import merged, read_yaml
 from pipelines.config.job import apply_overrides
 from pipelines.config.sections import EncoderSettings

@@ -17,8 +17,9 @@ from nodetok.asking.answering import GraphAnswerer, GroundedAnswer
 from nodetok.asking.artifact import GraphArtifact, artifact
 from nodetok.distances import reached
 from nodetok.graph import Graph
-from nodetok.language.input_ablation import LAPLACIAN, TOKENS, ablate, ablations
+from nodetok.language.input_ablation import ablate, ablations
 from nodetok.language.interface import Task
+from nodetok.language.settings import LAPLACIAN, TOKENS
 from nodetok.language.training import fit
 from nodetok.tokenizer import NodeTokenizer
 from pipelines.common.progress import Bar, bar

@@ -3,14 +3,13 @@
 import numpy as np
 import torch
 
-from nodetok.anchors import AnchorSettings
 from nodetok.graph import Graph
-from nodetok.language.input_ablation import TOKENS, ablate
+from nodetok.language.input_ablation import ablate
 from nodetok.language.interface import Task
-from nodetok.language.model import GraphModelSettings
-from nodetok.language.training import GraphTrainingSettings, Reader, build
+from nodetok.language.settings import TOKENS, GraphModelSettings, GraphTrainingSettings
+from nodetok.language.training import Reader, build
+from nodetok.settings import AnchorSettings, TokenizerSettings
 from nodetok.tasks.classification import classification
-from nodetok.tokenizer import TokenizerSettings
 from setrec.models.settings import BackboneSettings
 
 torch.set_num_threads(1)

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nodetok.anchors import AnchorSettings, choose
+from nodetok.anchors import choose
 from nodetok.distances import UNREACHABLE, hops
 from nodetok.graph import Graph
+from nodetok.settings import AnchorSettings
 from setrec.errors import ConfigError
 
 STRATEGIES = ["coverage", "paper", "degree", "random", "k_centre"]

@@ -6,14 +6,13 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from nodetok.anchors import AnchorSettings
 from nodetok.distances import UNREACHABLE
 from nodetok.graph import Graph
 from nodetok.language.interface import Examples
 from nodetok.language.prompts import NEIGHBOUR, Neighbourhoods, PromptEncoder, Prompts
 from nodetok.language.vocabulary import train_tokenizer
+from nodetok.settings import AnchorSettings, TokenizerSettings
 from nodetok.tasks.completion import FOLDS, answers, completion, facts, ranked
-from nodetok.tokenizer import TokenizerSettings
 from setrec.errors import DataError
 
 ENTITIES, RELATIONS = 14, ("_part_of", "_alike", "_kind")

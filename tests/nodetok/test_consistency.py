@@ -3,13 +3,12 @@ import pytest
 import torch
 from nodetok_helpers import planted, reader, task
 
-from nodetok.anchors import AnchorSettings
-from nodetok.language.consistency import ConsistencySettings, consistency_loss, disagreement, draw
-from nodetok.language.input_ablation import TOKENS, ablate
-from nodetok.language.model import GraphModelSettings
-from nodetok.language.training import GraphTrainingSettings, fit
+from nodetok.language.consistency import consistency_loss, disagreement, draw
+from nodetok.language.input_ablation import ablate
+from nodetok.language.settings import TOKENS, ConsistencySettings, GraphModelSettings, GraphTrainingSettings
+from nodetok.language.training import fit
+from nodetok.settings import AnchorSettings, TokenizerSettings
 from nodetok.tasks.classification import classification
-from nodetok.tokenizer import TokenizerSettings
 
 SMALL = GraphModelSettings(position_tokens=1, neighbours=0, feature_restart=0.2, feature_dropout=0.5, dropout=0.3)
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nodetok.distances import UNREACHABLE, DistanceSettings, distances, hops, reached, relax, walks
+from nodetok.distances import UNREACHABLE, distances, hops, reached, relax, walks
 from nodetok.graph import Graph
+from nodetok.settings import DistanceSettings
 from setrec.errors import ConfigError
 
 NODES = 12

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from nodetok.files import GraphData, GraphDataSettings, RandomSplit, read_graph, read_triples
+from nodetok.files import GraphData, read_graph, read_triples
+from nodetok.settings import GraphDataSettings, RandomSplit
 from setrec.errors import DataError
 
 EDGES = {"source": ["b", "a", "c"], "target": ["a", "c", "c"]}

@@ -4,10 +4,19 @@ import torch
 from nodetok_helpers import few, reader, task
 
 from nodetok.language import generation
-from nodetok.language.input_ablation import ABLATIONS, LAPLACIAN, SHUFFLED, TEXT, TOKENS, ablate
-from nodetok.language.model import GraphModelSettings, NodeData
+from nodetok.language.input_ablation import ablate
+from nodetok.language.model import NodeData
 from nodetok.language.prompts import NEIGHBOUR, PAD, Neighbourhoods, PromptBatch, PromptEncoder, Prompts
-from nodetok.language.training import GraphTrainingSettings, fit
+from nodetok.language.settings import (
+    ABLATIONS,
+    LAPLACIAN,
+    SHUFFLED,
+    TEXT,
+    TOKENS,
+    GraphModelSettings,
+    GraphTrainingSettings,
+)
+from nodetok.language.training import fit
 from setrec.errors import ConfigError
 from setrec.models.settings import BackboneSettings, LoraSettings
 

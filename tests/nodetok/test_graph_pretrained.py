@@ -10,11 +10,11 @@ from stored_checkpoints import stored_checkpoint
 from transformers import AutoTokenizer
 
 from nodetok.asking.artifact import GraphArtifact, artifact
-from nodetok.language.input_ablation import TOKENS, ablate
+from nodetok.language.input_ablation import ablate
 from nodetok.language.language_model import build_language_model, from_config
-from nodetok.language.model import GraphModelSettings
 from nodetok.language.prompts import NEIGHBOUR, POSITION, WORD
-from nodetok.language.training import GraphTrainingSettings, build, fit
+from nodetok.language.settings import TOKENS, GraphModelSettings, GraphTrainingSettings
+from nodetok.language.training import build, fit
 from setrec.errors import ConfigError
 from setrec.models.settings import BackboneSettings, LoraSettings
 

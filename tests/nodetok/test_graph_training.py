@@ -5,10 +5,10 @@ import pytest
 import torch
 from nodetok_helpers import few, reader, task
 
-from nodetok.language.input_ablation import TOKENS, ablate
-from nodetok.language.model import GraphModelSettings
+from nodetok.language.input_ablation import ablate
 from nodetok.language.prompts import Prompts
-from nodetok.language.training import GraphTrainingSettings, _alike, fit
+from nodetok.language.settings import TOKENS, GraphModelSettings, GraphTrainingSettings
+from nodetok.language.training import _alike, fit
 from setrec.errors import ConfigError
 from setrec.models.settings import BackboneSettings
 

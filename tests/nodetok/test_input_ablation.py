@@ -3,8 +3,8 @@ import torch
 from nodetok_helpers import planted, task
 
 from nodetok.graph import Graph
-from nodetok.language.input_ablation import SHUFFLED, TEXT, TOKENS, ablate, ablations, diffused, eigenvectors
-from nodetok.language.model import GraphModelSettings
+from nodetok.language.input_ablation import ablate, ablations, diffused, eigenvectors
+from nodetok.language.settings import SHUFFLED, TEXT, TOKENS, GraphModelSettings
 
 
 def test_diffused_features_are_those_of_a_dense_solve():

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from nodetok.anchors import AnchorSettings
 from nodetok.distances import hops
 from nodetok.graph import Graph
+from nodetok.settings import AnchorSettings, TokenizerSettings
 from nodetok.tasks.links import RANKED_AGAINST, links
-from nodetok.tokenizer import TokenizerSettings
 from setrec.errors import DataError
 
 SETTINGS = TokenizerSettings(anchors=AnchorSettings(count=8))

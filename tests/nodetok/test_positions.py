@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from scipy.stats import kendalltau
 
 from nodetok import files, order, positions
-from nodetok.anchors import AnchorSettings, choose
-from nodetok.distances import UNREACHABLE, DistanceSettings, distances, hops
+from nodetok.anchors import choose
+from nodetok.distances import UNREACHABLE, distances, hops
 from nodetok.graph import Graph
-from nodetok.positions import Positions, PositionSettings, as_lengths, rate
-from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+from nodetok.positions import Positions, as_lengths, rate
+from nodetok.settings import AnchorSettings, DistanceSettings, PositionSettings, TokenizerSettings
+from nodetok.tokenizer import NodeTokenizer
 from setrec.errors import ConfigError
 
 SHAPES = {

@@ -8,16 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nodetok.anchors import AnchorSettings
 from nodetok.distances import UNREACHABLE
-from nodetok.language.input_ablation import TEXT, TOKENS, TOKENS_ONLY, ablate
-from nodetok.language.model import GraphModelSettings
+from nodetok.language.input_ablation import ablate
 from nodetok.language.prompts import NEIGHBOUR, POSITION, WORD
-from nodetok.language.training import GraphTrainingSettings, build
+from nodetok.language.settings import TEXT, TOKENS, TOKENS_ONLY, GraphModelSettings, GraphTrainingSettings
+from nodetok.language.training import build
+from nodetok.settings import AnchorSettings, TokenizerSettings
 from nodetok.tasks.nlgraph import nlgraph
 from nodetok.tasks.small_graphs import Small, side_by_side
 from nodetok.tasks.stance import stance
-from nodetok.tokenizer import TokenizerSettings
 from setrec.errors import DataError
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "nlgraph" / "questions.parquet"

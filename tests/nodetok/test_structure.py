@@ -6,11 +6,10 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from nodetok.anchors import AnchorSettings
 from nodetok.asking.wordings import TEMPLATES
 from nodetok.graph import Graph
+from nodetok.settings import AnchorSettings, TokenizerSettings
 from nodetok.tasks.structure import FARTHEST, structure
-from nodetok.tokenizer import TokenizerSettings
 from setrec.errors import DataError
 
 SETTINGS = TokenizerSettings(anchors=AnchorSettings(count=8))

@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from nodetok.anchors import AnchorSettings
-from nodetok.distances import UNREACHABLE, DistanceSettings, hops, relax
+from nodetok.distances import UNREACHABLE, hops, relax
 from nodetok.graph import Graph
-from nodetok.positions import PositionSettings
-from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+from nodetok.settings import AnchorSettings, DistanceSettings, PositionSettings, TokenizerSettings
+from nodetok.tokenizer import NodeTokenizer
 from setrec.errors import ConfigError, SetRecError, UnknownNodeError
 
 NODES = 10

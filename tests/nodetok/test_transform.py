@@ -10,7 +10,8 @@ from torch_geometric.transforms import Compose
 from torch_geometric.utils import from_networkx
 
 from nodetok.graph import Graph
-from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
+from nodetok.settings import TokenizerSettings
+from nodetok.tokenizer import NodeTokenizer
 from nodetok.transform import AddAnchorDistances
 from setrec.errors import DataError
 

@@ -12,8 +12,8 @@ import pytest
 from pipelines.data import directory
 from pipelines.jobs import batch_recommend
 from pipelines.jobs.batch_actor import BatchRecommender
-from pipelines.jobs.recommend import Wish
 from pipelines.jobs.batch_recommend import BatchRequest, recommend_batch
+from pipelines.jobs.recommend import Wish
 from serving.bundle.reader import Bundle
 from serving.engine.engine import Engine, Request
 from setrec.errors import BundleError, ConfigError, DataError

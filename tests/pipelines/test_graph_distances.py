@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from nodetok.distances import DistanceSettings, distances
+from nodetok.distances import distances
 from nodetok.graph import Graph
+from nodetok.settings import DistanceSettings
 from pipelines.common.run_directory import Run
 from pipelines.config.job import validate
 from pipelines.features import distances as cluster_distances

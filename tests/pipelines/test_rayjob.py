@@ -87,8 +87,8 @@ def test_ray_is_everywhere_the_version_that_the_tests_ran_with(manifest):
 def test_the_runtime_environment_is_the_project_with_every_version_pinned_and_no_development_tool(monkeypatch):
     monkeypatch.chdir(ROOT)
     found = RuntimeEnv(**yaml.safe_load((ROOT / "deploy" / "runtime_env.yaml").read_text()))
-    here = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"  # the folder of the project, without extras
-    assert found.pip_config()["packages"] == [f"-c {here}/constraints.txt", here]
+    here = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"  # the folder of the project
+    assert found.pip_config()["packages"] == [f"-c {here}/constraints.txt", f"{here}[all]"]
     pinned = (ROOT / "constraints.txt").read_text().splitlines()
     assert f"ray=={version('ray')}" in pinned
     assert all("==" in line for line in pinned if not line.startswith("#"))
@@ -110,4 +110,4 @@ def test_the_image_holds_every_package_and_no_development_tool():
     lines = (ROOT / "deploy" / "Dockerfile").read_text().splitlines()
     copied = {line.split()[1] for line in lines if line.startswith("COPY") and len(line.split()) == 3}
     assert copied == {"setrec", "nodetok", "serving", "pipelines"}
-    assert not any("[dev]" in line for line in lines)
+    assert "RUN pip install -c constraints.txt '.[all]'" in lines
