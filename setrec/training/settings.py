@@ -48,10 +48,9 @@ class TrainingSettings(Settings):
     ``shuffle_shards``: shards of histories (a million interactions, 10 MB each) whose users are mixed; a worker holds
     twice that. Data with at most that many shards is mixed completely. ``validation_users``: maximum number of
     validation users, sampled by the seed; at 5,000 NDCG@10 has a standard error of about 0.003. ``checkpoint_steps``
-    and
-    ``checkpoint_minutes``: intervals of checkpoints within an epoch, in addition to the one at its end; 0 for never. A
-    checkpoint is four times the learned weights in bytes; training waits while they are copied, not while they are
-    written.
+    and ``checkpoint_minutes``: intervals of checkpoints within an epoch, in addition to the one at its end; 0 for
+    never. A checkpoint is four times the learned weights in bytes; training waits while they are copied, not while they
+    are written.
     """
 
     epochs: int = Field(10, ge=1)
