@@ -67,6 +67,11 @@ class Run:
         return self.root / "sasrec"
 
     @property
+    def offset(self) -> Path:
+        """Offsets of the recommender's training positions, until it ends."""
+        return self.root / "offset"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints of the recommender's training."""
         return self.root / "checkpoints"
@@ -268,7 +273,7 @@ def validated(model: Path) -> Path:
 
 
 PREPARED = ("data", "data.json", "features", "config.yaml", "environment.json", "logs")
-TRAINED = ("sasrec", "checkpoints", "model", "curves.jsonl")
+TRAINED = ("sasrec", "offset", "checkpoints", "model", "curves.jsonl")
 EVALUATED = (
     "scorer.json", "metrics.json", "popularity_groups.json", "comparisons.json", "beyond_accuracy.json",
     "per_user.parquet", "examples.json",

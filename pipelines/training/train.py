@@ -30,8 +30,10 @@ from pipelines.common.run_directory import VALIDATED, Run
 from pipelines.common.trackers import Trackers, tracking
 from pipelines.config.job import JobConfig, validate
 from pipelines.training.checkpoint_store import CheckpointStore
+from pipelines.training.cross_fitting import training_offset
 from pipelines.training.worker import refit_trainer, store_of, trainer_of, work
 from setrec.atomic import atomic_directory
+from setrec.data.catalog import TRAIN, VALID
 from setrec.errors import ConfigError, DataError
 from setrec.models.setrec_model import SetRecModel
 from setrec.training.progress import Progress
@@ -71,19 +73,24 @@ def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any
     """
     if resume and not has_checkpoint(run, config):
         raise ConfigError(f"{run.checkpoints} holds no checkpoint to resume from")
-    run.claim("checkpoints", "model", "curves.jsonl")
+    run.claim("checkpoints", "model", "curves.jsonl", "offset")
     own, of_refit = (store_of(run, config, refit=refit) for refit in (False, True))
     # Training that continues, for example with more epochs, ends with another model than the refit started from.
     for store, keep in ((own, resume), (of_refit, resume and _finished(own, config))):
         store.create()
         if not keep:
             store.clear()
+    if config.training.offset.enabled:  # before the workers, so that only one process makes it
+        with bar("Score training positions") as progress:
+            for upto in (TRAIN, VALID) if config.training.refit_epochs else (TRAIN,):
+                training_offset(run, config, upto, progress.update)
     with bar("Train SETRec") as progress, tracking(run, config) as follow, cluster(config):
         _fit(run, config, progress, follow, refit=False)
         done = _keep_trained(run, config)
         if config.training.refit_epochs:
             _fit(run, config, progress, follow, refit=True)
             _keep_refit(run, config)
+        run.discard("offset")
         progress.update(1, 1, f"best NDCG@10 {done['ndcg@10']:.4f} at epoch {done['best_epoch']} of {done['epoch']}")
     return done
 
