@@ -68,8 +68,8 @@ class Run:
 
     @property
     def offset(self) -> Path:
-        """Offsets of the recommender's training positions, until it ends."""
-        return self.root / "offset"
+        """Offsets of the positions of a training that has not ended."""
+        return self.features / "offset"
 
     @property
     def checkpoints(self) -> Path:
@@ -273,7 +273,7 @@ def validated(model: Path) -> Path:
 
 
 PREPARED = ("data", "data.json", "features", "config.yaml", "environment.json", "logs")
-TRAINED = ("sasrec", "offset", "checkpoints", "model", "curves.jsonl")
+TRAINED = ("sasrec", "checkpoints", "model", "curves.jsonl")
 EVALUATED = (
     "scorer.json", "metrics.json", "popularity_groups.json", "comparisons.json", "beyond_accuracy.json",
     "per_user.parquet", "examples.json",

@@ -163,7 +163,10 @@ def listed(scores: sp.csr_matrix, trained: np.ndarray, top: int) -> tuple[Ragged
     stored = np.take_along_axis(values, best, axis=1)
     np.put_along_axis(values, best, 0.0, axis=1)
     others = max(1, int(trained.sum()) - best.shape[1])
-    floor = np.log1p(np.expm1(values).sum(axis=1, keepdims=True) / others)
+    # Zeros are the stored scores, padding and, if there are more other items than columns, items without an entry.
+    most = values.max(axis=1, initial=0.0, keepdims=True)
+    mass = np.exp(values - most).sum(axis=1, keepdims=True) + (others - values.shape[1]) * np.exp(-most)
+    floor = most + np.log(mass / others)
     kept = stored > 0
     offsets = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
     return Ragged(np.take_along_axis(items, best, axis=1)[kept], offsets), (stored - floor)[kept]

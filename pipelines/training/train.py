@@ -73,7 +73,7 @@ def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any
     """
     if resume and not has_checkpoint(run, config):
         raise ConfigError(f"{run.checkpoints} holds no checkpoint to resume from")
-    run.claim("checkpoints", "model", "curves.jsonl", "offset")
+    run.claim("checkpoints", "model", "curves.jsonl")
     own, of_refit = (store_of(run, config, refit=refit) for refit in (False, True))
     # Training that continues, for example with more epochs, ends with another model than the refit started from.
     for store, keep in ((own, resume), (of_refit, resume and _finished(own, config))):
@@ -90,7 +90,7 @@ def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any
         if config.training.refit_epochs:
             _fit(run, config, progress, follow, refit=True)
             _keep_refit(run, config)
-        run.discard("offset")
+        shutil.rmtree(run.offset, ignore_errors=True)
         progress.update(1, 1, f"best NDCG@10 {done['ndcg@10']:.4f} at epoch {done['best_epoch']} of {done['epoch']}")
     return done
 

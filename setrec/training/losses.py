@@ -66,9 +66,9 @@ def loss(
     codes, biases = answers.codes, [bias for bias in (answers.repeats, offset) if bias is not None]
     if candidates is None and settings.negatives == "trained":
         # Positions among the remaining items; targets are training items, hence always among them.
-        kept = trained.nonzero()[:, 0]
-        targets, codes = torch.searchsorted(kept, targets), codes[trained]
-        biases = [bias.among(kept) for bias in biases]
+        place = torch.cumsum(trained, dim=0) - 1
+        targets, codes = place[targets], codes[trained]
+        biases = [bias.among(trained.nonzero()[:, 0]) for bias in biases]
 
     def cross_entropy(users: Tensor, table: Tensor) -> Tensor:
         if candidates is None:
