@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from setrec.data.catalog import Catalog, Histories
 from setrec.errors import DataError
@@ -37,6 +38,11 @@ def load(out: str | Path) -> tuple[Catalog, Histories]:
         if part.items.values.max(initial=-1) >= len(catalog):
             raise DataError("holds item rows that the catalogue does not have", file=shard)
     return catalog, _joined(parts)
+
+
+def catalog_size(out: str | Path) -> int:
+    """Return the number of items of a data directory."""
+    return int(pq.ParquetFile(Path(out) / "items.parquet").metadata.num_rows)
 
 
 def history_shards(out: str | Path) -> list[str]:

@@ -55,6 +55,7 @@ class SetRecConfig(PretrainedConfig):
         history_skip: list[float] | None = None,
         repeat_bias: bool = False,
         word_scale: float | None = None,
+        offset: bool = False,
         **kwargs: Any,
     ) -> None:
         self.items, self.backbone, self.lora = items, backbone, lora
@@ -62,7 +63,7 @@ class SetRecConfig(PretrainedConfig):
         self.semantic_tokens, self.hidden = semantic_tokens, [512, 256, 128] if hidden is None else hidden
         self.history_skip, self.repeat_bias, self.word_scale = history_skip or [], repeat_bias, word_scale
         self.history, self.max_items, self.instruction = history, max_items, instruction
-        self.query_mode, self.dropout = query_mode, dropout
+        self.query_mode, self.dropout, self.offset = query_mode, dropout, offset
         self.trainable_table, self.id_dropout = trainable_table, id_dropout
         super().__init__(**kwargs)
 
@@ -77,16 +78,20 @@ def _backbone_config(given: dict[str, Any] | None) -> PretrainedConfig:
 class Answers(NamedTuple):
     """The output of :meth:`SetRecModel.forward`. ``slots``: each slot's answers (T, its columns) in the columns of its
     code; ``codes`` (I, D), or (J, D) of the given rows; ``repeats``: the learned bias of items that a query block has
-    seen; ``reconstruction``: the autoencoder's mean squared error."""
+    seen; ``reconstruction``: the autoencoder's mean squared error; ``offset_scale``: see :class:`SetRecModel`."""
 
     slots: list[Tensor]
     codes: Tensor
     repeats: LogitBias | None
     reconstruction: Tensor | None
+    offset_scale: Tensor | None = None
 
 
 class SetRecModel(PreTrainedModel):
-    """The recommender: item tokens, a backbone, n queries, and the fold that grounds answers in the catalogue."""
+    """The recommender: item tokens, a backbone, n queries, and the fold that grounds answers in the catalogue.
+
+    With ``config.offset`` it also learns ``offset_scale``, the weight of the offset in its training loss.
+    """
 
     config_class = SetRecConfig
     base_model_prefix = "setrec"
@@ -115,6 +120,7 @@ class SetRecModel(PreTrainedModel):
         shape = len(self.tokens.kinds), len(config.history_skip)
         self.log_skip = nn.Parameter(torch.zeros(shape)) if config.history_skip else None
         self.repeat_logit = nn.Parameter(torch.zeros(1)) if config.repeat_bias else None
+        self.log_offset_scale = nn.Parameter(torch.zeros(1)) if config.offset else None
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
 
@@ -159,6 +165,11 @@ class SetRecModel(PreTrainedModel):
     def tokens_per_target(self) -> int:
         """Number of queries per target: one per slot, or none if an item's own token answers."""
         return len(self.tokens.slots) if self.maps is None else 0
+
+    @property
+    def offset_scale(self) -> Tensor | None:
+        """The learned weight of the offset in training, a positive scalar; ``None`` without one."""
+        return None if self.log_offset_scale is None else self.log_offset_scale[0].exp()
 
     def outputs(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> Tensor:
         """Return answers (B, Q, n, d) of query blocks that each see the first ``visible`` (B or 1, Q) items of a
@@ -257,7 +268,7 @@ class SetRecModel(PreTrainedModel):
         error = None
         if reconstructed is not None and self.tokens.semantic is not None:
             error = self.tokens.semantic.reconstruction_error(reconstructed)
-        return Answers(own, codes, repeats, error)
+        return Answers(own, codes, repeats, error, self.offset_scale)
 
     def _seen(self, items: Tensor, visible: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distinct pairs of a target and a visible item, in the order of targets."""
@@ -319,18 +330,14 @@ class SetRecModel(PreTrainedModel):
         return grounding.joined(self.tokens, own, weights)[:, 0].float()
 
     @classmethod
-    def build(cls, settings: ModelSettings, features: ItemFeatures) -> SetRecModel:
+    def build(cls, settings: ModelSettings, features: ItemFeatures, *, offset: bool = False) -> SetRecModel:
         """Build a model for a catalogue, with a pretrained or new backbone and with tokenizers filled with the items'
-        features."""
+        features; ``offset``: it is trained with an offset."""
         b = settings.backbone
         pretrained = load_backbone(b.pretrained, layers=b.layers) if b.pretrained else None
         words = None if pretrained is None else cast(nn.Embedding, pretrained.get_input_embeddings()).weight.detach()
         instruction = _instruction_vectors(b.pretrained, pretrained)
-        base = (
-            pretrained.config
-            if pretrained is not None
-            else scratch_config(b.family, b.size, b.dropout, layers=b.layers)
-        )
+        base = scratch_config(b.family, b.size, b.dropout, layers=b.layers) if pretrained is None else pretrained.config
         backbone_config = base.to_dict()
         if pretrained is not None:
             pretrained.resize_token_embeddings(1)
@@ -356,6 +363,7 @@ class SetRecModel(PreTrainedModel):
             history_skip=list(settings.history_skip),
             repeat_bias=settings.repeat_bias,
             word_scale=None if words is None else float(words.square().mean().sqrt()),
+            offset=offset,
         )
         model = cls(config)
         model.tokens.fill(features)
