@@ -87,3 +87,10 @@ class Task:
 def accuracy(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
     """Return whether the best candidate is correct; ties go to the first."""
     return {"accuracy": (scores.argmax(axis=1) == examples.targets).astype(np.float64)}
+
+
+def described(names: Sequence[str], descriptions: Mapping[str, str] | None) -> list[str] | None:
+    """Return the names of classes with their descriptions, if there are any."""
+    if not descriptions:
+        return None
+    return [f"{name} : {descriptions[name]}" if name in descriptions else name for name in names]

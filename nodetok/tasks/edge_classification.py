@@ -10,7 +10,7 @@ from scipy import sparse
 from nodetok.asking.wordings import EDGE_CLASSIFICATION
 from nodetok.baselines.linear import bag_of_words, logistic_regression
 from nodetok.files import EdgeData
-from nodetok.language.interface import Chunk, Examples, Task
+from nodetok.language.interface import Chunk, Examples, Task, described
 from nodetok.language.prompts import EDGE_TEXT, Prompts
 from nodetok.tasks.completion import facts
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
@@ -73,9 +73,7 @@ def edge_classification(
     # The last relation, without a name, is that of edges whose class is not for training.
     relation = np.full(len(targets), len(names))
     relation[rows["train"]] = train.targets
-    shown = None
-    if descriptions:
-        shown = [f"{name} : {descriptions[name]}" if name in descriptions else name for name in names]
+    shown = described(names, descriptions)
     return Task(
         "edge_classification", graph, tokenizer.table, names, draw, ask(rows["valid"]), test,
         lambda scores, examples: metrics(scores.argmax(axis=1), examples.targets), "accuracy",
