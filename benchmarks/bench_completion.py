@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from nodetok import files, kge
-from nodetok.files import GraphDataSettings, RandomSplit
+from nodetok.files import GraphDataSettings
 from nodetok.knowledge.completer import Completer, Knowledge, train
+from nodetok.splits import RandomSplit
 from nodetok.tokenizer import NodeTokenizer, TokenizerSettings
 
 
