@@ -66,7 +66,7 @@ class Ragged:
 
     def take(self, rows: np.ndarray) -> Ragged:
         """Return the given rows, in the given order."""
-        lengths = self.offsets[rows + 1] - self.offsets[rows]  # of these rows only: there may be millions
+        lengths = self.offsets[1:][rows] - self.offsets[:-1][rows]  # of these rows only: there may be millions
         offsets = offsets_of(lengths)
         source = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Ragged(self.values[source], offsets, None if self.weights is None else self.weights[source])
