@@ -44,7 +44,7 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     run.claim(*EVALUATED)
     catalog, histories = directory.load(run.data)
     items, s = len(catalog), config.evaluation
-    cases = ranking.Cases.of(histories, TEST)
+    cases = ranking.Cases.of(histories, TEST, s.users, s.seed)
     if not len(cases):
         raise DataError("no user has a test item and a history before it: nothing to evaluate on", file=run.data)
     groups = ranking.warm_cold_groups(histories.trained(items))

@@ -92,7 +92,8 @@ def _rank(
     model: SetRecModel, weights: dict[str, float], histories: Histories, items: int, s: EvaluationSettings
 ) -> ranking.PerUser:
     groups = ranking.warm_cold_groups(histories.trained(items))
-    return ranking.evaluate(model_scorer(model, weights), ranking.Cases.of(histories, TEST), groups, ks=s.ks)
+    cases = ranking.Cases.of(histories, TEST, s.users, s.seed)
+    return ranking.evaluate(model_scorer(model, weights), cases, groups, ks=s.ks)
 
 
 def _differences(results: dict[str, ranking.PerUser], s: EvaluationSettings) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from pipelines.features.item_features import load_features
 from pipelines.training.checkpoint_store import CheckpointStore
 from pipelines.training.checkpoint_writer import CheckpointWriter
 from pipelines.training.cross_fitting import training_offset
-from pipelines.training.shard_source import ShardSource, take, validation_cases
+from pipelines.training.shard_source import ShardSource, validation_cases
 from setrec.data.catalog import VALID
 from setrec.data.source import item_counts
 from setrec.errors import ConfigError
@@ -117,7 +117,7 @@ class Validation:
         if not len(cases):
             raise ConfigError("the split leaves no validation items; early stopping needs some")
         rows = np.arange(rank, -(-len(cases) // world) * world, world)
-        self.own, self.counted = take(cases, rows % len(cases)), rows < len(cases)
+        self.own, self.counted = cases.take(rows % len(cases)), rows < len(cases)
         self.world, self.components = world, components
 
     def __call__(self, model: SetRecModel) -> float:
