@@ -192,9 +192,9 @@ def million(items: int, folder: Path) -> dict[str, float]:
         engine.recommend(some, compared)
         history = [np.asarray(histories.items[int(request.user_id or 0)], np.int64) for request in some]
         read = Ragged.of(history)
-        users = engine._users(read)
+        users = engine.user_codes.of(read, engine.state.codes)
         began = time.perf_counter()
-        engine._users(read)
+        engine.user_codes.of(read, engine.state.codes)
         engine.state.index.search(engine.state.queries(users), K, history)
         alone += time.perf_counter() - began
     recall = recall_audit.of([answered.share() for answered in compared.waiting], K)

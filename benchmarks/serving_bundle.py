@@ -23,9 +23,17 @@ ITEMS, USERS = 1682, 943  # MovieLens-100K
 WEIGHTS = {"transitions_near": 8.0, "text_similarity": 8.0}
 
 
-def make_bundle(folder: Path, name: str = "bundle", seed: int = 0, *, items: int = ITEMS, hybrid: bool = True) -> Path:
+def make_bundle(
+    folder: Path,
+    name: str = "bundle",
+    seed: int = 0,
+    *,
+    items: int = ITEMS,
+    hybrid: bool = True,
+    max_items: int = 50,
+) -> Path:
     """Write ``folder/name``: ``items``, users with 20 to 100 interactions, a tiny backbone with two semantic tokens and
-    320-wide codes; with components of both kinds, if ``hybrid``."""
+    320-wide codes that reads ``max_items`` items; with components of both kinds, if ``hybrid``."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     words = rng.integers(0, 2000, (items, 6))
@@ -34,7 +42,7 @@ def make_bundle(folder: Path, name: str = "bundle", seed: int = 0, *, items: int
     features = ItemFeatures(
         trained=np.ones(items, bool), collaborative=rng.normal(size=(items, 64)).astype(np.float32), text=sentences
     )
-    model = SetRecModel.build(ModelSettings(semantic_tokens=2), features).eval()
+    model = SetRecModel.build(ModelSettings(semantic_tokens=2, max_items=max_items), features).eval()
     model.save_pretrained(folder / f"model-{seed}")
     rows = Ragged.of([rng.permutation(items)[: rng.integers(20, 100)] for _ in range(USERS)])
     similar = TextFeatures(LexicalEncoder.fit(texts, width=8).rows(texts), unit_rows(sentences))

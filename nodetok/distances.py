@@ -59,11 +59,14 @@ def fitting(table: np.ndarray) -> np.ndarray:
 
 
 def refuse_outside(rows: np.ndarray, nodes: int) -> None:
-    """Raise an error for rows outside a graph of ``nodes`` nodes; NumPy would count negative ones from the end.
+    """Raise an error for fractions and for rows outside a graph of ``nodes`` nodes; NumPy would cut off the former and
+    count negative ones from the end.
 
     Raises:
         ConfigError: there is such a row.
     """
+    if len(rows) and rows.dtype.kind not in "iu":
+        raise ConfigError(f"nodes must be rows (integers), not {rows.dtype}")
     bad = (rows < 0) | (rows >= nodes)
     if bad.any():
         raise ConfigError(f"node {rows[bad][0]} lies outside the graph, 0 .. {nodes - 1}")
@@ -93,10 +96,10 @@ def views(graph: Graph, settings: DistanceSettings) -> list[Graph]:
 
 def measure(view: Graph, anchors: np.ndarray, settings: DistanceSettings) -> np.ndarray:
     """Return distances (V, K) along the arcs of ``view``."""
-    anchors = np.ascontiguousarray(anchors, dtype=np.int64)
     if not len(anchors):
         raise ConfigError("distances need at least one anchor")
     refuse_outside(anchors, len(view))
+    anchors = np.ascontiguousarray(anchors, dtype=np.int64)
     measures: dict[Kind, Callable[[], np.ndarray]] = {
         "hops": lambda: hops(view, anchors),
         "weighted": lambda: lengths(view, anchors),
@@ -114,8 +117,8 @@ def hops(graph: Graph, anchors: np.ndarray, limit: int | None = None, out: np.nd
     Raises:
         ConfigError: an anchor outside the graph, or a path longer than the type of ``out`` can hold.
     """
+    refuse_outside(np.asarray(anchors), len(graph))
     anchors = np.ascontiguousarray(anchors, dtype=np.int64)
-    refuse_outside(anchors, len(graph))
     fixed = out is not None
     out = np.empty((len(graph), len(anchors)), dtype=np.uint8) if out is None else out
     out[:] = unreachable(out.dtype)
@@ -238,10 +241,10 @@ def relax(graph: Graph, table: np.ndarray, touched: np.ndarray, *, weighted: boo
         ConfigError: a row outside the graph, or a table with another number of rows.
     """
     back = graph.reverse
-    starts = np.unique(np.asarray(touched, dtype=np.int64))
     if len(table) != len(graph):
         raise ConfigError(f"{len(table)} rows of distances for a graph of {len(graph)} nodes")
-    refuse_outside(starts, len(graph))
+    refuse_outside(np.asarray(touched), len(graph))
+    starts = np.unique(np.asarray(touched, dtype=np.int64))
     own = np.ones(len(graph.indices), np.float32) if graph.weights is None else graph.weights
     if weighted:
         none = cap = table.dtype.type(np.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nodetok.graph import Graph
-from nodetok.settings import GraphDataSettings, RandomSplit
+from nodetok.settings import GraphDataSettings
+from nodetok.splits import PART_NAMES, PARTS, split_by_class, split_triples
 from setrec.data import columns
 from setrec.data.columns import Column
 from setrec.data.formats import RawTable, read_raw
-from setrec.data.splits import NAMES
 from setrec.errors import DataError
 
 FORMATS = (".parquet", ".csv", ".jsonl")
-PART_NAMES = ("train", "valid", "test")
-PARTS = {**{name: PART_NAMES[part] for name, part in NAMES.items()}, "dev": "valid"}
 MOST_WORDS = 1_000_000
+FRACTION = re.compile(r"[-+]?\d*\.\d+(e[-+]?\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +81,18 @@ def _attribute(data: Any, name: str, nodes: int, *, columns: bool = False) -> np
 
 
 @dataclass(frozen=True, eq=False)
+class EdgeData:
+    """Edges of the graph in ``nodes``: the rows of their ends, int64 (E, 2), their labels ("" for none), split parts
+    ("" for none) and texts, if any. Edges that repeat another one of the same label and text are left out."""
+
+    nodes: GraphData
+    ends: np.ndarray
+    labels: list[str]
+    split: list[str] | None
+    texts: list[str] | None
+
+
+@dataclass(frozen=True, eq=False)
 class TripleData:
     """Entities, relations and the parts' triples [head row, relation, tail row], int64 (T, 3). ``graph`` is undirected
     and contains the training triples only."""
@@ -104,7 +116,39 @@ def read_graph(folder: Path, settings: GraphDataSettings | None = None, *, direc
         DataError: a file is missing or cannot be used, or an edge ends at an unknown node.
     """
     s = settings or GraphDataSettings()
-    edges, nodes = _read(require_table(folder, "edges"), s), _read_optional(folder, "nodes", s)
+    return _graph(folder, _read(require_table(folder, "edges"), s), s, directed)[0]
+
+
+def read_edges(folder: Path, settings: GraphDataSettings | None = None, *, directed: bool = False) -> EdgeData:
+    """Read the tables of :func:`read_graph`, ``edges`` with a column ``label`` and optionally ``split``, ``text`` and
+    the settings' ``edge_attributes``.
+
+    Raises:
+        DataError: as :func:`read_graph`, or a column is missing or cannot be used.
+    """
+    s = settings or GraphDataSettings()
+    raw = _read(require_table(folder, "edges"), s)
+    data, ends, kept = _graph(folder, raw, s, directed)
+    given = pd.DataFrame({"label": columns.words(Column(raw.file, "label", raw.column("label")))})
+    for name, values in (("text", _edge_texts(raw, s)), ("split", _parts(raw))):
+        if values is not None:
+            given[name] = values
+    given = given[kept].reset_index(drop=True)
+    given[["low", "high"]] = ends if directed else np.sort(ends, axis=1)
+    once = ~given.duplicated([name for name in given if name != "split"]).to_numpy()
+    ends, given = ends[once], given[once]
+    labels, texts, split = (given[n].tolist() if n in given else None for n in ("label", "text", "split"))
+    if split is None and s.split is not None:
+        split = split_by_class(len(ends), labels, None if data.member is None else data.member[ends[:, 0]], s.split)
+    return EdgeData(data, ends, given["label"].tolist(), split, texts)
+
+
+def _graph(
+    folder: Path, edges: RawTable, s: GraphDataSettings, directed: bool
+) -> tuple[GraphData, np.ndarray, np.ndarray]:
+    """Return the graph of a table of edges, the rows of both ends of its edges, int64 (E, 2), and the mask of the rows
+    of the table that are kept."""
+    nodes = _read_optional(folder, "nodes", s)
     of_edge = _optional_ids(edges, "graph_id")
     of_node = None if nodes is None else _optional_ids(nodes, "graph_id")
     if nodes is not None and (of_edge is None) != (of_node is None):
@@ -127,11 +171,12 @@ def read_graph(folder: Path, settings: GraphDataSettings | None = None, *, direc
     labels = _padded(None if nodes is None else _optional(nodes, "label"), added)
     split = _padded(None if nodes is None else _parts(nodes), added)
     if split is None and s.split is not None:
-        split = split_nodes(len(names), labels, member, s.split)
+        split = split_by_class(len(names), labels, member, s.split)
     features = None if nodes is None else _bag_of_words(nodes)
     if features is not None and added:
         features = np.concatenate([features, np.zeros((added, features.shape[1]), dtype=np.float32)])
-    return GraphData(graph, labels, split, texts, features, graph_ids, member, int((~kept).sum()))
+    data = GraphData(graph, labels, split, texts, features, graph_ids, member, int((~kept).sum()))
+    return data, np.stack(rows, axis=1), kept
 
 
 def read_triples(folder: Path, settings: GraphDataSettings | None = None) -> TripleData:
@@ -160,56 +205,6 @@ def read_triples(folder: Path, settings: GraphDataSettings | None = None) -> Tri
     train, valid, test = (rows[part == name] for name in PART_NAMES)
     graph = Graph.from_arrays(train[:, 0], train[:, 2], len(names), ids=names, texts=texts)
     return TripleData(names, texts, relations, train, valid, test, graph, int((~kept).sum()))
-
-
-def split_nodes(
-    nodes: int, labels: Sequence[str] | None, member: np.ndarray | None, settings: RandomSplit
-) -> list[str]:
-    """Return a random split part for every node: equal shares of each class, or whole graphs."""
-    rng = np.random.default_rng(settings.seed)
-    if settings.by == "graph":
-        if member is None:
-            raise DataError("a split by graph needs the column graph_id")
-        return [PART_NAMES[part] for part in _dealt(int(member.max()) + 1, settings, rng)[member]]
-    classes = np.zeros(nodes, dtype=np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
-    parts = np.zeros(nodes, dtype=np.int64)
-    for name in range(classes.max() + 1):
-        rows = np.flatnonzero(classes == name)
-        parts[rows] = _dealt(len(rows), settings, rng)
-    return ["" if labels is not None and not labels[row] else PART_NAMES[part] for row, part in enumerate(parts)]
-
-
-def _dealt(count: int, settings: RandomSplit, rng: np.random.Generator) -> np.ndarray:
-    """Return random parts 0, 1, 2 for ``count`` rows; at least one row is for training."""
-    test = min(round(settings.test * count), max(count - 1, 0))
-    valid = min(round(settings.valid * count), max(count - 1 - test, 0))
-    return rng.permutation(np.repeat([0, 1, 2], [count - valid - test, valid, test]))
-
-
-def split_triples(triples: np.ndarray, settings: RandomSplit) -> np.ndarray:
-    """Return a random split part for every triple. A triple stays in training if no other training triple has its head,
-    tail or relation."""
-    order = np.random.default_rng(settings.seed).permutation(len(triples))
-    left = [np.bincount(triples[:, 0], minlength=triples.max() + 1) + np.bincount(
-        triples[:, 2], minlength=triples.max() + 1), np.bincount(triples[:, 1])]  # fmt: skip
-    part = np.full(len(triples), "train")
-    wanted = [("test", round(settings.test * len(triples))), ("valid", round(settings.valid * len(triples)))]
-    for row in order:
-        if not wanted:
-            break
-        head, relation, tail = triples[row]
-        own = 2 if head == tail else 1
-        if left[0][head] <= own or left[0][tail] <= own or left[1][relation] <= 1:
-            continue
-        left[0][head] -= 1
-        left[0][tail] -= 1
-        left[1][relation] -= 1
-        name, count = wanted[0]
-        part[row] = name
-        wanted[0] = (name, count - 1)
-        if count <= 1:
-            wanted.pop(0)
-    return part
 
 
 def _keys(ids: pd.Series, graphs: pd.Series | None) -> list[Any]:
@@ -296,6 +291,17 @@ def _optional(raw: RawTable, name: str) -> list[str] | None:
     if name not in raw.table.column_names:
         return None
     return columns.words(Column(raw.file, name, raw.column(name)))
+
+
+def _edge_texts(raw: RawTable, settings: GraphDataSettings) -> list[str] | None:
+    """Return the attributes of every edge as ``name value`` and its text; fractions have four digits."""
+    own = [name for name in ("text",) if name in raw.table.column_names]
+    parts = []
+    for name in (*settings.edge_attributes, *own):
+        values = columns.words(Column(raw.file, name, raw.column(name)))
+        values = [f"{float(value):.4g}" if FRACTION.fullmatch(value) else value for value in values]
+        parts.append(values if name in own else [value and f"{name} {value}" for value in values])
+    return [" ; ".join(filter(None, given)) for given in zip(*parts, strict=True)] if parts else None
 
 
 def _parts(raw: RawTable, *, everywhere: bool = False) -> list[str] | None:

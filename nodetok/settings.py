@@ -70,8 +70,8 @@ class TokenizerSettings(Settings):
 
 
 class RandomSplit(Settings):
-    """Random split for data without a column ``split``: of nodes within each class, or of whole graphs with ``by``
-    ``graph``; of triples only those whose entities and relation occur in other training triples."""
+    """Random split for data without a column ``split``: of nodes or edges within each class, or of whole graphs with
+    ``by`` ``graph``; of triples only those whose entities and relation occur in other training triples."""
 
     valid: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
@@ -90,9 +90,11 @@ class GraphDataSettings(Settings):
 
     ``columns`` renames: ``{source: from, target: to}`` reads the column ``from`` as ``source``. ``dangling`` defines
     the handling of edges and triples with a node that is not in the table of nodes: an error, dropped, or the node is
-    added (without label, split or text). ``split`` is for data without a split.
+    added (without label, split or text). ``split`` is for data without a split. ``edge_attributes``: columns of
+    ``edges`` that are shown in words, in addition to its column ``text``.
     """
 
     columns: dict[str, str] = Field(default_factory=dict)
     dangling: Literal["error", "drop", "add"] = "error"
     split: RandomSplit | None = None
+    edge_attributes: tuple[str, ...] = ()

@@ -127,10 +127,16 @@ class NodeTokenizer:
         everything after other changes, such as removed edges or new lengths: the result is always exact.
 
         Raises:
-            ConfigError: an end of an edge outside the graph, an edge that is not in the graph, a graph with fewer nodes
-                or with other nodes in the anchors' rows.
+            ConfigError: an end of an edge that is no row of the graph, an edge that is not in the graph, a graph with
+                fewer nodes or with other nodes in the anchors' rows.
         """
         s = self.settings.distances
+        if len(grown) < len(self):
+            raise ConfigError(f"a graph of {len(grown)} nodes cannot have grown from one of {len(self)}")
+        if len(source) != len(target):
+            raise ConfigError(f"edges need as many sources as targets, not {len(source)} and {len(target)}")
+        for ends in (source, target):
+            refuse_outside(np.asarray(ends), len(grown))
         source, target = (np.asarray(ends, dtype=np.int64).reshape(-1) for ends in (source, target))
         added = self._added(grown, source, target)
         chosen = Anchors(self.anchors.rows, self.anchors.gains, len(grown))
@@ -163,9 +169,6 @@ class NodeTokenizer:
 
     def _added(self, grown: Graph, source: np.ndarray, target: np.ndarray) -> int | None:
         """Return the digest of the fitted graph with the given edges added; ``None`` if it has no digest."""
-        if len(grown) < len(self):
-            raise ConfigError(f"a graph of {len(grown)} nodes cannot have grown from one of {len(self)}")
-        refuse_outside(np.concatenate([source, target]), len(grown))
         if not np.array_equal(grown.rows(self.anchor_ids), self.anchors.rows):
             raise ConfigError("the anchors of the grown graph lie in other rows")
         proper = source != target

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from setrec.mapped import on_disk
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -25,18 +27,28 @@ class Ragged:
         arrays: list[np.ndarray] = [np.asarray(row, dtype=dtype) for row in rows]
         lengths = np.fromiter((len(a) for a in arrays), dtype=np.int64, count=len(arrays))
         values = np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
-        return cls(values.astype(dtype, copy=False), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        return cls(values.astype(dtype, copy=False), offsets_of(lengths))
 
     @classmethod
     def joined(cls, parts: Sequence[Ragged]) -> Ragged:
         """Concatenate the rows of all parts; ``parts`` has at least one."""
-        lengths = np.concatenate([part.lengths for part in parts])
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        offsets = offsets_of(np.concatenate([part.lengths for part in parts]))
         weights = None
         if any(part.weights is not None for part in parts):
             each = [np.ones(len(p.values), np.float32) if p.weights is None else p.weights for p in parts]
             weights = np.concatenate(each)
         return cls(np.concatenate([part.values for part in parts]), offsets, weights)
+
+    @classmethod
+    def stored(cls, parts: Iterable[Ragged]) -> Ragged:
+        """Concatenate the rows of all parts as :meth:`joined`, with one part in memory at a time.
+
+        Values and weights are on disk (:func:`setrec.mapped.on_disk`), offsets in memory. All parts have weights, or
+        none has.
+        """
+        columns = ((p.lengths, p.values) if p.weights is None else (p.lengths, p.values, p.weights) for p in parts)
+        lengths, values, *weights = on_disk(columns)
+        return cls(values, offsets_of(lengths), weights[0] if weights else None)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -54,8 +66,8 @@ class Ragged:
 
     def take(self, rows: np.ndarray) -> Ragged:
         """Return the given rows, in the given order."""
-        lengths = self.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        lengths = self.offsets[1:][rows] - self.offsets[:-1][rows]  # of these rows only: there may be millions
+        offsets = offsets_of(lengths)
         source = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Ragged(self.values[source], offsets, None if self.weights is None else self.weights[source])
 
@@ -84,3 +96,20 @@ class Ragged:
         source = (self.offsets[1:] - kept)[:, None] + columns
         matrix[mask] = self.values[source[mask]]
         return matrix, kept
+
+
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """Return the offsets, int64, of rows with these lengths."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def row_blocks(offsets: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the first row and the row after the last of blocks of rows with up to ``size`` values, at least one row
+    each; together they are all rows, and of no rows one empty block."""
+    start, rows = 0, len(offsets) - 1
+    if not rows:
+        yield 0, 0
+    while start < rows:
+        end = max(start + 1, int(np.searchsorted(offsets, offsets[start] + size, side="right")) - 1)
+        yield start, end
+        start = end

@@ -17,10 +17,11 @@ WORDS = ["toy", "story", "heat", "drama", "war", "of", "the", "stars", "and", "p
 
 def small_model(features: ItemFeatures, family: str = "qwen3", history: str = "set", **changes) -> SetRecModel:
     """A two-layer model in evaluation mode, the same weights at every call."""
+    offset = changes.pop("offset", False)
     torch.manual_seed(7)
     plain = {"semantic_tokens": 3, "hidden": (48, 24), "text_slot": 0, "query_mode": "last_item", "id_dropout": 0.0}
     settings = ModelSettings(backbone=BackboneSettings(family=family), history=history, **(plain | changes))
-    model = SetRecModel.build(settings, features).eval()
+    model = SetRecModel.build(settings, features, offset=offset).eval()
     # Biases start at zero, where a forgotten constant would go unnoticed.
     with torch.no_grad():
         for name, parameter in model.tokens.named_parameters():

@@ -22,6 +22,9 @@ from nodetok.language.training import Reader
 from setrec.errors import SetRecError
 from setrec.rows import top_k
 
+SHOWN = 8
+"""Maximum number of known questions in the reason for a refusal."""
+
 
 @dataclass(frozen=True)
 class GroundedAnswer:
@@ -51,9 +54,9 @@ class GraphAnswerer:
         self.artifact = artifact
 
     @cached_property
-    def _matcher(self) -> QuestionMatcher | None:
-        given = self.artifact.wordings
-        return QuestionMatcher({prompt: Wordings.split(texts) for prompt, texts in given.items()}) if given else None
+    def matcher(self) -> QuestionMatcher:
+        """Matcher of free questions to the prompts of the artifact."""
+        return QuestionMatcher({prompt: Wordings.split(texts) for prompt, texts in self.artifact.wordings.items()})
 
     @cached_property
     def _finder(self) -> NodeFinder:
@@ -89,12 +92,18 @@ class GraphAnswerer:
             text, rows = self._finder.find(question)
         except AmbiguousNodeError as error:
             return self._refusal([], 0.0, str(error))
-        prompt, order, certain = self._prompt(text, rows)
+        prompt, order, certain = self._prompt(text)
         if prompt is None:
             return self._refusal(rows, certain, self._scope(rows))
         rows = [rows[place] for place in order]
-        nodes = np.array([rows], dtype=np.int64).reshape(1, -1)
-        examples = Examples(Prompts([prompt], nodes), np.zeros(1, dtype=np.int64))
+        edge = None
+        if self.artifact.edge_texts is not None:
+            edge = self.artifact.edge(*rows)
+            if edge is None:
+                first, second = (self.artifact.ids[row] for row in rows)
+                return self._refusal(rows, certain, f"there is no edge between {first} and {second}")
+            rows = self.artifact.ends(edge)
+        examples = self._examples(prompt, rows, edge)
         ranked = self._ranked(examples, k)
         best, chance = ranked[0]
         if chance < self.artifact.threshold:
@@ -109,13 +118,18 @@ class GraphAnswerer:
             [self._edge(edge) for edge in edges], chance, False, "", ranked,
         )  # fmt: skip
 
-    def _prompt(self, text: str, rows: list[int]) -> tuple[str | None, tuple[int, ...], float]:
+    def _examples(self, prompt: str, rows: list[int], edge: int | None) -> Examples:
+        nodes = np.array([rows], dtype=np.int64).reshape(1, -1)
+        prompts = Prompts([prompt], nodes)
+        if edge is not None and self.artifact.edge_texts is not None:
+            hidden = np.stack([nodes[:, ::-1], np.full_like(nodes, -1)], axis=2)
+            prompts = Prompts([prompt], nodes, hidden, edge_texts=[self.artifact.edge_texts[edge]])
+        return Examples(prompts, np.zeros(1, dtype=np.int64))
+
+    def _prompt(self, text: str) -> tuple[str | None, tuple[int, ...], float]:
         """Return the prompt that a question matches (or ``None``), the order of its nodes in the slots, and the
         probability of the match."""
-        if self._matcher is None:
-            prompt = text if text.lower().endswith("answer :") else f"{text} answer :"
-            return prompt, tuple(range(len(rows))), 1.0
-        match = self._matcher.match(text)
+        match = self.matcher.match(text)
         return match.template or None, match.order, match.probability
 
     def _ranked(self, examples: Examples, k: int) -> list[tuple[str, float]]:
@@ -128,9 +142,10 @@ class GraphAnswerer:
     def _scope(self, rows: list[int]) -> str:
         """Return the reason for refusing a question."""
         known = [" ".join(SLOT.sub("…", prompt.removesuffix("answer :")).split()) for prompt in self.artifact.wordings]
+        more = ["…"] if len(known) > SHOWN else []
         return (
             f"with {len(rows)} node{'' if len(rows) == 1 else 's'} named, this is not one of the questions that the"
-            f" model was trained on: {'; '.join(known)}"
+            f" model was trained on: {'; '.join(known[:SHOWN] + more)}"
         )
 
     def _refusal(

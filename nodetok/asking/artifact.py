@@ -34,14 +34,15 @@ from nodetok.tokenizer import NodeTokenizer
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, SetRecError, UnknownNodeError, first_line
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(eq=False)
 class GraphArtifact:
     """An open artifact; ``tokenizer`` is ``None`` if every example has its own graph, ``reader`` if no model was
-    trained. ``edges`` int (E, 2) or None, with names in ``relations``, if edges have relations; ``wordings``: other
-    wordings of the prompts for free-text questions; answers of a probability below ``threshold`` are refused."""
+    trained. ``edges`` int (E, 2) or None, with names in ``relations``, if edges have relations, and texts in
+    ``edge_texts``, if questions are about edges; ``wordings``: the prompts, with other wordings of each for free-text
+    questions; answers of a probability below ``threshold`` are refused."""
 
     task: str
     version: str
@@ -54,16 +55,26 @@ class GraphArtifact:
     relations: Sequence[str] | None = None
     wordings: Mapping[str, Sequence[str]] = field(default_factory=dict)
     threshold: float = 0.0
+    edge_texts: Sequence[str] | None = None
 
     @cached_property
-    def _relation_of(self) -> dict[tuple[int, int], str]:
-        if self.edges is None or self.relations is None:
-            return {}
-        return dict(zip(map(tuple, self.edges.tolist()), self.relations, strict=True))
+    def _edge_of(self) -> dict[tuple[int, int], int]:
+        return {} if self.edges is None else {(a, b): number for number, (a, b) in enumerate(self.edges.tolist())}
+
+    def edge(self, source: int, target: int) -> int | None:
+        """Return the number of the edge between two rows in either direction, if there is one."""
+        return self._edge_of.get((source, target), self._edge_of.get((target, source)))
+
+    def ends(self, edge: int) -> list[int]:
+        """Return the rows of both ends of an edge, by its number."""
+        assert self.edges is not None
+        rows: list[int] = self.edges[edge].tolist()
+        return rows
 
     def relation_of(self, source: int, target: int) -> str | None:
         """Return the name of the relation between two rows in either direction, if edges have names."""
-        return self._relation_of.get((source, target), self._relation_of.get((target, source)))
+        edge = None if self.relations is None else self.edge(source, target)
+        return None if self.relations is None or edge is None else self.relations[edge] or None
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -88,7 +99,8 @@ class GraphArtifact:
             pq.write_table(pa.table(columns), target / "nodes.parquet")
             if self.edges is not None:
                 ends = {"source": self.edges[:, 0], "target": self.edges[:, 1]}
-                named = {} if self.relations is None else {"relation": list(self.relations)}
+                texts = {"relation": self.relations, "text": self.edge_texts}
+                named = {name: list(values) for name, values in texts.items() if values is not None}
                 pq.write_table(pa.table({**ends, **named}), target / "edges.parquet")
             if self.tokenizer is not None:
                 self.tokenizer.save(target / "tokenizer")
@@ -130,14 +142,16 @@ class GraphArtifact:
                 reader = CompletionReader.load(folder / "model", record["model"])
             elif record["model"] is not None:
                 reader = load_reader(folder / "model", record["model"], texts, candidates)
-            edges, relations = None, None
+            edges, relations, edge_texts = None, None, None
             if (folder / "edges.parquet").exists():
                 given = pq.read_table(folder / "edges.parquet")
                 edges = np.stack([given["source"].to_numpy(), given["target"].to_numpy()], axis=1)
-                relations = given["relation"].to_pylist() if "relation" in given.column_names else None
+                relations, edge_texts = (
+                    given[name].to_pylist() if name in given.column_names else None for name in ("relation", "text")
+                )
             return cls(
                 record["task"], record["version"], ids, texts, candidates, tokenizer, reader, edges, relations,
-                record["wordings"], float(record["threshold"]),
+                record["wordings"], float(record["threshold"]), edge_texts,
             )  # fmt: skip
         except SetRecError:
             raise
@@ -162,9 +176,10 @@ def artifact(task: Task, reader: Reader | CompletionReader | None, texts: Sequen
     names: Sequence[str] = ids if task.node_candidates else task.candidates
     edges, relations = _edges(task)
     threshold = 0.0 if reader is None else confidence_threshold(reader, task)
+    prompts: Mapping[str, Sequence[str]] = {t: () for part in (task.valid, task.test) for t in part.prompts.texts}
     return GraphArtifact(
-        task.name, digest.hexdigest()[:16], ids, known, names, task.tokenizer, reader, edges, relations, task.wordings,
-        threshold,
+        task.name, digest.hexdigest()[:16], ids, known, names, task.tokenizer, reader, edges, relations,
+        task.wordings or prompts, threshold, task.edge_texts,
     )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 The matcher is a linear classifier over words and character n-grams, with a class for all other questions. It is fitted
 to the wordings of :mod:`nodetok.asking.wordings` when it is built, so nothing is stored; its threshold is chosen on
-held-out wordings. A question is rejected if most of its content words occur in no wording.
+held-out wordings. A question is rejected if most of its content words occur in no wording, or if it contains a word
+that reverses a question: for a linear classifier "not near" and "farther" are similar to "near".
 """
 
 from __future__ import annotations
@@ -10,13 +11,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from nodetok.asking.wordings import OUTSIDE, STRUCTURE, TEMPLATES, Wordings
+from nodetok.asking.wordings import (
+    CLASSIFICATION,
+    EDGE_CLASSIFICATION,
+    OUTSIDE,
+    STRUCTURE,
+    TEMPLATES,
+    Wordings,
+    plain_question,
+)
 
 SLOT = re.compile(r"\[\[(\d+)\]\]")
 NODE = "nodeslot"
@@ -33,6 +43,11 @@ SYNONYMS = (
     ("nodes", "vertices"),
     ("reach", "arrive at", "get to"),
     ("class", "category", "label", "group", "type", "topic"),
+)
+_REVERSED = re.compile(
+    r"\b(?<!or )not?\b|n['’]t\b|\b(never|neither|nor|without|cannot|unless|except"
+    r"|un(connect|reach|link|relat)\w*|dis(connect|join)\w*"
+    r"|(far|furth)(er|est)|(most|more) (distant|remote)|less (near|close)\w*|longe(r|st)|different)\b"
 )
 _JOINED = re.compile(r"^\W*(or|and|than|versus|vs\.?)\b", re.IGNORECASE)
 
@@ -51,16 +66,23 @@ class QuestionMatcher:
     """Matches free questions, their nodes written as ``[[0]]``, ``[[1]]`` ..., to templates.
 
     Args:
-        wordings: other wordings of each template.
+        wordings: other wordings of each template; without any, a question must have the words of a template.
     """
 
     def __init__(self, wordings: Mapping[str, Wordings]) -> None:
         self.templates = tuple(wordings)
         self.slots = {template: len(set(SLOT.findall(template))) for template in wordings}
-        learned = {template: (template.removesuffix("answer :"), *w.train) for template, w in wordings.items()}
+        learned = {template: (plain_question(template), *w.train) for template, w in wordings.items()}
+        self._exact = {_same(template): template for template in wordings}
+        self._classifier: Any = None
+        self.threshold = 0.0
+        if not any(w.train for w in wordings.values()):
+            return
         # Otherwise a question that the model was not trained on would be matched to the most similar one.
-        others = [name for name, template in TEMPLATES.items() if template not in wordings]
-        outside = [*OUTSIDE, *(text for name in others for text in (TEMPLATES[name], *STRUCTURE[name]))]
+        known = {*map(plain_question, wordings), *(text for w in wordings.values() for text in w.every)}
+        others = [text for name, texts in STRUCTURE.items() for text in (plain_question(TEMPLATES[name]), *texts)]
+        others = [text for text in (*others, *CLASSIFICATION, *EDGE_CLASSIFICATION) if text not in known]
+        outside = [*OUTSIDE, *others]
         self._fit(learned, [text for row, text in enumerate(outside) if row % 4])
         self.threshold = self._calibrated(wordings, outside[::4])
         every = {template: (*texts, *wordings[template].valid) for template, texts in learned.items()}
@@ -76,8 +98,7 @@ class QuestionMatcher:
                     classes += [template, template]
         self._known = {_stem(word) for text in texts for word in _content(text)}
         for text in outside:
-            other = text.removesuffix("answer :")
-            texts += [other, FRAMES[len(texts) % len(FRAMES)].format(other)]
+            texts += [text, FRAMES[len(texts) % len(FRAMES)].format(text)]
             classes += [OTHER, OTHER]
         self._words = TfidfVectorizer(ngram_range=(1, 3), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
         self._letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
@@ -105,7 +126,7 @@ class QuestionMatcher:
         chances = dict(zip(self._classifier.classes_, self._classifier.predict_proba(features.tocsr())[0], strict=True))
         fitting = [template for template in self.templates if self.slots[template] == nodes]
         content = {_stem(word) for word in _content(question)}
-        if not fitting or len(content - self._known) > len(content) / 2:
+        if not fitting or len(content - self._known) > len(content) / 2 or _REVERSED.search(plain[0]):
             return OTHER, 0.0
         template = max(fitting, key=lambda t: chances[t])
         return template, float(chances[template] / (chances[template] + chances[OTHER]))
@@ -114,10 +135,9 @@ class QuestionMatcher:
         """Match a question to a template with the same number of nodes."""
         mentions = [int(slot) for slot in SLOT.findall(question)]
         nodes = list(dict.fromkeys(mentions))
-        for template in self.templates:
-            if _same(question) == _same(template):
-                return Match(template, 1.0, tuple(range(len(nodes))))
-        template, probability = self._best(question)
+        if (exact := self._exact.get(_same(question))) is not None:
+            return Match(exact, 1.0, tuple(range(len(nodes))))
+        template, probability = (OTHER, 0.0) if self._classifier is None else self._best(question)
         if template == OTHER or probability < self.threshold:
             return Match(OTHER, 0.0, ())
         return Match(template, probability, _order(question, nodes))
@@ -143,7 +163,7 @@ def _stem(word: str) -> str:
 
 
 def _same(text: str) -> str:
-    return re.sub(r"[\W_]+", " ", text.lower().removesuffix("answer :")).strip()
+    return re.sub(r"[\W_]+", " ", plain_question(text.lower())).strip()
 
 
 def _plain(text: str) -> str:

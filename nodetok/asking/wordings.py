@@ -40,5 +40,11 @@ TEMPLATES: dict[str, str] = _DATA["templates"]
 STRUCTURE: dict[str, tuple[str, ...]] = {name: tuple(texts) for name, texts in _DATA["structure"].items()}
 """Other wordings of every structural question, the order of the slots being that of the template."""
 CLASSIFICATION: tuple[str, ...] = tuple(_DATA["classification"])
+EDGE_CLASSIFICATION: tuple[str, ...] = tuple(_DATA["edge_classification"])
 OUTSIDE: tuple[str, ...] = tuple(_DATA["outside"])
 """Questions outside of these: other subjects, other tasks on graphs, commands."""
+
+
+def plain_question(prompt: str) -> str:
+    """Return a prompt without the request for an answer at its end."""
+    return prompt.removesuffix("answer :").rstrip()

@@ -26,7 +26,7 @@ from setrec.rows import normalize_rows
 @dataclass(frozen=True, eq=False)
 class InputAblation:
     """The input of a model. ``read`` converts a table of distances (the task's own, or one without a fold's edges) to
-    node data. ``plain``: prompts are read as words only; ``words``: node texts are shown in words."""
+    node data. ``plain``: prompts are read as words only; ``words``: texts of nodes and edges are shown in words."""
 
     name: str
     settings: GraphModelSettings
@@ -42,7 +42,7 @@ def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -
     """Return the input of a task under the ablation ``name``.
 
     ``node tokens``: positions, features, neighbours, and the words of the nodes' texts. ``text only``: the words and
-    the node's own features. ``tokens only``: no words of nodes; equal to ``node tokens`` if no node has a text.
+    the node's own features. ``tokens only``: no words of nodes and edges; equal to ``node tokens`` if none has a text.
     ``shuffled tokens``: positions, neighbours and diffused features of another node, but the node's own words and
     features.
     ``Laplacian eigenvectors``: as many as there are anchors, of the normalised Laplacian, in place of positions.
@@ -72,9 +72,10 @@ def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -
 
 
 def ablations(task: Task, names: Sequence[str]) -> list[str]:
-    """Return the ablations among ``names`` that differ for this task: without node texts, ``tokens only`` equals ``node
-    tokens``. ``node tokens`` comes first: parts shared with the others count as its training time."""
-    shown = [name for name in names if name != TOKENS_ONLY or task.node_texts is not None]
+    """Return the ablations among ``names`` that differ for this task: without texts of nodes or edges, ``tokens only``
+    equals ``node tokens``. ``node tokens`` comes first: parts shared with the others count as its training time."""
+    texts = task.node_texts is not None or task.test.prompts.edge_texts is not None
+    shown = [name for name in names if name != TOKENS_ONLY or texts]
     return sorted(shown, key=lambda name: name != TOKENS)
 
 

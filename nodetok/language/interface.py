@@ -48,7 +48,8 @@ class Task:
     tokenizer learns its vocabulary. ``goal`` is the metric of validation. ``starts``: first row of each graph, if
     several are combined. ``facts`` int64 (A, 3): node, relation from 1, neighbour, if edges have relations.
     ``unlabelled``: questions without training answers, for :mod:`nodetok.language.consistency`. ``node_texts``: the
-    text of every node, shown in words in addition to its tokens.
+    text of every node, shown in words in addition to its tokens. ``edge_texts``: if the questions are about edges, the
+    text of each of the facts in their own direction ("" for none).
     ``class_texts``: name and description of every candidate, shown in words with ``show_classes``. ``wordings``: other
     wordings of the prompts for free-text questions. ``measured_whole``: ``measure`` compares examples with each other
     and needs all of them together. ``train``: if the task does not train the language model, a function from the name
@@ -75,6 +76,7 @@ class Task:
     opponents: dict[str, Opponent] = field(default_factory=dict)
     unlabelled: Prompts | None = None
     node_texts: Sequence[str] | None = None
+    edge_texts: Sequence[str] | None = None
     class_texts: Sequence[str] | None = None
     show_classes: bool = False
     measured_whole: bool = False
@@ -85,3 +87,10 @@ class Task:
 def accuracy(scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:
     """Return whether the best candidate is correct; ties go to the first."""
     return {"accuracy": (scores.argmax(axis=1) == examples.targets).astype(np.float64)}
+
+
+def described(names: Sequence[str], descriptions: Mapping[str, str] | None) -> list[str] | None:
+    """Return the names of classes with their descriptions, if there are any."""
+    if not descriptions:
+        return None
+    return [f"{name} : {descriptions[name]}" if name in descriptions else name for name in names]

@@ -20,6 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 PAD, WORD, POSITION, FEATURE, NEIGHBOUR = range(5)
 SLOT = re.compile(r"\[\[(\d+)\]\]")
+EDGE_TEXT = ("edge :", " .")
+"""Words before and after the text of an edge."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,14 +29,16 @@ class Prompts:
     """Prompts: ``texts`` (B,), and ``nodes`` int64 (B, S): the rows of [[0]] .. [[S - 1]], -1 for none.
 
     ``hidden`` int64 (B, S, 2) or ``None``: the neighbour and relation that the node in that slot must not show, because
-    they are the answer. ``plain``: the whole prompt as text, if it is more than the words of the nodes; it is read by
-    models without node tokens.
+    they are the answer; a relation of -1 stands for all. ``plain``: the whole prompt as text, if it is more than the
+    words of the nodes; it is read by models without node tokens. ``edge_texts``: the text of the edge that a prompt is
+    about, shown in words before it.
     """
 
     texts: Sequence[str]
     nodes: np.ndarray
     hidden: np.ndarray | None = None
     plain: Sequence[str] | None = None
+    edge_texts: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -42,8 +46,8 @@ class Prompts:
     def take(self, rows: np.ndarray) -> Prompts:
         """Return the prompts at ``rows``."""
         hidden = None if self.hidden is None else self.hidden[rows]
-        plain = None if self.plain is None else [self.plain[row] for row in rows]
-        return Prompts([self.texts[row] for row in rows], self.nodes[rows], hidden, plain)
+        plain, edges = (None if t is None else [t[row] for row in rows] for t in (self.plain, self.edge_texts))
+        return Prompts([self.texts[row] for row in rows], self.nodes[rows], hidden, plain, edges)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,14 +115,15 @@ class PromptText:
     """Texts in prompts.
 
     ``nodes``: the text of every node (``None``: no node has words), of which a prompt shows the first ``node_budget``
-    tokens. ``prefix``: the start of every prompt, for instance the classes to choose from. ``template``: text before
-    and after the prompt, as in a checkpoint's chat template.
+    tokens; likewise ``edge_budget`` for texts of edges. ``prefix``: the start of every prompt, for instance the classes
+    to choose from. ``template``: text before and after the prompt, as in a checkpoint's chat template.
     """
 
     nodes: Sequence[str] | None = None
     node_budget: int = 32
     prefix: str = ""
     template: tuple[str, str] = ("", "")
+    edge_budget: int = 0
 
 
 class PromptEncoder:
@@ -192,7 +197,7 @@ class PromptEncoder:
             if prompts.hidden is not None:
                 hidden, own = prompts.hidden[row, slot].T
                 # A fact that relates a node to itself is a neighbour in both directions.
-                gone |= (neighbour == hidden) & ((relation == own) | (hidden == node))
+                gone |= (neighbour == hidden) & ((relation == own) | (own < 0) | (hidden == node))
             value = np.where(is_neighbour, neighbour, value)
             relations[row, column] = np.where(is_neighbour & ~gone, relation, 0)
             kind = np.where(is_neighbour & gone, PAD, kind)
@@ -200,16 +205,16 @@ class PromptEncoder:
 
     def _templates(self, prompts: Prompts) -> list[np.ndarray]:
         texts = prompts.plain if self.plain and prompts.plain is not None else prompts.texts
-        if self.text.nodes is None:
-            return [self._template(text, ()) for text in texts]
-        return [self._template(text, tuple(rows)) for text, rows in zip(texts, prompts.nodes.tolist(), strict=True)]
+        rows = prompts.nodes.tolist() if self.text.nodes is not None else [[]] * len(texts)
+        edges = [""] * len(texts) if prompts.edge_texts is None else prompts.edge_texts
+        return [self._template(t, tuple(nodes), edge) for t, nodes, edge in zip(texts, rows, edges, strict=True)]
 
     def _look_up(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text.strip() else []
 
-    def _layout(self, text: str, nodes: tuple[int, ...]) -> np.ndarray:
+    def _layout(self, text: str, nodes: tuple[int, ...], edge: str) -> np.ndarray:
         """Return kinds, values (token ids or slots), numbers and positions of a text, int64 (4, H); ``nodes`` are the
-        rows whose texts it includes."""
+        rows whose texts it includes, ``edge`` is the text of its edge."""
         columns: list[tuple[int, int, int, int]] = []
         place = 0
         named: set[int] = set()
@@ -220,6 +225,8 @@ class PromptEncoder:
             place += len(words)
 
         put(self._words(self.text.prefix))
+        if shown := self._words(f" {edge}")[: self.text.edge_budget]:
+            put([*self._words(EDGE_TEXT[0]), *shown, *self._words(EDGE_TEXT[1])])
         for index, part in enumerate(SLOT.split(text)):
             if index % 2 == 0:
                 put(self._words(part))

@@ -68,6 +68,7 @@ def save_reader(reader: Reader, folder: Path) -> dict[str, Any]:
         "prefix": encoder.text.prefix,
         "template": list(encoder.text.template),
         "node_words": encoder.text.node_budget if encoder.text.nodes is not None else 0,
+        "edge_words": encoder.text.edge_budget,
         "precision": reader.precision,
     }
 
@@ -102,7 +103,9 @@ def load_reader(
         neighbourhoods = Neighbourhoods(tensors["neighbours"].numpy(), tensors["relations"].numpy())
     before, after = record["template"]
     budget = int(record["node_words"])
-    text = PromptText(node_texts if budget else None, budget, str(record["prefix"]), (before, after))
+    text = PromptText(
+        node_texts if budget else None, budget, str(record["prefix"]), (before, after), int(record["edge_words"])
+    )  # fmt: skip
     encoder = PromptEncoder(
         tokenizer,
         settings.position_tokens,

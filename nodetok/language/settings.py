@@ -29,11 +29,10 @@ class GraphModelSettings(Settings):
     probability per step. ``soft_prompt``: number of learned vectors at the start. ``pair_distances``: whether the
     distances between the nodes of a prompt are added (:mod:`nodetok.language.pair_distances`). ``identity``: width of
     the candidates' own learned vectors. ``feature_dropout`` and ``position_dropout``: of a node's features and anchor
-    distances, before they become tokens. ``text_loss`` weighs the loss of the generated answer. ``node_words`` and
-    ``class_words``: maximum number of tokens of a node's text and of a class's name and description in a prompt (0:
-    none; ``class_words`` of ``None``: 24 if the backbone is pretrained or classes have descriptions).
-    ``chat_template``: whether to use the checkpoint's. ``frozen_layers``: number of first layers of a pretrained Qwen
-    that read words only, once per prompt; node tokens enter after them, and no text is generated.
+    distances, before they become tokens. ``text_loss`` weighs the loss of the generated answer. ``node_words``,
+    ``edge_words``, ``class_words``: limits on the tokens of the text of a node, an edge or a class (0: none; ``None``:
+    24 if the backbone is pretrained or classes have descriptions). ``chat_template``: whether to use the checkpoint's.
+    ``frozen_layers``: first layers of a pretrained Qwen that read words only, once per prompt, and write no text.
     """
 
     backbone: BackboneSettings = BackboneSettings()
@@ -51,6 +50,7 @@ class GraphModelSettings(Settings):
     text_loss: float = Field(0.0, ge=0)
     frozen_layers: int = Field(0, ge=0)
     node_words: int = Field(32, ge=0)
+    edge_words: int = Field(64, ge=0)
     class_words: int | None = Field(None, ge=0)
     chat_template: bool = True
 

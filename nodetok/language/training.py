@@ -158,7 +158,7 @@ def prompt_text(task: Task, ablation: InputAblation, tokenizer: PreTrainedTokeni
         cut = (tokenizer(text, add_special_tokens=False)["input_ids"][:budget] for text in shown)
         prefix = f"classes : {' ; '.join(str(tokenizer.decode(ids)).strip() for ids in cut)} . "
     template = chat_template(tokenizer) if pretrained and s.chat_template else ("", "")
-    return PromptText(nodes, s.node_words, prefix, template)
+    return PromptText(nodes, s.node_words, prefix, template, s.edge_words if ablation.words else 0)
 
 
 def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on_step: OnStep | None = None) -> Reader:

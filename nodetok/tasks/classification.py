@@ -9,7 +9,7 @@ import numpy as np
 from nodetok.asking.wordings import CLASSIFICATION
 from nodetok.baselines import gnn
 from nodetok.graph import Graph
-from nodetok.language.interface import Chunk, Examples, Opponent, Task, accuracy
+from nodetok.language.interface import Chunk, Examples, Opponent, Task, accuracy, described
 from nodetok.language.prompts import Prompts
 from nodetok.settings import TokenizerSettings
 from nodetok.tokenizer import NodeTokenizer
@@ -71,9 +71,7 @@ def classification(
 
     rivals = {} if features is None else {name: against(kind) for name, kind in gnn.CLASSIFIERS.items()}
     tokenizer = NodeTokenizer.fit(graph, settings)
-    shown = None
-    if descriptions:
-        shown = [f"{name} : {descriptions[name]}" if name in descriptions else name for name in names]
+    shown = described(names, descriptions)
     return Task(
         "classification", graph, tokenizer.table, names, draw, part("valid"), test, accuracy, "accuracy",
         [text, *names, *(shown or ()), *(graph.texts or ())], features, tokenizer=tokenizer, node_labels=labels,

@@ -104,7 +104,7 @@ def completion(
         "completion", graph, tokenizer.table, entities, draw, ask(sample, hide=False), everything, measure,
         "MRR", [text for way in texts for text in way],
         features, facts(train, len(names)), names, node_candidates=True, tokenizer=tokenizer,
-        opponents={"DistMult": distmult},
+        opponents={"DistMult": distmult}, wordings={text: () for way in texts for text in way},
         train=None if minutes is None else trainer(
             Knowledge(train, valid, len(graph), len(names), features, texts_of, tokenizer.transform()), texts, graph,
             60 * minutes,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from nodetok.asking.wordings import STRUCTURE, TEMPLATES, plain_question
 from nodetok.distances import distances
 from nodetok.graph import Graph
 from nodetok.language.interface import Chunk, Examples, Task
@@ -75,6 +76,7 @@ def links(
         "links", whole, tokenizer.table, ANSWERS, draw, ask(valid, rng, hide=False), ask(test, rng, hide=False),
         _measure, "AUC", [TEXT, *ANSWERS, *(graph.texts or ())], features, tokenizer=tokenizer,
         node_texts=graph.texts, measured_whole=True,
+        wordings={TEXT: (plain_question(TEMPLATES["adjacent"]), *STRUCTURE["adjacent"])},
     )  # fmt: skip
 
 

@@ -80,8 +80,10 @@ class _Measure:
         shares = {}
         for template, given in split.items():
             matches = [matcher.match(text) for text in given.test]
+            # Questions about two nodes are symmetric; of three the first is compared with the others.
             slots = tuple(range(matcher.slots[template]))
-            shares[template] = float(np.mean([(m.template, m.order) == (template, slots) for m in matches]))
+            right = [m.template == template and (len(slots) < 3 or m.order == slots) for m in matches]
+            shares[template] = float(np.mean(right))
         return shares
 
     def __call__(self, scores: np.ndarray, examples: Examples) -> dict[str, np.ndarray]:

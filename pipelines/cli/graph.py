@@ -25,7 +25,8 @@ TaskOption = Annotated[
     str,
     typer.Option(
         "--task",
-        help="structure, classification, links, completion, connectivity, cycle, shortest_path or stance.",
+        help="structure, classification, edge_classification, links, completion, connectivity, cycle, shortest_path or "
+        "stance.",
     ),
 ]
 RunOption = Annotated[

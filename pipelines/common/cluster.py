@@ -113,6 +113,18 @@ def _why_not_joined(error: Exception, address: str | None) -> str:
     return f"cannot join a Ray cluster at {address}: {reason}; {hint}"
 
 
+def free_threads(tasks: int) -> int:
+    """Return how many cores each of ``tasks`` tasks can ask for: its share of the free ones, at most a machine's.
+
+    Cores that another job on the cluster holds are left out: a task that asks for them waits until that job ends.
+    """
+    import ray
+
+    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    machine = min((count for count in cores if count), default=1)
+    return max(1, min(machine, int(ray.available_resources().get("CPU", 0)) // tasks))
+
+
 def quiet_data() -> None:
     """Hide Ray Data's progress bars and messages on the terminal, in the process that starts a dataset.
 

@@ -67,6 +67,11 @@ class Run:
         return self.root / "sasrec"
 
     @property
+    def offset(self) -> Path:
+        """Offsets of the positions of a training that has not ended."""
+        return self.features / "offset"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints of the recommender's training."""
         return self.root / "checkpoints"

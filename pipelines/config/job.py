@@ -63,6 +63,12 @@ class JobConfig(Settings):
     gate: GateSettings = GateSettings()
     release: ReleaseSettings = ReleaseSettings()
 
+    @property
+    def timed(self) -> bool:
+        """Whether the split is one of global time, so that interactions of other users in it are unknown before its
+        end; a split by column counts as one."""
+        return self.data.split.kind != "leave_one_out"
+
     def save(self, path: Path, without: Collection[str] = ()) -> None:
         """Write the resolved configuration as YAML, atomically; sections named in ``without`` are left out."""
         values = self.model_dump(mode="json", exclude=set(without))

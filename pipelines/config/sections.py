@@ -103,6 +103,8 @@ class ClusterSettings(Settings):
 class EvaluationSettings(Settings):
     """Cut-offs, bootstrap, opponents and the weight search of the ranking evaluation.
 
+    ``users``: maximum number of test users, sampled by the seed; ``null`` for all. Time grows with it, and the metrics
+    of a user take 5 kB.
     ``weight_step`` 0.1 tries 11 weightings of two kinds of slots and 66 of three, all from one pass of the model.
     ``components`` of the weight search in addition to the model; ``null`` for all that are registered. ``opponents`` in
     the table; ``sasrec`` is trained if the run has none. ``batch_size``: users scored at a time, 4 bytes times the
@@ -115,6 +117,7 @@ class EvaluationSettings(Settings):
     resamples: int = Field(1000, ge=10)
     weight_step: float = Field(0.1, gt=0, le=1)
     seed: int = Field(0, ge=0)
+    users: int | None = Field(None, ge=1)
     examples: int = Field(5, ge=0)
     components: tuple[str, ...] | None = None
     opponents: tuple[Literal["popularity", "item_knn", "sasrec"], ...] = ("popularity", "item_knn")

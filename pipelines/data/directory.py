@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from setrec.data.catalog import Catalog, Histories
 from setrec.errors import DataError
@@ -26,17 +27,19 @@ _NAMES = {"items.parquet", "histories", "rejected", "data.json", "histories.parq
 
 
 def load(out: str | Path) -> tuple[Catalog, Histories]:
-    """Return the catalogue and the histories of a data directory, all shards in order.
+    """Return the catalogue and the histories of a data directory, all shards in order; several shards are not held in
+    memory (:meth:`Histories.load`).
 
     Raises:
         DataError: a file is missing or damaged, or the two do not match.
     """
-    catalog, shards = Catalog.load(Path(out) / "items.parquet"), history_shards(out)
-    parts = [Histories.load(shard) for shard in shards]
-    for shard, part in zip(shards, parts, strict=True):
-        if part.items.values.max(initial=-1) >= len(catalog):
-            raise DataError("holds item rows that the catalogue does not have", file=shard)
-    return catalog, _joined(parts)
+    catalog = Catalog.load(Path(out) / "items.parquet")
+    return catalog, Histories.load(*history_shards(out), items=len(catalog))
+
+
+def catalog_size(out: str | Path) -> int:
+    """Return the number of items of a data directory."""
+    return int(pq.ParquetFile(Path(out) / "items.parquet").metadata.num_rows)
 
 
 def history_shards(out: str | Path) -> list[str]:
@@ -75,22 +78,13 @@ def write_histories(folder: Path, parts: Iterable[Histories], rows: int = SHARD_
         while start < len(part):
             # The first user that fills the shard, or the last one of the part.
             end = min(int(np.searchsorted(offsets, offsets[start] + rows - size)), len(part))
-            held.append(slice_of(part, start, end))
+            held.append(part.part(start, end))
             size += int(offsets[end] - offsets[start])
             start = end
             if size >= rows:
                 save()
     if held or not number:
         save()
-
-
-def slice_of(histories: Histories, start: int, end: int) -> Histories:
-    """Return users ``start`` to ``end``, the latter excluded."""
-    offsets = histories.items.offsets[start : end + 1]
-    values, weights = slice(int(offsets[0]), int(offsets[-1])), histories.items.weights
-    weights = None if weights is None else weights[values]
-    items = Ragged(histories.items.values[values], offsets - offsets[0], weights)
-    return Histories(histories.user_ids[start:end], items, histories.splits[values])
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from pipelines.config.sections import EvaluationSettings
 from pipelines.data import directory
 from pipelines.evaluation import shard_evaluate
 from pipelines.evaluation.reranker import load_reranker
-from pipelines.evaluation.scorer import SCORER, hybrid_scorer, known_at_test, record, search_weights, timed
+from pipelines.evaluation.scorer import SCORER, hybrid_scorer, known_at_test, record, search_weights
 from pipelines.evaluation.shard_evaluate import Workers
 from pipelines.evaluation.system_names import ALONE, ITEM_KNN, OURS, POPULARITY, RERANKED, SASREC, WITHOUT
 from pipelines.evaluation.systems import Systems
@@ -44,7 +44,7 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     run.claim(*EVALUATED)
     catalog, histories = directory.load(run.data)
     items, s = len(catalog), config.evaluation
-    cases = ranking.Cases.of(histories, TEST)
+    cases = ranking.Cases.of(histories, TEST, s.users, s.seed)
     if not len(cases):
         raise DataError("no user has a test item and a history before it: nothing to evaluate on", file=run.data)
     groups = ranking.warm_cold_groups(histories.trained(items))
@@ -88,7 +88,7 @@ def choose_weights(run: Run, catalog: Catalog, histories: Histories, config: Job
     with bar("Search weights") as progress:
         choose = partial(
             search_weights, histories=histories, texts=item_features.text_features(run, catalog), items=len(catalog),
-            timed=timed(config), step=config.evaluation.weight_step, components=names,
+            timed=config.timed, step=config.evaluation.weight_step, components=names,
         )  # fmt: skip
         found = choose(SetRecModel.from_pretrained(run.validated))
         progress.update(1, 2, "with the model")

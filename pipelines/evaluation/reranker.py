@@ -11,7 +11,7 @@ from pipelines.common.progress import bar
 from pipelines.common.run_directory import Run
 from pipelines.config.job import JobConfig
 from pipelines.data import directory
-from pipelines.evaluation.scorer import load_weights, timed
+from pipelines.evaluation.scorer import load_weights
 from pipelines.features import item_features, lineage
 from setrec.data.catalog import Catalog, Histories
 from setrec.errors import ConfigError, DataError
@@ -56,7 +56,7 @@ def train_reranker(run: Run, config: JobConfig) -> dict[str, Any]:
     model = SetRecModel.from_pretrained(run.validated).eval()
     facts = CatalogFacts(histories.train_counts(len(catalog)), AttributeVectors(catalog.attributes, len(catalog)))
     with bar("Train re-ranker") as progress:
-        parts = [part for part in halves(histories, timed=timed(config)) if len(part.cases)]
+        parts = [part for part in halves(histories, timed=config.timed) if len(part.cases)]
         tables = [
             _table(part, reranking_base(model, weights, part.known, trained, texts), facts, weights) for part in parts
         ]

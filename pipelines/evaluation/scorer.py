@@ -9,7 +9,6 @@ import numpy as np
 from pydantic import ValidationError
 
 from pipelines.common.run_directory import Run
-from pipelines.config.job import JobConfig
 from pipelines.features import lineage
 from setrec.data.catalog import VALID, Histories
 from setrec.errors import ConfigError, DataError, SetRecError
@@ -38,12 +37,6 @@ def search_weights(
     trained = histories.trained(items)
     parts = halves(histories, timed=timed)
     return search(model, parts, trained, texts, slot_step=step, names=components)
-
-
-def timed(config: JobConfig) -> bool:
-    """Return whether the split is one of global time, so that interactions of other users in it are unknown before its
-    end; a split by column counts as one."""
-    return config.data.split.kind != "leave_one_out"
 
 
 def record(found: Found) -> dict[str, Any]:

@@ -6,7 +6,6 @@ process ever holds all columns.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,7 +17,7 @@ import numpy as np
 from nodetok import distances
 from nodetok.graph import Graph
 from nodetok.settings import DistanceSettings
-from pipelines.common.cluster import ray_session
+from pipelines.common.cluster import free_threads, ray_session
 from pipelines.common.progress import Bar, bar
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
@@ -86,7 +85,8 @@ def _fill(
 
     waiting = deque((i, start) for i in range(len(views)) for start in range(0, len(anchors), block))
     total = len(waiting)
-    threads, room = _share(total)
+    threads = free_threads(total)
+    room = max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
     task: Any = ray.remote(_measure)
     task = task.options(num_cpus=threads, max_retries=RETRIES, retry_exceptions=[MemoryError, OSError])
     stored = [ray.put(view) for view in views]
@@ -125,20 +125,6 @@ def _widened(table: np.ndarray, path: Path, kind: np.dtype[Any]) -> np.ndarray:
         wide[rows] = distances.as_type(table[rows], kind)
     beside.replace(path)
     return wide
-
-
-def _share(tasks: int) -> tuple[int, int]:
-    """Return threads per task, so that all free cores are used and a task fits any machine; and concurrent tasks.
-
-    A task that asked for cores which another job on the cluster holds would wait until that job ends.
-    """
-    import ray
-
-    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    cores = [count for count in cores if count] or [os.cpu_count() or 1]
-    free = int(ray.available_resources().get("CPU", 0))
-    threads = max(1, min(min(cores), free // tasks))
-    return threads, sum(count // threads for count in cores)
 
 
 def _measure(view: Graph, anchors: np.ndarray, settings: DistanceSettings, threads: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipelines.common.cluster import quiet_data, ray_session
+from pipelines.common.cluster import free_threads, quiet_data, ray_session
 from pipelines.common.failures import readable_error
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import Run
@@ -165,14 +165,11 @@ class _Encoder:
 
 
 def _share(actors: int, cluster: ClusterSettings) -> tuple[int, float]:
-    """Return threads and GPUs per actor: all cores of the cluster are used, and an actor fits a machine."""
+    """Return threads and GPUs per actor."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores = [int(found.get("CPU", 0)) for found in nodes if found.get("CPU")] or [1]
-    threads = cluster.threads or max(1, min(min(cores), sum(cores) // actors))
-    gpus = sum(found.get("GPU", 0) for found in nodes)
-    return threads, 1 / math.ceil(actors / gpus) if gpus else 0
+    gpus = ray.cluster_resources().get("GPU", 0)
+    return cluster.threads or free_threads(actors), 1 / math.ceil(actors / gpus) if gpus else 0
 
 
 def _shown(found: Blocks, progress: Bar, done: int, total: int) -> Blocks:

@@ -142,7 +142,8 @@ def shared_view(run: Run, config: JobConfig, folder: Path) -> Run:
     view = Run(folder / f"sasrec-{hashlib.sha256(names.encode()).hexdigest()[:12]}")
     view.claim()
     view.features.mkdir(parents=True, exist_ok=True)
-    made = [run.data, *(run.features / f"{name}.safetensors" for name in ("text", "words", "structural"))]
+    tables = (f"{name}.safetensors" for name in ("text", "words", "structural"))
+    made = [run.data, *(run.features / name for name in (*tables, LEXICAL))]
     for path in made:
         with suppress(FileExistsError):
             if path.exists():

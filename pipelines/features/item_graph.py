@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from scipy import sparse
 
 from nodetok.anchors import choose
 from nodetok.distances import distances
@@ -27,6 +27,8 @@ from setrec.data.columns import Column
 from setrec.data.formats import read_raw
 from setrec.errors import DataError
 from setrec.ragged import Ragged
+from setrec.scoring.item_graph import largest
+from setrec.scoring.kernels.pairs import pair_sums
 
 STRUCTURAL = "structural"
 """The kind of the slot, and the name of its feature matrix."""
@@ -89,26 +91,15 @@ def interaction_edges(training: Ragged, items: int, settings: StructuralSettings
     Strength is the number of co-occurrences over the root of both items' co-occurrences, so that hubs do not neighbour
     everything.
     """
-    meetings = _meetings(training, items, settings.window)
-    total = np.asarray(meetings.sum(axis=1)).ravel()
-    pairs = meetings.tocoo()
-    cosine = pairs.data / np.sqrt(total[pairs.row] * total[pairs.col])
-    order = np.lexsort((pairs.col, -cosine, pairs.row))
-    first = np.searchsorted(pairs.row[order], np.arange(items))
-    place = np.arange(len(order)) - first[pairs.row[order]]
-    kept = order[place < settings.neighbours]
-    return np.stack([pairs.row[kept], pairs.col[kept]], axis=1).astype(np.int64)
-
-
-def _meetings(training: Ragged, items: int, window: int) -> sparse.csr_matrix:
-    """Count how often two different items are at most ``window`` steps apart in a history, symmetric (I, I)."""
-    user, item = training.row_of_value, training.values
-    found = sparse.csr_matrix((items, items), dtype=np.float64)
-    for steps in range(1, min(window, len(item) - 1) + 1):
-        same = (user[steps:] == user[:-steps]) & (item[steps:] != item[:-steps])
-        ends = item[:-steps][same], item[steps:][same]
-        found += sparse.csr_matrix((np.ones(len(ends[0])), ends), shape=(items, items))
-    return (found + found.T).tocsr()
+    pairs = partial(pair_sums, training, items, settings.window)
+    total, edges, start = np.concatenate([np.asarray(rows.sum(axis=1)).ravel() for rows in pairs()]), [], 0
+    for rows in pairs():
+        row = np.repeat(np.arange(start, start + rows.shape[0]), np.diff(rows.indptr))
+        rows.data /= np.sqrt(total[row] * total[rows.indices])
+        kept = largest(rows, settings.neighbours).tocoo()
+        edges.append(np.stack([kept.row + start, kept.col], axis=1).astype(np.int64))
+        start += rows.shape[0]
+    return np.concatenate(edges)
 
 
 def knowledge_edges(catalog: Catalog, nodes: Nodes, triples: Path, links: Path) -> np.ndarray:

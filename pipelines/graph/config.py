@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
 
 from nodetok.language.settings import ABLATIONS, TOKENS, GraphModelSettings, GraphTrainingSettings
-from nodetok.settings import GraphDataSettings, RandomSplit, TokenizerSettings
+from nodetok.settings import GraphDataSettings, TokenizerSettings
 from pipelines.common.yaml_file import merged, read_yaml
 from pipelines.config.job import apply_overrides
 from pipelines.config.sections import EncoderSettings
 from setrec.atomic import atomic_file
 from setrec.errors import ConfigError
 from setrec.settings import LocalPath, Settings
-
-TaskName = Literal[
-    "structure", "classification", "links", "completion", "connectivity", "cycle", "shortest_path", "stance"
-]
 
 
 class GraphEvaluationSettings(Settings):
@@ -38,9 +34,9 @@ class GraphEvaluationSettings(Settings):
 class GraphConfig(Settings):
     """All settings of a graph run. ``name`` is the task; ``directed``: whether the edges of a graph are."""
 
-    name: TaskName
+    name: str
     directed: bool = False
-    data: GraphDataSettings = GraphDataSettings(split=RandomSplit())
+    data: GraphDataSettings = GraphDataSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     encoder: EncoderSettings = EncoderSettings()
     model: GraphModelSettings = GraphModelSettings()
@@ -78,6 +74,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
             "consistency": {"weight": 1.0, "nodes": 128, "ramp": 60},
         },
     },
+    "edge_classification": {
+        "model": {
+            "position_tokens": 1, "neighbours": 8, "feature_dropout": 0.3, "dropout": 0.2, "backbone": {"dropout": 0.1},
+        },
+        "learning": {"epochs": 12, "patience": 4, "batch": 128, "learning_rate": 1e-3},
+    },
     "links": {
         "tokenizer": {"anchors": {"strategy": "degree", "count": 128}},
         "model": {
@@ -112,12 +114,12 @@ def graph_config(task: str, file: Path | None = None, overrides: list[str] | Non
     Raises:
         ConfigError: an unknown task, a file that cannot be read, a key or value that is not allowed.
     """
-    if task not in DEFAULTS:
-        raise ConfigError(f"unknown task '{task}' (known: {', '.join(DEFAULTS)})")
-    raw: dict[str, Any] = {"name": task, **copy.deepcopy(DEFAULTS[task])}
+    raw: dict[str, Any] = {"name": task, "data": {"split": {}}, **copy.deepcopy(DEFAULTS.get(task, {}))}
     if file is not None:
         raw = merged(raw, read_yaml(file))
     apply_overrides(raw, overrides)
+    if raw["name"] not in DEFAULTS:
+        raise ConfigError(f"unknown task '{raw['name']}' (known: {', '.join(DEFAULTS)})")
     try:
         config = GraphConfig.model_validate(raw)
     except ValidationError as error:

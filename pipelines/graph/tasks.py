@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from nodetok import files
 from nodetok.language.interface import Task
 from nodetok.tasks.classification import classification
 from nodetok.tasks.completion import completion
+from nodetok.tasks.edge_classification import edge_classification
 from nodetok.tasks.links import links
-from nodetok.tasks.nlgraph import nlgraph
+from nodetok.tasks.nlgraph import Problem, nlgraph
 from nodetok.tasks.stance import stance
 from nodetok.tasks.structure import structure
 from pipelines.common.progress import bar
@@ -24,45 +25,27 @@ from setrec.data.formats import read_raw
 from setrec.errors import DataError
 from setrec.text.encoder import TextEncoder
 
+Loader = Callable[[Path, GraphConfig, Path], Task]
+"""From a folder of tables, the settings and the folder of cached text vectors to a task."""
+
 
 def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
-    """Load the task ``config.name`` from the tables in ``folder``.
-
-    ``nodes`` and ``edges`` (structure, classification, links), ``entities`` and ``triples`` (completion), ``questions``
-    (connectivity, cycle, shortest_path) or ``examples`` (stance), each Parquet, CSV or JSON lines. ``cache``: where
-    text vectors are kept.
+    """Load the task ``config.name`` from the tables in ``folder``, each Parquet, CSV or JSON lines. ``cache``: folder
+    of text vectors.
 
     Raises:
         DataError: a file is missing or holds something that cannot be used.
     """
-    name = config.name
-    if name == "structure":
-        return structure(files.read_graph(folder, config.data, directed=config.directed).graph, config.tokenizer)
-    if name == "links":
-        given = files.read_graph(folder, config.data, directed=config.directed)
-        return links(given.graph, _features(given, config, cache), config.tokenizer)
-    if name == "classification":
-        return _classification(folder, config, cache)
-    if name == "completion":
-        data = files.read_triples(folder, config.data)
-        features = None if data.texts is None else _vectors(data.texts, config, cache)
-        return completion(
-            data.graph, data.train, data.valid, data.test, data.relations, features, config.tokenizer,
-            texts_of=data.texts, minutes=config.learning.minutes,
-        )  # fmt: skip
-    if name == "stance":
-        names = ("belief", "argument", "stance", "graph", "split")
-        encode = None if config.encoder.path is None else lambda texts: _needed(_vectors(texts, config, cache))
-        with _in(path := files.require_table(folder, "examples")):
-            belief, argument, stances, graph, split = _texts(path, *names)
-            return stance(belief, argument, stances, graph, split, encode, config.tokenizer)
-    with _in(path := files.require_table(folder, "questions")):
-        task, split, question, answer = _texts(path, "task", "split", "question", "answer")
-        mine = [row for row, kind in enumerate(task) if kind == name]
-        if not mine:
-            raise DataError(f"no question of the task '{name}'")
-        questions, answers, parts = ([column[r] for r in mine] for column in (question, answer, split))
-        return nlgraph(questions, answers, parts, name, config.tokenizer, rows=mine)
+    return LOADERS[config.name](folder, config, cache)
+
+
+def _structure(folder: Path, config: GraphConfig, cache: Path) -> Task:
+    return structure(files.read_graph(folder, config.data, directed=config.directed).graph, config.tokenizer)
+
+
+def _links(folder: Path, config: GraphConfig, cache: Path) -> Task:
+    given = files.read_graph(folder, config.data, directed=config.directed)
+    return links(given.graph, _features(given, config, cache), config.tokenizer)
 
 
 def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
@@ -75,6 +58,56 @@ def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
     )
 
 
+def _edge_classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
+    data = files.read_edges(folder, config.data, directed=config.directed)
+    features = _features(data.nodes, config, cache)
+    return edge_classification(data, features, config.tokenizer, _descriptions(folder, data.labels))
+
+
+def _completion(folder: Path, config: GraphConfig, cache: Path) -> Task:
+    data = files.read_triples(folder, config.data)
+    features = None if data.texts is None else _vectors(data.texts, config, cache)
+    return completion(
+        data.graph, data.train, data.valid, data.test, data.relations, features, config.tokenizer,
+        texts_of=data.texts, minutes=config.learning.minutes,
+    )  # fmt: skip
+
+
+def _stance(folder: Path, config: GraphConfig, cache: Path) -> Task:
+    names = ("belief", "argument", "stance", "graph", "split")
+    encode = None if config.encoder.path is None else lambda texts: _needed(_vectors(texts, config, cache))
+    with _in(path := files.require_table(folder, "examples")):
+        belief, argument, stances, graph, split = _texts(path, *names)
+        return stance(belief, argument, stances, graph, split, encode, config.tokenizer)
+
+
+def _nlgraph(problem: Problem) -> Loader:
+    def load(folder: Path, config: GraphConfig, cache: Path) -> Task:
+        with _in(path := files.require_table(folder, "questions")):
+            task, split, question, answer = _texts(path, "task", "split", "question", "answer")
+            mine = [row for row, kind in enumerate(task) if kind == problem]
+            if not mine:
+                raise DataError(f"no question of the task '{problem}'")
+            questions, answers, parts = ([column[r] for r in mine] for column in (question, answer, split))
+            return nlgraph(questions, answers, parts, problem, config.tokenizer, rows=mine)
+
+    return load
+
+
+LOADERS: dict[str, Loader] = {
+    "structure": _structure,
+    "classification": _classification,
+    "edge_classification": _edge_classification,
+    "links": _links,
+    "completion": _completion,
+    "connectivity": _nlgraph("connectivity"),
+    "cycle": _nlgraph("cycle"),
+    "shortest_path": _nlgraph("shortest_path"),
+    "stance": _stance,
+}
+"""Functions that read the tables of each task; the task's defaults are in :mod:`pipelines.graph.config`."""
+
+
 def _descriptions(folder: Path, labels: Sequence[str]) -> dict[str, str] | None:
     """Return the descriptions of the classes from the optional table ``classes`` (``label``, ``description``)."""
     path = files.find_table(folder, "classes")
@@ -84,7 +117,7 @@ def _descriptions(folder: Path, labels: Sequence[str]) -> dict[str, str] | None:
         names, texts = _texts(path, "label", "description")
         for row, name in enumerate(names):
             if name not in set(labels):
-                raise DataError(f"no node has the class {name!r}", row=row + 1, column="label")
+                raise DataError(f"nothing has the class {name!r}", row=row + 1, column="label")
     return dict(zip(names, texts, strict=True))
 
 

@@ -15,7 +15,7 @@ from pipelines.common.run_directory import Run
 from pipelines.config.job import JobConfig, validate
 from pipelines.config.sections import EvaluationSettings
 from pipelines.data import directory
-from pipelines.evaluation.scorer import search_weights, timed
+from pipelines.evaluation.scorer import search_weights
 from pipelines.features.item_features import text_vectors
 from pipelines.training.worker import trainer_of
 from setrec.data.catalog import TEST, Histories
@@ -72,7 +72,7 @@ def _measured(run: Run, config: JobConfig, seeds: int, progress: Bar) -> tuple[r
     for seed in range(config.training.seed, config.training.seed + seeds):
         model, curve = _fit(run, _changed(config, f"training.seed={seed}"), progress)
         weights = search_weights(
-            model, histories, None, len(catalog), timed=timed(config), step=config.evaluation.weight_step, components=()
+            model, histories, None, len(catalog), timed=config.timed, step=config.evaluation.weight_step, components=()
         ).weights.slots
         found.append(_rank(model, weights, histories, len(catalog), config.evaluation))
         records.append({"seed": seed, "weights": weights, "validation": curve})
@@ -92,7 +92,8 @@ def _rank(
     model: SetRecModel, weights: dict[str, float], histories: Histories, items: int, s: EvaluationSettings
 ) -> ranking.PerUser:
     groups = ranking.warm_cold_groups(histories.trained(items))
-    return ranking.evaluate(model_scorer(model, weights), ranking.Cases.of(histories, TEST), groups, ks=s.ks)
+    cases = ranking.Cases.of(histories, TEST, s.users, s.seed)
+    return ranking.evaluate(model_scorer(model, weights), cases, groups, ks=s.ks)
 
 
 def _differences(results: dict[str, ranking.PerUser], s: EvaluationSettings) -> list[dict[str, Any]]:

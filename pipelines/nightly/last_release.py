@@ -53,7 +53,9 @@ def rank_again(run: Run, config: JobConfig, record: Path) -> Path:
     every = np.ones(len(catalog), dtype=bool)
     groups = [ranking.Group("all", every, every)]
     with bar("Rank the last release"):
-        found = ranking.evaluate_each(scorers, ranking.Cases.of(histories, TEST), groups, ks=config.evaluation.ks)
+        s = config.evaluation
+        cases = ranking.Cases.of(histories, TEST, s.users, s.seed)
+        found = ranking.evaluate_each(scorers, cases, groups, ks=s.ks)
     run.claim(FILE)
     with atomic_file(run.root / FILE) as path:
         per_user_table(found, histories).to_parquet(path, index=False)

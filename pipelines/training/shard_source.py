@@ -50,10 +50,7 @@ class ShardSource:
             raise DataError("not a readable Parquet file (truncated or damaged)", file=path) from error
 
     def _histories(self, shard: int) -> Histories:
-        histories = Histories.load(self.paths[shard])
-        if histories.items.values.max(initial=-1) >= self.items:
-            raise DataError("holds item rows that the catalogue does not have", file=self.paths[shard])
-        return histories
+        return Histories.load(self.paths[shard], items=self.items)
 
 
 def validation_cases(source: ShardSource, size: int, seed: int) -> Cases:
@@ -74,10 +71,5 @@ def validation_cases(source: ShardSource, size: int, seed: int) -> Cases:
         )
         if len(kept) > size:
             rows = np.sort(np.argsort(keys, kind="stable")[:size])
-            kept, keys = take(kept, rows), keys[rows]
+            kept, keys = kept.take(rows), keys[rows]
     return kept
-
-
-def take(cases: Cases, rows: np.ndarray) -> Cases:
-    """Return the cases at ``rows``, in this order."""
-    return Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows), cases.skipped)

@@ -30,8 +30,10 @@ from pipelines.common.run_directory import VALIDATED, Run
 from pipelines.common.trackers import Trackers, tracking
 from pipelines.config.job import JobConfig, validate
 from pipelines.training.checkpoint_store import CheckpointStore
+from pipelines.training.cross_fitting import training_offset
 from pipelines.training.worker import refit_trainer, store_of, trainer_of, work
 from setrec.atomic import atomic_directory
+from setrec.data.catalog import TRAIN, VALID
 from setrec.errors import ConfigError, DataError
 from setrec.models.setrec_model import SetRecModel
 from setrec.training.progress import Progress
@@ -78,12 +80,17 @@ def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any
         store.create()
         if not keep:
             store.clear()
+    if config.training.offset.enabled:  # before the workers, so that only one process makes it
+        with bar("Score training positions") as progress:
+            for upto in (TRAIN, VALID) if config.training.refit_epochs else (TRAIN,):
+                training_offset(run, config, upto, progress.update)
     with bar("Train SETRec") as progress, tracking(run, config) as follow, cluster(config):
         _fit(run, config, progress, follow, refit=False)
         done = _keep_trained(run, config)
         if config.training.refit_epochs:
             _fit(run, config, progress, follow, refit=True)
             _keep_refit(run, config)
+        shutil.rmtree(run.offset, ignore_errors=True)
         progress.update(1, 1, f"best NDCG@10 {done['ndcg@10']:.4f} at epoch {done['best_epoch']} of {done['epoch']}")
     return done
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,14 +26,16 @@ from pipelines.features import warm
 from pipelines.features.item_features import load_features
 from pipelines.training.checkpoint_store import CheckpointStore
 from pipelines.training.checkpoint_writer import CheckpointWriter
-from pipelines.training.shard_source import ShardSource, take, validation_cases
+from pipelines.training.cross_fitting import training_offset
+from pipelines.training.shard_source import ShardSource, validation_cases
 from setrec.data.catalog import VALID
 from setrec.data.source import item_counts
 from setrec.errors import ConfigError
 from setrec.evaluation import ranking
 from setrec.evaluation.ranking import Cases
 from setrec.models.setrec_model import SetRecModel
-from setrec.scoring.model_scores import model_scorer
+from setrec.scoring.hybrid import HybridScorer
+from setrec.scoring.model_scores import ModelScores, model_scorer
 from setrec.training import distributed
 from setrec.training.trainer import Trainer
 
@@ -59,16 +62,17 @@ def trainer_of(
     Histories are read a few shards at a time, once for the counts of items and once for the validation cases.
     ``spent``: see :class:`setrec.training.trainer.Trainer`.
     """
-    source = ShardSource(directory.history_shards(run.data), _catalog_size(run.data))
+    source = ShardSource(directory.history_shards(run.data), directory.catalog_size(run.data))
     counts = item_counts(source, source.items)
     features = load_features(run, config, counts > 0)
+    offsets, components = training_offset(run, config)
     torch.manual_seed(config.training.seed)
-    model = SetRecModel.build(config.model, features)
+    model = SetRecModel.build(config.model, features, offset=offsets is not None)
     warm.begin(model, config.warm_start, _item_ids(run.data) if config.warm_start else [], features.text)
     cases = validation_cases(source, config.training.validation_users, config.training.seed)
     return Trainer(
-        model, source, Validation(cases, rank, world), config.training, config.loss,
-        rank=rank, world=world, wrap=wrap, counts=counts, spent=spent,
+        model, source, Validation(cases, rank, world, components), config.training, config.loss,
+        rank=rank, world=world, wrap=wrap, counts=counts, offsets=offsets, spent=spent,
     )  # fmt: skip
 
 
@@ -85,19 +89,15 @@ def refit_trainer(
 
     ``model`` is changed in place; items that are new in validation events are trained from here on.
     """
-    source = ShardSource(directory.history_shards(run.data), _catalog_size(run.data), upto=VALID)
+    source = ShardSource(directory.history_shards(run.data), directory.catalog_size(run.data), upto=VALID)
     counts = item_counts(source, source.items)
     model.mark_trained(counts > 0)
-    s = config.training
+    s, (offsets, _) = config.training, training_offset(run, config, upto=VALID)
     own = {"epochs": s.refit_epochs, "learning_rate": REFIT_RATE * s.learning_rate}
     return Trainer(
         model, source, None, s.model_copy(update=own), config.loss,
-        rank=rank, world=world, wrap=wrap, counts=counts, spent=spent,
+        rank=rank, world=world, wrap=wrap, counts=counts, offsets=offsets, spent=spent,
     )  # fmt: skip
-
-
-def _catalog_size(data: Path) -> int:
-    return int(pq.ParquetFile(data / "items.parquet").metadata.num_rows)
 
 
 def _item_ids(data: Path) -> list[str]:
@@ -106,26 +106,34 @@ def _item_ids(data: Path) -> list[str]:
 
 
 class Validation:
-    """NDCG@10 on the validation items, full ranking, history removed, all slots weighted equally.
+    """NDCG@10 on the validation items, full ranking, history removed, all slots weighted equally; with an offset of the
+    logits in training, of the model and the ``components`` in the ratio of the training loss.
 
     Each worker ranks its share of the cases. All process the same number of batches, since a sharded model requires
     calls of every worker; a worker with one case less repeats one and counts it once.
     """
 
-    def __init__(self, cases: Cases, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, cases: Cases, rank: int = 0, world: int = 1, components: HybridScorer | None = None) -> None:
         if not len(cases):
             raise ConfigError("the split leaves no validation items; early stopping needs some")
         rows = np.arange(rank, -(-len(cases) // world) * world, world)
-        self.own, self.counted = take(cases, rows % len(cases)), rows < len(cases)
-        self.world = world
+        self.own, self.counted = cases.take(rows % len(cases)), rows < len(cases)
+        self.world, self.components = world, components
 
     def __call__(self, model: SetRecModel) -> float:
         """Return the metric of ``model`` over the cases of all workers."""
         every = np.ones(model.config.items, dtype=bool)
-        found = ranking.evaluate(model_scorer(model), self.own, [ranking.Group("all", every, every)], ks=(10,))
+        found = ranking.evaluate(self._scorer(model), self.own, [ranking.Group("all", every, every)], ks=(10,))
         values = found.tables["removed", "all"]["ndcg@10"][self.counted]
         total, count = distributed.all_reduce_sum([float(values.sum()), float(len(values))], self.world, model.device)
         return total / count
+
+    def _scorer(self, model: SetRecModel) -> ranking.Scorer:
+        if self.components is None or model.offset_scale is None:
+            return model_scorer(model)
+        # Ranks do not change if the model is divided by the scale, and not the components multiplied.
+        each = 1 / (len(model.tokens.slots) * float(model.offset_scale.detach()))
+        return replace(self.components, model=ModelScores(model, dict.fromkeys(model.kinds, each)))
 
 
 def wrapper(config: JobConfig, world: int, device: torch.device) -> Wrap:

@@ -30,11 +30,11 @@ from serving.engine.requests import (
 from serving.engine.rules import RuleSet
 from serving.engine.shown import ShownItems
 from serving.engine.state import State
+from serving.engine.user_codes import UserCodes
 from serving.engine.users import DEFAULT_WEIGHTS
 from serving.stores import Change, LiveHistory, LiveStore, StoreError
 from serving.stores.item_changes import ItemChange
 from serving.telemetry import logs, metrics
-from setrec.data.events import read
 from setrec.errors import SetRecError
 from setrec.ragged import Ragged
 from setrec.scoring.diversity import GroupLimit, rerank
@@ -62,18 +62,20 @@ class Engine:
         encode: TextEncode | None = None,
         replay: bool = True,
         event_weights: Mapping[str, float] | None = None,
+        user_cache_bytes: int = 0,
     ) -> None:
         """``max_k``: the largest k allowed. ``threads``: for torch, in the whole process; ``None`` leaves it unchanged.
 
         ``encode`` replaces the bundle's own text encoder. With ``replay`` the changes in ``store`` are applied
         immediately, or later by :meth:`catch_up` if the store cannot be read. ``event_weights``: weights by type of
-        event, in place of the bundle's.
+        event, in place of the bundle's. ``user_cache_bytes``: see :class:`serving.engine.user_codes.UserCodes`.
         """
         if threads is not None:
             torch.set_num_threads(threads)
         self.bundle, self.store = bundle, store
         self.max_k = min(max_k, len(bundle.catalog))
         self.coder = ItemCoder(bundle, encode)
+        self.user_codes = UserCodes(bundle, user_cache_bytes)
         self.applied = 0
         self.synced = store is None
         self.state = State(bundle, {**DEFAULT_WEIGHTS, **bundle.manifest.event_weights, **(event_weights or {})})
@@ -107,6 +109,11 @@ class Engine:
             if p.history.fallback is not None:
                 metrics.FALLBACKS.labels(p.history.fallback.reason).inc()
         return [results[b] for b in range(len(requests))]
+
+    def retire(self) -> None:
+        """Free the cache of users; the engine still answers."""
+        with self.lock:
+            self.user_codes.close()
 
     def recommend_one(self, request: Request) -> Answer:
         """Return the answer to a single request.
@@ -155,7 +162,7 @@ class Engine:
 
     def _by_slots(self, plan: RequestPlan, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and scores of the items nearest to the model's answer: in all slots, or in those of one kind."""
-        user = self._users(plan.history.events)[0]
+        user = self.user_codes.of(plan.history.events, self.state.codes)[0]
         queries = slot_queries(user, self.bundle.manifest.code_columns) | {"model": user}
         if name not in queries:
             raise RequestError(f"similar by '{name}' is unknown; known are all, model, {', '.join(self.terms)}")
@@ -218,11 +225,13 @@ class Engine:
                 self.state.rules.pop(change.id, None)
             elif change.kind == "erase":
                 self.state.users.erase(change.id)
+                self.user_codes.erase(change.id)
         if self.state.is_wasteful:
             # Takes seconds for a large catalogue. Only changes write to the state, one at a time: requests continue.
             compact = self.state.compact()
             with self.lock:
                 self.state = compact
+                self.user_codes.clear()
 
     def _live_histories(self, requests: Sequence[Request]) -> Mapping[str, LiveHistory | None]:
         """Return the live histories of the requests' users, ``None`` for all if the store cannot be read."""
@@ -254,7 +263,7 @@ class Engine:
             some = [p for _, p in every[start : start + step]]
             histories = Ragged.joined([p.history.events for p in some])
             with metrics.stage("generate"):
-                users = self._users(histories)
+                users = self.user_codes.of(histories, self.state.codes, [p.cached_user for p in some])
             with metrics.stage("components"):
                 batch = self._boosted(self._batch(users, histories, some), some)
             with metrics.stage("retrieve"):
@@ -301,18 +310,6 @@ class Engine:
             alone, left, k = batch.only(b), plan.left(self.state), plan.candidates
             auditor.offer(Answered(self.bundle, lambda: alone.dense([k], [left])[0].scores, ranked.scores))
 
-    def _users(self, histories: Ragged) -> np.ndarray:
-        """Return user codes, float32 (B, D). The model receives only the codes of the histories' items, not the whole
-        table."""
-        known = Ragged.of([rows[-self.bundle.model.max_items :] for rows in read(histories)])
-        rows, place = np.unique(known.values, return_inverse=True)
-        codes = torch.from_numpy(self.state.codes.take(rows))
-        with torch.inference_mode():
-            users = self.bundle.model.user_codes(
-                Ragged(place.astype(np.int32), known.offsets), self.bundle.manifest.scorer.slots, codes
-            )
-        return users.float().cpu().numpy()
-
     def _answer(self, batch: ScoringBatch, b: int, plan: RequestPlan, ranked: Ranked) -> Answer:
         if self.state.second_stage is not None:
             with metrics.stage("second_stage"):
@@ -345,7 +342,8 @@ class Engine:
 
     def _explained(self, batch: ScoringBatch, b: int, plan: RequestPlan, ranked: Ranked) -> Explanation:
         def score(histories: Ragged) -> ScoringBatch:
-            return self._batch(self._users(histories), histories, [plan] * len(histories))
+            users = self.user_codes.of(histories, self.state.codes)
+            return self._batch(users, histories, [plan] * len(histories))
 
         with metrics.stage("explain"):
             own = ranked.scores - ranked.parts.get(_RULES, 0.0) - ranked.parts.get(SECOND_STAGE, 0.0)

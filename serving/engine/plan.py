@@ -44,6 +44,11 @@ class RequestPlan:
         wanted = max(_POOL, 3 * self.request.k) if self.is_reranked else self.request.k
         return max(wanted, self.pool)
 
+    @property
+    def cached_user(self) -> str | None:
+        """The user whose history may be cached, ``None`` if it is explicit or not the current one."""
+        return self.request.user_id if self.request.live else None
+
     def left(self, state: State) -> np.ndarray:
         """Return the mask of rows that may be answered, bool (R,)."""
         left = state.index.alive.copy()

@@ -82,6 +82,7 @@ class Loader:
             threads=settings.threads,
             replay=not tested,
             event_weights=settings.event_weights,
+            user_cache_bytes=settings.user_cache_bytes,
         )
         if tested:
             accept(engine)
@@ -144,6 +145,7 @@ class Live:
             raise BundleError("the bundle has no graph, but a graph is served")
         before = Model(self.engine, self.graph)
         self.engine = model.engine
+        before.engine.retire()
         self.auditor.begin(model.engine.bundle)
         if self.graph is not None:
             self.graph = model.graph

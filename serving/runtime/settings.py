@@ -34,6 +34,9 @@ class ServingSettings(Settings):
     500 a second are 0.13 s. Limits of a request: ``max_body_bytes`` (413), ``max_header_bytes`` (431), ``max_history``
     items, ``max_k`` and ``max_events`` (422).
 
+    ``user_cache_bytes``: size of a cache, in each replica, of what the model has read of users' histories, so that a
+    request reads only newer items; 0 for none. Only for a causal backbone; an experiment's bundle has another cache.
+
     ``auth``: ``tokens`` requires a bearer token with the scope of the route; ``off`` answers all callers and is only
     allowed on a loopback address. ``tokens``: the file of token hashes; ``null`` reads the variable ``SETREC_TOKENS``.
     ``rate_limit`` per token (per address with ``auth`` off), as "100/second" or "5000/minute" (429), is counted in
@@ -74,6 +77,7 @@ class ServingSettings(Settings):
     max_history: int = Field(default=1000, ge=1)
     max_k: int = Field(default=100, ge=1)
     max_events: int = Field(default=500, ge=1)
+    user_cache_bytes: int = Field(default=0, ge=0)
     auth: Literal["tokens", "off"] = "tokens"
     tokens: LocalPath | None = None
     rate_limit: str | None = None

@@ -64,6 +64,8 @@ CATALOGUE_SHOWN = Gauge(
     "Share of the bundle's items in answers since the model was loaded.",
     multiprocess_mode="mostrecent",
 )
+USER_CACHE = Counter("setrec_user_cache_total", "Histories read with the cache of users: hit or miss.", ["outcome"])
+USER_CACHE_BYTES = Gauge("setrec_user_cache_bytes", "Size of the cache of users.", multiprocess_mode="livesum")
 EXPOSURES = Counter("setrec_exposures_total", "Rows of the exposure log: answers, feedback, dropped.", ["kind"])
 RELEASES = Counter("setrec_releases_total", "Changes of the model, by outcome.", ["outcome"])
 

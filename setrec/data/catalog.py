@@ -6,7 +6,8 @@ may leak the signal to be predicted; no model may see them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +19,16 @@ import pyarrow.parquet as pq
 from setrec.atomic import atomic_file
 from setrec.data.events import read
 from setrec.data.splits import TEST, TRAIN, VALID
+from setrec.data.user_ids import UserIds
 from setrec.errors import DataError, UnknownItemError, UnknownUserError
-from setrec.ragged import Ragged
+from setrec.mapped import on_disk
+from setrec.ragged import Ragged, offsets_of, row_blocks
 
 __all__ = ["TEST", "TRAIN", "VALID", "Catalog", "Histories"]
 
 _ATTRIBUTE, _WEIGHTS = "attribute:", "weights"
+BLOCK = 1 << 20
+"""Interactions in memory at a time where all are read."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ class Catalog:
         Raises:
             DataError: the file is missing, damaged or not a catalogue.
         """
-        table = _read(path, {"item_id": pa.string(), "title": pa.string(), "text": pa.string()})
+        with _reading(path):
+            table = _checked(pq.read_table(path), path, dict.fromkeys(("item_id", "title", "text"), pa.string()))
         attributes = {name: table[name] for name in table.column_names if name.startswith(_ATTRIBUTE)}
         return cls(
             table["item_id"].to_pylist(),
@@ -108,7 +114,7 @@ class Histories:
     """Histories of B users: ``items`` contains item rows (int32), oldest first, with weights if events weigh
     differently (see :mod:`setrec.data.events`); ``splits`` (int8) labels each value."""
 
-    user_ids: list[str]
+    user_ids: Sequence[str]
     items: Ragged
     splits: np.ndarray
 
@@ -116,8 +122,8 @@ class Histories:
         return len(self.user_ids)
 
     @cached_property
-    def _row_of(self) -> dict[str, int]:
-        return {user: row for row, user in enumerate(self.user_ids)}
+    def _ids(self) -> UserIds:
+        return UserIds.of(self.user_ids)
 
     def row(self, user_id: str) -> int:
         """Return the row of a user.
@@ -125,27 +131,54 @@ class Histories:
         Raises:
             UnknownUserError: the user is not in the histories.
         """
-        try:
-            return self._row_of[user_id]
-        except KeyError:
-            raise UnknownUserError(f"unknown user {user_id!r}") from None
+        row = self._ids.find(user_id)
+        if row is None:
+            raise UnknownUserError(f"unknown user {user_id!r}")
+        return row
 
-    def events(self, split: int) -> Ragged:
-        """Return all events up to and including ``split``, also those with negative weights."""
-        return self.items.where(self.splits <= split)
+    def part(self, start: int, end: int) -> Histories:
+        """Return users ``start`` to ``end``, the latter excluded; arrays are not copied."""
+        offsets = self.items.offsets[start : end + 1]
+        values, weights = slice(int(offsets[0]), int(offsets[-1])), self.items.weights
+        items = Ragged(self.items.values[values], offsets - offsets[0], None if weights is None else weights[values])
+        return Histories(self.user_ids[start:end], items, self.splits[values])
+
+    def blocks(self) -> Iterator[Histories]:
+        """Yield all users in order, some at a time, with about :data:`BLOCK` interactions; there is at least one
+        block."""
+        return (self.part(start, end) for start, end in row_blocks(self.items.offsets, BLOCK))
+
+    def take(self, users: np.ndarray) -> Histories:
+        """Return the given users, in the given order."""
+        splits = Ragged(self.splits, self.items.offsets).take(users).values
+        return Histories(UserIds(self._ids.column.take(pa.array(users))), self.items.take(users), splits)
+
+    def events(self, split: int | np.ndarray) -> Ragged:
+        """Return all events up to and including ``split``, one for all users or one per user (B,), also those with
+        negative weights; as :meth:`Ragged.stored` returns them, a block of users at a time."""
+        last = np.broadcast_to(split, len(self))
+
+        def known(users: tuple[int, int]) -> Ragged:
+            block = self.part(*users)
+            return block.items.where(block.splits <= np.repeat(last[slice(*users)], block.items.lengths))
+
+        return Ragged.stored(map(known, row_blocks(self.items.offsets, BLOCK)))
 
     def upto(self, split: int) -> Ragged:
         """Return each user's items up to and including ``split``: TRAIN for training, VALID for the histories at
         test."""
-        return read(self.events(split))
+        return Ragged.stored(read(block.items.where(block.splits <= split)) for block in self.blocks())
 
     def of(self, split: int) -> Ragged:
         """Return each user's items of ``split`` only."""
-        return read(self.items.where(self.splits == split))
+        return Ragged.stored(read(block.items.where(block.splits == split)) for block in self.blocks())
 
     def train_counts(self, n_items: int) -> np.ndarray:
         """Return the number of training interactions of each item, int64 (I,)."""
-        return np.bincount(self.upto(TRAIN).values, minlength=n_items).astype(np.int64)
+        counts = np.zeros(n_items, dtype=np.int64)
+        for block in self.blocks():
+            counts += np.bincount(block.upto(TRAIN).values, minlength=n_items)
+        return counts
 
     def trained(self, n_items: int) -> np.ndarray:
         """Return the mask of warm items, bool (I,), which occur in training. All others are cold."""
@@ -153,35 +186,58 @@ class Histories:
 
     def save(self, path: str | Path) -> None:
         """Write a Parquet file with ``user_id`` and the list columns ``items``, ``splits`` and, if there are any,
-        ``weights``, one row per user."""
+        ``weights``, one row per user; row groups have about :data:`BLOCK` interactions."""
+        group = max(1, BLOCK * len(self) // max(1, len(self.items.values)))
         offsets = pa.array(self.items.offsets, pa.int64())
         columns = {
-            "user_id": pa.array(self.user_ids, pa.string()),
+            "user_id": self._ids.column,
             "items": pa.LargeListArray.from_arrays(offsets, pa.array(self.items.values, pa.int32())),
             "splits": pa.LargeListArray.from_arrays(offsets, pa.array(self.splits, pa.int8())),
         }
         if self.items.weights is not None:
             columns[_WEIGHTS] = pa.LargeListArray.from_arrays(offsets, pa.array(self.items.weights, pa.float32()))
         with atomic_file(path) as temporary:
-            pq.write_table(pa.table(columns), temporary, compression="zstd")
+            pq.write_table(pa.table(columns), temporary, row_group_size=group, compression="zstd")
 
     @classmethod
-    def load(cls, path: str | Path) -> Histories:
-        """Read what ``save`` wrote.
+    def load(cls, *paths: str | Path, items: int | None = None) -> Histories:
+        """Read what ``save`` wrote, the users of all files in order, a row group at a time.
+
+        Of several row groups items, labels and weights are on disk (:func:`setrec.mapped.on_disk`).
+
+        Args:
+            paths: the files.
+            items: size of the catalogue; with ``None`` rows of items are not compared with it.
 
         Raises:
-            DataError: the file is missing, damaged or does not contain histories.
+            DataError: a file is missing, damaged or does not contain histories, or has other items.
         """
-        lists = {"items": pa.large_list(pa.int32()), "splits": pa.large_list(pa.int8())}
-        table = _read(path, {"user_id": pa.string(), **lists})
-        items, splits = _ragged(table["items"]), _ragged(table["splits"])
-        if not np.array_equal(items.offsets, splits.offsets):
-            raise DataError("items and splits differ in length", file=path)
-        if not np.isin(splits.values, (TRAIN, VALID, TEST)).all() or (items.values < 0).any():
-            raise DataError("holds labels or item rows outside their range", file=path)
-        if _WEIGHTS in table.column_names:
-            items = _weighted(items, table, path)
-        return cls(table["user_id"].to_pylist(), items, splits.values)
+        ids = list[pa.Array]()
+
+        def parts() -> Iterator[tuple[np.ndarray, ...]]:
+            for path in paths:
+                for table in _row_groups(path):
+                    part = _histories(table, path, items)
+                    ids.extend(table["user_id"].chunks)
+                    weights = () if part.items.weights is None else (part.items.weights,)
+                    yield part.items.lengths, part.items.values, part.splits, *weights
+
+        lengths, values, splits, *weights = on_disk(parts())
+        rows = Ragged(values, offsets_of(lengths), weights[0] if weights else None)
+        return cls(UserIds(pa.chunked_array(ids, pa.string())), rows, splits)
+
+
+def _histories(table: pa.Table, path: str | Path, catalogue: int | None) -> Histories:
+    items, splits = _ragged(table["items"]), _ragged(table["splits"])
+    if not np.array_equal(items.offsets, splits.offsets):
+        raise DataError("items and splits differ in length", file=path)
+    if not np.isin(splits.values, (TRAIN, VALID, TEST)).all() or (items.values < 0).any():
+        raise DataError("holds labels or item rows outside their range", file=path)
+    if catalogue is not None and items.values.max(initial=-1) >= catalogue:
+        raise DataError("holds item rows that the catalogue does not have", file=path)
+    if _WEIGHTS in table.column_names:
+        items = _weighted(items, table, path)
+    return Histories(UserIds(table["user_id"]), items, splits.values)
 
 
 def _weighted(items: Ragged, table: pa.Table, path: str | Path) -> Ragged:
@@ -195,17 +251,29 @@ def _weighted(items: Ragged, table: pa.Table, path: str | Path) -> Ragged:
     return replace(items, weights=weights.values)
 
 
-def _read(path: str | Path, expected: dict[str, pa.DataType]) -> pa.Table:
+def _row_groups(path: str | Path) -> Iterator[pa.Table]:
+    """Yield the row groups of a file of histories, at least an empty one."""
+    lists = {"items": pa.large_list(pa.int32()), "splits": pa.large_list(pa.int8())}
+    with _reading(path), pq.ParquetFile(path) as file:
+        groups = map(file.read_row_group, range(file.num_row_groups))
+        for table in groups if file.num_row_groups else [file.schema_arrow.empty_table()]:
+            yield _checked(table, path, {"user_id": pa.string(), **lists})
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
     if not Path(path).is_file():
         raise DataError("no such file", file=path)
     try:
-        table = pq.read_table(path)
-        table.validate(full=True)
-        names = table.column_names
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError("not a readable Parquet file (truncated or damaged)", file=path) from error
+
+
+def _checked(table: pa.Table, path: str | Path, expected: dict[str, pa.DataType]) -> pa.Table:
+    table.validate(full=True)
     for name, kind in expected.items():
-        if name not in names:
+        if name not in table.column_names:
             raise DataError("missing column", file=path, column=name)
         if table.schema.field(name).type != kind or table[name].null_count:
             raise DataError(f"expected {kind} without nulls", file=path, column=name)

@@ -16,11 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from setrec.data.catalog import TEST, VALID, Histories
-from setrec.data.events import read
+from setrec.data.catalog import BLOCK, TEST, VALID, Histories
 from setrec.evaluation.beyond_accuracy import best_items
 from setrec.evaluation.intervals import bootstrap_means
-from setrec.ragged import Ragged
+from setrec.ragged import Ragged, offsets_of, row_blocks
 
 HISTORIES = ("kept", "removed")
 NO_RANK = 1 << 30
@@ -55,24 +54,31 @@ class Cases:
     skipped: int = 0
 
     @classmethod
-    def of(cls, histories: Histories, split: int) -> Cases:
+    def of(cls, histories: Histories, split: int, size: int | None = None, seed: int = 0) -> Cases:
         """Build validation cases (training history, validation items) or test cases (training and validation history,
-        test items)."""
-        if split not in (VALID, TEST):
-            raise ValueError("cases are taken from VALID or TEST")
-        history, truth = histories.events(split - 1), histories.of(split)
-        some, readable = truth.lengths > 0, read(history).lengths > 0
-        users = np.flatnonzero(some & readable)
-        return cls(users, history.take(users), _distinct(truth.take(users)), int((some & ~readable).sum()))
+        test items) of all users, or of ``size`` users as :meth:`sample` draws them, without building the others."""
+        users, skipped = case_users(histories, split)
+        return cls.at(histories, split, users if size is None else users[drawn(len(users), size, seed)], skipped)
+
+    @classmethod
+    def at(cls, histories: Histories, split: int, users: np.ndarray, skipped: int = 0) -> Cases:
+        """Build the cases of ``users``, ascending, of those of :func:`case_users`; many are built a block at a time
+        (:meth:`setrec.ragged.Ragged.stored`)."""
+        offsets = offsets_of(histories.items.lengths[users])
+        blocks = [users[start:end] for start, end in row_blocks(offsets, BLOCK)]
+        history = Ragged.stored(histories.take(block).events(split - 1) for block in blocks)
+        truth = Ragged.stored(_distinct(histories.take(block).of(split)) for block in blocks)
+        return cls(users, history, truth, skipped)
 
     def __len__(self) -> int:
         return len(self.users)
 
     def sample(self, size: int, seed: int) -> Cases:
         """Sample ``size`` cases by ``seed``, in their order; all if there are no more."""
-        if len(self) <= size:
-            return self
-        rows = np.sort(np.random.default_rng(seed).choice(len(self), size, replace=False))
+        return self if len(self) <= size else self.take(drawn(len(self), size, seed))
+
+    def take(self, rows: np.ndarray) -> Cases:
+        """Return the cases at ``rows``, in this order."""
         return Cases(self.users[rows], self.history.take(rows), self.truth.take(rows), self.skipped)
 
     @classmethod
@@ -86,6 +92,23 @@ class Cases:
         """Return histories and truths of the cases from ``start`` on."""
         rows = np.arange(start, min(start + size, len(self)))
         return self.history.take(rows), self.truth.take(rows)
+
+
+def case_users(histories: Histories, split: int) -> tuple[np.ndarray, int]:
+    """Return the users with items of ``split``, VALID or TEST, and a history before, rows int64 in ascending order, and
+    the number of those without a history."""
+    if split not in (VALID, TEST):
+        raise ValueError("cases are taken from VALID or TEST")
+    found = [(block.of(split).lengths > 0, block.upto(split - 1).lengths > 0) for block in histories.blocks()]
+    some, readable = (np.concatenate(flags) for flags in zip(*found, strict=True))
+    return np.flatnonzero(some & readable), int((some & ~readable).sum())
+
+
+def drawn(count: int, size: int, seed: int) -> np.ndarray:
+    """Return ``size`` of ``count`` rows, drawn by ``seed``, in ascending order; all if there are no more."""
+    if count <= size:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,34 @@ from setrec.models.item_tokens import ItemTokens
 
 
 class LogitBias(NamedTuple):
-    """A learned bias ``by`` (scalar) on the logits of the distinct pairs (``rows``, ``items``), int64 (P,) each, sorted
-    by row."""
+    """A bias on the logits of the distinct pairs (``rows``, ``items``), int64 (P,) each, sorted by row: a learned
+    number ``by`` (scalar) times ``values`` float32 (P,), or times 1."""
 
     rows: Tensor
     items: Tensor
     by: Tensor
+    values: Tensor | None = None
 
-    def between(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return rows, relative to ``start``, and items of the pairs with rows from ``start`` to ``stop``."""
+    def between(self, start: int, stop: int) -> LogitBias:
+        """Return the pairs with rows from ``start`` to ``stop``, rows relative to ``start``."""
         a, b = torch.searchsorted(self.rows, torch.tensor([start, stop], device=self.rows.device)).tolist()
-        return self.rows[a:b] - start, self.items[a:b]
+        values = None if self.values is None else self.values[a:b]
+        return LogitBias(self.rows[a:b] - start, self.items[a:b], self.by, values)
+
+    def among(self, items: Tensor) -> LogitBias:
+        """Return the pairs whose item is one of ``items``, int64, ascending and at least one, with its place there."""
+        place = torch.searchsorted(items, self.items).clamp(max=len(items) - 1)
+        there = items[place] == self.items
+        values = None if self.values is None else self.values[there]
+        return LogitBias(self.rows[there], place[there], self.by, values)
+
+    def scaled(self, numbers: Tensor) -> Tensor:
+        """Return ``numbers`` (P, 1) of the pairs times ``values``."""
+        return numbers if self.values is None else numbers * self.values[:, None]
+
+    def added(self, by: Tensor) -> Tensor:
+        """Return what is added to the logits of the pairs if the learned number is ``by``."""
+        return by if self.values is None else by * self.values
 
 
 def slot_codes(tokens: ItemTokens, outputs: Tensor) -> list[Tensor]:

@@ -51,3 +51,12 @@ def query_positions(visible: Tensor, n: int, a: int) -> Tensor:
     """Return the position of each query, int64 (B, Q * n): that of the next item, shared by the n queries of a
     block."""
     return (a + visible.long()).repeat_interleave(n, dim=1)
+
+
+def last_seen(vectors: Tensor, at: Tensor) -> Tensor:
+    """Return vectors (B, Q, d) of the tokens ``at`` (B or 1, Q) of (B, L, d); zero before the first token, so that
+    padding does not change an empty history."""
+    if not vectors.shape[1]:
+        return vectors.new_zeros(len(vectors), at.shape[1], vectors.shape[2])
+    rows = torch.arange(len(vectors), device=vectors.device)[:, None]
+    return vectors[rows, at.clamp(min=0).expand(len(vectors), -1)] * (at >= 0)[..., None]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from setrec.errors import ConfigError
-from setrec.models import grounding
+from setrec.models import grounding, masks
 from setrec.models.backbones import CausalBackbone, build_backbone, load_backbone, scratch_config
 from setrec.models.grounding import LogitBias
 from setrec.models.item_tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer
@@ -55,6 +55,7 @@ class SetRecConfig(PretrainedConfig):
         history_skip: list[float] | None = None,
         repeat_bias: bool = False,
         word_scale: float | None = None,
+        offset: bool = False,
         **kwargs: Any,
     ) -> None:
         self.items, self.backbone, self.lora = items, backbone, lora
@@ -62,7 +63,7 @@ class SetRecConfig(PretrainedConfig):
         self.semantic_tokens, self.hidden = semantic_tokens, [512, 256, 128] if hidden is None else hidden
         self.history_skip, self.repeat_bias, self.word_scale = history_skip or [], repeat_bias, word_scale
         self.history, self.max_items, self.instruction = history, max_items, instruction
-        self.query_mode, self.dropout = query_mode, dropout
+        self.query_mode, self.dropout, self.offset = query_mode, dropout, offset
         self.trainable_table, self.id_dropout = trainable_table, id_dropout
         super().__init__(**kwargs)
 
@@ -77,16 +78,20 @@ def _backbone_config(given: dict[str, Any] | None) -> PretrainedConfig:
 class Answers(NamedTuple):
     """The output of :meth:`SetRecModel.forward`. ``slots``: each slot's answers (T, its columns) in the columns of its
     code; ``codes`` (I, D), or (J, D) of the given rows; ``repeats``: the learned bias of items that a query block has
-    seen; ``reconstruction``: the autoencoder's mean squared error."""
+    seen; ``reconstruction``: the autoencoder's mean squared error; ``offset_scale``: see :class:`SetRecModel`."""
 
     slots: list[Tensor]
     codes: Tensor
     repeats: LogitBias | None
     reconstruction: Tensor | None
+    offset_scale: Tensor | None = None
 
 
 class SetRecModel(PreTrainedModel):
-    """The recommender: item tokens, a backbone, n queries, and the fold that grounds answers in the catalogue."""
+    """The recommender: item tokens, a backbone, n queries, and the fold that grounds answers in the catalogue.
+
+    With ``config.offset`` it also learns ``offset_scale``, the weight of the offset in its training loss.
+    """
 
     config_class = SetRecConfig
     base_model_prefix = "setrec"
@@ -115,6 +120,7 @@ class SetRecModel(PreTrainedModel):
         shape = len(self.tokens.kinds), len(config.history_skip)
         self.log_skip = nn.Parameter(torch.zeros(shape)) if config.history_skip else None
         self.repeat_logit = nn.Parameter(torch.zeros(1)) if config.repeat_bias else None
+        self.log_offset_scale = nn.Parameter(torch.zeros(1)) if config.offset else None
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
 
@@ -160,6 +166,11 @@ class SetRecModel(PreTrainedModel):
         """Number of queries per target: one per slot, or none if an item's own token answers."""
         return len(self.tokens.slots) if self.maps is None else 0
 
+    @property
+    def offset_scale(self) -> Tensor | None:
+        """The learned weight of the offset in training, a positive scalar; ``None`` without one."""
+        return None if self.log_offset_scale is None else self.log_offset_scale[0].exp()
+
     def outputs(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> Tensor:
         """Return answers (B, Q, n, d) of query blocks that each see the first ``visible`` (B or 1, Q) items of a
         history.
@@ -167,38 +178,49 @@ class SetRecModel(PreTrainedModel):
         ``items`` int (B, L), right-padded with any row; ``codes`` (I, D) if already computed.
         """
         codes = self.tokens.codes() if codes is None else codes
+        vectors = self.item_vectors(items, codes)
+        if self.maps is not None:
+            states = cast(CausalBackbone, self.backbone).read(self.instruction, vectors)
+            return self.answers_from(masks.last_seen(states, len(self.instruction) - 1 + visible.long()))
+        queries = self.query_vectors(vectors, visible)
+        return self.answers_from(self.backbone(self.instruction, vectors, queries, visible, self.tokens_per_item))
+
+    def item_vectors(self, items: Tensor, codes: Tensor) -> Tensor:
+        """Return the backbone's input vectors (B, L * m, d) of items (B, L)."""
         read = codes[items.long()]
-        m = self.tokens_per_item
-        vectors = self.tokens.fused(read) if m == 1 else self.tokens.tokens(read).flatten(1, 2)
+        vectors = self.tokens.fused(read) if self.tokens_per_item == 1 else self.tokens.tokens(read).flatten(1, 2)
         if self.config.word_scale is not None:
             vectors = F.rms_norm(vectors, vectors.shape[-1:]) * self.config.word_scale
-        vectors = self.dropout(vectors)
-        if self.maps is not None:
-            answers: Tensor = self.dropout(self._at_items(vectors, visible)) * self.log_scale.exp()[:, None]
-            return answers
+        dropped: Tensor = self.dropout(vectors)
+        return dropped
+
+    def query_vectors(self, vectors: Tensor, visible: Tensor) -> Tensor:
+        """Return the queries (B or 1, Q, n, d) of blocks that each see the first ``visible`` items of ``vectors``."""
         queries = self.queries.expand(1, visible.shape[1], -1, -1)
         if self.config.query_mode == "last_item":
-            own = vectors.unflatten(1, (-1, m)).sum(dim=2)
-            queries = queries + _last_seen(own, visible.long() - 1)[:, :, None]
-        out = self._normalized(self.backbone(self.instruction, vectors, queries, visible, m))
-        answers = self.dropout(out) * self.log_scale.exp()[:, None]
+            own = vectors.unflatten(1, (-1, self.tokens_per_item)).sum(dim=2)
+            queries = queries + masks.last_seen(own, visible.long() - 1)[:, :, None]
+        return queries
+
+    def answers_from(self, states: Tensor) -> Tensor:
+        """Return answers (B, Q, n, d) from the states (B, Q, n, d) of the queries, or (B, Q, d) of the last visible
+        items (of the instruction if none is visible) where these answer."""
+        if self.config.word_scale is not None:  # a pretrained backbone's states get the norm sqrt(d) of a new one's
+            states = F.rms_norm(states, states.shape[-1:])
+        if self.maps is not None:
+            states = torch.einsum("bqd,nde->bqne", states, self.maps) + self.queries
+        answers: Tensor = self.dropout(states) * self.log_scale.exp()[:, None]
         return answers
-
-    def _at_items(self, vectors: Tensor, visible: Tensor) -> Tensor:
-        """Return answers (B, Q, n, d) at the last visible items, or at the instruction if none is visible."""
-        states = self._normalized(cast(CausalBackbone, self.backbone).read(self.instruction, vectors))
-        own = _last_seen(states, len(self.instruction) - 1 + visible.long())
-        return torch.einsum("bqd,nde->bqne", own, cast(Tensor, self.maps)) + self.queries
-
-    def _normalized(self, states: Tensor) -> Tensor:
-        """Return a pretrained backbone's states (..., d) with norms of sqrt(d), as those of a new one have."""
-        return states if self.config.word_scale is None else F.rms_norm(states, states.shape[-1:])
 
     def answer_codes(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> list[Tensor]:
         """Return each slot's answer in the columns of its code, n tensors (B, Q, columns); arguments as of
         :meth:`outputs`."""
         codes = self.tokens.codes() if codes is None else codes
-        own = grounding.slot_codes(self.tokens, self.outputs(items, visible, codes))
+        return self.grounded(self.outputs(items, visible, codes), items, visible, codes)
+
+    def grounded(self, outputs: Tensor, items: Tensor, visible: Tensor, codes: Tensor) -> list[Tensor]:
+        """Return :meth:`answer_codes` from answers (B, Q, n, d)."""
+        own = grounding.slot_codes(self.tokens, outputs)
         if self.log_skip is None:
             return own
         skip = self._skip(codes[items.long()], visible, (self.log_skip * LOG_UNIT).exp())
@@ -246,7 +268,7 @@ class SetRecModel(PreTrainedModel):
         error = None
         if reconstructed is not None and self.tokens.semantic is not None:
             error = self.tokens.semantic.reconstruction_error(reconstructed)
-        return Answers(own, codes, repeats, error)
+        return Answers(own, codes, repeats, error, self.offset_scale)
 
     def _seen(self, items: Tensor, visible: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distinct pairs of a target and a visible item, in the order of targets."""
@@ -293,9 +315,9 @@ class SetRecModel(PreTrainedModel):
     @torch.no_grad()
     def answers(self, histories: Ragged, codes: Tensor | None = None) -> Tensor:
         """Return answers (B, n, d) to whole histories (the latest ``max_items`` of each) in one forward pass."""
-        return self.outputs(*self._whole(histories), codes)[:, 0]
+        return self.outputs(*self.whole(histories), codes)[:, 0]
 
-    def _whole(self, histories: Ragged) -> tuple[Tensor, Tensor]:
+    def whole(self, histories: Ragged) -> tuple[Tensor, Tensor]:
         """Return items (B, L) and visible (B, 1) of whole histories, the latest ``max_items`` of each."""
         items, lengths = histories.pad(self.config.max_items)
         return torch.from_numpy(items).to(self.device), torch.from_numpy(lengths).to(self.device)[:, None]
@@ -304,22 +326,18 @@ class SetRecModel(PreTrainedModel):
     def user_codes(self, histories: Ragged, weights: Mapping[str, float], codes: Tensor | None = None) -> Tensor:
         """Return folded user codes, float32 (B, D): inner products with item codes are scores, up to a constant per
         user."""
-        own = self.answer_codes(*self._whole(histories), codes)
+        own = self.answer_codes(*self.whole(histories), codes)
         return grounding.joined(self.tokens, own, weights)[:, 0].float()
 
     @classmethod
-    def build(cls, settings: ModelSettings, features: ItemFeatures) -> SetRecModel:
+    def build(cls, settings: ModelSettings, features: ItemFeatures, *, offset: bool = False) -> SetRecModel:
         """Build a model for a catalogue, with a pretrained or new backbone and with tokenizers filled with the items'
-        features."""
+        features; ``offset``: it is trained with an offset."""
         b = settings.backbone
         pretrained = load_backbone(b.pretrained, layers=b.layers) if b.pretrained else None
         words = None if pretrained is None else cast(nn.Embedding, pretrained.get_input_embeddings()).weight.detach()
         instruction = _instruction_vectors(b.pretrained, pretrained)
-        base = (
-            pretrained.config
-            if pretrained is not None
-            else scratch_config(b.family, b.size, b.dropout, layers=b.layers)
-        )
+        base = scratch_config(b.family, b.size, b.dropout, layers=b.layers) if pretrained is None else pretrained.config
         backbone_config = base.to_dict()
         if pretrained is not None:
             pretrained.resize_token_embeddings(1)
@@ -345,6 +363,7 @@ class SetRecModel(PreTrainedModel):
             history_skip=list(settings.history_skip),
             repeat_bias=settings.repeat_bias,
             word_scale=None if words is None else float(words.square().mean().sqrt()),
+            offset=offset,
         )
         model = cls(config)
         model.tokens.fill(features)
@@ -356,15 +375,6 @@ class SetRecModel(PreTrainedModel):
             for name, parameter in model.backbone.named_parameters():
                 parameter.requires_grad_("lora_" in name)
         return model
-
-
-def _last_seen(vectors: Tensor, at: Tensor) -> Tensor:
-    """Return vectors (B, Q, d) of the tokens ``at`` (B or 1, Q) of (B, L, d); zero before the first token, so that
-    padding does not change an empty history."""
-    if not vectors.shape[1]:
-        return vectors.new_zeros(len(vectors), at.shape[1], vectors.shape[2])
-    rows = torch.arange(len(vectors), device=vectors.device)[:, None]
-    return vectors[rows, at.clamp(min=0).expand(len(vectors), -1)] * (at >= 0)[..., None]
 
 
 def _instruction_vectors(path: str | None, pretrained: PreTrainedModel | None) -> Tensor | None:

@@ -12,9 +12,12 @@ import scipy.sparse as sp
 from setrec.data.catalog import TRAIN, VALID, Histories
 from setrec.data.events import read
 from setrec.evaluation import ranking
-from setrec.ragged import Ragged
+from setrec.ragged import Ragged, offsets_of, row_blocks
 from setrec.scoring.item_graph import largest
 from setrec.settings import Settings
+
+_PRODUCTS = 1 << 24
+"""Products of co-occurring items in memory at a time."""
 
 
 class Popularity:
@@ -47,15 +50,23 @@ class ItemKnn:
     def __init__(self, histories: Histories, items: int, settings: ItemKnnSettings) -> None:
         self.settings = settings
         rows = histories.upto(TRAIN)
-        users = sp.csr_matrix((np.ones(len(rows.values), np.float32), rows.values, rows.offsets), (len(rows), items))
+        ones = np.ones(len(rows.values), np.float32)
+        users = sp.csr_matrix((ones, rows.values.copy(), rows.offsets), (len(rows), items))
         users.sum_duplicates()
         users.data[:] = 1.0
-        together = (users.T @ users).tocsr()
-        together.setdiag(0)
-        together.eliminate_zeros()
         counts = np.asarray(users.sum(axis=0)).ravel()
         norm = np.where(counts > 0, 1.0 / (np.sqrt(np.maximum(counts, 1.0)) + settings.shrink), 0.0)
-        self.similar = largest((sp.diags(norm) @ together @ sp.diags(norm)).tocsr(), settings.neighbours)
+        of_items = users.T.tocsr()
+        # The number of products bounds the number of entries.
+        work = offsets_of(of_items @ np.diff(users.indptr))
+        similar = []
+        for start, end in row_blocks(work, _PRODUCTS):
+            together = (of_items[start:end] @ users).tocsr()
+            together.setdiag(0, k=start)
+            together.eliminate_zeros()
+            scaled = sp.diags(norm[start:end]) @ together @ sp.diags(norm)
+            similar.append(largest(scaled.tocsr(), settings.neighbours))
+        self.similar = sp.vstack(similar, format="csr")
 
     def changed(self, **settings: float) -> ItemKnn:
         """Return a copy with the same similarities and another ``decay`` or fewer ``neighbours``."""
@@ -95,7 +106,7 @@ def tune_item_knn(
     ranks the catalogue over a hundred times (0.15 s each for MovieLens-100K's 943 users). Without validation items the
     default settings are used.
     """
-    cases = ranking.Cases.of(histories, VALID).sample(users, seed)
+    cases = ranking.Cases.of(histories, VALID, users, seed)
     tried: list[dict[str, Any]] = []
     if len(cases) == 0:
         return ItemKnn(histories, items, ItemKnnSettings()), tried

@@ -15,6 +15,9 @@ largest entries of every row are kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 import scipy.sparse as sp
 from pydantic import Field, FiniteFloat
@@ -25,7 +28,6 @@ from setrec.settings import Settings
 
 ARCS = 64
 """Number of arcs per item, 8 bytes each."""
-_ROWS = 1 << 16
 
 
 class TransitionSettings(Settings):
@@ -41,40 +43,26 @@ class TransitionSettings(Settings):
 
 def transition_probabilities(rows: Ragged, items: int, s: TransitionSettings) -> sp.csr_matrix:
     """Return P (see the module), float64 (I, I), from histories. An item that follows itself adds no arc."""
-    arcs, user = sp.csr_matrix((items, items)), rows.row_of_value
-    back, weights = arcs, rows.weights
-    if weights is not None:
-        weights = weights / weights[weights > 0].mean()
-    # Added up distance by distance: all pairs at once would take a multiple of the graph's memory.
-    for distance in range(1, s.reach + 1):
-        i, j = rows.values[:-distance], rows.values[distance:]
-        some = (user[:-distance] == user[distance:]) & (i != j)
-        faded = s.fade ** (distance - 1)
-        if weights is None:
-            weight = np.full(np.count_nonzero(some), faded)
-            arcs = arcs + sp.csr_matrix((weight, (i[some], j[some])), (items, items))
-            continue
-        before, after = weights[:-distance], weights[distance:]
-        ahead, behind = some & (before > 0), some & (after > 0)
-        arcs = arcs + sp.csr_matrix((faded * after[ahead], (i[ahead], j[ahead])), (items, items))
-        back = back + sp.csr_matrix((faded * before[behind], (j[behind], i[behind])), (items, items))
-    both = (arcs + s.backward * (arcs.T if weights is None else back)).tocsr()
-    del arcs, back
-    np.maximum(both.data, 0, out=both.data)
-    both.eliminate_zeros()
-    left = np.asarray(both.sum(axis=1)).ravel()
-    both.data *= np.repeat(1.0 / np.where(left > 0, left + s.shrink, 1.0), np.diff(both.indptr))
-    return both
+    return sp.vstack(list(_probabilities(rows, items, s)), format="csr")
+
+
+def _probabilities(rows: Ragged, items: int, s: TransitionSettings) -> Iterator[sp.csr_matrix]:
+    """Yield P in blocks of rows, because all pairs at once take a hundred times the memory of the histories."""
+    from setrec.scoring.kernels.pairs import pair_sums
+
+    if rows.weights is not None:
+        rows = replace(rows, weights=rows.weights / rows.weights[rows.weights > 0].mean())
+    for block in pair_sums(rows, items, s.reach, s.fade, s.backward):
+        left = np.asarray(block.sum(axis=1)).ravel()
+        block.data *= np.repeat(1.0 / np.where(left > 0, left + s.shrink, 1.0), np.diff(block.indptr))
+        yield block
 
 
 def transition_component(rows: Ragged, items: int, s: TransitionSettings, reading: Reading) -> GraphComponent:
     """Return the component built from the histories ``rows``."""
     from setrec.scoring.kernels.two_steps import two_steps
 
-    whole = transition_probabilities(rows, items, s)
-    # Sorting takes a multiple of the memory of what it sorts.
-    parts = [largest(whole[start : start + _ROWS], s.arcs) for start in range(0, items, _ROWS)]
-    graph = sp.vstack(parts, format="csr")
+    graph = sp.vstack([largest(block, s.arcs) for block in _probabilities(rows, items, s)], format="csr")
     lengths, targets, shares = two_steps(
         graph.indptr.astype(np.int64), graph.indices, graph.data, s.damping, min(s.arcs, items)
     )

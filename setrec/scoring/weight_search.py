@@ -86,20 +86,16 @@ class Found:
 
 def halves(histories: Histories, *, timed: bool, users: int = USERS) -> list[Part]:
     """Return two halves of the validation users, up to ``users`` each. ``timed``: the split is by global time."""
-    cases, parts = ranking.Cases.of(histories, VALID), []
-    half = np.random.default_rng(0).permutation(len(cases)) % 2 == 0
+    asked, parts = ranking.case_users(histories, VALID)[0], []
+    half = np.random.default_rng(0).permutation(len(asked)) % 2 == 0
     for ranked in (half, ~half):
-        rows = np.flatnonzero(ranked)
-        part = ranking.Cases(cases.users[rows], cases.history.take(rows), cases.truth.take(rows))
-        known = histories.events(TRAIN) if timed else _with_validation_of(histories, cases.users[~ranked])
-        parts.append(Part(part.sample(users, 0), known, timed))
+        last = np.full(len(histories), TRAIN, np.int8)
+        if not timed:
+            last[asked[~ranked]] = VALID
+        own = asked[ranked]
+        cases = ranking.Cases.at(histories, VALID, own[ranking.drawn(len(own), users, 0)])
+        parts.append(Part(cases, histories.events(last), timed))
     return parts
-
-
-def _with_validation_of(histories: Histories, users: np.ndarray) -> Ragged:
-    """Return training histories together with the validation items of these ``users``."""
-    items, splits = histories.items, histories.splits
-    return items.where((splits == TRAIN) | ((splits == VALID) & np.isin(items.row_of_value, users)))
 
 
 def search(

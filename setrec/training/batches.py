@@ -6,13 +6,14 @@ all targets of a window share one row, or each target has its own row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from setrec.data.offsets import Entries
 from setrec.ragged import Ragged
 
 QUERIES = 3
@@ -34,13 +35,14 @@ class Windows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Arrays of one step: items (B, L) right-padded, visible (B, Q), targets (B, Q) with -1 where there is none, and
-    the weights of the targets (B, Q), if they differ."""
+    """Arrays of one step: items (B, L) right-padded, visible (B, Q), targets (B, Q) with -1 where there is none, the
+    weights of the targets (B, Q), if they differ, and their ``offset``, if there is one."""
 
     items: np.ndarray
     visible: np.ndarray
     targets: np.ndarray
     weights: np.ndarray | None = None
+    offset: Entries | None = None
 
     @property
     def count(self) -> int:
@@ -60,6 +62,13 @@ class Batch:
             return None
         return torch.from_numpy(self.weights[self.targets >= 0][:, None]).to(device, torch.float32)
 
+    def offset_tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return numbers of the targets other than -1, items, int64, and values, float32, of the offset, (P,) each."""
+        if self.offset is None:
+            return None
+        rows, items, values = map(torch.from_numpy, self.offset)
+        return rows.to(device), items.to(device, torch.int64), values.to(device, torch.float32)
+
     def tokens(self, m: int, n: int) -> tuple[int, int]:
         """Return the number of tokens computed, and of those that are not padding: ``m`` per item, ``n`` per target."""
         read = (self.visible.max(axis=1) * (self.targets >= 0).any(axis=1)).sum()
@@ -68,11 +77,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan(Sequence[Batch]):
-    """Batches in order, stored as the numbers of their windows; :meth:`part` builds one part of one batch."""
+    """Batches in order, stored as the numbers of their windows; :meth:`part` builds one part of one batch. ``offsets``
+    returns the entries of positions in the flat item array."""
 
     histories: Ragged
     windows: Windows
     steps: list[np.ndarray]
+    offsets: Callable[[np.ndarray], Entries] | None = None
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -100,9 +111,10 @@ class Plan(Sequence[Batch]):
         """
         rows = self.steps[step]
         if number < len(rows):
-            return _batch(self.histories, self.windows, rows[number::parts])
+            return _batch(self.histories, self.windows, rows[number::parts], self.offsets)
         empty = _batch(self.histories, self.windows, rows[:1])
-        return replace(empty, targets=np.full_like(empty.targets, -1))
+        none = None if self.offsets is None else self.offsets(np.empty(0, dtype=np.int64))
+        return replace(empty, targets=np.full_like(empty.targets, -1), offset=none)
 
 
 def cut(histories: Ragged, max_items: int, rng: np.random.Generator) -> Windows:
@@ -173,7 +185,9 @@ def per_prefix(
     return Plan(histories, w, [order[at : at + targets_per_batch] for at in begins])
 
 
-def _batch(histories: Ragged, w: Windows, rows: np.ndarray) -> Batch:
+def _batch(
+    histories: Ragged, w: Windows, rows: np.ndarray, offsets: Callable[[np.ndarray], Entries] | None = None
+) -> Batch:
     values, weights = histories.values, histories.weights
     start, first, end = w.start[rows][:, None], w.first[rows][:, None], w.end[rows][:, None]
     read = np.arange(int((end - 1 - start).max()))[None, :]
@@ -183,4 +197,5 @@ def _batch(histories: Ragged, w: Windows, rows: np.ndarray) -> Batch:
     at = np.minimum(first + asked, len(values) - 1)
     targets = np.where(valid, values[at], -1)
     visible = np.where(valid, first - start + asked, 0)
-    return Batch(items, visible, targets, None if weights is None else np.where(valid, weights[at], 0))
+    weights = None if weights is None else np.where(valid, weights[at], 0)
+    return Batch(items, visible, targets, weights, None if offsets is None else offsets(at[valid]))

@@ -24,11 +24,13 @@ def batch_terms(
     candidates: Candidates | None = None,
     wrapped: nn.Module | None = None,
     weights: Tensor | None = None,
+    offset: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Return loss terms of query blocks with targets int (B, Q), -1 where there is none; see :func:`loss`.
 
     ``rows``: items whose text vectors are reconstructed. With ``candidates`` only the codes of items read, targets and
-    candidates are computed. ``wrapped``: the model with DDP around it. ``weights`` of targets: (T, 1).
+    candidates are computed. ``wrapped``: the model with DDP around it. ``weights`` of targets: (T, 1). ``offset``: rows
+    of targets, items and values, (P,) each, of the fixed part of the logits, for a model with an ``offset_scale``.
     """
     asked = targets >= 0
     targets = targets[asked].long()
@@ -37,8 +39,12 @@ def batch_terms(
         met = torch.unique(torch.cat([items.flatten().long(), targets, candidates.rows]))
         items, targets = torch.searchsorted(met, items.long()), torch.searchsorted(met, targets)
         candidates = candidates._replace(rows=torch.searchsorted(met, candidates.rows))
-    answers = (wrapped or model)(items, visible, asked, met, rows if settings.alpha else None)
-    return loss(model.tokens, answers, targets, settings, model.trained, candidates, weights)
+    answers: Answers = (wrapped or model)(items, visible, asked, met, rows if settings.alpha else None)
+    fixed = None
+    if offset is not None and answers.offset_scale is not None:
+        fixed = LogitBias(offset[0], offset[1], answers.offset_scale, offset[2])
+        fixed = fixed if met is None else fixed.among(met)
+    return loss(model.tokens, answers, targets, settings, model.trained, candidates, weights, fixed)
 
 
 def loss(
@@ -49,26 +55,25 @@ def loss(
     trained: Tensor,
     candidates: Candidates | None = None,
     weights: Tensor | None = None,
+    offset: LogitBias | None = None,
 ) -> dict[str, Tensor]:
     """Return loss terms, each a sum over targets (``slots``, ``fused``) or a mean (``reconstruction``).
 
     Shapes: targets int64 (T,), rows of ``answers.codes``; trained bool (I,). ``candidates``: a sample that replaces the
-    catalogue; ``answers.codes``, ``targets``, the sample and ``answers.repeats`` may then number a part of the items.
-    ``weights`` float32 (T, 1): weight of each target, 1 by default.
+    catalogue; ``answers.codes``, ``targets``, the sample and the biases may then number a part of the items.
+    ``weights`` float32 (T, 1): weight of each target, 1 by default. ``offset``: see :mod:`setrec.data.offsets`.
     """
-    codes, bias = answers.codes, answers.repeats
+    codes, biases = answers.codes, [bias for bias in (answers.repeats, offset) if bias is not None]
     if candidates is None and settings.negatives == "trained":
         # Positions among the remaining items; targets are training items, hence always among them.
         place = torch.cumsum(trained, dim=0) - 1
         targets, codes = place[targets], codes[trained]
-        if bias is not None:
-            there = trained[bias.items]
-            bias = LogitBias(bias.rows[there], place[bias.items[there]], bias.by)
+        biases = [bias.among(trained.nonzero()[:, 0]) for bias in biases]
 
     def cross_entropy(users: Tensor, table: Tensor) -> Tensor:
         if candidates is None:
-            return catalogue_cross_entropy(users, table, targets, bias, weights)
-        return sampled_cross_entropy(users, table, targets, candidates, bias, weights)
+            return catalogue_cross_entropy(users, table, targets, biases, weights)
+        return sampled_cross_entropy(users, table, targets, candidates, biases, weights)
 
     pairs = list(zip(answers.slots, tokens.slots, strict=True))
     terms = {}

@@ -14,6 +14,7 @@ as many draws as items, all items are used, and the loss is the full softmax's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,11 +65,11 @@ def sampled_cross_entropy(
     codes: Tensor,
     targets: Tensor,
     candidates: Candidates,
-    bias: LogitBias | None = None,
+    biases: Sequence[LogitBias] = (),
     weights: Tensor | None = None,
 ) -> Tensor:
     """Return the sum over rows of the loss (see the module) times ``weights``, for logits ``users @ codes.T`` +
-    ``bias``.
+    ``biases``.
 
     Shapes: users (T, w), codes (I, w), targets int64 (T,) and ``candidates.rows`` in [0, I), weights float32 (T, 1).
     Precision and differentiability as in :func:`setrec.training.softmax.catalogue_cross_entropy`.
@@ -76,22 +77,16 @@ def sampled_cross_entropy(
     product = torch.get_autocast_dtype(users.device.type) if torch.is_autocast_enabled(users.device.type) else None
     place = torch.searchsorted(candidates.rows, targets).clamp(max=len(candidates.rows) - 1)
     place = torch.where(candidates.rows[place] == targets, place, -1)
-    again, by = torch.zeros(len(users), dtype=torch.bool, device=users.device), users.new_zeros(())
-    if bias is not None:
-        again[bias.rows[targets[bias.rows] == bias.items]] = True
-        bias, by = _among(candidates.rows, bias), bias.by.float()
+    again = users.new_zeros(len(biases), len(users), 1, dtype=torch.float32)
+    for of_target, bias in zip(again, biases, strict=True):
+        hit = targets[bias.rows] == bias.items
+        of_target[bias.rows[hit], 0] = 1.0 if bias.values is None else bias.values[hit]
     loss: Tensor = _SampledCrossEntropy.apply(
-        users.float(), codes[targets].float(), codes[candidates.rows].float(), by, candidates.log_counts, place,
-        again, bias, weights, product or torch.float32,
+        users.float(), codes[targets].float(), codes[candidates.rows].float(), softmax.learned(biases, users),
+        candidates.log_counts, place, again, tuple(bias.among(candidates.rows) for bias in biases), weights,
+        product or torch.float32,
     )  # fmt: skip
     return loss
-
-
-def _among(rows: Tensor, bias: LogitBias) -> LogitBias:
-    """Return the pairs whose items are candidates, with the items' positions among the candidates."""
-    place = torch.searchsorted(rows, bias.items).clamp(max=len(rows) - 1)
-    there = rows[place] == bias.items
-    return LogitBias(bias.rows[there], place[there], bias.by)
 
 
 class _SampledCrossEntropy(torch.autograd.Function):
@@ -115,12 +110,12 @@ def _loss_and_gradients(
     log_counts: Tensor,
     place: Tensor,
     again: Tensor,
-    bias: LogitBias | None,
+    biases: Sequence[LogitBias],
     weights: Tensor | None,
     product: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return loss and gradients as in ``setrec.training.softmax``, with the target in addition to the candidates;
-    ``place``: its position among the candidates, or -1; ``again``: whether the bias is added to the target's own
+    ``place``: its position among the candidates, or -1; ``again`` (n, T, 1): factor of each bias in the target's own
     logit."""
     narrow = codes.to(product)
     by_users, by_own, by_codes = torch.empty_like(users), torch.empty_like(own), torch.zeros_like(codes)
@@ -131,20 +126,24 @@ def _loss_and_gradients(
         rows = slice(start, start + step)
         u, o, at = users[rows], own[rows], place[rows]
         logits = (u.to(product) @ narrow.T).float().sub_(log_counts)
-        if bias is not None:
-            pairs = bias.between(start, start + step)
-            logits[pairs] += by
+        near = [bias.between(start, start + step) for bias in biases]
+        for n, bias in enumerate(near):
+            logits[bias.rows, bias.items] += bias.added(by[n])
         met = (at >= 0).nonzero()[:, 0]
         logits[met, at[met]] = float("-inf")
-        target = (u * o).sum(dim=1, keepdim=True) + by * again[rows, None]
+        target = (u * o).sum(dim=1, keepdim=True)
+        for n in range(len(biases)):
+            target = target + by[n] * again[n, rows]
         top = torch.maximum(logits.amax(dim=1, keepdim=True), target)
         mass, target_mass = logits.sub_(top).exp_(), (target - top).exp()
         total = mass.sum(dim=1, keepdim=True) + target_mass
         loss += weighted(total.log() + top - target, weights, rows).sum()
         away = target_mass / total - 1
-        if bias is not None:
-            others = weighted((mass[pairs] / total[pairs[0], 0])[:, None], weights, start + pairs[0])
-            by_bias += others.sum() + weighted(away, weights, rows)[again[rows]].sum()
+        for n, bias in enumerate(near):
+            share = (mass[bias.rows, bias.items] / total[bias.rows, 0])[:, None]
+            others = bias.scaled(weighted(share, weights, start + bias.rows)).sum()
+            own_factor = again[n, rows]
+            by_bias[n] += others + (weighted(away, weights, rows) * own_factor)[own_factor != 0].sum()
         mass = mass.to(product)
         by_users[rows] = weighted((mass @ narrow).float() / total + away * o, weights, rows)
         by_own[rows] = weighted(away * u, weights, rows)

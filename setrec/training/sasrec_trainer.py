@@ -96,17 +96,17 @@ def train_sasrec(
     """
     torch.manual_seed(seed)
     model = SasRec(items, settings, None if features is None else ItemText.standard(features))
-    model.trained.copy_(torch.from_numpy(histories.trained(items)))
+    counts = histories.train_counts(items)
+    model.trained.copy_(torch.from_numpy(counts > 0))
     if begin is not None:
         begin(model)
     model.to(device)
-    counts = histories.train_counts(items)
     sampler = LogUniformSampler(counts, counts > 0, settings.negatives) if settings.negatives else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     measure = validate or partial(_validation, ranking.Cases.of(histories, VALID))
-    run = Epochs(model, settings.epochs, settings.patience, seconds)
+    run, rows = Epochs(model, settings.epochs, settings.patience, seconds), histories.upto(TRAIN)
     for epoch in run:
-        loss = _epoch(model, histories.upto(TRAIN), sampler, optimizer, run, seed)
+        loss = _epoch(model, rows, sampler, optimizer, run, seed)
         value = measure(scorer(model))
         run.finish(-loss if math.isnan(value) else value)
         if seconds < math.inf:

@@ -33,6 +33,20 @@ class ObjectiveSettings(Settings):
     samples: int = Field(1024, ge=1)
 
 
+class OffsetSettings(Settings):
+    """Training against the rest: the components of the score that are not the model stand in the softmax as an offset,
+    so that gradients go where counting fails (see ``pipelines.training.cross_fitting``).
+
+    Components are fitted on all but one of ``folds`` parts of the users and score the positions of that part. ``top``
+    items of each position are stored, 6 bytes each, until training ends, and again for the refit; scoring a position
+    costs as much as ranking a user without the model. With a sampled softmax only the listed items of the sample count.
+    """
+
+    enabled: bool = False
+    folds: int = Field(4, ge=2)
+    top: int = Field(200, ge=1)
+
+
 class TrainingSettings(Settings):
     """Settings of the recommender's training.
 
@@ -48,10 +62,9 @@ class TrainingSettings(Settings):
     ``shuffle_shards``: shards of histories (a million interactions, 10 MB each) whose users are mixed; a worker holds
     twice that. Data with at most that many shards is mixed completely. ``validation_users``: maximum number of
     validation users, sampled by the seed; at 5,000 NDCG@10 has a standard error of about 0.003. ``checkpoint_steps``
-    and
-    ``checkpoint_minutes``: intervals of checkpoints within an epoch, in addition to the one at its end; 0 for never. A
-    checkpoint is four times the learned weights in bytes; training waits while they are copied, not while they are
-    written.
+    and ``checkpoint_minutes``: intervals of checkpoints within an epoch, in addition to the one at its end; 0 for
+    never. A checkpoint is four times the learned weights in bytes; training waits while they are copied, not while they
+    are written. ``offset``: see :class:`OffsetSettings`.
     """
 
     epochs: int = Field(10, ge=1)
@@ -71,4 +84,5 @@ class TrainingSettings(Settings):
     validation_users: int = Field(5000, ge=1)
     checkpoint_steps: int = Field(0, ge=0)
     checkpoint_minutes: float = Field(10.0, ge=0)
+    offset: OffsetSettings = OffsetSettings()
     seed: int = Field(42, ge=0)

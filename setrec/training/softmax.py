@@ -5,6 +5,7 @@ Loss and gradients are computed together, a few rows at a time, so that memory d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,18 +21,18 @@ times (one core of an AMD EPYC, bfloat16)."""
 
 
 def catalogue_cross_entropy(
-    users: Tensor, codes: Tensor, targets: Tensor, bias: LogitBias | None = None, weights: Tensor | None = None
+    users: Tensor, codes: Tensor, targets: Tensor, biases: Sequence[LogitBias] = (), weights: Tensor | None = None
 ) -> Tensor:
-    """Return the sum over rows of -log softmax(users @ codes.T)[target], with ``bias`` added to its logits, times
+    """Return the sum over rows of -log softmax(users @ codes.T)[target], with ``biases`` added to its logits, times
     ``weights``.
 
     Shapes: users (T, w), codes (I, w), targets int64 (T,) in [0, I), weights float32 (T, 1). Under autocast the
-    products run in its precision, everything else in float32. Differentiable once, in users, codes and ``bias.by``.
+    products run in its precision, everything else in float32. Differentiable once, in users, codes and the biases'
+    ``by``.
     """
     product = torch.get_autocast_dtype(users.device.type) if torch.is_autocast_enabled(users.device.type) else None
-    by = users.new_zeros(()) if bias is None else bias.by.float()
-    fixed = targets, bias, weights, product or torch.float32
-    loss: Tensor = _CatalogueCrossEntropy.apply(users.float(), codes.float(), by, *fixed)
+    fixed = targets, biases, weights, product or torch.float32
+    loss: Tensor = _CatalogueCrossEntropy.apply(users.float(), codes.float(), learned(biases, users), *fixed)
     return loss
 
 
@@ -39,7 +40,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, users: Tensor, codes: Tensor, by: Tensor, *fixed: Any) -> Tensor:
         with torch.autocast(users.device.type, enabled=False):
-            loss, *gradients = _loss_and_gradients(users, codes, *fixed)
+            loss, *gradients = _loss_and_gradients(users, codes, by, *fixed)
         ctx.save_for_backward(*gradients)
         return loss
 
@@ -59,17 +60,23 @@ def weighted(values: Tensor, weights: Tensor | None, rows: Any) -> Tensor:
     return values if weights is None else values * weights[rows]
 
 
+def learned(biases: Sequence[LogitBias], like: Tensor) -> Tensor:
+    """Return the learned numbers of ``biases``, float32 (n,), on the device of ``like``."""
+    return torch.stack([bias.by.float() for bias in biases]) if biases else like.new_zeros(0, dtype=torch.float32)
+
+
 def _loss_and_gradients(
     users: Tensor,
     codes: Tensor,
+    by: Tensor,
     targets: Tensor,
-    bias: LogitBias | None,
+    biases: Sequence[LogitBias],
     weights: Tensor | None,
     product: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """d/du = sum_i p_i c_i - c_target, and likewise for codes; p is normalised where fewest numbers are left."""
     narrow = codes.to(product)
-    by_users, by_codes, by_bias = torch.empty_like(users), torch.zeros_like(codes), users.new_zeros(())
+    by_users, by_codes, by_bias = torch.empty_like(users), torch.zeros_like(codes), torch.zeros_like(by)
     loss = users.new_zeros((), dtype=torch.float64)
     step = rows_at_once(codes)
     # A worker's share of a step may hold no row at all.
@@ -78,17 +85,21 @@ def _loss_and_gradients(
         u, t = users[rows], targets[rows]
         own = codes[t]
         logits = (u.to(product) @ narrow.T).float()
-        if bias is not None:
-            at = bias.between(start, start + step)
-            logits[at] += bias.by
-            asked = weighted((t[at[0]] == at[1])[:, None], weights, start + at[0])
-            loss -= asked.sum() * bias.by.double()
+        near = [bias.between(start, start + step) for bias in biases]
+        asked = [
+            bias.scaled(weighted((t[bias.rows] == bias.items)[:, None], weights, start + bias.rows)).sum()
+            for bias in near
+        ]
+        for n, bias in enumerate(near):
+            logits[bias.rows, bias.items] += bias.added(by[n])
+            loss -= asked[n] * by[n].double()
         top = logits.amax(dim=1, keepdim=True)
         mass = logits.sub_(top).exp_()
         total = mass.sum(dim=1, keepdim=True)
         loss += weighted(total.log() + top, weights, rows).sum() - weighted(u * own, weights, rows).sum()
-        if bias is not None:
-            by_bias += weighted((mass[at] / total[at[0], 0])[:, None], weights, start + at[0]).sum() - asked.sum()
+        for n, bias in enumerate(near):
+            share = (mass[bias.rows, bias.items] / total[bias.rows, 0])[:, None]
+            by_bias[n] += bias.scaled(weighted(share, weights, start + bias.rows)).sum() - asked[n]
         mass = mass.to(product)
         by_users[rows] = weighted((mass @ narrow).float() / total - own, weights, rows)
         by_codes += (mass.T @ weighted(u / total, weights, rows).to(product)).float()

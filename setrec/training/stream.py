@@ -12,10 +12,11 @@ interrupted; steps before it are neither read nor built again.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from setrec.data.offsets import Offsets
 from setrec.data.source import HistorySource
 from setrec.ragged import Ragged
 from setrec.training import batches
@@ -55,6 +56,7 @@ class Stream:
     """The steps of a worker, by epoch and position.
 
     ``rank`` of ``world`` workers. A step has ``world * accumulate`` parts; part r + world * j is the j-th of worker r.
+    ``offsets``: those of the source's positions, if training uses any.
     """
 
     source: HistorySource
@@ -66,6 +68,7 @@ class Stream:
     accumulate: int = 1
     rank: int = 0
     world: int = 1
+    offsets: Offsets | None = None
 
     def steps(self, epoch: int, at: Position = Position()) -> Iterator[Step]:
         """Yield the steps of an epoch (from 0) after ``at``."""
@@ -87,7 +90,8 @@ class Stream:
         rng = np.random.default_rng([self.seed, epoch, number])
         make = batches.one_pass if self.samples == "one_pass" else batches.per_prefix
         histories = Ragged.joined([self.source.read(shard) for shard in shards])
-        return make(histories, self.max_items, self.targets_per_batch, rng)
+        plan = make(histories, self.max_items, self.targets_per_batch, rng)
+        return plan if self.offsets is None else replace(plan, offsets=self.offsets.of_shards(shards))
 
     def _windows(self, epoch: int) -> list[list[int]]:
         shards = len(self.source)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from setrec.data.offsets import Offsets
 from setrec.data.source import HistorySource, MemorySource, item_counts
 from setrec.errors import ConfigError
 from setrec.models.setrec_model import SetRecModel
@@ -48,6 +49,7 @@ class Trainer:
         evaluate: validation NDCG@10 of the model, called on every worker after every epoch; worker 0's value is used.
             Without it the last epoch is the best.
         counts: training interactions of each item (I,); by default computed if a sampled softmax needs them.
+        offsets: fixed parts of the logits at the positions of the histories, for a model with an ``offset_scale``.
         spent: returns the used share of a time limit: the learning rate falls with it, and an epoch may end after any
             step. For a single worker only, as the clocks of several would differ.
     """
@@ -64,6 +66,7 @@ class Trainer:
         world: int = 1,
         wrap: Callable[[SetRecModel], nn.Module] = lambda module: module,
         counts: np.ndarray | None = None,
+        offsets: Offsets | None = None,
         spent: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.model, self.evaluate, self.spent = model, evaluate, spent
@@ -81,7 +84,7 @@ class Trainer:
         )
         self.stream = Stream(
             source, model.max_items, training.targets_per_batch, training.seed, training.samples,
-            training.shuffle_shards, training.accumulate, rank, world,
+            training.shuffle_shards, training.accumulate, rank, world, offsets,
         )  # fmt: skip
         self.sampler = self._sampler(source, counts)
         self.progress = Progress()
@@ -161,7 +164,7 @@ class Trainer:
         with autocast(device, self.settings.precision):
             terms = losses.batch_terms(
                 self.model, items, visible, targets, self.loss, rows, candidates, wrapped=self.wrapped,
-                weights=batch.target_weights(device),
+                weights=batch.target_weights(device), offset=batch.offset_tensors(device),
             )  # fmt: skip
             value = losses.total(terms, self.loss, weight)
         (value / self.settings.accumulate).backward()

@@ -41,7 +41,7 @@ def warm_start(model: SetRecModel, old: SetRecModel, rows: np.ndarray, texts: np
             ``model`` is as it was.
     """
     per_item = _per_item(model)
-    ours, theirs = model.state_dict(), old.state_dict()
+    ours, theirs = model.state_dict(), {"log_offset_scale": torch.zeros(1), **old.state_dict()}
     _require_fit(ours, theirs, per_item)
     for name, value in ours.items():
         if name not in per_item:

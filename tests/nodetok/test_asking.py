@@ -9,9 +9,9 @@ from scipy import sparse
 from nodetok.asking.answering import GraphAnswerer
 from nodetok.asking.artifact import artifact
 from nodetok.asking.nodes import AmbiguousNodeError, NodeFinder
-from nodetok.asking.questions import QuestionMatcher
+from nodetok.asking.questions import _REVERSED, QuestionMatcher, _synonyms
 from nodetok.asking.subgraph import retrieve
-from nodetok.asking.wordings import CLASSIFICATION, OUTSIDE, STRUCTURE, TEMPLATES, Wordings
+from nodetok.asking.wordings import CLASSIFICATION, EDGE_CLASSIFICATION, OUTSIDE, STRUCTURE, TEMPLATES, Wordings
 from setrec.errors import UnknownNodeError
 
 WORDINGS = {TEMPLATES[name]: Wordings.split(texts) for name, texts in STRUCTURE.items()}
@@ -23,10 +23,12 @@ def matcher():
 
 
 def test_every_question_has_a_dozen_wordings_to_learn_from_and_others_to_be_tested_with():
-    for given in [*WORDINGS.values(), Wordings.split(CLASSIFICATION)]:
+    for given in [*WORDINGS.values(), Wordings.split(CLASSIFICATION), Wordings.split(EDGE_CLASSIFICATION)]:
         assert len(given.train) >= 12
         assert len(given.test) >= 4
         assert len(set(given.every)) == len(given.every)
+        learned = {variant for text in given.train for variant in _synonyms(text)}
+        assert not learned & {*given.valid, *given.test}, "held-out wordings are no synonyms of training ones"
 
 
 def test_unseen_wordings_are_recognised_and_other_questions_are_not(matcher):
@@ -39,6 +41,36 @@ def test_unseen_wordings_are_recognised_and_other_questions_are_not(matcher):
     ]  # fmt: skip
     assert [text for text in others if matcher.match(text).template] == []
     assert sum(bool(matcher.match(text).template) for text in OUTSIDE) <= 0.05 * len(OUTSIDE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "which of [[1]] and [[2]] is further away from [[0]] ?", "is [[1]] or [[2]] less near to [[0]] ?",
+        "is there no path between [[0]] and [[1]] ?", "are [[0]] and [[1]] not neighbours ?",
+        "aren't [[0]] and [[1]] connected ?", "are [[0]] and [[1]] disconnected ?",
+        "what is the length of the longest path from [[0]] to [[1]] ?", "is [[0]] unreachable from [[1]] ?",
+        "who are the common neighbours of [[0]] and [[1]] ?", "why are [[0]] and [[1]] neighbours ?",
+        "which nodes are on the shortest path from [[0]] to [[1]] ?",
+    ],
+)  # fmt: skip
+def test_a_question_that_reverses_or_varies_a_known_one_is_none(matcher, text):
+    assert matcher.match(text).template == ""
+
+
+def test_no_wording_holds_a_word_that_reverses_it(matcher):
+    for texts in (*STRUCTURE.values(), CLASSIFICATION, EDGE_CLASSIFICATION):
+        assert [text for text in texts if _REVERSED.search(text)] == []
+    assert matcher.match("are [[0]] and [[1]] adjacent or not ?").template == TEMPLATES["adjacent"]
+
+
+def test_a_model_without_other_wordings_answers_its_own_questions_only():
+    exact = QuestionMatcher(
+        {"r0 of [[0]] is ? answer :": Wordings((), (), ()), "[[0]] is r0 of ? answer :": Wordings((), (), ())}
+    )
+    assert exact.match("R0 of [[0]] is?").template == "r0 of [[0]] is ? answer :"
+    for text in ("r0 of [[0]] is [[1]] ?", "what is the capital of France ?", "", "r1 of [[0]] is ?"):
+        assert exact.match(text).template == ""
 
 
 @pytest.mark.parametrize(

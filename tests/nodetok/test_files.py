@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from nodetok.files import GraphData, read_graph, read_triples
+from nodetok.files import GraphData, read_edges, read_graph, read_triples
 from nodetok.settings import GraphDataSettings, RandomSplit
 from setrec.errors import DataError
 
@@ -307,6 +307,62 @@ def test_several_graphs_stand_side_by_side(tmp_path):
     assert data.split[2] == data.split[3]
     del nodes["graph_id"]
     assert "column 'graph_id': missing column" in refusal(read_graph, write(tmp_path, nodes=nodes, edges=edges))
+
+
+ROADS = {
+    "from": ["b", "a", "c", "a", "z"], "to": ["a", "c", "a", "b", "a"], "kind": ["x", "y", "y", None, "x"],
+    "text": ["long", "", "", "", "gone"], "toll": [1.23456, 2, 2, None, 1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_edges_are_read_with_labels_parts_and_attributes_in_words_and_repeated_ones_once(tmp_path, suffix):
+    write(tmp_path, suffix, nodes=NODES, edges=ROADS | {"split": ["train", "val", "test", "", "train"]})
+    settings = GraphDataSettings(
+        columns={"source": "from", "target": "to", "label": "kind"}, dangling="drop", edge_attributes=("toll",)
+    )
+    data = read_edges(tmp_path, settings)
+    ends = [tuple(data.nodes.graph.id(row) for row in pair) for pair in data.ends.tolist()]
+    # In an undirected graph (c, a, y) repeats (a, c, y); the unlabelled edge from a to b is another edge.
+    assert ends == [("b", "a"), ("a", "c"), ("a", "b")]
+    assert data.labels == ["x", "y", ""]
+    assert data.split == ["train", "valid", ""]
+    assert data.texts == ["toll 1.235 ; long", "toll 2", ""]
+    assert len(read_edges(tmp_path, settings, directed=True).ends) == 4
+    assert data.nodes.graph.edges == 2
+
+
+def test_edges_without_a_split_are_dealt_by_the_seed_within_each_class(tmp_path):
+    pairs = np.array([(i, j) for i in range(20) for j in range(i)])
+    labels = ["x" if i % 3 else "y" for i in range(180)] + [""] * 10
+    write(tmp_path, edges={"source": pairs[:, 0], "target": pairs[:, 1], "label": labels})
+    one, two, other = (
+        read_edges(tmp_path, GraphDataSettings(split=RandomSplit(valid=0.1, test=0.2, seed=seed))).split
+        for seed in (0, 0, 1)
+    )
+    assert one == two != other
+    for name, count in (("x", 120), ("y", 60)):
+        own = [part for part, label in zip(one, labels, strict=True) if label == name]
+        assert [own.count(part) for part in ("train", "valid", "test")] == [0.7 * count, 0.1 * count, 0.2 * count]
+    assert set(one[180:]) == {""}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "column 'label': missing column"),
+        ({"label": ["x", "y", "x"], "split": ["train", "exam", ""]}, "row 2, column 'split': 'exam' is not a part"),
+        ({"label": [[{"a": 1}], None, None]}, "column 'label': wrong type"),
+    ],
+)
+def test_edges_that_cannot_be_labelled_are_refused(tmp_path, changes, said):
+    assert said in refusal(read_edges, write(tmp_path, nodes=NODES, edges=EDGES | changes))
+
+
+def test_an_attribute_that_edges_lack_is_refused(tmp_path):
+    write(tmp_path, edges=EDGES | {"label": ["x", "y", "x"]})
+    settings = GraphDataSettings(edge_attributes=("toll",))
+    assert "column 'toll': missing column" in refusal(lambda folder: read_edges(folder, settings), tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from nodetok.asking.answering import GraphAnswerer
+from nodetok.asking.artifact import artifact
 from nodetok.distances import hops
 from nodetok.graph import Graph
 from nodetok.settings import AnchorSettings, TokenizerSettings
-from nodetok.tasks.links import RANKED_AGAINST, links
+from nodetok.tasks.links import RANKED_AGAINST, TEXT, links
 from setrec.errors import DataError
 
 SETTINGS = TokenizerSettings(anchors=AnchorSettings(count=8))
@@ -56,6 +58,13 @@ def test_the_area_under_the_curve_is_scikit_learns_and_the_rank_is_by_hand(both)
     for place in np.flatnonzero(edge)[:10]:
         rank = 1 + (others > margin[place]).sum() + (others == margin[place]).sum() / 2
         assert found["MRR"][place] == pytest.approx(1 / rank)
+
+
+def test_a_question_that_is_none_about_an_edge_is_refused(both):
+    answerer = GraphAnswerer(artifact(both[1], None))
+    assert answerer.matcher.match("does an edge join [[0]] and [[1]] ?").template == TEXT
+    for text in ("what is the capital of France ?", "how far is [[0]] from [[1]] ?", "is [[0]] older than [[1]] ?"):
+        assert answerer.matcher.match(text).template == ""
 
 
 def test_a_graph_with_too_few_edges_is_refused_in_one_line():

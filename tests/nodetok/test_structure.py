@@ -126,6 +126,7 @@ def test_accuracies_count_only_questions_of_their_kind(both):
         assert np.nanmean(found[f"{name} accuracy"]) == (name != "hops")
     unseen = found["accuracy in unseen wording"]
     assert np.all((unseen > 0.5) & (unseen <= 1) == (found["mean accuracy"] == 1))
+    assert (unseen[names == "adjacent"] >= 0.8).all(), "the order of two nodes does not matter"
     assert found["mean accuracy"].mean() == pytest.approx((names != "hops").mean())
 
 

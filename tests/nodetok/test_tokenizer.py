@@ -168,7 +168,7 @@ def test_updating_after_a_removal_is_measuring_anew(kind, direction):
     assert np.array_equal(again.update(grown, *more).table, tokenizer.measure(grown))
 
 
-@pytest.mark.parametrize("row", [-1, 60, 5000, 10**6, 10**9])
+@pytest.mark.parametrize("row", [-1, 60, 5000, 10**6, 10**9, 0.5])
 def test_rows_outside_the_graph_are_refused_and_nothing_is_written(row):
     graph = ring()
     tokenizer = NodeTokenizer.fit(graph, asked(6))
@@ -184,7 +184,7 @@ def test_rows_outside_the_graph_are_refused_and_nothing_is_written(row):
         lambda: graph.without(np.array([[0, row]])),
         lambda: graph.with_edges(right, wrong),
     ):
-        with pytest.raises(SetRecError, match=str(row)) as caught:
+        with pytest.raises(SetRecError, match="integers" if row == 0.5 else str(row)) as caught:
             attempt()
         assert "\n" not in str(caught.value)
     assert np.array_equal(tokenizer.table, before)
@@ -194,6 +194,8 @@ def test_an_update_that_does_not_belong_to_the_graph_is_refused():
     tokenizer = NodeTokenizer.fit(ring(), asked(6))
     with pytest.raises(ConfigError, match="no edge from 0 to 31"):
         tokenizer.update(ring(), np.array([0]), np.array([31]))
+    with pytest.raises(ConfigError, match="as many sources as targets"):
+        tokenizer.update(ring(), np.array([0, 1]), np.array([1]))
     with pytest.raises(ConfigError, match="cannot have grown"):
         tokenizer.update(ring(30), np.array([0]), np.array([1]))
 

@@ -12,6 +12,7 @@ from nodetok.graph import Graph
 from nodetok.language.training import fit
 from pipelines.graph import jobs, service
 from pipelines.graph.config import DEFAULTS, graph_config
+from pipelines.graph.tasks import LOADERS, load_task
 from serving.api.access.authentication import protect
 from serving.api.routes.graph import add_graph_routes
 from serving.runtime.settings import ServingSettings
@@ -33,7 +34,10 @@ def ring_and_hub(nodes: int = 40) -> list[tuple[int, int]]:
 def graph_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("graph")
     edges = np.array(ring_and_hub())
-    pd.DataFrame({"source": edges[:, 0], "target": edges[:, 1]}).to_parquet(folder / "edges.parquet")
+    table = pd.DataFrame({"source": edges[:, 0], "target": edges[:, 1]})
+    table["label"] = np.where(table.index % 3 == 0, "road", "rail")
+    table["text"], table["length"] = "built of " + table["label"], table.index / 7
+    table.to_parquet(folder / "edges.parquet")
     part = ["train", "valid", "test", "train"] * 10
     nodes = pd.DataFrame({"node_id": range(40), "label": ["even", "odd"] * 20, "split": part})
     nodes["words"] = [[i % 2, 2 + i % 3] for i in range(40)]
@@ -87,17 +91,21 @@ def test_every_task_is_evaluated_with_its_controls_and_opponents(
     folder = {
         "structure": graph_folder,
         "classification": graph_folder,
+        "edge_classification": graph_folder,
         "links": graph_folder,
         "completion": triple_folder,
     }
-    overrides = [*QUICK, "model.neighbours=2", "model.position_tokens=1"]
+    overrides = [*QUICK, "model.neighbours=2", "model.position_tokens=1", "data.edge_attributes=[length]"]
     config = graph_config(name, overrides=overrides)
     rows = jobs.evaluate(folder.get(name, question_folder), tmp_path / "rows.json", config)
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
     systems = {row["system"] for row in rows}
     assert {"node tokens", "text only", "shuffled tokens", "Laplacian eigenvectors"} <= systems
     assert {"node tokens minus text only", "node tokens minus shuffled tokens"} <= systems
-    expected = {"classification": {"GCN", "GraphSAGE", "MLP on words"}, "completion": {"DistMult"}}
+    expected = {
+        "classification": {"GCN", "GraphSAGE", "MLP on words"}, "completion": {"DistMult"},
+        "edge_classification": {"tokens only", "majority class", "logistic regression"},
+    }  # fmt: skip
     assert expected.get(name, set()) <= systems
     for row in rows:
         assert row["low"] <= row["value"] + 1e-9
@@ -186,8 +194,9 @@ def test_a_trained_completer_answers_the_same_after_loading_and_refuses_what_it_
     assert {entity for entity, _ in first.ranked} == {f"e{i}" for i in range(30)}
     assert first.nodes[0] == "e4"
     for question in ("who is [[e4]] ?", "who is it ?", "r0 of [[e4]] is [[e5]] ?"):
-        with pytest.raises(SetRecError, match="answers questions such as"):
-            GraphAnswerer(made).ask(question)
+        refused = GraphAnswerer(again).ask(question)
+        assert (refused.answer, refused.refused) == (None, True)
+        assert "r0 of … is ?" in refused.reason
     with pytest.raises(SetRecError, match="does not answer in words"):
         GraphAnswerer(made).ask("r0 of [[e4]] is ?", written=True)
     (tmp_path / "again" / "model" / "completion.safetensors").write_bytes(b"no weights")
@@ -214,12 +223,25 @@ def test_unknown_nodes_empty_questions_and_damage_are_one_clear_line(trained, tm
         GraphArtifact.load(tmp_path / "graph")
     with pytest.raises(ConfigError, match="cannot be loaded"):
         GraphArtifact.load(tmp_path / "nothing")
-    with pytest.raises(ConfigError, match="unknown task"):
-        graph_config("colouring")
+    for task, given in (("colouring", []), ("structure", ["name=colouring"])):
+        with pytest.raises(ConfigError, match="unknown task"):
+            graph_config(task, overrides=given)
+    assert list(DEFAULTS) == list(LOADERS)
     with pytest.raises(ConfigError, match=r"model\.colour"):
         graph_config("structure", overrides=["model.colour=red"])
     with pytest.raises(DataError, match=r"entities|triples"):
         jobs.evaluate(graph_folder, tmp_path / "x.json", graph_config("completion"))
+
+
+def test_a_setting_of_the_data_leaves_the_random_split_as_it_is(graph_folder, tmp_path):
+    edges = pd.read_parquet(graph_folder / "edges.parquet").rename(columns={"label": "kind"})
+    edges.to_parquet(tmp_path / "edges.parquet")
+    config = graph_config("edge_classification", overrides=[*QUICK, "data.columns={label: kind}"])
+    task = load_task(tmp_path, config, tmp_path)
+    assert len(task.test) == round(0.2 * len(edges))
+    without = graph_config("edge_classification", overrides=[*QUICK, "data.columns={label: kind}", "data.split=null"])
+    with pytest.raises(DataError, match="no labelled edge"):
+        load_task(tmp_path, without, tmp_path)
 
 
 def test_a_question_that_cannot_be_read_is_named_by_file_and_row_of_the_whole_table(question_folder, tmp_path):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -20,6 +21,7 @@ from pipelines.features import item_features, preparation
 from pipelines.jobs import export
 from serving.bundle.reader import Bundle
 from serving.engine.engine import Engine, Request
+from setrec.data import catalog as catalog_module
 from setrec.data.catalog import TEST, VALID
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation import ranking
@@ -27,6 +29,7 @@ from setrec.models.setrec_model import SetRecModel
 from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridWeights
 from setrec.scoring.item_graph import GraphComponent, ItemGraph, Reading
+from setrec.scoring.kernels import pairs
 from setrec.scoring.model_scores import model_scorer
 
 
@@ -91,6 +94,22 @@ def test_components_that_are_not_wanted_take_no_part(run, tmp_path):
     assert not (bundle / "components").exists()
     with pytest.raises(ConfigError, match=r"evaluation\.components: no 'nothing'"):
         evaluate.evaluate(again, load_config(again.config, ["evaluation.components=[nothing]"]))
+
+
+def test_table_and_bundle_are_the_same_with_histories_on_disk_and_of_few_users_if_asked(run, tmp_path, monkeypatch):
+    for module, name in ((catalog_module, "BLOCK"), (ranking, "BLOCK"), (pairs, "_ENTRIES")):
+        monkeypatch.setattr(module, name, 50)
+    again = Run(tmp_path / "again")
+    shutil.copytree(run.root, again.root)
+    config = load_config(again.config)
+    evaluate.evaluate(again, config)
+    assert again.read_json("metrics.json") == run.read_json("metrics.json")
+    bundle = export.export(again, config)
+    assert isinstance(Bundle.open(bundle).histories.items.values.base, np.memmap)
+    assert (bundle / "checks.json").read_text() == (run.bundle / "checks.json").read_text()
+    few = ["evaluation.users=9", "evaluation.components=[]", "evaluation.opponents=[popularity]"]
+    evaluate.evaluate(again, load_config(again.config, few))
+    assert pd.read_parquet(again.root / "per_user.parquet")["user_id"].nunique() == 9
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from small_models import ITEMS, small_model
 from torch.nn.parallel import DistributedDataParallel
 
+from setrec.data.offsets import Offsets
 from setrec.models.item_tokens import ItemFeatures
 from setrec.ragged import Ragged
 from setrec.training import distributed
@@ -32,6 +33,15 @@ def histories() -> Ragged:
     return Ragged.of([(s + np.arange(int(rng.integers(3, 12)))) % ITEMS for s in rng.integers(0, ITEMS, 40)])
 
 
+def offsets(rows: Ragged) -> Offsets:
+    """An offset for the target and the item after it at two of three positions, so that some workers have none."""
+    position = np.arange(len(rows.values))
+    bounds = np.stack([2 * position, 2 * position + 2 * (position % 3 > 0)], axis=1)
+    items = np.stack([rows.values, (rows.values + 1) % ITEMS], axis=1).astype(np.int32)
+    values = np.tile(np.float16([1.0, 2.0]), len(position))
+    return Offsets(bounds, items.ravel(), values, rows.offsets[[0, -1]])
+
+
 def score(model) -> float:
     """Something that depends on the model and on all workers taking part: the mean answer to a fixed history."""
     return float(model.answers(Ragged.of([[1, 2, 3], [4, 5]])).abs().mean())
@@ -44,7 +54,7 @@ def trainer(rank: int, world: int, shard: str, family: str = "qwen3", **options)
         return DistributedDataParallel(model) if world > 1 else model
 
     settings = {"epochs": 3, "patience": 3, "targets_per_batch": 64, "precision": "float32", **options}
-    model = small_model(features(), family, "fused", max_items=8, dropout=0.0)
+    model = small_model(features(), family, "fused", max_items=8, dropout=0.0, offset=True)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -61,6 +71,7 @@ def trainer(rank: int, world: int, shard: str, family: str = "qwen3", **options)
         rank=rank,
         world=world,
         wrap=wrap,
+        offsets=offsets(histories()),
     )
 
 

@@ -105,7 +105,7 @@ def test_a_target_counts_its_weight_in_loss_and_gradients(sampled):
     by, targets = torch.tensor(0.3, requires_grad=True), torch.randint(12, (9,))
     rows, items = torch.tensor([0, 2, 2, 5]), torch.tensor([3, int(targets[2]), int(targets[2] + 1) % 12, 5])
     weights = torch.tensor([1.0, 5, 2, 1, 1, 3, 1, 1, 2])[:, None]
-    bias = LogitBias(rows, items, by)
+    bias = [LogitBias(rows, items, by)]
     if sampled:
         drawn = LogUniformSampler(np.arange(12), np.ones(12, bool), 12).draw(torch.Generator())
         ours = sampled_cross_entropy(users, codes, targets, drawn, bias, weights)

@@ -48,7 +48,7 @@ def test_raised_logits_are_the_full_softmax_of_the_table_with_them_added(table, 
     monkeypatch.setattr(softmax, "LOGITS_AT_ONCE", at_once)
     users, codes, targets, raised, added = table
     written = F.cross_entropy(users @ codes.T + added, targets, reduction="sum")
-    _alike(catalogue_cross_entropy(users, codes, targets, raised), written, (users, codes, raised.by))
+    _alike(catalogue_cross_entropy(users, codes, targets, [raised]), written, (users, codes, raised.by))
 
 
 @pytest.mark.parametrize("at_once", [64, 1 << 20])
@@ -62,7 +62,7 @@ def test_raised_logits_in_a_sampled_softmax_are_the_formula_written_out(table, m
     corrected = (logits[:, drawn.rows] - drawn.log_counts).masked_fill(drawn.rows == targets[:, None], float("-inf"))
     own = logits[torch.arange(ROWS), targets]
     written = (torch.logsumexp(torch.cat([own[:, None], corrected], 1), 1) - own).sum()
-    _alike(sampled_cross_entropy(users, codes, targets, drawn, raised), written, (users, codes, raised.by))
+    _alike(sampled_cross_entropy(users, codes, targets, drawn, [raised]), written, (users, codes, raised.by))
 
 
 def _alike(ours: torch.Tensor, written: torch.Tensor, of: tuple[torch.Tensor, ...]) -> None:

@@ -40,7 +40,7 @@ def test_under_autocast_the_result_is_close_to_float32():
 def test_a_worker_without_a_row_adds_nothing():
     users, codes = torch.empty(0, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
     none, by = torch.empty(0, dtype=torch.int64), torch.ones((), requires_grad=True)
-    loss = softmax.catalogue_cross_entropy(users, codes, none, LogitBias(none, none, by))
+    loss = softmax.catalogue_cross_entropy(users, codes, none, [LogitBias(none, none, by)])
     loss.backward()
     assert loss == 0
     assert not codes.grad.any()

@@ -58,6 +58,16 @@ def test_known_items_are_scored_as_before_whatever_their_rows_are_now(old):
     np.testing.assert_allclose(scores(model, GROWN, shared), scores(old, OLD, shared), atol=1e-4)
 
 
+def test_a_model_with_an_offset_begins_with_the_scale_of_the_older_one_or_with_one(old):
+    model = SetRecModel.build(SETTINGS, features(OLD), offset=True)
+    model.log_offset_scale.data.fill_(0.5)
+    other = SetRecModel.build(SETTINGS, features(OLD), offset=True)
+    warm_start(other, model, np.arange(20))
+    assert other.log_offset_scale == 0.5
+    warm_start(model, old, np.arange(20))
+    assert model.log_offset_scale == 0
+
+
 def test_new_items_keep_what_they_were_built_with(old):
     fresh, model = built(GROWN, seed=1, cold=("i3",)), built(GROWN, seed=1, cold=("i3",))
     warm_start(model, old, old_rows(OLD, GROWN), features(GROWN).text)

@@ -194,14 +194,11 @@ def _names(path: Path) -> list[str]:
 
 def _without_beginners(catalog: Catalog, histories: Histories) -> tuple[Catalog, Histories]:
     """Remove users with fewer than two training items, and items without other users."""
-    kept = np.flatnonzero(histories.upto(TRAIN).lengths >= 2)
-    items = histories.items.take(kept)
-    splits = Ragged(histories.splits, histories.items.offsets).take(kept).values
-    met = np.flatnonzero(np.bincount(items.values, minlength=len(catalog)))
+    kept = histories.take(np.flatnonzero(histories.upto(TRAIN).lengths >= 2))
+    met = np.flatnonzero(np.bincount(kept.items.values, minlength=len(catalog)))
     row = np.zeros(len(catalog), dtype=np.int32)
     row[met] = np.arange(len(met))
-    users = [histories.user_ids[user] for user in kept]
-    return catalog.take(met), Histories(users, Ragged(row[items.values], items.offsets), splits)
+    return catalog.take(met), Histories(kept.user_ids, Ragged(row[kept.items.values], kept.items.offsets), kept.splits)
 
 
 def _replace(folder: Path, catalog: Catalog, histories: Histories) -> None:

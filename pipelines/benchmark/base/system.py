@@ -46,9 +46,9 @@ class Clock:
         """Whether the budget is used up."""
         return self.share >= 1
 
-    def tell(self, note: str) -> None:
-        """Report progress."""
-        self.on_progress(min(1.0, self.share), note)
+    def tell(self, note: str, done: float = 0.0) -> None:
+        """Report progress; ``done``: share of the work, for a fit that may end before the budget does."""
+        self.on_progress(min(1.0, max(self.share, done)), note)
 
 
 @dataclass

@@ -41,14 +41,14 @@ class SetRecSystem:
         epochs, again = config.training.epochs, config.training.refit_epochs
         share = epochs / (epochs + again)  # share of the time for the training before the refit
         trainer = trainer_of(run, config, wrap=on_device, spent=lambda: clock.share / share)
-        curve = _train(trainer, clock, "epoch")
+        curve = _train(trainer, clock, "epoch", 0, epochs + again)
         model = _on_cpu(trainer.restore_best())
         clock.tell("searches weights")
         weights = _weights(problem, config, model)
         if again and not clock.over:
             used = clock.share
             trainer = refit_trainer(model, run, config, wrap=on_device, spent=lambda: (clock.share - used) / (1 - used))
-            _train(trainer, clock, "refit, epoch")
+            _train(trainer, clock, "refit, epoch", epochs, epochs + again)
             model = _on_cpu(trainer.restore_best())
         term = ModelScores(model, weights.weights.slots)
         scorer = hybrid_scorer(model, weights.weights, known_at_test(problem.histories), problem.trained, problem.texts)
@@ -76,10 +76,10 @@ def _prepared(problem: Problem) -> tuple[Run, JobConfig]:
     return problem.run, problem.config
 
 
-def _train(trainer: Trainer, clock: Clock, name: str) -> list[dict[str, Any]]:
-    """Train until the epochs or the time are used up, or until early stopping."""
+def _train(trainer: Trainer, clock: Clock, name: str, before: int, total: int) -> list[dict[str, Any]]:
+    """Train until the epochs or the time are used up, or until early stopping. ``before``: epochs already done."""
     while True:
-        trainer.epoch(on_step=lambda epochs: clock.tell(f"{name} {epochs:.1f}"))
+        trainer.epoch(on_step=lambda epochs: clock.tell(f"{name} {epochs:.1f}", (before + epochs) / total))
         if trainer.spent() >= 1 or trainer.finished:
             return trainer.progress.curve
 

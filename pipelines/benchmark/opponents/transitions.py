@@ -116,7 +116,7 @@ def tune_transitions(
     drawn by ``seed``. All weights of the terms share one walk. ``over`` is called after every walk; once it returns
     true, the best setting so far is used. Without validation items the default settings are used.
     """
-    cases = ranking.Cases.of(histories, VALID).sample(users, seed)
+    cases = ranking.Cases.of(histories, VALID, users, seed)
     rows, unit = histories.upto(TRAIN), None if text is None else unit_rows(text)
     tried: list[dict[str, Any]] = []
     walks = list(product(GRID["graph"], GRID["backward"], GRID["shrink"])) if len(cases) else []

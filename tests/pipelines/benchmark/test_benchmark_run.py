@@ -12,7 +12,7 @@ from pipelines.benchmark.job import benchmark, protocol_of
 from pipelines.benchmark.opponents.setrec_system import SetRecSystem
 from pipelines.benchmark.run import BenchmarkSettings
 from pipelines.common.run_directory import Run
-from pipelines.features import preparation
+from pipelines.features import item_features, preparation
 from pipelines.jobs import stages
 from setrec.errors import ConfigError
 from setrec.evaluation import ranking
@@ -139,6 +139,14 @@ def test_the_published_design_trains(prepared):
     fitted = SetRecSystem("x", settings).fit(given, settings, 0, Clock(1.0))
     assert set(fitted.weights) == {"collaborative", "semantic"}
     assert fitted.variants == {}
+
+
+def test_the_row_with_an_offset_trains_against_all_components(prepared):
+    given, settings = problem.load(prepared), recipes.merged(TINY, recipes.load("ablation/with-offset"))
+    fitted = SetRecSystem("x", settings).fit(given, settings, 0, Clock(1.0))
+    assert float(fitted.scorer.model.model.offset_scale.detach()) != 1
+    run = item_features.shared_view(given.run, recipes.applied(given.config, settings), prepared / "collaborative")
+    assert item_features.text_features(run, given.catalog) is not None
 
 
 def test_every_recipe_is_allowed_and_changes_something(prepared):

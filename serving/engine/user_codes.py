@@ -1,0 +1,121 @@
+"""User codes from the model, with a cache of what it has read of each user's history."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from serving.bundle.reader import Bundle
+from serving.retrieval.code_table import CodeTable
+from serving.telemetry import metrics
+from setrec.data.events import read
+from setrec.models import incremental
+from setrec.ragged import Ragged
+
+
+class _Entry(NamedTuple):
+    """Item ``rows``, int32 (k,), as the model has read them, and their ``states``: keys and values."""
+
+    rows: np.ndarray
+    states: Tensor
+    tokens_per_item: int
+
+    @property
+    def bytes(self) -> int:
+        return self.rows.nbytes + self.states.nbytes
+
+    def first(self, items: int) -> Tensor:
+        """Return the keys and values of the first ``items``."""
+        return self.states[:, :, : self.states.shape[2] - (len(self.rows) - items) * self.tokens_per_item]
+
+
+class UserCodes:
+    """Reads histories. With a cache, only the items of a user's history that follow those read before are read.
+
+    The cache has one entry per user, and the least recently used ones are dropped. An entry serves any history with the
+    same first rows: keys and values depend on rows in their order only, because an item put again gets a new row. The
+    rest is read, so a history that a late event, an erased event or the window of ``max_items`` has changed in an early
+    place is read whole. Not thread-safe: the engine's lock protects it.
+    """
+
+    def __init__(self, bundle: Bundle, cache_bytes: int = 0) -> None:
+        """``cache_bytes``: size of the cache, 0 for none; there is none if the backbone is not causal."""
+        self._model, self._weights = bundle.model, bundle.manifest.scorer.slots
+        self._limit = cache_bytes if incremental.can_continue(bundle.model) else 0
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._erased: set[str] = set()
+        self._bytes = 0
+
+    def of(self, histories: Ragged, table: CodeTable, users: Sequence[str | None] = ()) -> np.ndarray:
+        """Return user codes, float32 (B, D), of histories of rows of ``table``.
+
+        ``users``: whose histories they are, to read and write the cache; ``None`` or none at all: of no user. The model
+        receives only the codes of the histories' items, not the whole table.
+        """
+        latest = Ragged.of([rows[-self._model.max_items :] for rows in read(histories)])
+        rows, place = np.unique(latest.values, return_inverse=True)
+        codes, own = torch.from_numpy(table.take(rows)), Ragged(place.astype(np.int32), latest.offsets)
+        with torch.inference_mode():
+            if self._limit and any(user is not None for user in users):
+                found = self._cached(users, latest, own, codes)
+            else:
+                found = self._model.user_codes(own, self._weights, codes)
+        return found.float().cpu().numpy()
+
+    def erase(self, user: str) -> None:
+        """Drop what was read of a user. A request under way may still hold the history, so no more of it is cached."""
+        self._erased.add(user)
+        self._drop(user)
+
+    def clear(self) -> None:
+        """Drop everything: rows have new numbers."""
+        for user in list(self._entries):
+            self._drop(user)
+
+    def close(self) -> None:
+        """Drop everything, and cache no more."""
+        self._limit = 0
+        self.clear()
+
+    def _cached(self, users: Sequence[str | None], rows: Ragged, own: Ragged, codes: Tensor) -> Tensor:
+        assert incremental.can_continue(self._model)
+        known = [self._known(user, history) for user, history in zip(users, rows, strict=True)]
+        found, states = incremental.user_codes(self._model, own, self._weights, codes, known)
+        for user, history, whole, before in zip(users, rows, states, known, strict=True):
+            if user is not None:
+                metrics.USER_CACHE.labels("miss" if before is None else "hit").inc()
+                self._put(user, _Entry(history.copy(), whole, self._model.tokens_per_item))
+        return found
+
+    def _known(self, user: str | None, rows: np.ndarray) -> Tensor | None:
+        """Return the keys and values of the first of ``rows``, but the last; ``None`` if there are none of half of
+        them: a long rest beside short ones would make a batch longer than reading it whole does."""
+        entry = None if user is None else self._entries.get(user)
+        if entry is None:
+            return None
+        both = min(len(entry.rows), len(rows) - 1)
+        same = int(np.append(entry.rows[:both] == rows[:both], False).argmin())
+        return entry.first(same) if len(rows) <= 2 * same else None
+
+    def _put(self, user: str, entry: _Entry) -> None:
+        self._drop(user)
+        if user in self._erased or entry.bytes > self._limit:
+            return
+        self._entries[user] = entry
+        self._count(entry.bytes)
+        while self._bytes > self._limit:
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, user: str) -> None:
+        entry = self._entries.pop(user, None)
+        if entry is not None:
+            self._count(-entry.bytes)
+
+    def _count(self, bytes_: int) -> None:
+        self._bytes += bytes_
+        metrics.USER_CACHE_BYTES.inc(bytes_)
