@@ -62,6 +62,11 @@ class Run:
         return self.root / "features"
 
     @property
+    def encoder(self) -> Path:
+        """The fine-tuned sentence encoder, if any."""
+        return self.root / "encoder"
+
+    @property
     def sasrec(self) -> Path:
         """The collaborative model."""
         return self.root / "sasrec"
@@ -272,7 +277,9 @@ def validated(model: Path) -> Path:
     return own if own.is_dir() else model
 
 
-PREPARED = ("data", "data.json", "features", "config.yaml", "environment.json", "logs")
+PREPARED = (
+    "data", "data.json", "encoder", "encoder_tuning.json", "features", "config.yaml", "environment.json", "logs",
+)  # fmt: skip
 TRAINED = ("sasrec", "checkpoints", "model", "curves.jsonl")
 EVALUATED = (
     "scorer.json", "metrics.json", "popularity_groups.json", "comparisons.json", "beyond_accuracy.json",

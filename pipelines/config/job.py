@@ -15,9 +15,9 @@ from pipelines.config.problems import SettingsError, conflicts, problems_of, unk
 from pipelines.config.search_space import TuneSettings
 from pipelines.config.sections import (
     ClusterSettings,
-    EncoderSettings,
     EvaluationSettings,
     GateSettings,
+    ItemEncoderSettings,
     ReleaseSettings,
     StructuralSettings,
 )
@@ -48,7 +48,7 @@ class JobConfig(Settings):
     name: Annotated[str, AfterValidator(_file_name)] = "run"
     warm_start: Annotated[LocalPath, AfterValidator(Path.absolute)] | None = None  # other working directory
     data: DataSettings
-    encoder: EncoderSettings = EncoderSettings()
+    encoder: ItemEncoderSettings = ItemEncoderSettings()
     structural: StructuralSettings = StructuralSettings()
     sasrec: SasRecSettings = SasRecSettings()
     model: ModelSettings = ModelSettings()

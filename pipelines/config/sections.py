@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pipelines.common.storage import is_uri
 from setrec.settings import LocalPath, Settings
+from setrec.training.settings import EncoderTuningSettings
 
 
 def _absolute(where: str) -> str:
@@ -33,6 +34,18 @@ class EncoderSettings(Settings):
     batch_size: int = Field(64, ge=1)
     max_length: int = Field(256, ge=8)
     actors: int = Field(1, ge=1)
+
+
+class ItemEncoderSettings(EncoderSettings):
+    """Text vectors of items. ``finetune``: the sentence encoder learns from the histories before texts are encoded."""
+
+    finetune: EncoderTuningSettings = EncoderTuningSettings()
+
+    @model_validator(mode="after")
+    def _something_to_tune(self) -> ItemEncoderSettings:
+        if self.finetune.epochs and self.path is None:
+            raise ValueError("finetune needs a sentence encoder: path")
+        return self
 
 
 class StructuralSettings(Settings):

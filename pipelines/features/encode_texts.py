@@ -48,7 +48,7 @@ def encode_texts(run: Run, config: JobConfig) -> None:
         ConfigError: the encoder cannot be loaded or returns numbers that are not finite.
         DataError: the data directory is damaged.
     """
-    encoder = text_encoder(config)
+    encoder = text_encoder(run, config)
     if encoder is None:
         return
     texts = Texts(run.data / "items.parquet")

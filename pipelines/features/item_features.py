@@ -43,10 +43,11 @@ TABLE_START = 0.1
 """Standard deviation of a randomly initialised collaborative table."""
 
 
-def text_encoder(config: JobConfig) -> TextEncoder | None:
-    """Return the configured sentence encoder, or ``None``."""
+def text_encoder(run: Run, config: JobConfig) -> TextEncoder | None:
+    """Return the sentence encoder of the run, fine-tuned if configured so, or ``None``."""
     s = config.encoder
-    return None if s.path is None else TextEncoder(s.path, batch_size=s.batch_size, max_length=s.max_length)
+    path = run.require(run.encoder, "prepare --config CONFIG") if s.finetune.epochs else s.path
+    return None if path is None else TextEncoder(path, batch_size=s.batch_size, max_length=s.max_length)
 
 
 def place_items(run: Run, config: JobConfig) -> None:

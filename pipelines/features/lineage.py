@@ -28,6 +28,13 @@ def of_sasrec(run: Run, config: JobConfig) -> dict[str, str]:
     return {"data": of_data(run), "settings": of_value(settings)}
 
 
+def of_encoder(run: Run, config: JobConfig) -> dict[str, str]:
+    """Return the hashes of what the fine-tuned sentence encoder is made from."""
+    s = config.encoder
+    settings = of_value([s.path, s.max_length, s.finetune.model_dump(mode="json")])
+    return {"data": of_data(run), "settings": settings, "warm_start": str(config.warm_start)}
+
+
 def fits(run: Run, name: str, parts: dict[str, str]) -> bool:
     """Return whether the entry ``name`` exists and, as far as recorded, was made from ``parts``."""
     return (run.root / name).exists() and run.made_from(name) in ({}, parts)
@@ -71,11 +78,14 @@ def require_model(run: Run, config: JobConfig) -> str:
             f"{run.model} is of an earlier training, the last one did not end: {again}, with --resume or without"
         )
     made = run.made_from("model")
-    if made and (other := [name for name, part in _of_training(run, config).items() if made.get(name) != part]):
+    parts = _of_training(run, config)
+    if made and (other := [name for name in {**parts, **made} if made.get(name) != parts.get(name)]):
         raise ConfigError(f"{run.model} was made from other settings of {other[0]} than the run has now: {again}")
     return run.hash_of(run.model)
 
 
 def _of_training(run: Run, config: JobConfig) -> dict[str, str]:
     sections = {name: of_value(getattr(config, name).model_dump(mode="json")) for name in _TRAINING}
+    if config.encoder.finetune.epochs:
+        sections["encoder"] = of_encoder(run, config)["settings"]
     return {"data": of_data(run), **sections}

@@ -9,6 +9,7 @@ from pipelines.common.run_directory import FOLLOWING, PREPARED, TRAINED, Run
 from pipelines.config.job import JobConfig
 from pipelines.features import item_features
 from pipelines.features.encode_texts import encode_texts
+from pipelines.features.tune_encoder import tune_encoder
 from pipelines.ingest import ingest
 from setrec.errors import ConfigError
 
@@ -83,10 +84,11 @@ def short_summary(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def tokenise(run: Run, config: JobConfig) -> None:
-    """Encode item texts and, if configured, compute positions of items in their graph."""
+    """Encode item texts; if configured, fine-tune the sentence encoder before, and compute positions of items."""
     run.require(run.data, "prepare")
     keep_configuration(run, config)
     with run.timed("encode"):
+        tune_encoder(run, config)
         encode_texts(run, config)
         item_features.encode_words(run, config)
     if config.structural.enabled:

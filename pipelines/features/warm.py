@@ -89,6 +89,18 @@ def lexical_encoder(path: Path | None) -> LexicalEncoder | None:
         raise ConfigError(f"warm start: {found} is damaged") from error
 
 
+def sentence_encoder(path: Path | None) -> Path | None:
+    """Return the folder of the sentence encoder in the run or bundle at ``path``, or ``None``; that of a run is there
+    only if it was fine-tuned.
+
+    Raises:
+        ConfigError: there is no usable source.
+    """
+    root = None if path is None else Source.at(path).items.parent
+    folders = () if root is None else (root / "encoder", root.parent / "encoder")
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
 def begin_sasrec(model: SasRec, path: Path | None, item_ids: list[str]) -> int:
     """Do the same for the collaborative model; a bundle contains none, and training then starts from random weights."""
     if path is None:

@@ -46,7 +46,7 @@ def export(
         sources = Sources(histories.items, len(catalog), texts)
         second = load_reranker(run, weights)
         reranker = second[0] if second and second[1] else None
-        sentences = text_encoder(config) if encoder else None
+        sentences = text_encoder(run, config) if encoder else None
         lexical = item_features.load_lexical(run) if encoder else None
         write_bundle(
             out,

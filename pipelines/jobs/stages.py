@@ -10,7 +10,9 @@ from pipelines.config.job import JobConfig, load_config, validate
 from pipelines.config.search_space import SECTIONS
 from pipelines.evaluation import evaluate
 from pipelines.features import item_features, lineage, preparation, warm
+from pipelines.features.encode_texts import encode_texts
 from pipelines.features.preparation import keep_configuration
+from pipelines.features.tune_encoder import tune_encoder
 from pipelines.jobs import ablation, export, run_report
 from pipelines.training import train, tune
 from pipelines.training.trials import Trial
@@ -44,6 +46,8 @@ def fit(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any]:
         ):
             with run.timed("sasrec"):
                 item_features.train_collaborative(run, config)
+        if tune_encoder(run, config):  # a warm start goes on with the encoders of its source
+            encode_texts(run, config)
         lexical = warm.lexical_encoder(config.warm_start)
         if lexical is not None or run.made_from(lineage.WORDS):  # those of an earlier warm start belong to another run
             item_features.encode_words(run, config, lexical)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.common import cluster, fingerprints
 from pipelines.common.locks import exclusive
-from pipelines.common.run_directory import Run
+from pipelines.common.run_directory import PREPARED, Run
 from pipelines.nightly import events, release_store
 from pipelines.nightly.steps import HeldBackError, NightlyStep, Plain, Steps
 from setrec.atomic import atomic_file
@@ -102,6 +102,7 @@ class Night:
         data, encoder, structural = self.plain["data"], self.plain["encoder"], self.plain["structural"]
         features = [name for name, made in (("text", encoder["path"]), ("structural", structural["enabled"])) if made]
         tables = tuple(f"run/features/{name}.safetensors" for name in features)
+        tables += ("run/encoder",) if encoder["finetune"]["epochs"] else ()
         trained = ("run/model",)
         given = _paths(self.plain["model"]["backbone"]["pretrained"], self.plain["warm_start"])
         return (
@@ -149,7 +150,7 @@ class Night:
     def _tokenise(self, again: bool) -> None:
         from pipelines.features import preparation
 
-        preparation.tokenise(self.run, self.config)
+        preparation.tokenise(self.run, self._started if self.config.encoder.finetune.epochs else self.config)
 
     def _train(self, again: bool) -> None:
         from pipelines.jobs import stages
@@ -157,11 +158,11 @@ class Night:
 
         self._require_volume()
         if not again:  # checkpoints there belong to other inputs, and must not be resumed
-            self.run.clear(keep=_KEPT_BY_TRAINING)
+            self.run.clear(keep=PREPARED)
             (self.run.features / "collaborative.safetensors").unlink(missing_ok=True)
             for refit in (False, True):
                 store_of(self.run, self.config, refit=refit).clear()
-        stages.fit(self.run, self.config.model_copy(update={"warm_start": self._beginning()}), resume=again)
+        stages.fit(self.run, self._started, resume=again)
 
     def _evaluate(self, again: bool) -> None:
         from pipelines.jobs import stages
@@ -193,7 +194,8 @@ class Night:
         recorded."""
         from pipelines.nightly.last_release import rank_again
 
-        if (section := self._other_shape(record)) is None:
+        encoders = {self.run.hash_of(folder / "encoder") for folder in (self.run.root, record)}
+        if (section := self._other_shape(record) or ("encoder" if len(encoders) > 1 else None)) is None:
             return rank_again(self.run, self.config, record)
         self.say(f"gate: {name} is compared by its recorded metrics, because {section} has changed")
         return record / "per_user.parquet"
@@ -234,6 +236,11 @@ class Night:
             events.note(self.root, "released", release=found["release"])
         self.say(f"release: {found['release']} is current")
 
+    @cached_property
+    def _started(self) -> JobConfig:
+        """Return the configuration with the source of a warm start."""
+        return self.config.model_copy(update={"warm_start": self._beginning()})
+
     def _beginning(self) -> Path | None:
         """Return the source of a warm start: as configured, else the last release if it fits."""
         last = release_store.current(self.root)
@@ -261,7 +268,6 @@ _HOW = {
     "training": ("checkpoint_steps", "checkpoint_minutes"),
     "evaluation": ("actors", "batch_size"),
 }
-_KEPT_BY_TRAINING = ("data", "data.json", "features", "logs", "config.yaml", "environment.json")
 
 
 def _what_counts(plain: Plain) -> Plain:

@@ -26,8 +26,8 @@ URL, TOKEN = "SETREC_RELEASE_URL", "SETREC_RELEASE_TOKEN"
 """Environment variables: the endpoint to notify, and a token with the scope ``admin``."""
 POINTER, RECORD = "released.json", "records"
 KEPT = (
-    "model", "sasrec", "data/items.parquet", "features/lexical", "per_user.parquet", "metrics.json", "scorer.json",
-    "config.yaml", "data.json",
+    "model", "sasrec", "encoder", "data/items.parquet", "features/lexical", "per_user.parquet", "metrics.json",
+    "scorer.json", "config.yaml", "data.json",
 )  # fmt: skip
 """Parts of a run in its record, which a warm start reads like the folder of a run."""
 _OURS = re.compile(r"\d{8}T\d{9}-[A-Za-z0-9._-]+")

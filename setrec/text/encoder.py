@@ -91,7 +91,7 @@ class TextEncoder:
     @property
     def width(self) -> int:
         """Dimension of the vectors."""
-        return int(self._model.get_embedding_dimension())
+        return int(self.model.get_embedding_dimension())
 
     @cached_property
     def identity(self) -> str:
@@ -125,14 +125,15 @@ class TextEncoder:
             raise ConfigError(f"text encoder {self.name}: neither a directory nor an available hub id") from error
 
     @cached_property
-    def _model(self) -> Any:
+    def model(self) -> Any:
+        """The loaded model of sentence-transformers, frozen and in evaluation mode."""
         from sentence_transformers import SentenceTransformer
 
         if pickled := [path for path in self.directory.glob("*/pytorch_model.bin") if not _has_safetensors(path)]:
             raise ConfigError(f"text encoder {self.name}: {pickled[0].name} is a pickle; safetensors are needed")
         options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
         try:
-            with _no_progress_bar():
+            with no_progress_bar():
                 model: Any = SentenceTransformer(
                     str(self.directory), device=str(self.device), local_files_only=True, model_kwargs=options
                 )
@@ -146,7 +147,7 @@ class TextEncoder:
     def _batch(self, texts: list[str]) -> np.ndarray:
         """Return the vectors of one batch, (b, width)."""
         # Some tokenizers return no token for an empty text, which a model cannot read.
-        vectors = self._model.encode(
+        vectors = self.model.encode(
             [text or " " for text in texts], batch_size=len(texts), normalize_embeddings=self.normalize,
             show_progress_bar=False,
         )  # fmt: skip
@@ -160,7 +161,7 @@ def _has_safetensors(weights: Path) -> bool:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Hide the progress bars of transformers, which would break the caller's own."""
     from transformers.utils import logging as transformers_logging
 

@@ -86,3 +86,29 @@ class TrainingSettings(Settings):
     checkpoint_minutes: float = Field(10.0, ge=0)
     offset: OffsetSettings = OffsetSettings()
     seed: int = Field(42, ge=0)
+
+
+class EncoderTuningSettings(Settings):
+    """Fine-tuning of a sentence encoder: the vectors of a history and of its next item are brought near.
+
+    ``epochs``: passes over the training histories; 0 leaves the encoder as it is. ``patience``: epochs without a better
+    validation recall@10. ``layers``: upper layers that learn; those below are computed once for each text and kept on
+    disk during training (2 bytes times width and tokens). ``latest`` items of a history are read. ``users``: histories
+    per step, with up to ``positions`` targets each; memory grows with the tokens of a step's texts, 20 kB each for a
+    width of 384. ``hard_negatives`` per target: items with similar texts that the user did not choose, in addition to
+    the targets of the step; to find them all pairs of trained items are compared once. ``temperature``: where the
+    learned one starts. ``drift_penalty``: weight of 1 minus the cosine to the original vectors, which keeps the vectors
+    of new items comparable.
+    """
+
+    epochs: int = Field(0, ge=0)
+    patience: int = Field(2, ge=1)
+    layers: int = Field(1, ge=1)
+    latest: int = Field(10, ge=1)
+    users: int = Field(128, ge=1)
+    positions: int = Field(8, ge=1)
+    hard_negatives: float = Field(0.25, ge=0, le=1)
+    temperature: float = Field(0.05, gt=0, le=1)
+    drift_penalty: float = Field(0.1, ge=0)
+    learning_rate: float = Field(3e-4, gt=0)
+    seed: int = Field(42, ge=0)

@@ -97,7 +97,7 @@ def test_cached_vectors_are_those_computed_and_need_no_model(tiny, tmp_path, mon
     again = TextEncoder(tiny, batch_size=3, device="cpu")
     monkeypatch.setattr(again, "_batch", never)
     assert np.array_equal(again.encode(TEXTS[::-1], tmp_path), first[::-1])
-    assert "_model" not in vars(again)
+    assert "model" not in vars(again)
 
 
 def test_the_cache_grows_by_new_texts_only(tiny, tmp_path):

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pipelines.common.fingerprints import of_file
 from pipelines.common.run_directory import Run
 from pipelines.config.job import JobConfig, load_config
-from pipelines.config.sections import EncoderSettings
+from pipelines.config.sections import ItemEncoderSettings
 from pipelines.data import directory
 from pipelines.data.directory import write_histories
 from pipelines.data.settings import DataSettings, places
@@ -129,7 +129,8 @@ def prepare(data: Path, protocol: Protocol, out: Path, encoder: str | None, seed
     Raises:
         DataError: the data cannot be used, or nothing is left to validate or test on.
     """
-    config = JobConfig(name=data.name, data=settings_of(data, protocol, seed), encoder=EncoderSettings(path=encoder))
+    texts = ItemEncoderSettings(path=encoder)
+    config = JobConfig(name=data.name, data=settings_of(data, protocol, seed), encoder=texts)
     run = Run(out)
     (out / RECORD).unlink(missing_ok=True)
     preparation.ingest_data(run, config)

@@ -1,0 +1,1 @@
+"""Fine-tuning of the sentence encoder on next items."""
