@@ -44,7 +44,7 @@ def fine_tune(
     learned = [*(p for p in towers.items.parameters() if p.requires_grad), towers.residual.weight]
     few = {"params": [towers.recency, towers.sharpness], "lr": _RATE, "weight_decay": 0.0}
     optimizer = torch.optim.AdamW([{"params": learned, "lr": settings.learning_rate}, few], weight_decay=0.01)
-    cases = ranking.Cases.of(histories, VALID).sample(_VALIDATION_USERS, settings.seed)
+    cases = ranking.Cases.of(histories, VALID, _VALIDATION_USERS, settings.seed)
     run, loss = Epochs(towers, settings.epochs + 1, settings.patience), math.inf
     records: list[dict[str, Any]] = []
     for epoch in run:

@@ -87,7 +87,7 @@ class TwoTowers(nn.Module):
         queries = self.queries(vectors, np.where(step.read < 0, -1, np.searchsorted(texts, step.read)))
         queries = self.sharpness.clamp(max=math.log(_SHARPEST)).exp() * queries
         bias = LogitBias(at, excluded, vectors.new_tensor(_EXCLUDED))
-        return sampled_cross_entropy(queries, vectors, targets, candidates, bias) / len(targets)
+        return sampled_cross_entropy(queries, vectors, targets, candidates, [bias]) / len(targets)
 
     @torch.inference_mode()
     def scorer(self) -> Scorer:
