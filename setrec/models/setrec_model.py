@@ -172,8 +172,7 @@ class SetRecModel(PreTrainedModel):
         return None if self.log_offset_scale is None else self.log_offset_scale[0].exp()
 
     def outputs(self, items: Tensor, visible: Tensor, codes: Tensor | None = None) -> Tensor:
-        """Return answers (B, Q, n, d) of query blocks that each see the first ``visible`` (B or 1, Q) items of a
-        history.
+        """Return answers (B, Q, n, d) of query blocks that see the first ``visible`` (B or 1, Q) items of a history.
 
         ``items`` int (B, L), right-padded with any row; ``codes`` (I, D) if already computed.
         """
