@@ -134,18 +134,18 @@ def recommend(
         raise ConfigError("--batch and --out go together")
     if batch is not None and out is not None:
         from pipelines.jobs.batch_recommend import BatchRequest, recommend_batch
-        from pipelines.jobs.recommend import Wish
+        from pipelines.jobs.recommend import AnswerOptions
 
-        wish = Wish(k or DEFAULT_K, not keep_history, unknown_items, unknown_users == "popular", filter_)
-        print_json(recommend_batch(BatchRequest(bundle, batch, out, wish, actors, address, rejected_share)))
+        options = AnswerOptions(k or DEFAULT_K, not keep_history, unknown_items, unknown_users == "popular", filter_)
+        print_json(recommend_batch(BatchRequest(bundle, batch, out, options, actors, address, rejected_share)))
         return
     ids = None if history is None else tuple(part.strip() for part in history.split(",") if part.strip())
     with no_collection():
-        from pipelines.jobs.recommend import Wish, recommend_once
+        from pipelines.jobs.recommend import AnswerOptions, recommend_once
         from pipelines.reports.terminal import answer_table
         from serving.engine.requests import Request
 
-        chosen = Wish(filter=filter_).parsed_filter()
+        chosen = AnswerOptions(filter=filter_).parsed_filter()
         request = Request(ids, user, k or DEFAULT_K, not keep_history, filter=chosen, unknown_items=unknown_items)
         answer = recommend_once(bundle, request, clip=k is None)
     if as_json:

@@ -13,7 +13,7 @@ import torch
 
 from pipelines.common import storage
 from pipelines.data import parquet
-from pipelines.jobs.recommend import Wish
+from pipelines.jobs.recommend import AnswerOptions
 from serving.bundle.reader import Bundle
 from serving.engine.engine import Answer, Engine, Request
 from setrec.errors import SetRecError, UnknownItemError
@@ -55,10 +55,10 @@ class Piece:
 class BatchRecommender:
     """An engine that answers pieces of the table at ``users`` and writes files below ``folder``."""
 
-    def __init__(self, bundle: str, users: str, folder: str, wish: Wish) -> None:
+    def __init__(self, bundle: str, users: str, folder: str, options: AnswerOptions) -> None:
         torch.set_num_threads(1)
-        self.engine = Engine(Bundle.open(bundle), max_k=wish.k)
-        self.users, self.folder, self.wish, self.filter = users, folder, wish, wish.parsed_filter()
+        self.engine = Engine(Bundle.open(bundle), max_k=options.k)
+        self.users, self.folder, self.options, self.filter = users, folder, options, options.parsed_filter()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Process pieces, a column for each of their fields; return the number of rows of each, how many were rejected
@@ -96,7 +96,7 @@ class BatchRecommender:
 
     def _found(self, batch: list[tuple[str | None, list[str | None] | None]]) -> list[Answer | tuple[str, str]]:
         """Return the answer to each row, or the reason and detail why there is none."""
-        found: list[Any] = [_unusable(*row, popular=self.wish.popular) for row in batch]
+        found: list[Any] = [_unusable(*row, popular=self.options.popular) for row in batch]
         asked = [i for i, unusable in enumerate(found) if unusable is None]
         for i, answer in zip(asked, self.engine.recommend([self._request(*batch[i]) for i in asked]), strict=True):
             found[i] = self._judged(answer)
@@ -105,8 +105,8 @@ class BatchRecommender:
     def _request(self, user: Any, history: Any) -> Request:
         known: dict[str, Any] = {"user_id": user} if not history else {"history": tuple(history)}
         return Request(
-            **known, k=self.engine.max_k, exclude_history=self.wish.exclude_history, filter=self.filter,
-            unknown_items=self.wish.unknown_items,
+            **known, k=self.engine.max_k, exclude_history=self.options.exclude_history, filter=self.filter,
+            unknown_items=self.options.unknown_items,
         )  # fmt: skip
 
     def _judged(self, answer: Answer | SetRecError) -> Answer | tuple[str, str]:
@@ -115,7 +115,7 @@ class BatchRecommender:
             return "unknown_item", str(answer)
         if isinstance(answer, SetRecError):
             return "refused", str(answer)
-        return answer if answer.fallback is None or self.wish.popular else _REASONS[answer.fallback.reason]
+        return answer if answer.fallback is None or self.options.popular else _REASONS[answer.fallback.reason]
 
     def _read(self, piece: Piece) -> pa.Table:
         system, _ = storage.filesystem(self.users)

@@ -41,7 +41,7 @@ from pipelines.common.failures import readable_error
 from pipelines.common.progress import Bar, bar
 from pipelines.data import parquet
 from pipelines.jobs.batch_actor import ANSWERS_FOLDER, BATCH, REJECTED_FOLDER, BatchRecommender, Piece
-from pipelines.jobs.recommend import Wish
+from pipelines.jobs.recommend import AnswerOptions
 from serving.bundle.manifest import verify
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, DataError
@@ -63,7 +63,7 @@ class BatchRequest:
     bundle: Path
     users: str
     out: str
-    wish: Wish = field(default_factory=Wish)
+    options: AnswerOptions = field(default_factory=AnswerOptions)
     actors: int | None = None
     address: str | None = None
     rejected_share: float = 0.01
@@ -80,7 +80,7 @@ def recommend_batch(asked: BatchRequest) -> dict[str, Any]:
             ``out`` is then unchanged.
         ConfigError: the filter is invalid, the cluster is too small for the actors, or the job failed.
     """
-    asked.wish.parsed_filter()
+    asked.options.parsed_filter()
     _refuse_foreign(asked.out)
     version = verify(asked.bundle).model_version
     pieces = _pieces(asked.users, asked.actors or os.cpu_count() or 1)
@@ -99,7 +99,7 @@ def recommend_batch(asked: BatchRequest) -> dict[str, Any]:
             )
         record = {
             "format": FORMAT, "complete": True, "model_version": version, "bundle": str(asked.bundle),
-            "users": storage.shown(asked.users), **asdict(asked.wish),
+            "users": storage.shown(asked.users), **asdict(asked.options),
             "rows": rows, "answered": answered, "rejected": dict(sorted(rejected.items())),
             "seconds": round(seconds, 2),
         }  # fmt: skip
@@ -160,7 +160,7 @@ def _stream(asked: BatchRequest, pieces: list[Piece], folder: str, progress: Bar
     if not pieces:
         return rejected, example
     quiet_data()
-    given = (str(asked.bundle.resolve()), asked.users, folder, asked.wish)
+    given = (str(asked.bundle.resolve()), asked.users, folder, asked.options)
     table = ray.data.from_items([asdict(piece) for piece in pieces], override_num_blocks=len(pieces))
     try:
         work = table.map_batches(

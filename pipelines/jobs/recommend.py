@@ -15,7 +15,7 @@ from setrec.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Wish:
+class AnswerOptions:
     """The options of all rows. ``unknown_items`` of a given history are refused or skipped; ``popular``: whether a user
     without a known history gets popular items, or is rejected; ``filter``: as for the endpoint, in JSON."""
 

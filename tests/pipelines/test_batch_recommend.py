@@ -13,12 +13,12 @@ from pipelines.data import directory
 from pipelines.jobs import batch_recommend
 from pipelines.jobs.batch_actor import BatchRecommender
 from pipelines.jobs.batch_recommend import BatchRequest, recommend_batch
-from pipelines.jobs.recommend import Wish
+from pipelines.jobs.recommend import AnswerOptions
 from serving.bundle.reader import Bundle
 from serving.engine.engine import Engine, Request
 from setrec.errors import BundleError, ConfigError, DataError
 
-WISH = Wish(k=5, popular=False)
+OPTIONS = AnswerOptions(k=5, popular=False)
 
 
 def table(users, histories=None) -> pa.Table:
@@ -29,7 +29,7 @@ def table(users, histories=None) -> pa.Table:
 
 
 def asked(run, users, out, **changes) -> BatchRequest:
-    settings = {"wish": WISH, "actors": 1, "rejected_share": 0.5, **changes}
+    settings = {"options": OPTIONS, "actors": 1, "rejected_share": 0.5, **changes}
     return BatchRequest(run.bundle, str(users), str(out), **settings)
 
 
@@ -98,8 +98,8 @@ def test_the_folder_is_a_plain_data_set_of_the_answers(answered):
     assert len(pd.read_parquet(folder / "out")) == record["answered"]
 
 
-def answers_of(run, users, histories, **wish):
-    actor = BatchRecommender(str(run.bundle), "", "", Wish(k=3, **wish))
+def answers_of(run, users, histories, **options):
+    actor = BatchRecommender(str(run.bundle), "", "", AnswerOptions(k=3, **options))
     return [part.to_pylist() for part in actor.answer(table(users, histories))]
 
 
@@ -120,12 +120,12 @@ def test_unknown_items_may_be_skipped(qwen3_run):
 
 
 def test_a_filter_holds_for_every_answer(qwen3_run):
-    wish = '{"attribute": "genre", "equals": "genre 2"}'
-    answers, _ = answers_of(qwen3_run, ["u1", "nobody"], [None, None], filter=wish)
+    options = '{"attribute": "genre", "equals": "genre 2"}'
+    answers, _ = answers_of(qwen3_run, ["u1", "nobody"], [None, None], filter=options)
     for row in answers:
         assert {int(item[1:]) % 5 for item in row["item_ids"] if item != "i_cold"} <= {2}
     with pytest.raises(ConfigError, match="--filter"):
-        recommend_batch(asked(qwen3_run, "users", "out", wish=Wish(filter="{")))
+        recommend_batch(asked(qwen3_run, "users", "out", options=AnswerOptions(filter="{")))
 
 
 def test_pieces_are_small_enough_for_all_actors(tmp_path):
@@ -156,7 +156,7 @@ def test_the_same_request_again_leaves_the_same_in_place_of_what_was_there(answe
 
 
 def test_all_items_may_be_asked_for_with_the_history_and_ids_may_be_numbers(qwen3_run, tmp_path):
-    actor = BatchRecommender(str(qwen3_run.bundle), "", str(tmp_path), Wish(1000, False))
+    actor = BatchRecommender(str(qwen3_run.bundle), "", str(tmp_path), AnswerOptions(1000, False))
     histories = pa.array([["i1", "i2"]] * 3, pa.large_list(pa.large_string()))
     answers, rejected = actor.answer(pa.table({"user_id": pa.array([7, 8, 9]), "history": histories}))
     assert answers["user_id"].to_pylist() == ["7", "8", "9"]
