@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import sys
 import time
 import warnings
@@ -324,6 +323,12 @@ MODELS: dict[str, Callable[[Task, Recorder], None]] = {
 }
 
 
+def peak_mb() -> float:
+    """Return the largest memory of this process; ``ru_maxrss`` would be at least that of the one that started it."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+
+
 def main() -> None:
     """Fit and write what was recorded."""
     warnings.filterwarnings("ignore")
@@ -332,7 +337,7 @@ def main() -> None:
     MODELS[name](given, record)
     np.savez(
         out, spent=np.array(record.spent), lists=np.stack(record.lists), ranking=record.ranking,
-        memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        memory=peak_mb(),
     )  # fmt: skip
 
 
