@@ -170,7 +170,7 @@ def text_parts(
     run: Run, config: JobConfig, catalog: Catalog, rows: np.ndarray
 ) -> tuple[TextFeaturizer | None, TextFeatures | None, np.ndarray | None]:
     """Featurizer, features and centre of a run's texts, of some ``rows`` of its catalogue."""
-    lexical, sentence = item_features.load_lexical(run), item_features.text_encoder(config)
+    lexical, sentence = item_features.load_lexical(run), item_features.text_encoder(run, config)
     if lexical is None:
         return (None if sentence is None else TextFeaturizer(None, sentence)), None, None
     vectors = item_features.text_vectors(run)

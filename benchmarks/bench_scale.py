@@ -141,7 +141,7 @@ def tokenise(place: Place) -> dict[str, float]:
     from pipelines.features import encode_texts
 
     shutil.rmtree(place.root / encode_texts.CACHE, ignore_errors=True)  # a text encoded before would cost nothing
-    encode_texts.text_encoder = lambda _: HashedTexts()  # type: ignore[assignment,return-value]
+    encode_texts.text_encoder = lambda *_: HashedTexts()  # type: ignore[assignment,return-value]
     config = place.config()
     with clocked() as found:
         encode_texts.encode_texts(Run(place.run), config)

@@ -73,8 +73,9 @@ class GraphArtifact:
 
     def relation_of(self, source: int, target: int) -> str | None:
         """Return the name of the relation between two rows in either direction, if edges have names."""
-        edge = None if self.relations is None else self.edge(source, target)
-        return None if self.relations is None or edge is None else self.relations[edge] or None
+        if self.relations is None or (edge := self.edge(source, target)) is None:
+            return None
+        return self.relations[edge] or None
 
     @cached_property
     def _row_of(self) -> dict[str, int]:

@@ -46,7 +46,7 @@ class Clock:
         """Whether the budget is used up."""
         return self.share >= 1
 
-    def tell(self, note: str, done: float = 0.0) -> None:
+    def report(self, note: str, done: float = 0.0) -> None:
         """Report progress; ``done``: share of the work, for a fit that may end before the budget does."""
         self.on_progress(min(1.0, max(self.share, done)), note)
 

@@ -99,7 +99,7 @@ class SasRecSystem:
 
         def report(record: dict[str, Any]) -> None:
             curve.append({name: record[name] for name in ("epoch", "seconds", "loss", "ndcg@10")})
-            clock.tell(f"NDCG@10 {record['ndcg@10']:.4f}")
+            clock.report(f"NDCG@10 {record['ndcg@10']:.4f}")
 
         model = sasrec_trainer.train_sasrec(
             problem.histories, problem.items, SasRecSettings(**settings), report=report, seed=seed,
@@ -117,7 +117,7 @@ class _Steps:
         self.clock = clock
 
     def __call__(self, done: int, of: int) -> None:
-        self.clock.tell(f"{done} of {of}")
+        self.clock.report(f"{done} of {of}")
 
 
 FULL = {"epochs": 60, "patience": 10, "layers": 1, "dropout": 0.3, "targets_per_batch": 512}

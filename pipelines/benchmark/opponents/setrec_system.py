@@ -43,7 +43,7 @@ class SetRecSystem:
         trainer = trainer_of(run, config, wrap=on_device, spent=lambda: clock.share / share)
         curve = _train(trainer, clock, "epoch", 0, epochs + again)
         model = _on_cpu(trainer.restore_best())
-        clock.tell("searches weights")
+        clock.report("searches weights")
         weights = _weights(problem, config, model)
         if again and not clock.over:
             used = clock.share
@@ -79,7 +79,7 @@ def _prepared(problem: Problem) -> tuple[Run, JobConfig]:
 def _train(trainer: Trainer, clock: Clock, name: str, before: int, total: int) -> list[dict[str, Any]]:
     """Train until the epochs or the time are used up, or until early stopping. ``before``: epochs already done."""
     while True:
-        trainer.epoch(on_step=lambda epochs: clock.tell(f"{name} {epochs:.1f}", (before + epochs) / total))
+        trainer.epoch(on_step=lambda epochs: clock.report(f"{name} {epochs:.1f}", (before + epochs) / total))
         if trainer.spent() >= 1 or trainer.finished:
             return trainer.progress.curve
 

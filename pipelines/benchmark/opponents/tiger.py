@@ -81,7 +81,7 @@ class Tiger:
         if problem.text is None:
             raise ConfigError(f"{self.name} makes its codes from texts, and the items of '{problem.name}' have none")
         s = TigerSettings.model_validate(dict(settings))
-        clock.tell("codes")
+        clock.report("codes")
         codes = residual_codes(problem.text, s.levels, s.codes)
         torch.manual_seed(seed)
         training = _Training(CodeT5(codes, s).to(device()), s, problem, seed, clock)
@@ -139,7 +139,7 @@ class _Training:
         self.run.reserve = self.run.seconds - began  # for the next validation
         self.run.finish(value if len(self.cases) else -loss)
         self.curve.append({"epoch": epoch, "seconds": round(self.clock.seconds, 3), "loss": loss, "ndcg@10": value})
-        self.clock.tell(f"epoch {epoch}, ndcg@10 {value:.4f}")
+        self.clock.report(f"epoch {epoch}, ndcg@10 {value:.4f}")
 
 
 def _scorer(model: CodeT5, forest: Forest, max_items: int, beams: int) -> ranking.Scorer:
