@@ -19,7 +19,10 @@ def small_model(features: ItemFeatures, family: str = "qwen3", history: str = "s
     """A two-layer model in evaluation mode, the same weights at every call."""
     offset = changes.pop("offset", False)
     torch.manual_seed(7)
-    plain = {"semantic_tokens": 3, "hidden": (48, 24), "text_slot": 0, "query_mode": "last_item", "id_dropout": 0.0}
+    plain = {
+        "semantic_tokens": 3, "hidden": (48, 24), "text_slot": 0, "query_mode": "last_item", "id_dropout": 0.0,
+        "collaborative_leg": None,
+    }  # fmt: skip
     settings = ModelSettings(backbone=BackboneSettings(family=family), history=history, **(plain | changes))
     model = SetRecModel.build(settings, features, offset=offset).eval()
     # Biases start at zero, where a forgotten constant would go unnoticed.

@@ -254,7 +254,15 @@ Tokenizer = TableTokenizer | SemanticTokenizer | TextTokenizer
 
 
 class ItemTokens(nn.Module):
-    """The tokenizers of a catalogue: codes, tokens and the affine maps between them."""
+    """The tokenizers of a catalogue: codes, tokens and the affine maps between them.
+
+    Args:
+        leg_width: width of the collaborative leg, which reads and answers the collaborative slot; ``None`` without one.
+
+    Attributes:
+        slots: all slots, the collaborative first, in the order of the code's columns.
+        read: the slots that the backbone reads and answers; the last of ``slots``.
+    """
 
     def __init__(
         self,
@@ -269,12 +277,13 @@ class ItemTokens(nn.Module):
         extra: dict[str, int] | None = None,
         trainable_table: bool = False,
         id_dropout: float = 0.0,
+        leg_width: int | None = None,
     ) -> None:
         super().__init__()
         parts: dict[str, Tokenizer] = {}
         if collaborative:
             parts[COLLABORATIVE] = TableTokenizer(
-                items, collaborative, width, trainable=trainable_table, id_dropout=id_dropout
+                items, collaborative, leg_width or width, trainable=trainable_table, id_dropout=id_dropout
             )
         if text and semantic_tokens:
             parts[SEMANTIC] = SemanticTokenizer(items, text, hidden, semantic_tokens, width)
@@ -290,6 +299,7 @@ class ItemTokens(nn.Module):
             self.slots += [Slot(kind, start, stop)] * part.tokens
             start = stop
         self.code_width = start
+        self.read = [slot for slot in self.slots if leg_width is None or slot.kind != COLLABORATIVE]
 
     def _tokenizers(self) -> list[Tokenizer]:
         return cast(list[Tokenizer], list(self.parts.values()))
@@ -343,24 +353,25 @@ class ItemTokens(nn.Module):
         return torch.cat(parts, dim=1)
 
     def maps(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the affine map of each slot, A (d, its columns) and b (d,): z_k = A code[start:stop] + b."""
-        pairs = [part.maps() for part in self._tokenizers()]
+        """Return the affine map of each slot read, A (d, its columns) and b (d,): z_k = A code[start:stop] + b."""
+        read = {slot.kind for slot in self.read}
+        pairs = [part.maps() for kind, part in zip(self.kinds, self._tokenizers(), strict=True) if kind in read]
         return [(a[k], b[k]) for a, b in pairs for k in range(len(a))]
 
     def tokens(self, codes: Tensor) -> Tensor:
-        """Return the set of tokens (..., n, d) of codes (..., D)."""
-        maps = zip(self.slots, self.maps(), strict=True)
+        """Return the set of tokens read (..., n, d) from codes (..., D)."""
+        maps = zip(self.read, self.maps(), strict=True)
         return torch.stack([F.linear(codes[..., s.start : s.stop], a, b) for s, (a, b) in maps], dim=-2)
 
     def fused(self, codes: Tensor) -> Tensor:
-        """Return the sum of an item's tokens, (..., d) from codes (..., D): one affine map, n times cheaper to read
-        than the set."""
+        """Return the sum of an item's tokens read, (..., d) from codes (..., D): one affine map, n times cheaper than
+        the set."""
         maps = self.maps()
         whole = torch.cat(
             [
-                torch.stack([a for s, (a, _) in zip(self.slots, maps, strict=True) if s.kind == kind]).sum(0)
-                for kind in self.kinds
+                torch.stack([a for s, (a, _) in zip(self.read, maps, strict=True) if s.kind == kind]).sum(0)
+                for kind in dict.fromkeys(slot.kind for slot in self.read)
             ],
             dim=1,
         )
-        return F.linear(codes, whole, torch.stack([b for _, b in maps]).sum(0))
+        return F.linear(codes[..., self.read[0].start :], whole, torch.stack([b for _, b in maps]).sum(0))

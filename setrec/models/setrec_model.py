@@ -13,10 +13,11 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from setrec.errors import ConfigError
 from setrec.models import grounding, masks
-from setrec.models.backbones import CausalBackbone, build_backbone, load_backbone, scratch_config
+from setrec.models.backbones import SIZES, CausalBackbone, build_backbone, load_backbone, scratch_config
+from setrec.models.collaborative_leg import CollaborativeLeg
 from setrec.models.grounding import LogitBias
-from setrec.models.item_tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer
-from setrec.models.settings import LoraSettings, ModelSettings
+from setrec.models.item_tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer, TableTokenizer
+from setrec.models.settings import LegSettings, LoraSettings, ModelSettings
 from setrec.ragged import Ragged
 
 INSTRUCTION = "Given the items a user chose, in order, name the item this user will choose next."
@@ -56,6 +57,7 @@ class SetRecConfig(PretrainedConfig):
         repeat_bias: bool = False,
         word_scale: float | None = None,
         offset: bool = False,
+        collaborative_leg: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.items, self.backbone, self.lora = items, backbone, lora
@@ -64,6 +66,7 @@ class SetRecConfig(PretrainedConfig):
         self.history_skip, self.repeat_bias, self.word_scale = history_skip or [], repeat_bias, word_scale
         self.history, self.max_items, self.instruction = history, max_items, instruction
         self.query_mode, self.dropout, self.offset = query_mode, dropout, offset
+        self.collaborative_leg = collaborative_leg
         self.trainable_table, self.id_dropout = trainable_table, id_dropout
         super().__init__(**kwargs)
 
@@ -102,12 +105,15 @@ class SetRecModel(PreTrainedModel):
         lora = LoraSettings(**config.lora) if config.lora else None
         self.backbone = build_backbone(_backbone_config(config.backbone), lora)
         width = self.backbone.width
+        leg = LegSettings(**config.collaborative_leg) if config.collaborative_leg else None
         self.tokens = ItemTokens(
             config.items, width, collaborative=config.collaborative, text=config.text, text_slot=config.text_slot,
             semantic_tokens=config.semantic_tokens, hidden=tuple(config.hidden), extra=config.extra,
             trainable_table=config.trainable_table, id_dropout=config.id_dropout,
+            leg_width=None if leg is None else SIZES[leg.size]["width"],
         )  # fmt: skip
-        n = len(self.tokens.slots)
+        n = len(self.tokens.read)
+        self.leg = None if leg is None else CollaborativeLeg(leg, n)
         if config.query_mode == "item" and (config.history != "fused" or not isinstance(self.backbone, CausalBackbone)):
             raise ConfigError(
                 "an item's own token can answer (query_mode: item) behind a causal backbone and fused histories"
@@ -159,12 +165,12 @@ class SetRecModel(PreTrainedModel):
     @property
     def tokens_per_item(self) -> int:
         """Number of tokens per item of a history."""
-        return 1 if self.config.history == "fused" else len(self.tokens.slots)
+        return 1 if self.config.history == "fused" else len(self.tokens.read)
 
     @property
     def tokens_per_target(self) -> int:
         """Number of queries per target: one per slot, or none if an item's own token answers."""
-        return len(self.tokens.slots) if self.maps is None else 0
+        return len(self.tokens.read) if self.maps is None else 0
 
     @property
     def offset_scale(self) -> Tensor | None:
@@ -219,10 +225,13 @@ class SetRecModel(PreTrainedModel):
 
     def grounded(self, outputs: Tensor, items: Tensor, visible: Tensor, codes: Tensor) -> list[Tensor]:
         """Return :meth:`answer_codes` from answers (B, Q, n, d)."""
-        own = grounding.slot_codes(self.tokens, outputs)
+        own, read = grounding.slot_codes(self.tokens, outputs), codes[items.long()]
+        if self.leg is not None:
+            table = cast(TableTokenizer, self.tokens.table(COLLABORATIVE))
+            own.insert(0, self.leg(table, read[..., : table.code_width], visible))
         if self.log_skip is None:
             return own
-        skip = self._skip(codes[items.long()], visible, (self.log_skip * LOG_UNIT).exp())
+        skip = self._skip(read, visible, (self.log_skip * LOG_UNIT).exp())
         return [code + skip[slot.kind] for slot, code in zip(self.tokens.slots, own, strict=True)]
 
     def _skip(self, read: Tensor, visible: Tensor, gains: Tensor) -> dict[str, Tensor]:
@@ -363,6 +372,7 @@ class SetRecModel(PreTrainedModel):
             repeat_bias=settings.repeat_bias,
             word_scale=None if words is None else float(words.square().mean().sqrt()),
             offset=offset,
+            collaborative_leg=settings.collaborative_leg.model_dump() if _separable(settings, features) else None,
         )
         model = cls(config)
         model.tokens.fill(features)
@@ -374,6 +384,13 @@ class SetRecModel(PreTrainedModel):
             for name, parameter in model.backbone.named_parameters():
                 parameter.requires_grad_("lora_" in name)
         return model
+
+
+def _separable(settings: ModelSettings, features: ItemFeatures) -> bool:
+    """Return whether the model has a collaborative leg: it is configured, and there are other slots."""
+    semantic = features.text is not None and bool(settings.semantic_tokens or settings.text_slot)
+    others = semantic or bool(features.extra)
+    return settings.collaborative_leg is not None and features.collaborative is not None and others
 
 
 def _instruction_vectors(path: str | None, pretrained: PreTrainedModel | None) -> Tensor | None:

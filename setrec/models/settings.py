@@ -33,6 +33,19 @@ class BackboneSettings(Settings):
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
+class LegSettings(Settings):
+    """The collaborative leg of the model: a small causal backbone, trained from scratch, that reads and answers the
+    collaborative slot alone, while the model's backbone reads and answers the others.
+
+    ``size`` and ``layers`` as of :class:`BackboneSettings`; ``dropout`` of the leg's input and output vectors, half of
+    it in its attention.
+    """
+
+    size: Literal["tiny", "small", "base"] = "tiny"
+    layers: int | None = Field(None, ge=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
+
+
 class ModelSettings(Settings):
     """The shape of the recommender. The defaults are the recipe of ``docs/comparison.md``.
 
@@ -41,6 +54,10 @@ class ModelSettings(Settings):
     paper: no). ``semantic_tokens``: semantic slots, made from the text vector by an autoencoder with ``hidden`` layers.
     ``text_slot``: one more slot is the text vector itself, frozen, in so many principal directions (0: no such slot;
     the paper: 0).
+
+    ``collaborative_leg``: a backbone of its own for the collaborative slot, with a softmax of its own, so that both
+    legs learn to rank alone and their scores are summed (after EnsRec, arXiv 2512.17820); ``null``: one backbone and
+    one softmax for all slots (the paper). Without other slots there is one backbone.
 
     ``history``: ``set`` reads n tokens per item (the paper), ``fused`` their sum, n times cheaper. The latest
     ``max_items`` of a history are read. ``instruction``: number of learned vectors before the history if the backbone
@@ -72,6 +89,7 @@ class ModelSettings(Settings):
     id_dropout: float = Field(0.3, ge=0, lt=1)
     history_skip: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.8, 1.0)
     repeat_bias: bool = True
+    collaborative_leg: LegSettings | None = LegSettings()
 
     def resolved_query_mode(self, *, causal: bool) -> str:
         """Return the query mode for a causal or an encoder-decoder backbone."""

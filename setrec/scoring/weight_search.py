@@ -4,7 +4,8 @@ Weights are chosen on two halves of the validation users. With a split per user,
 are available while one is ranked, as all are at test time. With a split by global time they are not: they belong to the
 period that is ranked and contain its new and popular items, while the data available at test time is older.
 
-1. Weights of the model's slot kinds: those with the best NDCG@10 of the model alone, over a grid.
+1. Weights of the model's slot kinds: those with the best NDCG@10 of the model alone, over a grid; the share of the
+collaborative leg, if there is one, after the others.
 2. The temperature at which the model's scores are log-probabilities, so that one grid of weights suits every model;
    without a model that of the components' sum.
 3. Components, greedily: the one with the largest gain in addition to those chosen so far is added, as long as the gain
@@ -155,11 +156,18 @@ def _sampled(parts: Sequence[Part], users: int) -> ranking.Cases:
 def _slot_weights(
     model: SetRecModel, parts: Sequence[Part], step: float
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    grid = slot_weight_grid(model.kinds, step)
-    if len(grid) == 1:
+    leg = (COLLABORATIVE,) if model.config.collaborative_leg else ()
+    grid = slot_weight_grid(tuple(kind for kind in model.kinds if kind not in leg), step)
+    if len(grid) == 1 and not leg:
         return grid[0], []
     term = ModelScores(model, dict.fromkeys(model.kinds, 1.0))
-    best, tried = ranking.choose_weights(term.by_kind, ranking.Cases.joined([part.cases for part in parts]), grid)
+    cases = ranking.Cases.joined([part.cases for part in parts])
+    best, tried = ranking.choose_weights(term.by_kind, cases, grid)
+    if leg:
+        shares = [n * step for n in range(round(1 / step) + 1)]
+        grid = [{COLLABORATIVE: p, **{kind: (1 - p) * weight for kind, weight in best.items()}} for p in shares]
+        best, of_legs = ranking.choose_weights(term.by_kind, cases, grid)
+        tried += of_legs
     return best, [{"step": "slots", **row} for row in tried]
 
 

@@ -75,14 +75,17 @@ def loss(
             return catalogue_cross_entropy(users, table, targets, biases, weights)
         return sampled_cross_entropy(users, table, targets, candidates, biases, weights)
 
-    pairs = list(zip(answers.slots, tokens.slots, strict=True))
     terms = {}
     if settings.slots:
+        pairs = zip(answers.slots, tokens.slots, strict=True)
         each = [cross_entropy(u, codes[:, s.start : s.stop]) for u, s in pairs]
         terms["slots"] = torch.stack(each).mean()
     if settings.fused:
-        alike = dict.fromkeys(tokens.kinds, 1 / len(pairs))
-        terms["fused"] = cross_entropy(grounding.joined(tokens, answers.slots, alike), codes)
+        whole = grounding.joined(tokens, answers.slots, dict.fromkeys(tokens.kinds, 1 / len(tokens.read)))
+        start = tokens.read[0].start
+        terms["fused"] = cross_entropy(whole[:, start:], codes[:, start:])
+        if start:  # the collaborative leg
+            terms["fused"] = terms["fused"] + cross_entropy(whole[:, :start], codes[:, :start])
     if answers.reconstruction is not None:
         terms["reconstruction"] = answers.reconstruction
     return terms

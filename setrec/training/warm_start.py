@@ -40,6 +40,11 @@ def warm_start(model: SetRecModel, old: SetRecModel, rows: np.ndarray, texts: np
         ConfigError: a tensor of one model is missing in the other or has another shape; the message names it, and
             ``model`` is as it was.
     """
+    if (model.leg is None) != (old.leg is None):
+        one, other = ("has a", "has none") if model.leg else ("has no", "has one")
+        raise ConfigError(
+            f"warm start: the model {one} collaborative leg and the older one {other}: see model.collaborative_leg"
+        )
     per_item = _per_item(model)
     ours, theirs = model.state_dict(), {"log_offset_scale": torch.zeros(1), **old.state_dict()}
     _require_fit(ours, theirs, per_item)

@@ -1,0 +1,96 @@
+"""A collaborative leg: the collaborative slot is read and answered apart, and the scores of both legs are summed."""
+
+import numpy as np
+import pytest
+import torch
+from small_models import small_model
+
+from setrec.errors import ConfigError
+from setrec.models import incremental
+from setrec.models.item_tokens import ItemFeatures
+from setrec.models.setrec_model import SetRecModel
+from setrec.models.settings import LegSettings
+from setrec.ragged import Ragged
+from setrec.training import losses
+from setrec.training.batches import one_pass, per_prefix
+from setrec.training.settings import ObjectiveSettings
+from setrec.training.warm_start import warm_start
+
+HISTORIES = Ragged.of([[1, 2, 3], [4, 8], [5, 6, 7, 5, 9, 10]])
+
+
+@pytest.fixture
+def model(features, family) -> SetRecModel:
+    return legs(features, family)
+
+
+def legs(features: ItemFeatures, family: str = "qwen3", **changes) -> SetRecModel:
+    given = {"dropout": 0.0, "history_skip": (0.0, 0.8), "repeat_bias": True} | changes
+    return small_model(features, family, "fused", collaborative_leg=LegSettings(dropout=0.0), **given)
+
+
+def gradients(model: SetRecModel, make=one_pass) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    for batch in make(HISTORIES, 50, 1000, np.random.default_rng(0)):
+        items, visible, targets = batch.tensors("cpu")
+        terms = losses.batch_terms(model, items, visible, targets, ObjectiveSettings(), torch.arange(3))
+        losses.total(terms, ObjectiveSettings(), 1.0).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_a_leg_learns_as_if_it_were_alone(model):
+    """All that a leg learns from is independent of the other leg, but for the repeat bias, which both share."""
+    before = gradients(model)
+    with torch.no_grad():
+        model.tokens.table("collaborative").table.add_(1.0)
+    after = gradients(model)
+    of_leg = {n for n in before if n.startswith(("leg.", "tokens.parts.collaborative"))}
+    shared = {"log_skip", "repeat_logit"}
+    assert of_leg and any(not torch.equal(before[name], after[name]) for name in of_leg)
+    for name in before.keys() - of_leg - shared:
+        torch.testing.assert_close(before[name], after[name])
+
+
+def test_one_pass_gives_the_gradients_of_one_sample_per_prefix(model):
+    one, each = gradients(model), gradients(model, per_prefix)
+    assert one.keys() == each.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, each[name], atol=2e-4, rtol=2e-3)
+
+
+def test_the_backbone_reads_no_collaborative_code(model):
+    codes = model.item_codes()
+    changed = codes.clone()
+    start, stop = model.code_columns["collaborative"]
+    changed[:, start:stop] += 1.0
+    torch.testing.assert_close(model.answers(HISTORIES, codes), model.answers(HISTORIES, changed))
+    weights = dict.fromkeys(model.kinds, 1.0)
+    own, other = (model.user_codes(HISTORIES, weights, table) for table in (codes, changed))
+    torch.testing.assert_close(own[:, stop:], other[:, stop:])
+    assert not torch.allclose(own[:, :stop], other[:, :stop])
+
+
+def test_a_saved_model_has_its_leg(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again, weights = SetRecModel.from_pretrained(tmp_path).eval(), dict.fromkeys(model.kinds, 1.0)
+    assert torch.equal(again.user_codes(HISTORIES, weights), model.user_codes(HISTORIES, weights))
+
+
+def test_new_items_of_a_history_are_read_on_from_known_keys_and_values(features):
+    model = legs(features, query_mode="item")
+    codes, weights = model.item_codes(), dict.fromkeys(model.kinds, 1.0)
+    _, known = incremental.user_codes(model, Ragged.of([[5, 6, 7]]), weights, codes, [None])
+    grown, _ = incremental.user_codes(model, Ragged.of([[5, 6, 7, 9]]), weights, codes, known)
+    torch.testing.assert_close(grown, model.user_codes(Ragged.of([[5, 6, 7, 9]]), weights), atol=1e-5, rtol=1e-4)
+
+
+def test_without_other_slots_there_is_one_backbone(features):
+    alone = small_model(
+        ItemFeatures(features.trained, features.collaborative, None), "qwen3", "fused", collaborative_leg=LegSettings()
+    )
+    assert alone.leg is None and alone.tokens.read == alone.tokens.slots
+
+
+def test_a_model_with_a_leg_is_no_start_for_one_without(features):
+    with pytest.raises(ConfigError, match=r"has a collaborative leg .* none: see model\.collaborative_leg"):
+        warm_start(legs(features), small_model(features, "qwen3", "fused"), np.arange(len(features)))
