@@ -46,7 +46,8 @@ def test_a_leg_learns_as_if_it_were_alone(model):
     after = gradients(model)
     of_leg = {n for n in before if n.startswith(("leg.", "tokens.parts.collaborative"))}
     shared = {"log_skip", "repeat_logit"}
-    assert of_leg and any(not torch.equal(before[name], after[name]) for name in of_leg)
+    assert of_leg
+    assert any(not torch.equal(before[name], after[name]) for name in of_leg)
     for name in before.keys() - of_leg - shared:
         torch.testing.assert_close(before[name], after[name])
 
@@ -88,7 +89,8 @@ def test_without_other_slots_there_is_one_backbone(features):
     alone = small_model(
         ItemFeatures(features.trained, features.collaborative, None), "qwen3", "fused", collaborative_leg=LegSettings()
     )
-    assert alone.leg is None and alone.tokens.read == alone.tokens.slots
+    assert alone.leg is None
+    assert alone.tokens.read == alone.tokens.slots
 
 
 def test_a_model_with_a_leg_is_no_start_for_one_without(features):
