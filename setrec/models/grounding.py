@@ -52,7 +52,7 @@ class LogitBias(NamedTuple):
 
 
 def slot_codes(tokens: ItemTokens, outputs: Tensor) -> list[Tensor]:
-    """Return the answer of each slot read in the columns of its code, A_k^T o_k: n tensors (..., columns) from (..., n, d)."""
+    """Return the answer of each slot read in its columns, A_k^T o_k: n tensors (..., columns) from (..., n, d)."""
     return [outputs[..., k, :] @ a for k, (a, _) in enumerate(tokens.maps())]
 
 

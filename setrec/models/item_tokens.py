@@ -283,8 +283,9 @@ class ItemTokens(nn.Module):
         parts: dict[str, Tokenizer] = {}
         if collaborative:
             parts[COLLABORATIVE] = TableTokenizer(
-                items, collaborative, leg_width or width, trainable=trainable_table, id_dropout=id_dropout
-            )
+                items, collaborative, leg_width or width, trainable=trainable_table,
+                id_dropout=0.0 if leg_width else id_dropout,
+            )  # fmt: skip
         if text and semantic_tokens:
             parts[SEMANTIC] = SemanticTokenizer(items, text, hidden, semantic_tokens, width)
         if text and text_slot:

@@ -69,9 +69,9 @@ class ModelSettings(Settings):
     ``history_skip``: adds a learned share of the history's own codes to the answer, averaged with weights that decay by
     each of these factors per step back (the paper: none). ``repeat_bias``: a learned number is added to the scores of
     items in the history, which models how often users repeat items; with ``history_skip`` every history is nearest to
-    itself, so the two are used together (the paper: no). ``id_dropout``: share of the items whose collaborative code a
-    training step drops, as if they were new, so that items are represented by content as well as by interactions and
-    new ones are comparable with others (the paper: 0).
+    itself, so the two are used together (the paper: no). ``id_dropout``, only without a collaborative leg: share of the
+    items whose collaborative code a training step drops, as if they were new, so that items are represented by content
+    as well as by interactions and new ones are comparable with others (the paper: 0).
     """
 
     backbone: BackboneSettings = BackboneSettings()
