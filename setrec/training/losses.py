@@ -59,6 +59,8 @@ def loss(
 ) -> dict[str, Tensor]:
     """Return loss terms, each a sum over targets (``slots``, ``fused``) or a mean (``reconstruction``).
 
+    With a collaborative leg ``fused`` is the sum of the cross-entropies of both legs, each over its own score.
+
     Shapes: targets int64 (T,), rows of ``answers.codes``; trained bool (I,). ``candidates``: a sample that replaces the
     catalogue; ``answers.codes``, ``targets``, the sample and the biases may then number a part of the items.
     ``weights`` float32 (T, 1): weight of each target, 1 by default. ``offset``: see :mod:`setrec.data.offsets`.

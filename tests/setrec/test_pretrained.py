@@ -85,6 +85,7 @@ def test_training_starts_at_chance_whatever_the_scale_of_a_checkpoint(features, 
         history_skip=(),
         query_mode=query_mode,
         dropout=0.0,
+        collaborative_leg=None,  # its loss would be added, and it is never pretrained
     )
     torch.manual_seed(7)
     model = SetRecModel.build(settings, features)
