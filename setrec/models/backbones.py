@@ -246,7 +246,7 @@ class CausalBackbone(Backbone):
         layers = [DynamicLayer() for _ in range(self.model.config.num_hidden_layers)]
         first = self._states(instruction[None], sees[..., :a, :a], places[:, :a], layers)
         for layer in layers:
-            layer.keys, layer.values = (x.expand(batch, -1, -1, -1) for x in (layer.keys, layer.values))
+            layer.keys, layer.values = (cast(Tensor, x).expand(batch, -1, -1, -1) for x in (layer.keys, layer.values))
         rest = self._states(items, sees[..., a:, :], places[:, a:], layers)
         return torch.cat([first.expand(batch, -1, -1), rest], dim=1)
 

@@ -333,7 +333,7 @@ class SetRecModel(PreTrainedModel):
         """Load a saved model, with the same trainable parameters, which transformers would reset."""
         model: SetRecModel = super().from_pretrained(*args, **kwargs)
         with torch.device("meta"):
-            new = dict(cls(model.config).named_parameters(remove_duplicate=False))
+            new = dict(cls(cast(SetRecConfig, model.config)).named_parameters(remove_duplicate=False))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(new[name].requires_grad)
         return model
