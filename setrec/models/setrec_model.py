@@ -350,8 +350,9 @@ class SetRecModel(PreTrainedModel):
         backbone_config = base.to_dict()
         if pretrained is not None:
             pretrained.resize_token_embeddings(1)
-            backbone_config["vocab_size"] = 1
-            backbone_config["pad_token_id"] = 0 if base.is_encoder_decoder else None
+            special = 0 if base.is_encoder_decoder else None  # word ids of the checkpoint, of which none is left
+            backbone_config |= {"vocab_size": 1, "pad_token_id": special}
+            backbone_config |= {"bos_token_id": special, "eos_token_id": special}
         config = SetRecConfig(
             items=len(features),
             backbone=backbone_config,
