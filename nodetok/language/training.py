@@ -25,6 +25,7 @@ from setrec.epochs import Epochs, cosine, scale_learning_rates
 from setrec.errors import ConfigError
 from setrec.precision import autocast
 from setrec.settings import Precision
+from setrec.training.optimizer import adamw, backbone_share
 
 CLASS_WORDS = 24
 """Tokens of each class's name and description that a prompt shows by default."""
@@ -204,20 +205,15 @@ def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on
 
 
 def _optimizer(model: GraphLanguageModel, learning: GraphTrainingSettings) -> torch.optim.Optimizer:
-    """Return AdamW with weight decay on matrices only and a separate learning rate for a pretrained backbone."""
-    of_backbone = {id(p) for p in model.lm.parameters()} if model.settings.backbone.pretrained else set()
-    rate = learning.backbone_rate
-    if rate is None:
-        rate = learning.learning_rate / (5 if model.settings.tuning == "lora" else 50)
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for p in model.parameters():
-        if p.requires_grad:
-            own = rate if id(p) in of_backbone else learning.learning_rate
-            groups.setdefault((own, learning.weight_decay if p.ndim > 1 else 0.0), []).append(p)
-    return torch.optim.AdamW(
-        [{"params": ps, "lr": own, "weight_decay": decay} for (own, decay), ps in groups.items()],
-        lr=learning.learning_rate,
-    )
+    s = model.settings
+    share = backbone_share(pretrained=s.backbone.pretrained is not None, lora=s.tuning == "lora")
+    if learning.backbone_rate is not None and s.backbone.pretrained:
+        share = learning.backbone_rate / learning.learning_rate
+    of_backbone = {id(p) for p in model.lm.parameters()}
+    return adamw(
+        ((p, share if id(p) in of_backbone else 1.0) for p in model.parameters()),
+        learning.learning_rate, learning.weight_decay,
+    )  # fmt: skip
 
 
 def _batches(

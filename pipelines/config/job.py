@@ -123,7 +123,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: expected section.key=value")
     *sections, leaf = key.strip().split(".")
     for section in sections:
-        raw = raw.setdefault(section, {})
+        if raw.get(section) is None:  # a section that is null by default, such as model.backbone.lora
+            raw[section] = {}
+        raw = raw[section]
         if not isinstance(raw, dict):
             raise ConfigError(f"--set {override}: '{section}' is not a section")
     try:

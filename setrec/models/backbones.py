@@ -22,6 +22,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
@@ -32,6 +33,11 @@ from setrec.models.settings import LoraSettings
 MASTER = torch.float32
 """Type of a backbone's weights for any stored type: small updates vanish in half precision, and autocast decides
 whether products use bf16 (``setrec.precision``)."""
+
+SHARED = 8
+"""Tokens of an instruction from which a batch reads it once, in a pass of its own, and not in every row. The words of a
+pretrained backbone's instruction are most of the tokens of short histories; with a few learned vectors nothing is
+gained."""
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 128, "layers": 2, "heads": 4, "feed_forward": 256},
@@ -134,6 +140,15 @@ def _quiet(quiet: bool) -> Iterator[None]:
         logging.set_verbosity(level)
 
 
+def copy_weights(source: PreTrainedModel, target: nn.Module) -> None:
+    """Copy the weights of a pretrained backbone into the model's, whose linear layers may be wrapped by adapters."""
+    own = dict(target.state_dict())
+    for name, value in source.state_dict().items():
+        stem, _, leaf = name.rpartition(".")
+        key = name if name in own else f"{stem}.base_layer.{leaf}"
+        own[key].copy_(value)
+
+
 def wrap(model: PreTrainedModel, lora: LoraSettings | None = None) -> CausalBackbone | EncoderDecoderBackbone:
     """Wrap a transformers model, with LoRA adapters if ``lora`` is given."""
     kind = EncoderDecoderBackbone if model.config.is_encoder_decoder else CausalBackbone
@@ -143,13 +158,15 @@ def wrap(model: PreTrainedModel, lora: LoraSettings | None = None) -> CausalBack
 
 
 def inject_lora(model: PreTrainedModel, lora: LoraSettings, targets: list[str]) -> None:
-    """Inject low-rank adapters into the named projections of ``model``, in place."""
+    """Inject low-rank adapters into the named projections of ``model``, in place, and freeze all else."""
     from peft import LoraConfig, inject_adapter_in_model
 
     inject_adapter_in_model(
         LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets),
         model,
     )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
 
 
 class Backbone(nn.Module, ABC):
@@ -160,7 +177,7 @@ class Backbone(nn.Module, ABC):
 
     def __init__(self, model: PreTrainedModel, width: int, heads: int) -> None:
         super().__init__()
-        self.model, self.width, self.heads = model, width, heads
+        self.model, self.width, self.heads, self.recomputed = model, width, heads, False
         model.get_input_embeddings().requires_grad_(False)
 
     @property
@@ -171,6 +188,7 @@ class Backbone(nn.Module, ABC):
     def recompute(self) -> None:
         """Enable gradient checkpointing: a third more time for the memory of about one layer, with equal gradients."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.recomputed = True
 
     def forward(self, instruction: Tensor, items: Tensor, queries: Tensor, visible: Tensor, m: int) -> Tensor:
         """Return answers (B, Q, n, d) from instruction (a, d), items (B, L * m, d), queries (B or 1, Q, n, d) and
@@ -221,12 +239,23 @@ class CausalBackbone(Backbone):
     def read(self, instruction: Tensor, items: Tensor) -> Tensor:
         """Return the hidden states at the instruction (a, d) and at each of the items (B, L, d): (B, a + L, d)."""
         a, (batch, count) = len(instruction), items.shape[:2]
+        sees = masks.history_mask(a, count, 1, causal_instruction=True, device=items.device)[None, None]
+        places = masks.history_positions(a, count, 1, items.device)[None]
+        if a < SHARED or batch < 2 or not count or self.recomputed:
+            return self._states(torch.cat([instruction.expand(batch, -1, -1), items], dim=1), sees, places)
+        layers = [DynamicLayer() for _ in range(self.model.config.num_hidden_layers)]
+        first = self._states(instruction[None], sees[..., :a, :a], places[:, :a], layers)
+        for layer in layers:
+            layer.keys, layer.values = (cast(Tensor, x).expand(batch, -1, -1, -1) for x in (layer.keys, layer.values))
+        rest = self._states(items, sees[..., a:, :], places[:, a:], layers)
+        return torch.cat([first.expand(batch, -1, -1), rest], dim=1)
+
+    def _states(self, vectors: Tensor, sees: Tensor, places: Tensor, layers: list[Any] | None = None) -> Tensor:
+        """Return the states of ``vectors`` after the tokens whose keys and values are in ``layers``, which grow."""
         states: Tensor = self.model(
-            inputs_embeds=torch.cat([instruction.expand(batch, -1, -1), items], dim=1),
-            attention_mask=masks.history_mask(a, count, 1, causal_instruction=True, device=items.device)[None, None],
-            position_ids=masks.history_positions(a, count, 1, items.device)[None],
-            use_cache=False,
-        ).last_hidden_state
+            inputs_embeds=vectors, attention_mask=sees, position_ids=places, use_cache=layers is not None,
+            past_key_values=None if layers is None else Cache(layers=layers),
+        ).last_hidden_state  # fmt: skip
         return states
 
     def attend(

@@ -13,7 +13,14 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from setrec.errors import ConfigError
 from setrec.models import grounding, masks
-from setrec.models.backbones import SIZES, CausalBackbone, build_backbone, load_backbone, scratch_config
+from setrec.models.backbones import (
+    SIZES,
+    CausalBackbone,
+    build_backbone,
+    copy_weights,
+    load_backbone,
+    scratch_config,
+)
 from setrec.models.collaborative_leg import CollaborativeLeg
 from setrec.models.grounding import LogitBias
 from setrec.models.item_tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer, TableTokenizer
@@ -338,6 +345,16 @@ class SetRecModel(PreTrainedModel):
         return grounding.joined(self.tokens, own, weights)[:, 0].float()
 
     @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> SetRecModel:
+        """Load a saved model, with the same trainable parameters, which transformers would reset."""
+        model: SetRecModel = super().from_pretrained(*args, **kwargs)
+        with torch.device("meta"):
+            new = dict(cls(cast(SetRecConfig, model.config)).named_parameters(remove_duplicate=False))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(new[name].requires_grad)
+        return model
+
+    @classmethod
     def build(cls, settings: ModelSettings, features: ItemFeatures, *, offset: bool = False) -> SetRecModel:
         """Build a model for a catalogue, with a pretrained or new backbone and with tokenizers filled with the items'
         features; ``offset``: it is trained with an offset."""
@@ -349,8 +366,9 @@ class SetRecModel(PreTrainedModel):
         backbone_config = base.to_dict()
         if pretrained is not None:
             pretrained.resize_token_embeddings(1)
-            backbone_config["vocab_size"] = 1
-            backbone_config["pad_token_id"] = 0 if base.is_encoder_decoder else None
+            special = 0 if base.is_encoder_decoder else None  # word ids of the checkpoint, of which none is left
+            backbone_config |= {"vocab_size": 1, "pad_token_id": special}
+            backbone_config |= {"bos_token_id": special, "eos_token_id": special}
         config = SetRecConfig(
             items=len(features),
             backbone=backbone_config,
@@ -377,12 +395,9 @@ class SetRecModel(PreTrainedModel):
         model = cls(config)
         model.tokens.fill(features)
         if pretrained is not None:
-            _copy_weights(pretrained, model.backbone.model)
+            copy_weights(pretrained, model.backbone.model)
         if instruction is not None:
             model.instruction.data.copy_(instruction)
-        if b.lora is not None:
-            for name, parameter in model.backbone.named_parameters():
-                parameter.requires_grad_("lora_" in name)
         return model
 
 
@@ -406,12 +421,3 @@ def _instruction_vectors(path: str | None, pretrained: PreTrainedModel | None) -
     ids = tokenizer(INSTRUCTION, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
     vectors: Tensor = pretrained.get_input_embeddings()(ids).detach().clone()
     return vectors
-
-
-def _copy_weights(source: PreTrainedModel, target: nn.Module) -> None:
-    """Copy the weights of a pretrained backbone into the model's, whose linear layers may be wrapped by adapters."""
-    own = dict(target.state_dict())
-    for name, value in source.state_dict().items():
-        stem, _, leaf = name.rpartition(".")
-        key = name if name in own else f"{stem}.base_layer.{leaf}"
-        own[key].copy_(value)

@@ -12,6 +12,9 @@ from setrec.data.events import read
 from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 
+ROWS = 64
+"""Maximum number of histories in one pass of the model."""
+
 
 class ModelTerm(Protocol):
     """Interface of a model in a hybrid score."""
@@ -46,8 +49,15 @@ class ModelScores:
     def user_codes(self, history: Ragged) -> torch.Tensor:
         """Return folded user codes, float32 (b, D)."""
         if self._kept is None or self._kept[0] is not history:
-            self._kept = history, self.model.user_codes(read(history), self.weights, self.codes)
+            self._kept = history, self._user_codes(read(history))
         return self._kept[1]
+
+    def _user_codes(self, history: Ragged) -> torch.Tensor:
+        # A pass is padded to its longest history; rows of similar length waste little.
+        order = np.argsort(history.lengths, kind="stable")
+        passes = np.array_split(order, max(1, -(-len(order) // ROWS)))
+        codes = [self.model.user_codes(history.take(rows), self.weights, self.codes) for rows in passes]
+        return torch.cat(codes)[torch.from_numpy(np.argsort(order))]
 
     def dense(self, history: Ragged) -> np.ndarray:
         """See :class:`ModelTerm`."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from setrec.data.offsets import Offsets
 from setrec.data.source import HistorySource, MemorySource, item_counts
+from setrec.epochs import cosine, scale_learning_rates
 from setrec.errors import ConfigError
 from setrec.models.setrec_model import SetRecModel
 from setrec.precision import autocast
@@ -26,6 +27,7 @@ from setrec.prefetch import Prefetched
 from setrec.ragged import Ragged
 from setrec.training import checkpoints, distributed, losses
 from setrec.training.batches import Batch
+from setrec.training.optimizer import adamw, backbone_share
 from setrec.training.progress import Progress
 from setrec.training.sampled_softmax import Candidates, LogUniformSampler
 from setrec.training.settings import ObjectiveSettings, TrainingSettings
@@ -76,12 +78,13 @@ class Trainer:
             model.backbone.recompute()
         self.wrapped = wrap(model)
         self.parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        decay = [p for _, p in self.parameters if p.ndim > 1]
-        plain = [p for _, p in self.parameters if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=training.learning_rate,
-        )
+        share = training.backbone_share
+        if share is None:
+            share = backbone_share(pretrained=model.config.word_scale is not None, lora=bool(model.config.lora))
+        self.optimizer = adamw(
+            ((p, share if name.startswith("backbone.") else 1.0) for name, p in self.parameters),
+            training.learning_rate, training.weight_decay,
+        )  # fmt: skip
         self.stream = Stream(
             source, model.max_items, training.targets_per_batch, training.seed, training.samples,
             training.shuffle_shards, training.accumulate, rank, world, offsets,
@@ -143,8 +146,7 @@ class Trainer:
         share = math.ceil(s.reconstructed_items / parts)
         rows = torch.randint(self.model.config.items, (parts, share), generator=common)
         candidates = None if self.sampler is None else Candidates(*(x.to(device) for x in self.sampler.draw(common)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(step)
+        scale_learning_rates(self.optimizer, self._schedule(step))
         loss = torch.zeros((), device=device)
         for index, batch in enumerate(step.parts):
             part = self.rank + self.world * index
@@ -170,17 +172,16 @@ class Trainer:
         (value / self.settings.accumulate).backward()
         return value.detach()
 
-    def _rate(self, step: Step) -> float:
-        """Return the learning rate: linear warm-up, then half a cosine to zero at the last epoch, by the share of users
-        seen, or at the time limit."""
+    def _schedule(self, step: Step) -> float:
+        """Return the factor of the learning rate: linear warm-up, then half a cosine to zero at the last epoch, by the
+        share of users seen, or at the time limit."""
         s, begun, spent = self.settings, self.progress.epoch, self.spent()
         before, after = ((begun + seen) / s.epochs for seen in (step.before, step.after))
         if spent > before + BEHIND:
             before, after = spent, max(spent, after)
         if before < s.warmup:
-            return s.learning_rate * min(1.0, after / s.warmup)
-        done = (before - s.warmup) / max(1e-9, 1 - s.warmup)
-        return s.learning_rate * (0.5 + 0.5 * math.cos(math.pi * min(1.0, done)))
+            return min(1.0, after / s.warmup)
+        return cosine((before - s.warmup) / max(1e-9, 1 - s.warmup))
 
     def _note(self, step: Step, loss: float, waited: float) -> None:
         m, n = self.model.tokens_per_item, self.model.tokens_per_target

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from nodetok.asking.artifact import GraphArtifact, artifact
 from nodetok.language.input_ablation import ablate
 from nodetok.language.language_model import build_language_model, from_config
-from nodetok.language.prompts import NEIGHBOUR, POSITION, WORD
+from nodetok.language.prompts import NEIGHBOUR, POSITION, WORD, PromptEncoder, Prompts, PromptText
 from nodetok.language.settings import TOKENS, GraphModelSettings, GraphTrainingSettings
 from nodetok.language.training import build, fit
 from setrec.errors import ConfigError
@@ -175,3 +175,19 @@ def test_adapters_that_the_tuning_would_leave_out_are_refused(tuning):
 def test_adapters_have_the_rank_of_the_backbones_section():
     model = build_language_model(BackboneSettings(family="qwen2", lora=LoraSettings(rank=3)), "lora", 100)
     assert {len(p) for name, p in model.named_parameters() if "lora_A" in name} == {3}
+
+
+class Letters:
+    """A tokenizer with a token per letter, spaces included."""
+
+    bos_token_id = None
+
+    def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) for letter in text]}
+
+
+def test_one_space_stands_before_the_words_of_a_node():
+    encoder = PromptEncoder(Letters(), 1, 0, None, text=PromptText(["bees", "make honey"]))
+    batch = encoder(Prompts(["belief : [[0]] argument : [[1]] . answer :"], np.array([[0, 1]])))
+    letters = batch.values[batch.kinds == WORD]
+    assert "".join(map(chr, letters.tolist())) == "belief : bees argument : make honey . answer :"

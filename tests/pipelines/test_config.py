@@ -21,6 +21,11 @@ def test_a_saved_configuration_reads_back_the_same(config_file, tmp_path):
     assert load_config(tmp_path / "again.yaml") == config
 
 
+def test_an_override_enters_a_section_that_is_null_in_a_saved_configuration(config_file, tmp_path):
+    load_config(config_file).save(tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml", ["model.backbone.lora.rank=4"]).model.backbone.lora.rank == 4
+
+
 def test_overrides_win_over_the_file(config_file):
     config = load_config(config_file, ["training.epochs=7", "encoder.path=null", "evaluation.ks=[1,2]"])
     assert (config.training.epochs, config.encoder.path, config.evaluation.ks) == (7, None, (1, 2))

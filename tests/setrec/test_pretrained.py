@@ -8,7 +8,8 @@ from small_models import ITEMS
 from stored_checkpoints import stored_checkpoint
 
 from setrec.errors import ConfigError
-from setrec.models.backbones import build_backbone, load_backbone
+from setrec.models import backbones
+from setrec.models.backbones import build_backbone, load_backbone, scratch_config
 from setrec.models.setrec_model import SetRecModel
 from setrec.models.settings import BackboneSettings, LoraSettings, ModelSettings
 from setrec.ragged import Ragged
@@ -116,3 +117,47 @@ def test_quantised_weights_are_refused_in_one_line(tmp_path):
         ConfigError, match=r"^backbone '[^']*' cannot be loaded: it is stored quantised \(gptq\); name one in bf16"
     ):
         load_backbone(str(path))
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+def test_a_pretrained_backbone_learns_at_a_rate_of_its_own(features, tmp_path, lora):
+    model = built(features, stored_checkpoint(tmp_path / "hub", "qwen3"), lora)
+    for given, expected in ((None, 1 / 50 if lora is None else 1 / 5), (0.5, 0.5)):
+        trainer = Trainer(
+            model, HISTORIES, None, ONE_EPOCH.model_copy(update={"backbone_share": given}), ObjectiveSettings()
+        )
+        rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+        for name, parameter in trainer.parameters:
+            share = expected if name.startswith("backbone.") else 1.0
+            assert rates[id(parameter)] == pytest.approx(share * ONE_EPOCH.learning_rate), name
+
+
+def test_a_reloaded_model_has_the_same_trainable_parameters(features, family, tmp_path):
+    path = stored_checkpoint(tmp_path / "hub", family)
+    settings = ModelSettings(
+        backbone=BackboneSettings(pretrained=path, lora=LoraSettings(rank=2)), hidden=(24,), trainable_table=False
+    )
+    model = SetRecModel.build(settings, features)
+    model.save_pretrained(tmp_path / "saved")
+    again = SetRecModel.from_pretrained(tmp_path / "saved")
+    trainable = [{name for name, p in m.named_parameters() if p.requires_grad} for m in (model, again)]
+    assert trainable[0] == trainable[1]
+    assert all("lora_" in name for name in trainable[0] if name.startswith("backbone."))
+    assert not any(name.endswith("table") for name in trainable[0])
+
+
+def test_an_instruction_of_many_words_is_read_once_for_a_batch_with_the_same_states_and_gradients(monkeypatch):
+    torch.manual_seed(3)
+    backbone = build_backbone(scratch_config("qwen2", "tiny", 0.0))
+    instruction, items = torch.randn(18, 128, requires_grad=True), torch.randn(3, 5, 128, requires_grad=True)
+    wanted, tokens, results = torch.randn(3, 23, 128), [], []
+    hook = backbone.model.layers[0].register_forward_pre_hook(lambda _, args: tokens.append(args[0][..., 0].numel()))
+    for limit in (backbones.SHARED, 99):
+        monkeypatch.setattr(backbones, "SHARED", limit)
+        learned = [instruction, items, *(p for p in backbone.parameters() if p.requires_grad)]
+        states = backbone.read(instruction, items)
+        results.append([states, *torch.autograd.grad((states * wanted).sum(), learned)])
+    hook.remove()
+    assert tokens == [18, 3 * 5, 3 * 23]
+    for once, every in zip(*results, strict=True):
+        torch.testing.assert_close(once, every, rtol=1e-4, atol=1e-4)

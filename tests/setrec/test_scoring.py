@@ -156,3 +156,15 @@ def test_slot_weights_sum_to_one():
     grid = slot_weight_grid(("a", "b", "c"), 0.25)
     assert len(grid) == 15
     assert all(sum(weights.values()) == 1 for weights in grid)
+
+
+def test_a_long_history_pads_only_histories_of_similar_length(features):
+    model = small_model(features, "qwen3", "fused", max_items=40)
+    histories = Ragged.of([[row % ITEMS for row in range(40 if user == 5 else 1 + user % 3)] for user in range(200)])
+    read, pad = [], model.whole
+    model.whole = lambda rows: read.append(pad(rows)[0].numel()) or pad(rows)
+    term = ModelScores(model, dict.fromkeys(model.kinds, 1.0))
+    scores = term.dense(histories)
+    assert sum(read) < 200 * 40 / 3
+    alone = np.stack([term.dense(histories.take(np.array([user])))[0] for user in range(0, 200, 19)])
+    np.testing.assert_allclose(scores[::19], alone, atol=1e-4)
