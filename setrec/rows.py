@@ -18,4 +18,5 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """
     from setrec.row_kernels import largest_columns  # numba takes half a second to import
 
-    return largest_columns(np.ascontiguousarray(scores), min(k, scores.shape[1]))
+    best: np.ndarray = largest_columns(np.ascontiguousarray(scores), min(k, scores.shape[1]))
+    return best

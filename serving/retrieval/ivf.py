@@ -30,7 +30,7 @@ from serving.retrieval.policy import RetrieverSettings
 _PER_CELL, _ROUNDS, _LAST_ROUNDS = 64, 10, 2
 """Number of training items per cell for k-means (FAISS warns below 39), and numbers of iterations."""
 _MOST_CELLS = 8192
-"""More cells would take longer to build and to order than they save in scanning, at 10 million items."""
+"""Bounds the time of a build, which assigns every item to one of the cells."""
 _OPQ_ROWS, _OPQ_ROUNDS = 8192, 4
 """OPQ is fitted on few rows, since its time grows with them."""
 _KEPT = 0.99
@@ -58,6 +58,7 @@ class Ivf:
         self._matrix, self._components = _matrices_of(index)
         self._to_query = np.ascontiguousarray(whitening.for_queries(self._matrix) @ self._components.T)
         self._centroids = self._lists.quantizer.reconstruct_n(0, self._lists.nlist)
+        self._cell_of: np.ndarray | None = None
         self._counted()
 
     @classmethod
@@ -149,7 +150,7 @@ class Ivf:
 
     def _counted(self) -> None:
         self.sizes = np.array([self._lists.invlists.list_size(c) for c in range(self._lists.nlist)])
-        self._cell_of: np.ndarray | None = None
+        self._cell_of = None
 
     def _turned(self, query: np.ndarray) -> np.ndarray:
         turned: np.ndarray = query @ self._to_query
@@ -277,7 +278,7 @@ def _transform_of(matrix: np.ndarray) -> faiss.LinearTransform:
 
 def _matrices_of(index: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the whitening (D, D) and the components (W, D) of an index; an index without the latter keeps all."""
-    found = [faiss.downcast_VectorTransform(index.chain.at(at)) for at in range(index.chain.size())]
+    found: list[Any] = [faiss.downcast_VectorTransform(index.chain.at(at)) for at in range(index.chain.size())]
     matrices = [faiss.vector_to_array(one.A).reshape(one.d_out, one.d_in) for one in found]
     return matrices[0], matrices[1] if len(matrices) > 1 else np.eye(index.d, dtype=np.float32)
 
