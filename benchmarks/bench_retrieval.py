@@ -1,9 +1,14 @@
-"""Indexes against exact search, 12 thousand to 1 million items: recall, time of single queries, memory, filters.
+"""Indexes against exact search, 12 thousand to 10 million items: recall, time of single queries, memory, filters, live
+items, two replicas with half of the items each.
+
+    python bench_retrieval.py
+    python bench_retrieval.py --sizes 10000000 --root FOLDER      # 10 GB of files; needs as much memory to be fair
 
 Codes and queries are synthetic (``codes``). Every index is built and tuned by ``Retriever.build`` for recall 0.99 on
 queries of its own; the figures come from other queries. Exact search and the index take turns, in blocks. Times are
 the processor's, of the one thread that searches: on a busy machine the clock stretches long queries, so exact search,
-more than short ones.
+more than short ones. Above a million items, codes and index are memory-mapped files in ``--root``, as a server has
+them, and both are used again if they are there. Figures of other sizes are kept in the results.
 """
 
 from __future__ import annotations
@@ -20,40 +25,50 @@ from typing import Any
 
 import numpy as np
 from bench_serving import keep
-from codes import World, world
-from harness import median
+from codes import World, stored, world
+from harness import median, previous
+from memory import Sampler
 
+from serving.retrieval.live_index import LiveIndex
 from serving.retrieval.recall_audit import share
-from serving.retrieval.retriever import INDEX, Hits, Retriever, RetrieverSettings
+from serving.retrieval.retriever import INDEX, META, Hits, Retriever, RetrieverSettings
 
 K, TARGET, TUNE = 10, 0.99, 200
 BLOCK = 20
 SELECTIVITIES = (1.0, 0.5, 0.1, 0.01, 0.001, 0.0001)
-HEADLINES = ("recall_at_10_1m", "exact_over_chosen_time_1m", "bytes_per_item_1m")
-KINDS = ("ivf_sq8", "ivf_pq", "ivf")
 MILLION = 1_000_000
+NAMES = {MILLION: "1m", 10 * MILLION: "10m"}
+HEADLINES = tuple(
+    f"{figure}_{name}"
+    for name in NAMES.values()
+    for figure in ("recall_at_10", "exact_over_chosen_time", "bytes_per_item")
+)
+KINDS = ("ivf_sq8", "ivf_pq", "ivf")
+CELL_BYTES = 4
+"""The number of an item's cell, which filtered queries read."""
+LIVE, NOISE = 100_000, 0.05
 
 Search = Callable[[int], Hits]
 
 
-def build(kind: str, codes: np.ndarray, queries: np.ndarray) -> tuple[Retriever, float]:
-    """The index and the seconds it took, on all cores."""
+def build(kind: str, codes: np.ndarray, queries: np.ndarray) -> tuple[Retriever, dict[str, float]]:
+    """The index, and CPU minutes and memory without pages of files that it took, on ``OMP_NUM_THREADS`` threads."""
     settings = RetrieverSettings.model_validate({"kind": kind, "recall_target": TARGET, "tune_queries": TUNE})
-    before, start = os.environ.get("OMP_NUM_THREADS", "1"), time.perf_counter()
-    os.environ["OMP_NUM_THREADS"] = str(os.cpu_count())
-    try:
-        return Retriever.build(codes, settings, queries), time.perf_counter() - start
-    finally:
-        os.environ["OMP_NUM_THREADS"] = before
+    start = time.process_time()
+    with Sampler(os.getpid()) as sampler:
+        built = Retriever.build(codes, settings, queries)
+    took = {"build_cpu_seconds": round(time.process_time() - start, 1), "build_gb": round(sampler.peak.held, 2)}
+    return built, took
 
 
 def index_bytes(retriever: Retriever) -> float:
-    """Bytes an item of the index as saved; the float32 codes, needed to re-score, are not among them."""
+    """Bytes an item of the index as saved and of the cell numbers; the float32 codes, needed to re-score, are not among
+    them."""
     if retriever.kind == "exact":
         return 0.0
     with tempfile.TemporaryDirectory() as folder:
         retriever.save(folder)
-        return (Path(folder) / INDEX).stat().st_size / len(retriever)
+        return (Path(folder) / INDEX).stat().st_size / len(retriever) + CELL_BYTES
 
 
 def against(exact: Search, other: Search, count: int) -> dict[str, float]:
@@ -78,15 +93,15 @@ def against(exact: Search, other: Search, count: int) -> dict[str, float]:
     }
 
 
-def searcher(retriever: Retriever, queries: np.ndarray, mask: np.ndarray | None = None) -> Search:
+def searcher(retriever: Retriever | LiveIndex, queries: np.ndarray, mask: np.ndarray | None = None) -> Search:
     return lambda q: retriever.search(queries[q : q + 1], K, allowed=None if mask is None else [mask])[0]
 
 
-def describe(retriever: Retriever, seconds: float, exact: Retriever, queries: np.ndarray) -> dict[str, Any]:
+def describe(retriever: Retriever, took: dict[str, float], exact: Retriever, queries: np.ndarray) -> dict[str, Any]:
     plan, size = retriever.plan, index_bytes(retriever)
     found: dict[str, Any] = against(searcher(exact, queries), searcher(retriever, queries), len(queries))
     found |= {"index_bytes_per_item": round(size, 1), "code_bytes_per_item": 4 * retriever.codes.shape[1]}
-    return found | {"build_seconds": round(seconds, 1), "effort": plan.effort, "oversample": plan.oversample}
+    return found | took | {"effort": plan.effort, "oversample": plan.oversample}
 
 
 def masks(of: World, seed: int = 1) -> dict[str, np.ndarray]:
@@ -109,11 +124,27 @@ def filtered(of: World, exact: Retriever, retriever: Retriever, queries: np.ndar
     }
 
 
-class Size:
-    """One size of catalogue, with the figures found so far."""
+def live(chosen: Retriever, queries: np.ndarray) -> dict[str, float]:
+    """:data:`LIVE` items put after the index was built, like random ones of it, against exact search of all."""
+    rng, index = np.random.default_rng(2), LiveIndex(chosen)
+    rows = np.sort(rng.choice(len(chosen), min(LIVE, len(chosen)), replace=False))
+    codes = chosen.codes[rows] * (1 + NOISE * rng.normal(size=(len(rows), chosen.codes.shape[1]))).astype(np.float32)
+    start = time.process_time()
+    for code in rng.permutation(codes):
+        index.add(code)
+    put = time.process_time() - start
+    everything = index.exact
+    found = against(lambda q: everything.best(queries[q], K), searcher(index, queries), len(queries))
+    return found | {"items": len(rows), "put_us": round(1e6 * put / len(rows), 1)}
 
-    def __init__(self, items: int, asked: int) -> None:
-        self.world = world(items, 2 * TUNE + asked)
+
+class Size:
+    """One size of catalogue, with the figures found so far; above a million items its files are in ``root``."""
+
+    def __init__(self, items: int, asked: int, root: Path) -> None:
+        self.root = root if items > MILLION else None
+        drawn = 2 * TUNE + asked
+        self.world = world(items, drawn) if self.root is None else stored(self.root, items, drawn)
         self.training, self.queries = self.world.queries[: 2 * TUNE], self.world.queries[2 * TUNE :]
         self.exact, _ = build("exact", self.world.codes, self.training)
         self.kinds: dict[str, Any] = {}
@@ -121,15 +152,16 @@ class Size:
 
     def choose(self) -> Retriever:
         """What ``auto`` takes."""
-        chosen = self._measured("auto")
+        chosen = self._measured("auto", None if self.root is None else self.root / f"index-{len(self.exact)}")
         self.found |= {"auto": chosen.kind, "why": chosen.plan.reason}
         return chosen
 
     def filter(self, chosen: Retriever) -> None:
-        """Filters through ``chosen``, or where that is exact search, through the first of ``KINDS``."""
+        """Filters through ``chosen``, or where that is exact search, through the first of ``KINDS``; live items."""
         searched = self._measured(KINDS[0]) if chosen.kind == "exact" else chosen
-        self.found |= {"filtered_kind": searched.kind}
-        self.found |= {"filtered": filtered(self.world, self.exact, searched, self.queries[: 2 * BLOCK])}
+        queries = self.queries[: 2 * BLOCK if len(chosen) <= MILLION else BLOCK // 2]
+        self.found |= {"live": live(searched, queries), "filtered_kind": searched.kind}
+        self.found |= {"filtered": filtered(self.world, self.exact, searched, queries)}
 
     def other(self, kind: str, until: float) -> None:
         """Figures of ``kind``; none, but the reason, where it takes too long or is not begun ``until`` then."""
@@ -139,42 +171,51 @@ class Size:
             self._measured(kind)
         print(len(self.exact), kind, self.kinds[kind], flush=True)
 
-    def _measured(self, kind: str) -> Retriever:
-        built, seconds = build(kind, self.world.codes, self.training)
-        self.kinds[built.kind] = describe(built, seconds, self.exact, self.queries)
+    def _measured(self, kind: str, folder: Path | None = None) -> Retriever:
+        if folder is None or not (folder / META).exists():
+            built, took = build(kind, self.world.codes, self.training)
+            if folder is not None:
+                folder.mkdir(exist_ok=True)
+                (folder / "took.json").write_text(json.dumps(took))
+                built.save(folder)
+        if folder is not None:
+            built, took = Retriever.load(folder, self.world.codes), json.loads((folder / "took.json").read_text())
+        self.kinds[built.kind] = describe(built, took, self.exact, self.queries)
         return built
 
 
-def headlines(found: dict[str, Any]) -> dict[str, float]:
-    """The figures of the kind chosen at a million; the memory is that of the index."""
+def headlines(found: dict[str, Any], name: str) -> dict[str, float]:
+    """The figures of the kind chosen at a size; the memory is that of the index."""
     chosen = found["kinds"][found["auto"]]
-    return dict(
-        zip(HEADLINES, (chosen["recall"], chosen["exact_over_time"], chosen["index_bytes_per_item"]), strict=True)
-    )
+    figures = (chosen["recall"], chosen["exact_over_time"], chosen["index_bytes_per_item"])
+    return dict(zip([key for key in HEADLINES if key.endswith(f"_{name}")], figures, strict=True))
 
 
 def main() -> None:
     """Measure and write ``results/retrieval.json``, anew after each index; what ``auto`` takes comes first."""
-    options = argparse.ArgumentParser(description=__doc__)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--sizes", type=int, nargs="+", default=[MILLION, 100_000, 12_000])
     options.add_argument("--queries", type=int, default=200, help="for each figure")
     options.add_argument("--seconds", type=float, default=420, help="after which no further index is begun")
+    options.add_argument("--root", type=Path, help="folder for sizes above a million; default: a temporary one")
     asked = options.parse_args()
-    until, sizes, found = time.monotonic() + asked.seconds, dict[int, Size](), dict[str, Any]()
-    for items in asked.sizes:
-        sizes[items] = Size(items, asked.queries)
-        chosen = sizes[items].choose()
-        found[str(items)] = sizes[items].found
-        if items == MILLION:
-            found |= headlines(found[str(items)])
-        write(found)
-        if items >= 100_000:
-            sizes[items].filter(chosen)
+    until, sizes, found = time.monotonic() + asked.seconds, dict[int, Size](), previous("retrieval")
+    with tempfile.TemporaryDirectory() as temporary:
+        for items in asked.sizes:
+            sizes[items] = Size(items, asked.queries, asked.root or Path(temporary))
+            chosen = sizes[items].choose()
+            found[str(items)] = sizes[items].found
+            if items in NAMES:
+                found |= headlines(found[str(items)], NAMES[items])
             write(found)
-        print(items, json.dumps(found[str(items)], indent=1), flush=True)
-    for items, kind in itertools.product(sorted(sizes), KINDS):
-        sizes[items].other(kind, until)
-        write(found)
+            print(items, json.dumps(found[str(items)], indent=1), flush=True)
+            if items >= 100_000:
+                sizes[items].filter(chosen)
+                write(found)
+                print(items, json.dumps(found[str(items)], indent=1), flush=True)
+        for items, kind in itertools.product(sorted(size for size in sizes if size <= MILLION), KINDS):
+            sizes[items].other(kind, until)
+            write(found)
 
 
 def write(found: dict[str, Any]) -> None:

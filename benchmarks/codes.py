@@ -11,6 +11,7 @@ little of what queries ask: that is hard for an index. ``describe`` computes wha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,7 @@ ITEMS_PER_TOPIC = 100
 _WITHIN, _OWN = 0.45, 0.3
 """Spread of items around their topic, and of the collaborative part around what both parts share."""
 _CHUNK = 1 << 16
+_DESCRIBED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -32,21 +34,37 @@ class World:
     topic: np.ndarray
 
     def describe(self) -> dict[str, float]:
-        """Spread of norms, share of semantic numbers above zero, intrinsic dimension (nearest 20)."""
-        norms = np.linalg.norm(self.codes, axis=1)
-        collaborative, semantic = self.codes[:, :COLLABORATIVE], self.codes[:, COLLABORATIVE:]
+        """Spread of norms, share of semantic numbers above zero, intrinsic dimension (nearest 20), of the first
+        million items."""
+        codes = self.codes[:_DESCRIBED]
+        norms = np.linalg.norm(codes, axis=1)
+        collaborative, semantic = codes[:, :COLLABORATIVE], codes[:, COLLABORATIVE:]
         lengths = [float(np.linalg.norm(part, axis=1).mean()) for part in (collaborative, semantic)]
         return {
             "norm, deviation over mean": round(float(norms.std() / norms.mean()), 3),
             "norm, largest over median": round(float(norms.max() / np.median(norms)), 3),
             "norm, semantic over collaborative": round(lengths[1] / lengths[0], 2),
             "semantic numbers above zero": round(float((semantic > 0).mean()), 3),
-            "intrinsic dimension": intrinsic_dimension(self.codes) or 0.0,
+            "intrinsic dimension": intrinsic_dimension(codes) or 0.0,
         }
 
 
-def world(items: int, queries: int, seed: int = 0) -> World:
-    """Draw ``items`` codes and the queries of as many users as asked for."""
+def stored(folder: Path, items: int, queries: int) -> World:
+    """Return the world with these numbers, whose codes are memory-mapped, from the files in ``folder``, or draw it."""
+    folder = folder / f"{items}-{queries}"
+    names = ("codes", "queries", "topic")
+    if not (folder / "topic.npy").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (items, COLLABORATIVE + SEMANTIC)
+        codes = np.lib.format.open_memmap(folder / "codes.npy", "w+", np.float32, shape)
+        drawn = world(items, queries, codes=codes)
+        np.save(folder / "queries.npy", drawn.queries)
+        np.save(folder / "topic.npy", drawn.topic)
+    return World(*(np.load(folder / f"{name}.npy", mmap_mode="r" if name == "codes" else None) for name in names))
+
+
+def world(items: int, queries: int, seed: int = 0, codes: np.ndarray | None = None) -> World:
+    """Draw ``items`` codes, into ``codes`` if given, and the queries of as many users as asked for."""
     rng = np.random.default_rng(seed)
     spectrum = np.arange(1, LATENT + 1) ** -0.7
     topics = max(8, items // ITEMS_PER_TOPIC)
@@ -54,7 +72,8 @@ def world(items: int, queries: int, seed: int = 0) -> World:
     centres = areas[rng.integers(0, len(areas), topics)] + 0.7 * rng.normal(size=(topics, LATENT)) * spectrum
     sizes = np.arange(1, topics + 1) ** -0.6
     topic = rng.choice(topics, items, p=sizes / sizes.sum())
-    maps, codes = _Maps(rng), np.empty((items, COLLABORATIVE + SEMANTIC), np.float32)
+    maps = _Maps(rng)
+    codes = np.empty((items, COLLABORATIVE + SEMANTIC), np.float32) if codes is None else codes
     for start in range(0, items, _CHUNK):
         part = topic[start : start + _CHUNK]
         latent = centres[part] + _WITHIN * rng.normal(size=(len(part), LATENT)) * spectrum

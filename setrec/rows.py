@@ -16,18 +16,7 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
 
     The largest come first, equal entries by ascending column.
     """
-    k = min(k, scores.shape[1])
-    if k in (0, scores.shape[1]):
-        return np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    least = np.partition(scores, -k, axis=1)[:, -k][:, None]
-    above, level = scores > least, scores == least
-    row, column = np.nonzero(above | level)
-    # Of the entries equal to the k-th largest only the first are selected.
-    wanted = (k - above.sum(axis=1))[row]
-    counted = level[row, column]
-    number = np.cumsum(counted)
-    before = np.concatenate([[0], np.cumsum(level.sum(axis=1))])[row]
-    taken = ~counted | (number - before <= wanted)
-    best = column[taken].reshape(-1, k)
-    order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(best, order, axis=1)
+    from setrec.row_kernels import largest_columns  # numba takes half a second to import
+
+    best: np.ndarray = largest_columns(np.ascontiguousarray(scores), min(k, scores.shape[1]))
+    return best

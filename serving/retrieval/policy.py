@@ -18,15 +18,15 @@ class RetrieverSettings(Settings):
     """Settings of the index. Every kind ends in the same exact re-scoring.
 
     ``auto`` is exact search while a query reads at most 80 MB of codes (100 thousand items of 192 numbers), or if
-    ``recall_target`` is 1. Above that, ``ivf_pq``, the fastest and smallest (62 bytes an item of 192 numbers, against
-    203 of ``ivf_sq8`` and 777 of ``ivf``), if it is measured to reach the target on held-out queries by scanning less
-    than a third of the items; else the next larger kind, and finally ``exact``.
+    ``recall_target`` is 1. Above that, ``ivf_pq``, the fastest and smallest (40 bytes an item of 192 numbers and the
+    centroids, against 203 of ``ivf_sq8`` and 777 of ``ivf``), if it is measured to reach the target on held-out queries
+    by scanning less than a third of the items; else the next larger kind, and finally ``exact``.
 
     ``recall_target``: minimum recall@10; the number of cells probed and of candidates re-scored are tuned to reach it,
     unless they are set here. Under filters it holds for random filters; a wide filter that is correlated with the codes
     may have a lower recall. ``oversample``: candidates re-scored per requested item. ``nlist``: number of cells
-    (``null``: 4 sqrt(I); build time is proportional to it), ``nprobe`` of which are searched. ``seed``: of k-means and
-    of samples. ``tune_queries``: held-out queries for tuning, and as many again for the audit.
+    (``null``: 4 sqrt(I), at most 8,192; build time is proportional to it), ``nprobe`` of which are searched. ``seed``:
+    of k-means and of samples. ``tune_queries``: held-out queries for tuning, and as many again for the audit.
     """
 
     kind: Literal["auto"] | Kind = "auto"
@@ -65,7 +65,7 @@ def candidates(settings: RetrieverSettings, items: int, width: int) -> tuple[tup
         return (("exact", why),)
     return (
         ("ivf_pq", "reaches the target with the least memory and time"),
-        ("ivf_sq8", "4 bits for two numbers missed the target"),
+        ("ivf_sq8", "4 bits for each component missed the target"),
         ("ivf", "8 bits a number missed the target"),
         ("exact", "no index reached the target by scanning less than a third"),
     )

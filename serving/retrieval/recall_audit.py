@@ -10,7 +10,9 @@ from typing import Literal
 import faiss
 import numpy as np
 
-_BATCH = 32
+from serving.retrieval.exact import flat_scan
+
+_GATHERED = 1 << 16
 _LID_ROWS, _LID_NEAREST, _LID_TABLE = 500, 20, 100_000
 
 
@@ -51,16 +53,27 @@ def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def truth(codes: np.ndarray, queries: np.ndarray, k: int, masks: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-    """Return the rows (Q, min(k, allowed)) of largest float32 inner product for each mask, bool (I,) or ``None``."""
-    allowed = [None if mask is None else np.flatnonzero(mask) for mask in masks]
-    best_of: list[list[np.ndarray]] = [[] for _ in masks]
-    for start in range(0, len(queries), _BATCH):
-        scores = queries[start : start + _BATCH] @ codes.T
-        for at, rows in enumerate(allowed):
-            part = scores if rows is None else scores[:, rows]
-            best = np.argpartition(-part, min(k, part.shape[1]) - 1, axis=1)[:, :k]
-            best_of[at].append(best if rows is None else rows[best])
-    return [np.concatenate(parts) for parts in best_of]
+    """Return the rows (Q, min(k, allowed)) of largest float32 inner product for each mask, bool (I,) or ``None``.
+
+    Allowed codes are gathered in parts, so that memory does not grow with their number.
+    """
+    with flat_scan(len(queries)):
+        return [_nearest(codes, queries, k, None if mask is None else np.flatnonzero(mask)) for mask in masks]
+
+
+def _nearest(codes: np.ndarray, queries: np.ndarray, k: int, rows: np.ndarray | None) -> np.ndarray:
+    product = faiss.METRIC_INNER_PRODUCT
+    if rows is None:
+        best: np.ndarray = faiss.knn(queries, codes, min(k, len(codes)), product)[1]
+        return best
+    scores, found = [], []
+    for start in range(0, len(rows), _GATHERED):
+        part = rows[start : start + _GATHERED]
+        score, at = faiss.knn(queries, codes[part], min(k, len(part)), product)
+        scores.append(score)
+        found.append(part[at])
+    order = np.argsort(-np.concatenate(scores, axis=1), axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(np.concatenate(found, axis=1), order, axis=1)
 
 
 def derived_queries(codes: np.ndarray, count: int, seed: int) -> np.ndarray:

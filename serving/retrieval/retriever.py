@@ -145,10 +145,22 @@ class Retriever:
     def audit(self, queries: np.ndarray, k: int) -> Audit:
         """Measure recall@k of ``search`` on queries, float32 (B, D), of the model; an item tied with the k-th best
         counts."""
-        shares = []
-        for query, hits in zip(np.asarray(queries, dtype=np.float32), self.search(queries, k), strict=True):
-            shares.append(recall_audit.share(hits.scores, self.exact.best(query, k).scores))
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        count = len(queries)
+        best = self.exact.first(queries, [k] * count, [np.empty(0, np.int64)] * count, [k] * count)
+        shares = [
+            recall_audit.share(hits.scores, true.scores)
+            for hits, true in zip(self.search(queries, k), best, strict=True)
+        ]
         return recall_audit.of(shares, k, like=self.built_audit)
+
+    def grown(self, codes: np.ndarray, largest: float, older: Retriever | None = None) -> Retriever:
+        """Return a retriever over ``codes`` float32 (n, D) that has the cells and the plan of this one, which is not
+        exact. ``older``, over the first of these codes, gives its index away and must not be used afterwards."""
+        assert self._index is not None
+        index = self._index.empty() if older is None or older._index is None else older._index
+        index.add(codes[len(index) :])
+        return Retriever(codes, self.settings, self.plan, index, exact=Exact(codes, largest))
 
     def save(self, directory: str | Path) -> None:
         """Write ``retriever.json`` and, except for exact search, ``index.faiss``, each atomically."""

@@ -41,14 +41,29 @@ class Block(nn.Module):
         self.forward_in, self.forward_out = nn.Linear(s.width, 4 * s.width), nn.Linear(4 * s.width, s.width)
         self.dropout = nn.Dropout(s.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, L, width) to (B, L, width)."""
+    def forward(self, x: Tensor, last: Tensor | None = None) -> Tensor:
+        """Map (B, L, width) to (B, L, width); or to (B, 1, width), the positions ``last`` (B,) alone."""
         b, length, width = x.shape
-        q, k, v = self.attend(self.norm_attention(x)).view(b, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.rate if self.training else 0.0)
-        x = x + self.dropout(self.merge(mixed.transpose(1, 2).reshape(b, length, width)))
+        normed, mask = self.norm_attention(x), None
+        if last is None:
+            q, k, v = self._heads(normed, 0, 3)
+        else:
+            row = torch.arange(b, device=x.device)
+            (q,), (k, v) = self._heads(normed[row, last][:, None], 0, 1), self._heads(normed, 1, 3)
+            x = x[row, last][:, None]
+            mask = (torch.arange(length, device=x.device) <= last[:, None])[:, None, None]
+        rate = self.rate if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, mask, rate, is_causal=last is None)
+        x = x + self.dropout(self.merge(mixed.transpose(1, 2).reshape(b, -1, width)))
         out: Tensor = x + self.dropout(self.forward_out(F.gelu(self.forward_in(self.norm_forward(x)))))
         return out
+
+    def _heads(self, x: Tensor, first: int, end: int) -> Tensor:
+        """Return queries, keys and values, those from ``first`` to ``end``, each (B, heads, L, width / heads)."""
+        width = x.shape[-1]
+        rows = slice(first * width, end * width)
+        mapped = F.linear(x, self.attend.weight[rows], self.attend.bias[rows])
+        return mapped.view(*x.shape[:2], end - first, self.heads, -1).permute(2, 0, 3, 1, 4)
 
 
 class ItemText(nn.Module):
@@ -114,12 +129,13 @@ class SasRec(nn.Module):
         vectors: Tensor = own * known[..., None] + self.text(rows)
         return vectors
 
-    def forward(self, items: Tensor) -> Tensor:
-        """Return user vectors (B, L, width) after each item of right-padded histories (B, L)."""
+    def forward(self, items: Tensor, last: Tensor | None = None) -> Tensor:
+        """Return user vectors (B, L, width) after each item of right-padded histories (B, L); or (B, 1, width), after
+        the items at the positions ``last`` (B,) alone, for which the last block computes nothing else."""
         x: Tensor = self.dropout(self.vectors(items) + self.positions.weight[: items.shape[1]])
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
-        x = self.norm(x)
+        x = self.norm(self.blocks[-1](x, last))
         return x
 
     @torch.no_grad()
@@ -132,8 +148,9 @@ class SasRec(nn.Module):
         """Return user vectors (B, width) after the last item of each history."""
         items, lengths = read(history).pad(self.settings.max_items)
         device = self.items.weight.device
-        out: Tensor = self(torch.from_numpy(items).long().to(device))
-        return out[torch.arange(len(items), device=device), torch.from_numpy(lengths).to(device) - 1]
+        last = (torch.from_numpy(lengths) - 1).clamp(min=0).to(device)
+        out: Tensor = self(torch.from_numpy(items).long().to(device), last)
+        return out[:, 0]
 
     def save(self, folder: Path) -> None:
         """Write weights and settings to ``folder``, atomically."""
@@ -169,6 +186,6 @@ def scorer(model: SasRec) -> ranking.Scorer:
     floor = torch.where(model.trained | (model.text is not None), 0.0, -1e9)
 
     def score(history: Ragged) -> np.ndarray:
-        return (model.user_vectors(history) @ table.T + floor).cpu().numpy()
+        return torch.addmm(floor, model.user_vectors(history), table.T).cpu().numpy()
 
     return score

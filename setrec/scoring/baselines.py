@@ -14,6 +14,7 @@ from setrec.data.events import read
 from setrec.evaluation import ranking
 from setrec.ragged import Ragged, offsets_of, row_blocks
 from setrec.scoring.item_graph import largest
+from setrec.scoring.kernels.histories import add_rows
 from setrec.settings import Settings
 
 _PRODUCTS = 1 << 24
@@ -80,8 +81,9 @@ class ItemKnn:
         s, history = self.settings, read(history)
         age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.values))
         weight = np.where(age < s.last, s.decay**age, 0.0).astype(np.float32)
-        rows = sp.csr_matrix((weight, history.values, history.offsets), (len(history), self.similar.shape[0]))
-        return np.asarray((rows @ self.similar).todense(), dtype=np.float32)
+        scores, near = np.zeros((len(history), self.similar.shape[0]), np.float32), self.similar
+        add_rows(scores, history.values, history.offsets, weight, near.indices, near.indptr, near.data)
+        return scores
 
 
 GRID: dict[str, tuple[float, ...]] = {

@@ -207,3 +207,26 @@ class TestAudit:
             shares.append(np.isin(np.argsort(-(every(live) @ query))[:10], hits.rows).mean())
         assert np.mean(shares) < 0.9
         assert live.audit(queries, 10).recall == pytest.approx(np.mean(shares))
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf_sq8", "ivf_pq"])
+def test_added_rows_are_indexed_in_blocks_beside_an_approximate_base(kind, monkeypatch):
+    """All cells are probed and many candidates re-scored, so that answers are exact; only the last rows are scanned."""
+    monkeypatch.setattr("serving.retrieval.live_index.BLOCK", 64)
+    rng = np.random.default_rng(4)
+    table, fresh, queries = codes(400, WIDTH), codes(150, WIDTH, seed=2), codes(5, WIDTH, seed=1)
+    live, alive = live_over(table, kind=kind, nlist=4, nprobe=4, oversample=50), np.ones(550, dtype=bool)
+    for code in fresh:
+        live.add(code)
+    for row in (3, 401, 470, 549):
+        live.remove(row)
+        alive[row] = False
+    rows = np.vstack([table, fresh])
+    check(live, rows, alive, queries, 5)
+    assert (len(live._indexed), len(live._last.codes)) == (128, 22)
+    excluded = [rng.permutation(550)[: 100 * b] for b in range(5)]
+    allowed = [None, rng.random(550) < 0.5, rng.random(550) < 0.02, np.zeros(550, bool), np.arange(550) >= 400]
+    check(live, rows, alive, queries, 5, excluded, allowed)
+    everything = live.exact
+    live.add(codes(1, WIDTH, seed=3)[0])
+    assert len(everything.fresh.codes) == 150

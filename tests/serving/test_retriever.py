@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving_helpers import codes
 
+from serving.retrieval import recall_audit
 from serving.retrieval.policy import EXACT_BYTES, candidates
 from serving.retrieval.retriever import Retriever, RetrieverSettings
 from setrec.errors import BundleError
@@ -311,3 +312,38 @@ class TestPolicy:
             "exact",
             "no index reached the target by scanning less than a third",
         )
+
+
+def test_codes_of_few_directions_are_kept_in_fewer_numbers():
+    """10 directions of 48 numbers: a third of the numbers, in 4 bits each, and the target is still reached."""
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(10, 48)).astype(np.float32)
+    table, queries = (
+        (rng.normal(size=(rows, 10)).astype(np.float32) @ mixing + 0.01 * rng.normal(size=(rows, 48))).astype("f")
+        for rows in (5000, 400)
+    )
+    retriever = Retriever.build(table, RetrieverSettings(kind="ivf_pq"), queries)
+    assert retriever._index._lists.code_size == 8
+    assert retriever.built_audit.recall >= 0.98
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf_sq8", "ivf_pq"])
+def test_codes_in_a_file_are_indexed_in_batches_to_the_same_index(kind, tmp_path, monkeypatch):
+    np.save(tmp_path / "codes.npy", TABLE)
+    settings = RetrieverSettings(kind=kind, nprobe=5)
+    whole = Retriever.build(TABLE, settings)
+    monkeypatch.setattr("serving.retrieval.ivf._BATCH", 64)
+    monkeypatch.setattr("serving.retrieval.recall_audit._GATHERED", 64)
+    parts = Retriever.build(np.load(tmp_path / "codes.npy", mmap_mode="r"), settings)
+    assert parts.plan == whole.plan
+    for a, b in zip(whole.search(QUERIES, 10), parts.search(QUERIES, 10), strict=True):
+        np.testing.assert_array_equal(a.rows, b.rows)
+
+
+def test_true_items_under_a_filter_are_the_same_from_parts(monkeypatch):
+    mask = np.random.default_rng(1).random(len(TABLE)) < 0.5
+    monkeypatch.setattr("serving.retrieval.recall_audit._GATHERED", 37)
+    plain, filtered = recall_audit.truth(TABLE, QUERIES, 10, [None, mask])
+    for query, all_rows, allowed in zip(QUERIES, plain, filtered, strict=True):
+        assert all_rows.tolist() == best(TABLE, query, 10)
+        assert allowed.tolist() == best(TABLE, query, 10, np.flatnonzero(~mask))

@@ -11,6 +11,7 @@ from setrec.data.splits import leave_one_out
 from setrec.errors import ConfigError
 from setrec.evaluation import ranking
 from setrec.models import sasrec
+from setrec.models.settings import SasRecSettings
 from setrec.ragged import Ragged
 from setrec.scoring import baselines
 from setrec.training import sasrec_trainer
@@ -109,6 +110,14 @@ def test_a_batch_scores_as_its_users_one_by_one(histories, trained):
     score = sasrec.scorer(trained[0])
     alone = np.concatenate([score(Ragged.of([row])) for row in history])
     np.testing.assert_allclose(score(history), alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_vectors_of_some_positions_are_those_of_all_positions(layers):
+    torch.manual_seed(0)
+    model = sasrec.SasRec(30, SasRecSettings(layers=layers, width=16, heads=2, max_items=8)).eval()
+    items, last = torch.randint(0, 30, (5, 8)), torch.tensor([0, 3, 7, 2, 5])
+    torch.testing.assert_close(model(items, last)[:, 0], model(items)[torch.arange(5), last])
 
 
 def test_only_the_last_items_of_a_long_history_count(trained):

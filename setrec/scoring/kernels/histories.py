@@ -44,6 +44,19 @@ def add_entries(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def add_rows(  # type: ignore[no-untyped-def]
+    scores, values, offsets, weights, columns, starts, shares
+):
+    """Add to each row of ``scores`` float32 (b, I) the rows ``values`` (one row by ``offsets`` per row of ``scores``)
+    of a sparse matrix (``columns``, ``starts``, ``shares`` float32), at their ``weights`` float32."""
+    for b in range(len(scores)):
+        for at in range(offsets[b], offsets[b + 1]):
+            row, weight = values[at], weights[at]
+            for arc in range(starts[row], starts[row + 1]):
+                scores[b, columns[arc]] += weight * shares[arc]
+
+
+@njit(cache=True, nogil=True)
 def _read(  # type: ignore[no-untyped-def]
     rows, row_offsets, weights, arcs, arc_offsets, shares, held, held_offsets, room, targets, sums, total
 ):
