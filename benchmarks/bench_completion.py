@@ -8,25 +8,40 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from nodetok import files, kge
-from nodetok.knowledge.completer import Completer, Knowledge, train
+from nodetok.knowledge.completer import Completer, CompletionSettings, Knowledge, train
 from nodetok.settings import GraphDataSettings, RandomSplit, TokenizerSettings
 from nodetok.tokenizer import NodeTokenizer
 
+Weights = dict[str, dict[str, float]]
+Scores = Callable[[np.ndarray], dict[str, np.ndarray]]
 
-def metrics(scores_of: object, data: Knowledge, test: np.ndarray, most: int) -> dict[str, float]:
-    """Filtered metrics on ``most`` triples of the test part."""
+
+def metrics(scores_of: Scores, data: Knowledge, test: np.ndarray, most: int) -> dict[str, str]:
+    """Filtered metrics of each of the named scores on ``most`` triples of the test part, with 95% intervals."""
     asked, answers, known = kge.held_out(np.concatenate([data.train, data.valid]), test, most, 0)
-    ranks = []
+    ranks: dict[str, list[np.ndarray]] = {}
     for rows in np.array_split(np.arange(len(asked)), max(1, len(asked) // 128)):
-        ranks.append(kge.filtered_ranks(scores_of(asked[rows]), answers[rows], known.take(rows)))  # type: ignore[operator]
-    found = np.concatenate(ranks)
-    return {"MRR": float((1 / found).mean()), **{f"Hits@{k}": float((found <= k).mean()) for k in (1, 3, 10)}}
+        for name, scores in scores_of(asked[rows]).items():
+            ranks.setdefault(name, []).append(kge.filtered_ranks(scores, answers[rows], known.take(rows)))
+    return {name: summary(np.concatenate(own)) for name, own in ranks.items()}
+
+
+def _named(name: str, model: kge.KgeRanker, rows: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: model.scores(rows)}
+
+
+def summary(ranks: np.ndarray) -> str:
+    """The metrics of ranks (Q,) in words."""
+    values = {"MRR": 1 / ranks, **{f"Hits@{k}": ranks <= k for k in (1, 3, 10)}}
+    return ", ".join(f"{k} {v.mean():.4f} ± {1.96 * v.std() / len(v) ** 0.5:.4f}" for k, v in values.items())
 
 
 def main() -> None:
@@ -53,16 +68,22 @@ def main() -> None:
         print(
             f"{minutes} minutes ({spent:.1f} spent), weights {made.weights}, validation {made.curve[-1]['value']:.4f}"
         )
-        print("  whole", metrics(made.scores, data, read.test, asked.test), flush=True)
-        for name in made.weights:
-            less = Completer(made.paths, made.embedding, made.tokens, made.vectors, {**made.weights, name: 0.0})
-            if made.weights[name]:
-                print(f"  without {name}", metrics(less.scores, data, read.test, asked.test), flush=True)
+        weights = {"whole": made.weights}
+        weights |= {f"without {name}": {**made.weights, name: 0.0} for name in made.weights if made.weights[name]}
+
+        def of_parts(rows: np.ndarray, made: Completer = made, each: Weights = weights) -> dict[str, np.ndarray]:
+            parts = made.parts(rows)
+            return {name: made.mix(parts, own) for name, own in each.items()}
+
+        results = metrics(of_parts, data, read.test, asked.test)
         if not asked.no_distmult:
+            settings = CompletionSettings().embedding.model_copy(update={"kind": "distmult"})
             alone = kge.train_kge(
-                data.train, data.entities, data.relations, data.valid, asked.seed, seconds=60 * minutes
+                data.train, data.entities, data.relations, data.valid, asked.seed, settings, seconds=60 * minutes
             )
-            print("  DistMult alone", metrics(alone.scores, data, read.test, asked.test), flush=True)
+            results |= metrics(partial(_named, "DistMult", alone), data, read.test, asked.test)
+        for name, line in results.items():
+            print(f"  {name}: {line}", flush=True)
 
 
 if __name__ == "__main__":

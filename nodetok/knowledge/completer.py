@@ -1,7 +1,7 @@
-"""A model for knowledge-graph completion: relation paths, DistMult, node tokens and texts, with weights chosen on
+"""A model for knowledge-graph completion: relation paths, ComplEx, node tokens and texts, with weights chosen on
 validation.
 
-    score(question, entity) = log p_paths + w_embedding * DistMult + w_tokens * log <z, z'> + w_text * <x, x'>
+    score(question, entity) = log p_paths + w_embedding * ComplEx + w_tokens * log <z, z'> + w_text * <x, x'>
 
 The paths are trained first (:mod:`nodetok.knowledge.paths`), the embedding in the remaining time; the three weights are
 chosen by coordinate search for the filtered mean reciprocal rank of validation questions, and are 0 for parts without a
@@ -26,7 +26,7 @@ from setrec.settings import Settings
 
 SHARES = {"mine": 0.25, "paths": 0.25}
 """Maximum share of the time; the embedding has the rest, minus the search of the weights."""
-GRID = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+GRID = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 COMPONENTS = ("embedding", "tokens", "text")
 SCALE = {"embedding": 1.0, "tokens": 1.0, "text": 10.0}
 """Scales that make a weight of 1 roughly optimal for each part."""
@@ -36,7 +36,7 @@ class CompletionSettings(Settings):
     """Settings of the parts; ``sample``: number of validation questions on which the weights are chosen."""
 
     paths: PathSettings = PathSettings()
-    embedding: KgeSettings = KgeSettings(epochs=100, patience=5)
+    embedding: KgeSettings = KgeSettings(kind="complex", epochs=100, patience=5)
     sample: int = 1_000
 
 

@@ -80,7 +80,7 @@ class CompletionReader:
             stored |= {f"texts.{i}": torch.from_numpy(table) for i, table in enumerate(walks.texts)}
             stored |= {f"paths.{name}": value for name, value in made.paths.state_dict().items()}
         if made.embedding is not None:
-            stored |= {f"embedding.{name}": value for name, value in made.embedding.model.state_dict().items()}
+            stored |= {f"embedding.{name}": value for name, value in made.embedding.state_dict().items()}
         stored |= {} if made.tokens is None else {"tokens": made.tokens}
         return stored | ({} if made.vectors is None else {"vectors": made.vectors})
 
@@ -93,7 +93,8 @@ class CompletionReader:
             "kind": "completion", "texts": [list(texts) for texts in self.texts], "weights": made.weights,
             "paths": None if walks is None else walks.settings.model_dump(mode="json"),
             "entities": 0 if walks is None else walks.entities, "curve": made.curve,
-            "width": 0 if made.embedding is None else made.embedding.model.hidden_channels,
+            "width": 0 if made.embedding is None else made.embedding.width,
+            "kind_of_embedding": None if made.embedding is None else made.embedding.kind,
         }  # fmt: skip
 
     @classmethod
@@ -113,8 +114,8 @@ class CompletionReader:
             paths = PathModel(walks, rules, None if vectors is None else vectors.numpy())
             paths.load_state_dict(under("paths."))
         if record["width"]:
-            embedding = KgeRanker(record["entities"], relations, record["width"])
-            embedding.model.load_state_dict(under("embedding."))
+            embedding = KgeRanker(record["entities"], relations, record["width"], record["kind_of_embedding"])
+            embedding.load_state_dict(under("embedding."))
         weights = {str(name): float(value) for name, value in record["weights"].items()}
         made = Completer(paths, embedding, tensors.get("tokens"), vectors, weights, record["curve"])
         return cls(made, record["texts"])

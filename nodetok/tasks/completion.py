@@ -87,7 +87,7 @@ def completion(
         return ranked(scores, examples, known)
 
     def distmult(seed: int, seconds: float) -> dict[str, np.ndarray]:
-        settings = None if minutes is None else CompletionSettings().embedding
+        settings = None if minutes is None else CompletionSettings().embedding.model_copy(update={"kind": "distmult"})
         model = kge.train_kge(train, len(graph), len(names), valid, seed, settings, seconds=seconds)
         directions = np.repeat([0, 1], len(test))
         relation = np.tile(test[:, 1], 2)
