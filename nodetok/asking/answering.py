@@ -148,8 +148,8 @@ class GraphAnswerer:
         more = ["…"] if len(known) > SHOWN else []
         missing = "".join(f"no node is named {name}; " for name in NAME.findall(SLOT.sub(" ", text)))
         return (
-            f"{missing}with {len(rows)} node{'' if len(rows) == 1 else 's'} named, this is not one of the questions that"
-            f" the model was trained on: {'; '.join(known[:SHOWN] + more)}"
+            f"{missing}with {len(rows)} node{'' if len(rows) == 1 else 's'} named, this is not one of the questions"
+            f" that the model was trained on: {'; '.join(known[:SHOWN] + more)}"
         )
 
     def _refusal(

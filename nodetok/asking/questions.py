@@ -99,8 +99,9 @@ _VERB = re.compile(r"\b(is|are|do|does|has|have|will|would|can|could)\b")
 _OPEN = re.compile(rf"^{BEGIN}\W*(how|why|when|where|who|whose|which|what|list|name|show)\b")
 _REVERSED = re.compile(
     rf"{BEGIN} (was|were|did|had)\b|"
-    r"\b(?<!or )not?\b|n['’]t\b|\b(never|neither|nor|nothing|none|without|cannot|unless|except|should|since|after|before"
-    r"|together|remov\w+|delet\w+|cut(?! off)|will(?! (i|you|it)\b)|\d+|(?<!the )(?<!these )(two|three|four|five)(?! nodes)"
+    r"\b(?<!or )not?\b|n['’]t\b|\b(never|neither|nor|nothing|none|without|cannot|unless|except|should|since|after"
+    r"|before|together|remov\w+|delet\w+|cut(?! off)|will(?! (i|you|it)\b)|\d+"
+    r"|(?<!the )(?<!these )(two|three|four|five)(?! nodes)"
     r"|(second|third|next|last)[ -](short|near|close|quick|small)\w*"
     r"|un(connect|reach|link|relat)\w*|dis(connect|join)\w*"
     r"|(far|furth)(er|est)|(most|more) (distant|remote)|(less|least) (near|close)\w*|longe(r|st)|different)\b"

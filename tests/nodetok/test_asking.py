@@ -1,8 +1,11 @@
 """Free questions: which question, which nodes, what the answer rests on, and when there is none."""
 
+from pathlib import Path
+
 import networkx as nx
 import numpy as np
 import pytest
+import yaml
 from nodetok_helpers import reader, task
 from scipy import sparse
 
@@ -90,6 +93,17 @@ def test_a_question_of_another_kind_about_the_same_things_is_none(matcher, text)
 )
 def test_polite_words_and_synonyms_do_not_change_a_question(matcher, text, name):
     assert matcher.match(text).template == TEMPLATES[name]
+
+
+def test_nine_of_ten_questions_never_looked_at_are_recognised_and_nine_of_ten_without_an_answer_are_not(matcher):
+    given = yaml.safe_load((Path(__file__).parent / "unseen_questions.yaml").read_text())
+    right = [
+        matcher.match(text).template == TEMPLATES[name] for name, texts in given["answerable"].items() for text in texts
+    ]
+    refused = [matcher.match(text).template == "" for text in given["unanswerable"]]
+    assert (len(right), len(refused)) == (60, 100)
+    assert np.mean(right) >= 0.9
+    assert np.mean(refused) >= 0.9
 
 
 def test_no_wording_holds_a_word_that_reverses_it(matcher):
