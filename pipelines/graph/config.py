@@ -63,7 +63,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
             "profile": "sorted", "position_tokens": 1, "neighbours": 0, "pair_neighbours": 16, "dropout": 0.0,
             "backbone": {"dropout": 0.0},
         },
-        "learning": {"epochs": 3, "patience": 3, "batch": 128, "learning_rate": 2e-3},
+        "learning": {"epochs": 6, "patience": 3, "batch": 128, "learning_rate": 2e-3},
     },
     "classification": {
         "model": {
