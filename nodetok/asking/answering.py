@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,8 @@ from nodetok.language.training import Reader
 from setrec.errors import SetRecError
 from setrec.rows import top_k
 
+NAME = re.compile(r"\"[^\"]+\"|\b[^\W\d_]+[-_]?\d\w*")
+"""What looks like a node's name: quoted words, and letters followed by digits."""
 SHOWN = 8
 """Maximum number of known questions in the reason for a refusal."""
 
@@ -94,7 +97,7 @@ class GraphAnswerer:
             return self._refusal([], 0.0, str(error))
         prompt, order, certain = self._prompt(text)
         if prompt is None:
-            return self._refusal(rows, certain, self._scope(rows))
+            return self._refusal(rows, certain, self._scope(rows, text))
         rows = [rows[place] for place in order]
         edge = None
         if self.artifact.edge_texts is not None:
@@ -139,13 +142,14 @@ class GraphAnswerer:
         best = top_k(chances[None], k)[0]
         return [(self.artifact.candidates[row], float(chances[row])) for row in best]
 
-    def _scope(self, rows: list[int]) -> str:
-        """Return the reason for refusing a question."""
+    def _scope(self, rows: list[int], text: str) -> str:
+        """Return the reason for refusing a question; words with digits and quoted ones look like names of nodes."""
         known = [" ".join(SLOT.sub("…", prompt.removesuffix("answer :")).split()) for prompt in self.artifact.wordings]
         more = ["…"] if len(known) > SHOWN else []
+        missing = "".join(f"no node is named {name}; " for name in NAME.findall(SLOT.sub(" ", text)))
         return (
-            f"with {len(rows)} node{'' if len(rows) == 1 else 's'} named, this is not one of the questions that the"
-            f" model was trained on: {'; '.join(known[:SHOWN] + more)}"
+            f"{missing}with {len(rows)} node{'' if len(rows) == 1 else 's'} named, this is not one of the questions"
+            f" that the model was trained on: {'; '.join(known[:SHOWN] + more)}"
         )
 
     def _refusal(

@@ -185,10 +185,16 @@ def artifact(task: Task, reader: Reader | CompletionReader | None, texts: Sequen
 
 
 def confidence_threshold(reader: Reader | CompletionReader, task: Task, refused: float = 0.03) -> float:
-    """Return the threshold below which a share ``refused`` of the answers to validation questions have
-    probabilities."""
-    best = [torch.from_numpy(scores).softmax(dim=1).amax(dim=1).numpy() for scores, _ in reader.scores(task.valid)]
-    return float(np.quantile(np.concatenate(best), refused))
+    """Return the threshold of the answers' probabilities that best separates right from wrong answers to validation
+    questions, of those that refuse at most a share ``refused`` of them."""
+    best, right = [], []
+    for scores, part in reader.scores(task.valid):
+        best.append(torch.from_numpy(scores).softmax(dim=1).amax(dim=1).numpy())
+        right.append(scores.argmax(axis=1) == part.targets)
+    chances, correct = np.concatenate(best), np.concatenate(right)
+    order = np.argsort(chances, kind="stable")[: 1 + int(refused * len(chances))]
+    gain = np.where(correct, -1 / max(1, correct.sum()), 1 / max(1, (~correct).sum()))[order].cumsum()
+    return float(chances[order][np.argmax([0.0, *gain[:-1]])])
 
 
 def _edges(task: Task) -> tuple[np.ndarray, list[str] | None]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+import torch
 from scipy import sparse
 from scipy.sparse import linalg
 
@@ -62,10 +63,13 @@ def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -
         own = attach(_spectrum(task, seed), features, raw=True)
         return InputAblation(name, settings, own.table.shape[1], feature_tokens, neighbourhoods, lambda _: own)
     still = attach(task.table[of], features)
+    if settings.pair_neighbours and task.graph.edges:
+        listed = Neighbourhoods.sample(len(task.graph), facts(task), settings.pair_neighbours, rng).rows[of]
+        still = replace(still, near=torch.from_numpy(listed))
     plain = name == TEXT
 
     def read(table: np.ndarray | None) -> NodeData:
-        return still if table is None else NodeData(attach(table[of], None).table, still.features)
+        return still if table is None else replace(still, table=attach(table[of], None).table)
 
     words = name != TOKENS_ONLY
     return InputAblation(name, settings, task.table.shape[1], feature_tokens, neighbourhoods, read, plain, words)

@@ -54,16 +54,19 @@ class Shape:
 class NodeData:
     """Data of the nodes: distances (V, columns) to the anchors, features (V, tokens, F) or ``None``.
 
-    ``raw``: the table holds coordinates to be read as they are, such as eigenvectors, not distances.
+    ``raw``: the table holds coordinates to be read as they are, such as eigenvectors, not distances. ``near`` int64 (V,
+    M) or ``None``: neighbours of every node, -1 for none.
     """
 
     table: Tensor
     features: Tensor | None
     raw: bool = False
+    near: Tensor | None = None
 
     def to(self, device: torch.device) -> NodeData:
         """Return the data on ``device``."""
-        return NodeData(self.table.to(device), None if self.features is None else self.features.to(device), self.raw)
+        features, near = (None if x is None else x.to(device) for x in (self.features, self.near))
+        return NodeData(self.table.to(device), features, self.raw, near)
 
 
 class GraphLanguageModel(nn.Module):
@@ -99,7 +102,9 @@ class GraphLanguageModel(nn.Module):
             self.feature = nn.Linear(shape.features, d)
             self.feature_kind = nn.Embedding(shape.feature_tokens, d)
             self.feature_dropout = nn.Dropout(settings.feature_dropout)
-        self.pair_distances = PairDistances(reader.heads, d) if groups and settings.pair_distances else None
+        self.pair_distances = None
+        if groups and settings.pair_distances:
+            self.pair_distances = PairDistances(reader.heads, d, counted=settings.pair_neighbours > 0)
         self.beside = nn.Linear(d, d)
         self.relation = nn.Embedding(shape.relations + 1, d)
         self.soft_prompt = nn.Parameter(torch.randn(settings.soft_prompt, d) * start)
@@ -297,7 +302,7 @@ class GraphLanguageModel(nn.Module):
         among = sees.gather(1, at[:, :, None].expand(-1, -1, sees.shape[2])).gather(
             2, at[:, None].expand(-1, at.shape[1], -1)
         )
-        added = self.pair_distances.vectors(slots, among, data.table) * self.scale
+        added = self.pair_distances.vectors(slots, among, data.table, data.near) * self.scale
         vectors = vectors.scatter_add(1, at[:, :, None].expand_as(added), added.to(vectors.dtype))
         return vectors, self.pair_distances.attention_bias(rows, data.table)
 

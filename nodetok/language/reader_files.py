@@ -53,8 +53,8 @@ def save_reader(reader: Reader, folder: Path) -> dict[str, Any]:
         (folder / "config.json").write_text(model.lm.config.to_json_string(use_diff=False))
     reader.tokenizer.save_pretrained(folder / "words")
     tensors = {"table": reader.data.table}
-    if reader.data.features is not None:
-        tensors["features"] = reader.data.features
+    optional = {"features": reader.data.features, "near": reader.data.near}
+    tensors |= {name: value for name, value in optional.items() if value is not None}
     if encoder.neighbourhoods is not None:
         tensors["neighbours"] = torch.from_numpy(encoder.neighbourhoods.rows)
         tensors["relations"] = torch.from_numpy(encoder.neighbourhoods.relations)
@@ -114,5 +114,5 @@ def load_reader(
         plain=bool(record["plain"]),
         text=text,
     )
-    data = NodeData(tensors["table"], tensors.get("features"), bool(record["raw"]))
+    data = NodeData(tensors["table"], tensors.get("features"), bool(record["raw"]), tensors.get("near"))
     return Reader(model.eval(), encoder, data, tokenizer, candidates, record.get("precision", "auto"))

@@ -166,7 +166,8 @@ def fit(task: Task, ablation: InputAblation, learning: GraphTrainingSettings, on
     """Train on a task, and return the reader with the weights of the best validation epoch.
 
     Raises:
-        ConfigError: the loss or the validation is not a number.
+        ConfigError: the loss or the validation is not a number, or ``model.pair_neighbours`` shows edges that the task
+            hides.
     """
     if task.train is not None:
         reader: Reader = task.train(ablation.name, learning, on_step)
@@ -222,6 +223,8 @@ def _batches(
     rng = np.random.default_rng([learning.seed, epoch])
     torch.manual_seed(learning.seed * 100_003 + epoch)
     for examples, table in task.draw(rng):
+        if ablation.settings.pair_neighbours and examples.prompts.hidden is not None:
+            raise ConfigError(f"model.pair_neighbours shows edges that '{task.name}' hides: set it to 0")
         data = ablation.read(table)
         for rows in _alike(encoder.lengths(examples.prompts), learning.batch, rng):
             yield examples.take(rows), data

@@ -9,7 +9,7 @@ import numpy as np
 
 from nodetok.asking.questions import QuestionMatcher
 from nodetok.asking.wordings import STRUCTURE, TEMPLATES, Wordings
-from nodetok.distances import UNREACHABLE, hops
+from nodetok.distances import UNREACHABLE, hops, reached
 from nodetok.graph import Graph
 from nodetok.language.interface import Chunk, Examples, Task
 from nodetok.language.prompts import Prompts
@@ -18,7 +18,10 @@ from nodetok.tokenizer import NodeTokenizer
 from setrec.errors import DataError
 
 FARTHEST = 6
-ANSWERS = (*(str(n) for n in range(FARTHEST + 1)), "3 or more", "first", "second", "yes", "no")
+FARTHER = f"{FARTHEST + 1} or more"
+ANSWERS = (
+    *(str(n) for n in range(FARTHEST + 1)), FARTHER, "no path", "3 or more", "first", "second", "neither", "yes", "no",
+)  # fmt: skip
 TRAIN, VALID, TEST = (0, 1, 2, 3, 4, 5, 6, 7), (8,), (9,)
 
 
@@ -28,9 +31,9 @@ def structure(
     """Return the task of structural questions with exact answers, resampled every epoch.
 
     Pairs of nodes are held out: a tenth for validation, a tenth for the test, never seen in training in either order.
-    Answers are balanced: hops 1 to 6 are equally frequent (longer paths do not occur); chance is 1/6, 1/2, 1/2, 1/4,
-    1/2. Accuracy is also reported in unseen wordings: it is multiplied by the share of a question's test wordings that
-    are recognised (:mod:`nodetok.asking.questions`).
+    Answers are balanced, as far as the graph has pairs for each: 1 to 6 hops, more, and no path; nearer, farther, and
+    as far; chance is 1/8, 1/3, 1/2, 1/4, 1/2. Accuracy is also reported in unseen wordings: it is multiplied by the
+    share of a question's test wordings that are recognised (:mod:`nodetok.asking.questions`).
 
     Raises:
         DataError: the graph has too few pairs of nodes for questions and held-out parts.
@@ -106,8 +109,9 @@ class _Asker:
         self.sources = rng.permutation(n)[: max(1, min(n, 3_000, 10**9 // n))]
         self.table = hops(view, self.sources)
         self.pools: dict[int, np.ndarray] = {}
-        for distance in (*range(1, FARTHEST + 1), UNREACHABLE):
-            flat = np.flatnonzero(self.table == distance)
+        groups = np.where(reached(self.table), np.minimum(self.table, FARTHEST + 1), UNREACHABLE)
+        for distance in (*range(1, FARTHEST + 2), UNREACHABLE):
+            flat = np.flatnonzero(groups == distance)
             if len(flat):
                 flat = flat if len(flat) <= pool else np.unique(rng.choice(flat, pool))
                 self.pools[distance] = np.stack([self.sources[flat % len(self.sources)], flat // len(self.sources)], 1)
@@ -142,9 +146,10 @@ class _Asker:
         return turned
 
     def hops(self, count: int, parts: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        near = [d for d in self.pools if d != UNREACHABLE]
-        made = [self._pick(d, count // len(near), parts, rng) for d in near]
-        targets = np.concatenate([np.full(len(pairs), d) for d, pairs in zip(near, made, strict=True)])
+        answers = {d: d if d <= FARTHEST else ANSWERS.index(FARTHER) for d in self.pools}
+        answers |= {UNREACHABLE: ANSWERS.index("no path")}
+        made = [self._pick(d, count // len(self.pools), parts, rng) for d in self.pools]
+        targets = np.concatenate([np.full(len(pairs), answers[d]) for d, pairs in zip(self.pools, made, strict=True)])
         return _padded(np.concatenate(made)), targets
 
     def connected(self, count: int, parts: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -167,20 +172,24 @@ class _Asker:
         return _padded(np.concatenate(pairs)), targets
 
     def nearer(self, count: int, parts: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Sample two pairs of the same part whose distances differ, mostly by one hop."""
-        of = rng.integers(len(self.sources), size=20 * count)
-        j, k = rng.integers(len(self.view), size=(2, 20 * count))
+        """Sample two pairs of the same part, whose distances mostly differ by one hop or not at all."""
+        draws = 200 * count // len(parts)
+        of = rng.integers(len(self.sources), size=draws)
+        j, k = rng.integers(len(self.view), size=(2, draws))
         a, b, source = self.table[j, of], self.table[k, of], self.sources[of]
-        good = (a != b) & (a != UNREACHABLE) & (b != UNREACHABLE) & (j != source) & (k != source)
-        row = np.flatnonzero(good)
+        row = np.flatnonzero((j != source) & (k != source) & (j != k))
         first, second = (self._part(np.stack([source[row], x[row]], 1)) for x in (j, k))
-        row = row[np.isin(first, parts) & np.isin(second, parts)][:count]
-        targets = np.where((a < b)[row], ANSWERS.index("first"), ANSWERS.index("second"))
+        row = row[np.isin(first, parts) & np.isin(second, parts)]
+        equal, less = (a == b)[row], (a < b)[row]
+        kinds = {"first": less, "second": ~less & ~equal, "neither": equal}
+        drawn = {answer: row[np.flatnonzero(mine)[: count // 3]] for answer, mine in kinds.items()}
+        targets = np.repeat([ANSWERS.index(answer) for answer in drawn], [len(rows) for rows in drawn.values()])
+        row = np.concatenate(list(drawn.values()))
         return np.stack([source[row], j[row], k[row]], axis=1), targets
 
     def common(self, count: int, parts: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Sample pairs one to three hops apart, with answers balanced as far as possible."""
-        pairs = np.concatenate([self._pick(d, 4 * count, parts, rng) for d in (1, 2, 3) if d in self.pools])
+        """Sample pairs, most of them one to three hops apart, with answers balanced as far as possible."""
+        pairs = np.concatenate([self._pick(d, 4 * count if d <= 3 else count, parts, rng) for d in self.pools])
         pairs = pairs[rng.permutation(len(pairs))]
         adjacency = self.view.adjacency
         shared = np.asarray(adjacency[pairs[:, 0]].multiply(adjacency[pairs[:, 1]]).sum(axis=1)).ravel()

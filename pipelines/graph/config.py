@@ -60,7 +60,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "structure": {
         "tokenizer": {"anchors": {"strategy": "degree", "count": 256}},
         "model": {
-            "profile": "sorted", "position_tokens": 1, "neighbours": 4, "dropout": 0.0, "backbone": {"dropout": 0.0},
+            "profile": "sorted", "position_tokens": 1, "neighbours": 0, "pair_neighbours": 16, "dropout": 0.0,
+            "backbone": {"dropout": 0.0},
         },
         "learning": {"epochs": 6, "patience": 3, "batch": 128, "learning_rate": 2e-3},
     },

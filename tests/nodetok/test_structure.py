@@ -5,12 +5,21 @@ from collections import Counter
 import networkx as nx
 import numpy as np
 import pytest
+import torch
 
+from nodetok.asking.artifact import GraphArtifact, artifact
 from nodetok.asking.wordings import TEMPLATES
+from nodetok.distances import hops
 from nodetok.graph import Graph
+from nodetok.language.input_ablation import ablate
+from nodetok.language.pair_distances import path_lengths, refined
+from nodetok.language.prompts import Neighbourhoods
+from nodetok.language.settings import TOKENS, GraphModelSettings, GraphTrainingSettings
+from nodetok.language.training import fit
 from nodetok.settings import AnchorSettings, TokenizerSettings
-from nodetok.tasks.structure import FARTHEST, structure
-from setrec.errors import DataError
+from nodetok.tasks.links import links
+from nodetok.tasks.structure import FARTHER, FARTHEST, structure
+from setrec.errors import ConfigError, DataError
 
 SETTINGS = TokenizerSettings(anchors=AnchorSettings(count=8))
 NAMES = {text: name for name, text in TEMPLATES.items()}
@@ -48,11 +57,11 @@ def by_networkx(given, name, nodes):
     if name == "common":
         shared = len(list(nx.common_neighbors(given, *nodes)))
         return str(shared) if shared < 3 else "3 or more"
-    ways = [nx.shortest_path_length(given, nodes[0], other) for other in nodes[1:]]
+    lengths = nx.single_source_shortest_path_length(given, nodes[0])
+    ways = [lengths.get(other, np.inf) for other in nodes[1:]]
     if name == "hops":
-        return str(ways[0])
-    assert ways[0] != ways[1]
-    return "first" if ways[0] < ways[1] else "second"
+        return "no path" if ways[0] == np.inf else str(ways[0]) if ways[0] <= FARTHEST else FARTHER
+    return "neither" if ways[0] == ways[1] else "first" if ways[0] < ways[1] else "second"
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +107,10 @@ def test_answers_of_each_kind_are_about_equally_frequent(both):
     count = {name: Counter() for name in TEMPLATES}
     for name, _, answer in questions(task, drawn):
         count[name][answer] += 1
-    assert set(count["hops"]) == {str(n) for n in range(1, FARTHEST + 1)}
+    assert set(count["hops"]) == {*(str(n) for n in range(1, FARTHEST + 1)), FARTHER, "no path"}
     assert len(set(count["hops"].values())) == 1
     assert count["connected"]["yes"] == count["connected"]["no"]
-    first, second = count["nearer"]["first"], count["nearer"]["second"]
-    assert abs(first - second) < 4 * np.sqrt(first + second)
+    assert set(count["nearer"].values()) == {2048 // 5 // 3}
     assert set(count["common"]) == {"0", "1", "2", "3 or more"}
     assert max(count["common"].values()) == 2048 // 5 // 4
     assert abs(count["adjacent"]["yes"] - count["adjacent"]["no"]) <= 6
@@ -141,3 +149,45 @@ def test_a_graph_with_nothing_to_ask_is_refused_in_one_line(given):
     with pytest.raises(DataError, match="too few") as caught:
         made(given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lists_of_neighbours_make_pair_distances_and_common_neighbours_exact(seed):
+    given = nx.gnm_random_graph(40, 60, seed=seed)
+    graph = Graph.from_networkx(given)
+    facts = np.stack([graph.arcs()[0], np.zeros(2 * 60, dtype=np.int64), graph.arcs()[1]], axis=1)
+    near = torch.from_numpy(Neighbourhoods.sample(40, facts, 40, np.random.default_rng(0)).rows)
+    # Anchors that lie on few shortest paths: on their own they are wrong about most pairs.
+    table = torch.from_numpy(hops(graph, np.argsort(graph.degrees)[:12]))
+    rows = torch.arange(40)[None]
+    rough = path_lengths(rows, table)
+    lengths, shared = refined(rows, rough, table, near)
+    exact = dict(nx.all_pairs_shortest_path_length(given))
+    pairs = [(i, j) for i in range(40) for j in range(40) if i != j]
+    right = [float(lengths[0, i, j]) == exact[i].get(j, np.inf) for i, j in pairs]
+    close = [(i, j) for i, j in pairs if exact[i].get(j, 99) <= 2]
+    assert all(float(lengths[0, i, j]) == exact[i][j] for i, j in close)
+    assert np.mean(right) > np.mean([float(rough[0, i, j]) == exact[i].get(j, np.inf) for i, j in pairs])
+    assert all(int(shared[0, i, j]) == len(list(nx.common_neighbors(given, i, j))) for i, j in pairs)
+
+
+def test_lists_of_neighbours_are_refused_where_a_task_hides_edges():
+    graph = Graph.from_networkx(nx.gnm_random_graph(60, 120, seed=0))
+    task = links(graph, None, SETTINGS)
+    settings = GraphModelSettings(position_tokens=1, neighbours=0, pair_neighbours=4)
+    with pytest.raises(ConfigError, match="pair_neighbours"):
+        fit(task, ablate(task, TOKENS, settings), GraphTrainingSettings(epochs=1))
+
+
+def test_a_model_reads_the_pairs_of_a_graph_that_it_was_not_trained_on(both, tmp_path):
+    _, task = both
+    other = made(nx.barabasi_albert_graph(150, 2, seed=0))
+    settings = GraphModelSettings(profile="sorted", position_tokens=1, neighbours=0, pair_neighbours=8, dropout=0.0)
+    reader = fit(task, ablate(task, TOKENS, settings), GraphTrainingSettings(epochs=2, batch=64, precision="float32"))
+    known = np.nanmean(reader.evaluate(task, task.test)["adjacent accuracy"])
+    unseen = np.nanmean(reader.on(other).evaluate(other, other.test)["adjacent accuracy"])
+    assert min(known, unseen) > 0.9
+    artifact(task, reader).save(tmp_path / "graph")
+    loaded = GraphArtifact.load(tmp_path / "graph").reader
+    few = task.test.take(np.arange(20))
+    np.testing.assert_allclose(next(loaded.scores(few))[0], next(reader.scores(few))[0], atol=1e-5)
