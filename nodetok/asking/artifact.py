@@ -34,7 +34,7 @@ from nodetok.tokenizer import NodeTokenizer
 from setrec.atomic import atomic_directory
 from setrec.errors import ConfigError, SetRecError, UnknownNodeError, first_line
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(eq=False)
