@@ -22,7 +22,8 @@ from harness import write_results
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from setrec.models.setrec_model import SetRecConfig, SetRecModel
+from setrec.models.configuration import SetRecConfig
+from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.training.losses import batch_terms, total
 from setrec.training.settings import ObjectiveSettings

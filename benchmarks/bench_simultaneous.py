@@ -19,7 +19,8 @@ from harness import measure, median, print_table, write_results
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, T5Config, T5ForConditionalGeneration
 
-from setrec.models.setrec_model import SetRecConfig, SetRecModel
+from setrec.models.configuration import SetRecConfig
+from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 
 ITEMS, CODES, LEVELS, BEAMS, K = 12_101, 256, 4, 20, 10

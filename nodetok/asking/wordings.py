@@ -1,6 +1,7 @@
 """Wordings of the questions that models are trained on, and questions outside of them, read from ``wordings.yaml``.
 
-The question matcher is fitted on the ``train`` part; its threshold is chosen on ``valid``; ``test`` is for evaluation.
+The question matcher is fitted on ``train`` and ``valid``, its threshold by
+cross-validation; ``test`` is for evaluation.
 """
 
 from __future__ import annotations

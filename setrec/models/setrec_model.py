@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from setrec.errors import ConfigError
 from setrec.models import grounding, masks
@@ -22,6 +22,7 @@ from setrec.models.backbones import (
     scratch_config,
 )
 from setrec.models.collaborative_leg import CollaborativeLeg
+from setrec.models.configuration import SetRecConfig, backbone_config
 from setrec.models.grounding import LogitBias
 from setrec.models.item_tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer, TableTokenizer
 from setrec.models.settings import LegSettings, LoraSettings, ModelSettings
@@ -35,54 +36,6 @@ BIAS_UNIT = 20.0
 reach."""
 LOG_UNIT = 10.0
 """Unit of the logarithms of the skip connection's gains, for the same reason."""
-
-
-class SetRecConfig(PretrainedConfig):
-    """Configuration from which the model is rebuilt; ``backbone`` is the backbone's own configuration."""
-
-    model_type = "setrec"
-
-    def __init__(
-        self,
-        items: int = 1,
-        backbone: dict[str, Any] | None = None,
-        lora: dict[str, Any] | None = None,
-        collaborative: int = 64,
-        text: int = 384,
-        text_slot: int = 0,
-        extra: dict[str, int] | None = None,
-        semantic_tokens: int = 4,
-        hidden: list[int] | None = None,
-        history: str = "fused",
-        max_items: int = 50,
-        instruction: int = 4,
-        query_mode: str = "last_item",
-        dropout: float = 0.0,
-        trainable_table: bool = True,
-        id_dropout: float = 0.0,
-        history_skip: list[float] | None = None,
-        repeat_bias: bool = False,
-        word_scale: float | None = None,
-        offset: bool = False,
-        collaborative_leg: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.items, self.backbone, self.lora = items, backbone, lora
-        self.collaborative, self.text, self.text_slot, self.extra = collaborative, text, text_slot, extra or {}
-        self.semantic_tokens, self.hidden = semantic_tokens, [512, 256, 128] if hidden is None else hidden
-        self.history_skip, self.repeat_bias, self.word_scale = history_skip or [], repeat_bias, word_scale
-        self.history, self.max_items, self.instruction = history, max_items, instruction
-        self.query_mode, self.dropout, self.offset = query_mode, dropout, offset
-        self.collaborative_leg = collaborative_leg
-        self.trainable_table, self.id_dropout = trainable_table, id_dropout
-        super().__init__(**kwargs)
-
-
-def _backbone_config(given: dict[str, Any] | None) -> PretrainedConfig:
-    if given is None:
-        return scratch_config("qwen3", "tiny", 0.0)
-    fields = dict(given)
-    return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
 class Answers(NamedTuple):
@@ -110,7 +63,7 @@ class SetRecModel(PreTrainedModel):
     def __init__(self, config: SetRecConfig) -> None:
         super().__init__(config)
         lora = LoraSettings(**config.lora) if config.lora else None
-        self.backbone = build_backbone(_backbone_config(config.backbone), lora)
+        self.backbone = build_backbone(backbone_config(config.backbone), lora)
         width = self.backbone.width
         leg = LegSettings(**config.collaborative_leg) if config.collaborative_leg else None
         self.tokens = ItemTokens(
@@ -363,15 +316,15 @@ class SetRecModel(PreTrainedModel):
         words = None if pretrained is None else cast(nn.Embedding, pretrained.get_input_embeddings()).weight.detach()
         instruction = _instruction_vectors(b.pretrained, pretrained)
         base = scratch_config(b.family, b.size, b.dropout, layers=b.layers) if pretrained is None else pretrained.config
-        backbone_config = base.to_dict()
+        own = base.to_dict()
         if pretrained is not None:
             pretrained.resize_token_embeddings(1)
             special = 0 if base.is_encoder_decoder else None  # word ids of the checkpoint, of which none is left
-            backbone_config |= {"vocab_size": 1, "pad_token_id": special}
-            backbone_config |= {"bos_token_id": special, "eos_token_id": special}
+            own |= {"vocab_size": 1, "pad_token_id": special}
+            own |= {"bos_token_id": special, "eos_token_id": special}
         config = SetRecConfig(
             items=len(features),
-            backbone=backbone_config,
+            backbone=own,
             lora=b.lora.model_dump() if b.lora else None,
             collaborative=0 if features.collaborative is None else features.collaborative.shape[1],
             text=0 if features.text is None else features.text.shape[1],
@@ -390,7 +343,7 @@ class SetRecModel(PreTrainedModel):
             repeat_bias=settings.repeat_bias,
             word_scale=None if words is None else float(words.square().mean().sqrt()),
             offset=offset,
-            collaborative_leg=settings.collaborative_leg.model_dump() if _separable(settings, features) else None,
+            collaborative_leg=_leg(settings, features),
         )
         model = cls(config)
         model.tokens.fill(features)
@@ -401,11 +354,12 @@ class SetRecModel(PreTrainedModel):
         return model
 
 
-def _separable(settings: ModelSettings, features: ItemFeatures) -> bool:
-    """Return whether the model has a collaborative leg: it is configured, and there are other slots."""
+def _leg(settings: ModelSettings, features: ItemFeatures) -> dict[str, Any] | None:
+    """Return the settings of the collaborative leg; ``None`` if there is no slot for it or none beside it."""
     semantic = features.text is not None and bool(settings.semantic_tokens or settings.text_slot)
-    others = semantic or bool(features.extra)
-    return settings.collaborative_leg is not None and features.collaborative is not None and others
+    if settings.collaborative_leg is None or features.collaborative is None or not (semantic or features.extra):
+        return None
+    return settings.collaborative_leg.model_dump()
 
 
 def _instruction_vectors(path: str | None, pretrained: PreTrainedModel | None) -> Tensor | None:

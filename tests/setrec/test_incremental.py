@@ -7,7 +7,8 @@ from transformers import AutoConfig
 
 from setrec.errors import ConfigError
 from setrec.models import incremental
-from setrec.models.setrec_model import SetRecConfig, SetRecModel
+from setrec.models.configuration import SetRecConfig
+from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 
 ROWS = [[3, 1, 4, 11, 5], [9, 2, 6, 7, 8, 10, 12, 13], [5], [20, 21], [3, 1, 4, 11, 5, 30]]
