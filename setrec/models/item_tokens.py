@@ -355,6 +355,10 @@ class ItemTokens(nn.Module):
     def fused(self, codes: Tensor) -> Tensor:
         """Return the sum of an item's tokens, (..., d) from codes (..., D): one affine map, n times cheaper to read
         than the set."""
+        return F.linear(codes, *self.fused_map())
+
+    def fused_map(self) -> tuple[Tensor, Tensor]:
+        """Return the affine map of :meth:`fused`, (d, D) and (d,)."""
         maps = self.maps()
         whole = torch.cat(
             [
@@ -363,4 +367,4 @@ class ItemTokens(nn.Module):
             ],
             dim=1,
         )
-        return F.linear(codes, whole, torch.stack([b for _, b in maps]).sum(0))
+        return whole, torch.stack([b for _, b in maps]).sum(0)
