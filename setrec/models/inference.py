@@ -14,6 +14,7 @@ window of the latest ``max_items`` slides: above the first layer every state dep
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeGuard, cast
 
 import numpy as np
@@ -29,7 +30,7 @@ from setrec.ragged import Ragged, offsets_of
 
 _FEW = 16
 """For fewer rows oneDNN's product is slower, as it reorders the weights for each product."""
-_PLAIN = np.empty((0, 0), np.float32)
+_NONE = np.empty((0, 0, 0, 0), np.float32)
 
 
 class _Linear(NamedTuple):
@@ -37,13 +38,22 @@ class _Linear(NamedTuple):
     bias: Tensor | None
 
     @classmethod
-    def of(cls, module: Any) -> _Linear:
-        """Return the product of a linear layer, with its adapters merged."""
-        base = getattr(module, "base_layer", module)
-        weight = base.weight.detach()
-        if base is not module:
-            weight = weight + sum(module.get_delta_weight(name).detach() for name in module.active_adapters)
-        return cls(weight, None if base.bias is None else base.bias.detach())
+    def of(cls, *modules: Any) -> _Linear:
+        """Return one product for the outputs of several linear layers, with their adapters merged. The layers get views
+        of its weights, so that there is one copy."""
+        bases = [getattr(module, "base_layer", module) for module in modules]
+        weight = torch.cat([base.weight.detach() for base in bases])
+        parts = weight.split([len(base.weight) for base in bases])
+        for module, base, part in zip(modules, bases, parts, strict=True):
+            if base is not module:
+                part += sum(module.get_delta_weight(name).detach() for name in module.active_adapters)
+            elif len(modules) > 1:
+                base.weight.data = part
+        return cls(weight, None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases]))
+
+    def rows(self, start: int, stop: int | None = None) -> _Linear:
+        """Return the product for some of the outputs, with the same weights."""
+        return _Linear(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
 
     def __call__(self, rows: Tensor) -> Tensor:
         if rows.shape[0] < _FEW:
@@ -64,38 +74,37 @@ class _Norm(NamedTuple):
         return cls(module.weight.detach().numpy(), module.variance_epsilon)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        scaled = torch.empty_like(rows)
-        scale_rows(rows.numpy(), self.gain, self.eps, scaled.numpy())
-        return scaled
+        scaled = np.empty(rows.shape, np.float32)
+        scale_rows(rows.numpy(), self.gain, self.eps, scaled)
+        return torch.from_numpy(scaled)
 
 
 class _Layer(NamedTuple):
     before: _Norm
+    heads: _Linear
     query: _Linear
-    key: _Linear
-    value: _Linear
-    query_norm: _Norm
-    key_norm: _Norm
+    key_value: _Linear
+    norms: tuple[np.ndarray, np.ndarray, float]
     out: _Linear
     between: _Norm
-    gate: _Linear
-    up: _Linear
+    gate_up: _Linear
     down: _Linear
 
     @classmethod
     def of(cls, module: Any) -> _Layer:
         own, mlp = module.self_attn, module.mlp
-        none = _Norm(np.empty(0, np.float32), 0.0)
-        norms = [_Norm.of(getattr(own, name)) if hasattr(own, name) else none for name in ("q_norm", "k_norm")]
+        heads = _Linear.of(own.q_proj, own.k_proj, own.v_proj)
+        queries, none = own.q_proj.out_features, _Norm(np.empty(0, np.float32), 0.0)
+        query, key = (_Norm.of(getattr(own, n)) if hasattr(own, n) else none for n in ("q_norm", "k_norm"))
         return cls(
-            _Norm.of(module.input_layernorm), *map(_Linear.of, (own.q_proj, own.k_proj, own.v_proj)), *norms,
-            _Linear.of(own.o_proj), _Norm.of(module.post_attention_layernorm),
-            *map(_Linear.of, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
+            _Norm.of(module.input_layernorm), heads, heads.rows(0, queries), heads.rows(queries),
+            (query.gain, key.gain, query.eps), _Linear.of(own.o_proj), _Norm.of(module.post_attention_layernorm),
+            _Linear.of(mlp.gate_proj, mlp.up_proj), _Linear.of(mlp.down_proj),
         )  # fmt: skip
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        rows = self.between(x)
-        return self.down(F.silu(self.gate(rows), inplace=True).mul_(self.up(rows))).add_(x)
+        gate, up = self.gate_up(self.between(x)).chunk(2, dim=1)
+        return self.down(F.silu(gate).mul_(up)).add_(x)
 
 
 def can_read(model: object) -> TypeGuard[SetRecModel]:
@@ -116,33 +125,30 @@ class InferencePass:
     def __init__(self, model: SetRecModel, weights: Mapping[str, float]) -> None:
         assert can_read(model) and model.maps is not None
         stack, config = cast(Any, model.backbone.model), model.backbone.model.config
-        self._max_items = model.max_items
         self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
         self._layers = [_Layer.of(layer) for layer in stack.layers]
         self._width = len(self._layers[0].query.weight) // self._heads
-        norms = [_Norm.of(stack.norm)]
+        self._norms = [_Norm.of(stack.norm)]
+        """Of the last layer; with a word scale also of the states and of the items' vectors."""
+        if scale := model.config.word_scale:
+            ones, eps = np.ones(model.backbone.width, np.float32), float(torch.finfo(torch.float32).eps)
+            self._norms += [_Norm(ones, eps), _Norm(np.float32(scale) * ones, eps)]
         with torch.inference_mode():
             instruction = model.instruction.detach()
-            places = torch.arange(len(instruction) + self._max_items)
+            places = torch.arange(len(instruction) + model.max_items)
             rotary = stack.rotary_emb(instruction, places[None])
             self._cos, self._sin = (part[0, :, : self._width // 2].contiguous().numpy() for part in rotary)
-            whole, bias = model.tokens.fused_map()
-            self._vectors = _Linear(whole.detach().contiguous(), bias.detach())
-            if scale := model.config.word_scale:
-                one, eps = np.ones(model.backbone.width, np.float32), float(torch.finfo(torch.float32).eps)
-                self._input_norm: _Norm | None = _Norm(np.float32(scale) * one, eps)
-                norms.append(_Norm(one, eps))
-            else:
-                self._input_norm = None
-            self._norms = norms
+            self._vectors = _Linear(*(part.detach().contiguous() for part in model.tokens.fused_map()))
             self._answer, self._skip = _answer_map(model, weights), _skip_gains(model, weights)
             self._decays = np.array(model.config.history_skip, np.float64)
             self._bounds = np.array([0, *(stop for _, stop in model.code_columns.values())])
-            nothing = torch.empty(2 * len(self._layers), self._groups, 0, self._width)
-            last, (self._instruction,) = self._states(
-                instruction, np.arange(len(instruction)), offsets_of(np.array([len(instruction)])), [nothing], keep=True
-            ) if len(instruction) else (torch.zeros(1, model.backbone.width), [nothing])
-            self._nothing_read = last
+            self._instruction = torch.empty(2 * len(self._layers), self._groups, 0, self._width)
+            self._nothing_read = torch.zeros(1, model.backbone.width)
+            if count := len(instruction):
+                nothing = [self._instruction]
+                self._nothing_read, (self._instruction,) = self._states(
+                    instruction, np.arange(count), np.array([0, count]), nothing, keep=True
+                )
 
     def user_codes(
         self, histories: Ragged, codes: np.ndarray, known: Sequence[Tensor | None] = (), *, keep: bool = False
@@ -153,29 +159,26 @@ class InferencePass:
         ``known``: keys and values that were returned for the first items of each history, fewer than all; ``None`` where
         there are none. Those of k items have the shape (2 * layers, heads, a + k, c), so those of fewer are a slice.
         """
-        a = self._instruction.shape[2]
-        before = [self._instruction if own is None else own for own in known or [None] * len(histories)]
-        first = np.array([own.shape[2] - a for own in before], np.int64)
-        lengths = histories.lengths - first
-        at = np.repeat(histories.offsets[1:] - np.cumsum(lengths), lengths) + np.arange(lengths.sum())
-        some = np.flatnonzero(lengths)
+        rows, lengths, before = histories.values, histories.lengths, [self._instruction] * len(histories)
+        if any(own is not None for own in known):
+            before = [self._instruction if own is None else own for own in known]
+            lengths = lengths - np.array([own.shape[2] - self._instruction.shape[2] for own in before])
+            rows = rows[np.repeat(histories.offsets[1:] - np.cumsum(lengths), lengths) + np.arange(lengths.sum())]
         with torch.inference_mode():
-            states, tables = self._nothing_read.expand(len(histories), -1), [self._instruction] * len(histories)
-            if len(some):
-                vectors = self._vectors(torch.from_numpy(codes))
-                vectors = vectors if self._input_norm is None else self._input_norm(vectors)
-                read, whole = self._states(
-                    vectors, histories.values[at], offsets_of(lengths[some]), [before[b] for b in some], keep=keep
-                )
-                if len(some) == len(histories):
-                    states, tables = read, whole
-                else:
-                    states = states.index_copy(0, torch.from_numpy(some), read)
-                    for b, own in zip(some, whole, strict=False):
-                        tables[b] = own
-            for norm in self._norms[1:]:
-                states = norm(states.contiguous())
-            found = self._answer(states.contiguous()).numpy()
+            vectors = self._vectors(torch.from_numpy(codes))
+            for norm in self._norms[2:]:
+                vectors = norm(vectors)
+            some = np.flatnonzero(lengths)
+            states, tables = self._states(
+                vectors, rows, offsets_of(lengths[some]), [before[b] for b in some], keep=keep
+            ) if len(some) else (self._nothing_read[:0], [])  # fmt: skip
+            if len(some) < len(histories):
+                states = self._nothing_read.repeat(len(histories), 1).index_copy_(0, torch.from_numpy(some), states)
+                read = dict(zip(some.tolist(), tables, strict=keep))
+                tables = [read.get(b, self._instruction) for b in range(len(histories))]
+            for norm in self._norms[1:2]:
+                states = norm(states)
+            found = self._answer(states).numpy()
         if len(self._skip):
             add_skip(codes, histories.values, histories.offsets, self._decays, self._skip, self._bounds, found)
         return found, tables if keep else []
@@ -185,68 +188,75 @@ class InferencePass:
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the state (B, d) of the last new token of each history, and with ``keep`` all keys and values.
 
-        ``rows`` int (T,) of ``vectors`` (U, d) are the new tokens, at least one a history; ``known`` as in
+        ``rows`` int64 (T,) of ``vectors`` (U, d) are the new tokens, at least one a history; ``known`` as in
         :meth:`user_codes`, never ``None``.
         """
-        first, lengths = np.array([own.shape[2] for own in known], np.int64), np.diff(offsets)
-        ends, last = first + lengths, torch.from_numpy(offsets[1:] - 1)
-        mask, tables = _mask(first, lengths, int(ends.max())), list[Tensor]()
-        rows, x, packed = np.ascontiguousarray(rows, np.int64), vectors, _packed(lengths)
+        first, lengths = np.array([own.shape[2] for own in known]), offsets[1:] - offsets[:-1]
+        ends, last, tables = first + lengths, offsets[1:] - 1, list[np.ndarray]()
+        longest, seen = int(lengths.max()), int(ends.max())
+        packed, x, final = _packed(lengths, longest), vectors, self._layers[-1]
         for number, layer in enumerate(self._layers):
-            final, normed = layer is self._layers[-1], layer.before(x)
-            keys, values = (self._known(known, 2 * number + i, int(ends.max())) for i in (0, 1))
-            self._place(layer.key(normed), rows, offsets, first, first, layer.key_norm, keys)
-            self._place(layer.value(normed), rows, offsets, first, first, None, values)
+            normed = layer.before(x)
+            x = x if number else x[torch.from_numpy(rows)]
+            keys, values = self._known(known, number, seen)
             tables += [keys, values] if keep else []
-            x = x[torch.from_numpy(rows)] if not number else x
-            if final:
-                x, normed = x[last], normed[torch.from_numpy(rows[offsets[1:] - 1])]
-                rows, lengths, first = np.arange(len(known)), np.ones(len(known), np.int64), ends - 1
-                offsets, mask, packed = np.arange(len(known) + 1), _mask(first, lengths, int(ends.max())), None
-            queries = torch.zeros(len(known), self._heads, int(lengths.max()), self._width)
-            self._place(layer.query(normed), rows, offsets, np.zeros_like(first), first, layer.query_norm, queries)
-            seen = F.scaled_dot_product_attention(queries, keys, values, mask, enable_gqa=self._heads > self._groups)
-            seen = seen.transpose(1, 2).reshape(-1, self._heads * self._width)
-            x = layer.feed_forward(layer.out(seen if packed is None else seen[packed]).add_(x))
-            rows = np.arange(x.shape[0])
-        whole = [torch.stack([t[b, :, :end] for t in tables]) for b, end in enumerate(ends)] if keep else []
-        return self._norms[0](x), whole
+            if layer is final:
+                place_heads(
+                    layer.key_value(normed).numpy(), rows, offsets, first, *layer.norms, self._cos, self._sin,
+                    _NONE, keys, values,
+                )  # fmt: skip
+                x, normed = x[torch.from_numpy(last)], normed[torch.from_numpy(rows[last])]
+                rows, first, longest, packed = np.arange(len(known)), ends - 1, 1, None
+                queries = np.empty((len(known), self._heads, 1, self._width), np.float32)
+                place_heads(
+                    layer.query(normed).numpy(), rows, np.arange(len(known) + 1), first, *layer.norms, self._cos,
+                    self._sin, queries, _NONE, _NONE,
+                )  # fmt: skip
+            else:
+                queries = np.zeros((len(known), self._heads, longest, self._width), np.float32)
+                place_heads(
+                    layer.heads(normed).numpy(), rows, offsets, first, *layer.norms, self._cos, self._sin,
+                    queries, keys, values,
+                )  # fmt: skip
+            read = F.scaled_dot_product_attention(
+                *map(torch.from_numpy, (queries, keys, values)), _mask(first, longest, seen),
+                enable_gqa=self._heads > self._groups,
+            ).transpose(1, 2).reshape(-1, self._heads * self._width)  # fmt: skip
+            x = layer.feed_forward(layer.out(read if packed is None else read[packed]).add_(x))
+            if not number:
+                rows = np.arange(len(rows))
+        whole = enumerate(ends.tolist() if keep else [])
+        return self._norms[0](x), [torch.from_numpy(np.stack([t[b, :, :end] for t in tables])) for b, end in whole]
 
-    def _known(self, known: Sequence[Tensor], number: int, length: int) -> Tensor:
-        """Return keys or values (B, heads, ``length``, c) with the known ones at the start of each history."""
-        table = torch.zeros(len(known), self._groups, length, self._width)
+    def _known(self, known: Sequence[Tensor], number: int, length: int) -> np.ndarray:
+        """Return keys and values (2, B, heads, ``length``, c) of a layer with the known ones at the start of each
+        history."""
+        tables = np.zeros((2, len(known), self._groups, length, self._width), np.float32)
         if all(own is known[0] for own in known):
-            table[:, :, : known[0].shape[2]] = known[0][number]
+            tables[:, :, :, : known[0].shape[2]] = known[0][2 * number : 2 * number + 2].numpy()[:, None]
         else:
             for b, own in enumerate(known):
-                table[b, :, : own.shape[2]] = own[number]
-        return table
-
-    def _place(
-        self, rows: Tensor, source: np.ndarray, offsets: np.ndarray, at: np.ndarray, position: np.ndarray,
-        norm: _Norm | None, out: Tensor,
-    ) -> None:  # fmt: skip
-        """Write the heads of packed tokens to ``out`` (B, heads, S, c), rotated by position unless ``norm`` is
-        ``None``."""
-        cos, sin = (_PLAIN, _PLAIN) if norm is None else (self._cos, self._sin)
-        gain, eps = (_PLAIN[0:0].ravel(), 0.0) if norm is None else (norm.gain, norm.eps)
-        place_heads(rows.numpy(), source, offsets, at, position, gain, eps, cos, sin, out.numpy())
+                tables[:, b, :, : own.shape[2]] = own[2 * number : 2 * number + 2].numpy()
+        return tables
 
 
-def _mask(first: np.ndarray, lengths: np.ndarray, longest: int) -> Tensor | None:
-    """Return what new tokens see, float (B or 1, 1, L, S): zero for all keys up to their own; ``None``: everything."""
+def _mask(first: np.ndarray, longest: int, seen: int) -> Tensor | None:
+    """Return what up to ``longest`` new tokens see of ``seen`` keys, float (B or 1, 1, longest, seen): zero for those
+    before the ``first`` new one and up to their own; ``None``: everything."""
     if (first == first[0]).all():
-        first = first[:1]
-        if lengths.max() == 1 and first[0] + 1 == longest:
-            return None
-    seen = torch.from_numpy(first)[:, None, None] + torch.arange(int(lengths.max()))[:, None]
-    hidden = torch.arange(longest) > seen
-    return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, None]
+        return None if longest == 1 and first[0] + 1 == seen else _causal_mask(int(first[0]), longest, seen)
+    hidden = np.arange(seen) > first[:, None, None] + np.arange(longest)[:, None]
+    return torch.from_numpy(np.where(hidden, np.float32(-np.inf), np.float32(0.0))[:, None])
 
 
-def _packed(lengths: np.ndarray) -> Tensor | None:
-    """Return the places of packed tokens in a padded batch (B * L,); ``None`` if nothing is padded."""
-    longest = lengths.max()
+@lru_cache(64)
+def _causal_mask(first: int, longest: int, seen: int) -> Tensor:
+    hidden = np.arange(seen) > first + np.arange(longest)[:, None]
+    return torch.from_numpy(np.where(hidden, np.float32(-np.inf), np.float32(0.0))[None, None])
+
+
+def _packed(lengths: np.ndarray, longest: int) -> Tensor | None:
+    """Return the places of packed tokens in a padded batch (B * ``longest``,); ``None`` if nothing is padded."""
     if (lengths == longest).all():
         return None
     return torch.from_numpy(np.flatnonzero((np.arange(longest) < lengths[:, None]).ravel()))

@@ -21,33 +21,52 @@ def scale_rows(rows, gain, eps, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def place_heads(rows, source, offsets, at, position, gain, eps, cos, sin, out):  # type: ignore[no-untyped-def]
-    """Write the heads of each token to ``out`` (B, heads, S, c): those of token i of history b, ``rows[source[t]]``, at
-    place ``at[b] + i``; normalised with ``gain`` (c,), if not empty, and rotated to ``position[b] + i`` by ``cos`` and
-    ``sin`` (P, c / 2), if not empty."""
-    heads, width = out.shape[1], out.shape[3]
-    half = width // 2
-    for b in range(len(offsets) - 1):
-        for t in range(offsets[b], offsets[b + 1]):
-            row, i = source[t], t - offsets[b]
-            for h in range(heads):
-                own, to = rows[row, h * width : (h + 1) * width], out[b, h, at[b] + i]
-                if len(cos) == 0:
+def place_heads(  # type: ignore[no-untyped-def]
+    rows, source, offsets, first, query_gain, key_gain, eps, cos, sin, queries, keys, values
+):
+    """Write the heads of each token, normalised and rotated.
+
+    Token i of history b is ``rows[source[offsets[b] + i]]``: its query heads, key heads and value heads. They are
+    written to ``queries[b, :, i]``, and to ``keys`` and ``values[b, :, first[b] + i]``, of (B, heads, S, c), where
+    ``first[b] + i`` is its position; a table without histories is left out, and so are its heads in ``rows``.
+    """
+    start = 0
+    if len(queries):
+        for b in range(len(offsets) - 1):
+            for t in range(offsets[b], offsets[b + 1]):
+                i = t - offsets[b]
+                _turn(rows[source[t]], start, query_gain, eps, cos[first[b] + i], sin[first[b] + i], queries[b, :, i])
+        start = queries.shape[1] * queries.shape[3]
+    if len(keys):
+        width = keys.shape[3]
+        for b in range(len(offsets) - 1):
+            for t in range(offsets[b], offsets[b + 1]):
+                row, at = rows[source[t]], first[b] + t - offsets[b]
+                _turn(row, start, key_gain, eps, cos[at], sin[at], keys[b, :, at])
+                for h in range(keys.shape[1]):
+                    own, to = row[start + (keys.shape[1] + h) * width :], values[b, h, at]
                     for j in range(width):
                         to[j] = own[j]
-                    continue
-                scale = np.float32(1.0)
-                if len(gain):
-                    total = np.float32(0.0)
-                    for j in range(width):
-                        total += own[j] * own[j]
-                    scale = np.float32(1.0) / np.sqrt(total / np.float32(width) + np.float32(eps))
-                c, s = cos[position[b] + i], sin[position[b] + i]
-                for j in range(half):
-                    x, y = own[j] * scale, own[j + half] * scale
-                    if len(gain):
-                        x, y = x * gain[j], y * gain[j + half]
-                    to[j], to[j + half] = x * c[j] - y * s[j], y * c[j] + x * s[j]
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def _turn(row, start, gain, eps, cos, sin, out):  # type: ignore[no-untyped-def]
+    """Write the heads from ``row[start]`` on, normalised with ``gain`` (c,) unless it is empty and rotated by the angles
+    of ``cos`` and ``sin`` (c / 2,), to ``out`` (heads, c)."""
+    width = out.shape[1]
+    half = width // 2
+    for h in range(len(out)):
+        own, to, scale = row[start + h * width :], out[h], np.float32(1.0)
+        if len(gain):
+            total = np.float32(0.0)
+            for j in range(width):
+                total += own[j] * own[j]
+            scale /= np.sqrt(total / np.float32(width) + np.float32(eps))
+        for j in range(half):
+            x, y = own[j] * scale, own[half + j] * scale
+            if len(gain):
+                x, y = x * gain[j], y * gain[half + j]
+            to[j], to[half + j] = x * cos[j] - y * sin[j], y * cos[j] + x * sin[j]
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")

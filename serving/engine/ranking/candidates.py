@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from serving.engine.ranking.near import near_best
 from serving.retrieval.exact import Hits
 from serving.telemetry import stages
 from setrec.data.events import read
@@ -142,15 +143,8 @@ class ScoringBatch:
 
     def dense(self, ks: Sequence[int], left: Sequence[np.ndarray]) -> list[Ranked]:
         """Return the ``ks[b]`` best of the rows in ``left[b]``, bool (R,)."""
-        scores, near = self.scorer(self.history, self.entries), []
-        slack = self._slack
-        for b, k in enumerate(ks):
-            row = scores[b]
-            if not left[b].all():
-                row[~left[b]] = -np.inf
-            k = min(k, len(row))
-            threshold = np.partition(row, len(row) - k)[len(row) - k] if k > 0 else np.inf
-            near.append(np.flatnonzero((row >= threshold - slack[b]) & (row > -np.inf)))
+        scores, slack = self.scorer(self.history, self.entries), self._slack
+        near = [near_best(scores[b], left[b], k, slack[b]) for b, k in enumerate(ks)]
         return self.ranked(near, ks)
 
     def ranked(self, rows: Sequence[np.ndarray], ks: Sequence[int]) -> list[Ranked]:
