@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeGuard, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from setrec.models.backbones import CausalBackbone

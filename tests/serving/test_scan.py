@@ -19,7 +19,8 @@ def test_scores_of_rounded_codes_are_within_the_bound_of_their_error(width):
     exact = users.astype(np.float64) @ codes.T.astype(np.float64)
     errors = np.abs(scores[:, :5000] - exact).max(axis=1)
     assert (errors <= rounded.errors(users)).all()
-    assert (errors[:2] > 0).all() and errors[2] == 0
+    assert (errors[:2] > 0).all()
+    assert errors[2] == 0
 
 
 def test_rows_near_the_best_are_those_that_may_be_answered_within_the_slack_of_the_kth():

@@ -1,7 +1,8 @@
-"""A scan of item codes rounded to eight bits, a quarter of the bytes and an eighth of the time, with a bound of its error.
+"""A scan of item codes rounded to 13 bits, half of the bytes and a fraction of the time, with a bound of its error.
 
-Code i is ``scale_i * (units * q_i)`` with ``q_i`` int8 (D,) and one unit per column; a user code is rounded to sixteen
-bits, so a score is one inner product of integers. Exact scores follow for the rows that the bound does not exclude.
+Code i is ``scale_i * (units * q_i)`` with ``q_i`` int16 (D,) and one unit per column; a user code is rounded to 16 bits
+or less, so a score is one inner product of integers that fits 32 bits. Exact scores follow for the rows that the bound
+does not exclude. With 8 bits an item it excludes too few: codes of rectified numbers have long tails.
 """
 
 from __future__ import annotations
@@ -14,37 +15,40 @@ from numba import njit
 _ROWS = 1 << 12
 _FLOAT = 1e-6
 """Bound of the relative rounding error of the float32 products."""
+_MOST = 4095
 _TILE = 512
 """Number of rows that stay in a core's cache for all users."""
 
 
 @dataclass(frozen=True)
 class RoundedCodes:
-    """``rows`` int8 (I, D), ``scales`` float32 (I,), ``units`` float32 (D,), ``error``: the largest norm of what rounding
-    changes in a row, in units, and ``largest``: the largest norm of a rounded row."""
+    """``rows`` int16 (I, D), ``scales`` float32 (I,), ``units`` float32 (D,), ``error``: the largest norm of what rounding
+    changes in a row, in units, and ``largest``: the largest norm of a rounded row, ``longest``: that of its integers."""
 
     rows: np.ndarray
     scales: np.ndarray
     units: np.ndarray
     error: float
     largest: float
+    longest: float
 
     @classmethod
     def of(cls, codes: np.ndarray) -> RoundedCodes:
         """Round codes, float32 (I, D)."""
         units = np.sqrt(np.mean(np.square(codes, dtype=np.float64), axis=0)).astype(np.float32)
         units[units == 0] = 1.0
-        rows, scales = np.empty(codes.shape, np.int8), np.empty(len(codes), np.float32)
-        error = largest = 0.0
+        rows, scales = np.empty(codes.shape, np.int16), np.empty(len(codes), np.float32)
+        error = largest = longest = 0.0
         for start in range(0, len(codes), _ROWS):
             part = codes[start : start + _ROWS] / units
-            scale = np.maximum(np.abs(part).max(axis=1), np.float32(1e-30)) / np.float32(127)
+            scale = np.maximum(np.abs(part).max(axis=1), np.float32(1e-30)) / np.float32(_MOST)
             near = np.rint(part / scale[:, None])
             rows[start : start + _ROWS], scales[start : start + _ROWS] = near, scale
             back = near * scale[:, None]
+            longest = max(longest, float(np.linalg.norm(near, axis=1).max(initial=0.0)))
             error = max(error, float(np.linalg.norm(back.astype(np.float64) - part, axis=1).max(initial=0.0)))
             largest = max(largest, float(np.linalg.norm(back.astype(np.float64), axis=1).max(initial=0.0)))
-        return cls(rows, scales, units, error, largest)
+        return cls(rows, scales, units, error, largest, longest)
 
     def scores(self, users: np.ndarray, out: np.ndarray) -> None:
         """Write the scores of all codes for ``users`` float32 (B, D) to ``out`` float32 (B, I or more)."""
@@ -61,8 +65,10 @@ class RoundedCodes:
     def _rounded(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return user codes in steps, the steps, and the codes in units of the columns."""
         wide = users.astype(np.float64) * self.units
-        # The largest sum fits 32 bits.
-        steps = np.maximum(np.abs(wide).max(axis=1), 1e-30) / min(32767, (2**31 - 1) // (127 * users.shape[1]))
+        # By Cauchy-Schwarz no sum of products exceeds the product of the norms, which fits 32 bits.
+        room = max(1.0, (2**31 - 1) / max(1.0, self.longest) - users.shape[1] ** 0.5)
+        steps = np.maximum(np.linalg.norm(wide, axis=1) / room, np.abs(wide).max(axis=1) / 32767)
+        steps = np.maximum(steps, 1e-30)
         return np.rint(wide / steps[:, None]), steps, wide
 
 
