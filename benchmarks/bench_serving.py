@@ -1,8 +1,8 @@
 """The endpoint under load: Ray Serve against bare uvicorn, batches against one at a time, four times too much.
 
 The bundle has the demonstration's size and random weights (``serving_bundle``); the client runs on the same machine.
-``--before TREE`` measures only this: CPU time a request of the server's process on bare uvicorn, in turn with an earlier
-checkout, loaded by Debian's ``wrk``; ``rps_over_before`` is the ratio of requests per CPU second.
+``--before TREE`` measures only this: CPU time a request of the server's process on bare uvicorn, in turn with an
+earlier checkout, loaded by Debian's ``wrk``; ``rps_over_before`` is the ratio of requests per CPU second.
 """
 
 from __future__ import annotations

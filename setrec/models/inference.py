@@ -4,7 +4,7 @@ the time.
 Only for causal backbones whose last item answers (``query_mode: item``). There the answer is the state of one token,
 so the last layer computes one token per history; the maps after it are one matrix; the instruction is the same for all
 histories, so its keys and values are computed once; histories are packed, without padding, except in attention. The
-weights are the model's own, not copies.
+weights are the model's own, not copies, unless adapters are merged.
 
 Keys and values of an item depend on the instruction, the items before it and its position, but not on later items. They
 stay valid when a history grows at its end, so those of the first items may be given (``known``). They do not when the
@@ -39,7 +39,7 @@ class _Linear(NamedTuple):
 
     @classmethod
     def of(cls, *modules: Any) -> _Linear:
-        """Return one product for the outputs of several linear layers, with their adapters merged. The layers get views
+        """Return one product for the outputs of linear layers, with their adapters merged. Layers without any get views
         of its weights, so that there is one copy."""
         bases = [getattr(module, "base_layer", module) for module in modules]
         weight = torch.cat([base.weight.detach() for base in bases])
@@ -47,7 +47,7 @@ class _Linear(NamedTuple):
         for module, base, part in zip(modules, bases, parts, strict=True):
             if base is not module:
                 part += sum(module.get_delta_weight(name).detach() for name in module.active_adapters)
-            elif len(modules) > 1:
+            else:
                 base.weight.data = part
         return cls(weight, None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases]))
 
@@ -123,7 +123,7 @@ class InferencePass:
     """A pass of ``model`` over histories at fixed ``weights`` of the slot kinds. The model must not be trained on."""
 
     def __init__(self, model: SetRecModel, weights: Mapping[str, float]) -> None:
-        assert can_read(model) and model.maps is not None
+        assert can_read(model)
         stack, config = cast(Any, model.backbone.model), model.backbone.model.config
         self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
         self._layers = [_Layer.of(layer) for layer in stack.layers]
@@ -153,11 +153,12 @@ class InferencePass:
     def user_codes(
         self, histories: Ragged, codes: np.ndarray, known: Sequence[Tensor | None] = (), *, keep: bool = False
     ) -> tuple[np.ndarray, list[Tensor]]:
-        """Return the user codes, float32 (B, D), of histories of rows of ``codes`` float32 (U, D), at most ``max_items``
-        each, and with ``keep`` the keys and values of each history.
+        """Return the user codes, float32 (B, D), of histories of rows int64 of ``codes`` float32 (U, D), at most
+        ``max_items`` each, and with ``keep`` the keys and values of each history.
 
-        ``known``: keys and values that were returned for the first items of each history, fewer than all; ``None`` where
-        there are none. Those of k items have the shape (2 * layers, heads, a + k, c), so those of fewer are a slice.
+        ``known``: keys and values that were returned for the first items of each history, fewer than all; ``None``
+        where there are none. Those of k items have the shape (2 * layers, heads, a + k, c), so those of fewer are a
+        slice.
         """
         rows, lengths, before = histories.values, histories.lengths, [self._instruction] * len(histories)
         if any(own is not None for own in known):
@@ -263,8 +264,8 @@ def _packed(lengths: np.ndarray, longest: int) -> Tensor | None:
 
 
 def _answer_map(model: SetRecModel, weights: Mapping[str, float]) -> _Linear:
-    """Return the map from a state (B, d) to the user code (B, D) without the skip connection: each slot's map, its scale
-    and the fold into the columns of its code, at the weights of the kinds."""
+    """Return the map from a state (B, d) to the user code (B, D) without the skip connection: each slot's map, its
+    scale and the fold into the columns of its code, at the weights of the kinds."""
     assert model.maps is not None
     slots = zip(model.tokens.slots, model.tokens.maps(), slot_weights(model.tokens, weights), strict=True)
     whole = torch.zeros(model.tokens.code_width, model.backbone.width, dtype=torch.float64)
