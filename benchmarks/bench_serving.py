@@ -129,15 +129,15 @@ def wrk(url: str, connections: int, seconds: int, script: Path) -> tuple[int, fl
     return answers, p50 / 1000, p99 / 1000
 
 
-def against(tree: Path, seconds: int, repeats: int) -> dict[str, Any]:
+def against(tree: Path, sizes: list[str], seconds: int, repeats: int) -> dict[str, Any]:
     """Figures beside those of the checkout ``tree``, both servers in turn."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         script = folder / "requests.lua"
         script.write_text(_WRK.replace("USERS", str(USERS)))
-        for size, items in SIZES.items():
-            bundle = make_bundle(folder, size, items=items)
+        for size in sizes:
+            bundle = make_bundle(folder, size, items=SIZES[size])
             servers = {v: stack.enter_context(server(bundle, tree=t)) for v, t in {"before": tree, "now": ROOT}.items()}
             found |= {f"{size}_ready_cpu_s_{v}": round(cpu_seconds(p), 2) for v, (_, p) in servers.items()}
             for crowd in (1, CROWD):
@@ -159,8 +159,9 @@ def against(tree: Path, seconds: int, repeats: int) -> dict[str, Any]:
                         found[f"{size}_{q}_ms_{at}"] = round(median([own[column] for own in walls[version][1:]]), 2)
                 before, now = (found[f"{size}_cpu_us_{version}_at_{crowd}"] for version in ("before", "now"))
                 found[f"{size}_rps_over_before_at_{crowd}"] = round(before / now, 2)
-    found["rps_over_before"] = found[f"beauty_rps_over_before_at_{CROWD}"]
-    found["p50_over_before"] = round(found["beauty_p50_ms_now_at_1"] / found["beauty_p50_ms_before_at_1"], 3)
+    found["rps_over_before"] = found[f"{sizes[-1]}_rps_over_before_at_{CROWD}"]
+    p50 = [found[f"{sizes[-1]}_p50_ms_{version}_at_1"] for version in ("now", "before")]
+    found["p50_over_before"] = round(p50[0] / p50[1], 3)
     return found
 
 
@@ -214,13 +215,14 @@ def main() -> None:
     options.add_argument("--bare", nargs=3, metavar=("BUNDLE", "PORT", "BATCH"), help=argparse.SUPPRESS)
     options.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     options.add_argument("--before", type=Path, metavar="TREE", help="an earlier checkout to compare with")
+    options.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of --before; headlines: last")
     options.add_argument("--repeats", type=int, default=3, help="of each load of --before")
     asked = options.parse_args()
     if asked.bare:
         bare(Path(asked.bare[0]), int(asked.bare[1]), int(asked.bare[2]))
         return
     if asked.before is not None:
-        found = against(asked.before.resolve(), round(asked.seconds), asked.repeats)
+        found = against(asked.before.resolve(), asked.sizes, round(asked.seconds), asked.repeats)
         keep("serving", previous("serving") | found, ("rps_over_before", "p50_over_before"))
         print(json.dumps(found, indent=2))
         return

@@ -51,8 +51,8 @@ def place_heads(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _turn(row, start, gain, eps, cos, sin, out):  # type: ignore[no-untyped-def]
-    """Write the heads from ``row[start]`` on, normalised with ``gain`` (c,) unless it is empty and rotated by the angles
-    of ``cos`` and ``sin`` (c / 2,), to ``out`` (heads, c)."""
+    """Write the heads from ``row[start]`` on, normalised with ``gain`` (c,) unless it is empty and rotated by the
+    angles of ``cos`` and ``sin`` (c / 2,), to ``out`` (heads, c)."""
     width = out.shape[1]
     half = width // 2
     for h in range(len(out)):

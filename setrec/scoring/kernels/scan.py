@@ -16,14 +16,18 @@ _ROWS = 1 << 12
 _FLOAT = 1e-6
 """Bound of the relative rounding error of the float32 products."""
 _MOST = 4095
+"""The largest integer of a row, of 13 bits with its sign."""
 _TILE = 512
 """Number of rows that stay in a core's cache for all users."""
 
 
 @dataclass(frozen=True)
 class RoundedCodes:
-    """``rows`` int16 (I, D), ``scales`` float32 (I,), ``units`` float32 (D,), ``error``: the largest norm of what rounding
-    changes in a row, in units, and ``largest``: the largest norm of a rounded row, ``longest``: that of its integers."""
+    """``rows`` int16 (I, D), ``scales`` float32 (I,), ``units`` float32 (D,).
+
+    ``error``: the largest norm of what rounding changes in a row, in units; ``largest``: the largest norm of a rounded
+    row; ``longest``: that of its integers.
+    """
 
     rows: np.ndarray
     scales: np.ndarray
