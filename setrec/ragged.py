@@ -53,7 +53,8 @@ class Ragged:
     @property
     def lengths(self) -> np.ndarray:
         """Return the length of each row."""
-        return np.diff(self.offsets)
+        lengths: np.ndarray = self.offsets[1:] - self.offsets[:-1]  # np.diff takes ten times as long for a few rows
+        return lengths
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -73,9 +74,9 @@ class Ragged:
 
     def where(self, keep: np.ndarray) -> Ragged:
         """Return only the entries whose flag in ``keep`` (one per value) is true; rows may become empty."""
-        counts = np.concatenate([[0], np.cumsum(keep)])
+        counts = offsets_of(keep)
         weights = None if self.weights is None else self.weights[keep]
-        return Ragged(self.values[keep], counts[self.offsets].astype(np.int64), weights)
+        return Ragged(self.values[keep], counts[self.offsets], weights)
 
     @property
     def row_of_value(self) -> np.ndarray:
@@ -100,7 +101,9 @@ class Ragged:
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
     """Return the offsets, int64, of rows with these lengths."""
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def row_blocks(offsets: np.ndarray, size: int) -> Iterator[tuple[int, int]]:

@@ -24,4 +24,4 @@ class ShownItems:
         # One observation per batch, not per item: a histogram costs some microseconds.
         metrics.SHOWN_POPULARITY.observe(float(state.popularity.places(rows).mean()))
         self._shown[rows[rows < len(self._shown)]] = True
-        metrics.CATALOGUE_SHOWN.set(float(self._shown.mean()))
+        metrics.CATALOGUE_SHOWN.set(np.count_nonzero(self._shown) / len(self._shown))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
-import torch
 
 from serving.bundle.reader import Bundle
 from serving.engine.items.availability import Availability
@@ -28,6 +26,7 @@ from serving.stores.item_changes import ItemFields
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridScorer
+from setrec.scoring.kernels.scan import RoundedCodes
 
 _SPARE_ROWS = 1000
 
@@ -44,7 +43,7 @@ class State:
         own = None if self._space is None else CodeTable(bundle.codes, largest_norm(bundle.codes))
         self.codes = own or self.index.table
         self._new = bundle.new
-        self._table = _tensor(bundle.codes)
+        self._rounded = RoundedCodes.of(bundle.codes) if bundle.retriever.kind == "exact" else None
         self._bias = bundle.model.repeat_bias(bundle.manifest.scorer.slots)
         self._texts = None if bundle.texts is None else LiveTexts(bundle.texts.features)
         self._live_components = {
@@ -84,7 +83,9 @@ class State:
     def batch(self, users: np.ndarray, history: Ragged) -> ScoringBatch:
         """Return the scoring batch of histories with user codes float32 (B, D)."""
         weights, columns = self._bundle.manifest.scorer, self._bundle.manifest.code_columns
-        term = UserScores(users, self._table, self.codes.fresh, self.codes.largest, columns, self._bias)
+        term = UserScores(
+            users, self.codes.base, self.codes.fresh, self.codes.largest, columns, self._bias, self._rounded
+        )
         scorer = HybridScorer(term, {}, weights, self.new)
         components = self._live_components if self.items.added else self._bundle.components
         entries = {name: component.entries(history) for name, component in components.items()}
@@ -167,10 +168,3 @@ class State:
         row = self.items.find(item_id)
         if row is not None:
             self.index.remove(row)
-
-
-def _tensor(codes: np.ndarray) -> torch.Tensor:
-    """Return a tensor of the same memory, which must not be modified."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(codes)

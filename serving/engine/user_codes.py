@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from serving.bundle.reader import Bundle
 from serving.retrieval.code_table import CodeTable
 from serving.telemetry import metrics
 from setrec.data.events import read
-from setrec.models import incremental
+from setrec.models.inference import InferencePass, States, can_read
 from setrec.ragged import Ragged
 
 
@@ -22,16 +21,16 @@ class _Entry(NamedTuple):
     """Item ``rows``, int32 (k,), as the model has read them, and their ``states``: keys and values."""
 
     rows: np.ndarray
-    states: Tensor
-    tokens_per_item: int
+    states: States
 
     @property
     def bytes(self) -> int:
-        return self.rows.nbytes + self.states.nbytes
+        return self.rows.nbytes + sum(own.nbytes for own in self.states)
 
-    def first(self, items: int) -> Tensor:
+    def first(self, items: int) -> States:
         """Return the keys and values of the first ``items``."""
-        return self.states[:, :, : self.states.shape[2] - (len(self.rows) - items) * self.tokens_per_item]
+        rest = len(self.rows) - items
+        return tuple(own[:, :, : own.shape[2] - rest] for own in self.states)
 
 
 class UserCodes:
@@ -44,9 +43,11 @@ class UserCodes:
     """
 
     def __init__(self, bundle: Bundle, cache_bytes: int = 0) -> None:
-        """``cache_bytes``: size of the cache, 0 for none; there is none if the backbone is not causal."""
+        """``cache_bytes``: size of the cache, 0 for none; there is none if :class:`InferencePass` cannot read with the
+        model."""
         self._model, self._weights = bundle.model, bundle.manifest.scorer.slots
-        self._limit = cache_bytes if incremental.can_continue(bundle.model) else 0
+        self._pass = InferencePass(bundle.model, self._weights) if can_read(bundle.model) else None
+        self._limit = 0 if self._pass is None else cache_bytes
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._erased: set[str] = set()
         self._bytes = 0
@@ -59,13 +60,19 @@ class UserCodes:
         """
         latest = Ragged.of([rows[-self._model.max_items :] for rows in read(histories)])
         rows, place = np.unique(latest.values, return_inverse=True)
-        codes, own = torch.from_numpy(table.take(rows)), Ragged(place.astype(np.int32), latest.offsets)
-        with torch.inference_mode():
-            if self._limit and any(user is not None for user in users):
-                found = self._cached(users, latest, own, codes)
-            else:
-                found = self._model.user_codes(own, self._weights, codes)
-        return found.float().cpu().numpy()
+        codes, own = table.take(rows), Ragged(place, latest.offsets)
+        if self._pass is None:
+            with torch.inference_mode():
+                return self._model.user_codes(own, self._weights, torch.from_numpy(codes)).float().numpy()
+        if not self._limit or all(user is None for user in users):
+            return self._pass.user_codes(own, codes)[0]
+        known = [self._known(user, history) for user, history in zip(users, latest, strict=True)]
+        found, states = self._pass.user_codes(own, codes, known, keep=True)
+        for user, history, whole, before in zip(users, latest, states, known, strict=True):
+            if user is not None:
+                metrics.USER_CACHE.labels("miss" if before is None else "hit").inc()
+                self._put(user, _Entry(history.copy(), whole))
+        return found
 
     def erase(self, user: str) -> None:
         """Drop what was read of a user. A request under way may still hold the history, so no more of it is cached."""
@@ -82,17 +89,7 @@ class UserCodes:
         self._limit = 0
         self.clear()
 
-    def _cached(self, users: Sequence[str | None], rows: Ragged, own: Ragged, codes: Tensor) -> Tensor:
-        assert incremental.can_continue(self._model)
-        known = [self._known(user, history) for user, history in zip(users, rows, strict=True)]
-        found, states = incremental.user_codes(self._model, own, self._weights, codes, known)
-        for user, history, whole, before in zip(users, rows, states, known, strict=True):
-            if user is not None:
-                metrics.USER_CACHE.labels("miss" if before is None else "hit").inc()
-                self._put(user, _Entry(history.copy(), whole, self._model.tokens_per_item))
-        return found
-
-    def _known(self, user: str | None, rows: np.ndarray) -> Tensor | None:
+    def _known(self, user: str | None, rows: np.ndarray) -> States | None:
         """Return the keys and values of the first of ``rows``, but the last; ``None`` if there are none of half of
         them: a long rest beside short ones would make a batch longer than reading it whole does."""
         entry = None if user is None else self._entries.get(user)

@@ -73,6 +73,8 @@ class Users:
             is_read = len(History(before).rows) > 0
             return History(before, (), Fallback("store_unavailable", "bundle_history" if is_read else "popularity"))
         trained = NO_EVENTS if live.erased else self._before(user_id, items)
+        if not live.events and len((known := History(trained)).rows):
+            return known
         recent, skipped = self._recent(live, items)
         trained = trained.where(~np.isin(trained.values, recent.values))
         events = Ragged.joined([trained, recent])

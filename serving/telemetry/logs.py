@@ -37,9 +37,14 @@ def configure(log: Literal["errors", "requests"]) -> None:
     _LOGGER.setLevel(logging.INFO if log == "requests" else logging.WARNING)
 
 
+def logs_requests() -> bool:
+    """Return whether requests are logged."""
+    return _LOGGER.isEnabledFor(logging.INFO)
+
+
 def info(event: str, **fields: Any) -> None:
     """Log an event, unless only failures are logged."""
-    if _LOGGER.isEnabledFor(logging.INFO):
+    if logs_requests():
         _LOGGER.info(event, extra={"fields": fields})
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 
@@ -70,6 +71,10 @@ EXPOSURES = Counter("setrec_exposures_total", "Rows of the exposure log: answers
 RELEASES = Counter("setrec_releases_total", "Changes of the model, by outcome.", ["outcome"])
 
 
+# A child is found again in a third of the time.
+requests, latency, stage_seconds = cache(REQUESTS.labels), cache(LATENCY.labels), cache(STAGES.labels)
+
+
 @contextmanager
 def stage(name: str) -> Iterator[None]:
     """Time a block as one stage, and its parts (:func:`stages.part`) as separate stages."""
@@ -78,9 +83,9 @@ def stage(name: str) -> Iterator[None]:
         try:
             yield
         finally:
-            STAGES.labels(name).observe(perf_counter() - began - sum(parts.values()))
+            stage_seconds(name).observe(perf_counter() - began - sum(parts.values()))
             for other, seconds in parts.items():
-                STAGES.labels(other).observe(seconds)
+                stage_seconds(other).observe(seconds)
 
 
 def serves(model_version: str, before: str | None = None) -> None:

@@ -367,6 +367,10 @@ class ItemTokens(nn.Module):
     def fused(self, codes: Tensor) -> Tensor:
         """Return the sum of an item's tokens read, (..., d) from codes (..., D): one affine map, n times cheaper than
         the set."""
+        return F.linear(codes[..., self.read[0].start :], *self.fused_map())
+
+    def fused_map(self) -> tuple[Tensor, Tensor]:
+        """Return the affine map of :meth:`fused`, (d, columns read) and (d,)."""
         maps = self.maps()
         whole = torch.cat(
             [
@@ -375,4 +379,4 @@ class ItemTokens(nn.Module):
             ],
             dim=1,
         )
-        return F.linear(codes[..., self.read[0].start :], whole, torch.stack([b for _, b in maps]).sum(0))
+        return whole, torch.stack([b for _, b in maps]).sum(0)

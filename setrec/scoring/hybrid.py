@@ -89,7 +89,7 @@ class HybridScorer:
     def __call__(self, history: Ragged, entries: Entries | None = None) -> np.ndarray:
         """Return scores of all items, float32 (b, I). ``entries``: precomputed entries of the components."""
         items, new = len(self.new), self.weights.new_items
-        total = np.zeros((len(history), items), np.float32) if self.model is None else self.model.dense(history).copy()
+        total = np.zeros((len(history), items), np.float32) if self.model is None else self.model.dense(history)
         if new.model != 1.0:
             total[:, self.new] *= np.float32(new.model)
         if new.level:

@@ -25,7 +25,7 @@ class ModelTerm(Protocol):
         ...
 
     def dense(self, history: Ragged) -> np.ndarray:
-        """Return scores of all items, float32 (b, I), without the repeat bias."""
+        """Return scores of all items, a new array float32 (b, I), without the repeat bias."""
         ...
 
     def parts(self, history: Ragged, rows: Ragged) -> dict[str, np.ndarray]:
@@ -93,7 +93,7 @@ class ModelOnly:
 
     def __call__(self, history: Ragged) -> np.ndarray:
         """Return scores, float32 (b, I)."""
-        return add_repeat_bias(self.term.dense(history).copy(), history, self.term.repeat_bias)
+        return add_repeat_bias(self.term.dense(history), history, self.term.repeat_bias)
 
 
 def add_repeat_bias(scores: np.ndarray, history: Ragged, bias: float) -> np.ndarray:

@@ -6,7 +6,6 @@ import torch
 from small_models import small_model
 
 from setrec.errors import ConfigError
-from setrec.models import incremental
 from setrec.models.item_tokens import ItemFeatures
 from setrec.models.setrec_model import SetRecModel
 from setrec.models.settings import LegSettings
@@ -75,14 +74,6 @@ def test_a_saved_model_has_its_leg(model, tmp_path):
     model.save_pretrained(tmp_path)
     again, weights = SetRecModel.from_pretrained(tmp_path).eval(), dict.fromkeys(model.kinds, 1.0)
     assert torch.equal(again.user_codes(HISTORIES, weights), model.user_codes(HISTORIES, weights))
-
-
-def test_new_items_of_a_history_are_read_on_from_known_keys_and_values(features):
-    model = legs(features, query_mode="item")
-    codes, weights = model.item_codes(), dict.fromkeys(model.kinds, 1.0)
-    _, known = incremental.user_codes(model, Ragged.of([[5, 6, 7]]), weights, codes, [None])
-    grown, _ = incremental.user_codes(model, Ragged.of([[5, 6, 7, 9]]), weights, codes, known)
-    torch.testing.assert_close(grown, model.user_codes(Ragged.of([[5, 6, 7, 9]]), weights), atol=1e-5, rtol=1e-4)
 
 
 def test_without_other_slots_there_is_one_backbone(features):

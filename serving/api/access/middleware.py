@@ -159,9 +159,10 @@ class Observe:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = _route(scope)
-        metrics.REQUESTS.labels(scope["method"], route, status).inc()
-        metrics.LATENCY.labels(route).observe(seconds)
-        logs.info("request", **self._fields(scope), status=status, milliseconds=round(1000 * seconds, 2))
+        metrics.requests(scope["method"], route, status).inc()
+        metrics.latency(route).observe(seconds)
+        if logs.logs_requests():
+            logs.info("request", **self._fields(scope), status=status, milliseconds=round(1000 * seconds, 2))
 
     def _fields(self, scope: Scope) -> dict[str, Any]:
         state = scope.get("state", {})
@@ -205,14 +206,14 @@ class BodyLimit:
             more = message.get("more_body", False)
             if len(body) > self.max_bytes:
                 return await self._refuse(scope, receive, send)
-        await self.app(scope, _replay(bytes(body), receive), send)
+        await self.app(scope, replay(bytes(body), receive), send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = f"the body is longer than {self.max_bytes} bytes"
         await JSONResponse(error_body("body_too_large", message), 413)(scope, receive, send)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """Return a ``receive`` that returns ``body`` once and then delegates to the original."""
     first = True
 

@@ -12,10 +12,10 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
@@ -144,9 +144,9 @@ def issue(file: Path, name: str, scopes: Sequence[str]) -> str:
     return token
 
 
-def may(request: Request, scope: Scope) -> bool:
-    """Return whether the caller has ``scope``."""
-    caller: Caller | None = request.scope.get("state", {}).get("caller")
+def may(connection: Mapping[str, Any], scope: Scope) -> bool:
+    """Return whether the caller has ``scope``; ``connection``: ASGI's scope."""
+    caller: Caller | None = connection.get("state", {}).get("caller")
     return caller is not None and scope in caller.scopes
 
 
@@ -156,7 +156,7 @@ _SCHEME = HTTPBearer(auto_error=False, description="A token made with `setrec to
 
 def _allowed(scope: Scope) -> Callable[..., Awaitable[None]]:
     async def check(request: Request, _: object = Security(_SCHEME)) -> None:
-        if not may(request, scope):
+        if not may(request.scope, scope):
             raise HTTPException(403, f"the token lacks the scope '{scope}'")
 
     check.scope = scope  # type: ignore[attr-defined]

@@ -33,7 +33,7 @@ def add_probes(app: FastAPI, live: Live, graph: GraphService | None) -> None:
         engine, bundle = live.engine, live.engine.bundle
         if not engine.synced:
             return JSONResponse({"status": "not_ready"}, 503)
-        if not may(request, "read"):
+        if not may(request.scope, "read"):
             return Ready(status="ready")
         return Ready(
             status="ready",

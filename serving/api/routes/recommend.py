@@ -7,11 +7,14 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Message, Receive, Scope, Send
 
-from serving.api.access.middleware import error_body
-from serving.api.access.tokens import READ
+from serving.api.access.middleware import error_body, replay
+from serving.api.access.tokens import READ, may
 from serving.api.schemas.live import PathId
 from serving.api.schemas.recommendations import (
     RecommendRequest,
@@ -51,9 +54,6 @@ def add_recommend_routes(app: FastAPI, live: Live, settings: ServingSettings, re
     most = min(settings.max_k, live.engine.max_k)
     body_type = limited_request(settings.max_history, most)
 
-    @app.post(
-        "/v1/recommend", response_model=RecommendResponse, responses=_ERRORS, tags=["recommend"], dependencies=[READ]
-    )
     async def recommend_items(body: body_type) -> JSONResponse:  # type: ignore[valid-type]
         """Recommend the k items most likely to be next."""
         request = _request(body)
@@ -64,6 +64,22 @@ def add_recommend_routes(app: FastAPI, live: Live, settings: ServingSettings, re
         if live.exposures is not None:
             live.exposures.log_answer(answer_id, result, live.arm(request.user_id))
         return AnswerResponse({"answer_id": answer_id, **_written(result)})
+
+    class Direct(APIRoute):
+        """The route, with valid requests validated and answered directly: FastAPI's own way takes four times as long.
+        Others go that way and get its errors."""
+
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            """Serve a request, whose body comes in one message."""
+            message = await receive()
+            if (body := _valid(body_type, scope, message)) is None:
+                return await super().handle(scope, replay(message.get("body", b""), receive), send)
+            await (await recommend_items(body))(scope, receive, send)
+
+    app.router.add_api_route(
+        "/v1/recommend", recommend_items, methods=["POST"], response_model=RecommendResponse, responses=_ERRORS,
+        tags=["recommend"], dependencies=[READ], route_class_override=Direct,
+    )  # fmt: skip
 
     @app.get(
         "/v1/items/{item_id:path}/similar",
@@ -91,6 +107,17 @@ def add_recommend_routes(app: FastAPI, live: Live, settings: ServingSettings, re
             return JSONResponse(error_body("unknown_item", str(error)), 404)
         items = [vars(item) for item in answer.items]
         return AnswerResponse({"model_version": answer.model_version, "item_id": item_id, "by": by, "items": items})
+
+
+def _valid(body_type: type[RecommendRequest], scope: Scope, message: Message) -> RecommendRequest | None:
+    """Return the request of a POST of a caller with the scope ``read``; ``None`` if it is not valid."""
+    plain = scope["method"] == "POST" and (b"content-type", b"application/json") in scope["headers"]
+    if not plain or not may(scope, "read"):
+        return None
+    try:
+        return body_type.model_validate_json(message.get("body", b""))
+    except ValidationError:
+        return None
 
 
 def _written(result: Answer) -> dict[str, Any]:

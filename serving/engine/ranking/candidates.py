@@ -13,13 +13,14 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-import torch
 
+from serving.engine.ranking.near import near_best
 from serving.retrieval.exact import Hits
 from serving.telemetry import stages
 from setrec.data.events import read
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import Entries, HybridScorer
+from setrec.scoring.kernels.scan import RoundedCodes
 
 _FIRST = 256
 """Number of candidates that are scored first; their scores exclude others."""
@@ -30,27 +31,33 @@ class UserScores:
     """The model's term for histories with given user codes, float32 (B, D).
 
     ``base`` (I, D) and ``fresh`` (n, D) are the item codes; ``norm`` is their largest norm, for bounds of rounding
-    errors.
+    errors. With ``rounded`` codes of the base, dense scores have errors up to :attr:`dense_error`.
     """
 
     users: np.ndarray
-    base: torch.Tensor
+    base: np.ndarray
     fresh: np.ndarray
     norm: float
     columns: Mapping[str, tuple[int, int]]
     repeat_bias: float
+    rounded: RoundedCodes | None = None
 
     def dense(self, history: Ragged) -> np.ndarray:
         """See :class:`setrec.scoring.model_scores.ModelTerm`."""
-        users, items = torch.from_numpy(self.users), len(self.base)
-        scores = torch.empty((len(users), items + len(self.fresh)))
-        if len(users) == 1:  # as a matrix-vector product, which is twice as fast
-            torch.mv(self.base, users[0], out=scores[0, :items])
+        items = len(self.base)
+        scores = np.empty((len(self.users), items + len(self.fresh)), np.float32)
+        if self.rounded is None:
+            np.matmul(self.users, self.base.T, out=scores[:, :items])
         else:
-            torch.mm(users, self.base.T, out=scores[:, :items])
+            self.rounded.scores(self.users, scores)
         if len(self.fresh):
-            scores[:, items:] = users @ torch.from_numpy(self.fresh).T
-        return scores.numpy()
+            scores[:, items:] = self.users @ self.fresh.T
+        return scores
+
+    @property
+    def dense_error(self) -> np.ndarray:
+        """Upper bound of the error of a dense score, float64 (B,), beside that of float32."""
+        return np.zeros(len(self.users)) if self.rounded is None else self.rounded.errors(self.users)
 
     def parts(self, history: Ragged, rows: Ragged) -> dict[str, np.ndarray]:
         """See :class:`setrec.scoring.model_scores.ModelTerm`."""
@@ -59,7 +66,7 @@ class UserScores:
 
     def codes(self, rows: np.ndarray) -> np.ndarray:
         """Return codes of ``rows``, float32 (len(rows), D)."""
-        items, base = len(self.base), self.base.numpy()
+        items, base = len(self.base), self.base
         if not len(self.fresh):
             codes: np.ndarray = base[rows]
             return codes
@@ -142,15 +149,9 @@ class ScoringBatch:
 
     def dense(self, ks: Sequence[int], left: Sequence[np.ndarray]) -> list[Ranked]:
         """Return the ``ks[b]`` best of the rows in ``left[b]``, bool (R,)."""
-        scores, near = self.scorer(self.history, self.entries), []
-        slack = self._slack
-        for b, k in enumerate(ks):
-            row = scores[b]
-            if not left[b].all():
-                row[~left[b]] = -np.inf
-            k = min(k, len(row))
-            threshold = np.partition(row, len(row) - k)[len(row) - k] if k > 0 else np.inf
-            near.append(np.flatnonzero((row >= threshold - slack[b]) & (row > -np.inf)))
+        scale = max(1.0, abs(self.scorer.weights.new_items.model))
+        scores, slack = self.scorer(self.history, self.entries), self._slack + 2 * scale * self.term.dense_error
+        near = [near_best(scores[b], left[b], k, slack[b]) for b, k in enumerate(ks)]
         return self.ranked(near, ks)
 
     def ranked(self, rows: Sequence[np.ndarray], ks: Sequence[int]) -> list[Ranked]:

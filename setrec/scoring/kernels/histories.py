@@ -23,7 +23,7 @@ def read_arcs(
     lengths = np.diff(arcs.offsets)[rows.values]
     starts = np.concatenate([[0], np.cumsum(lengths)])[rows.offsets]
     room = np.minimum(np.diff(starts), items)
-    targets, sums = np.empty(room.sum(), np.int64), np.empty(room.sum())
+    targets, sums = np.empty(room.sum() + 1, np.int64), np.empty(room.sum() + 1)
     offsets = _read(
         rows.values.astype(np.int64), rows.offsets, weights, arcs.values, arcs.offsets, shares,
         held.values.astype(np.int64), held.offsets, room, targets, sums, np.zeros(items),
@@ -75,11 +75,11 @@ def _read(  # type: ignore[no-untyped-def]
         for at in range(held_offsets[b], held_offsets[b + 1]):
             total[held[at]] = 0.0
         if scan:
-            for item in range(items):
-                if total[item] > 0.0:
-                    targets[start + count], sums[start + count] = item, total[item]
-                    count += 1
-                    total[item] = 0.0
+            for item in range(items):  # without a branch, which would be mispredicted
+                more = total[item]
+                targets[start + count], sums[start + count] = item, more
+                count += 1 if more > 0.0 else 0
+                total[item] = 0.0
         else:
             reached = np.sort(targets[start : start + count])
             count = 0
