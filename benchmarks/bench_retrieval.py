@@ -1,5 +1,5 @@
 """Indexes against exact search, 12 thousand to 10 million items: recall, time of single queries, memory, filters, live
-items, two replicas with half of the items each.
+items.
 
     python bench_retrieval.py
     python bench_retrieval.py --sizes 10000000 --root FOLDER      # 10 GB of files; needs as much memory to be fair

@@ -17,8 +17,8 @@ V     nodes of a graph
 
 import os
 
-# oneDNN keeps compiled primitives of the last 1,024 shapes. Batches differ in shape, so few are used again: a training
-# of SASRec grew by 0.8 GB. It reads this on first use.
+# oneDNN keeps compiled primitives of the last 1,024 shapes. Batches differ in shape, so few are used again and their
+# memory adds up. It reads this on first use.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 __version__ = "0.2.0"

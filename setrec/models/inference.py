@@ -207,8 +207,8 @@ class _Leg:
                     queries, keys, values,
                 )  # fmt: skip
             read = F.scaled_dot_product_attention(
-                *map(torch.from_numpy, (queries, keys, values)), _mask(first, longest, seen),
-                enable_gqa=self._heads > self._groups,
+                torch.from_numpy(queries), torch.from_numpy(keys), torch.from_numpy(values),
+                _mask(first, longest, seen), enable_gqa=self._heads > self._groups,
             ).transpose(1, 2).reshape(-1, self._heads * self._width)  # fmt: skip
             x = layer.feed_forward(layer.out(read if packed is None else read[packed]).add_(x))
             if not number:
@@ -237,11 +237,9 @@ class InferencePass:
             start, width = model.tokens.read[0].start, model.tokens.code_width
             read, bias = (part.detach() for part in model.tokens.fused_map())
             vectors = _Linear(F.pad(read, (start, 0)).contiguous(), bias.contiguous())
+            backbone, answer = cast(CausalBackbone, model.backbone), _answer_map(model, weights)
             scale = model.config.word_scale
-            own = _Leg(
-                model.backbone, model.instruction.detach(), model.max_items, vectors, _answer_map(model, weights), scale
-            )
-            self._legs = [own]
+            self._legs = [_Leg(backbone, model.instruction.detach(), model.max_items, vectors, answer, scale)]
             if (leg := model.leg) is not None:
                 project = cast(TableTokenizer, model.tokens.table(COLLABORATIVE)).project
                 vectors = _Linear(F.pad(project.weight, (0, width - start)).contiguous(), project.bias)
@@ -325,4 +323,4 @@ def _skip_gains(model: SetRecModel, weights: Mapping[str, float]) -> np.ndarray:
     total = dict.fromkeys(model.kinds, 0.0)
     for slot in model.tokens.slots:
         total[slot.kind] += weights[slot.kind] / (slot.stop - slot.start)
-    return gains * np.array(list(total.values()))[:, None]
+    return np.asarray(gains * np.array(list(total.values()))[:, None])
