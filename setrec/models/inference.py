@@ -161,7 +161,7 @@ class _Leg:
             vectors = norm(vectors)
         some, count = np.flatnonzero(lengths), len(lengths)
         states, tables = self._states(
-            vectors, rows, offsets_of(lengths[some]), [before[b] for b in some], keep=keep
+            vectors, rows, offsets_of(lengths[some]), [before[b] for b in some.tolist()], keep=keep
         ) if len(some) else (self._nothing_read[:0], [])  # fmt: skip
         if len(some) < count:
             states = self._nothing_read.repeat(count, 1).index_copy_(0, torch.from_numpy(some), states)
