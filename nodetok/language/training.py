@@ -212,9 +212,9 @@ def _optimizer(model: GraphLanguageModel, learning: GraphTrainingSettings) -> to
         share = learning.backbone_rate / learning.learning_rate
     of_backbone = {id(p) for p in model.lm.parameters()}
     return adamw(
-        ((p, share if id(p) in of_backbone else 1.0) for p in model.parameters()),
-        learning.learning_rate, learning.weight_decay,
-    )  # fmt: skip
+        ((p, share if id(p) in of_backbone else 1.0, learning.weight_decay) for p in model.parameters()),
+        learning.learning_rate,
+    )
 
 
 def _batches(

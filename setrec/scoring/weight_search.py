@@ -164,7 +164,7 @@ def _slot_weights(
     cases = ranking.Cases.joined([part.cases for part in parts])
     best, tried = ranking.choose_weights(term.by_kind, cases, grid)
     if leg:
-        shares = [n * step for n in range(round(1 / step) + 1)]
+        shares = [n * step for n in range(round(1 / step))]
         grid = [{COLLABORATIVE: p, **{kind: (1 - p) * weight for kind, weight in best.items()}} for p in shares]
         best, of_legs = ranking.choose_weights(term.by_kind, cases, grid)
         tried += of_legs

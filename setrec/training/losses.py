@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from setrec.models import grounding
+from setrec.models.collaborative_leg import SHARPNESS
 from setrec.models.grounding import LogitBias
 from setrec.models.item_tokens import ItemTokens
 from setrec.models.setrec_model import Answers, SetRecModel
@@ -87,7 +88,7 @@ def loss(
         start = tokens.read[0].start
         terms["fused"] = cross_entropy(whole[:, start:], codes[:, start:])
         if start:  # the collaborative leg
-            terms["fused"] = terms["fused"] + cross_entropy(whole[:, :start], codes[:, :start])
+            terms["fused"] = terms["fused"] + cross_entropy(SHARPNESS * whole[:, :start], codes[:, :start])
     if answers.reconstruction is not None:
         terms["reconstruction"] = answers.reconstruction
     return terms

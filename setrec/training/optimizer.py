@@ -18,13 +18,11 @@ def backbone_share(*, pretrained: bool, lora: bool) -> float:
     return ADAPTERS if lora else FULL
 
 
-def adamw(
-    parameters: Iterable[tuple[nn.Parameter, float]], learning_rate: float, weight_decay: float
-) -> torch.optim.AdamW:
-    """Return AdamW over trainable ``parameters``, each with its share of the learning rate; those with one dimension
-    have no weight decay."""
+def adamw(parameters: Iterable[tuple[nn.Parameter, float, float]], learning_rate: float) -> torch.optim.AdamW:
+    """Return AdamW over trainable ``parameters``, each with its share of the learning rate and its weight decay; those
+    with one dimension have none."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for p, share in parameters:
+    for p, share, weight_decay in parameters:
         if p.requires_grad:
             groups.setdefault((share * learning_rate, weight_decay if p.ndim > 1 else 0.0), []).append(p)
     return torch.optim.AdamW(

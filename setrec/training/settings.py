@@ -56,6 +56,7 @@ class TrainingSettings(Settings):
     that much less memory. ``patience``: epochs without a better validation NDCG@10 before training stops.
     ``refit_epochs``: epochs over training and validation events together, after the best epoch, at half the learning
     rate; the resulting model is served and tested, while choices on validation use the model before them.
+    ``leg_weight_decay``: of the collaborative leg, whose vectors of items overfit within a few epochs at less.
     ``warmup``: share of training in which the learning rate rises. ``backbone_share``: the learning rate of the
     backbone's weights as a share of ``learning_rate`` (``None``: 1 from scratch, a fiftieth for a pretrained backbone,
     a fifth for its adapters). ``samples``: ``one_pass`` trains all targets of a window at once, ``per_prefix`` one row
@@ -78,6 +79,7 @@ class TrainingSettings(Settings):
     learning_rate: float = Field(2e-3, gt=0)
     backbone_share: float | None = Field(None, gt=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
+    leg_weight_decay: float = Field(0.5, ge=0)
     warmup: float = Field(0.05, ge=0, le=1)
     clip: float = Field(1.0, gt=0)
     samples: Samples = "one_pass"

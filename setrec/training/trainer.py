@@ -21,6 +21,7 @@ from setrec.data.offsets import Offsets
 from setrec.data.source import HistorySource, MemorySource, item_counts
 from setrec.epochs import cosine, scale_learning_rates
 from setrec.errors import ConfigError
+from setrec.models.item_tokens import COLLABORATIVE
 from setrec.models.setrec_model import SetRecModel
 from setrec.precision import autocast
 from setrec.prefetch import Prefetched
@@ -82,9 +83,12 @@ class Trainer:
         if share is None:
             share = backbone_share(pretrained=model.config.word_scale is not None, lora=bool(model.config.lora))
         self.optimizer = adamw(
-            ((p, share if name.startswith("backbone.") else 1.0) for name, p in self.parameters),
-            training.learning_rate, training.weight_decay,
-        )  # fmt: skip
+            (
+                (p, share if name.startswith("backbone.") else 1.0, _weight_decay(model, name, training))
+                for name, p in self.parameters
+            ),
+            training.learning_rate,
+        )
         self.stream = Stream(
             source, model.max_items, training.targets_per_batch, training.seed, training.samples,
             training.shuffle_shards, training.accumulate, rank, world, offsets,
@@ -238,6 +242,11 @@ class Trainer:
             checkpoints.set_weights(self.model, self.best_weights, every=False)
         model: SetRecModel = self.model.eval()
         return model
+
+
+def _weight_decay(model: SetRecModel, name: str, training: TrainingSettings) -> float:
+    of_leg = model.leg is not None and name.startswith(("leg.", f"tokens.parts.{COLLABORATIVE}."))
+    return training.leg_weight_decay if of_leg else training.weight_decay
 
 
 def _seed(*parts: int) -> int:
