@@ -13,8 +13,8 @@ from setrec.models.item_tokens import TableTokenizer
 from setrec.models.settings import LegSettings
 
 SHARPNESS = 4.0
-"""The logits in the leg's own softmax are the score times this number: the leg overfits and is surer of its answers than
-it should be. With equal weights the sum of both legs is best at about this ratio (Toys)."""
+"""The logits in the leg's own softmax are the score times this number, because the leg overfits and is too sure of its
+answers. With equal weights the sum of both legs is best at about this ratio (Toys)."""
 
 
 class CollaborativeLeg(nn.Module):

@@ -21,7 +21,7 @@ from setrec.models.backbones import (
     load_backbone,
     scratch_config,
 )
-from setrec.models.collaborative_leg import CollaborativeLeg
+from setrec.models.collaborative_leg import SHARPNESS, CollaborativeLeg
 from setrec.models.configuration import SetRecConfig, backbone_config
 from setrec.models.grounding import LogitBias
 from setrec.models.item_tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer, TableTokenizer
@@ -41,11 +41,12 @@ LOG_UNIT = 10.0
 class Answers(NamedTuple):
     """The output of :meth:`SetRecModel.forward`. ``slots``: each slot's answers (T, its columns) in the columns of its
     code; ``codes`` (I, D), or (J, D) of the given rows; ``repeats``: the learned bias of items that a query block has
-    seen; ``reconstruction``: the autoencoder's mean squared error; ``offset_scale``: see :class:`SetRecModel`."""
+    seen, of each leg; ``reconstruction``: the autoencoder's mean squared error; ``offset_scale``: see
+    :class:`SetRecModel`."""
 
     slots: list[Tensor]
     codes: Tensor
-    repeats: LogitBias | None
+    repeats: list[LogitBias] | None
     reconstruction: Tensor | None
     offset_scale: Tensor | None = None
 
@@ -85,7 +86,7 @@ class SetRecModel(PreTrainedModel):
         self.log_scale = nn.Parameter(torch.zeros(n))
         shape = len(self.tokens.kinds), len(config.history_skip)
         self.log_skip = nn.Parameter(torch.zeros(shape)) if config.history_skip else None
-        self.repeat_logit = nn.Parameter(torch.zeros(1)) if config.repeat_bias else None
+        self.repeat_logit = nn.Parameter(torch.zeros(1 if leg is None else 2)) if config.repeat_bias else None
         self.log_offset_scale = nn.Parameter(torch.zeros(1)) if config.offset else None
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
@@ -212,7 +213,11 @@ class SetRecModel(PreTrainedModel):
         """Return the bias on the scores of items in the history, at given weights of the slot kinds."""
         if self.repeat_logit is None:
             return 0.0
-        return self.repeat_logit.item() * BIAS_UNIT * sum(grounding.slot_weights(self.tokens, weights))
+        own, *of_leg = (self.repeat_logit.detach() * BIAS_UNIT).tolist()
+        bias = own * sum(weights[slot.kind] for slot in self.tokens.read)
+        if of_leg:  # learned at the weight SHARPNESS / n
+            bias += of_leg[0] * weights[COLLABORATIVE] * len(self.tokens.read) / SHARPNESS
+        return float(bias)
 
     def forward(
         self,
@@ -230,9 +235,10 @@ class SetRecModel(PreTrainedModel):
         """
         codes = self.tokens.codes(rows)
         own = [code[asked] for code in self.answer_codes(items, visible, codes)]
-        repeats = None
+        repeats: list[LogitBias] | None = None
         if self.repeat_logit is not None:
-            repeats = LogitBias(*self._seen(items, visible, asked), self.repeat_logit[0] * BIAS_UNIT)
+            seen = self._seen(items, visible, asked)
+            repeats = [LogitBias(*seen, logit * BIAS_UNIT) for logit in self.repeat_logit]
         error = None
         if reconstructed is not None and self.tokens.semantic is not None:
             error = self.tokens.semantic.reconstruction_error(reconstructed)

@@ -66,17 +66,19 @@ def loss(
     catalogue; ``answers.codes``, ``targets``, the sample and the biases may then number a part of the items.
     ``weights`` float32 (T, 1): weight of each target, 1 by default. ``offset``: see :mod:`setrec.data.offsets`.
     """
-    codes, biases = answers.codes, [bias for bias in (answers.repeats, offset) if bias is not None]
+    codes, shared = answers.codes, [] if offset is None else [offset]
+    biases = [[*shared, repeats] for repeats in answers.repeats or ()] or [shared, shared]
     if candidates is None and settings.negatives == "trained":
         # Positions among the remaining items; targets are training items, hence always among them.
         place = torch.cumsum(trained, dim=0) - 1
         targets, codes = place[targets], codes[trained]
-        biases = [bias.among(trained.nonzero()[:, 0]) for bias in biases]
+        rows = trained.nonzero()[:, 0]
+        biases = [[bias.among(rows) for bias in of_leg] for of_leg in biases]
 
-    def cross_entropy(users: Tensor, table: Tensor) -> Tensor:
+    def cross_entropy(users: Tensor, table: Tensor, leg: int = 0) -> Tensor:
         if candidates is None:
-            return catalogue_cross_entropy(users, table, targets, biases, weights)
-        return sampled_cross_entropy(users, table, targets, candidates, biases, weights)
+            return catalogue_cross_entropy(users, table, targets, biases[leg], weights)
+        return sampled_cross_entropy(users, table, targets, candidates, biases[leg], weights)
 
     terms = {}
     if settings.slots:
@@ -88,7 +90,7 @@ def loss(
         start = tokens.read[0].start
         terms["fused"] = cross_entropy(whole[:, start:], codes[:, start:])
         if start:  # the collaborative leg
-            terms["fused"] = terms["fused"] + cross_entropy(SHARPNESS * whole[:, :start], codes[:, :start])
+            terms["fused"] = terms["fused"] + cross_entropy(SHARPNESS * whole[:, :start], codes[:, :start], 1)
     if answers.reconstruction is not None:
         terms["reconstruction"] = answers.reconstruction
     return terms
