@@ -23,9 +23,9 @@ from nodetok.language.settings import TOKENS, GraphTrainingSettings
 from nodetok.language.vocabulary import train_tokenizer
 from setrec.epochs import Epochs, cosine, scale_learning_rates
 from setrec.errors import ConfigError
+from setrec.optimizer import adamw, backbone_share
 from setrec.precision import autocast
 from setrec.settings import Precision
-from setrec.training.optimizer import adamw, backbone_share
 
 CLASS_WORDS = 24
 """Tokens of each class's name and description that a prompt shows by default."""

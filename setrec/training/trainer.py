@@ -23,12 +23,12 @@ from setrec.epochs import cosine, scale_learning_rates
 from setrec.errors import ConfigError
 from setrec.models.item_tokens import COLLABORATIVE
 from setrec.models.setrec_model import SetRecModel
+from setrec.optimizer import adamw, backbone_share
 from setrec.precision import autocast
 from setrec.prefetch import Prefetched
 from setrec.ragged import Ragged
 from setrec.training import checkpoints, distributed, losses
 from setrec.training.batches import Batch
-from setrec.training.optimizer import adamw, backbone_share
 from setrec.training.progress import Progress
 from setrec.training.sampled_softmax import Candidates, LogUniformSampler
 from setrec.training.settings import ObjectiveSettings, TrainingSettings

@@ -148,8 +148,11 @@ def test_the_same_request_again_leaves_the_same_in_place_of_what_was_there(answe
     shutil.copytree(answered[0] / "out", tmp_path / "out")
     (tmp_path / "out" / "answers" / "part-00099.parquet").write_bytes(b"of another time")
     recommend_batch(asked(qwen3_run, answered[0] / "users", tmp_path / "out"))
-    for kind in ("answers", "_rejected"):
-        assert rows(tmp_path / "out", kind) == rows(answered[0] / "out", kind)
+    assert rows(tmp_path / "out", "_rejected") == rows(answered[0] / "out", "_rejected")
+    for again, first in zip(rows(tmp_path / "out", "answers"), rows(answered[0] / "out", "answers"), strict=True):
+        # Rounding depends on how many histories are read together, and that on when blocks arrive.
+        assert again.pop("scores") == pytest.approx(first.pop("scores"), rel=1e-6)
+        assert again == first
     said = capfd.readouterr()
     assert said.out == ""
     assert [line[0] for line in said.err.splitlines() if line[0] != "…"] == ["✓"], said.err
