@@ -94,7 +94,7 @@ def _wait(device: torch.device) -> None:
 
 def tokens(model: SetRecModel, shape: Shape, blocks: int) -> int:
     """Tokens of a step in which every row has ``blocks`` blocks of queries."""
-    per_row = model.config.instruction + shape.length * model.tokens_per_item + blocks * len(model.tokens.slots)
+    per_row = model.config.instruction + shape.length * model.tokens_per_item + blocks * len(model.tokens.read)
     return shape.rows * per_row
 
 

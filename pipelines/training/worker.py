@@ -132,7 +132,7 @@ class Validation:
         if self.components is None or model.offset_scale is None:
             return model_scorer(model)
         # Ranks do not change if the model is divided by the scale, and not the components multiplied.
-        each = 1 / (len(model.tokens.slots) * float(model.offset_scale.detach()))
+        each = 1 / (len(model.tokens.read) * float(model.offset_scale.detach()))
         return replace(self.components, model=ModelScores(model, dict.fromkeys(model.kinds, each)))
 
 

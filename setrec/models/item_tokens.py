@@ -320,6 +320,11 @@ class ItemTokens(nn.Module):
         return tuple(self.parts)
 
     @property
+    def read_kinds(self) -> tuple[str, ...]:
+        """Kinds of the slots that the backbone reads, in the order of the code's columns."""
+        return tuple(dict.fromkeys(slot.kind for slot in self.read))
+
+    @property
     def columns(self) -> dict[str, tuple[int, int]]:
         """Columns of the code by kind."""
         return {slot.kind: (slot.start, slot.stop) for slot in self.slots}
@@ -355,8 +360,7 @@ class ItemTokens(nn.Module):
 
     def maps(self) -> list[tuple[Tensor, Tensor]]:
         """Return the affine map of each slot read, A (d, its columns) and b (d,): z_k = A code[start:stop] + b."""
-        read = {slot.kind for slot in self.read}
-        pairs = [part.maps() for kind, part in zip(self.kinds, self._tokenizers(), strict=True) if kind in read]
+        pairs = [cast(Tokenizer, self.parts[kind]).maps() for kind in self.read_kinds]
         return [(a[k], b[k]) for a, b in pairs for k in range(len(a))]
 
     def tokens(self, codes: Tensor) -> Tensor:
@@ -375,7 +379,7 @@ class ItemTokens(nn.Module):
         whole = torch.cat(
             [
                 torch.stack([a for s, (a, _) in zip(self.read, maps, strict=True) if s.kind == kind]).sum(0)
-                for kind in dict.fromkeys(slot.kind for slot in self.read)
+                for kind in self.read_kinds
             ],
             dim=1,
         )

@@ -4,8 +4,7 @@ Weights are chosen on two halves of the validation users. With a split per user,
 are available while one is ranked, as all are at test time. With a split by global time they are not: they belong to the
 period that is ranked and contain its new and popular items, while the data available at test time is older.
 
-1. Weights of the model's slot kinds: those with the best NDCG@10 of the model alone, over a grid; the share of the
-collaborative leg, if there is one, after the others.
+1. Weights of the model's slot kinds: over a grid, those with the best NDCG@10 of the model alone, a leg's share last.
 2. The temperature at which the model's scores are log-probabilities, so that one grid of weights suits every model;
    without a model that of the components' sum.
 3. Components, greedily: the one with the largest gain in addition to those chosen so far is added, as long as the gain
@@ -156,18 +155,17 @@ def _sampled(parts: Sequence[Part], users: int) -> ranking.Cases:
 def _slot_weights(
     model: SetRecModel, parts: Sequence[Part], step: float
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    leg = (COLLABORATIVE,) if model.config.collaborative_leg else ()
-    grid = slot_weight_grid(tuple(kind for kind in model.kinds if kind not in leg), step)
-    if len(grid) == 1 and not leg:
+    grid = slot_weight_grid(model.tokens.read_kinds, step)
+    if len(grid) == 1 and model.leg is None:
         return grid[0], []
     term = ModelScores(model, dict.fromkeys(model.kinds, 1.0))
     cases = ranking.Cases.joined([part.cases for part in parts])
     best, tried = ranking.choose_weights(term.by_kind, cases, grid)
-    if leg:
-        shares = [n * step for n in range(round(1 / step))]
-        grid = [{COLLABORATIVE: p, **{kind: (1 - p) * weight for kind, weight in best.items()}} for p in shares]
-        best, of_legs = ranking.choose_weights(term.by_kind, cases, grid)
-        tried += of_legs
+    if model.leg is not None:
+        shares = np.arange(round(1 / step)) * step
+        grid = [{COLLABORATIVE: float(p), **{k: float((1 - p) * w) for k, w in best.items()}} for p in shares]
+        best, more = ranking.choose_weights(term.by_kind, cases, grid)
+        tried += more
     return best, [{"step": "slots", **row} for row in tried]
 
 
