@@ -50,7 +50,7 @@ def trainer(rows: Ragged, targets: int) -> Trainer:
     )
     model = SetRecModel.build(settings, features)
     training = TrainingSettings(targets_per_batch=targets, precision="float32")
-    return Trainer(model, rows, lambda _: 0.0, training, ObjectiveSettings.paper())
+    return Trainer(model, rows, lambda _: [0.0], training, ObjectiveSettings.paper())
 
 
 def spread(epoch: Sequence[Batch], count: int) -> list[Batch]:

@@ -199,7 +199,7 @@ def train(place: Place) -> dict[str, float]:
         source = ShardSource(history_shards(place.run / "data"), place.items)
         counts = item_counts(source, place.items)
         model = new_model(place, counts)
-        Trainer(model, source, lambda _: 0.0, config.training, config.loss, counts=counts).epoch(count)
+        Trainer(model, source, lambda _: [0.0], config.training, config.loss, counts=counts).epoch(count)
     return found
 
 

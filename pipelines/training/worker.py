@@ -35,7 +35,7 @@ from setrec.evaluation import ranking
 from setrec.evaluation.ranking import Cases
 from setrec.models.setrec_model import SetRecModel
 from setrec.scoring.hybrid import HybridScorer
-from setrec.scoring.model_scores import ModelScores, model_scorer
+from setrec.scoring.model_scores import ModelOnly, ModelScores
 from setrec.training import distributed
 from setrec.training.trainer import Trainer
 
@@ -120,20 +120,26 @@ class Validation:
         self.own, self.counted = cases.take(rows % len(cases)), rows < len(cases)
         self.world, self.components = world, components
 
-    def __call__(self, model: SetRecModel) -> float:
-        """Return the metric of ``model`` over the cases of all workers."""
+    def __call__(self, model: SetRecModel) -> list[float]:
+        """Return the metric of ``model`` and, if it has two legs, of each, over the cases of all workers."""
         every = np.ones(model.config.items, dtype=bool)
-        found = ranking.evaluate(self._scorer(model), self.own, [ranking.Group("all", every, every)], ks=(10,))
-        values = found.tables["removed", "all"]["ndcg@10"][self.counted]
-        total, count = distributed.all_reduce_sum([float(values.sum()), float(len(values))], self.world, model.device)
-        return total / count
+        groups = [ranking.Group("all", every, every)]
+        found = ranking.evaluate_each(self._scorers(model), self.own, groups, ks=(10,))
+        values = [each.tables["removed", "all"]["ndcg@10"][self.counted] for each in found.values()]
+        sums = [float(value.sum()) for value in values]
+        count, *totals = distributed.all_reduce_sum([float(self.counted.sum()), *sums], self.world, model.device)
+        return [total / count for total in totals]
 
-    def _scorer(self, model: SetRecModel) -> ranking.Scorer:
-        if self.components is None or model.offset_scale is None:
-            return model_scorer(model)
-        # Ranks do not change if the model is divided by the scale, and not the components multiplied.
-        each = 1 / (len(model.tokens.read) * float(model.offset_scale.detach()))
-        return replace(self.components, model=ModelScores(model, dict.fromkeys(model.kinds, each)))
+    def _scorers(self, model: SetRecModel) -> dict[str, ranking.Scorer]:
+        equal = ModelScores(model, dict.fromkeys(model.kinds, 1.0))
+        scorers: dict[str, ranking.Scorer] = {"whole": ModelOnly(equal)}
+        if self.components is not None and model.offset_scale is not None:
+            # Ranks do not change if the model is divided by the scale, and not the components multiplied.
+            each = 1 / (len(model.tokens.read) * float(model.offset_scale.detach()))
+            scorers["whole"] = replace(self.components, model=ModelScores(model, dict.fromkeys(model.kinds, each)))
+        if len(model.legs) > 1:
+            scorers |= {"+".join(kinds): partial(equal.of_kinds, kinds=kinds) for kinds in model.legs}
+        return scorers
 
 
 def wrapper(config: JobConfig, world: int, device: torch.device) -> Wrap:

@@ -23,7 +23,13 @@ class CollaborativeLeg(nn.Module):
     Args:
         settings: size and dropout.
         slots: number of slots of the other leg, by which the loss divides the scores of both.
+
+    Attributes:
+        log_skip, repeat_logit: as of :class:`setrec.models.setrec_model.SetRecModel`, which uses them.
     """
+
+    log_skip: nn.Parameter | None
+    repeat_logit: nn.Parameter | None
 
     def __init__(self, settings: LegSettings, slots: int) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from setrec.models.backbones import CausalBackbone
 from setrec.models.item_tokens import COLLABORATIVE, TableTokenizer
 from setrec.models.kernels import add_skip, place_heads, scale_rows
-from setrec.models.setrec_model import LOG_UNIT, SetRecModel
+from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged, offsets_of
 
 _FEW = 16
@@ -317,10 +317,10 @@ def _answer_map(model: SetRecModel, weights: Mapping[str, float]) -> _Linear:
 
 def _skip_gains(model: SetRecModel, weights: Mapping[str, float]) -> np.ndarray:
     """Return the gains, float64 (kinds, decays), of the decayed means of the codes of a history; empty without any."""
-    if model.log_skip is None:
+    gains = model.skip_gains()
+    if gains is None:
         return np.empty((0, 0))
-    gains = (model.log_skip.detach() * LOG_UNIT).exp().double().numpy()
     total = dict.fromkeys(model.kinds, 0.0)
     for slot in model.tokens.slots:
         total[slot.kind] += weights[slot.kind] / (slot.stop - slot.start)
-    return np.asarray(gains * np.array(list(total.values()))[:, None])
+    return np.asarray(gains.detach().double().numpy() * np.array(list(total.values()))[:, None])

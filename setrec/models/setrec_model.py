@@ -84,9 +84,12 @@ class SetRecModel(PreTrainedModel):
         self.maps = nn.Parameter(torch.zeros(n, width, width)) if config.query_mode == "item" else None
         # A learned temperature per slot; answers leave the backbone with norms near sqrt(d).
         self.log_scale = nn.Parameter(torch.zeros(n))
-        shape = len(self.tokens.kinds), len(config.history_skip)
+        shape = len(self.tokens.read_kinds), len(config.history_skip)
         self.log_skip = nn.Parameter(torch.zeros(shape)) if config.history_skip else None
-        self.repeat_logit = nn.Parameter(torch.zeros(1 if leg is None else 2)) if config.repeat_bias else None
+        self.repeat_logit = nn.Parameter(torch.zeros(1)) if config.repeat_bias else None
+        if self.leg is not None:  # of its own, so that it learns apart
+            self.leg.log_skip = nn.Parameter(torch.zeros(1, shape[1])) if config.history_skip else None
+            self.leg.repeat_logit = nn.Parameter(torch.zeros(1)) if config.repeat_bias else None
         self.log_offset_scale = nn.Parameter(torch.zeros(1)) if config.offset else None
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
@@ -99,19 +102,34 @@ class SetRecModel(PreTrainedModel):
             if self.maps is not None:
                 self.maps.copy_(torch.eye(self.backbone.width).expand_as(self.maps))
             nn.init.constant_(self.log_scale, -0.5 * float(np.log(self.backbone.width)))
-            if self.log_skip is not None:
-                nn.init.constant_(self.log_skip, float(np.log(SKIP_START / len(self.config.history_skip))) / LOG_UNIT)
-            if self.repeat_logit is not None:
-                nn.init.zeros_(self.repeat_logit)
+            for log_skip in self._of_legs("log_skip"):
+                nn.init.constant_(log_skip, float(np.log(SKIP_START / len(self.config.history_skip))) / LOG_UNIT)
+            for logit in self._of_legs("repeat_logit"):
+                nn.init.zeros_(logit)
         elif isinstance(module, SemanticTokenizer):
             for layer in [*module.encoder, module.split, *module.decoder]:
                 nn.init.xavier_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
+    def _of_legs(self, name: str) -> list[Tensor]:
+        """Return a parameter of the backbone's slots and, if there is one, of the collaborative leg."""
+        own = [getattr(module, name) for module in (self, self.leg) if module is not None]
+        return [parameter for parameter in own if parameter is not None]
+
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of slots, e.g. ``("collaborative", "semantic")``."""
         return self.tokens.kinds
+
+    @property
+    def legs(self) -> tuple[tuple[str, ...], ...]:
+        """Kinds of slots of each leg: those that the backbone reads, and the collaborative leg's if there is one."""
+        own = (self.tokens.read_kinds,)
+        return own if self.leg is None else (*own, (COLLABORATIVE,))
+
+    def leg_of(self, parameter: str) -> int:
+        """Return the number of the leg, in :attr:`legs`, that a parameter belongs to by its name."""
+        return int(self.leg is not None and parameter.startswith(("leg.", f"tokens.parts.{COLLABORATIVE}.")))
 
     @property
     def code_columns(self) -> dict[str, tuple[int, int]]:
@@ -190,10 +208,17 @@ class SetRecModel(PreTrainedModel):
         if self.leg is not None:
             table = cast(TableTokenizer, self.tokens.table(COLLABORATIVE))
             own.insert(0, self.leg(table, read[..., : table.code_width], visible))
-        if self.log_skip is None:
+        gains = self.skip_gains()
+        if gains is None:
             return own
-        skip = self._skip(read, visible, (self.log_skip * LOG_UNIT).exp())
+        skip = self._skip(read, visible, gains)
         return [code + skip[slot.kind] for slot, code in zip(self.tokens.slots, own, strict=True)]
+
+    def skip_gains(self) -> Tensor | None:
+        """Return the gains of the history skip connection, (kinds, decays); ``None`` without one."""
+        if self.log_skip is None:
+            return None
+        return (torch.cat(self._of_legs("log_skip")[::-1]) * LOG_UNIT).exp()  # the collaborative slot is the first
 
     def _skip(self, read: Tensor, visible: Tensor, gains: Tensor) -> dict[str, Tensor]:
         """Return the history skip connection by kind, (B, Q, columns): decayed means of the codes (B, L, D), at gains
@@ -213,7 +238,7 @@ class SetRecModel(PreTrainedModel):
         """Return the bias on the scores of items in the history, at given weights of the slot kinds."""
         if self.repeat_logit is None:
             return 0.0
-        own, *of_leg = (self.repeat_logit.detach() * BIAS_UNIT).tolist()
+        own, *of_leg = (float(logit.detach()) * BIAS_UNIT for logit in self._of_legs("repeat_logit"))
         bias = own * sum(weights[slot.kind] for slot in self.tokens.read)
         if of_leg:  # learned at the weight SHARPNESS / n
             bias += of_leg[0] * weights[COLLABORATIVE] * len(self.tokens.read) / SHARPNESS
@@ -238,7 +263,7 @@ class SetRecModel(PreTrainedModel):
         repeats: list[LogitBias] | None = None
         if self.repeat_logit is not None:
             seen = self._seen(items, visible, asked)
-            repeats = [LogitBias(*seen, logit * BIAS_UNIT) for logit in self.repeat_logit]
+            repeats = [LogitBias(*seen, logit[0] * BIAS_UNIT) for logit in self._of_legs("repeat_logit")]
         error = None
         if reconstructed is not None and self.tokens.semantic is not None:
             error = self.tokens.semantic.reconstruction_error(reconstructed)

@@ -55,9 +55,10 @@ class ModelSettings(Settings):
     ``text_slot``: one more slot is the text vector itself, frozen, in so many principal directions (0: no such slot;
     the paper: 0).
 
-    ``collaborative_leg``: a backbone of its own for the collaborative slot, with a softmax of its own, so that both
-    legs learn to rank alone and their scores are summed (after EnsRec, arXiv 2512.17820); ``null``: one backbone and
-    one softmax for all slots (the default, and the paper). Without other slots there is one backbone.
+    ``collaborative_leg``: a backbone of its own for the collaborative slot, with a softmax, a gradient clip and a best
+    epoch of its own, so that both legs learn to rank alone and their scores are summed (after EnsRec, arXiv
+    2512.17820); ``null``: one backbone and one softmax for all slots (the paper). Without other slots there is one
+    backbone.
 
     ``history``: ``set`` reads n tokens per item (the paper), ``fused`` their sum, n times cheaper. The latest
     ``max_items`` of a history are read. ``instruction``: number of learned vectors before the history if the backbone
@@ -89,7 +90,7 @@ class ModelSettings(Settings):
     id_dropout: float = Field(0.3, ge=0, lt=1)
     history_skip: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.8, 1.0)
     repeat_bias: bool = True
-    collaborative_leg: LegSettings | None = None
+    collaborative_leg: LegSettings | None = LegSettings()
 
     def resolved_query_mode(self, *, causal: bool) -> str:
         """Return the query mode for a causal or an encoder-decoder backbone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -63,15 +63,18 @@ class ModelScores:
         """See :class:`ModelTerm`."""
         return np.asarray((self.user_codes(history) @ self.codes.T).cpu().numpy())
 
+    def of_kinds(self, history: Ragged, kinds: Sequence[str]) -> np.ndarray:
+        """Return the part of the scores of all items that adjacent ``kinds`` of slots add, float32 (b, I). Items of the
+        history include the repeat bias of these kinds."""
+        columns = slice(self.model.code_columns[kinds[0]][0], self.model.code_columns[kinds[-1]][1])
+        scores = (self.user_codes(history)[:, columns] @ self.codes[:, columns].T).cpu().numpy()
+        alone = {kind: weight * (kind in kinds) for kind, weight in self.weights.items()}
+        return add_repeat_bias(scores, history, self.model.repeat_bias(alone))
+
     def by_kind(self, history: Ragged) -> dict[str, np.ndarray]:
         """Return scores of all items by slot kind, float32 (b, I) each, from one forward pass: every weighting of the
         kinds is a sum of these. Items of the history include their repeat bias."""
-        user, scores_by_kind = self.user_codes(history), {}
-        for kind, (a, b) in self.model.code_columns.items():
-            scores = (user[:, a:b] @ self.codes[:, a:b].T).cpu().numpy()
-            alone = {other: self.weights[other] * (other == kind) for other in self.model.kinds}
-            scores_by_kind[kind] = add_repeat_bias(scores, history, self.model.repeat_bias(alone))
-        return scores_by_kind
+        return {kind: self.of_kinds(history, (kind,)) for kind in self.model.code_columns}
 
     def parts(self, history: Ragged, rows: Ragged) -> dict[str, np.ndarray]:
         """See :class:`ModelTerm`."""

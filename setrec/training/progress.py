@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ TOTALS = ("computed", "useful")
 class Progress:
     """State of a resumed run other than weights and optimiser.
 
+    ``best`` is the best validation NDCG@10 of the model, ``legs`` that of each leg; ``best_epoch`` is the last epoch in
+    which a leg was better than before.
     ``epoch`` epochs are finished, ``position`` is the place in the next one; ``sums`` are its running sums: ``loss``
     (over targets), ``targets`` (of all workers), ``computed`` and ``useful`` tokens, ``waited`` and ``busy`` seconds.
     """
@@ -28,6 +31,7 @@ class Progress:
     epoch: int = 0
     position: Position = field(default_factory=Position)
     best: float = -1.0
+    legs: list[float] = field(default_factory=list)
     best_epoch: int = 0
     seconds: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
@@ -35,6 +39,21 @@ class Progress:
 
     def __post_init__(self) -> None:
         self._clock = time.perf_counter()
+
+    def judge(self, values: Sequence[float], legs: int) -> list[bool]:
+        """Note validation NDCG@10 of the model and, of a model with several legs, of each; return for each leg whether
+        the current epoch is its best so far. Without values it is."""
+        if not values:
+            self.best_epoch = self.epoch + 1
+            return [True] * legs
+        before = self.legs or [-1.0] * legs
+        each = list(values[1:] or values)
+        better = [new > old for new, old in zip(each, before, strict=True)]
+        self.legs = [max(pair) for pair in zip(each, before, strict=True)]
+        self.best = max(self.best, values[0])
+        if any(better):
+            self.best_epoch = self.epoch + 1
+        return better
 
     def exhausted(self, epochs: int, patience: int) -> bool:
         """Return whether training is over."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from setrec.data.offsets import Offsets
 from setrec.data.source import HistorySource, MemorySource, item_counts
 from setrec.epochs import cosine, scale_learning_rates
 from setrec.errors import ConfigError
-from setrec.models.item_tokens import COLLABORATIVE
 from setrec.models.setrec_model import SetRecModel
 from setrec.optimizer import adamw, backbone_share
 from setrec.precision import autocast
@@ -49,8 +48,8 @@ class Trainer:
     Args:
         model: the recommender; ``wrap`` puts DDP around it, or shards it, where there are several workers.
         histories: training histories, the same on every worker; each step's rows are dealt out by rank.
-        evaluate: validation NDCG@10 of the model, called on every worker after every epoch; worker 0's value is used.
-            Without it the last epoch is the best.
+        evaluate: validation NDCG@10 of the model and, if it has two legs, of each; called on every worker after every
+            epoch, worker 0's values are used. Each leg keeps its best epoch. Without it the last epoch is the best.
         counts: training interactions of each item (I,); by default computed if a sampled softmax needs them.
         offsets: fixed parts of the logits at the positions of the histories, for a model with an ``offset_scale``.
         spent: returns the used share of a time limit: the learning rate falls with it, and an epoch may end after any
@@ -61,7 +60,7 @@ class Trainer:
         self,
         model: SetRecModel,
         histories: Ragged | HistorySource,
-        evaluate: Callable[[SetRecModel], float] | None,
+        evaluate: Callable[[SetRecModel], Sequence[float]] | None,
         training: TrainingSettings,
         loss: ObjectiveSettings,
         *,
@@ -79,6 +78,9 @@ class Trainer:
             model.backbone.recompute()
         self.wrapped = wrap(model)
         self.parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.of_legs: list[list[nn.Parameter]] = [[] for _ in model.legs]
+        for name, p in self.parameters:
+            self.of_legs[model.leg_of(name)].append(p)
         share = training.backbone_share
         if share is None:
             share = backbone_share(pretrained=model.config.word_scale is not None, lora=bool(model.config.lora))
@@ -131,13 +133,14 @@ class Trainer:
                 if self.spent() >= 1:
                     break
         record = progress.record(progress.over_workers(self.world, self.model.device))
-        judged = {} if self.evaluate is None else {"ndcg@10": self._validate(self.evaluate)}
-        ndcg = judged.get("ndcg@10", progress.best)
-        if ndcg > progress.best or not judged:
-            progress.best, progress.best_epoch = ndcg, progress.epoch + 1
-            self.best_weights = checkpoints.learned(self.model, keep=self.rank == 0)
+        judged = [] if self.evaluate is None else self._validate(self.evaluate)
+        better = progress.judge(judged, len(self.of_legs))
+        if any(better):
+            weights = checkpoints.learned(self.model, keep=self.rank == 0)
+            self.best_weights |= {name: w for name, w in weights.items() if better[self.model.leg_of(name)]}
         progress.tick()
-        record |= {"epochs": self.settings.epochs, **judged, "seconds": round(progress.seconds, 3)}
+        record |= {"ndcg@10": judged[0]} if judged else {}
+        record |= {"epochs": self.settings.epochs, "seconds": round(progress.seconds, 3)}
         progress.finish(record)
         return record
 
@@ -157,7 +160,8 @@ class Trainer:
             torch.manual_seed(_seed(*place, part + 1))
             with distributed.gradient_sync(self.wrapped, index == len(step.parts) - 1):
                 loss += self._backward(batch, rows[part].to(device), candidates, step.weight / parts) / len(step.parts)
-        torch.nn.utils.clip_grad_norm_([p for _, p in self.parameters], s.clip)
+        for parameters in self.of_legs:
+            torch.nn.utils.clip_grad_norm_(parameters, s.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(loss)
@@ -204,11 +208,11 @@ class Trainer:
         late = time.perf_counter() - self._saved_at > 60 * s.checkpoint_minutes
         return bool(distributed.broadcast_from_rank0(float(late), self.world, self.model.device))
 
-    def _validate(self, evaluate: Callable[[SetRecModel], float]) -> float:
+    def _validate(self, evaluate: Callable[[SetRecModel], Sequence[float]]) -> list[float]:
         self.model.eval()
         with distributed.unsharded(self.model):
-            value = evaluate(self.model)
-        return distributed.broadcast_from_rank0(value, self.world, self.model.device)
+            values = evaluate(self.model)
+        return [distributed.broadcast_from_rank0(value, self.world, self.model.device) for value in values]
 
     def save(self, folder: Path) -> None:
         """Write weights, best weights, optimiser and progress; called on every worker, worker 0 writes ``folder``."""
@@ -245,8 +249,7 @@ class Trainer:
 
 
 def _weight_decay(model: SetRecModel, name: str, training: TrainingSettings) -> float:
-    of_leg = model.leg is not None and name.startswith(("leg.", f"tokens.parts.{COLLABORATIVE}."))
-    return training.leg_weight_decay if of_leg else training.weight_decay
+    return training.leg_weight_decay if model.leg_of(name) else training.weight_decay
 
 
 def _seed(*parts: int) -> int:

@@ -74,7 +74,7 @@ def trained_run(folder: Path, backbone: dict[str, str], structural: bool) -> Run
     item_features.encode_words(run, config)
     torch.manual_seed(0)
     model = SetRecModel.build(config.model, item_features.load_features(run, config, histories.trained(len(catalog))))
-    trainer = Trainer(model, histories.upto(0), lambda _: 0.5, config.training, config.loss)
+    trainer = Trainer(model, histories.upto(0), lambda _: [0.5], config.training, config.loss)
     trainer.epoch()
     model.eval().save_pretrained(run.model)
     evaluate.evaluate(run, config)

@@ -70,7 +70,7 @@ def trained(tmp_path_factory):
     settings = ModelSettings(backbone=BackboneSettings(family="qwen3"), semantic_tokens=2, hidden=(32, 16), dropout=0.1)
     model = SetRecModel.build(settings, features)
     quick = TrainingSettings(epochs=6, patience=6, targets_per_batch=256, learning_rate=3e-3, precision="float32")
-    trainer = Trainer(model, rows, lambda _: 0.1, quick, ObjectiveSettings())
+    trainer = Trainer(model, rows, lambda _: [0.1], quick, ObjectiveSettings())
     for _ in range(quick.epochs):
         trainer.epoch()
     folder = tmp_path_factory.mktemp("cold")

@@ -42,9 +42,9 @@ def offsets(rows: Ragged) -> Offsets:
     return Offsets(bounds, items.ravel(), values, rows.offsets[[0, -1]])
 
 
-def score(model) -> float:
+def score(model) -> list[float]:
     """Something that depends on the model and on all workers taking part: the mean answer to a fixed history."""
-    return float(model.answers(Ragged.of([[1, 2, 3], [4, 5]])).abs().mean())
+    return [float(model.answers(Ragged.of([[1, 2, 3], [4, 5]])).abs().mean())]
 
 
 def trainer(rank: int, world: int, shard: str, family: str = "qwen3", **options) -> Trainer:

@@ -10,9 +10,11 @@ from setrec.models.item_tokens import ItemFeatures
 from setrec.models.setrec_model import SetRecModel
 from setrec.models.settings import LegSettings
 from setrec.ragged import Ragged
+from setrec.scoring.model_scores import ModelScores
 from setrec.training import losses
 from setrec.training.batches import one_pass, per_prefix
-from setrec.training.settings import ObjectiveSettings
+from setrec.training.settings import ObjectiveSettings, TrainingSettings
+from setrec.training.trainer import Trainer
 from setrec.training.warm_start import warm_start
 
 HISTORIES = Ragged.of([[1, 2, 3], [4, 8], [5, 6, 7, 5, 9, 10]])
@@ -38,17 +40,44 @@ def gradients(model: SetRecModel, make=one_pass) -> dict[str, torch.Tensor]:
 
 
 def test_a_leg_learns_as_if_it_were_alone(model):
-    """All that a leg learns from is independent of the other leg, but for the repeat bias, which both share."""
+    """All that a leg learns from is independent of the other leg."""
     before = gradients(model)
     with torch.no_grad():
         model.tokens.table("collaborative").table.add_(1.0)
     after = gradients(model)
-    of_leg = {n for n in before if n.startswith(("leg.", "tokens.parts.collaborative"))}
-    shared = {"log_skip", "repeat_logit"}
-    assert of_leg
+    of_leg = {name for name in before if model.leg_of(name)}
+    assert {"leg.log_skip", "leg.repeat_logit", "leg.answer.weight", "tokens.parts.collaborative.table"} <= of_leg
     assert any(not torch.equal(before[name], after[name]) for name in of_leg)
-    for name in before.keys() - of_leg - shared:
+    for name in before.keys() - of_leg:
         torch.testing.assert_close(before[name], after[name])
+
+
+def test_each_leg_keeps_the_weights_of_its_own_best_epoch(features, tmp_path):
+    """The second epoch is the best of the model's backbone, the first of the leg, and also after a checkpoint."""
+    model, judged = legs(features), iter([(0.3, 0.1, 0.2), (0.2, 0.2, 0.1), (0.1, 0.1, 0.1)])
+    settings = TrainingSettings(epochs=3, targets_per_batch=4, learning_rate=1e-2)
+    kept = []
+    for epoch in range(3):
+        again = model if epoch == 0 else legs(features)
+        trainer = Trainer(again, HISTORIES, lambda _: next(judged), settings, ObjectiveSettings())
+        if epoch:
+            trainer.load(tmp_path)
+        trainer.epoch()
+        kept.append({name: p.detach().clone() for name, p in trainer.parameters})
+        trainer.save(tmp_path)
+    assert (trainer.progress.best, trainer.progress.legs, trainer.progress.best_epoch) == (0.3, [0.2, 0.2], 2)
+    for name, parameter in trainer.restore_best().named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(parameter, kept[0 if model.leg_of(name) else 1][name]), name
+    assert not torch.equal(kept[0]["leg.answer.weight"], kept[1]["leg.answer.weight"])
+
+
+def test_a_leg_is_validated_by_the_scores_of_its_own_slots(model):
+    term = ModelScores(model.eval(), dict.fromkeys(model.kinds, 1.0))
+    each = term.by_kind(HISTORIES)
+    own, leg = (term.of_kinds(HISTORIES, kinds) for kinds in model.legs)
+    np.testing.assert_allclose(own, sum(each[kind] for kind in model.legs[0]), atol=1e-4)
+    np.testing.assert_allclose(leg, each["collaborative"], atol=1e-5)
 
 
 def test_one_pass_gives_the_gradients_of_one_sample_per_prefix(model):

@@ -132,7 +132,7 @@ def test_training_depends_on_ratios_of_weights_alone_and_on_these(features, samp
     for name, histories in given.items():
         torch.manual_seed(0)
         model = small_model(features, "qwen3", "fused", max_items=8)
-        Trainer(model, read(histories), lambda _: 0.5, settings, ObjectiveSettings()).epoch()
+        Trainer(model, read(histories), lambda _: [0.5], settings, ObjectiveSettings()).epoch()
         models[name] = model_scorer(model)(Ragged.of([[1, 2, 3]]))
     np.testing.assert_allclose(models["even"], models["plain"], atol=1e-4)
     np.testing.assert_allclose(models["tripled"], models["weighed"], atol=1e-4)

@@ -48,7 +48,7 @@ def test_everything_that_a_model_can_have_learns_in_bf16(features):
     given = group.trainer(0, 1, "none")
     loss = ObjectiveSettings(slots=0.0, fused=1.0, sampled_above=8, samples=16)
     settings = given.settings.model_copy(update={"precision": "auto", "epochs": 8, "patience": 8})
-    trainer = Trainer(model, group.histories(), lambda _: 0.0, settings, loss)
+    trainer = Trainer(model, group.histories(), lambda _: [0.0], settings, loss)
     losses = [trainer.epoch()["loss"] for _ in range(8)]
     assert np.isfinite(losses).all()
     assert losses[-1] < 0.9 * losses[0]

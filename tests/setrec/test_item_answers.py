@@ -53,7 +53,7 @@ def test_it_learns_and_comes_back_from_disk(features, model, tmp_path):
     ring = np.array([i for i in range(ITEMS) if i % 10 != 9])
     rows = Ragged.of([ring[(s + np.arange(9)) % len(ring)] for s in rng.integers(0, len(ring), 60)])
     settings = TrainingSettings(epochs=30, patience=30, targets_per_batch=64, learning_rate=5e-3, precision="float32")
-    trainer = Trainer(model, rows, lambda _: 0.0, settings, ObjectiveSettings())
+    trainer = Trainer(model, rows, lambda _: [0.0], settings, ObjectiveSettings())
     assert trainer.model.tokens_per_target == 0
     losses = [trainer.epoch()["loss"] for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]

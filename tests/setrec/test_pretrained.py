@@ -36,7 +36,7 @@ def built(features, path, lora=None) -> SetRecModel:
 def trained_and_reloaded(model: SetRecModel, folder) -> SetRecModel:
     """The model saved after one epoch and read again, after checks that both are float32 and score alike."""
     assert dtypes(model) == {torch.float32}
-    record = Trainer(model, HISTORIES, lambda _: 0.1, ONE_EPOCH, ObjectiveSettings()).epoch()
+    record = Trainer(model, HISTORIES, lambda _: [0.1], ONE_EPOCH, ObjectiveSettings()).epoch()
     assert np.isfinite(record["loss"])
     model.eval().save_pretrained(folder)
     saved = json.loads((folder / "config.json").read_text())
@@ -91,7 +91,7 @@ def test_training_starts_at_chance_whatever_the_scale_of_a_checkpoint(features, 
     torch.manual_seed(7)
     model = SetRecModel.build(settings, features)
     still = ONE_EPOCH.model_copy(update={"learning_rate": 1e-9})
-    loss = Trainer(model, HISTORIES, lambda _: 0.1, still, ObjectiveSettings()).epoch()["loss"]
+    loss = Trainer(model, HISTORIES, lambda _: [0.1], still, ObjectiveSettings()).epoch()["loss"]
     assert loss == pytest.approx(np.log(features.trained.sum()), rel=0.15)
 
 

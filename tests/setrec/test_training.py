@@ -23,7 +23,7 @@ def trainer(features, family="qwen3", **options) -> Trainer:
     model = small_model(features, family, "fused", max_items=8)
     values = iter(np.linspace(0.1, 0.2, 100))
     settings, loss = options.pop("settings", SETTINGS), options.pop("loss", ObjectiveSettings(alpha=0.5, slots=0.2))
-    return Trainer(model, chains(), lambda _: float(next(values)), settings, loss, **options)
+    return Trainer(model, chains(), lambda _: [float(next(values))], settings, loss, **options)
 
 
 def test_training_lowers_the_loss_on_every_backbone(features, family):
@@ -163,7 +163,9 @@ def test_two_workers_sum_to_the_gradient_of_one_and_so_do_two_passes(features):
 def test_training_stops_when_validation_no_longer_improves_and_restores_the_best(features):
     values = iter([0.1, 0.3, 0.2, 0.2, 0.2])
     settings = SETTINGS.model_copy(update={"patience": 2, "epochs": 10})
-    t = Trainer(small_model(features, history="fused"), chains(), lambda _: next(values), settings, ObjectiveSettings())
+    t = Trainer(
+        small_model(features, history="fused"), chains(), lambda _: [next(values)], settings, ObjectiveSettings()
+    )
     kept = None
     while not t.finished:
         t.epoch()
