@@ -40,6 +40,7 @@ from serving.retrieval.retriever import Retriever
 from setrec.data.catalog import Catalog, Histories
 from setrec.errors import BundleError, DataError
 from setrec.mapped import mapped
+from setrec.models import stored_model
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import load_components
@@ -97,6 +98,8 @@ EncoderLoader = Callable[[Path], UserEncoder]
 
 def load_setrec(path: Path) -> UserEncoder:
     """Load the recommender from a ``model/`` directory, in evaluation mode, from safetensors without network access."""
+    if (stored := stored_model.load(path)) is not None:
+        return stored
     from setrec.models.setrec_model import SetRecModel
 
     model: UserEncoder = SetRecModel.from_pretrained(path, use_safetensors=True, local_files_only=True).eval()

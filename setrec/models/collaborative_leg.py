@@ -10,11 +10,8 @@ from torch import Tensor, nn
 from setrec.models import masks
 from setrec.models.backbones import CausalBackbone, build_backbone, scratch_config
 from setrec.models.item_tokens import TableTokenizer
+from setrec.models.recommender import SHARPNESS
 from setrec.models.settings import LegSettings
-
-SHARPNESS = 4.0
-"""The logits in the leg's own softmax are the score times this number, because the leg overfits and is too sure of its
-answers. With equal weights the sum of both legs is best at about this ratio (Toys)."""
 
 
 class CollaborativeLeg(nn.Module):

@@ -21,21 +21,17 @@ from setrec.models.backbones import (
     load_backbone,
     scratch_config,
 )
-from setrec.models.collaborative_leg import SHARPNESS, CollaborativeLeg
+from setrec.models.collaborative_leg import CollaborativeLeg
 from setrec.models.configuration import SetRecConfig, backbone_config
 from setrec.models.grounding import LogitBias
-from setrec.models.item_tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer, TableTokenizer
+from setrec.models.item_tokens import COLLABORATIVE, ItemFeatures, SemanticTokenizer, TableTokenizer
+from setrec.models.recommender import BIAS_UNIT, LOG_UNIT, Recommender, item_tokens
 from setrec.models.settings import LegSettings, LoraSettings, ModelSettings
 from setrec.ragged import Ragged
 
 INSTRUCTION = "Given the items a user chose, in order, name the item this user will choose next."
 SKIP_START = 30.0
 """Initial gain of the history skip connection: the score of an item that equals the history."""
-BIAS_UNIT = 20.0
-"""Unit of the learned repeat bias: it spans many logits, which an optimiser with steps of thousandths would not
-reach."""
-LOG_UNIT = 10.0
-"""Unit of the logarithms of the skip connection's gains, for the same reason."""
 
 
 class Answers(NamedTuple):
@@ -51,7 +47,7 @@ class Answers(NamedTuple):
     offset_scale: Tensor | None = None
 
 
-class SetRecModel(PreTrainedModel):
+class SetRecModel(Recommender, PreTrainedModel):
     """The recommender: item tokens, a backbone, n queries, and the fold that grounds answers in the catalogue.
 
     With ``config.offset`` it also learns ``offset_scale``, the weight of the offset in its training loss.
@@ -67,12 +63,7 @@ class SetRecModel(PreTrainedModel):
         self.backbone = build_backbone(backbone_config(config.backbone), lora)
         width = self.backbone.width
         leg = LegSettings(**config.collaborative_leg) if config.collaborative_leg else None
-        self.tokens = ItemTokens(
-            config.items, width, collaborative=config.collaborative, text=config.text, text_slot=config.text_slot,
-            semantic_tokens=config.semantic_tokens, hidden=tuple(config.hidden), extra=config.extra,
-            trainable_table=config.trainable_table, id_dropout=config.id_dropout,
-            leg_width=None if leg is None else SIZES[leg.size]["width"],
-        )  # fmt: skip
+        self.tokens = item_tokens(config, width, None if leg is None else SIZES[leg.size]["width"])
         n = len(self.tokens.read)
         self.leg = None if leg is None else CollaborativeLeg(leg, n)
         if config.query_mode == "item" and (config.history != "fused" or not isinstance(self.backbone, CausalBackbone)):
@@ -107,21 +98,6 @@ class SetRecModel(PreTrainedModel):
             for layer in [*module.encoder, module.split, *module.decoder]:
                 nn.init.xavier_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of slots, e.g. ``("collaborative", "semantic")``."""
-        return self.tokens.kinds
-
-    @property
-    def code_columns(self) -> dict[str, tuple[int, int]]:
-        """Columns (start, stop) of the folded code by kind."""
-        return self.tokens.columns
-
-    @property
-    def max_items(self) -> int:
-        """Maximum number of items read, the latest of a history."""
-        return int(self.config.max_items)
 
     @property
     def tokens_per_item(self) -> int:
@@ -209,16 +185,6 @@ class SetRecModel(PreTrainedModel):
             skip[kind] = mixed @ read[..., a:b] / (b - a)
         return skip
 
-    def repeat_bias(self, weights: Mapping[str, float]) -> float:
-        """Return the bias on the scores of items in the history, at given weights of the slot kinds."""
-        if self.repeat_logit is None:
-            return 0.0
-        own, *of_leg = (self.repeat_logit.detach() * BIAS_UNIT).tolist()
-        bias = own * sum(weights[slot.kind] for slot in self.tokens.read)
-        if of_leg:  # learned at the weight SHARPNESS / n
-            bias += of_leg[0] * weights[COLLABORATIVE] * len(self.tokens.read) / SHARPNESS
-        return float(bias)
-
     def forward(
         self,
         items: Tensor,
@@ -271,20 +237,6 @@ class SetRecModel(PreTrainedModel):
     def item_codes(self) -> Tensor:
         """Return folded item codes, float32 (I, D), for an index. They are independent of users and slot weights."""
         return self.tokens.codes().float()
-
-    @torch.no_grad()
-    def text_codes(self, vectors: Tensor) -> Tensor:
-        """Return codes, float32 (rows, D), of new items from their text vectors (rows, width); columns of other slots
-        are zero.
-
-        Raises:
-            ConfigError: no slot of the model reads text, or it was trained on text vectors of another width.
-        """
-        if not self.tokens.text_kinds:
-            raise ConfigError("no slot of the model reads text, so it cannot place an item by its text")
-        if vectors.shape[-1] != self.config.text:
-            raise ConfigError(f"text vectors have {vectors.shape[-1]} numbers, the model reads {self.config.text}")
-        return self.tokens.text_codes(vectors.to(self.device)).float()
 
     @torch.no_grad()
     def answers(self, histories: Ragged, codes: Tensor | None = None) -> Tensor:
