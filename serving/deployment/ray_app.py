@@ -101,8 +101,10 @@ def application(
 
         with without_collection():
             from serving.api.application import build
+            from serving.deployment.shards import RemoteShard
 
-            return build(path, settings, load_encoder, graph_loader, request_ids=False)
+            shards = RemoteShard if settings.shard_processes else None
+            return build(path, settings, load_encoder, graph_loader, shards, request_ids=False)
 
     deployment: Any = serve.deployment(
         serve.ingress(replica)(),
