@@ -126,7 +126,7 @@ class CausalRecommender(Recommender):
 def can_read(model: object) -> TypeGuard[CausalRecommender]:
     """Return whether :class:`InferencePass` can read histories with ``model``."""
     maps = getattr(model, "maps", None)
-    if not isinstance(model, Recommender) or maps is None:
+    if not isinstance(model, Recommender) or maps is None or getattr(model.config, "read_blocks", None):
         return False
     config = cast(Any, model).backbone.model.config
     plain = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}

@@ -70,6 +70,10 @@ class SetRecModel(Recommender, PreTrainedModel):
             raise ConfigError(
                 "an item's own token can answer (query_mode: item) behind a causal backbone and fused histories"
             )
+        if config.read_blocks is not None:
+            if config.query_mode != "item":
+                raise ConfigError("read_blocks: only if an item's own token answers (query_mode: item)")
+            cast(CausalBackbone, self.backbone).read_blocks = config.read_blocks
         self.instruction = nn.Parameter(torch.zeros(config.instruction, width))
         self.queries = nn.Parameter(torch.zeros(n, width))
         self.maps = nn.Parameter(torch.zeros(n, width, width)) if config.query_mode == "item" else None
@@ -292,6 +296,7 @@ class SetRecModel(Recommender, PreTrainedModel):
             hidden=list(settings.hidden),
             history=settings.history,
             max_items=settings.max_items,
+            read_blocks=settings.read_blocks,
             instruction=settings.instruction if instruction is None else len(instruction),
             query_mode=settings.resolved_query_mode(causal=not base.is_encoder_decoder),
             dropout=settings.dropout,
