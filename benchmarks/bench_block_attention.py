@@ -1,14 +1,15 @@
 """Long histories in training: attention by blocks against a dense mask, for 512 to 16,384 items of one history.
 
-    python bench_block_attention.py [--size tiny] [--run RUN]
+    python bench_block_attention.py [--size tiny]
+    python bench_block_attention.py --run RUN
 
 A step is the forward and backward pass of the model's backbone over one history (one token an item, dropout .1, one
 thread), in a process of its own, which also gives its peak memory; the variants take turns. ``dense``: a mask over all
 pairs; ``blocks``: ``setrec.models.block_attention``; ``4 blocks``: with ``read_blocks: 4``. Dense steps end at
 :data:`DENSE` items, for their memory. The catalogue, its softmax and the skip connection are not part of a step.
 
-``--run`` is a run trained with a long ``model.max_items``: for its test users with more than 512 items, which ten items
-are recommended with ``read_blocks`` and without, and NDCG@10 of both.
+``--run``, which leaves out the steps, is a run trained with a long ``model.max_items``: for its test users with more
+than 256 items, which ten items are recommended with ``read_blocks`` and without, and NDCG@10 of both.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import median, write_results
+from harness import median, previous, write_results
 
 from pipelines.common.run_directory import Run
 from pipelines.data import directory
@@ -33,6 +34,7 @@ from setrec.data.catalog import TEST
 from setrec.evaluation import ranking
 from setrec.models import backbones
 from setrec.models.backbones import CausalBackbone, build_backbone, scratch_config
+from setrec.models.block_attention import BLOCK
 from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 
@@ -83,7 +85,7 @@ def agreement(run: Run) -> dict[str, Any]:
     histories = directory.load(run.data)[1]
     model, weights = SetRecModel.from_pretrained(run.model).eval(), load_weights(run).slots
     codes, cases = model.item_codes(), ranking.Cases.of(histories, TEST)
-    rows = np.flatnonzero(cases.history.lengths > backbones.LONG)
+    rows = np.flatnonzero(cases.history.lengths > 2 * BLOCK)
     known, truth = [cases.history[r] for r in rows], [cases.truth[r] for r in rows]
     found, whole = {"users": len(rows)}, np.empty(0)
     backbone = model.backbone
@@ -114,8 +116,10 @@ def main() -> None:
     if asked.step:
         step(asked.step[0], int(asked.step[1]), asked.step[2])
         return
-    found: dict[str, Any] = {"size": asked.size, "steps": steps(asked.size)}
-    if asked.run:
+    found: dict[str, Any] = previous("block_attention")
+    if not asked.run:
+        found |= {"size": asked.size, "steps": steps(asked.size)}
+    else:
         found["agreement"] = agreement(Run(asked.run))
         print(json.dumps(found["agreement"], indent=1))
     write_results("block_attention", found)
