@@ -42,7 +42,7 @@ from serving.retrieval.shards import ShardOpener
 from setrec.data.catalog import Catalog, Histories
 from setrec.errors import BundleError, DataError
 from setrec.mapped import mapped
-from setrec.models import stored_model
+from setrec.models.inference import stored_model
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import load_components

@@ -6,10 +6,10 @@ import torch
 from small_models import small_model
 from transformers import AutoConfig
 
-from setrec.models import stored_model
 from setrec.models.backbones import inject_lora
 from setrec.models.configuration import SetRecConfig
-from setrec.models.inference import InferencePass, can_read
+from setrec.models.inference import stored_model
+from setrec.models.inference.history_pass import InferencePass, can_read
 from setrec.models.setrec_model import SetRecModel
 from setrec.models.settings import LegSettings, LoraSettings
 from setrec.ragged import Ragged

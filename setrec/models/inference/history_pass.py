@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from setrec.models.inference.kernels import add_skip, place_heads, scale_rows
 from setrec.models.item_tokens import COLLABORATIVE, TableTokenizer
-from setrec.models.kernels import add_skip, place_heads, scale_rows
 from setrec.models.recommender import LOG_UNIT, Recommender
 from setrec.ragged import Ragged, offsets_of
 
@@ -113,7 +113,7 @@ class _Layer(NamedTuple):
 
 class CausalRecommender(Recommender):
     """A recommender whose last item answers behind a causal backbone: trained, or read by
-    :mod:`setrec.models.stored_model`."""
+    :mod:`setrec.models.inference.stored_model`."""
 
     backbone: Any
     leg: Any

@@ -1,7 +1,7 @@
 """A trained model for serving, from its files, without transformers and without the tables of its items.
 
 Transformers' model classes take longer to import than all else that a process does until it answers requests. The pass
-of :mod:`setrec.models.inference` needs only weights and configuration, and codes of items come from the bundle.
+of :mod:`setrec.models.inference.history_pass` needs only weights and configuration; codes of items come from the bundle.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from setrec.models.inference import CausalRecommender, InferencePass, can_read
+from setrec.models.inference.history_pass import CausalRecommender, InferencePass, can_read
 from setrec.models.recommender import item_tokens
 from setrec.ragged import Ragged
 
