@@ -1,15 +1,20 @@
 """An index in shards answers like one index, whether its shards are searched here or in other processes."""
 
+import httpx
 import numpy as np
 import pytest
+import serving_helpers
 from serving_helpers import catalog, codes, fake_bundle, histories, load_fake
+from test_endpoint import free_port
 
 from serving.bundle.reader import Bundle, open_shard
+from serving.deployment import ray_app
 from serving.deployment.shards import RemoteShard
 from serving.engine.engine import Engine, Request
 from serving.retrieval import shards
 from serving.retrieval.retriever import Retriever, RetrieverSettings
 from serving.retrieval.shards import LocalShard
+from serving.runtime.settings import ServingSettings
 
 ITEMS = 900
 TABLE, QUERIES = codes(ITEMS, 14), codes(30, 14, seed=1)
@@ -88,3 +93,21 @@ def test_a_shard_in_another_process_answers_like_one_here_though_it_dies(bundles
     same(remote.start(*arguments)(), here.start(*arguments)())
     ray_here.kill(remote.actor, no_restart=False)
     same(remote.start(*arguments)(), here.start(*arguments)())
+
+
+@pytest.mark.slow
+def test_the_endpoint_searches_shards_in_processes_of_their_own(bundles):
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(serving_helpers)  # replicas cannot import what lies among the tests
+    try:
+        settings = ServingSettings(port=free_port(), auth="off", shard_processes=True)
+        url = ray_app.start(bundles[2], settings, load_encoder=load_fake)
+        expected = items(Engine(Bundle.open(bundles[1], load_fake)))
+        for request, answer in zip(REQUESTS, expected, strict=True):
+            body = {"history": list(request.history), "k": 10}
+            found = httpx.post(f"{url}/v1/recommend", json=body, timeout=30, trust_env=False).json()["items"]
+            assert [item["item_id"] for item in found] == [item_id for item_id, _ in answer]
+    finally:
+        ray_app.stop()
+        cloudpickle.unregister_pickle_by_value(serving_helpers)

@@ -1,7 +1,7 @@
 """A trained model for serving, from its files, without transformers and without the tables of its items.
 
 Transformers' model classes take longer to import than all else that a process does until it answers requests. The pass
-of :mod:`setrec.models.inference.history_pass` needs only weights and configuration; codes of items come from the bundle.
+of :mod:`setrec.models.inference.history_pass` needs weights and configuration only; a bundle has the codes of items.
 """
 
 from __future__ import annotations
