@@ -24,7 +24,7 @@ import httpx
 import numpy as np
 import psutil
 import torch
-from bench_serving import CROWD, bare, free_port, keep, measured
+from bench_serving import CROWD, free_port, keep, measured
 from codes import COLLABORATIVE, SEMANTIC, world
 from serving_bundle import USERS, make_bundle
 
@@ -48,16 +48,13 @@ HEADLINES = ("agreement_beauty", "agreement_ml100k", "recall_at_10_1m", "rps_ove
 _BEFORE = """
 import sys
 from pathlib import Path
-import bench_serving, serving_bundle
-if sys.argv[1] == "make":
-    serving_bundle.ITEMS = int(sys.argv[3])
-    model_settings = serving_bundle.ModelSettings
-    serving_bundle.ModelSettings = lambda **more: model_settings(
-        **more, hidden=(512, 256, 256), carry=(0.0, 0.8, 1.0), returns=True, ask="item"
-    )
-    serving_bundle.make_bundle(Path(sys.argv[2]))
-else:
-    bench_serving.bare(Path(sys.argv[2]), int(sys.argv[3]), 32)
+import serving_bundle
+serving_bundle.ITEMS = int(sys.argv[2])
+model_settings = serving_bundle.ModelSettings
+serving_bundle.ModelSettings = lambda **more: model_settings(
+    **more, hidden=(512, 256, 256), carry=(0.0, 0.8, 1.0), returns=True, ask="item"
+)
+serving_bundle.make_bundle(Path(sys.argv[1]))
 """
 
 
@@ -232,7 +229,7 @@ def requests_a_second(before: Path, folder: Path, seconds: float) -> dict[str, f
     paths = {"before": [before, before / "benchmarks"], "now": [root, root / "benchmarks"]}
     (folder / "before").mkdir()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths["before"]))}
-    made = [sys.executable, "-c", _BEFORE, "make", str(folder / "before"), str(THIN)]
+    made = [sys.executable, "-c", _BEFORE, str(folder / "before"), str(THIN)]
     subprocess.run(made, env=environment, check=True, timeout=600, cwd=before)
     (folder / "now").mkdir()
     make_bundle(folder / "now", items=THIN)
@@ -241,9 +238,7 @@ def requests_a_second(before: Path, folder: Path, seconds: float) -> dict[str, f
     for _ in range(3):
         for name, path in paths.items():
             port, bundle = free_port(), str(folder / name / "bundle")
-            command = ["-c", _BEFORE, "serve", bundle, str(port)]
-            if name == "now":
-                command = [str(Path(__file__).resolve()), "--bare", bundle, str(port)]
+            command = [str(root / "benchmarks" / "bare_server.py"), bundle, str(port), "32"]
             with endpoint(command, path, port) as (url, process):
                 loads[name].append(measured(url, seconds)[CROWD])
                 memory[name].append(psutil.Process(process).memory_info().rss / 1e9)
@@ -257,16 +252,12 @@ def requests_a_second(before: Path, folder: Path, seconds: float) -> dict[str, f
 def main() -> None:
     """Measure what is asked for and write ``results/served.json``."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--bare", nargs=2, metavar=("BUNDLE", "PORT"), help=argparse.SUPPRESS)
     options.add_argument("--beauty", type=Path, default=Path("runs/beauty"), help="a run on Amazon Beauty")
     options.add_argument("--ml100k", type=Path, default=Path("runs/demo"), help="a run on MovieLens-100K")
     options.add_argument("--before", type=Path, help="an earlier checkout to compare requests a second with")
     options.add_argument("--items", type=int, default=MILLION, help="of the synthetic catalogue; 0 for none")
     options.add_argument("--seconds", type=float, default=6.0, help="of each load")
     asked = options.parse_args()
-    if asked.bare:
-        bare(Path(asked.bare[0]), int(asked.bare[1]), 32)
-        return
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     for name in ("beauty", "ml100k"):

@@ -60,16 +60,6 @@ def settings_of(port: int, **changes: Any) -> ServingSettings:
     return ServingSettings(port=port, auth="off", **changes)
 
 
-def bare(bundle: Path, port: int, batch: int) -> None:
-    """The same application on uvicorn, in this process, until it is ended."""
-    import uvicorn
-
-    from serving.api.application import build
-
-    application = build(bundle, settings_of(port, max_batch_size=batch))
-    uvicorn.run(application, host="127.0.0.1", port=port, log_level="error", access_log=False)
-
-
 @contextmanager
 def on_uvicorn(bundle: Path, batch: int = 32, tree: Path = ROOT) -> Iterator[str]:
     with server(bundle, batch, tree) as (url, _):
@@ -80,7 +70,7 @@ def on_uvicorn(bundle: Path, batch: int = 32, tree: Path = ROOT) -> Iterator[str
 def server(bundle: Path, batch: int = 32, tree: Path = ROOT) -> Iterator[tuple[str, psutil.Process]]:
     """The address and the process of the endpoint of the checkout ``tree`` on uvicorn, once it is ready."""
     port = free_port()
-    command = [sys.executable, str(tree / "benchmarks" / "bench_serving.py"), "--bare", str(bundle), str(port)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "bare_server.py"), str(bundle), str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
     process = subprocess.Popen([*command, str(batch)], env=environment)
     url = f"http://127.0.0.1:{port}"
@@ -212,15 +202,11 @@ def keep(name: str, found: dict[str, Any], headlines: tuple[str, ...]) -> None:
 def main() -> None:
     """Measure and write ``results/serving.json``."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--bare", nargs=3, metavar=("BUNDLE", "PORT", "BATCH"), help=argparse.SUPPRESS)
     options.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     options.add_argument("--before", type=Path, metavar="TREE", help="an earlier checkout to compare with")
     options.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of --before; headlines: last")
     options.add_argument("--repeats", type=int, default=3, help="of each load of --before")
     asked = options.parse_args()
-    if asked.bare:
-        bare(Path(asked.bare[0]), int(asked.bare[1]), int(asked.bare[2]))
-        return
     if asked.before is not None:
         found = against(asked.before.resolve(), asked.sizes, round(asked.seconds), asked.repeats)
         keep("serving", previous("serving") | found, ("rps_over_before", "p50_over_before"))

@@ -3,7 +3,8 @@
     python benchmarks/bench_startup.py [--before DIR]
 
 CPU seconds (user and system) and wall seconds of short commands, each a process of its own, in turn: ``--help``; a
-wrong configuration, of a run and of a graph; ``recommend`` for one history on a bundle of the demonstration's size.
+wrong configuration, of a run and of a graph; ``recommend`` for one history on a bundle of the demonstration's size;
+the endpoint on uvicorn for that bundle, until it is ready.
 ``DIR`` is a checkout of another version, which takes turns with this one. Wall seconds mean little beside other work.
 Megabytes are the files of each installed package; core, serving and all are the sums over what ``pip install setrec``
 brings, without an extra or with one.
@@ -19,10 +20,12 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from bench_serving import cpu_seconds, server
 from harness import measure, median, print_table, write_results
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -33,12 +36,13 @@ REPEATS = 5
 LARGEST = 16
 
 
-def seconds(tree: Path, arguments: list[str], code: int, walls: list[float]) -> float:
+def seconds(arguments: list[str], code: int, tree: Path, walls: list[float]) -> float:
     """CPU seconds of one command of the version in ``tree``; its wall seconds are appended to ``walls``."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.cli.app", *arguments],
         env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}, capture_output=True, check=False,
+        cwd=tree,  # of which -m imports first
     )  # fmt: skip
     walls.append(time.perf_counter() - began)
     if done.returncode != code:
@@ -61,15 +65,25 @@ def commands(folder: Path) -> dict[str, tuple[list[str], int]]:
     }
 
 
+def ready(tree: Path, bundle: Path, walls: list[float]) -> float:
+    """CPU seconds of the endpoint until it is ready."""
+    began = time.perf_counter()
+    with server(bundle, tree=tree) as (_, process):
+        walls.append(time.perf_counter() - began)
+        return cpu_seconds(process)
+
+
 def timed(trees: dict[str, Path]) -> dict[str, dict[str, float]]:
     """Medians of CPU and wall seconds of every command in every version."""
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
-        for command, (arguments, code) in commands(Path(name)).items():
+        runs: dict[str, Callable[[Path, list[float]], float]] = {
+            command: partial(seconds, arguments, code) for command, (arguments, code) in commands(Path(name)).items()
+        }
+        runs["endpoint"] = lambda tree, walls: ready(tree, Path(name) / "bundle", walls)
+        for command, run in runs.items():
             walls: dict[str, list[float]] = {version: [] for version in trees}
-            found = measure(
-                {v: partial(seconds, tree, arguments, code, walls[v]) for v, tree in trees.items()}, REPEATS
-            )
+            found = measure({v: partial(run, tree, walls[v]) for v, tree in trees.items()}, REPEATS)
             print_table(f"setrec {command}", "CPU s", found, "now")
             for version, values in found.items():
                 wall = median(walls[version][1:])

@@ -18,7 +18,7 @@ def stacked(x: Sequence[float], charts: Mapping[str, Mapping[str, Sequence[float
             ax.loglog(x, y, color=colour, marker=marker, label=name)
         ax.set(title=title, xlabel=x_label)
         ax.grid(alpha=0.4)
-        ax.legend()
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -142,21 +140,6 @@ def locked_run(folder: Path, advice: Callable[[Run], str] | str) -> Iterator[Run
     run = Run(folder)
     with signals.advised(lambda: advice if isinstance(advice, str) else advice(run)), run.job():
         yield run
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Suspend garbage collection for a short command, and skip the last collection of the process.
-
-    Imports create a million objects that stay. Looking for cycles among them again and again took 40% of the CPU time
-    of ``setrec recommend``.
-    """
-    atexit.register(gc.freeze)
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def print_json(value: Any) -> None:

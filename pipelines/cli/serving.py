@@ -13,13 +13,13 @@ from pipelines.cli.options import (
     SetOption,
     config_of,
     locked_run,
-    no_collection,
     overrides_of,
     place,
     print_json,
     to_read,
 )
 from pipelines.common.progress import results
+from setrec.collection import without_collection
 from setrec.errors import ConfigError
 
 commands = typer.Typer()
@@ -81,7 +81,8 @@ def serve(
     given["auth"] = "off" if no_auth else None
     changes = {key: value for key, value in given.items() if value is not None}
     chosen = settings_of(changes, "options") if config is None else read_serve_file(config, changes)
-    from pipelines.jobs.serve import serve_until_interrupted
+    with without_collection():
+        from pipelines.jobs.serve import serve_until_interrupted
 
     serve_until_interrupted(*chosen)
 
@@ -140,7 +141,7 @@ def recommend(
         print_json(recommend_batch(BatchRequest(bundle, batch, out, options, actors, address, rejected_share)))
         return
     ids = None if history is None else tuple(part.strip() for part in history.split(",") if part.strip())
-    with no_collection():
+    with without_collection():
         from pipelines.jobs.recommend import AnswerOptions, recommend_once
         from pipelines.reports.terminal import answer_table
         from serving.engine.requests import Request

@@ -18,6 +18,7 @@ from serving.api.routes.release import add_release_routes
 from serving.api.routes.rules import add_rules_routes
 from serving.bundle.reader import EncoderLoader, load_setrec
 from serving.engine import engine as core
+from serving.retrieval.shards import ShardOpener
 from serving.runtime.batching import Batcher
 from serving.runtime.graph_service import GraphLoader, GraphService
 from serving.runtime.models import GraphInUse, Live
@@ -74,6 +75,7 @@ def build(
     settings: ServingSettings,
     load_encoder: EncoderLoader = load_setrec,
     graph_loader: GraphLoader | None = None,
+    open_shard: ShardOpener | None = None,
     *,
     request_ids: bool = True,
 ) -> FastAPI:
@@ -86,7 +88,7 @@ def build(
         BundleError, StoreError, ReleaseError: see :func:`serving.runtime.replica.open_live`.
     """
     logs.configure(settings.log)
-    live = open_live(path, settings, load_encoder, graph_loader)
+    live = open_live(path, settings, load_encoder, graph_loader, open_shard)
     graph = GraphInUse(live) if live.graph is not None else None
     return create_app(live, settings, graph=graph, request_ids=request_ids)
 

@@ -24,6 +24,7 @@ SUFFIXES = {
     "encoder": (".json", ".safetensors", ".txt", ".model"),
     "lexical": (".json", ".safetensors"),
     "components": (".safetensors",),
+    "shards": (".json", ".faiss"),
 }
 """Suffixes of the files that each folder of a bundle may contain."""
 

@@ -8,8 +8,8 @@ File by file:
 - ``popularity.safetensors``: training interactions of each item, int64 (I,)
 - ``items.parquet``: the catalogue; ``histories.parquet``: the known users
 - ``components/NAME.safetensors``: each component of the score that has a weight
-- ``index.faiss``, ``retriever.json``: the candidate index; ``index_codes.safetensors``: the indexed codes, if they
-differ from the item codes
+- ``index.faiss``, ``retriever.json``: the candidate index; of each shard in ``shards/NUMBER/``, if it has several;
+``index_codes.safetensors``: the indexed codes, if they differ from the item codes
 - ``lexical/``, ``encoder/``, if any: the encoders of the items' text vectors, for items added later
 - ``texts.safetensors``, if text similarity is used: the features of the items' texts, to compare added items with
 - ``checks.json``: requests with their answers at export
@@ -35,11 +35,14 @@ from torch import Tensor
 
 from serving.bundle.manifest import FORMAT_VERSION, MANIFEST, Manifest, line, verify
 from serving.bundle.texts import BundleTexts, TextRule
+from serving.retrieval import shards
 from serving.retrieval.index_codes import load_index_codes
 from serving.retrieval.retriever import Retriever
+from serving.retrieval.shards import ShardOpener
 from setrec.data.catalog import Catalog, Histories
 from setrec.errors import BundleError, DataError
 from setrec.mapped import mapped
+from setrec.models.inference import stored_model
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import load_components
@@ -97,6 +100,8 @@ EncoderLoader = Callable[[Path], UserEncoder]
 
 def load_setrec(path: Path) -> UserEncoder:
     """Load the recommender from a ``model/`` directory, in evaluation mode, from safetensors without network access."""
+    if (stored := stored_model.load(path)) is not None:
+        return stored
     from setrec.models.setrec_model import SetRecModel
 
     model: UserEncoder = SetRecModel.from_pretrained(path, use_safetensors=True, local_files_only=True).eval()
@@ -135,8 +140,11 @@ class Bundle:
     checks: list[tuple[dict[str, Any], tuple[str, ...], tuple[float, ...]]] = field(default_factory=list)
 
     @classmethod
-    def open(cls, path: str | Path, load_encoder: EncoderLoader = load_setrec) -> Bundle:
-        """Verify every file against the manifest, then load the bundle.
+    def open(
+        cls, path: str | Path, load_encoder: EncoderLoader = load_setrec, open_shard: ShardOpener | None = None
+    ) -> Bundle:
+        """Verify every file against the manifest, then load the bundle; ``open_shard`` opens the shards of its index
+        in other processes.
 
         Raises:
             BundleError: not a bundle, a newer format, or a missing, unexpected, truncated or altered file.
@@ -147,7 +155,7 @@ class Bundle:
             codes = mapped(path / "codes.safetensors", "codes")
             popularity = load_file(path / "popularity.safetensors")["counts"]
             catalog, histories = Catalog.load(path / "items.parquet"), Histories.load(path / "histories.parquet")
-            retriever = Retriever.load(path, load_index_codes(path, codes))
+            retriever = shards.load(path, load_index_codes(path, codes), open_shard)
             model = load_encoder(path / "model")
             components, texts = _components(path, manifest), BundleTexts.load(path)
             checks = _read_checks(path)
@@ -247,3 +255,8 @@ def _tile(columns: Mapping[str, tuple[int, int]], width: int) -> bool:
     """Return whether the spans are adjacent and cover 0 to ``width``."""
     spans = sorted(columns.values())
     return [0, *(stop for _, stop in spans)] == [*(start for start, _ in spans), width]
+
+
+def open_shard(path: Path, number: int) -> Retriever:
+    """Open a shard of the index of the bundle at ``path``, which was verified by another process."""
+    return shards.load_shard(path, load_index_codes(path, mapped(path / "codes.safetensors", "codes")), number)

@@ -29,6 +29,7 @@ from serving.bundle.manifest import (
 )
 from serving.bundle.reader import CHECKS, Bundle, Checks, EncoderLoader, UserEncoder, load_setrec
 from serving.bundle.texts import BundleTexts, TextRule
+from serving.retrieval import shards
 from serving.retrieval.index_codes import IndexCodes
 from serving.retrieval.retriever import Retriever, RetrieverSettings, is_exact
 from setrec.atomic import atomic_directory
@@ -162,15 +163,14 @@ def _save_index(
     """Build and write the index: over the codes, or over transformed ones if it is approximate and new items have
     separate weights. Items added later are new even if none of the bundle's is."""
     if space.is_trivial or is_exact(settings, codes):
-        Retriever.build(codes, settings, queries).save(target)
+        shards.build(codes, settings, queries, target)
         return
     other = space.of_items(codes, new)
-    built = Retriever.build(other, settings, lambda count: space.of_users(queries(count)))
+    built = shards.build(other, settings, lambda count: space.of_users(queries(count)), target)
     if built.kind == "exact":
         Retriever.build(codes, settings.model_copy(update={"kind": "exact"})).save(target)
-        return
-    space.save(target, other)
-    built.save(target)
+    else:
+        space.save(target, other)
 
 
 def _queries(

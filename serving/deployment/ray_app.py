@@ -97,9 +97,14 @@ def application(
     from ray import serve
 
     def replica() -> Any:
-        from serving.api.application import build
+        from setrec.collection import without_collection
 
-        return build(path, settings, load_encoder, graph_loader, request_ids=False)
+        with without_collection():
+            from serving.api.application import build
+            from serving.deployment.shards import RemoteShard
+
+            shards = RemoteShard if settings.shard_processes else None
+            return build(path, settings, load_encoder, graph_loader, shards, request_ids=False)
 
     deployment: Any = serve.deployment(
         serve.ingress(replica)(),

@@ -13,7 +13,7 @@ from serving.bundle.reader import Bundle
 from serving.retrieval.code_table import CodeTable
 from serving.telemetry import metrics
 from setrec.data.events import read
-from setrec.models.inference import InferencePass, States, can_read
+from setrec.models.inference.history_pass import InferencePass, States, can_read
 from setrec.ragged import Ragged
 
 

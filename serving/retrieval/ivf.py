@@ -29,7 +29,7 @@ from serving.retrieval.policy import RetrieverSettings
 
 _PER_CELL, _ROUNDS, _LAST_ROUNDS = 64, 10, 2
 """Number of training items per cell for k-means (FAISS warns below 39), and numbers of iterations."""
-_MOST_CELLS = 8192
+_MOST_CELLS = 16384
 """Bounds the time of a build, which assigns every item to one of the cells."""
 _OPQ_ROWS, _OPQ_ROUNDS = 8192, 4
 """OPQ is fitted on few rows, since its time grows with them."""

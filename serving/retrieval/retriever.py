@@ -35,7 +35,7 @@ _FEWEST = 256
 """Minimum number of items for an index: k-means and quantisers need enough data."""
 
 
-class _Meta(Settings):
+class Meta(Settings):
     """``retriever.json``."""
 
     settings: RetrieverSettings
@@ -46,6 +46,11 @@ class _Meta(Settings):
     audit: dict[str, Any] | None = None
     largest_norm: float | None = None
     index_bytes: int | None = None
+
+    @property
+    def known(self) -> Audit | None:
+        """The stored audit."""
+        return Audit(**self.audit) if self.audit else None
 
 
 class Retriever:
@@ -169,7 +174,7 @@ class Retriever:
             with atomic_file(Path(directory) / INDEX) as temporary:
                 self._index.write(temporary)
             size = (Path(directory) / INDEX).stat().st_size
-        meta = _Meta(
+        meta = Meta(
             settings=self.settings,
             dimension=self.codes.shape[1],
             count=len(self.codes),
@@ -190,15 +195,9 @@ class Retriever:
             BundleError: a file is missing or damaged, or the index does not fit the codes.
         """
         directory = Path(directory)
-        try:
-            meta = _Meta.model_validate_json((directory / META).read_bytes())
-            known = Audit(**meta.audit) if meta.audit else None
-        except (OSError, ValidationError, TypeError) as error:
-            raise BundleError(f"{directory}: no readable index") from error
-        _require_fit(directory / META, (meta.dimension, meta.count, meta.metric), codes)
-        plan = meta.plan
-        index = None if plan.kind == "exact" else _read(directory / INDEX, plan, meta.index_bytes, codes)
-        return cls(codes, meta.settings, plan, index, known, Exact(codes, meta.largest_norm))
+        meta = read_meta(directory, codes)
+        index = None if meta.plan.kind == "exact" else _read(directory / INDEX, meta.plan, meta.index_bytes, codes)
+        return cls(codes, meta.settings, meta.plan, index, meta.known, Exact(codes, meta.largest_norm))
 
     def _exactly(
         self, queries: np.ndarray, ks: list[int], banned: list[np.ndarray], masks: list[np.ndarray | None]
@@ -234,6 +233,21 @@ class Retriever:
         return (
             self.exact.among(query, rows, k) if len(rows) >= min(k, left) else self.exact.best(query, k, mask, banned)
         )
+
+
+def read_meta(directory: Path, codes: np.ndarray) -> Meta:
+    """Read ``retriever.json`` of an index over ``codes``.
+
+    Raises:
+        BundleError: it is missing or damaged, or does not fit the codes.
+    """
+    try:
+        meta = Meta.model_validate_json((directory / META).read_bytes())
+        _ = meta.known
+    except (OSError, ValidationError, TypeError) as error:
+        raise BundleError(f"{directory}: no readable index") from error
+    _require_fit(directory / META, (meta.dimension, meta.count, meta.metric), codes)
+    return meta
 
 
 def is_exact(settings: RetrieverSettings, codes: np.ndarray) -> bool:

@@ -13,6 +13,7 @@ from serving.engine.acceptance import accept
 from serving.engine.engine import Engine
 from serving.engine.live_audit import Auditor
 from serving.engine.requests import Answer, Request
+from serving.retrieval.shards import ShardOpener
 from serving.runtime.experiments.exposures import Arm, ExposureLog
 from serving.runtime.experiments.split import Experiment
 from serving.runtime.graph_service import GraphAnswer, GraphLoader, GraphService, Mode, NodeDescription
@@ -60,6 +61,7 @@ class Loader:
     store: LiveStore | None = None
     load_encoder: EncoderLoader = load_setrec
     graph_loader: GraphLoader | None = None
+    open_shard: ShardOpener | None = None
 
     def load(self, path: Path, *, tested: bool = False) -> Model:
         """Load the model at ``path``: verify every file, run the slow first pass, and apply live changes.
@@ -74,7 +76,7 @@ class Loader:
         settings = self.settings
         if settings.verify_key is not None:
             require_signature(path, settings.verify_key)
-        bundle = Bundle.open(path, self.load_encoder)
+        bundle = Bundle.open(path, self.load_encoder, self.open_shard)
         engine = Engine(
             bundle,
             store=self.store,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from serving.bundle.reader import EncoderLoader, load_setrec
+from serving.retrieval.shards import ShardOpener
 from serving.runtime.experiments.exposures import ExposureLog
 from serving.runtime.experiments.split import Experiment
 from serving.runtime.follower import Follower
@@ -21,6 +22,7 @@ def open_live(
     settings: ServingSettings,
     load_encoder: EncoderLoader = load_setrec,
     graph_loader: GraphLoader | None = None,
+    open_shard: ShardOpener | None = None,
 ) -> Live:
     """Open the model in use, its store, and the threads that update it, for the bundle at ``path`` or the current
     release.
@@ -31,7 +33,7 @@ def open_live(
         ReleaseError: the folder of releases cannot be written to.
     """
     store = open_store(settings.store) if settings.store else None
-    loader = Loader(settings, store, load_encoder, graph_loader)
+    loader = Loader(settings, store, load_encoder, graph_loader, open_shard)
     releases = Releases(settings.releases, path, loader) if settings.releases else None
     model = releases.first_model() if releases else loader.load(path)
     live = Live(model.engine, store, model.graph, audit_share=settings.audit_share)

@@ -37,6 +37,9 @@ class ServingSettings(Settings):
     ``user_cache_bytes``: size of a cache, in each replica, of what the model has read of users' histories, so that a
     request reads only newer items; 0 for none. Only for a causal backbone; an experiment's bundle has another cache.
 
+    ``shard_processes``: whether each shard of an index (``retriever.shards``) is searched in a process of its own, for
+    each replica, on the machines of the Ray cluster in turn, and not in the replica.
+
     ``auth``: ``tokens`` requires a bearer token with the scope of the route; ``off`` answers all callers and is only
     allowed on a loopback address. ``tokens``: the file of token hashes; ``null`` reads the variable ``SETREC_TOKENS``.
     ``rate_limit`` per token (per address with ``auth`` off), as "100/second" or "5000/minute" (429), is counted in
@@ -78,6 +81,7 @@ class ServingSettings(Settings):
     max_k: int = Field(default=100, ge=1)
     max_events: int = Field(default=500, ge=1)
     user_cache_bytes: int = Field(default=0, ge=0)
+    shard_processes: bool = False
     auth: Literal["tokens", "off"] = "tokens"
     tokens: LocalPath | None = None
     rate_limit: str | None = None

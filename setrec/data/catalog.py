@@ -98,8 +98,8 @@ class Catalog:
         Raises:
             DataError: the file is missing, damaged or not a catalogue.
         """
-        with _reading(path):
-            table = _checked(pq.read_table(path), path, dict.fromkeys(("item_id", "title", "text"), pa.string()))
+        with _reading(path), pq.ParquetFile(path) as file:  # read_table imports pandas
+            table = _checked(file.read(), path, dict.fromkeys(("item_id", "title", "text"), pa.string()))
         attributes = {name: table[name] for name in table.column_names if name.startswith(_ATTRIBUTE)}
         return cls(
             table["item_id"].to_pylist(),
@@ -281,8 +281,14 @@ def _checked(table: pa.Table, path: str | Path, expected: dict[str, pa.DataType]
 
 
 def _ragged(column: pa.ChunkedArray) -> Ragged:
-    lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in column.chunks] or [np.empty(0, int)])
-    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    lengths = np.concatenate([_numbers(chunk.value_lengths()) for chunk in column.chunks] or [np.empty(0, int)])
+    values = [_numbers(chunk.flatten()) for chunk in column.chunks]
     kind = column.type.value_type.to_pandas_dtype()
     flat = np.concatenate([*values, np.empty(0, kind)]).astype(kind, copy=False)
     return Ragged(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def _numbers(array: pa.Array) -> np.ndarray:
+    # to_numpy imports pandas, which takes longer than reading a small file.
+    found: np.ndarray = array.to_numpy(zero_copy_only=False) if array.null_count else np.from_dlpack(array)
+    return found

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from setrec.models.block_attention import causal_attention
+
 NAME = "setrec"
 
 
@@ -27,6 +29,7 @@ def set_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     position_bias: Tensor | None = None,
+    read_blocks: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend to the first H keys under the mask and, from token H on, to oneself.
@@ -36,7 +39,9 @@ def set_attention(
 
     * T = H: plain attention under the mask (an encoder, cross-attention);
     * S = T > H: history followed by queries (decoder-only backbones);
-    * H = 0: every token sees only itself (queries in a decoder's self-attention).
+    * H = 0: every token sees only itself (queries in a decoder's self-attention);
+    * a mask without rows, (1, 1, 0, T): every token sees itself and all before it, with ``read_blocks`` only blocks of
+      them (:mod:`setrec.models.block_attention`).
 
     T5 passes a ``position_bias``. A float mask already includes positions; to any other mask the bias is added, as in
     T5's stock decoder. Returns (B, S, heads, c).
@@ -48,6 +53,10 @@ def set_attention(
         attention_mask = _biased(attention_mask, position_bias, query)
     if attention_mask is None:
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling)
+        return out.transpose(1, 2).contiguous(), None
+    if attention_mask.shape[2] == 0 < query.shape[2]:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        out = causal_attention(query, key, value, scale, dropout, read_blocks)
         return out.transpose(1, 2).contiguous(), None
     seen = attention_mask.shape[-1]
     if seen == 0:

@@ -28,6 +28,7 @@ from transformers.utils import logging
 
 from setrec.errors import ConfigError, first_line
 from setrec.models import attention, masks
+from setrec.models.block_attention import LONG
 from setrec.models.settings import LoraSettings
 
 MASTER = torch.float32
@@ -227,6 +228,8 @@ class CausalBackbone(Backbone):
 
     lora_targets: list[str] = ["q_proj", "v_proj", "o_proj"]  # noqa: RUF012
     causal_instruction = True
+    read_blocks: int | None = None
+    """See :class:`setrec.models.settings.ModelSettings`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model, model.config.hidden_size, model.config.num_attention_heads)
@@ -239,6 +242,10 @@ class CausalBackbone(Backbone):
     def read(self, instruction: Tensor, items: Tensor) -> Tensor:
         """Return the hidden states at the instruction (a, d) and at each of the items (B, L, d): (B, a + L, d)."""
         a, (batch, count) = len(instruction), items.shape[:2]
+        if a + count >= LONG or self.read_blocks:
+            places = torch.arange(a + count, device=items.device)[None]
+            causal = torch.empty(1, 1, 0, a + count, dtype=torch.bool, device=items.device)
+            return self._states(torch.cat([instruction.expand(batch, -1, -1), items], dim=1), causal, places)
         sees = masks.history_mask(a, count, 1, causal_instruction=True, device=items.device)[None, None]
         places = masks.history_positions(a, count, 1, items.device)[None]
         if a < SHARED or batch < 2 or not count or self.recomputed:
@@ -254,7 +261,7 @@ class CausalBackbone(Backbone):
         """Return the states of ``vectors`` after the tokens whose keys and values are in ``layers``, which grow."""
         states: Tensor = self.model(
             inputs_embeds=vectors, attention_mask=sees, position_ids=places, use_cache=layers is not None,
-            past_key_values=None if layers is None else Cache(layers=layers),
+            past_key_values=None if layers is None else Cache(layers=layers), read_blocks=self.read_blocks,
         ).last_hidden_state  # fmt: skip
         return states
 

@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from setrec.models import masks
-from setrec.models.backbones import CausalBackbone, build_backbone, scratch_config
+from setrec.models.backbones import CausalBackbone, build_backbone
+from setrec.models.configuration import backbone_config
 from setrec.models.item_tokens import TableTokenizer
-from setrec.models.settings import LegSettings
-
-SHARPNESS = 4.0
-"""The logits in the leg's own softmax are the score times this number, because the leg overfits and is too sure of its
-answers. With equal weights the sum of both legs is best at about this ratio (Toys)."""
+from setrec.models.recommender import SHARPNESS
 
 
 class CollaborativeLeg(nn.Module):
     """Maps the collaborative codes of a history to an answer in their columns.
 
     Args:
-        settings: size and dropout.
+        config: dropout, and the configuration of the backbone.
         slots: number of slots of the other leg, by which the loss divides the scores of both.
+        decays: number of decays of the history skip connection.
+        repeats: whether a bias of items in the history is learned.
 
     Attributes:
         log_skip, repeat_logit: as of :class:`setrec.models.setrec_model.SetRecModel`, which uses them.
     """
 
-    log_skip: nn.Parameter | None
-    repeat_logit: nn.Parameter | None
-
-    def __init__(self, settings: LegSettings, slots: int) -> None:
+    def __init__(self, config: Mapping[str, Any], slots: int, decays: int, *, repeats: bool) -> None:
         super().__init__()
-        config = scratch_config("qwen3", settings.size, settings.dropout / 2, layers=settings.layers)
-        self.backbone = cast(CausalBackbone, build_backbone(config))
+        self.backbone = cast(CausalBackbone, build_backbone(backbone_config(config["backbone"])))
         width = self.backbone.width
         self.start = nn.Parameter(0.02 * torch.randn(1, width))
         self.answer = nn.Linear(width, width)
         nn.init.eye_(self.answer.weight)
         nn.init.zeros_(self.answer.bias)
         self.log_scale = nn.Parameter(torch.tensor(slots / SHARPNESS * width**-0.5).log())
-        self.dropout = nn.Dropout(settings.dropout)
+        self.log_skip = nn.Parameter(torch.zeros(1, decays)) if decays else None
+        self.repeat_logit = nn.Parameter(torch.zeros(1)) if repeats else None
+        self.dropout = nn.Dropout(config["dropout"])
 
     def forward(self, tokenizer: TableTokenizer, codes: Tensor, visible: Tensor) -> Tensor:
         """Return answers (B, Q, c) of query blocks that see the first ``visible`` int (B or 1, Q) items of a history

@@ -37,6 +37,7 @@ class SetRecConfig(PretrainedConfig):
         word_scale: float | None = None,
         offset: bool = False,
         collaborative_leg: dict[str, Any] | None = None,
+        read_blocks: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.items, self.backbone, self.lora = items, backbone, lora
@@ -45,7 +46,7 @@ class SetRecConfig(PretrainedConfig):
         self.history_skip, self.repeat_bias, self.word_scale = history_skip or [], repeat_bias, word_scale
         self.history, self.max_items, self.instruction = history, max_items, instruction
         self.query_mode, self.dropout, self.offset = query_mode, dropout, offset
-        self.collaborative_leg = collaborative_leg
+        self.collaborative_leg, self.read_blocks = collaborative_leg, read_blocks
         self.trainable_table, self.id_dropout = trainable_table, id_dropout
         super().__init__(**kwargs)
 

@@ -14,28 +14,23 @@ from transformers import PreTrainedModel
 from setrec.errors import ConfigError
 from setrec.models import grounding, masks
 from setrec.models.backbones import (
-    SIZES,
     CausalBackbone,
     build_backbone,
     copy_weights,
     load_backbone,
     scratch_config,
 )
-from setrec.models.collaborative_leg import SHARPNESS, CollaborativeLeg
+from setrec.models.collaborative_leg import CollaborativeLeg
 from setrec.models.configuration import SetRecConfig, backbone_config
 from setrec.models.grounding import LogitBias
-from setrec.models.item_tokens import COLLABORATIVE, ItemFeatures, ItemTokens, SemanticTokenizer, TableTokenizer
-from setrec.models.settings import LegSettings, LoraSettings, ModelSettings
+from setrec.models.item_tokens import COLLABORATIVE, ItemFeatures, SemanticTokenizer, TableTokenizer
+from setrec.models.recommender import BIAS_UNIT, LOG_UNIT, Recommender, item_tokens
+from setrec.models.settings import LoraSettings, ModelSettings
 from setrec.ragged import Ragged
 
 INSTRUCTION = "Given the items a user chose, in order, name the item this user will choose next."
 SKIP_START = 30.0
 """Initial gain of the history skip connection: the score of an item that equals the history."""
-BIAS_UNIT = 20.0
-"""Unit of the learned repeat bias: it spans many logits, which an optimiser with steps of thousandths would not
-reach."""
-LOG_UNIT = 10.0
-"""Unit of the logarithms of the skip connection's gains, for the same reason."""
 
 
 class Answers(NamedTuple):
@@ -51,7 +46,7 @@ class Answers(NamedTuple):
     offset_scale: Tensor | None = None
 
 
-class SetRecModel(PreTrainedModel):
+class SetRecModel(Recommender, PreTrainedModel):
     """The recommender: item tokens, a backbone, n queries, and the fold that grounds answers in the catalogue.
 
     With ``config.offset`` it also learns ``offset_scale``, the weight of the offset in its training loss.
@@ -66,30 +61,27 @@ class SetRecModel(PreTrainedModel):
         lora = LoraSettings(**config.lora) if config.lora else None
         self.backbone = build_backbone(backbone_config(config.backbone), lora)
         width = self.backbone.width
-        leg = LegSettings(**config.collaborative_leg) if config.collaborative_leg else None
-        self.tokens = ItemTokens(
-            config.items, width, collaborative=config.collaborative, text=config.text, text_slot=config.text_slot,
-            semantic_tokens=config.semantic_tokens, hidden=tuple(config.hidden), extra=config.extra,
-            trainable_table=config.trainable_table, id_dropout=config.id_dropout,
-            leg_width=None if leg is None else SIZES[leg.size]["width"],
-        )  # fmt: skip
-        n = len(self.tokens.read)
-        self.leg = None if leg is None else CollaborativeLeg(leg, n)
+        leg = config.collaborative_leg
+        self.tokens = item_tokens(config, width)
+        n, decays = len(self.tokens.read), len(config.history_skip)
+        self.leg = None if leg is None else CollaborativeLeg(leg, n, decays, repeats=config.repeat_bias)
         if config.query_mode == "item" and (config.history != "fused" or not isinstance(self.backbone, CausalBackbone)):
             raise ConfigError(
                 "an item's own token can answer (query_mode: item) behind a causal backbone and fused histories"
             )
+        if config.read_blocks is not None:
+            if config.query_mode != "item":
+                raise ConfigError("read_blocks: only if an item's own token answers (query_mode: item)")
+            for reader in (self, self.leg):
+                if reader is not None:
+                    cast(CausalBackbone, reader.backbone).read_blocks = config.read_blocks
         self.instruction = nn.Parameter(torch.zeros(config.instruction, width))
         self.queries = nn.Parameter(torch.zeros(n, width))
         self.maps = nn.Parameter(torch.zeros(n, width, width)) if config.query_mode == "item" else None
         # A learned temperature per slot; answers leave the backbone with norms near sqrt(d).
         self.log_scale = nn.Parameter(torch.zeros(n))
-        shape = len(self.tokens.read_kinds), len(config.history_skip)
-        self.log_skip = nn.Parameter(torch.zeros(shape)) if config.history_skip else None
+        self.log_skip = nn.Parameter(torch.zeros(len(self.tokens.read_kinds), decays)) if decays else None
         self.repeat_logit = nn.Parameter(torch.zeros(1)) if config.repeat_bias else None
-        if self.leg is not None:  # of its own, so that it learns apart
-            self.leg.log_skip = nn.Parameter(torch.zeros(1, shape[1])) if config.history_skip else None
-            self.leg.repeat_logit = nn.Parameter(torch.zeros(1)) if config.repeat_bias else None
         self.log_offset_scale = nn.Parameter(torch.zeros(1)) if config.offset else None
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
@@ -102,44 +94,14 @@ class SetRecModel(PreTrainedModel):
             if self.maps is not None:
                 self.maps.copy_(torch.eye(self.backbone.width).expand_as(self.maps))
             nn.init.constant_(self.log_scale, -0.5 * float(np.log(self.backbone.width)))
-            for log_skip in self._of_legs("log_skip"):
+            for log_skip in self.of_legs("log_skip"):
                 nn.init.constant_(log_skip, float(np.log(SKIP_START / len(self.config.history_skip))) / LOG_UNIT)
-            for logit in self._of_legs("repeat_logit"):
+            for logit in self.of_legs("repeat_logit"):
                 nn.init.zeros_(logit)
         elif isinstance(module, SemanticTokenizer):
             for layer in [*module.encoder, module.split, *module.decoder]:
                 nn.init.xavier_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
-
-    def _of_legs(self, name: str) -> list[Tensor]:
-        """Return a parameter of the backbone's slots and, if there is one, of the collaborative leg."""
-        own = [getattr(module, name) for module in (self, self.leg) if module is not None]
-        return [parameter for parameter in own if parameter is not None]
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of slots, e.g. ``("collaborative", "semantic")``."""
-        return self.tokens.kinds
-
-    @property
-    def legs(self) -> tuple[tuple[str, ...], ...]:
-        """Kinds of slots of each leg: those that the backbone reads, and the collaborative leg's if there is one."""
-        own = (self.tokens.read_kinds,)
-        return own if self.leg is None else (*own, (COLLABORATIVE,))
-
-    def leg_of(self, parameter: str) -> int:
-        """Return the number of the leg, in :attr:`legs`, that a parameter belongs to by its name."""
-        return int(self.leg is not None and parameter.startswith(("leg.", f"tokens.parts.{COLLABORATIVE}.")))
-
-    @property
-    def code_columns(self) -> dict[str, tuple[int, int]]:
-        """Columns (start, stop) of the folded code by kind."""
-        return self.tokens.columns
-
-    @property
-    def max_items(self) -> int:
-        """Maximum number of items read, the latest of a history."""
-        return int(self.config.max_items)
 
     @property
     def tokens_per_item(self) -> int:
@@ -214,12 +176,6 @@ class SetRecModel(PreTrainedModel):
         skip = self._skip(read, visible, gains)
         return [code + skip[slot.kind] for slot, code in zip(self.tokens.slots, own, strict=True)]
 
-    def skip_gains(self) -> Tensor | None:
-        """Return the gains of the history skip connection, (kinds, decays); ``None`` without one."""
-        if self.log_skip is None:
-            return None
-        return (torch.cat(self._of_legs("log_skip")[::-1]) * LOG_UNIT).exp()  # the collaborative slot is the first
-
     def _skip(self, read: Tensor, visible: Tensor, gains: Tensor) -> dict[str, Tensor]:
         """Return the history skip connection by kind, (B, Q, columns): decayed means of the codes (B, L, D), at gains
         (kinds, decays)."""
@@ -233,16 +189,6 @@ class SetRecModel(PreTrainedModel):
             mixed = torch.stack([gain * weight for gain, weight in zip(own, weights, strict=True)]).sum(dim=0)
             skip[kind] = mixed @ read[..., a:b] / (b - a)
         return skip
-
-    def repeat_bias(self, weights: Mapping[str, float]) -> float:
-        """Return the bias on the scores of items in the history, at given weights of the slot kinds."""
-        if self.repeat_logit is None:
-            return 0.0
-        own, *of_leg = (float(logit.detach()) * BIAS_UNIT for logit in self._of_legs("repeat_logit"))
-        bias = own * sum(weights[slot.kind] for slot in self.tokens.read)
-        if of_leg:  # learned at the weight SHARPNESS / n
-            bias += of_leg[0] * weights[COLLABORATIVE] * len(self.tokens.read) / SHARPNESS
-        return float(bias)
 
     def forward(
         self,
@@ -263,7 +209,7 @@ class SetRecModel(PreTrainedModel):
         repeats: list[LogitBias] | None = None
         if self.repeat_logit is not None:
             seen = self._seen(items, visible, asked)
-            repeats = [LogitBias(*seen, logit[0] * BIAS_UNIT) for logit in self._of_legs("repeat_logit")]
+            repeats = [LogitBias(*seen, logit[0] * BIAS_UNIT) for logit in self.of_legs("repeat_logit")]
         error = None
         if reconstructed is not None and self.tokens.semantic is not None:
             error = self.tokens.semantic.reconstruction_error(reconstructed)
@@ -296,20 +242,6 @@ class SetRecModel(PreTrainedModel):
     def item_codes(self) -> Tensor:
         """Return folded item codes, float32 (I, D), for an index. They are independent of users and slot weights."""
         return self.tokens.codes().float()
-
-    @torch.no_grad()
-    def text_codes(self, vectors: Tensor) -> Tensor:
-        """Return codes, float32 (rows, D), of new items from their text vectors (rows, width); columns of other slots
-        are zero.
-
-        Raises:
-            ConfigError: no slot of the model reads text, or it was trained on text vectors of another width.
-        """
-        if not self.tokens.text_kinds:
-            raise ConfigError("no slot of the model reads text, so it cannot place an item by its text")
-        if vectors.shape[-1] != self.config.text:
-            raise ConfigError(f"text vectors have {vectors.shape[-1]} numbers, the model reads {self.config.text}")
-        return self.tokens.text_codes(vectors.to(self.device)).float()
 
     @torch.no_grad()
     def answers(self, histories: Ragged, codes: Tensor | None = None) -> Tensor:
@@ -365,6 +297,7 @@ class SetRecModel(PreTrainedModel):
             hidden=list(settings.hidden),
             history=settings.history,
             max_items=settings.max_items,
+            read_blocks=settings.read_blocks,
             instruction=settings.instruction if instruction is None else len(instruction),
             query_mode=settings.resolved_query_mode(causal=not base.is_encoder_decoder),
             dropout=settings.dropout,
@@ -386,11 +319,13 @@ class SetRecModel(PreTrainedModel):
 
 
 def _leg(settings: ModelSettings, features: ItemFeatures) -> dict[str, Any] | None:
-    """Return the settings of the collaborative leg; ``None`` if there is no slot for it or none beside it."""
+    """Return the configuration of the collaborative leg; ``None`` if there is no slot for it or none beside it."""
     semantic = features.text is not None and bool(settings.semantic_tokens or settings.text_slot)
     if settings.collaborative_leg is None or features.collaborative is None or not (semantic or features.extra):
         return None
-    return settings.collaborative_leg.model_dump()
+    s = settings.collaborative_leg
+    config = scratch_config("qwen3", s.size, s.dropout / 2, layers=s.layers)
+    return {"dropout": s.dropout, "backbone": config.to_dict()}
 
 
 def _instruction_vectors(path: str | None, pretrained: PreTrainedModel | None) -> Tensor | None:

@@ -61,11 +61,12 @@ class ModelSettings(Settings):
     backbone.
 
     ``history``: ``set`` reads n tokens per item (the paper), ``fused`` their sum, n times cheaper. The latest
-    ``max_items`` of a history are read. ``instruction``: number of learned vectors before the history if the backbone
-    has no tokenizer. ``query_mode``: n ``learned`` queries follow the history (the paper), or those with the
-    ``last_item``'s vector added, or none: with ``item`` the last item's own token answers for every slot through a
-    separate map, which leaves a third of the tokens or less (causal backbones and fused histories only). ``auto`` is
-    ``item`` if possible, else ``last_item``.
+    ``max_items`` of a history are read. ``read_blocks``: each block of 128 tokens of a long history reads so many
+    earlier blocks, chosen by pooled scores, and not all (``null``; only with the query mode ``item``). ``instruction``:
+    number of learned vectors before the history if the backbone has no tokenizer. ``query_mode``: n ``learned`` queries
+    follow the history (the paper), or those with the ``last_item``'s vector added, or none: with ``item`` the last
+    item's own token answers for every slot through a separate map, which leaves a third of the tokens or less (causal
+    backbones and fused histories only). ``auto`` is ``item`` if possible, else ``last_item``.
 
     ``history_skip``: adds a learned share of the history's own codes to the answer, averaged with weights that decay by
     each of these factors per step back (the paper: none). ``repeat_bias``: a learned number is added to the scores of
@@ -84,6 +85,7 @@ class ModelSettings(Settings):
     text_slot: int = Field(128, ge=0)
     history: Literal["set", "fused"] = "fused"
     max_items: int = Field(50, ge=1)
+    read_blocks: int | None = Field(None, ge=1)
     instruction: int = Field(4, ge=0)
     query_mode: Literal["auto", "learned", "last_item", "item"] = "auto"
     dropout: float = Field(0.2, ge=0, lt=1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from setrec.data.events import read
-from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
+
+if TYPE_CHECKING:  # transformers takes longer to import than all else that serving needs
+    from setrec.models.setrec_model import SetRecModel
 
 ROWS = 64
 """Maximum number of histories in one pass of the model."""

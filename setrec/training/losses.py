@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from setrec.models import grounding
-from setrec.models.collaborative_leg import SHARPNESS
 from setrec.models.grounding import LogitBias
 from setrec.models.item_tokens import ItemTokens
+from setrec.models.recommender import SHARPNESS
 from setrec.models.setrec_model import Answers, SetRecModel
 from setrec.training.sampled_softmax import Candidates, sampled_cross_entropy
 from setrec.training.settings import ObjectiveSettings

@@ -8,7 +8,8 @@ from transformers import AutoConfig
 
 from setrec.models.backbones import inject_lora
 from setrec.models.configuration import SetRecConfig
-from setrec.models.inference import InferencePass, can_read
+from setrec.models.inference import stored_model
+from setrec.models.inference.history_pass import InferencePass, can_read
 from setrec.models.setrec_model import SetRecModel
 from setrec.models.settings import LegSettings, LoraSettings
 from setrec.ragged import Ragged
@@ -76,6 +77,39 @@ def test_so_it_has_with_adapters_whose_products_are_merged(features):
         if "lora_B" in name:
             torch.nn.init.normal_(own)
     check(model.eval())
+
+
+@pytest.mark.parametrize(
+    ("family", "leg"), [("qwen2", None), ("qwen3", None), ("llama", None), ("qwen3", LegSettings(size="small"))]
+)
+def test_a_model_read_from_its_files_answers_like_the_model_and_holds_no_table_of_items(
+    features, family, leg, tmp_path
+):
+    options = {"query_mode": "item", "history_skip": (0.0, 0.8, 1.0), "repeat_bias": True, "collaborative_leg": leg}
+    model = llama(features) if family == "llama" else small_model(features, family, "fused", **options)
+    model.save_pretrained(tmp_path)
+    stored = stored_model.load(tmp_path)
+    weights = {kind: 1.5 - 0.3 * number for number, kind in enumerate(model.kinds)}
+    whole, codes = Ragged.of(ROWS, np.int64), model.item_codes()
+    expected, _ = InferencePass(model, weights).user_codes(whole, codes.numpy())
+    np.testing.assert_array_equal(stored.user_codes(whole, weights, codes).numpy(), expected)
+    assert (stored.kinds, stored.code_columns, stored.max_items) == (model.kinds, model.code_columns, model.max_items)
+    assert stored.repeat_bias(weights) == model.repeat_bias(weights)
+    texts = torch.from_numpy(features.text[:3])
+    torch.testing.assert_close(stored.text_codes(texts), model.text_codes(texts), rtol=0, atol=0)
+    held = [own for own in [*stored.tokens.parameters(), *stored.tokens.buffers()] if own.device.type != "meta"]
+    assert not any(len(own) == len(features) for own in held if own.dim())
+
+
+def test_models_that_the_pass_cannot_read_are_not_read_from_their_files(features, tmp_path):
+    for name, model in {
+        "t5": small_model(features, "t5", "fused"),
+        "set": small_model(features, "qwen3", "set", query_mode="last_item"),
+        "half": llama(features).bfloat16(),
+        "lora": llama(features, lora=LoraSettings(rank=2).model_dump()),
+    }.items():
+        model.save_pretrained(tmp_path / name)
+        assert stored_model.load(tmp_path / name) is None
 
 
 @pytest.mark.parametrize(("family", "history", "query_mode"), [

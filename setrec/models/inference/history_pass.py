@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from setrec.models.backbones import CausalBackbone
+from setrec.models.inference.kernels import add_skip, place_heads, scale_rows
 from setrec.models.item_tokens import COLLABORATIVE, TableTokenizer
-from setrec.models.kernels import add_skip, place_heads, scale_rows
-from setrec.models.setrec_model import SetRecModel
+from setrec.models.recommender import Recommender
 from setrec.ragged import Ragged, offsets_of
 
 _FEW = 16
@@ -53,7 +52,8 @@ class _Linear(NamedTuple):
                 part += sum(module.get_delta_weight(name).detach() for name in module.active_adapters)
             else:
                 base.weight.data = part
-        return cls(weight, None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases]))
+        biases = [base.bias.detach() for base in bases if getattr(base, "bias", None) is not None]
+        return cls(weight, torch.cat(biases) if biases else None)
 
     def rows(self, start: int, stop: int | None = None) -> _Linear:
         """Return the product for some of the outputs, with the same weights."""
@@ -74,8 +74,8 @@ class _Norm(NamedTuple):
     eps: float
 
     @classmethod
-    def of(cls, module: Any) -> _Norm:
-        return cls(module.weight.detach().numpy(), module.variance_epsilon)
+    def of(cls, module: Any, eps: float) -> _Norm:
+        return cls(module.weight.detach().numpy(), eps)
 
     def __call__(self, rows: Tensor) -> Tensor:
         scaled = np.empty(rows.shape, np.float32)
@@ -95,14 +95,14 @@ class _Layer(NamedTuple):
     down: _Linear
 
     @classmethod
-    def of(cls, module: Any) -> _Layer:
-        own, mlp = module.self_attn, module.mlp
+    def of(cls, module: Any, eps: float, queries: int) -> _Layer:
+        """``queries``: number of outputs of all heads' queries."""
+        own, mlp, none = module.self_attn, module.mlp, np.empty(0, np.float32)
         heads = _Linear.of(own.q_proj, own.k_proj, own.v_proj)
-        queries, none = own.q_proj.out_features, _Norm(np.empty(0, np.float32), 0.0)
-        query, key = (_Norm.of(getattr(own, n)) if hasattr(own, n) else none for n in ("q_norm", "k_norm"))
+        query, key = (_Norm.of(getattr(own, n), eps).gain if hasattr(own, n) else none for n in ("q_norm", "k_norm"))
         return cls(
-            _Norm.of(module.input_layernorm), heads, heads.rows(0, queries), heads.rows(queries),
-            (query.gain, key.gain, query.eps), _Linear.of(own.o_proj), _Norm.of(module.post_attention_layernorm),
+            _Norm.of(module.input_layernorm, eps), heads, heads.rows(0, queries), heads.rows(queries),
+            (query, key, eps), _Linear.of(own.o_proj), _Norm.of(module.post_attention_layernorm, eps),
             _Linear.of(mlp.gate_proj, mlp.up_proj), _Linear.of(mlp.down_proj),
         )  # fmt: skip
 
@@ -111,37 +111,47 @@ class _Layer(NamedTuple):
         return self.down(F.silu(gate).mul_(up)).add_(x)
 
 
-def can_read(model: object) -> TypeGuard[SetRecModel]:
+class CausalRecommender(Recommender):
+    """A recommender whose last item answers behind a causal backbone: trained, or read by
+    :mod:`setrec.models.inference.stored_model`."""
+
+    backbone: Any
+    instruction: Tensor
+    maps: Tensor
+    log_scale: Tensor
+
+
+def can_read(model: object) -> TypeGuard[CausalRecommender]:
     """Return whether :class:`InferencePass` can read histories with ``model``."""
-    if not isinstance(model, SetRecModel) or not isinstance(model.backbone, CausalBackbone) or model.maps is None:
+    maps = getattr(model, "maps", None)
+    if not isinstance(model, Recommender) or maps is None or getattr(model.config, "read_blocks", None):
         return False
-    config = model.backbone.model.config
+    config = cast(Any, model).backbone.model.config
     plain = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
     known = config.model_type in ("qwen2", "qwen3", "llama") and config.hidden_act == "silu"
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") == "default"
-    own = model.maps.device.type == "cpu" and model.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    return plain and known and rope and own
+    rope = getattr(config, "rope_parameters", None) or {}
+    own = maps.device.type == "cpu" and maps.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return plain and known and own and rope.get("rope_type") == "default" and "rope_theta" in rope
 
 
 class _Leg:
     """What reads a history: a stack of layers after an instruction, between a map of codes and one to user codes."""
 
     def __init__(
-        self, backbone: CausalBackbone, instruction: Tensor, places: int, vectors: _Linear, answer: _Linear,
+        self, backbone: Any, instruction: Tensor, places: int, vectors: _Linear, answer: _Linear,
         word_scale: float | None = None,
     ) -> None:  # fmt: skip
         """``places``: maximum number of items; ``vectors``: the map of codes (U, D); see :class:`SetRecModel`."""
-        stack, config = cast(Any, backbone.model), backbone.model.config
-        self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
-        self._layers = [_Layer.of(layer) for layer in stack.layers]
-        self._width = len(self._layers[0].query.weight) // self._heads
-        self._norms = [_Norm.of(stack.norm)]
+        stack, config = backbone.model, backbone.model.config
+        self._heads, self._groups, eps = config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
+        self._width = getattr(config, "head_dim", None) or config.hidden_size // self._heads
+        self._layers = [_Layer.of(layer, eps, self._heads * self._width) for layer in stack.layers]
+        self._norms = [_Norm.of(stack.norm, eps)]
         """Of the last layer; with a word scale also of the states and of the items' vectors."""
         if word_scale:
             ones, eps = np.ones(backbone.width, np.float32), float(torch.finfo(torch.float32).eps)
             self._norms += [_Norm(ones, eps), _Norm(np.float32(word_scale) * ones, eps)]
-        rotary = stack.rotary_emb(instruction, torch.arange(len(instruction) + places)[None])
-        self._cos, self._sin = (part[0, :, : self._width // 2].contiguous().numpy() for part in rotary)
+        self._cos, self._sin = _rotary(config.rope_parameters["rope_theta"], self._width, len(instruction) + places)
         self._vectors, self._answer = vectors, answer
         self.instruction = torch.empty(2 * len(self._layers), self._groups, 0, self._width)
         """Keys and values of the instruction."""
@@ -231,15 +241,14 @@ class _Leg:
 class InferencePass:
     """A pass of ``model`` over histories at fixed ``weights`` of the slot kinds. The model must not be trained on."""
 
-    def __init__(self, model: SetRecModel, weights: Mapping[str, float]) -> None:
+    def __init__(self, model: CausalRecommender, weights: Mapping[str, float]) -> None:
         assert can_read(model)
         with torch.inference_mode():
             start, width = model.tokens.read[0].start, model.tokens.code_width
             read, bias = (part.detach() for part in model.tokens.fused_map())
             vectors = _Linear(F.pad(read, (start, 0)).contiguous(), bias.contiguous())
-            backbone, answer = cast(CausalBackbone, model.backbone), _answer_map(model, weights)
-            scale = model.config.word_scale
-            self._legs = [_Leg(backbone, model.instruction.detach(), model.max_items, vectors, answer, scale)]
+            answer, scale = _answer_map(model, weights), model.config.word_scale
+            self._legs = [_Leg(model.backbone, model.instruction.detach(), model.max_items, vectors, answer, scale)]
             if (leg := model.leg) is not None:
                 project = cast(TableTokenizer, model.tokens.table(COLLABORATIVE)).project
                 vectors = _Linear(F.pad(project.weight, (0, width - start)).contiguous(), project.bias)
@@ -301,10 +310,16 @@ def _packed(lengths: np.ndarray, longest: int) -> Tensor | None:
     return torch.from_numpy(np.flatnonzero((np.arange(longest) < lengths[:, None]).ravel()))
 
 
-def _answer_map(model: SetRecModel, weights: Mapping[str, float]) -> _Linear:
+def _rotary(theta: float, width: int, places: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cosines and sines, float32 (places, width / 2), by which rotary embeddings turn a head's pairs."""
+    frequencies = 1 / theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+    angles = torch.arange(places, dtype=torch.float32)[:, None] * frequencies
+    return angles.cos().numpy(), angles.sin().numpy()
+
+
+def _answer_map(model: CausalRecommender, weights: Mapping[str, float]) -> _Linear:
     """Return the map from a state (B, d) to the user code (B, D) without the skip connection: each slot's map, its
     scale and the fold into the columns of its code, at the weights of the kinds."""
-    assert model.maps is not None
     slots = zip(model.tokens.read, model.tokens.maps(), strict=True)
     whole = torch.zeros(model.tokens.code_width, model.backbone.width, dtype=torch.float64)
     bias = torch.zeros(model.tokens.code_width, dtype=torch.float64)
@@ -315,7 +330,7 @@ def _answer_map(model: SetRecModel, weights: Mapping[str, float]) -> _Linear:
     return _Linear(whole.float(), bias.float())
 
 
-def _skip_gains(model: SetRecModel, weights: Mapping[str, float]) -> np.ndarray:
+def _skip_gains(model: CausalRecommender, weights: Mapping[str, float]) -> np.ndarray:
     """Return the gains, float64 (kinds, decays), of the decayed means of the codes of a history; empty without any."""
     gains = model.skip_gains()
     if gains is None:

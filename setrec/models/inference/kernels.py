@@ -1,4 +1,4 @@
-"""Compiled loops of :mod:`setrec.models.inference` over packed tokens, all float32."""
+"""Compiled loops of :mod:`setrec.models.inference.history_pass` over packed tokens, all float32."""
 
 from __future__ import annotations
 
