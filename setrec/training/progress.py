@@ -41,13 +41,13 @@ class Progress:
         self._clock = time.perf_counter()
 
     def judge(self, values: Sequence[float], legs: int) -> list[bool]:
-        """Note validation NDCG@10 of the model and, of a model with several legs, of each; return for each leg whether
-        the current epoch is its best so far. Without values it is."""
+        """Note validation NDCG@10 of the model and of each leg; return for each leg whether the current epoch is its best
+        so far. The model's value alone counts for every leg; without values every epoch is the best."""
         if not values:
             self.best_epoch = self.epoch + 1
             return [True] * legs
         before = self.legs or [-1.0] * legs
-        each = list(values[1:] or values)
+        each = list(values[1:]) or [values[0]] * legs
         better = [new > old for new, old in zip(each, before, strict=True)]
         self.legs = [max(pair) for pair in zip(each, before, strict=True)]
         self.best = max(self.best, values[0])
