@@ -41,8 +41,8 @@ class Progress:
         self._clock = time.perf_counter()
 
     def judge(self, values: Sequence[float], legs: int) -> list[bool]:
-        """Note validation NDCG@10 of the model and of each leg; return for each leg whether the current epoch is its best
-        so far. The model's value alone counts for every leg; without values every epoch is the best."""
+        """Note validation NDCG@10 of the model and of each leg; return for each leg whether the current epoch is its
+        best so far. The model's value alone counts for every leg; without values every epoch is the best."""
         if not values:
             self.best_epoch = self.epoch + 1
             return [True] * legs

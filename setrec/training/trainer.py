@@ -48,8 +48,9 @@ class Trainer:
     Args:
         model: the recommender; ``wrap`` puts DDP around it, or shards it, where there are several workers.
         histories: training histories, the same on every worker; each step's rows are dealt out by rank.
-        evaluate: validation NDCG@10 of the model, which may be followed by that of each leg; called on every worker after
-            every epoch, worker 0's values are used. Each leg keeps its best epoch. Without it the last epoch is the best.
+        evaluate: validation NDCG@10 of the model, which may be followed by that of each leg; called on every worker
+            after every epoch, worker 0's values are used. Each leg keeps its best epoch. Without it the last epoch is
+            the best.
         counts: training interactions of each item (I,); by default computed if a sampled softmax needs them.
         offsets: fixed parts of the logits at the positions of the histories, for a model with an ``offset_scale``.
         spent: returns the used share of a time limit: the learning rate falls with it, and an epoch may end after any

@@ -156,7 +156,7 @@ def test_validation_ranks_by_the_sum_that_the_loss_is_taken_of(prepared):
     model.log_offset_scale.data.fill_(0.3)
     alike = dict.fromkeys(model.kinds, 1 / len(model.tokens.slots))
     written = model_scorer(model, alike)(history) + np.exp(0.3) * components(history)
-    np.testing.assert_allclose(np.exp(0.3) * trainer.evaluate._scorer(model)(history), written, atol=1e-4)
+    np.testing.assert_allclose(np.exp(0.3) * trainer.evaluate._scorers(model)["whole"](history), written, atol=1e-4)
     plain = load_config(run.config, ["training.offset.enabled=false"])
     assert trainer_of(run, plain).model.offset_scale is None
 

@@ -75,7 +75,7 @@ def test_weights_and_everything_that_was_tried_are_kept(run):
     kinds = SetRecModel.from_pretrained(run.model).kinds
     assert tuple(found["weights"]["slots"]) == kinds
     slots = [row for row in found["tried"] if row["step"] == "slots"]
-    assert len(slots) == {3: 15, 4: 35}[len(kinds)]
+    assert len(slots) == {3: 5, 4: 15}[len(kinds)] + 4, "those of the backbone, then shares of the collaborative leg"
     best = max(slots, key=lambda row: row["ndcg@10"])["weights"]
     scale = found["weights"]["temperature"]
     assert {kind: scale * w for kind, w in found["weights"]["slots"].items()} == pytest.approx(best)
