@@ -25,7 +25,7 @@ class RetrieverSettings(Settings):
     ``recall_target``: minimum recall@10; the number of cells probed and of candidates re-scored are tuned to reach it,
     unless they are set here. Under filters it holds for random filters; a wide filter that is correlated with the codes
     may have a lower recall. ``oversample``: candidates re-scored per requested item. ``nlist``: number of cells
-    (``null``: 4 sqrt(I), at most 16,384; build time is proportional to it), ``nprobe`` of which are searched. ``seed``:
+    (``null``: 4 sqrt(I), at most 8,192; build time is proportional to it), ``nprobe`` of which are searched. ``seed``:
     of k-means and of samples. ``tune_queries``: held-out queries for tuning, and as many again for the audit.
     ``shards``: number of parts of the index, each over a range of items, which the endpoint may search in processes of
     their own.

@@ -185,7 +185,9 @@ class Retriever:
             index_bytes=size,
         )
         with atomic_file(Path(directory) / META) as temporary:
-            temporary.write_text(meta.model_dump_json(indent=2))
+            # Without a key that earlier versions do not know, if it says nothing.
+            unknown = {"settings": {"shards"}} if self.settings.shards == 1 else None
+            temporary.write_text(meta.model_dump_json(indent=2, exclude=unknown))
 
     @classmethod
     def load(cls, directory: str | Path, codes: np.ndarray) -> Retriever:
