@@ -8,8 +8,8 @@ thread), in a process of its own, which also gives its peak memory; the variants
 pairs; ``blocks``: ``setrec.models.block_attention``; ``4 blocks``: with ``read_blocks: 4``. Dense steps end at
 :data:`DENSE` items, for their memory. The catalogue, its softmax and the skip connection are not part of a step.
 
-``--run``, which leaves out the steps, is a run trained with a long ``model.max_items``: for its test users with more
-than 256 items, which ten items are recommended with ``read_blocks`` and without, and NDCG@10 of both.
+``--run``, which leaves out the steps, is a trained and evaluated run: for its test users with more than 256 items, all
+of which the model reads, which ten items are recommended with ``read_blocks`` and without, and NDCG@10 of both.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def agreement(run: Run) -> dict[str, Any]:
     """Share of ten items that are the same as without a limit, and NDCG@10, by ``read_blocks``."""
     histories = directory.load(run.data)[1]
     model, weights = SetRecModel.from_pretrained(run.model).eval(), load_weights(run).slots
+    model.config.max_items = LENGTHS[-1]
     codes, cases = model.item_codes(), ranking.Cases.of(histories, TEST)
     rows = np.flatnonzero(cases.history.lengths > 2 * BLOCK)
     known, truth = [cases.history[r] for r in rows], [cases.truth[r] for r in rows]
@@ -110,7 +111,7 @@ def main() -> None:
     """Measure and write ``results/block_attention.json``."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--size", choices=list(backbones.SIZES), default="tiny")
-    options.add_argument("--run", type=Path, help="a run trained with a long model.max_items")
+    options.add_argument("--run", type=Path, help="a trained and evaluated run")
     options.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     asked = options.parse_args()
     if asked.step:

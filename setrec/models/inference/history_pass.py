@@ -30,6 +30,8 @@ from setrec.ragged import Ragged, offsets_of
 _FEW = 16
 """For fewer rows oneDNN's product is slower, as it reorders the weights for each product."""
 _NONE = np.empty((0, 0, 0, 0), np.float32)
+FAMILIES = ("qwen2", "qwen3", "llama")
+"""Model types of the backbones that can be read."""
 
 States = tuple[Tensor, ...]
 """Keys and values of a history, (2 * layers, heads, a + k, c) of each leg, for an instruction of length a and k items;
@@ -128,7 +130,7 @@ def can_read(model: object) -> TypeGuard[CausalRecommender]:
         return False
     config = cast(Any, model).backbone.model.config
     plain = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-    known = config.model_type in ("qwen2", "qwen3", "llama") and config.hidden_act == "silu"
+    known = config.model_type in FAMILIES and config.hidden_act == "silu"
     rope = getattr(config, "rope_parameters", None) or {}
     own = maps.device.type == "cpu" and maps.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     return plain and known and own and rope.get("rope_type") == "default" and "rope_theta" in rope

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from setrec.models.inference.history_pass import CausalRecommender, InferencePass, can_read
+from setrec.models.inference.history_pass import FAMILIES, CausalRecommender, InferencePass, can_read
 from setrec.models.recommender import item_tokens
 from setrec.ragged import Ragged
 
@@ -58,7 +58,7 @@ def load(folder: Path) -> StoredModel | None:
     float32."""
     config, weights = json.loads((folder / "config.json").read_text()), folder / _WEIGHTS
     whole = not config.get("lora") and config.get("query_mode") == "item"
-    if not whole or not weights.exists():
+    if not whole or (config.get("backbone") or {}).get("model_type") not in FAMILIES or not weights.exists():
         return None
     with safe_open(weights, "pt") as file:
         names = [name for name in file.keys() if not name.startswith("tokens.") or not name.endswith(_TABLES)]  # noqa: SIM118
