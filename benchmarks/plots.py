@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from pipelines.reports.charts import COLOURS, MARKERS
@@ -20,5 +21,6 @@ def stacked(x: Sequence[float], charts: Mapping[str, Mapping[str, Sequence[float
         ax.grid(alpha=0.4)
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
+    with rc_context({"svg.fonttype": "none"}):  # text, not the outline of each letter, which is twenty times as long
+        figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()
