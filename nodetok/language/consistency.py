@@ -36,7 +36,7 @@ def consistency_loss(model: GraphLanguageModel, batch: PromptBatch, data: NodeDa
     features.
     """
     codes = model.codes(data).float()
-    scores = [model.fold(model.answers(batch, data)).float() @ codes.T for _ in range(PASSES)]
+    scores = [model.folded(batch, data).float() @ codes.T for _ in range(PASSES)]
     return disagreement(torch.stack(scores), temperature)
 
 

@@ -35,11 +35,15 @@ BASE_WIDTH = 128
 WORDS_GAIN = 2.0
 """Maximum initial score from the candidates' words."""
 
+TEXT_GAIN = 10.0
+"""Initial weight of the cosine of a class's text and a feature token of the node."""
+
 
 @dataclass(frozen=True)
 class Shape:
     """Sizes that follow from the graph and the task: distance columns, feature width and tokens, relations,
-    candidates, and whether candidates are nodes (then they carry features and positions as well)."""
+    candidates, whether candidates are nodes (then they carry features and positions as well), and whether they are
+    ``described`` by vectors of texts in the space of the features."""
 
     columns: int
     features: int
@@ -48,25 +52,31 @@ class Shape:
     candidates: int
     node_candidates: bool
     words: int
+    described: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class NodeData:
     """Data of the nodes: distances (V, columns) to the anchors, features (V, tokens, F) or ``None``.
 
-    ``raw``: the table holds coordinates to be read as they are, such as eigenvectors, not distances. ``near`` int64 (V,
-    M) or ``None``: neighbours of every node, -1 for none.
+    ``classes`` (C, F): vectors of the candidates' texts, if they are described; ``answers`` (C, d): vectors of other
+    candidates' names than those of training, with a pretrained language model. ``raw``: the table holds coordinates to
+    be read as they are, such as eigenvectors, not distances. ``near`` int64 (V, M) or ``None``: neighbours of every
+    node, -1 for none.
     """
 
     table: Tensor
     features: Tensor | None
     raw: bool = False
     near: Tensor | None = None
+    classes: Tensor | None = None
+    answers: Tensor | None = None
 
     def to(self, device: torch.device) -> NodeData:
         """Return the data on ``device``."""
-        features, near = (None if x is None else x.to(device) for x in (self.features, self.near))
-        return NodeData(self.table.to(device), features, self.raw, near)
+        optional = (self.features, self.near, self.classes, self.answers)
+        features, near, classes, answers = (None if x is None else x.to(device) for x in optional)
+        return NodeData(self.table.to(device), features, self.raw, near, classes, answers)
 
 
 class GraphLanguageModel(nn.Module):
@@ -136,8 +146,11 @@ class GraphLanguageModel(nn.Module):
             widths["words"] = d
             self.answer_words: Tensor
             self.register_buffer("answer_words", torch.zeros(shape.candidates, d))
+        if shape.described:
+            widths["description"] = shape.features
+            self.gates = nn.Linear(d, shape.feature_tokens, bias=False)
         if not widths:
-            raise ConfigError("candidates need an identity, features or positions")
+            raise ConfigError("candidates need an identity, features, positions or texts")
         if "identity" in widths and shape.node_candidates and settings.position_tokens:
             # A node that is also a candidate has the same vector as input, so that an answer among the neighbours can
             # be copied.
@@ -147,6 +160,10 @@ class GraphLanguageModel(nn.Module):
         self.answer_maps = nn.ModuleDict(
             {kind: nn.Linear(d, width, bias=False) for kind, width in widths.items() if kind != "words"}
         )
+        if shape.described:
+            # At first a class is scored by its similarity to the node's own texts, which needs no training.
+            for added in (cast(nn.Linear, self.answer_maps["description"]), self.gates):
+                nn.init.zeros_(added.weight)
         self.queries = nn.Parameter(torch.randn(len(widths), d) * start)
         # Scores start small with a pretrained backbone, so that training starts at chance and not at confident error.
         self.log_scale = nn.Parameter(torch.full((len(widths),), math.log(0.5) if start == 1.0 else 0.0))
@@ -313,7 +330,9 @@ class GraphLanguageModel(nn.Module):
             if kind == "identity":
                 parts.append(self.identity.weight[rows])
             elif kind == "words":
-                parts.append(self.answer_words[rows])
+                parts.append((self.answer_words if data.answers is None else data.answers)[rows])
+            elif kind == "description":
+                parts.append(cast(Tensor, data.classes)[rows])
             elif kind == "features":
                 own = cast(Tensor, data.features)[rows, 0].float()
                 parts.append(self.feature_code(own) if hasattr(self, "feature_code") else own)
@@ -328,6 +347,22 @@ class GraphLanguageModel(nn.Module):
         own = dict(zip(self.slots, answers.unbind(dim=1), strict=True))
         return torch.cat([self.answer_maps[k](o) if k in self.answer_maps else o * gain for k, o in own.items()], dim=1)
 
+    def folded(self, batch: PromptBatch, data: NodeData) -> Tensor:
+        """Return the folded answers (B, D) of prompts. If candidates are described, the vectors of the prompt's own
+        feature tokens are added, each with a gate that the answer opens: no gate belongs to a class."""
+        answers = self.answers(batch, data)
+        folded = self.fold(answers)
+        if not self.shape.described:
+            return folded
+        tokens, at = self.shape.feature_tokens, self.slots.index("description")
+        gates = TEXT_GAIN * (1 + self.gates(answers[:, at]))
+        own = batch.kinds == FEATURE
+        prompt, values = own.nonzero()[:, 0], batch.values[own]
+        row, kind = values // tokens, values % tokens
+        vectors = cast(Tensor, data.features)[row, kind].float() * gates[prompt, kind][:, None]
+        before = folded.shape[1] - vectors.shape[1]  # the description is the last slot
+        return folded.index_add(0, prompt, F.pad(vectors, (before, 0)).to(folded.dtype))
+
     def loss(self, batch: PromptBatch, targets: Tensor, data: NodeData, sampled: int = 0) -> Tensor:
         """Return the mean cross-entropy of the correct candidates (B,).
 
@@ -335,7 +370,7 @@ class GraphLanguageModel(nn.Module):
         the batch (importance sampling of the partition function, Bengio & Senécal 2008): the cost no longer grows with
         the number of candidates.
         """
-        folded = self.fold(self.answers(batch, data))
+        folded = self.folded(batch, data)
         count = self.shape.candidates
         if not 0 < sampled < count:
             return catalogue_cross_entropy(folded, self.codes(data), targets) / len(targets)
@@ -349,7 +384,7 @@ class GraphLanguageModel(nn.Module):
     def scores(self, batch: PromptBatch, data: NodeData, codes: Tensor | None = None) -> Tensor:
         """Return scores (B, C) of all candidates: one forward pass and one matrix product."""
         codes = self.codes(data) if codes is None else codes
-        return self.fold(self.answers(batch, data)).float() @ codes.float().T
+        return self.folded(batch, data).float() @ codes.float().T
 
 
 def _reader(model: PreTrainedModel) -> CausalBackbone | EncoderDecoderBackbone:
@@ -358,7 +393,11 @@ def _reader(model: PreTrainedModel) -> CausalBackbone | EncoderDecoderBackbone:
     return CausalBackbone(cast(PreTrainedModel, model.base_model))
 
 
-def attach(table: np.ndarray, features: np.ndarray | None, *, raw: bool = False) -> NodeData:
+def attach(
+    table: np.ndarray, features: np.ndarray | None, classes: np.ndarray | None = None, *, raw: bool = False
+) -> NodeData:
     """Convert the arrays of a graph to tensors."""
-    own = None if features is None else torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
-    return NodeData(torch.from_numpy(np.ascontiguousarray(table)), own, raw)
+    own, texts = (
+        None if x is None else torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) for x in (features, classes)
+    )
+    return NodeData(torch.from_numpy(np.ascontiguousarray(table)), own, raw, classes=texts)

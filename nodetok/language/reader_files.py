@@ -53,7 +53,7 @@ def save_reader(reader: Reader, folder: Path) -> dict[str, Any]:
         (folder / "config.json").write_text(model.lm.config.to_json_string(use_diff=False))
     reader.tokenizer.save_pretrained(folder / "words")
     tensors = {"table": reader.data.table}
-    optional = {"features": reader.data.features, "near": reader.data.near}
+    optional = {"features": reader.data.features, "near": reader.data.near, "classes": reader.data.classes}
     tensors |= {name: value for name, value in optional.items() if value is not None}
     if encoder.neighbourhoods is not None:
         tensors["neighbours"] = torch.from_numpy(encoder.neighbourhoods.rows)
@@ -114,5 +114,6 @@ def load_reader(
         plain=bool(record["plain"]),
         text=text,
     )
-    data = NodeData(tensors["table"], tensors.get("features"), bool(record["raw"]), tensors.get("near"))
+    optional = (tensors.get(name) for name in ("near", "classes"))
+    data = NodeData(tensors["table"], tensors.get("features"), bool(record["raw"]), *optional)
     return Reader(model.eval(), encoder, data, tokenizer, candidates, record.get("precision", "auto"))
