@@ -20,7 +20,7 @@ from nodetok.graph import Graph
 from nodetok.language.input_ablation import ablate, ablations
 from nodetok.language.interface import Task
 from nodetok.language.settings import LAPLACIAN, TOKENS
-from nodetok.language.training import fit
+from nodetok.language.training import build, fit
 from nodetok.tokenizer import NodeTokenizer
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import environment
@@ -85,6 +85,8 @@ def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any
     """
     task = _load(folder, out.parent, config)
     other = None if config.evaluation.transfer is None else _load(config.evaluation.transfer, out.parent, config)
+    if other is not None:  # a model that cannot read it is refused before it is trained
+        build(task, ablate(task, TOKENS, config.model, config.learning.seed), config.learning).on(other)
     run = _Evaluation(task, other, out, config, ResultStore(out.parent / f"{out.stem}.results", folder, config))
     for name in ablations(task, config.evaluation.ablations):
         run.model(name)
