@@ -77,13 +77,13 @@ def ours(data: Knowledge, test: np.ndarray, minutes: float, seed: int, most: int
     began = time.process_time()
     made = train(data, 60 * minutes, seed, on_step=lambda share, what: print(f"  {share:.0%} {what}", flush=True))
     spent = (time.process_time() - began) / 60
-    print(f"{minutes} minutes ({spent:.1f} spent), weights {made.weights}, validation {made.curve[-1]['value']:.4f}")
-    weights = {"whole": made.weights}
-    weights |= {f"without {name}": {**made.weights, name: 0.0} for name in made.weights if made.weights[name]}
+    weights = {} if made.fusion is None else {name: round(value, 3) for name, value in made.fusion.weights.items()}
+    print(f"{minutes} minutes ({spent:.1f} spent), weights {weights}, validation {made.curve[-1]['value']:.4f}")
 
     def of_parts(rows: np.ndarray) -> dict[str, np.ndarray]:
         parts = made.parts(rows)
-        return {name: made.mix(parts, own) for name, own in weights.items()}
+        left_out = {"whole": ""} | {f"without {name}": name for name, weight in weights.items() if weight}
+        return {name: made.mix(rows, parts, without) for name, without in left_out.items()}
 
     return metrics(of_parts, data, test, most)
 
