@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nodetok.language.model import GraphLanguageModel, NodeData
-from nodetok.language.prompts import PromptBatch, Prompts
+from nodetok.language.model import GraphLanguageModel
+from nodetok.language.prompts import NodeData, PromptBatch, Prompts
 from nodetok.language.settings import ConsistencySettings
 
 PASSES = 2

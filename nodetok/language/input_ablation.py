@@ -18,8 +18,7 @@ from scipy.sparse import linalg
 
 from nodetok.graph import Graph
 from nodetok.language.interface import Task
-from nodetok.language.model import NodeData, attach
-from nodetok.language.prompts import Neighbourhoods
+from nodetok.language.prompts import Neighbourhoods, NodeData, attach
 from nodetok.language.settings import LAPLACIAN, SHUFFLED, TEXT, TOKENS, TOKENS_ONLY, GraphModelSettings
 from setrec.rows import normalize_rows
 

@@ -8,10 +8,8 @@ generate text (:mod:`nodetok.language.generation`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +17,7 @@ from transformers import PreTrainedModel
 
 from nodetok.language.language_model import LowerLayers, answer_vectors, word_scale, word_vectors
 from nodetok.language.pair_distances import PairDistances
-from nodetok.language.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, PromptBatch
+from nodetok.language.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, NodeData, PromptBatch, Shape
 from nodetok.language.settings import GraphModelSettings
 from nodetok.positions import as_lengths
 from setrec.errors import ConfigError
@@ -37,46 +35,6 @@ WORDS_GAIN = 2.0
 
 TEXT_GAIN = 10.0
 """Initial weight of the cosine of a class's text and a feature token of the node."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes that follow from the graph and the task: distance columns, feature width and tokens, relations,
-    candidates, whether candidates are nodes (then they carry features and positions as well), and whether they are
-    ``described`` by vectors of texts in the space of the features."""
-
-    columns: int
-    features: int
-    feature_tokens: int
-    relations: int
-    candidates: int
-    node_candidates: bool
-    words: int
-    described: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class NodeData:
-    """Data of the nodes: distances (V, columns) to the anchors, features (V, tokens, F) or ``None``.
-
-    ``classes`` (C, F): vectors of the candidates' texts, if they are described; ``answers`` (C, d): vectors of other
-    candidates' names than those of training, with a pretrained language model. ``raw``: the table holds coordinates to
-    be read as they are, such as eigenvectors, not distances. ``near`` int64 (V, M) or ``None``: neighbours of every
-    node, -1 for none.
-    """
-
-    table: Tensor
-    features: Tensor | None
-    raw: bool = False
-    near: Tensor | None = None
-    classes: Tensor | None = None
-    answers: Tensor | None = None
-
-    def to(self, device: torch.device) -> NodeData:
-        """Return the data on ``device``."""
-        optional = (self.features, self.near, self.classes, self.answers)
-        features, near, classes, answers = (None if x is None else x.to(device) for x in optional)
-        return NodeData(self.table.to(device), features, self.raw, near, classes, answers)
 
 
 class GraphLanguageModel(nn.Module):
@@ -349,7 +307,8 @@ class GraphLanguageModel(nn.Module):
 
     def folded(self, batch: PromptBatch, data: NodeData) -> Tensor:
         """Return the folded answers (B, D) of prompts. If candidates are described, the vectors of the prompt's own
-        feature tokens are added, each with a gate that the answer opens: no gate belongs to a class."""
+        feature tokens are added, each with a gate that the answer opens: no gate belongs to a class. For classes that
+        training has not seen, these are all: the answer's own vector lies among the classes of training."""
         answers = self.answers(batch, data)
         folded = self.fold(answers)
         if not self.shape.described:
@@ -361,6 +320,8 @@ class GraphLanguageModel(nn.Module):
         row, kind = values // tokens, values % tokens
         vectors = cast(Tensor, data.features)[row, kind].float() * gates[prompt, kind][:, None]
         before = folded.shape[1] - vectors.shape[1]  # the description is the last slot
+        if data.unseen:
+            folded = F.pad(folded[:, :before], (0, vectors.shape[1]))
         return folded.index_add(0, prompt, F.pad(vectors, (before, 0)).to(folded.dtype))
 
     def loss(self, batch: PromptBatch, targets: Tensor, data: NodeData, sampled: int = 0) -> Tensor:
@@ -391,13 +352,3 @@ def _reader(model: PreTrainedModel) -> CausalBackbone | EncoderDecoderBackbone:
     if model.config.is_encoder_decoder:
         return EncoderDecoderBackbone(model)
     return CausalBackbone(cast(PreTrainedModel, model.base_model))
-
-
-def attach(
-    table: np.ndarray, features: np.ndarray | None, classes: np.ndarray | None = None, *, raw: bool = False
-) -> NodeData:
-    """Convert the arrays of a graph to tensors."""
-    own, texts = (
-        None if x is None else torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) for x in (features, classes)
-    )
-    return NodeData(torch.from_numpy(np.ascontiguousarray(table)), own, raw, classes=texts)

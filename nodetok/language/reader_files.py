@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from nodetok.language.language_model import base_sha256, build_language_model, from_config, tune
-from nodetok.language.model import GraphLanguageModel, NodeData, Shape
-from nodetok.language.prompts import Neighbourhoods, PromptEncoder, PromptText
+from nodetok.language.model import GraphLanguageModel
+from nodetok.language.prompts import Neighbourhoods, NodeData, PromptEncoder, PromptText, Shape
 from nodetok.language.settings import GraphModelSettings
 from nodetok.language.training import Reader
 from setrec.errors import ConfigError
@@ -114,6 +114,6 @@ def load_reader(
         plain=bool(record["plain"]),
         text=text,
     )
-    optional = (tensors.get(name) for name in ("near", "classes"))
-    data = NodeData(tensors["table"], tensors.get("features"), bool(record["raw"]), *optional)
+    features, near, classes = (tensors.get(name) for name in ("features", "near", "classes"))
+    data = NodeData(tensors["table"], features, bool(record["raw"]), near, classes)
     return Reader(model.eval(), encoder, data, tokenizer, candidates, record.get("precision", "auto"))

@@ -17,8 +17,8 @@ from nodetok.language.generation import answer_ids, text_loss, write
 from nodetok.language.input_ablation import InputAblation, ablate
 from nodetok.language.interface import Examples, Task
 from nodetok.language.language_model import answer_vectors, build_language_model, chat_template, load_tokenizer
-from nodetok.language.model import GraphLanguageModel, NodeData, Shape
-from nodetok.language.prompts import PromptEncoder, PromptText
+from nodetok.language.model import GraphLanguageModel
+from nodetok.language.prompts import NodeData, PromptEncoder, PromptText, Shape
 from nodetok.language.settings import TOKENS, GraphTrainingSettings
 from nodetok.language.vocabulary import train_tokenizer
 from setrec.epochs import Epochs, cosine, scale_learning_rates
@@ -110,7 +110,7 @@ class Reader:
             self.tokenizer, s.position_tokens, shape.feature_tokens, other.neighbourhoods, plain=other.plain,
             text=prompt_text(task, other, self.tokenizer),
         )  # fmt: skip
-        data = other.read(None)
+        data = replace(other.read(None), unseen=list(task.candidates) != list(self.candidates))
         if "words" in slots:
             data = replace(data, answers=answer_vectors(self.model.lm, name_ids(self.tokenizer, task.candidates)))
         return replace(self, encoder=encoder, data=data, candidates=task.candidates)

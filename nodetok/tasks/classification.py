@@ -17,8 +17,10 @@ from nodetok.settings import TokenizerSettings
 from nodetok.tokenizer import NodeTokenizer
 from setrec.errors import DataError
 
+UNTRAINED = ("text similarity", "averaged text similarity")
+"""Opponents without training: the class whose text is most similar to the node's text, or to the texts around it."""
 RESTART = 0.1
-"""Restart of the walk that averages the texts of an opponent, as that of the model's own second feature token."""
+"""Restart of the walk that averages texts, as for the model's own second feature token."""
 
 
 def classification(
@@ -88,8 +90,8 @@ def classification(
     tokenizer = NodeTokenizer.fit(graph, settings)
     if class_vectors is not None:
         assert features is not None
-        every = {"text similarity": features, "averaged text similarity": diffused(graph, features, RESTART)}
-        rivals |= {name: by_similarity(vectors, class_vectors) for name, vectors in every.items()}
+        every = zip(UNTRAINED, (features, diffused(graph, features, RESTART)), strict=True)
+        rivals |= {name: by_similarity(vectors, class_vectors) for name, vectors in every}
     return Task(
         "classification", graph, tokenizer.table, names, draw, part("valid"), test, accuracy, "accuracy",
         [text, *names, *(shown or ()), *(graph.texts or ())], features, tokenizer=tokenizer, node_labels=labels,
