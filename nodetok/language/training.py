@@ -112,7 +112,8 @@ class Reader:
         )  # fmt: skip
         data = replace(other.read(None), unseen=list(task.candidates) != list(self.candidates))
         if "words" in slots:
-            data = replace(data, answers=answer_vectors(self.model.lm, name_ids(self.tokenizer, task.candidates)))
+            names = answer_vectors(self.model.lm, name_ids(self.tokenizer, task.candidates))
+            data = replace(data, answers=names.detach())
         return replace(self, encoder=encoder, data=data, candidates=task.candidates)
 
     def write(self, examples: Examples, longest: int = 32) -> list[str]:
