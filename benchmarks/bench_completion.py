@@ -16,11 +16,10 @@ import numpy as np
 import torch
 
 from nodetok import files, kge
-from nodetok.knowledge.completer import Completer, CompletionSettings, Knowledge, train
+from nodetok.knowledge.completer import CompletionSettings, Knowledge, train
 from nodetok.settings import GraphDataSettings, RandomSplit, TokenizerSettings
 from nodetok.tokenizer import NodeTokenizer
 
-Weights = dict[str, dict[str, float]]
 Scores = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
@@ -52,7 +51,7 @@ def main() -> None:
     options.add_argument("--minutes", type=float, nargs="+", default=[5.0, 20.0])
     options.add_argument("--test", type=int, default=1_000_000, help="test triples at most")
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--no-distmult", action="store_true")
+    options.add_argument("--systems", nargs="+", choices=("ours", "DistMult"), default=["ours", "DistMult"])
     asked = options.parse_args()
     torch.set_num_threads(1)
     read = files.read_triples(asked.data, GraphDataSettings(split=RandomSplit(valid=0.05, test=0.05)))
@@ -60,30 +59,33 @@ def main() -> None:
     tokens = NodeTokenizer.fit(read.graph, TokenizerSettings()).transform()
     data = Knowledge(read.train, read.valid, len(read.ids), len(read.relations), vectors, read.texts, tokens)
     for minutes in asked.minutes:
-        began = time.process_time()
-        made = train(
-            data, 60 * minutes, asked.seed, on_step=lambda share, what: print(f"  {share:.0%} {what}", flush=True)
-        )
-        spent = (time.process_time() - began) / 60
-        print(
-            f"{minutes} minutes ({spent:.1f} spent), weights {made.weights}, validation {made.curve[-1]['value']:.4f}"
-        )
-        weights = {"whole": made.weights}
-        weights |= {f"without {name}": {**made.weights, name: 0.0} for name in made.weights if made.weights[name]}
-
-        def of_parts(rows: np.ndarray, made: Completer = made, each: Weights = weights) -> dict[str, np.ndarray]:
-            parts = made.parts(rows)
-            return {name: made.mix(parts, own) for name, own in each.items()}
-
-        results = metrics(of_parts, data, read.test, asked.test)
-        if not asked.no_distmult:
+        results = ours(data, read.test, minutes, asked.seed, asked.test) if "ours" in asked.systems else {}
+        if "DistMult" in asked.systems:
             settings = CompletionSettings().embedding.model_copy(update={"kind": "distmult"})
+            began = time.process_time()
             alone = kge.train_kge(
                 data.train, data.entities, data.relations, data.valid, asked.seed, settings, seconds=60 * minutes
             )
+            print(f"DistMult {(time.process_time() - began) / 60:.1f} minutes, best epoch {alone.best_epoch}")
             results |= metrics(partial(_named, "DistMult", alone), data, read.test, asked.test)
         for name, line in results.items():
             print(f"  {name}: {line}", flush=True)
+
+
+def ours(data: Knowledge, test: np.ndarray, minutes: float, seed: int, most: int) -> dict[str, str]:
+    """Train the model, and return the metrics of the whole and of the whole without each part."""
+    began = time.process_time()
+    made = train(data, 60 * minutes, seed, on_step=lambda share, what: print(f"  {share:.0%} {what}", flush=True))
+    spent = (time.process_time() - began) / 60
+    weights = {} if made.fusion is None else {name: round(value, 3) for name, value in made.fusion.weights.items()}
+    print(f"{minutes} minutes ({spent:.1f} spent), weights {weights}, validation {made.curve[-1]['value']:.4f}")
+
+    def of_parts(rows: np.ndarray) -> dict[str, np.ndarray]:
+        parts = made.parts(rows)
+        left_out = {"whole": ""} | {f"without {name}": name for name, weight in weights.items() if weight}
+        return {name: made.mix(rows, parts, without) for name, without in left_out.items()}
+
+    return metrics(of_parts, data, test, most)
 
 
 if __name__ == "__main__":

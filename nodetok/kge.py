@@ -7,7 +7,8 @@ would make a weak baseline (Ruffinelli et al. 2020).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +33,8 @@ Kind = Literal["distmult", "complex"]
 
 
 class KgeSettings(Settings):
-    """Settings of an embedding. ``batch``: questions, each with all its answers. ``dropout``: of query vectors.
+    """Settings of an embedding. ``batch``: questions, each with all its answers (``None``: a hundredth of them, from
+    256 to 1,024). ``dropout``: of query vectors.
     ``decay`` weighs the cubed norm of the embeddings used (N3, Lacroix et al. 2018). ``patience``: epochs without a
     better filtered MRR on ``valid_sample`` validation triples."""
 
@@ -40,7 +42,7 @@ class KgeSettings(Settings):
     width: int = Field(256, ge=2, multiple_of=2)
     epochs: int = Field(15, ge=1)
     patience: int = Field(3, ge=1)
-    batch: int = Field(256, ge=1)
+    batch: int | None = Field(None, ge=1)
     learning_rate: float = Field(0.1, gt=0)
     dropout: float = Field(0.2, ge=0, lt=1)
     decay: float = Field(0.015, ge=0)
@@ -58,6 +60,8 @@ class KgeRanker(nn.Module):
         self.relations, self.width, self.kind = relations, width, kind
         self.entity = nn.Embedding(entities, width)
         self.relation = nn.Embedding(relations if kind == "distmult" else 2 * relations, width)
+        self.best_epoch = 0
+        """Epoch of the weights; set by :func:`train_kge`."""
         for weight in self.parameters():  # small, as Adagrad's first steps are long
             nn.init.normal_(weight, std=1e-2)
 
@@ -159,7 +163,54 @@ def train_kge(
         if on_epoch is not None:
             on_epoch(epoch, s.epochs)
     run.restore()
+    ranker.best_epoch = run.best_epoch
     return ranker
+
+
+def train_ensemble(
+    triples: np.ndarray,
+    entities: int,
+    relations: int,
+    valid: np.ndarray,
+    seed: int,
+    settings: KgeSettings,
+    members: int,
+    seconds: float = math.inf,
+) -> KgeRanker:
+    """Train embeddings that differ in their seed only, as many of ``members`` as ``seconds`` of CPU time allow, and
+    return them as one, whose scores are the means of theirs. Members after the first are trained for as many epochs as
+    its validation preferred.
+
+    Raises:
+        DataError: as :func:`train_kge`.
+    """
+    began, trained, cost = time.process_time(), list[KgeRanker](), 0.0
+    while len(trained) < members:
+        left = seconds - (time.process_time() - began)
+        if trained and left < cost:
+            break
+        member = train_kge(triples, entities, relations, valid, seed + 1000 * len(trained), settings, seconds=left)
+        if not trained:
+            share = member.best_epoch / min(settings.epochs, member.best_epoch + settings.patience)
+            cost = share * (time.process_time() - began)
+            settings = settings.model_copy(update={"epochs": member.best_epoch})
+        trained.append(member)
+    return side_by_side(trained)
+
+
+@torch.no_grad()
+def side_by_side(rankers: Sequence[KgeRanker]) -> KgeRanker:
+    """Return embeddings of one kind as a single one, whose scores are the means of theirs: inner products of
+    concatenated vectors add up."""
+    first, width = rankers[0], sum(ranker.width for ranker in rankers)
+    made = KgeRanker(len(first.entities), first.relations, width, first.kind)
+    parts = 2 if first.kind == "complex" else 1  # real parts come before imaginary ones
+    for own, of in ((made.entity, [r.entity for r in rankers]), (made.relation, [r.relation for r in rankers])):
+        split = [one.weight.chunk(parts, dim=1) for one in of]
+        own.weight.copy_(torch.cat([part[half] for half in range(parts) for part in split], dim=1))
+    made.relation.weight /= len(rankers)
+    made.best_epoch = first.best_epoch
+    return made.eval()
 
 
 def filtered_mrr(ranker: KgeRanker, questions: np.ndarray, answers: np.ndarray, known: Ragged) -> float:
@@ -226,7 +277,8 @@ def _epoch(
 ) -> None:
     """Train for one pass over all questions, or until the time limit."""
     product = torch.bfloat16 if resolve(s.precision, torch.device("cpu")) == "bf16" else torch.float32
-    for rows in torch.randperm(len(questions.rows)).split(s.batch):
+    batch_size = s.batch or min(1024, max(256, len(questions.rows) // 100))
+    for rows in torch.randperm(len(questions.rows)).split(batch_size):
         if run.out_of_time:
             break
         batch = questions.take(rows.numpy())

@@ -1,15 +1,14 @@
-"""A model for knowledge-graph completion: relation paths, ComplEx, node tokens and texts, with weights chosen on
-validation.
+"""A model for knowledge-graph completion: the scores of relation paths, ComplEx, similar entities, node tokens and
+texts, added up with weights fitted to validation questions (:mod:`nodetok.knowledge.fusion`).
 
-    score(question, entity) = log p_paths + w_embedding * ComplEx + w_tokens * log <z, z'> + w_text * <x, x'>
-
-The paths are trained first (:mod:`nodetok.knowledge.paths`), the embedding in the remaining time; the three weights are
-chosen by coordinate search for the filtered mean reciprocal rank of validation questions, and are 0 for parts without a
-gain.
+The paths (:mod:`nodetok.knowledge.paths`) and similar entities (:mod:`nodetok.knowledge.similar`) come first, then
+ComplEx in the remaining time, as often as it allows with different seeds, because a mean of several is better than one
+that is wider or trained for longer. A part without a gain on validation is not used.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,27 +16,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from nodetok import kge
 from nodetok.kge import KgeSettings
+from nodetok.knowledge.fusion import Fusion, Sample
 from nodetok.knowledge.neighbours import centred, lexical_neighbours, neighbours
 from nodetok.knowledge.paths import PathModel, Paths, PathSettings, Rules
+from nodetok.knowledge.similar import SimilarEntities
 from setrec.settings import Settings
 
-SHARES = {"mine": 0.25, "paths": 0.25}
-"""Maximum share of the time; the embedding has the rest, minus the search of the weights."""
-GRID = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
-COMPONENTS = ("embedding", "tokens", "text")
-SCALE = {"embedding": 1.0, "tokens": 1.0, "text": 10.0}
-"""Scales that make a weight of 1 roughly optimal for each part."""
+SHARES = {"mine": 0.15, "paths": 0.15, "all": 0.88}
+"""Maximum shares of the time: of the rules, of their weights, and of everything but the fusion, which has the rest."""
+START = {"paths": 0.3, "embedding": 1.0, "similar_entities": 0.3, "similar_answers": 0.3, "tokens": 0.1, "text": 10.0}
+"""Parts and the weights from which the fit starts."""
 
 
 class CompletionSettings(Settings):
-    """Settings of the parts; ``sample``: number of validation questions on which the weights are chosen."""
+    """Settings of the parts; ``members``: maximum number of embeddings, whose scores are averaged; ``sample``: number
+    of validation questions to which the weights are fitted."""
 
     paths: PathSettings = PathSettings()
     embedding: KgeSettings = KgeSettings(kind="complex", epochs=100, patience=5)
-    sample: int = 1_000
+    members: int = Field(8, ge=1)
+    sample: int = 4_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +58,15 @@ class Knowledge:
 
 @dataclass(eq=False)
 class Completer:
-    """A trained model: its parts and their weights."""
+    """A trained model: its parts and the fusion of their scores."""
 
     paths: PathModel | None
     embedding: kge.KgeRanker | None
     tokens: torch.Tensor | None
     vectors: torch.Tensor | None
-    weights: dict[str, float] = field(default_factory=dict)
+    relations: int
+    similar: SimilarEntities | None = None
+    fusion: Fusion | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     @torch.no_grad()
@@ -74,6 +78,8 @@ class Completer:
             scores["paths"] = self.paths.scores(known, self.paths.paths.label(relation, direction))
         if self.embedding is not None:
             scores["embedding"] = self.embedding.scores(questions)
+        if self.similar is not None:
+            scores |= self.similar.scores(questions)
         if self.tokens is not None:
             scores["tokens"] = _log_similarity(self.tokens[torch.from_numpy(known)], self.tokens)
         if self.vectors is not None:
@@ -82,16 +88,24 @@ class Completer:
 
     def scores(self, questions: np.ndarray) -> np.ndarray:
         """Return scores, float32 (Q, V), of all entities."""
-        return self.mix(self.parts(questions), self.weights)
+        return self.mix(questions, self.parts(questions))
 
-    @staticmethod
-    def mix(parts: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
-        """Return the weighted sum of the parts; paths have weight 1."""
-        total = parts["paths"].copy() if "paths" in parts else np.zeros_like(next(iter(parts.values())))
-        for name, weight in weights.items():
-            if weight and name in parts:
-                total += np.float32(weight * SCALE[name]) * parts[name]
-        return total
+    def mix(self, questions: np.ndarray, parts: dict[str, np.ndarray], without: str = "") -> np.ndarray:
+        """Return the fused scores, float32 (Q, V), of the parts, perhaps without one."""
+        if self.fusion is None:
+            return sum(np.float32(START[name]) * one for name, one in parts.items())  # type: ignore[return-value]
+        return self.fusion.mix(parts, *self.traits(questions, parts), without)
+
+    def traits(self, questions: np.ndarray, parts: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the label (Q,) of each question, and on what its weights depend otherwise, float32 (Q, 3): logarithms
+        of the known answers' and the entity's triples' number, and of the best path's probability."""
+        label = questions[:, 1] + self.relations * questions[:, 2]
+        traits = np.zeros((len(questions), 3), dtype=np.float32)
+        if self.similar is not None:
+            traits[:, 0], traits[:, 1] = np.log1p(self.similar.counts(questions[:, 0], label))
+        if "paths" in parts:
+            traits[:, 2] = parts["paths"].max(axis=1)
+        return label, traits
 
 
 def _log_similarity(own: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
@@ -107,7 +121,7 @@ def train(
     settings: CompletionSettings | None = None,
     on_step: Callable[[float, str], None] | None = None,
 ) -> Completer:
-    """Train for ``seconds`` of CPU time of this process, and choose the weights.
+    """Train for ``seconds`` of CPU time of this process, and fit the weights.
 
     Raises:
         DataError: no triples, or triples outside the entities or relations.
@@ -136,38 +150,36 @@ def train(
     model = PathModel(walks, rules, vectors)
     say(f"weights of {len(rules.keys)} rules")
     model.train_weights(own, SHARES["paths"] * seconds)
+    say("similar entities")
+    similar = SimilarEntities.fit(data.train, data.entities, data.relations, seed)
     say("embedding")
-    left = max(1.0, 0.92 * seconds - spent())
-    ranker = kge.train_kge(data.train, data.entities, data.relations, data.valid, seed, s.embedding, seconds=left)
+    left = max(1.0, SHARES["all"] * seconds - spent())
+    ranker = kge.train_ensemble(
+        data.train, data.entities, data.relations, data.valid, seed, s.embedding, s.members, seconds=left
+    )
     made = Completer(
         model, ranker, None if data.tokens is None else torch.from_numpy(data.tokens),
-        None if vectors is None else torch.from_numpy(vectors),
+        None if vectors is None else torch.from_numpy(vectors), data.relations, similar,
     )  # fmt: skip
     say("weights of the parts")
-    value = choose_weights(made, data, s.sample, seed)
+    value = choose_weights(made, data, s.sample, seed, 0.98 * seconds - spent())
     made.curve.append({"epoch": 1, "loss": 0.0, "value": value, "seconds": round(spent(), 2)})
     return made
 
 
-def choose_weights(made: Completer, data: Knowledge, sample: int, seed: int) -> float:
-    """Set the weights with the best filtered mean reciprocal rank on validation questions, and return it."""
+def choose_weights(made: Completer, data: Knowledge, sample: int, seed: int, seconds: float = math.inf) -> float:
+    """Fit the weights of the parts to ``sample`` validation questions, or as many as ``seconds`` of CPU time allow, and
+    return the filtered mean reciprocal rank."""
+    began = time.process_time()
     questions, answers, known = kge.held_out(data.train, data.valid, max(1, sample // 2), seed)
-    chunks = np.array_split(np.arange(len(questions)), max(1, len(questions) // 100))
-    parts = [made.parts(questions[rows]) for rows in chunks]
-
-    def value(weights: dict[str, float]) -> float:
-        ranks = []
-        for rows, own in zip(chunks, parts, strict=True):
-            ranks.append(kge.filtered_ranks(made.mix(own, weights), answers[rows], known.take(rows)))
-        return float((1 / np.concatenate(ranks)).mean())
-
-    weights = dict.fromkeys((name for name in COMPONENTS if name in parts[0]), 0.0)
-    best = value(weights)
-    for _ in range(2):
-        for name in weights:
-            for weight in GRID:
-                candidate = value({**weights, name: weight})
-                if candidate > best:
-                    best, weights = candidate, {**weights, name: weight}
-    made.weights = weights
-    return best
+    order, made.fusion = np.random.default_rng(seed).permutation(len(questions)), None
+    samples = list[Sample]()
+    for rows in np.array_split(order, max(1, len(order) // 100)):
+        parts = made.parts(questions[rows])
+        total = made.mix(questions[rows], parts)
+        traits = made.traits(questions[rows], parts)
+        samples.append(Sample.of(parts, total, answers[rows], known.take(rows), *traits))
+        if time.process_time() - began > seconds:
+            break
+    made.fusion = Fusion(list(parts), [START[name] for name in parts], 2 * data.relations, traits[1].shape[1])
+    return made.fusion.fit(Sample.joined(samples))

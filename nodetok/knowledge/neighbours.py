@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer, TfidfVectorizer
+from sklearn.pipeline import make_pipeline
 
 from setrec.rows import normalize_rows
 
@@ -48,6 +49,14 @@ def lexical_vectors(texts: Sequence[str], width: int = 128) -> np.ndarray:
     width = min(width, min(words.shape) - 1)
     vectors: np.ndarray = words.toarray() if width < 1 else TruncatedSVD(width, random_state=0).fit_transform(words)
     return vectors
+
+
+def hashed_encoder(texts: Sequence[str], width: int = 1024) -> Callable[[Sequence[str]], np.ndarray]:
+    """Return a function from texts to vectors, float32 (B, width), for use without an encoder: TF-IDF of hashed words,
+    weighted by their frequency in ``texts``. The same words have the same places in every data set."""
+    words = HashingVectorizer(n_features=width, stop_words="english", norm=None, dtype=np.float32)
+    fitted = make_pipeline(words, TfidfTransformer(sublinear_tf=False)).fit(texts)
+    return lambda given: fitted.transform(given).toarray().astype(np.float32)
 
 
 def _best(n: int, k: int, rows: int, scores_of: Callable[[np.ndarray], torch.Tensor]) -> np.ndarray:

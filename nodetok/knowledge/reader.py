@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from nodetok.kge import KgeRanker
 from nodetok.knowledge.completer import Completer
+from nodetok.knowledge.fusion import Fusion
 from nodetok.knowledge.paths import PathModel, Paths, PathSettings, Rules
+from nodetok.knowledge.similar import SimilarEntities
 from setrec.errors import ConfigError, SetRecError
 
 if TYPE_CHECKING:
@@ -79,6 +81,11 @@ class CompletionReader:
             stored["confidence"] = torch.from_numpy(made.paths.rules.confidence)
             stored |= {f"texts.{i}": torch.from_numpy(table) for i, table in enumerate(walks.texts)}
             stored |= {f"paths.{name}": value for name, value in made.paths.state_dict().items()}
+        if made.similar is not None:
+            stored |= {"triples": torch.from_numpy(made.similar.triples)}
+            stored |= {f"similar.{n}": torch.from_numpy(getattr(made.similar, n)) for n in ("factors", "shares")}
+        if made.fusion is not None:
+            stored |= {f"fusion.{name}": value for name, value in made.fusion.state_dict().items()}
         if made.embedding is not None:
             stored |= {f"embedding.{name}": value for name, value in made.embedding.state_dict().items()}
         stored |= {} if made.tokens is None else {"tokens": made.tokens}
@@ -90,7 +97,8 @@ class CompletionReader:
         save_file({n: value.contiguous() for n, value in self.tensors().items()}, folder / "completion.safetensors")
         made, walks = self.made, None if self.made.paths is None else self.made.paths.paths
         return {
-            "kind": "completion", "texts": [list(texts) for texts in self.texts], "weights": made.weights,
+            "kind": "completion", "texts": [list(texts) for texts in self.texts],
+            "parts": [] if made.fusion is None else list(made.fusion.names),
             "paths": None if walks is None else walks.settings.model_dump(mode="json"),
             "entities": 0 if walks is None else walks.entities, "curve": made.curve,
             "width": 0 if made.embedding is None else made.embedding.width,
@@ -102,6 +110,7 @@ class CompletionReader:
         """Load what :meth:`save` wrote; errors are those of JSON, safetensors and shapes."""
         tensors = load_file(folder / "completion.safetensors")
         relations, vectors, paths, embedding = len(record["texts"][0]), tensors.get("vectors"), None, None
+        similar, fusion = None, None
 
         def under(prefix: str) -> dict[str, torch.Tensor]:
             return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
@@ -116,8 +125,16 @@ class CompletionReader:
         if record["width"]:
             embedding = KgeRanker(record["entities"], relations, record["width"], record["kind_of_embedding"])
             embedding.load_state_dict(under("embedding."))
-        weights = {str(name): float(value) for name, value in record["weights"].items()}
-        made = Completer(paths, embedding, tensors.get("tokens"), vectors, weights, record["curve"])
+        if "similar.factors" in tensors:
+            factors, shares = (tensors[f"similar.{name}"].numpy() for name in ("factors", "shares"))
+            similar = SimilarEntities(factors, shares, tensors["triples"].numpy(), relations)
+        if names := record["parts"]:
+            stored = under("fusion.")
+            fusion = Fusion(names, [1.0] * len(names), *(len(stored[name]) for name in ("by_label", "by_trait")))
+            fusion.load_state_dict(stored)
+        made = Completer(
+            paths, embedding, tensors.get("tokens"), vectors, relations, similar, fusion, record["curve"]
+        )  # fmt: skip
         return cls(made, record["texts"])
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nodetok.language.model import GraphLanguageModel, NodeData
-from nodetok.language.prompts import PromptBatch, Prompts
+from nodetok.language.model import GraphLanguageModel
+from nodetok.language.prompts import NodeData, PromptBatch, Prompts
 from nodetok.language.settings import ConsistencySettings
 
 PASSES = 2
@@ -36,7 +36,7 @@ def consistency_loss(model: GraphLanguageModel, batch: PromptBatch, data: NodeDa
     features.
     """
     codes = model.codes(data).float()
-    scores = [model.fold(model.answers(batch, data)).float() @ codes.T for _ in range(PASSES)]
+    scores = [model.folded(batch, data).float() @ codes.T for _ in range(PASSES)]
     return disagreement(torch.stack(scores), temperature)
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
-from nodetok.language.model import GraphLanguageModel, NodeData
-from nodetok.language.prompts import PAD, PromptBatch
+from nodetok.language.model import GraphLanguageModel
+from nodetok.language.prompts import PAD, NodeData, PromptBatch
 from setrec.models.backbones import EncoderDecoderBackbone
 
 IGNORED = -100

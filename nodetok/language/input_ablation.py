@@ -18,8 +18,7 @@ from scipy.sparse import linalg
 
 from nodetok.graph import Graph
 from nodetok.language.interface import Task
-from nodetok.language.model import NodeData, attach
-from nodetok.language.prompts import Neighbourhoods
+from nodetok.language.prompts import Neighbourhoods, NodeData, attach
 from nodetok.language.settings import LAPLACIAN, SHUFFLED, TEXT, TOKENS, TOKENS_ONLY, GraphModelSettings
 from setrec.rows import normalize_rows
 
@@ -60,9 +59,9 @@ def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -
     features = None if task.features is None else _feature_tokens(task, settings.feature_restart, of)
     feature_tokens = 0 if features is None else features.shape[1]
     if name == LAPLACIAN:
-        own = attach(_spectrum(task, seed), features, raw=True)
+        own = attach(_spectrum(task, seed), features, task.class_vectors, raw=True)
         return InputAblation(name, settings, own.table.shape[1], feature_tokens, neighbourhoods, lambda _: own)
-    still = attach(task.table[of], features)
+    still = attach(task.table[of], features, task.class_vectors)
     if settings.pair_neighbours and task.graph.edges:
         listed = Neighbourhoods.sample(len(task.graph), facts(task), settings.pair_neighbours, rng).rows[of]
         still = replace(still, near=torch.from_numpy(listed))

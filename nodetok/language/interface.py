@@ -50,7 +50,9 @@ class Task:
     ``unlabelled``: questions without training answers, for :mod:`nodetok.language.consistency`. ``node_texts``: the
     text of every node, shown in words in addition to its tokens. ``edge_texts``: if the questions are about edges, the
     text of each of the facts in their own direction ("" for none).
-    ``class_texts``: name and description of every candidate, shown in words with ``show_classes``. ``wordings``: other
+    ``class_texts``: name and description of every candidate, shown in words with ``show_classes``. ``class_vectors``
+    (C, F): vectors of the candidates' texts in the space of ``features``, by which models score classes that they were
+    not trained on. ``wordings``: other
     wordings of the prompts for free-text questions. ``measured_whole``: ``measure`` compares examples with each other
     and needs all of them together. ``train``: if the task does not train the language model, a function from the name
     of an input ablation, the training settings and a progress callback to a trained reader.
@@ -78,6 +80,7 @@ class Task:
     node_texts: Sequence[str] | None = None
     edge_texts: Sequence[str] | None = None
     class_texts: Sequence[str] | None = None
+    class_vectors: np.ndarray | None = None
     show_classes: bool = False
     measured_whole: bool = False
     wordings: Mapping[str, Sequence[str]] = field(default_factory=dict)

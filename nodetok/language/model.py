@@ -8,10 +8,8 @@ generate text (:mod:`nodetok.language.generation`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +17,7 @@ from transformers import PreTrainedModel
 
 from nodetok.language.language_model import LowerLayers, answer_vectors, word_scale, word_vectors
 from nodetok.language.pair_distances import PairDistances
-from nodetok.language.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, PromptBatch
+from nodetok.language.prompts import FEATURE, NEIGHBOUR, POSITION, WORD, NodeData, PromptBatch, Shape
 from nodetok.language.settings import GraphModelSettings
 from nodetok.positions import as_lengths
 from setrec.errors import ConfigError
@@ -35,38 +33,8 @@ BASE_WIDTH = 128
 WORDS_GAIN = 2.0
 """Maximum initial score from the candidates' words."""
 
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes that follow from the graph and the task: distance columns, feature width and tokens, relations,
-    candidates, and whether candidates are nodes (then they carry features and positions as well)."""
-
-    columns: int
-    features: int
-    feature_tokens: int
-    relations: int
-    candidates: int
-    node_candidates: bool
-    words: int
-
-
-@dataclass(frozen=True, eq=False)
-class NodeData:
-    """Data of the nodes: distances (V, columns) to the anchors, features (V, tokens, F) or ``None``.
-
-    ``raw``: the table holds coordinates to be read as they are, such as eigenvectors, not distances. ``near`` int64 (V,
-    M) or ``None``: neighbours of every node, -1 for none.
-    """
-
-    table: Tensor
-    features: Tensor | None
-    raw: bool = False
-    near: Tensor | None = None
-
-    def to(self, device: torch.device) -> NodeData:
-        """Return the data on ``device``."""
-        features, near = (None if x is None else x.to(device) for x in (self.features, self.near))
-        return NodeData(self.table.to(device), features, self.raw, near)
+TEXT_GAIN = 10.0
+"""Initial weight of the cosine of a class's text and a feature token of the node."""
 
 
 class GraphLanguageModel(nn.Module):
@@ -136,8 +104,11 @@ class GraphLanguageModel(nn.Module):
             widths["words"] = d
             self.answer_words: Tensor
             self.register_buffer("answer_words", torch.zeros(shape.candidates, d))
+        if shape.described:
+            widths["description"] = shape.features
+            self.gates = nn.Linear(d, shape.feature_tokens, bias=False)
         if not widths:
-            raise ConfigError("candidates need an identity, features or positions")
+            raise ConfigError("candidates need an identity, features, positions or texts")
         if "identity" in widths and shape.node_candidates and settings.position_tokens:
             # A node that is also a candidate has the same vector as input, so that an answer among the neighbours can
             # be copied.
@@ -147,6 +118,10 @@ class GraphLanguageModel(nn.Module):
         self.answer_maps = nn.ModuleDict(
             {kind: nn.Linear(d, width, bias=False) for kind, width in widths.items() if kind != "words"}
         )
+        if shape.described:
+            # At first a class is scored by its similarity to the node's own texts, which needs no training.
+            for added in (cast(nn.Linear, self.answer_maps["description"]), self.gates):
+                nn.init.zeros_(added.weight)
         self.queries = nn.Parameter(torch.randn(len(widths), d) * start)
         # Scores start small with a pretrained backbone, so that training starts at chance and not at confident error.
         self.log_scale = nn.Parameter(torch.full((len(widths),), math.log(0.5) if start == 1.0 else 0.0))
@@ -313,7 +288,9 @@ class GraphLanguageModel(nn.Module):
             if kind == "identity":
                 parts.append(self.identity.weight[rows])
             elif kind == "words":
-                parts.append(self.answer_words[rows])
+                parts.append((self.answer_words if data.answers is None else data.answers)[rows])
+            elif kind == "description":
+                parts.append(cast(Tensor, data.classes)[rows])
             elif kind == "features":
                 own = cast(Tensor, data.features)[rows, 0].float()
                 parts.append(self.feature_code(own) if hasattr(self, "feature_code") else own)
@@ -328,6 +305,25 @@ class GraphLanguageModel(nn.Module):
         own = dict(zip(self.slots, answers.unbind(dim=1), strict=True))
         return torch.cat([self.answer_maps[k](o) if k in self.answer_maps else o * gain for k, o in own.items()], dim=1)
 
+    def folded(self, batch: PromptBatch, data: NodeData) -> Tensor:
+        """Return the folded answers (B, D) of prompts. If candidates are described, the vectors of the prompt's own
+        feature tokens are added, each with a gate that the answer opens: no gate belongs to a class. For classes that
+        training has not seen, these are all: the answer's own vector lies among the classes of training."""
+        answers = self.answers(batch, data)
+        folded = self.fold(answers)
+        if not self.shape.described:
+            return folded
+        tokens, at = self.shape.feature_tokens, self.slots.index("description")
+        gates = TEXT_GAIN * (1 + self.gates(answers[:, at]))
+        own = batch.kinds == FEATURE
+        prompt, values = own.nonzero()[:, 0], batch.values[own]
+        row, kind = values // tokens, values % tokens
+        vectors = cast(Tensor, data.features)[row, kind].float() * gates[prompt, kind][:, None]
+        before = folded.shape[1] - vectors.shape[1]  # the description is the last slot
+        if data.unseen:
+            folded = F.pad(folded[:, :before], (0, vectors.shape[1]))
+        return folded.index_add(0, prompt, F.pad(vectors, (before, 0)).to(folded.dtype))
+
     def loss(self, batch: PromptBatch, targets: Tensor, data: NodeData, sampled: int = 0) -> Tensor:
         """Return the mean cross-entropy of the correct candidates (B,).
 
@@ -335,7 +331,7 @@ class GraphLanguageModel(nn.Module):
         the batch (importance sampling of the partition function, Bengio & Senécal 2008): the cost no longer grows with
         the number of candidates.
         """
-        folded = self.fold(self.answers(batch, data))
+        folded = self.folded(batch, data)
         count = self.shape.candidates
         if not 0 < sampled < count:
             return catalogue_cross_entropy(folded, self.codes(data), targets) / len(targets)
@@ -349,16 +345,10 @@ class GraphLanguageModel(nn.Module):
     def scores(self, batch: PromptBatch, data: NodeData, codes: Tensor | None = None) -> Tensor:
         """Return scores (B, C) of all candidates: one forward pass and one matrix product."""
         codes = self.codes(data) if codes is None else codes
-        return self.fold(self.answers(batch, data)).float() @ codes.float().T
+        return self.folded(batch, data).float() @ codes.float().T
 
 
 def _reader(model: PreTrainedModel) -> CausalBackbone | EncoderDecoderBackbone:
     if model.config.is_encoder_decoder:
         return EncoderDecoderBackbone(model)
     return CausalBackbone(cast(PreTrainedModel, model.base_model))
-
-
-def attach(table: np.ndarray, features: np.ndarray | None, *, raw: bool = False) -> NodeData:
-    """Convert the arrays of a graph to tensors."""
-    own = None if features is None else torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
-    return NodeData(torch.from_numpy(np.ascontiguousarray(table)), own, raw)

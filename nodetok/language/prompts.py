@@ -260,3 +260,55 @@ class PromptEncoder:
         if self.neighbourhoods is not None:
             columns += [(NEIGHBOUR, slot, m, place) for m in range(self.neighbourhoods.rows.shape[1])]
         return columns
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes that follow from the graph and the task: distance columns, feature width and tokens, relations,
+    candidates, whether candidates are nodes (then they carry features and positions as well), and whether they are
+    ``described`` by vectors of texts in the space of the features."""
+
+    columns: int
+    features: int
+    feature_tokens: int
+    relations: int
+    candidates: int
+    node_candidates: bool
+    words: int
+    described: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class NodeData:
+    """Data of the nodes: distances (V, columns) to the anchors, features (V, tokens, F) or ``None``.
+
+    ``classes`` (C, F): vectors of the candidates' texts, if they are described; ``answers`` (C, d): vectors of other
+    candidates' names than those of training, with a pretrained language model; ``unseen``: whether they are others.
+    ``raw``: the table holds coordinates to
+    be read as they are, such as eigenvectors, not distances. ``near`` int64 (V, M) or ``None``: neighbours of every
+    node, -1 for none.
+    """
+
+    table: Tensor
+    features: Tensor | None
+    raw: bool = False
+    near: Tensor | None = None
+    classes: Tensor | None = None
+    answers: Tensor | None = None
+    unseen: bool = False
+
+    def to(self, device: torch.device) -> NodeData:
+        """Return the data on ``device``."""
+        optional = (self.features, self.near, self.classes, self.answers)
+        features, near, classes, answers = (None if x is None else x.to(device) for x in optional)
+        return NodeData(self.table.to(device), features, self.raw, near, classes, answers, self.unseen)
+
+
+def attach(
+    table: np.ndarray, features: np.ndarray | None, classes: np.ndarray | None = None, *, raw: bool = False
+) -> NodeData:
+    """Convert the arrays of a graph to tensors."""
+    own, texts = (
+        None if x is None else torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) for x in (features, classes)
+    )
+    return NodeData(torch.from_numpy(np.ascontiguousarray(table)), own, raw, classes=texts)

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from nodetok.language.language_model import base_sha256, build_language_model, from_config, tune
-from nodetok.language.model import GraphLanguageModel, NodeData, Shape
-from nodetok.language.prompts import Neighbourhoods, PromptEncoder, PromptText
+from nodetok.language.model import GraphLanguageModel
+from nodetok.language.prompts import Neighbourhoods, NodeData, PromptEncoder, PromptText, Shape
 from nodetok.language.settings import GraphModelSettings
 from nodetok.language.training import Reader
 from setrec.errors import ConfigError
@@ -53,7 +53,7 @@ def save_reader(reader: Reader, folder: Path) -> dict[str, Any]:
         (folder / "config.json").write_text(model.lm.config.to_json_string(use_diff=False))
     reader.tokenizer.save_pretrained(folder / "words")
     tensors = {"table": reader.data.table}
-    optional = {"features": reader.data.features, "near": reader.data.near}
+    optional = {"features": reader.data.features, "near": reader.data.near, "classes": reader.data.classes}
     tensors |= {name: value for name, value in optional.items() if value is not None}
     if encoder.neighbourhoods is not None:
         tensors["neighbours"] = torch.from_numpy(encoder.neighbourhoods.rows)
@@ -114,5 +114,6 @@ def load_reader(
         plain=bool(record["plain"]),
         text=text,
     )
-    data = NodeData(tensors["table"], tensors.get("features"), bool(record["raw"]), tensors.get("near"))
+    features, near, classes = (tensors.get(name) for name in ("features", "near", "classes"))
+    data = NodeData(tensors["table"], features, bool(record["raw"]), near, classes)
     return Reader(model.eval(), encoder, data, tokenizer, candidates, record.get("precision", "auto"))

@@ -16,9 +16,9 @@ from nodetok.language.consistency import consistency_loss, draw
 from nodetok.language.generation import answer_ids, text_loss, write
 from nodetok.language.input_ablation import InputAblation, ablate
 from nodetok.language.interface import Examples, Task
-from nodetok.language.language_model import build_language_model, chat_template, load_tokenizer
-from nodetok.language.model import GraphLanguageModel, NodeData, Shape
-from nodetok.language.prompts import PromptEncoder, PromptText
+from nodetok.language.language_model import answer_vectors, build_language_model, chat_template, load_tokenizer
+from nodetok.language.model import GraphLanguageModel
+from nodetok.language.prompts import NodeData, PromptEncoder, PromptText, Shape
 from nodetok.language.settings import TOKENS, GraphTrainingSettings
 from nodetok.language.vocabulary import train_tokenizer
 from setrec.epochs import Epochs, cosine, scale_learning_rates
@@ -86,27 +86,35 @@ class Reader:
         return total / len(examples)
 
     def on(self, task: Task, name: str = TOKENS, seed: int = 0) -> Reader:
-        """Return this reader for the nodes of another task on another graph, without training. ``name``: the input
-        ablation.
+        """Return this reader for the nodes and the candidates of another task on another graph, without training.
+        ``name``: the input ablation. Other candidates are read by their texts.
 
         Raises:
             ConfigError: the model is bound to its graph, by its anchors, candidates or features.
         """
-        s, shape = self.model.settings, self.model.shape
-        if shape.node_candidates or shape.features or list(task.candidates) != list(self.candidates):
+        s, shape, slots = self.model.settings, self.model.shape, set(self.model.slots)
+        if slots & {"features", "positions"} or (shape.features and not shape.described):
             raise ConfigError("a model whose candidates or features are those of its graph cannot read another one")
+        if "identity" in slots and list(task.candidates) != list(self.candidates):
+            raise ConfigError("a model of its own classes cannot choose among others: train with model.identity=0")
+        width = 0 if task.features is None else task.features.shape[1]
+        if width != shape.features or (shape.described and task.class_vectors is None):
+            raise ConfigError(f"the model reads text vectors of width {shape.features}, the other graph has {width}")
         if s.position_tokens and s.profile != "sorted":
             raise ConfigError("a model bound to its anchors cannot read another graph: train with model.profile=sorted")
         missing = shape.columns - task.table.shape[1]
         blank = UNREACHABLE if task.table.dtype == np.uint8 else np.inf
         table = np.pad(task.table, ((0, 0), (0, max(0, missing))), constant_values=blank)[:, : shape.columns]
         other = ablate(replace(task, table=table), name, s, seed)
-        old = self.encoder
         encoder = PromptEncoder(
-            self.tokenizer, s.position_tokens, shape.feature_tokens, other.neighbourhoods, plain=old.plain,
-            text=replace(old.text, nodes=task.node_texts if old.text.nodes is not None else None),
+            self.tokenizer, s.position_tokens, shape.feature_tokens, other.neighbourhoods, plain=other.plain,
+            text=prompt_text(task, other, self.tokenizer),
         )  # fmt: skip
-        return replace(self, encoder=encoder, data=other.read(None))
+        data = replace(other.read(None), unseen=list(task.candidates) != list(self.candidates))
+        if "words" in slots:
+            names = answer_vectors(self.model.lm, name_ids(self.tokenizer, task.candidates))
+            data = replace(data, answers=names.detach())
+        return replace(self, encoder=encoder, data=data, candidates=task.candidates)
 
     def write(self, examples: Examples, longest: int = 32) -> list[str]:
         """Generate answers as text."""
@@ -129,6 +137,7 @@ def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) 
         candidates=len(task.candidates),
         node_candidates=task.node_candidates,
         words=len(tokenizer),
+        described=task.class_vectors is not None and not s.identity,
     )
     lm = build_language_model(s.backbone, s.tuning, shape.words, s.frozen_layers)
     model = GraphLanguageModel(s, shape, lm)
@@ -140,10 +149,14 @@ def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) 
     )  # fmt: skip
     if pretrained:
         names = [] if task.node_candidates else task.candidates
-        ids = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]
-        model.start_from_words(ids, encoder(task.valid.prompts.take(np.arange(1))))
+        model.start_from_words(name_ids(tokenizer, names), encoder(task.valid.prompts.take(np.arange(1))))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Reader(model.to(device), encoder, ablation.read(None), tokenizer, task.candidates, learning.precision)
+
+
+def name_ids(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of the names of candidates, as an answer continues a prompt."""
+    return [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]
 
 
 def prompt_text(task: Task, ablation: InputAblation, tokenizer: PreTrainedTokenizerBase) -> PromptText:
@@ -153,7 +166,9 @@ def prompt_text(task: Task, ablation: InputAblation, tokenizer: PreTrainedTokeni
     nodes = task.node_texts if ablation.words and s.node_words else None
     budget, prefix = s.class_words, ""
     if budget is None:
-        budget = CLASS_WORDS if pretrained or task.class_texts is not None else 0
+        # A described class is read from its vector; a model of its own vocabulary does not know the words of others.
+        described = task.class_vectors is not None and not s.identity
+        budget = CLASS_WORDS if pretrained or (task.class_texts is not None and not described) else 0
     shown = task.class_texts if task.class_texts is not None else task.candidates
     if budget and task.show_classes:
         cut = (tokenizer(text, add_special_tokens=False)["input_ids"][:budget] for text in shown)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from nodetok.asking.wordings import CLASSIFICATION
 from nodetok.baselines import gnn
 from nodetok.graph import Graph
+from nodetok.knowledge.neighbours import centred
+from nodetok.language.input_ablation import diffused
 from nodetok.language.interface import Chunk, Examples, Opponent, Task, accuracy, described
 from nodetok.language.prompts import Prompts
 from nodetok.settings import TokenizerSettings
 from nodetok.tokenizer import NodeTokenizer
 from setrec.errors import DataError
+
+UNTRAINED = ("text similarity", "averaged text similarity")
+"""Opponents without training: the class whose text is most similar to the node's text, or to the texts around it."""
+RESTART = 0.1
+"""Restart of the walk that averages texts, as for the model's own second feature token."""
 
 
 def classification(
@@ -23,10 +30,12 @@ def classification(
     features: np.ndarray | None,
     settings: TokenizerSettings,
     descriptions: Mapping[str, str] | None = None,
+    encode: Callable[[Sequence[str]], np.ndarray] | None = None,
 ) -> Task:
     """Return the task of predicting the class of a node; ``labels`` and ``split`` per node, ``""`` for none.
 
-    ``descriptions``: descriptions of classes by name.
+    ``descriptions``: descriptions of classes by name. ``encode``: if ``features`` are vectors of the nodes' texts, the
+    function to vectors of the classes' texts in the same space; both are centred.
 
     Transductive: every node that is not a training example is ``unlabelled``, including validation and test nodes;
     their labels are read by ``valid`` and ``test`` only.
@@ -69,13 +78,24 @@ def classification(
 
         return run
 
+    shown = described(names, descriptions)
+    class_vectors = None
+    if encode is not None and features is not None:
+        features, class_vectors = centred(features), centred(encode(shown or names))
+
+    def by_similarity(vectors: np.ndarray, classes: np.ndarray) -> Opponent:
+        return lambda _seed, _seconds: accuracy(vectors[test.prompts.nodes[:, 0]] @ classes.T, test)
+
     rivals = {} if features is None else {name: against(kind) for name, kind in gnn.CLASSIFIERS.items()}
     tokenizer = NodeTokenizer.fit(graph, settings)
-    shown = described(names, descriptions)
+    if class_vectors is not None:
+        assert features is not None
+        every = zip(UNTRAINED, (features, diffused(graph, features, RESTART)), strict=True)
+        rivals |= {name: by_similarity(vectors, class_vectors) for name, vectors in every}
     return Task(
         "classification", graph, tokenizer.table, names, draw, part("valid"), test, accuracy, "accuracy",
         [text, *names, *(shown or ()), *(graph.texts or ())], features, tokenizer=tokenizer, node_labels=labels,
-        opponents=rivals,
-        node_texts=graph.texts, class_texts=shown, show_classes=True, wordings={text: CLASSIFICATION},
+        opponents=rivals, node_texts=graph.texts, class_texts=shown, class_vectors=class_vectors, show_classes=True,
+        wordings={text: CLASSIFICATION},
         unlabelled=Prompts([text] * len(others), others[:, None]) if len(others) else None,
     )  # fmt: skip

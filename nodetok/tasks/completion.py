@@ -127,7 +127,7 @@ def trainer(
         seed = learning.seed
         if ablation == TEXT:
             vectors = data.vectors if data.vectors is not None else lexical_vectors(data.texts or [""] * data.entities)
-            made = Completer(None, None, None, torch.from_numpy(centred(vectors)))
+            made = Completer(None, None, None, torch.from_numpy(centred(vectors)), data.relations)
         else:
             if seed not in trained:
                 trained[seed] = train_completer(data, seconds, seed, on_step=say)

@@ -22,7 +22,7 @@ from setrec.settings import LocalPath, Settings
 class GraphEvaluationSettings(Settings):
     """Settings of an evaluation: ``seeds`` runs of each of ``ablations`` and of the baselines with ``opponents``;
     intervals by ``resamples`` bootstrap resamples. ``transfer``: the folder of another graph, whose test questions the
-    trained models answer as well."""
+    trained models answer as well (``structure``, and ``classification`` of nodes with texts)."""
 
     seeds: int = Field(5, ge=1)
     ablations: tuple[str, ...] = ABLATIONS
@@ -119,6 +119,9 @@ def graph_config(task: str, file: Path | None = None, overrides: list[str] | Non
     if file is not None:
         raw = merged(raw, read_yaml(file))
     apply_overrides(raw, overrides)
+    if raw["name"] == "classification" and (raw.get("evaluation") or {}).get("transfer") is not None:
+        # The other graph has anchors and classes of its own.
+        raw["model"] = {"profile": "sorted", "identity": 0, **(raw.get("model") or {})}
     if raw["name"] not in DEFAULTS:
         raise ConfigError(f"unknown task '{raw['name']}' (known: {', '.join(DEFAULTS)})")
     try:

@@ -20,7 +20,8 @@ from nodetok.graph import Graph
 from nodetok.language.input_ablation import ablate, ablations
 from nodetok.language.interface import Task
 from nodetok.language.settings import LAPLACIAN, TOKENS
-from nodetok.language.training import fit
+from nodetok.language.training import build, fit
+from nodetok.tasks.classification import UNTRAINED
 from nodetok.tokenizer import NodeTokenizer
 from pipelines.common.progress import Bar, bar
 from pipelines.common.run_directory import environment
@@ -85,6 +86,8 @@ def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any
     """
     task = _load(folder, out.parent, config)
     other = None if config.evaluation.transfer is None else _load(config.evaluation.transfer, out.parent, config)
+    if other is not None:  # a model that cannot read it is refused before it is trained
+        build(task, ablate(task, TOKENS, config.model, config.learning.seed), config.learning).on(other)
     run = _Evaluation(task, other, out, config, ResultStore(out.parent / f"{out.stem}.results", folder, config))
     for name in ablations(task, config.evaluation.ablations):
         run.model(name)
@@ -140,8 +143,7 @@ class _Evaluation:
             seconds = time.process_time() - began
             metrics = reader.evaluate(self.task, self.task.test)
             if self.other is not None and name != LAPLACIAN:
-                elsewhere = reader.on(self.other, name, seed).evaluate(self.other, self.other.test)
-                metrics |= {f"{metric}, other graph": values for metric, values in elsewhere.items()}
+                metrics |= _elsewhere(reader.on(self.other, name, seed).evaluate(self.other, self.other.test))
             if name == TOKENS and number == 0:
                 artifact(self.task, reader).save(self.out.parent / f"{self.out.stem}.graph")
             return Result(metrics, seconds, reader.curve)
@@ -154,7 +156,10 @@ class _Evaluation:
 
         def train(number: int, _: Bar) -> Result:
             began = time.process_time()
-            metrics = self.task.opponents[name](self.config.learning.seed + number, budget)
+            seed = self.config.learning.seed + number
+            metrics = self.task.opponents[name](seed, budget)
+            if self.other is not None and name in UNTRAINED:
+                metrics |= _elsewhere(self.other.opponents[name](seed, budget))
             return Result(metrics, time.process_time() - began, [])
 
         self._runs(name, budget, train)
@@ -167,6 +172,10 @@ class _Evaluation:
                 row["cpu_seconds"] = round(float(np.mean([run.seconds for run in self.results[row["system"]]])), 1)
         with atomic_file(self.out) as path:
             path.write_text(json.dumps(self.rows, indent=2) + "\n")
+
+
+def _elsewhere(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{metric}, other graph": values for metric, values in metrics.items()}
 
 
 def summarise(task: Task, systems: dict[str, list[dict[str, np.ndarray]]], resamples: int) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nodetok import files
+from nodetok.knowledge.neighbours import hashed_encoder
 from nodetok.language.interface import Task
 from nodetok.tasks.classification import classification
 from nodetok.tasks.completion import completion
@@ -52,10 +53,12 @@ def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
     data = files.read_graph(folder, config.data, directed=config.directed)
     if data.labels is None or data.split is None:
         raise DataError("node classification needs the columns 'label' and 'split'", file=folder / "nodes")
-    features = _features(data, config, cache)
-    return classification(
-        data.graph, data.labels, data.split, features, config.tokenizer, _descriptions(folder, data.labels)
-    )
+    encode = None
+    if config.model.identity == 0 and data.texts is not None:
+        encode = _text_encoder(data.texts, config, cache)
+    features = _features(data, config, cache) if encode is None or data.texts is None else encode(data.texts)
+    descriptions = _descriptions(folder, data.labels)
+    return classification(data.graph, data.labels, data.split, features, config.tokenizer, descriptions, encode)
 
 
 def _edge_classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
@@ -126,6 +129,13 @@ def _features(data: files.GraphData, config: GraphConfig, cache: Path) -> np.nda
     if data.features is not None or data.texts is None:
         return data.features
     return _vectors(data.texts, config, cache)
+
+
+def _text_encoder(texts: Sequence[str], config: GraphConfig, cache: Path) -> Callable[[Sequence[str]], np.ndarray]:
+    """Return the function to vectors of texts of nodes and classes; hashed words if no encoder is configured."""
+    if config.encoder.path is None:
+        return hashed_encoder(texts)
+    return lambda given: _needed(_vectors(given, config, cache))
 
 
 def _vectors(texts: Sequence[str], config: GraphConfig, cache: Path) -> np.ndarray | None:

@@ -5,8 +5,7 @@ from nodetok_helpers import few, reader, task
 
 from nodetok.language import generation
 from nodetok.language.input_ablation import ablate
-from nodetok.language.model import NodeData
-from nodetok.language.prompts import NEIGHBOUR, PAD, Neighbourhoods, PromptBatch, PromptEncoder, Prompts
+from nodetok.language.prompts import NEIGHBOUR, PAD, Neighbourhoods, NodeData, PromptBatch, PromptEncoder, Prompts
 from nodetok.language.settings import (
     ABLATIONS,
     LAPLACIAN,

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,19 @@ def test_training_beside_a_pretrained_backbone_starts_near_chance_with_vectors_o
     assert loss == pytest.approx(np.log(len(planted_task.candidates)), abs=0.3)
     norms = {kind: float(vectors[batch.kinds == kind].norm(dim=-1).mean()) for kind in (WORD, POSITION, NEIGHBOUR)}
     assert max(norms.values()) < 1.5 * min(norms.values())
+
+
+def test_a_pretrained_model_scores_other_classes_by_their_names(planted_task, family, tmp_path):
+    plain = replace(planted_task, features=None)
+    settings = GraphModelSettings(
+        backbone=BackboneSettings(pretrained=stored_checkpoint(tmp_path / "hub", family)),
+        profile="sorted", position_tokens=2, neighbours=2, identity=0, class_words=0,
+    )  # fmt: skip
+    made = build(plain, ablate(plain, TOKENS, settings), ONE_STEP)
+    turned = made.on(replace(plain, candidates=plain.candidates[::-1]))
+    (own, _), (other, _) = (next(reader.scores(plain.test)) for reader in (made, turned))
+    np.testing.assert_allclose(other[:, ::-1], own, rtol=1e-4, atol=1e-5)
+    assert next(made.on(replace(plain, candidates=("dog", "a cat"))).scores(plain.test))[0].shape[1] == 2
 
 
 @pytest.mark.parametrize("tuning", ["lora", "frozen"])

@@ -6,7 +6,15 @@ import torch
 from torch_geometric.nn import ComplEx, DistMult
 
 from nodetok import kge
-from nodetok.kge import KgeRanker, KgeSettings, Questions, filtered_mrr, train_kge
+from nodetok.kge import (
+    KgeRanker,
+    KgeSettings,
+    Questions,
+    filtered_mrr,
+    side_by_side,
+    train_ensemble,
+    train_kge,
+)
 from setrec.errors import DataError
 from setrec.ragged import Ragged
 
@@ -183,3 +191,28 @@ def test_what_cannot_be_used_is_refused_in_one_line():
         assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="queries must lie within"):
         untrained().scores(np.array([[0, 0, 2]]))
+
+
+@pytest.mark.parametrize("kind", ["distmult", "complex"])
+def test_embeddings_side_by_side_score_like_the_mean_of_their_scores(kind):
+    members = []
+    for seed in range(3):
+        ranker = untrained(kind)
+        with torch.no_grad():
+            for weight in ranker.parameters():
+                weight.add_(seed)
+        members.append(ranker)
+    queries = np.array([[0, 1, 0], [3, 0, 1]])
+    expected = np.mean([member.scores(queries) for member in members], axis=0)
+    np.testing.assert_allclose(side_by_side(members).scores(queries), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_ensemble_has_as_many_members_as_time_allows():
+    s = KgeSettings(kind="complex", width=8, epochs=3)
+    valid = ring()[:2]
+    made = train_ensemble(ring(), ENTITIES, RELATIONS, valid, 0, s, members=3)
+    assert made.width == 24
+    alone = train_kge(ring(), ENTITIES, RELATIONS, valid, 0, s)
+    torch.testing.assert_close(made.entities[:, :4], alone.entities[:, :4])
+    assert not torch.equal(made.entities[:, :4], made.entities[:, 4:8])
+    assert train_ensemble(ring(), ENTITIES, RELATIONS, valid, 0, s, members=3, seconds=0.0).width == 8

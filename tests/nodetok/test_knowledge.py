@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from nodetok.kge import filtered_ranks
 from nodetok.knowledge.completer import Completer, CompletionSettings, Knowledge, choose_weights, train
+from nodetok.knowledge.fusion import Fusion, Sample
 from nodetok.knowledge.neighbours import centred, lexical_neighbours, lexical_vectors, neighbours
 from nodetok.knowledge.paths import PathModel, Paths, PathSettings, Rules
 from nodetok.knowledge.reader import CompletionReader
+from nodetok.knowledge.similar import RIDGE, SimilarEntities
 from nodetok.language.interface import Examples
 from nodetok.language.prompts import Prompts
 from setrec.errors import SetRecError
+from setrec.ragged import Ragged
 
 ENTITIES, RELATIONS = 14, 2
 EVERYTHING = PathSettings(fanout=1000, support=1, least=1e-9)
@@ -130,7 +134,7 @@ def test_the_same_seed_makes_the_same_model(made):
     model, data, test = made
     again = train(data, 60.0, 0, SMALL)
     asked = np.stack([test[:, 0], test[:, 1], np.zeros(len(test), dtype=int)], axis=1)
-    assert again.weights == model.weights
+    assert again.fusion.weights == model.fusion.weights
     assert np.array_equal(again.scores(asked), model.scores(asked))
 
 
@@ -160,16 +164,53 @@ def test_training_raises_the_probability_of_answers():
     assert model.scores(own[:, 0], own[:, 1])[np.arange(len(own)), own[:, 2]].mean() > before
 
 
-def test_weights_are_chosen_for_validation_and_a_part_that_brings_nothing_has_none(made):
+def test_weights_are_fitted_to_validation_and_a_part_that_brings_nothing_is_not_used(made):
     model, data, _ = made
-    best = choose_weights(replace(model, weights={}), data, 40, 0)
-    assert set(model.weights) == {"embedding", "tokens"}
-    assert best == model.curve[-1]["value"]
+    same = replace(model, fusion=None)
+    best = choose_weights(same, data, 40, 0)
+    assert set(same.fusion.weights) == {"paths", "embedding", "similar_entities", "similar_answers", "tokens"}
     alone = replace(model, embedding=None, tokens=None)
     assert choose_weights(alone, data, 40, 0) <= best
     silent = replace(alone, tokens=torch.ones(data.entities, 2))
     choose_weights(silent, data, 40, 0)
-    assert silent.weights == {"tokens": 0.0}
+    assert silent.fusion.weights["tokens"] == 0.0
+
+
+def test_a_part_weighs_more_for_the_relations_that_it_answers():
+    rng = np.random.default_rng(0)
+    label, answers = np.arange(400) % 2, rng.integers(0, 20, 400)
+    parts = {name: rng.normal(size=(400, 20)).astype(np.float32) for name in ("first", "second")}
+    for row, (own, answer) in enumerate(zip(label, answers, strict=True)):
+        parts["second" if own else "first"][row, answer] += 3.0
+    known = Ragged(answers, np.arange(401))
+    traits = np.zeros((400, 1), dtype=np.float32)
+    sample = Sample.of(parts, sum(parts.values()), answers, known, label, traits)
+    fusion = Fusion(list(parts), [1.0, 1.0], 2, 1)
+    before = fusion.mean_reciprocal_rank(sample)
+    assert fusion.fit(sample) > before + 0.05
+    mixed = fusion.mix(parts, label, traits)
+    assert fusion.fit(sample) == pytest.approx((1 / filtered_ranks(mixed, answers, known)).mean(), abs=0.01)
+    of_label = fusion(torch.tensor([0, 1]), torch.zeros(2, 1))
+    assert of_label[0, 0] > 2 * of_label[0, 1]
+    assert of_label[1, 1] > 2 * of_label[1, 0]
+
+
+def test_similar_entities_score_as_the_ridge_regression_over_facts(triples):
+    similar = SimilarEntities.fit(triples, ENTITIES, RELATIONS, 0)
+    facts = np.zeros((ENTITIES, 2 * RELATIONS, ENTITIES))
+    for head, relation, tail in triples:
+        facts[head, relation, tail] = facts[tail, relation + RELATIONS, head] = 1.0
+    rows = facts.reshape(ENTITIES, -1)
+    count = rows.sum(axis=0)
+    weighed = rows * np.where(count > 1, np.sqrt(np.log(ENTITIES / np.maximum(count, 1))), 0.0)
+    inner = weighed @ weighed.T
+    fit = inner @ np.linalg.inv(inner + RIDGE * np.trace(inner) / ENTITIES * np.eye(ENTITIES))
+    left_out = fit / (1 - np.diag(fit))[:, None]
+    found = similar.scores(np.array([[3, 1, 0], [5, 0, 1]]))
+    for row, (known, label) in enumerate([(3, 1), (5, RELATIONS)]):
+        expected = left_out[known] @ facts[:, label]
+        np.testing.assert_allclose(found["similar_entities"][row], expected, atol=1e-3)
+        np.testing.assert_allclose(found["similar_answers"][row], left_out @ facts[known, label], atol=1e-3)
 
 
 def test_texts_help_an_entity_that_has_no_triples():
@@ -205,7 +246,7 @@ def test_what_is_saved_is_what_is_loaded(made, tmp_path):
     asked = np.stack([test[:, 0], test[:, 1], np.ones(len(test), dtype=int)], axis=1)
     assert np.array_equal(loaded.made.scores(asked), model.scores(asked))
     assert loaded.curve == model.curve
-    alone = CompletionReader(Completer(None, None, None, torch.eye(4), {"text": 1.0}), ASK)
+    alone = CompletionReader(Completer(None, None, None, torch.eye(4), 3), ASK)
     again = CompletionReader.load(tmp_path / "t", alone.save(tmp_path / "t"))
     assert np.array_equal(
         again.made.scores(asked[:, :1] % 4 * [1, 0, 0]), alone.made.scores(asked[:, :1] % 4 * [1, 0, 0])

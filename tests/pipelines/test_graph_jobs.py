@@ -161,6 +161,37 @@ def test_a_model_trained_on_one_graph_answers_structural_questions_on_another(gr
         jobs.evaluate(graph_folder, tmp_path / "bound.json", bound)
 
 
+def shop(folder: Path, classes: dict[str, str], seed: int) -> Path:
+    """A graph of texts: each names two things of its class's description, and nodes of a class are joined."""
+    folder.mkdir()
+    rng, names = np.random.default_rng(seed), list(classes)
+    label = [names[i % len(names)] for i in range(60)]
+    texts = [" ".join(rng.choice(classes[name].split(), 2, replace=False)) for name in label]
+    part = ["train", "valid", "test"]
+    nodes = {"node_id": range(60), "text": texts, "label": label, "split": [part[i // 4 % 3] for i in range(60)]}
+    pd.DataFrame(nodes).to_parquet(folder / "nodes.parquet")
+    edges = {"source": range(60), "target": [(i + len(names)) % 60 for i in range(60)]}
+    pd.DataFrame(edges).to_parquet(folder / "edges.parquet")
+    pd.DataFrame(classes.items(), columns=["label", "description"]).to_parquet(folder / "classes.parquet")
+    return folder
+
+
+def test_a_classifier_of_described_classes_chooses_among_classes_that_it_was_not_trained_on(tmp_path):
+    own = shop(tmp_path / "own", {"tools": "hammer saw drill pliers", "toys": "doll puzzle kite ball"}, 0)
+    unseen = {"food": "bread cheese apple soup", "music": "violin flute drum guitar", "sea": "boat sail anchor pier"}
+    other = shop(tmp_path / "other", unseen, 1)
+    shown = [*QUICK, "learning.consistency.weight=0", "evaluation.ablations=['node tokens']"]
+    shown.append(f"evaluation.transfer={other}")
+    rows = jobs.evaluate(own, tmp_path / "rows.json", graph_config("classification", overrides=shown))
+    value = {(row["system"], row["metric"]): row["value"] for row in rows}
+    assert value["node tokens", "accuracy, other graph"] > 0.9
+    assert value["text similarity", "accuracy"] > 0.9
+    GraphAnswerer(GraphArtifact.load(tmp_path / "rows.graph")).ask("what is the class of [[7]] ?")
+    bound = graph_config("classification", overrides=[*shown, "model.identity=64"])
+    with pytest.raises(ConfigError, match=r"model\.identity=0"):
+        jobs.evaluate(own, tmp_path / "bound.json", bound)
+
+
 @pytest.fixture(scope="module")
 def trained(graph_folder, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("run")
