@@ -154,7 +154,7 @@ def test_validation_ranks_by_the_sum_that_the_loss_is_taken_of(prepared):
     assert components.weights.used
     model, history = trainer.model.eval(), Ragged.of([[1, 2, 3], [7]])
     model.log_offset_scale.data.fill_(0.3)
-    alike = dict.fromkeys(model.kinds, 1 / len(model.tokens.slots))
+    alike = dict.fromkeys(model.kinds, 1 / len(model.tokens.read))
     written = model_scorer(model, alike)(history) + np.exp(0.3) * components(history)
     np.testing.assert_allclose(np.exp(0.3) * trainer.evaluate._scorers(model)["whole"](history), written, atol=1e-4)
     plain = load_config(run.config, ["training.offset.enabled=false"])
