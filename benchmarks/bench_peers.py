@@ -48,6 +48,7 @@ MODELS = {
 }  # fmt: skip
 """By name the environment of a model."""
 OURS, CLOSE = "setrec_sasrec", 0.98
+DATA = ("ml100k", "beauty")
 HEADLINES = ("sasrec_cpu_ratio", "ranking_ratio")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
 
@@ -156,7 +157,7 @@ def main() -> None:
     options.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
     asked = options.parse_args()
     found: dict[str, Any] = previous("peers") if asked.ranking else {}
-    for data in ("ml100k", "beauty"):
+    for data in DATA:
         if (run := getattr(asked, data)) is None:
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -178,8 +179,9 @@ def main() -> None:
                 name: record["ranking_seconds"] / models[OURS]["ranking_seconds"]
                 for name, record in models.items() if "sasrec" in name and name != OURS
             }  # fmt: skip
-    cpu = [max(part["sasrec_cpu_ratios"].values()) for part in found.values() if part.get("sasrec_cpu_ratios")]
-    rank = [min(part["ranking_ratios"].values()) for part in found.values() if part.get("ranking_ratios")]
+    parts = [found[data] for data in DATA if data in found]
+    cpu = [max(part["sasrec_cpu_ratios"].values()) for part in parts if part.get("sasrec_cpu_ratios")]
+    rank = [min(part["ranking_ratios"].values()) for part in parts if part.get("ranking_ratios")]
     found |= {"sasrec_cpu_ratio": max(cpu, default=None), "ranking_ratio": min(rank, default=None)}
     keep("peers", found, tuple(name for name in HEADLINES if found[name] is not None))
     print(json.dumps({name: found[name] for name in HEADLINES}))
