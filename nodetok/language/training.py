@@ -19,7 +19,7 @@ from nodetok.language.interface import Examples, Task
 from nodetok.language.language_model import answer_vectors, build_language_model, chat_template, load_tokenizer
 from nodetok.language.model import GraphLanguageModel
 from nodetok.language.prompts import NodeData, PromptEncoder, PromptText, Shape
-from nodetok.language.settings import TOKENS, GraphTrainingSettings
+from nodetok.language.settings import TOKENS, GraphModelSettings, GraphTrainingSettings
 from nodetok.language.vocabulary import train_tokenizer
 from setrec.epochs import Epochs, cosine, scale_learning_rates
 from setrec.errors import ConfigError
@@ -137,7 +137,7 @@ def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) 
         candidates=len(task.candidates),
         node_candidates=task.node_candidates,
         words=len(tokenizer),
-        described=task.class_vectors is not None and not s.identity,
+        described=_described(task, s),
     )
     lm = build_language_model(s.backbone, s.tuning, shape.words, s.frozen_layers)
     model = GraphLanguageModel(s, shape, lm)
@@ -154,6 +154,11 @@ def build(task: Task, ablation: InputAblation, learning: GraphTrainingSettings) 
     return Reader(model.to(device), encoder, ablation.read(None), tokenizer, task.candidates, learning.precision)
 
 
+def _described(task: Task, settings: GraphModelSettings) -> bool:
+    """Return whether classes are scored by the vectors of their texts."""
+    return task.class_vectors is not None and not settings.identity
+
+
 def name_ids(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> list[list[int]]:
     """Return the token ids of the names of candidates, as an answer continues a prompt."""
     return [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]
@@ -167,8 +172,7 @@ def prompt_text(task: Task, ablation: InputAblation, tokenizer: PreTrainedTokeni
     budget, prefix = s.class_words, ""
     if budget is None:
         # A described class is read from its vector; a model of its own vocabulary does not know the words of others.
-        described = task.class_vectors is not None and not s.identity
-        budget = CLASS_WORDS if pretrained or (task.class_texts is not None and not described) else 0
+        budget = CLASS_WORDS if pretrained or (task.class_texts is not None and not _described(task, s)) else 0
     shown = task.class_texts if task.class_texts is not None else task.candidates
     if budget and task.show_classes:
         cut = (tokenizer(text, add_special_tokens=False)["input_ids"][:budget] for text in shown)

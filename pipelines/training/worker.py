@@ -131,14 +131,15 @@ class Validation:
         return [total / count for total in totals]
 
     def _scorers(self, model: SetRecModel) -> dict[str, ranking.Scorer]:
-        equal = ModelScores(model, dict.fromkeys(model.kinds, 1.0))
-        scorers: dict[str, ranking.Scorer] = {"whole": ModelOnly(equal)}
+        each, components = 1.0, None
         if self.components is not None and model.offset_scale is not None:
             # Ranks do not change if the model is divided by the scale, and not the components multiplied.
-            each = 1 / (len(model.tokens.read) * float(model.offset_scale.detach()))
-            scorers["whole"] = replace(self.components, model=ModelScores(model, dict.fromkeys(model.kinds, each)))
+            each, components = 1 / (len(model.tokens.read) * float(model.offset_scale.detach())), self.components
+        term = ModelScores(model, dict.fromkeys(model.kinds, each))
+        whole = ModelOnly(term) if components is None else replace(components, model=term)
+        scorers: dict[str, ranking.Scorer] = {"whole": whole}
         if len(model.legs) > 1:
-            scorers |= {"+".join(kinds): partial(equal.of_kinds, kinds=kinds) for kinds in model.legs}
+            scorers |= {"+".join(kinds): partial(term.of_kinds, kinds=kinds) for kinds in model.legs}
         return scorers
 
 
