@@ -179,7 +179,8 @@ def test_two_workers_train_with_an_offset_as_one_does(ray_here, prepared, monkey
     for name, original in ON_RAY.items():
         monkeypatch.setattr(train, name, original)
     run, _ = prepared
-    still = ["model.dropout=0.0", "model.id_dropout=0.0", "model.backbone.dropout=0.0", "cluster.workers=2"]
+    parts = ("model", "model.backbone", "model.collaborative_leg")
+    still = [*(f"{part}.dropout=0.0" for part in parts), "model.id_dropout=0.0", "cluster.workers=2"]
     alone = trainer_of(run, load_config(run.config, still))
     while not alone.finished:
         alone.epoch()
