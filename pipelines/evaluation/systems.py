@@ -56,7 +56,7 @@ class Systems:
             torch.nn.Module.to(model, "cuda")
         known = known_at_test(histories)
         scorers[OURS] = hybrid_scorer(model, weights, known, trained, texts)
-        scorers[ALONE] = ModelOnly(ModelScores(model, weights.slots))
+        scorers[ALONE] = ModelOnly(ModelScores(model, weights.of_model_alone))
         scorers[WITHOUT] = hybrid_scorer(None, without, known, trained, texts)
         if reranker is not None:
             base = reranking_base(model, weights, known, trained, texts)

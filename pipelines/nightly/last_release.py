@@ -48,7 +48,7 @@ def rank_again(run: Run, config: JobConfig, record: Path) -> Path:
     weights = HybridWeights.model_validate(json.loads((record / SCORER).read_text())["weights"])
     scorers: dict[str, ranking.Scorer] = {
         OURS: hybrid_scorer(model, weights, known_at_test(histories), trained, similar),
-        ALONE: ModelOnly(ModelScores(model, weights.slots)),
+        ALONE: ModelOnly(ModelScores(model, weights.of_model_alone)),
     }
     every = np.ones(len(catalog), dtype=bool)
     groups = [ranking.Group("all", every, every)]

@@ -46,12 +46,19 @@ class NewItemWeights(Settings):
 
 class HybridWeights(Settings):
     """Weights chosen by a weight search. ``slots``: weight of each slot kind of the model, divided by the
-    ``temperature`` of its scores; empty without a model. ``components``: weights by name; those left out are 0."""
+    ``temperature`` of its scores; empty without a model. ``slots_alone``: those with which the model alone ranks best,
+    if others are better beside the components. ``components``: weights by name; those left out are 0."""
 
     slots: dict[str, FiniteFloat] = Field(default_factory=dict)
+    slots_alone: dict[str, FiniteFloat] = Field(default_factory=dict)
     temperature: FiniteFloat = Field(1.0, gt=0)
     components: dict[str, FiniteFloat] = Field(default_factory=dict)
     new_items: NewItemWeights = NewItemWeights()
+
+    @property
+    def of_model_alone(self) -> dict[str, float]:
+        """Weights of the slot kinds for scores of the model alone."""
+        return self.slots_alone or self.slots
 
     @property
     def used(self) -> tuple[str, ...]:

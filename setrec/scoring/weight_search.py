@@ -9,7 +9,8 @@ period that is ranked and contain its new and popular items, while the data avai
    without a model that of the components' sum.
 3. Components, greedily: the one with the largest gain in addition to those chosen so far is added, as long as the gain
 exceeds a standard error (over users) of the paired difference; then every weight is searched again given the others,
-and a component that no longer gains that much is removed.
+and a component that no longer gains that much is removed. In between, the weight of each slot kind is searched again
+given the components, which may know the same: an answer learned from transitions is worth less beside their counts.
 4. Items without training interactions. If validation has too few of them, a quarter of the other items replaces them,
 scored by their content only. First the ratio of model and content that ranks them best among themselves is chosen; then
 factors and levels. With a split by global time, those with the best NDCG@10 over all items are chosen, users who chose
@@ -26,7 +27,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
 
 from setrec.data.catalog import TRAIN, VALID, Histories
 from setrec.evaluation import ranking
@@ -35,9 +35,8 @@ from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import MODEL, HybridScorer, HybridWeights, NewItemWeights
-from setrec.scoring.item_graph import scatter
 from setrec.scoring.model_scores import ModelOnly, ModelScores, slot_weight_grid
-from setrec.scoring.registry import Component, Sources
+from setrec.scoring.search_table import Part, SearchTable
 from setrec.scoring.temperature import fit_temperature
 from setrec.scoring.text_similarity import TextFeatures
 
@@ -45,7 +44,6 @@ USERS = 2500
 """Number of users of each half on which weights are chosen."""
 CALIBRATED = 2000
 """Number of users on which the temperature is fitted."""
-BATCH = 256
 REFINED = (0.0, 0.5, 0.71, 1.0, 1.41, 2.0)
 """Factors of a chosen weight in the second search; 0 removes the component."""
 NEW_RATIOS = ((1.0, 0.0), (1.0, 2.5), (1.0, 5.0), (1.0, 10.0), (1.0, 20.0), (1.0, 40.0), (0.5, 40.0), (0.0, 20.0))
@@ -61,16 +59,6 @@ ENOUGH = 100
 """Minimum number of validation truths without training interactions for choosing the weights of new items on them."""
 PRETENDED = 0.25
 """Share of the items that replace new ones if there are too few."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Validation users to be ranked: their ``cases``, and the histories ``known`` that components may be built from,
-    which do not contain these users' truths. ``timed``: the split is by global time."""
-
-    cases: ranking.Cases
-    known: Ragged
-    timed: bool
 
 
 @dataclass(frozen=True)
@@ -127,18 +115,20 @@ def search(
         temperature = fit_temperature(ModelOnly(ModelScores(model, slots)), cases)
         slots = {kind: weight / temperature for kind, weight in slots.items()}
         term = ModelScores(model, slots)
-    table = _Table(term, asked, trained, texts, list(registry.kinds()) if names is None else list(names))
+    table = SearchTable(term, asked, trained, texts, list(registry.kinds()) if names is None else list(names))
     progress("components")
-    components, values, gains = _components(table, tried)
+    components, factors, values, gains = _components(table, tried)
     if term is None and components:
         # Ranks do not change with the scale of all scores, but the grids for new items are in log-probabilities.
-        alone = HybridScorer(
+        scorer = HybridScorer(
             None, {name: table.parts[0][name] for name in components}, HybridWeights(components=components),
             np.zeros(len(trained), bool),
         )  # fmt: skip
-        heat = fit_temperature(alone, asked[0].cases.sample(CALIBRATED, 0))
+        heat = fit_temperature(scorer, asked[0].cases.sample(CALIBRATED, 0))
         components = {name: weight / heat for name, weight in components.items()}
-    weights = HybridWeights(slots=slots, temperature=temperature, components=components)
+    alone = slots if any(factor != 1 for factor in factors.values()) else {}
+    slots = {kind: weight * factors.get(kind, 1.0) for kind, weight in slots.items()}
+    weights = HybridWeights(slots=slots, slots_alone=alone, temperature=temperature, components=components)
     progress("new items")
     new_items, values = _new_items(table, components, values, tried, timed=asked[0].timed)
     return Found(weights.model_copy(update={"new_items": new_items}), float(np.nanmean(values)), gains, tried)
@@ -169,115 +159,11 @@ def _slot_weights(
     return best, [{"step": "slots", **row} for row in tried]
 
 
-class _Table:
-    """Validation users in batches, with every term of their scores as tables (b, I) on demand."""
-
-    def __init__(
-        self,
-        term: ModelScores | None,
-        parts: Sequence[Part],
-        trained: np.ndarray,
-        texts: TextFeatures | None,
-        names: Sequence[str],
-    ) -> None:
-        self.new = ~trained
-        self.items = len(trained)
-        every, content = registry.kinds(), {}
-        self.parts: list[dict[str, Component]] = []
-        for part in parts:
-            sources, built = Sources(part.known, self.items, texts), {}
-            for name in names:
-                if name not in content:
-                    component = every[name].build(sources)
-                    if every[name].of_content:
-                        content[name] = component
-                else:
-                    component = content[name]
-                if component is not None:
-                    built[name] = component
-            self.parts.append(built)
-        self.kinds = {name: every[name] for name in names if name in self.parts[0]}
-        self.batches = [
-            (number, *part.cases.batch(start, BATCH))
-            for number, part in enumerate(parts)
-            for start in range(0, len(part.cases), BATCH)
-        ]
-        self.has_model = term is not None
-        self._columns = None if term is None else term.model.code_columns.get(COLLABORATIVE)
-        self._pretended: np.ndarray | None = None
-        self._users = [] if term is None else [term.user_codes(history) for _, history, _ in self.batches]
-        self._codes = None if term is None else term.codes
-
-    @property
-    def new_truths(self) -> int:
-        """Return the number of validation truths that are new items."""
-        return sum(int(self.new[truth.values].sum()) for _, _, truth in self.batches)
-
-    def pretend(self, rows: np.ndarray) -> None:
-        """Score the items flagged in ``rows``, bool (I,), as if they were not in training."""
-        self.new, self._pretended = self.new | rows, rows
-        if self._codes is not None and self._columns is not None:
-            self._codes = self._codes.clone()
-            self._codes[torch.from_numpy(rows), slice(*self._columns)] = 0
-
-    def model(self, batch: int) -> np.ndarray:
-        """Return the model's scores, zeros without one."""
-        if self._codes is None:
-            return np.zeros((len(self.batches[batch][1]), self.items), np.float32)
-        with torch.no_grad():
-            return np.asarray((self._users[batch] @ self._codes.T).cpu().numpy())
-
-    def component(self, name: str, batch: int) -> np.ndarray:
-        """Return a component's values."""
-        number, history, _ = self.batches[batch]
-        values = scatter(*self.parts[number][name].entries(history), self.items)
-        if self._pretended is not None and not self.kinds[name].of_content:
-            values[:, self._pretended] = 0
-        return values
-
-    def total(self, components: Mapping[str, float], batch: int) -> np.ndarray:
-        """Return the model's scores plus components at these weights."""
-        total = self.model(batch).copy()
-        for name, weight in components.items():
-            total += np.float32(weight) * self.component(name, batch)
-        return total
-
-    def ndcg(
-        self,
-        terms: Callable[[int], Mapping[str, np.ndarray]],
-        grid: Sequence[Mapping[str, float]],
-        groups: Sequence[ranking.Group] | None = None,
-    ) -> list[np.ndarray]:
-        """Return NDCG@10 of every user under every weighting of the grid, float (weightings, users), for each of
-        ``groups`` (by default all items); a user without a truth in a group has NaN. ``terms`` maps a batch's number to
-        its terms."""
-        every = np.ones(self.items, dtype=bool)
-        groups = groups or [ranking.Group("all", every, every)]
-        pools = np.stack([group.candidates for group in groups])
-        values: list[list[np.ndarray]] = [[] for _ in groups]
-        for number, (_, history, truth) in enumerate(self.batches):
-            ranks = ranking.mixed_ranks(terms(number), grid, history, truth, pools, "removed")
-            for at, (group, kept) in enumerate(zip(groups, values, strict=True)):
-                some = group.truths[truth.values]
-                offsets = truth.where(some).offsets
-                each = [ranking.user_metrics(Ragged(one[some], offsets), (10,))["ndcg@10"] for one in ranks[:, at]]
-                kept.append(np.stack(each))
-        return [np.concatenate(one, axis=1) for one in values]
-
-    def ndcg_with(self, name: str, others: Mapping[str, float], weights: Sequence[float]) -> np.ndarray:
-        """Return NDCG@10 (weights, users) of a component at each of ``weights``, added to the others."""
-
-        def terms(batch: int) -> dict[str, np.ndarray]:
-            return {"others": self.total(others, batch), name: self.component(name, batch)}
-
-        (values,) = self.ndcg(terms, [{"others": 1.0, name: weight} for weight in weights])
-        return values
-
-
 def _components(
-    table: _Table, tried: list[dict[str, Any]]
-) -> tuple[dict[str, float], np.ndarray, list[dict[str, Any]]]:
-    """Return the weights of the chosen components, NDCG@10 by user with them, and the gain of each."""
+    table: SearchTable, tried: list[dict[str, Any]]
+) -> tuple[dict[str, float], dict[str, float], np.ndarray, list[dict[str, Any]]]:
+    """Return the weights of the chosen components, factors of the slots' weights, NDCG@10 by user with both, and the
+    gain of each component."""
     chosen: dict[str, float] = {}
     (alone,) = table.ndcg(lambda batch: {MODEL: table.model(batch)}, [{MODEL: 1.0}])
     values = alone[0]
@@ -296,6 +182,7 @@ def _components(
         if not _gains(best[3], values):
             break
         chosen[best[1]], values = best[2], best[3]
+    factors, values = _slots_beside(table, chosen, values, tried)
     gains = []
     for name in list(chosen):
         others = {other: weight for other, weight in chosen.items() if other != name}
@@ -312,11 +199,27 @@ def _components(
         else:
             del chosen[name]
             values = each[0]
-    return chosen, values, gains
+    return chosen, factors, values, gains
+
+
+def _slots_beside(
+    table: SearchTable, components: Mapping[str, float], values: np.ndarray, tried: list[dict[str, Any]]
+) -> tuple[dict[str, float], np.ndarray]:
+    """Scale the weights of the model's slot kinds in ``table`` as is best beside ``components``; return the factors
+    other than 1, and NDCG@10 by user."""
+    factors: dict[str, float] = {}
+    for kind in table.slots if components and len(table.slots) > 1 else ():
+        each = table.ndcg_with(kind, components, REFINED)
+        tried += _rows("slots beside components", [{**components, kind: factor} for factor in REFINED], each)
+        at = int(np.argmax(np.nanmean(each, axis=1)))
+        if _gains(each[at], values):
+            factors[kind], values = REFINED[at], each[at]
+            table.scale(kind, REFINED[at])
+    return factors, values
 
 
 def _new_items(
-    table: _Table, components: Mapping[str, float], values: np.ndarray, tried: list[dict[str, Any]], *, timed: bool
+    table: SearchTable, components: Mapping[str, float], values: np.ndarray, tried: list[dict[str, Any]], *, timed: bool
 ) -> tuple[NewItemWeights, np.ndarray]:
     """Return weights for items without training interactions, and NDCG@10 by user with them."""
     content = {name: components.get(name, 0.0) for name, kind in table.kinds.items() if kind.of_content}

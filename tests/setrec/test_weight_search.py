@@ -1,15 +1,20 @@
 """The search for the weights of a hybrid score on made-up validation users."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
 from setrec.data.catalog import TRAIN, VALID, Histories
 from setrec.evaluation import ranking
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridScorer
+from setrec.scoring.model_scores import ModelScores
 from setrec.scoring.registry import Sources
+from setrec.scoring.search_table import SearchTable
 from setrec.scoring.temperature import fit_temperature
 from setrec.scoring.text_similarity import TextFeatures
 from setrec.scoring.weight_search import expected, halves, search, standard_error
@@ -141,3 +146,68 @@ def test_a_temperature_undoes_the_scale_of_scores():
     found = fit_temperature(lambda history: scores.pop(0).astype(np.float32), cases)
     assert found == pytest.approx(7, rel=0.1)
     assert standard_error(np.array([1.0, 3.0, np.nan])) == pytest.approx(1 / np.sqrt(2))
+
+
+class TwoKinds:
+    """A model with two kinds of slots, both inexact: ``collaborative`` knows which two items may follow, ``text`` which
+    of two habits a user has."""
+
+    kinds = ("collaborative", "text")
+    leg = device = None
+    tokens = SimpleNamespace(read_kinds=kinds)
+
+    def __init__(self) -> None:
+        self.code_columns = {"collaborative": (0, ITEMS), "text": (ITEMS, ITEMS + 2)}
+
+    def eval(self) -> "TwoKinds":
+        return self
+
+    def repeat_bias(self, weights) -> float:
+        return 0.0
+
+    def item_codes(self) -> torch.Tensor:
+        return torch.cat([torch.eye(ITEMS), torch.eye(2)[torch.arange(ITEMS) % 2]], dim=1)
+
+    def user_codes(self, history, weights, codes) -> torch.Tensor:
+        rows = []
+        for items in history:
+            row = np.random.default_rng(items).normal(0, 0.5, ITEMS + 2)
+            row[[(items[-1] + 1) % 50, (items[-1] + 2) % 50]] += 1
+            row[ITEMS + (items[-1] + 1 + items[0] // 25) % 2] += 1
+            rows.append(row)
+        each = np.repeat([weights["collaborative"], weights["text"]], [ITEMS, 2])
+        return torch.tensor(np.array(rows) * each, dtype=torch.float32)
+
+
+def two_habits() -> Histories:
+    """Users who go round the ring by one step or by two, as their first item is below 25 or not."""
+    rng = np.random.default_rng(0)
+    rows = [
+        [(start + step * (1 + start // 25)) % 50 for step in range(int(rng.integers(4, 8)))]
+        for start in rng.integers(0, 50, USERS)
+    ]
+    splits = Ragged.of([[TRAIN] * (len(row) - 1) + [VALID] for row in rows], np.int8).values
+    return Histories([str(u) for u in range(USERS)], Ragged.of(rows), splits)
+
+
+def test_a_slot_that_repeats_what_the_components_count_weighs_less_beside_them():
+    h = two_habits()
+    found = search(TwoKinds(), halves(h, timed=False), h.trained(ITEMS), None)
+    alone, beside = found.weights.of_model_alone, found.weights.slots
+    assert beside["collaborative"] / beside["text"] < alone["collaborative"] / alone["text"]
+    again = search(TwoKinds(), halves(h, timed=False), h.trained(ITEMS), None, names=())
+    assert again.weights.slots == again.weights.of_model_alone == alone
+    assert found.valid > again.valid
+
+
+def test_scaling_a_kind_of_slots_is_the_model_at_that_weight():
+    h = two_habits()
+    (part, _), weights = halves(h, timed=False), {"collaborative": 0.7, "text": 0.3}
+    table = SearchTable(ModelScores(TwoKinds(), weights), [part], h.trained(ITEMS), None, ["transitions_near"])
+    before = table.slot("text", 0)
+    table.scale("text", 0.5)
+    history = part.cases.batch(0, 256)[0]
+    np.testing.assert_allclose(table.slot("text", 0), 0.5 * before)
+    np.testing.assert_allclose(
+        table.model(0), ModelScores(TwoKinds(), weights | {"text": 0.15}).dense(history), rtol=1e-5
+    )

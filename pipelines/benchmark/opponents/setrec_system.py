@@ -50,10 +50,11 @@ class SetRecSystem:
             trainer = refit_trainer(model, run, config, wrap=on_device, spent=lambda: (clock.share - used) / (1 - used))
             _train(trainer, clock, "refit, epoch", epochs, epochs + again)
             model = _on_cpu(trainer.restore_best())
-        term = ModelScores(model, weights.weights.slots)
+        slots = weights.weights.of_model_alone
+        term = ModelScores(model, slots)
         scorer = hybrid_scorer(model, weights.weights, known_at_test(problem.histories), problem.trained, problem.texts)
         variants = {"model alone": ModelOnly(term)} if weights.weights.used else {}
-        return Fitted(scorer, _chosen(weights), curve, term.by_kind, weights.weights.slots, variants, weights.valid)
+        return Fitted(scorer, _chosen(weights), curve, term.by_kind, slots, variants, weights.valid)
 
 
 class WithoutModel:
