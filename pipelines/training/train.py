@@ -5,8 +5,8 @@ If a worker or node is lost, Ray restarts the workers, and they continue from th
 including the driver, with ``resume``. Batches, dropout and the schedule depend on seed and position only, so the result
 equals that of an uninterrupted run.
 
-Training is followed by a refit: the model of the best epoch is stored for choices on validation, and then trained
-further on training and validation events. The refit has its own checkpoints.
+Training is followed by a refit: the model of the best epoch is stored for choices on validation, and then trained anew,
+or further, on training and validation events. The refit has its own checkpoints.
 """
 
 from __future__ import annotations
@@ -82,12 +82,12 @@ def train(run: Run, config: JobConfig, *, resume: bool = False) -> dict[str, Any
             store.clear()
     if config.training.offset.enabled:  # before the workers, so that only one process makes it
         with bar("Score training positions") as progress:
-            for upto in (TRAIN, VALID) if config.training.refit_epochs else (TRAIN,):
+            for upto in (TRAIN, VALID) if config.training.refit_length else (TRAIN,):
                 training_offset(run, config, upto, progress.update)
     with bar("Train SETRec") as progress, tracking(run, config) as follow, cluster(config):
         _fit(run, config, progress, follow, refit=False)
         done = _keep_trained(run, config)
-        if config.training.refit_epochs:
+        if config.training.refit_length:
             _fit(run, config, progress, follow, refit=True)
             _keep_refit(run, config)
         shutil.rmtree(run.offset, ignore_errors=True)
@@ -222,7 +222,7 @@ def _worker(settings: dict[str, Any]) -> None:
             at = trainer.progress
             note = f"epoch {at.epoch + 1}, best NDCG@10 {max(at.best, 0):.4f}"
             note = f"refit, epoch {at.epoch + 1}" if refit else note
-            board.write.remote(done + refit * epochs, epochs + config.training.refit_epochs, note)
+            board.write.remote(done + refit * epochs, epochs + config.training.refit_length, note)
 
     def on_epoch(record: dict[str, Any]) -> None:
         if rank == 0:

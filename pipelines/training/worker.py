@@ -64,11 +64,8 @@ def trainer_of(
     """
     source = ShardSource(directory.history_shards(run.data), directory.catalog_size(run.data))
     counts = item_counts(source, source.items)
-    features = load_features(run, config, counts > 0)
     offsets, components = training_offset(run, config)
-    torch.manual_seed(config.training.seed)
-    model = SetRecModel.build(config.model, features, offset=offsets is not None)
-    warm.begin(model, config.warm_start, _item_ids(run.data) if config.warm_start else [], features.text)
+    model = _initial(run, config, counts > 0)
     cases = validation_cases(source, config.training.validation_users, config.training.seed)
     return Trainer(
         model, source, Validation(cases, rank, world, components), config.training, config.loss,
@@ -85,19 +82,35 @@ def refit_trainer(
     wrap: Wrap = lambda model: model,
     spent: Callable[[], float] = lambda: 0.0,
 ) -> Trainer:
-    """Return the trainer of one worker that continues a validated ``model`` on training and validation events.
+    """Return the trainer of one worker on training and validation events: of a new model, each of whose legs is trained
+    for as many epochs as were best for that of a validated ``model``, or of ``model`` itself, changed in place, for
+    ``refit_epochs``.
 
-    ``model`` is changed in place; items that are new in validation events are trained from here on.
+    Items that are new in validation events are trained from here on.
     """
     source = ShardSource(directory.history_shards(run.data), directory.catalog_size(run.data), upto=VALID)
     counts = item_counts(source, source.items)
-    model.mark_trained(counts > 0)
     s, (offsets, _) = config.training, training_offset(run, config, upto=VALID)
-    own = {"epochs": s.refit_epochs, "learning_rate": REFIT_RATE * s.learning_rate}
+    stops = None
+    if s.refit_epochs is None:
+        stops = model.config.leg_epochs or [s.epochs] * len(model.legs)
+        model = _initial(run, config, counts > 0)
+    else:
+        model.mark_trained(counts > 0)
+        s = s.model_copy(update={"epochs": s.refit_epochs, "learning_rate": REFIT_RATE * s.learning_rate})
     return Trainer(
-        model, source, None, s.model_copy(update=own), config.loss,
-        rank=rank, world=world, wrap=wrap, counts=counts, offsets=offsets, spent=spent,
+        model, source, None, s, config.loss,
+        rank=rank, world=world, wrap=wrap, counts=counts, offsets=offsets, stops=stops, spent=spent,
     )  # fmt: skip
+
+
+def _initial(run: Run, config: JobConfig, trained: np.ndarray) -> SetRecModel:
+    """Return the model at the beginning of training, in which the items ``trained``, bool (I,), take part."""
+    features = load_features(run, config, trained)
+    torch.manual_seed(config.training.seed)
+    model = SetRecModel.build(config.model, features, offset=config.training.offset.enabled)
+    warm.begin(model, config.warm_start, _item_ids(run.data) if config.warm_start else [], features.text)
+    return model
 
 
 def _item_ids(data: Path) -> list[str]:
@@ -172,7 +185,7 @@ def work(
     on_epoch: OnEpoch = lambda record: None,
 ) -> Trainer:
     """Train to the end, from the newest checkpoint if there is one; the process group exists if ``world`` > 1.
-    ``refit``: continue ``run.model`` on validation events too (:func:`refit_trainer`).
+    ``refit``: train on validation events too, after ``run.model`` (:func:`refit_trainer`).
 
     Raises:
         DataError, ConfigError: data, features or checkpoint cannot be used.

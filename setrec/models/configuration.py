@@ -10,7 +10,8 @@ from setrec.models.backbones import scratch_config
 
 
 class SetRecConfig(PretrainedConfig):
-    """Configuration from which the model is rebuilt; ``backbone`` is the backbone's own configuration."""
+    """Configuration from which the model is rebuilt; ``backbone`` is the backbone's own configuration, ``leg_epochs``
+    the number of epochs after which each leg was best on validation."""
 
     model_type = "setrec"
 
@@ -38,6 +39,7 @@ class SetRecConfig(PretrainedConfig):
         offset: bool = False,
         collaborative_leg: dict[str, Any] | None = None,
         read_blocks: int | None = None,
+        leg_epochs: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
         self.items, self.backbone, self.lora = items, backbone, lora
@@ -46,7 +48,7 @@ class SetRecConfig(PretrainedConfig):
         self.history_skip, self.repeat_bias, self.word_scale = history_skip or [], repeat_bias, word_scale
         self.history, self.max_items, self.instruction = history, max_items, instruction
         self.query_mode, self.dropout, self.offset = query_mode, dropout, offset
-        self.collaborative_leg, self.read_blocks = collaborative_leg, read_blocks
+        self.collaborative_leg, self.read_blocks, self.leg_epochs = collaborative_leg, read_blocks, leg_epochs
         self.trainable_table, self.id_dropout = trainable_table, id_dropout
         super().__init__(**kwargs)
 

@@ -22,8 +22,8 @@ TOTALS = ("computed", "useful")
 class Progress:
     """State of a resumed run other than weights and optimiser.
 
-    ``best`` is the best validation NDCG@10 of the model, ``legs`` that of each leg; ``best_epoch`` is the last epoch in
-    which a leg was better than before.
+    ``best`` is the best validation NDCG@10 of the model, ``legs`` that of each leg and ``leg_epochs`` the epochs of
+    these; ``best_epoch`` is the last of them.
     ``epoch`` epochs are finished, ``position`` is the place in the next one; ``sums`` are its running sums: ``loss``
     (over targets), ``targets`` (of all workers), ``computed`` and ``useful`` tokens, ``waited`` and ``busy`` seconds.
     """
@@ -32,6 +32,7 @@ class Progress:
     position: Position = field(default_factory=Position)
     best: float = -1.0
     legs: list[float] = field(default_factory=list)
+    leg_epochs: list[int] = field(default_factory=list)
     best_epoch: int = 0
     seconds: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
@@ -44,15 +45,16 @@ class Progress:
         """Note validation NDCG@10 of the model and of each leg; return for each leg whether the current epoch is its
         best so far. The model's value alone counts for every leg; without values every epoch is the best."""
         if not values:
-            self.best_epoch = self.epoch + 1
+            self.best_epoch, self.leg_epochs = self.epoch + 1, [self.epoch + 1] * legs
             return [True] * legs
         before = self.legs or [-1.0] * legs
         each = list(values[1:]) or [values[0]] * legs
         better = [new > old for new, old in zip(each, before, strict=True)]
         self.legs = [max(pair) for pair in zip(each, before, strict=True)]
         self.best = max(self.best, values[0])
-        if any(better):
-            self.best_epoch = self.epoch + 1
+        known = self.leg_epochs or [0] * legs
+        self.leg_epochs = [self.epoch + 1 if new else old for new, old in zip(better, known, strict=True)]
+        self.best_epoch = max(self.leg_epochs)
         return better
 
     def exhausted(self, epochs: int, patience: int) -> bool:

@@ -50,7 +50,8 @@ class Trainer:
         histories: training histories, the same on every worker; each step's rows are dealt out by rank.
         evaluate: validation NDCG@10 of the model, which may be followed by that of each leg; called on every worker
             after every epoch, worker 0's values are used. Each leg keeps its best epoch. Without it the last epoch is
-            the best.
+            the best, of each leg that of ``stops``, if given.
+        stops: number of epochs to train each leg for, without ``evaluate``; the schedule is that of the settings.
         counts: training interactions of each item (I,); by default computed if a sampled softmax needs them.
         offsets: fixed parts of the logits at the positions of the histories, for a model with an ``offset_scale``.
         spent: returns the used share of a time limit: the learning rate falls with it, and an epoch may end after any
@@ -70,9 +71,10 @@ class Trainer:
         wrap: Callable[[SetRecModel], nn.Module] = lambda module: module,
         counts: np.ndarray | None = None,
         offsets: Offsets | None = None,
+        stops: Sequence[int] | None = None,
         spent: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self.model, self.evaluate, self.spent = model, evaluate, spent
+        self.model, self.evaluate, self.stops, self.spent = model, evaluate, stops, spent
         self.settings, self.loss, self.rank, self.world = training, loss, rank, world
         source = MemorySource(histories) if isinstance(histories, Ragged) else histories
         if training.recompute:
@@ -136,6 +138,8 @@ class Trainer:
         record = progress.record(progress.over_workers(self.world, self.model.device))
         judged = [] if self.evaluate is None else self._validate(self.evaluate)
         better = progress.judge(judged, len(self.of_legs))
+        if self.stops is not None:
+            better = [progress.epoch < stop for stop in self.stops]
         if any(better):
             weights = checkpoints.learned(self.model, keep=self.rank == 0)
             self.best_weights |= {name: w for name, w in weights.items() if better[self.model.leg_of(name)]}
@@ -239,13 +243,16 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Return whether all epochs are done, or validation has not improved for ``patience`` epochs."""
-        return self.progress.exhausted(self.settings.epochs, self.settings.patience)
+        epochs = self.settings.epochs if self.stops is None else min(self.settings.epochs, max(self.stops))
+        return self.progress.exhausted(epochs, self.settings.patience)
 
     def restore_best(self) -> SetRecModel:
         """Load the weights of the best epoch, and return the model."""
         if self.best_weights:
             checkpoints.set_weights(self.model, self.best_weights, every=False)
         model: SetRecModel = self.model.eval()
+        if self.evaluate is not None:
+            model.config.leg_epochs = self.progress.leg_epochs
         return model
 
 

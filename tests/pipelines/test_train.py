@@ -126,17 +126,34 @@ def test_a_run_learns_on_one_worker_or_two_as_in_one_process_and_leaves_a_model(
     assert judge(SetRecModel.from_pretrained(Run(root).validated).eval()) == pytest.approx([best], rel=tolerance)
 
 
-def test_a_refit_learns_items_that_validation_events_bring(prepared):
-    run, config = Run(prepared), load_config(prepared / "config.yaml")
+@pytest.mark.parametrize(("epochs", "rate"), [("null", 1.0), ("2", 0.5)], ids=["anew", "continued"])
+def test_a_refit_learns_items_that_validation_events_bring(prepared, epochs, rate):
+    run, config = Run(prepared), load_config(prepared / "config.yaml", [f"training.refit_epochs={epochs}"])
     _, histories = directory.load(run.data)
     only = ~histories.trained(30) & np.isin(np.arange(30), histories.of(VALID).values)
     model = trainer_of(run, config).model
     before = model.trained.clone()
     trainer = refit_trainer(model, run, config)
-    np.testing.assert_array_equal(model.trained.numpy(), before.numpy() | only)
+    assert (trainer.model is model) == (epochs == "2")
+    np.testing.assert_array_equal(trainer.model.trained.numpy(), before.numpy() | only)
     assert trainer.epoch()["targets"] == len(histories.upto(VALID).values) - len(histories)
     assert not trainer.finished
-    assert trainer.settings.learning_rate == config.training.learning_rate / 2
+    assert trainer.settings.learning_rate == rate * config.training.learning_rate
+
+
+def test_a_refit_is_as_long_as_was_best_on_validation(prepared):
+    run, config = Run(prepared), load_config(prepared / "config.yaml")
+    first = trainer_of(run, config)
+    scores = iter([0.1, 0.3, 0.2, 0.2])
+    first.evaluate = lambda model: [next(scores)]
+    for _ in range(4):
+        first.epoch()
+    second, schedule = refit_trainer(first.restore_best(), run, config), []
+    while not second.finished:
+        second.epoch()
+        schedule.append(second.optimizer.param_groups[0]["lr"])
+    assert len(schedule) == 2
+    assert schedule[-1] > 0.5 * config.training.learning_rate, "the schedule of eight epochs, not of two"
 
 
 @pytest.mark.slow

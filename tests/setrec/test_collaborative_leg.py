@@ -66,10 +66,26 @@ def test_each_leg_keeps_the_weights_of_its_own_best_epoch(features, tmp_path):
         kept.append({name: p.detach().clone() for name, p in trainer.parameters})
         trainer.save(tmp_path)
     assert (trainer.progress.best, trainer.progress.legs, trainer.progress.best_epoch) == (0.3, [0.2, 0.2], 2)
-    for name, parameter in trainer.restore_best().named_parameters():
+    best = trainer.restore_best()
+    for name, parameter in best.named_parameters():
         if parameter.requires_grad:
             assert torch.equal(parameter, kept[0 if model.leg_of(name) else 1][name]), name
     assert not torch.equal(kept[0]["leg.answer.weight"], kept[1]["leg.answer.weight"])
+    best.save_pretrained(tmp_path / "model")
+    assert SetRecModel.from_pretrained(tmp_path / "model").config.leg_epochs == [2, 1]
+
+
+def test_each_leg_is_trained_for_as_many_epochs_as_it_is_told(features):
+    model = legs(features)
+    settings = TrainingSettings(epochs=4, targets_per_batch=4, learning_rate=1e-2)
+    trainer, kept = Trainer(model, HISTORIES, None, settings, ObjectiveSettings(), stops=[3, 1]), []
+    while not trainer.finished:
+        trainer.epoch()
+        kept.append({name: p.detach().clone() for name, p in trainer.parameters})
+    assert len(kept) == 3
+    for name, parameter in trainer.restore_best().named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(parameter, kept[0 if model.leg_of(name) else 2][name]), name
 
 
 def test_a_leg_is_validated_by_the_scores_of_its_own_slots(model):

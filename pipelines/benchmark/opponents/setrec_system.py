@@ -38,7 +38,7 @@ class SetRecSystem:
         config = recipes.applied(config, settings, f"training.seed={seed}")
         run = item_features.shared_view(prepared, config, prepared.root / "collaborative")
         on_device = wrapper(config, 1, torch.device(device()))
-        epochs, again = config.training.epochs, config.training.refit_epochs
+        epochs, again = config.training.epochs, config.training.refit_length
         share = epochs / (epochs + again)  # share of the time for the training before the refit
         trainer = trainer_of(run, config, wrap=on_device, spent=lambda: clock.share / share)
         curve = _train(trainer, clock, "epoch", 0, epochs + again)
