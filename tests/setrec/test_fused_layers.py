@@ -65,4 +65,5 @@ def test_a_copied_backbone_computes_with_its_own_weights(monkeypatch):
         for parameter in fused.parameters():
             parameter.zero_()
     start, items = torch.zeros(0, fused.width), torch.randn(2, 3, fused.width)
-    assert copied.read(start, items).any() and not fused.read(start, items).any()
+    assert copied.read(start, items).any()
+    assert not fused.read(start, items).any()
