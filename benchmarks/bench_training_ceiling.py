@@ -5,8 +5,8 @@
 ``DIR`` holds ``interactions.parquet`` with ``user_id``, ``item_id`` and ``position``, the last two interactions of each
 user are left out; texts are random vectors of width 384, since speed does not depend on them. Model, objective and
 batches are the defaults, for every size of the backbone, in float32 and in what ``precision: auto`` chooses, and in
-float32 without the collaborative leg. Each variant is a process of its own with one thread, in which large matrix products and
-the same steps take turns.
+float32 without the collaborative leg. Each variant is a process of its own with one thread, in which large matrix
+products and the same steps take turns.
 
 *Work* of a step are its floating-point operations, forward and backward, by PyTorch's count. *share* is work by CPU
 seconds over the rate of the product of two 2,048 x 2,048 matrices in the precision of the step, ``of_float32`` over

@@ -29,6 +29,10 @@ def check(model):
     for keep in (False, True):
         found, states = reader.user_codes(whole, codes.numpy(), known if keep else (), keep=keep)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    held = reader.inputs(codes.numpy())
+    assert sum(part[0].nbytes for own in held for part in own if part is not None) == reader.input_bytes
+    of_held, _ = reader.user_codes(whole, codes.numpy(), inputs=held)
+    np.testing.assert_allclose(of_held, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     first = Ragged.of([row[:count] for row, count in zip(ROWS, KNOWN, strict=True)], np.int64)
     _, before = reader.user_codes(first, codes.numpy(), keep=True)
     known = [own if count else None for own, count in zip(before, KNOWN, strict=True)]
