@@ -286,12 +286,15 @@ class InferencePass:
     def __init__(self, model: CausalRecommender, weights: Mapping[str, float]) -> None:
         assert can_read(model)
         with torch.inference_mode():
-            start, width = model.tokens.read[0].start, model.tokens.code_width
-            read, bias = (part.detach() for part in model.tokens.fused_map())
-            vectors = _Linear(F.pad(read, (start, 0)).contiguous(), bias.contiguous())
-            answer, scale = _answer_map(model, weights), model.config.word_scale
-            self._legs = [_Leg(model.backbone, model.instruction.detach(), model.max_items, vectors, answer, scale)]
-            if (leg := model.leg) is not None:
+            start, width, self._legs = model.tokens.read[0].start, model.tokens.code_width, list[_Leg]()
+            # A leg whose slots have no weight is not read.
+            if model.leg is None or any(weights[slot.kind] for slot in model.tokens.read):
+                read, bias = (part.detach() for part in model.tokens.fused_map())
+                vectors = _Linear(F.pad(read, (start, 0)).contiguous(), bias.contiguous())
+                answer, scale = _answer_map(model, weights), model.config.word_scale
+                own = _Leg(model.backbone, model.instruction.detach(), model.max_items, vectors, answer, scale)
+                self._legs.append(own)
+            if (leg := model.leg) is not None and (weights[COLLABORATIVE] or not self._legs):
                 project = cast(TableTokenizer, model.tokens.table(COLLABORATIVE)).project
                 vectors = _Linear(F.pad(project.weight, (0, width - start)).contiguous(), project.bias)
                 fold = project.weight.double().T * (weights[COLLABORATIVE] * leg.log_scale.double().exp())
