@@ -2,7 +2,9 @@
 
 The bundle has the demonstration's size and random weights (``serving_bundle``); the client runs on the same machine.
 ``--before TREE`` measures only this: CPU time a request of the server's process on bare uvicorn, in turn with an
-earlier checkout, loaded by Debian's ``wrk``; ``rps_over_before`` is the ratio of requests per CPU second.
+earlier checkout, loaded by Debian's ``wrk``; ``rps_over_before`` is the ratio of requests per CPU second. Its bundles
+have no collaborative leg, which checkouts before it cannot read; with ``--leg`` they have one, and all figures are
+called ``leg_...``.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ def wrk(url: str, connections: int, seconds: int, script: Path) -> tuple[int, fl
     return answers, p50 / 1000, p99 / 1000
 
 
-def against(tree: Path, sizes: list[str], seconds: int, repeats: int) -> dict[str, Any]:
+def against(tree: Path, sizes: list[str], seconds: int, repeats: int, *, leg: bool) -> dict[str, Any]:
     """Figures beside those of the checkout ``tree``, both servers in turn."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -127,7 +129,7 @@ def against(tree: Path, sizes: list[str], seconds: int, repeats: int) -> dict[st
         script = folder / "requests.lua"
         script.write_text(_WRK.replace("USERS", str(USERS)))
         for size in sizes:
-            bundle = make_bundle(folder, size, items=SIZES[size])
+            bundle = make_bundle(folder, size, items=SIZES[size], leg=leg)
             servers = {v: stack.enter_context(server(bundle, tree=t)) for v, t in {"before": tree, "now": ROOT}.items()}
             found |= {f"{size}_ready_cpu_s_{v}": round(cpu_seconds(p), 2) for v, (_, p) in servers.items()}
             for crowd in (1, CROWD):
@@ -152,7 +154,7 @@ def against(tree: Path, sizes: list[str], seconds: int, repeats: int) -> dict[st
     found["rps_over_before"] = found[f"{sizes[-1]}_rps_over_before_at_{CROWD}"]
     p50 = [found[f"{sizes[-1]}_p50_ms_{version}_at_1"] for version in ("now", "before")]
     found["p50_over_before"] = round(p50[0] / p50[1], 3)
-    return found
+    return {f"leg_{name}": value for name, value in found.items()} if leg else found
 
 
 def requests_to(url: str) -> list[bytes]:
@@ -204,12 +206,14 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     options.add_argument("--before", type=Path, metavar="TREE", help="an earlier checkout to compare with")
+    options.add_argument("--leg", action="store_true", help="--before with the collaborative leg")
     options.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of --before; headlines: last")
     options.add_argument("--repeats", type=int, default=3, help="of each load of --before")
     asked = options.parse_args()
     if asked.before is not None:
-        found = against(asked.before.resolve(), asked.sizes, round(asked.seconds), asked.repeats)
-        keep("serving", previous("serving") | found, ("rps_over_before", "p50_over_before"))
+        found = against(asked.before.resolve(), asked.sizes, round(asked.seconds), asked.repeats, leg=asked.leg)
+        every = previous("serving") | found
+        keep("serving", every, tuple(name for name in ("rps_over_before", "p50_over_before") if name in every))
         print(json.dumps(found, indent=2))
         return
     found = run(asked.seconds)

@@ -130,7 +130,7 @@ def _ours(task: Task) -> tuple[Any, Callable[[Any], np.ndarray]]:
     def rank(score: Any) -> np.ndarray:
         lists = np.empty((len(task.asked), K), dtype=np.int32)
         order = np.argsort(rows.lengths[task.asked], kind="stable")  # histories of a batch are padded to the longest
-        for places in np.array_split(order, max(1, len(order) // 128)):
+        for places in np.array_split(order, max(1, len(order) // 64)):
             history = rows.take(task.asked[places])
             scores = score(history)
             scores[history.row_of_value, history.values] = -np.inf

@@ -12,7 +12,7 @@ from serving.engine.acceptance import examine
 from setrec.data.catalog import TRAIN, Catalog, Histories
 from setrec.models.item_tokens import ItemFeatures, unit_rows
 from setrec.models.setrec_model import SetRecModel
-from setrec.models.settings import ModelSettings
+from setrec.models.settings import LegSettings, ModelSettings
 from setrec.ragged import Ragged
 from setrec.scoring.hybrid import HybridWeights, build_components
 from setrec.scoring.registry import Sources
@@ -31,9 +31,11 @@ def make_bundle(
     items: int = ITEMS,
     hybrid: bool = True,
     max_items: int = 50,
+    leg: bool = True,
 ) -> Path:
     """Write ``folder/name``: ``items``, users with 20 to 100 interactions, a tiny backbone with two semantic tokens and
-    320-wide codes that reads ``max_items`` items; with components of both kinds, if ``hybrid``."""
+    320-wide codes that reads ``max_items`` items; with components of both kinds, if ``hybrid``, a collaborative
+    leg, if ``leg``."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     words = rng.integers(0, 2000, (items, 6))
@@ -42,7 +44,8 @@ def make_bundle(
     features = ItemFeatures(
         trained=np.ones(items, bool), collaborative=rng.normal(size=(items, 64)).astype(np.float32), text=sentences
     )
-    model = SetRecModel.build(ModelSettings(semantic_tokens=2, max_items=max_items), features).eval()
+    settings = ModelSettings(semantic_tokens=2, max_items=max_items, collaborative_leg=LegSettings() if leg else None)
+    model = SetRecModel.build(settings, features).eval()
     model.save_pretrained(folder / f"model-{seed}")
     rows = Ragged.of([rng.permutation(items)[: rng.integers(20, 100)] for _ in range(USERS)])
     similar = TextFeatures(LexicalEncoder.fit(texts, width=8).rows(texts), unit_rows(sentences))

@@ -25,6 +25,5 @@ def adamw(parameters: Iterable[tuple[nn.Parameter, float, float]], learning_rate
     for p, share, weight_decay in parameters:
         if p.requires_grad:
             groups.setdefault((share * learning_rate, weight_decay if p.ndim > 1 else 0.0), []).append(p)
-    return torch.optim.AdamW(
-        [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()], lr=learning_rate
-    )
+    each = [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
+    return torch.optim.AdamW(each, lr=learning_rate, fused=True)

@@ -29,6 +29,7 @@ from transformers.utils import logging
 from setrec.errors import ConfigError, first_line
 from setrec.models import attention, masks
 from setrec.models.block_attention import LONG
+from setrec.models.fused_layers import fuse
 from setrec.models.settings import LoraSettings
 
 MASTER = torch.float32
@@ -233,6 +234,7 @@ class CausalBackbone(Backbone):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model, model.config.hidden_size, model.config.num_attention_heads)
+        fuse(model)
 
     @property
     def layers(self) -> list[nn.Module]:

@@ -184,8 +184,10 @@ def scorer(model: SasRec) -> ranking.Scorer:
         rows = torch.arange(len(model.trained), device=model.trained.device)
         table = model.items.weight.detach() if whole else model.vectors(rows)
     floor = torch.where(model.trained | (model.text is not None), 0.0, -1e9)
+    # The floor is one more column: adding it to the product is a pass over all scores.
+    columns = torch.cat([table, floor[:, None]], dim=1)
 
     def score(history: Ragged) -> np.ndarray:
-        return torch.addmm(floor, model.user_vectors(history), table.T).cpu().numpy()
+        return (F.pad(model.user_vectors(history), (0, 1), value=1.0) @ columns.T).cpu().numpy()
 
     return score

@@ -7,6 +7,7 @@ from small_models import ITEMS, small_model
 
 from serving.bundle.reader import Bundle
 from serving.bundle.writer import write_bundle
+from serving.engine import user_codes
 from serving.engine.acceptance import examine
 from serving.engine.engine import Engine, Request
 from serving.runtime import edits
@@ -204,3 +205,22 @@ def test_behind_learned_queries_and_behind_an_encoder_nothing_is_cached(tmp_path
     assert pair.ask("u") == 0
     pair.cached.retire()
     store.close()
+
+
+def test_answers_are_the_same_whether_the_inputs_of_items_are_held_or_computed(bundle, tmp_path, monkeypatch):
+    """Also for histories with an item that was added live, and after the added rows have new numbers."""
+    held = Engine(bundle, store=open_store(str(tmp_path / "live.db")), max_k=ITEMS, encode=Texts())
+    monkeypatch.setattr(user_codes, "_INPUT_BYTES", 0)
+    computed = Engine(bundle, store=held.store, max_k=ITEMS, encode=Texts())
+    assert held.user_codes._inputs is not None
+    assert computed.user_codes._inputs is None
+    requests = [Request(user_id=user, k=10) for user in ("user-1", "user-2")]
+    requests += [Request(history=rows, k=10) for rows in (("item-3",), ("item-9", "item-4", "item-9"))]
+    edits.put_item(held, "fresh", ItemFields(title="A new one", text="its words", attributes={}))
+    for engine in (held, computed):
+        engine.catch_up()
+    requests.append(Request(history=("item-3", "fresh", "item-5"), k=10))
+    for some in (requests, requests[:-1], requests[-1:], requests[2:3]):
+        for one, other in zip(held.recommend(some), computed.recommend(some), strict=True):
+            assert [item.item_id for item in one.items] == [item.item_id for item in other.items]
+            np.testing.assert_allclose([i.score for i in one.items], [i.score for i in other.items], rtol=1e-4)

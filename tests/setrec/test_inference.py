@@ -29,6 +29,10 @@ def check(model):
     for keep in (False, True):
         found, states = reader.user_codes(whole, codes.numpy(), known if keep else (), keep=keep)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    held = reader.inputs(codes.numpy())
+    assert sum(part[0].nbytes for own in held for part in own if part is not None) == reader.input_bytes
+    of_held, _ = reader.user_codes(whole, codes.numpy(), inputs=held)
+    np.testing.assert_allclose(of_held, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     first = Ragged.of([row[:count] for row, count in zip(ROWS, KNOWN, strict=True)], np.int64)
     _, before = reader.user_codes(first, codes.numpy(), keep=True)
     known = [own if count else None for own, count in zip(before, KNOWN, strict=True)]
@@ -50,6 +54,19 @@ def test_the_pass_has_the_models_user_codes_from_whole_histories_and_from_known_
     options = {"query_mode": "item", "history_skip": (0.0, 0.8, 1.0), "instruction": instruction}
     options["collaborative_leg"] = leg
     check(small_model(features, family, "fused", **options))
+
+
+@pytest.mark.parametrize("none", [(), ("collaborative",), ("semantic", "text"), ("collaborative", "semantic", "text")])
+def test_a_leg_without_weight_is_not_read_and_the_user_codes_are_the_models(features, none):
+    model = small_model(features, "qwen3", "fused", query_mode="item", collaborative_leg=LegSettings())
+    weights = {kind: 0.0 if kind in none else 1.5 for kind in model.kinds}
+    whole, codes = Ragged.of(ROWS, np.int64), model.item_codes()
+    reader = InferencePass(model, weights)
+    legs = [any(weights[kind] for kind in kinds) for kinds in model.legs]
+    assert len(reader.inputs(codes.numpy())) == max(1, sum(legs))
+    expected = model.user_codes(whole, weights, codes).numpy()
+    found, _ = reader.user_codes(whole, codes.numpy())
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * max(1e-3, np.abs(expected).max()))
 
 
 def llama(features, **changes):

@@ -14,7 +14,8 @@ window of the latest ``max_items`` slides: above the first layer every state dep
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard, cast
 
 import numpy as np
@@ -29,6 +30,9 @@ from setrec.ragged import Ragged, offsets_of
 
 _FEW = 16
 """For fewer rows oneDNN's product is slower, as it reorders the weights for each product."""
+_MANY, _SHAPES = 128, 64
+"""From so many rows on they are padded to a multiple of the second number: oneDNN compiles a product for every number
+of rows, which takes as long as 400 rows, and keeps only a thousand."""
 _NONE = np.empty((0, 0, 0, 0), np.float32)
 FAMILIES = ("qwen2", "qwen3", "llama")
 """Model types of the backbones that can be read."""
@@ -36,6 +40,15 @@ FAMILIES = ("qwen2", "qwen3", "llama")
 States = tuple[Tensor, ...]
 """Keys and values of a history, (2 * layers, heads, a + k, c) of each leg, for an instruction of length a and k items;
 those of fewer items are a slice."""
+
+
+class ItemInputs(NamedTuple):
+    """What a leg computes of items by themselves, whatever history they are in: the vectors (U, d) that its stack
+    reads, and the queries, keys and values (U, h) of these in its first layer, before rotation; ``None`` in a stack of
+    one layer, which has other products."""
+
+    vectors: Tensor
+    heads: Tensor | None
 
 
 class _Linear(NamedTuple):
@@ -62,11 +75,23 @@ class _Linear(NamedTuple):
         return _Linear(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
 
     def __call__(self, rows: Tensor) -> Tensor:
-        if rows.shape[0] < _FEW:
+        count = rows.shape[0]
+        if count < _FEW or _by_intel():
             return F.linear(rows, self.weight, self.bias)
         # oneDNN's product: PyTorch's default is MKL's, which has half the speed on processors not by Intel.
+        if count >= _MANY:
+            rows = F.pad(rows, (0, 0, 0, -count % _SHAPES))
         product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
-        return product
+        return product[:count]
+
+
+@cache
+def _by_intel() -> bool:
+    """Return whether the processor is one of Intel, on which MKL's product is faster than oneDNN's at any size."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 class _Norm(NamedTuple):
@@ -160,20 +185,34 @@ class _Leg:
         self._nothing_read = torch.zeros(1, backbone.width)
         if count := len(instruction):
             self._nothing_read, (self.instruction,) = self._states(
-                instruction, np.arange(count), np.array([0, count]), [self.instruction], keep=True
+                self._of_vectors(instruction), np.arange(count), np.array([0, count]), [self.instruction], keep=True
             )
 
-    def read(
-        self, codes: np.ndarray, rows: np.ndarray, lengths: np.ndarray, before: Sequence[Tensor], *, keep: bool
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the answers (B, D) to histories after ``lengths`` new items, packed ``rows`` of ``codes``, and with
-        ``keep`` all keys and values; ``before`` are those of the items before."""
+    def inputs(self, codes: np.ndarray) -> ItemInputs:
+        """Return the inputs of items with ``codes`` (U, D)."""
         vectors = self._vectors(torch.from_numpy(codes))
         for norm in self._norms[2:]:
             vectors = norm(vectors)
+        return self._of_vectors(vectors)
+
+    @property
+    def input_width(self) -> int:
+        """Numbers of an item's inputs."""
+        first = self._layers[0]
+        return len(self._vectors.weight) + (len(first.heads.weight) if len(self._layers) > 1 else 0)
+
+    def _of_vectors(self, vectors: Tensor) -> ItemInputs:
+        first = self._layers[0]
+        return ItemInputs(vectors, first.heads(first.before(vectors)) if len(self._layers) > 1 else None)
+
+    def read(
+        self, inputs: ItemInputs, rows: np.ndarray, lengths: np.ndarray, before: Sequence[Tensor], *, keep: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the answers (B, D) to histories after ``lengths`` new items, packed ``rows`` of ``inputs``, and with
+        ``keep`` all keys and values; ``before`` are those of the items before."""
         some, count = np.flatnonzero(lengths), len(lengths)
         states, tables = self._states(
-            vectors, rows, offsets_of(lengths[some]), [before[b] for b in some.tolist()], keep=keep
+            inputs, rows, offsets_of(lengths[some]), [before[b] for b in some.tolist()], keep=keep
         ) if len(some) else (self._nothing_read[:0], [])  # fmt: skip
         if len(some) < count:
             states = self._nothing_read.repeat(count, 1).index_copy_(0, torch.from_numpy(some), states)
@@ -184,19 +223,20 @@ class _Leg:
         return self._answer(states), tables
 
     def _states(
-        self, vectors: Tensor, rows: np.ndarray, offsets: np.ndarray, known: Sequence[Tensor], *, keep: bool
+        self, inputs: ItemInputs, rows: np.ndarray, offsets: np.ndarray, known: Sequence[Tensor], *, keep: bool
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the state (B, d) of the last new token of each history, and with ``keep`` all keys and values.
 
-        ``rows`` int64 (T,) of ``vectors`` (U, d) are the new tokens, at least one a history; ``known`` as in
+        ``rows`` int64 (T,) of ``inputs`` (U, ...) are the new tokens, at least one a history; ``known`` as in
         :meth:`user_codes`, never ``None``.
         """
         first, lengths = np.array([own.shape[2] for own in known]), offsets[1:] - offsets[:-1]
         ends, last, tables = first + lengths, offsets[1:] - 1, list[np.ndarray]()
         longest, seen = int(lengths.max()), int(ends.max())
-        packed, x, final = _packed(lengths, longest), vectors, self._layers[-1]
+        packed, x, final = _packed(lengths, longest), inputs.vectors, self._layers[-1]
         for number, layer in enumerate(self._layers):
-            normed = layer.before(x)
+            heads = None if number else inputs.heads
+            normed = x if heads is not None else layer.before(x)
             x = x if number else x[torch.from_numpy(rows)]
             keys, values = self._known(known, number, seen)
             tables += [keys, values] if keep else []
@@ -215,8 +255,8 @@ class _Leg:
             else:
                 queries = np.zeros((len(known), self._heads, longest, self._width), np.float32)
                 place_heads(
-                    layer.heads(normed).numpy(), rows, offsets, first, *layer.norms, self._cos, self._sin,
-                    queries, keys, values,
+                    (layer.heads(normed) if heads is None else heads).numpy(), rows, offsets, first, *layer.norms,
+                    self._cos, self._sin, queries, keys, values,
                 )  # fmt: skip
             read = F.scaled_dot_product_attention(
                 torch.from_numpy(queries), torch.from_numpy(keys), torch.from_numpy(values),
@@ -246,12 +286,15 @@ class InferencePass:
     def __init__(self, model: CausalRecommender, weights: Mapping[str, float]) -> None:
         assert can_read(model)
         with torch.inference_mode():
-            start, width = model.tokens.read[0].start, model.tokens.code_width
-            read, bias = (part.detach() for part in model.tokens.fused_map())
-            vectors = _Linear(F.pad(read, (start, 0)).contiguous(), bias.contiguous())
-            answer, scale = _answer_map(model, weights), model.config.word_scale
-            self._legs = [_Leg(model.backbone, model.instruction.detach(), model.max_items, vectors, answer, scale)]
-            if (leg := model.leg) is not None:
+            start, width, self._legs = model.tokens.read[0].start, model.tokens.code_width, list[_Leg]()
+            # A leg whose slots have no weight is not read.
+            if model.leg is None or any(weights[slot.kind] for slot in model.tokens.read):
+                read, bias = (part.detach() for part in model.tokens.fused_map())
+                vectors = _Linear(F.pad(read, (start, 0)).contiguous(), bias.contiguous())
+                answer, scale = _answer_map(model, weights), model.config.word_scale
+                own = _Leg(model.backbone, model.instruction.detach(), model.max_items, vectors, answer, scale)
+                self._legs.append(own)
+            if (leg := model.leg) is not None and (weights[COLLABORATIVE] or not self._legs):
                 project = cast(TableTokenizer, model.tokens.table(COLLABORATIVE)).project
                 vectors = _Linear(F.pad(project.weight, (0, width - start)).contiguous(), project.bias)
                 fold = project.weight.double().T * (weights[COLLABORATIVE] * leg.log_scale.double().exp())
@@ -264,15 +307,32 @@ class InferencePass:
         self._decays = np.array(model.config.history_skip, np.float64)
         self._bounds = np.array([0, *(stop for _, stop in model.code_columns.values())])
 
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the inputs of an item."""
+        return 4 * sum(leg.input_width for leg in self._legs)
+
+    def inputs(self, codes: np.ndarray) -> list[ItemInputs]:
+        """Return the inputs to each leg of items with ``codes``, float32 (U, D); more than a third of a pass."""
+        with torch.inference_mode():
+            return [leg.inputs(codes) for leg in self._legs]
+
     def user_codes(
-        self, histories: Ragged, codes: np.ndarray, known: Sequence[States | None] = (), *, keep: bool = False
+        self,
+        histories: Ragged,
+        codes: np.ndarray,
+        known: Sequence[States | None] = (),
+        *,
+        keep: bool = False,
+        inputs: Sequence[ItemInputs] | None = None,
     ) -> tuple[np.ndarray, list[States]]:
         """Return the user codes, float32 (B, D), of histories of rows int64 of ``codes`` float32 (U, D), at most
         ``max_items`` each, and with ``keep`` the keys and values of each history.
 
         ``known``: keys and values that were returned for the first items of each history, fewer than all; ``None``
-        where there are none.
+        where there are none. ``inputs``: those of ``codes``, if they are there already.
         """
+        inputs = self.inputs(codes) if inputs is None else inputs
         rows, lengths = histories.values, histories.lengths
         nothing = tuple(leg.instruction for leg in self._legs)
         before = [nothing if own is None else own for own in known] or [nothing] * len(histories)
@@ -281,7 +341,7 @@ class InferencePass:
             rows = rows[np.repeat(histories.offsets[1:] - np.cumsum(lengths), lengths) + np.arange(lengths.sum())]
         with torch.inference_mode():
             each = [
-                leg.read(codes, rows, lengths, [own[number] for own in before], keep=keep)
+                leg.read(inputs[number], rows, lengths, [own[number] for own in before], keep=keep)
                 for number, leg in enumerate(self._legs)
             ]
             found = torch.stack([answers for answers, _ in each]).sum(dim=0).numpy()
