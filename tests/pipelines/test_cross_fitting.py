@@ -98,7 +98,8 @@ def test_items_that_are_not_stored_keep_their_probability_together():
 CONFIG = """
 data: {{interactions: {folder}/interactions.csv, items: {folder}/items.csv, columns: {{position: position}}}}
 model: {{max_items: 10, hidden: [32, 16], text_slot: 8}}
-training: {{epochs: 3, targets_per_batch: 64, precision: float32, refit_epochs: 1, offset: {{enabled: true, top: 8}}}}
+training:
+  {{epochs: 3, targets_per_batch: 64, precision: float32, refit_epochs: null, offset: {{enabled: true, top: 8}}}}
 cluster: {{threads: 1}}
 evaluation: {{resamples: 20, examples: 1, weight_step: 0.5}}
 """

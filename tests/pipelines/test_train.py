@@ -142,7 +142,7 @@ def test_a_refit_learns_items_that_validation_events_bring(prepared, epochs, rat
 
 
 def test_a_refit_is_as_long_as_was_best_on_validation(prepared):
-    run, config = Run(prepared), load_config(prepared / "config.yaml")
+    run, config = Run(prepared), load_config(prepared / "config.yaml", ["training.refit_epochs=null"])
     first = trainer_of(run, config)
     scores = iter([0.1, 0.3, 0.2, 0.2])
     first.evaluate = lambda model: [next(scores)]
