@@ -30,12 +30,13 @@ class GraphModelSettings(Settings):
     pass (:mod:`nodetok.language.walks`). ``soft_prompt``: number of learned vectors at the start. ``pair_distances``:
     whether the distances between the nodes of a prompt are added (:mod:`nodetok.language.pair_distances`);
     ``pair_neighbours``: number of neighbours listed per node that make them exact (0: none; not for tasks that hide
-    edges, nor for weighted ones). ``identity``: width of the candidates' own learned vectors; with 0 the classes of ``classification`` are scored by vectors of their texts,
-    so a model can choose among others. ``feature_dropout`` and ``position_dropout``: of a node's features and anchor
-    distances, before they become tokens. ``text_loss`` weighs the loss of the generated answer. ``node_words``,
-    ``edge_words``, ``class_words``: limits on the tokens of the text of a node, an edge or a class (0: none; ``None``:
-    24 if the backbone is pretrained or classes have descriptions). ``chat_template``: whether to use the checkpoint's.
-    ``frozen_layers``: first layers of a pretrained Qwen that read words only, once per prompt, and write no text.
+    edges, nor for weighted ones). ``identity``: width of the candidates' own learned vectors; with 0 the classes of
+    ``classification`` are scored by vectors of their texts, so a model can choose among others. ``feature_dropout``
+    and ``position_dropout``: of a node's features and anchor distances, before they become tokens. ``text_loss``
+    weighs the loss of the generated answer. ``node_words``, ``edge_words``, ``class_words``: limits on the tokens of
+    the text of a node, an edge or a class (0: none; ``None``: 24 if the backbone is pretrained or classes have
+    descriptions). ``chat_template``: whether to use the checkpoint's. ``frozen_layers``: first layers of a pretrained
+    Qwen that read words only, once per prompt, and write no text.
     """
 
     backbone: BackboneSettings = BackboneSettings()
