@@ -232,6 +232,7 @@ def test_a_parallel_loop_leaves_the_number_of_threads_of_pytorch_alone():
         from nodetok.distances import hops
         from nodetok.graph import Graph
         torch.set_num_threads(1)
+        assert torch.get_num_threads() == 1
         source, target = np.random.default_rng(0).integers(1000, size=(2, 8000))
         hops(Graph.from_arrays(source, target, 1000), np.arange(64))
         assert torch.get_num_threads() == 1, torch.get_num_threads()
