@@ -20,7 +20,6 @@ from nodetok.graph import Graph
 from nodetok.language.interface import Task
 from nodetok.language.prompts import Neighbourhoods, NodeData, attach
 from nodetok.language.settings import LAPLACIAN, SHUFFLED, TEXT, TOKENS, TOKENS_ONLY, GraphModelSettings
-from nodetok.language.walks import FeatureWalks
 from setrec.rows import normalize_rows
 
 
@@ -59,13 +58,10 @@ def ablate(task: Task, name: str, settings: GraphModelSettings, seed: int = 0) -
         neighbourhoods = Neighbourhoods(neighbourhoods.rows[of], neighbourhoods.relations[of])
     features = None if task.features is None else _feature_tokens(task, settings.feature_restart, of)
     feature_tokens = 0 if features is None else features.shape[1]
-    walks = None
-    if settings.feature_walks and feature_tokens > 1:
-        walks = FeatureWalks.over(task.graph, of, settings.feature_restart, settings.feature_walks)
     if name == LAPLACIAN:
-        own = replace(attach(_spectrum(task, seed), features, task.class_vectors, raw=True), walks=walks)
+        own = attach(_spectrum(task, seed), features, task.class_vectors, raw=True)
         return InputAblation(name, settings, own.table.shape[1], feature_tokens, neighbourhoods, lambda _: own)
-    still = replace(attach(task.table[of], features, task.class_vectors), walks=walks)
+    still = attach(task.table[of], features, task.class_vectors)
     if settings.pair_neighbours and task.graph.edges:
         listed = Neighbourhoods.sample(len(task.graph), facts(task), settings.pair_neighbours, rng).rows[of]
         still = replace(still, near=torch.from_numpy(listed))

@@ -213,10 +213,7 @@ class GraphLanguageModel(nn.Module):
         """Return feature tokens (n, d) of values = row * tokens + number."""
         assert data.features is not None
         row, kind = values // self.shape.feature_tokens, values % self.shape.feature_tokens
-        shown = data.features[row, kind].float()
-        if self.training and data.walks is not None and (averaged := kind > 0).any():
-            shown[averaged] = data.walks.averages(row[averaged], data.features[:, 0].float())
-        made: Tensor = self.feature(self.feature_dropout(shown)) + self.feature_kind(kind)
+        made: Tensor = self.feature(self.feature_dropout(data.features[row, kind].float())) + self.feature_kind(kind)
         return made
 
     def _neighbours(self, rows: Tensor, data: NodeData) -> Tensor:

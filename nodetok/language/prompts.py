@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nodetok.language.walks import FeatureWalks
-
 PAD, WORD, POSITION, FEATURE, NEIGHBOUR = range(5)
 SLOT = re.compile(r"\[\[(\d+)\]\]")
 EDGE_TEXT = ("edge :", " .")
@@ -288,7 +286,7 @@ class NodeData:
     candidates' names than those of training, with a pretrained language model; ``unseen``: whether they are others.
     ``raw``: the table holds coordinates to
     be read as they are, such as eigenvectors, not distances. ``near`` int64 (V, M) or ``None``: neighbours of every
-    node, -1 for none. ``walks``: replace averaged features in training.
+    node, -1 for none.
     """
 
     table: Tensor
@@ -298,14 +296,12 @@ class NodeData:
     classes: Tensor | None = None
     answers: Tensor | None = None
     unseen: bool = False
-    walks: FeatureWalks | None = None
 
     def to(self, device: torch.device) -> NodeData:
         """Return the data on ``device``."""
         optional = (self.features, self.near, self.classes, self.answers)
         features, near, classes, answers = (None if x is None else x.to(device) for x in optional)
-        walks = None if self.walks is None else self.walks.to(device)
-        return NodeData(self.table.to(device), features, self.raw, near, classes, answers, self.unseen, walks)
+        return NodeData(self.table.to(device), features, self.raw, near, classes, answers, self.unseen)
 
 
 def attach(

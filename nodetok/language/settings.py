@@ -26,17 +26,16 @@ class GraphModelSettings(Settings):
     defaults); ``frozen`` trains only projectors, soft prompt, queries and candidates. ``position_tokens`` per node,
     each for an equal share of the anchors; ``neighbours``: number of neighbours shown per node (0: none);
     ``feature_restart`` above 0: a second feature token, the features averaged over a walk that returns with this
-    probability per step; ``feature_walks`` above 0: in training averaged over that many random walks, others in every
-    pass (:mod:`nodetok.language.walks`). ``soft_prompt``: number of learned vectors at the start. ``pair_distances``:
-    whether the distances between the nodes of a prompt are added (:mod:`nodetok.language.pair_distances`);
-    ``pair_neighbours``: number of neighbours listed per node that make them exact (0: none; not for tasks that hide
-    edges, nor for weighted ones). ``identity``: width of the candidates' own learned vectors; with 0 the classes of
-    ``classification`` are scored by vectors of their texts, so a model can choose among others. ``feature_dropout``
-    and ``position_dropout``: of a node's features and anchor distances, before they become tokens. ``text_loss``
-    weighs the loss of the generated answer. ``node_words``, ``edge_words``, ``class_words``: limits on the tokens of
-    the text of a node, an edge or a class (0: none; ``None``: 24 if the backbone is pretrained or classes have
-    descriptions). ``chat_template``: whether to use the checkpoint's. ``frozen_layers``: first layers of a pretrained
-    Qwen that read words only, once per prompt, and write no text.
+    probability per step. ``soft_prompt``: number of learned vectors at the start. ``pair_distances``: whether the
+    distances between the nodes of a prompt are added (:mod:`nodetok.language.pair_distances`); ``pair_neighbours``:
+    number of neighbours listed per node that make them exact (0: none; not for tasks that hide edges, nor for weighted
+    ones). ``identity``: width of
+    the candidates' own learned vectors; with 0 the classes of ``classification`` are scored by vectors of their texts,
+    so a model can choose among others. ``feature_dropout`` and ``position_dropout``: of a node's features and anchor
+    distances, before they become tokens. ``text_loss`` weighs the loss of the generated answer. ``node_words``,
+    ``edge_words``, ``class_words``: limits on the tokens of the text of a node, an edge or a class (0: none; ``None``:
+    24 if the backbone is pretrained or classes have descriptions). ``chat_template``: whether to use the checkpoint's.
+    ``frozen_layers``: first layers of a pretrained Qwen that read words only, once per prompt, and write no text.
     """
 
     backbone: BackboneSettings = BackboneSettings()
@@ -45,7 +44,6 @@ class GraphModelSettings(Settings):
     position_tokens: int = Field(4, ge=0, le=16)
     neighbours: int = Field(16, ge=0)
     feature_restart: float = Field(0.0, ge=0, lt=1)
-    feature_walks: int = Field(0, ge=0)
     soft_prompt: int = Field(2, ge=0)
     pair_distances: bool = True
     pair_neighbours: int = Field(0, ge=0)
