@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit, prange
 
-from nodetok.distances import PARALLEL, hops, reached
+from nodetok.distances import hops, parallel, reached
 from nodetok.graph import Graph
 from nodetok.settings import AnchorSettings
 from setrec.errors import ConfigError
@@ -71,11 +71,11 @@ def _greedy(view: Graph, s: AnchorSettings, count: int) -> tuple[np.ndarray, np.
     taken, nearest = np.zeros(len(view), dtype=np.bool_), np.full(len(view), len(view), dtype=np.int64)
     rank = np.random.default_rng(s.seed).permutation(len(view))
     arrays = view.indptr, view.indices
-    with PARALLEL:
+    with parallel():
         rows, gains = _lazy_greedy(*arrays, count, goal, s.radius, exclude, taken, nearest, rank)
     while s.coverage is None and not exclude and len(rows) < count:
         taken[rows] = True
-        with PARALLEL:
+        with parallel():
             more, _ = _lazy_greedy(*arrays, count - len(rows), goal, s.radius, False, taken, nearest, rank)
         rows, gains = np.concatenate([rows, more]), np.concatenate([gains, np.zeros(len(more), dtype=np.int64)])
     return rows, gains

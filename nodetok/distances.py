@@ -7,13 +7,15 @@ anchors of the word, and a node that all anchors have reached is skipped.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 from numba import njit, prange
 from scipy import sparse
 from scipy.sparse import csgraph
+from threadpoolctl import threadpool_limits
 
 from nodetok.graph import Graph
 from nodetok.settings import DistanceSettings, Kind
@@ -27,8 +29,22 @@ WORD = 64
 NARROW = 32
 """Only the frontier's neighbours are visited if the frontier is smaller than this fraction of the nodes."""
 
-PARALLEL = threading.Lock()
-"""Lock of parallel loops: numba's thread pool aborts the process if two threads use it."""
+_PARALLEL = threading.Lock()
+_started = False
+
+
+@contextmanager
+def parallel() -> Iterator[None]:
+    """Protect a parallel loop.
+
+    Loops of two threads at once abort the process in numba's thread pool. And when that pool starts, with the first
+    loop, it sets the number of OpenMP threads of the calling thread to its own. It is restored here: or PyTorch, told
+    to use one thread, would use all from then on, and beside other work spend most of its time waiting for them.
+    """
+    global _started
+    with _PARALLEL, nullcontext() if _started else threadpool_limits(limits=None, user_api="openmp"):
+        yield
+        _started = True
 
 
 def unreachable(dtype: np.dtype[Any] | type) -> float:
@@ -141,7 +157,7 @@ def hops(graph: Graph, anchors: np.ndarray, limit: int | None = None, out: np.nd
                 back = graph.reverse
                 active = _step(back.indptr, back.indices, seen, frontier, following, active, out, start, level)
             else:
-                with PARALLEL:
+                with parallel():
                     _level(graph.indptr, graph.indices, seen, frontier, following, full, out, start, level)
                 frontier, following = following, frontier
                 following[:] = 0

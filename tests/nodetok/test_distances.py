@@ -1,5 +1,9 @@
 """Distances against NetworkX, walks against their definition, updates against measuring anew."""
 
+import os
+import subprocess
+import sys
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -219,3 +223,19 @@ def test_anchors_and_settings_that_cannot_be_used_are_refused():
     for wrong in ({"kind": "miles"}, {"direction": "up"}, {"restart": 1.0}, {"restart": -0.1}, {"steps": 0}):
         with pytest.raises(ValidationError):
             DistanceSettings(**wrong)
+
+
+def test_a_parallel_loop_leaves_the_number_of_threads_of_pytorch_alone():
+    # In a process of its own: numba's pool starts once.
+    code = """if True:
+        import numpy as np, torch
+        from nodetok.distances import hops
+        from nodetok.graph import Graph
+        torch.set_num_threads(1)
+        assert torch.get_num_threads() == 1
+        source, target = np.random.default_rng(0).integers(1000, size=(2, 8000))
+        hops(Graph.from_arrays(source, target, 1000), np.arange(64))
+        assert torch.get_num_threads() == 1, torch.get_num_threads()
+    """
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2", "NUMBA_THREADING_LAYER": "omp"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
