@@ -176,7 +176,7 @@ class Trainer:
         step, so each term is divided by the average ``weight`` of a part's targets."""
         device = self.model.device
         items, visible, targets = batch.tensors(device)
-        with autocast(device, self.settings.precision):
+        with autocast(device, self.settings.precision, self.model.backbone.width):
             terms = losses.batch_terms(
                 self.model, items, visible, targets, self.loss, rows, candidates, wrapped=self.wrapped,
                 weights=batch.target_weights(device), offset=batch.offset_tensors(device),
