@@ -22,8 +22,8 @@ from serving.deployment import ray_app
 
 
 def demo_config(port: int, overrides: list[str]) -> JobConfig:
-    """Return the configuration: data and encoder from installed packages, one thread, and six epochs before
-    the refit to save time. All other settings are the defaults.
+    """Return the configuration: data and encoder from installed packages, one thread, and six epochs
+    instead of twelve to save time. All other settings are the defaults.
 
     Two threads train so small a model in three quarters of the time with half as much more work.
     """

@@ -55,9 +55,9 @@ class TrainingSettings(Settings):
     it times the catalogue); ``accumulate`` splits the rows of a step into that many passes, with the same gradient and
     that much less memory. ``patience``: epochs without a better validation NDCG@10 before training stops.
     ``refit_epochs``: the model that is served and tested is trained on training and validation events together, while
-    choices on validation use the model before. A number continues the model of the best epoch for so many, at half the
-    learning rate; 0 keeps that model. ``null`` trains it anew, each leg for as many epochs as were best on validation,
-    on the same schedule, which takes as long again.
+    choices on validation use the model before. ``null`` trains it anew, each leg for as many epochs as were best on
+    validation, on the same schedule, which takes as long again; a number continues the model of the best epoch for so
+    many, at half the learning rate; 0 keeps that model.
     ``leg_weight_decay``: of the collaborative leg, whose vectors of items overfit within a few epochs at less.
     ``warmup``: share of training in which the learning rate rises. ``backbone_share``: the learning rate of the
     backbone's weights as a share of ``learning_rate`` (``None``: 1 from scratch, a fiftieth for a pretrained backbone,
@@ -75,7 +75,7 @@ class TrainingSettings(Settings):
 
     epochs: int = Field(12, ge=1)
     patience: int = Field(6, ge=1)
-    refit_epochs: int | None = Field(2, ge=0)
+    refit_epochs: int | None = Field(None, ge=0)
     targets_per_batch: int = Field(512, ge=1)
     accumulate: int = Field(1, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
