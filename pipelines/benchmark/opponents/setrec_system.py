@@ -21,6 +21,9 @@ from setrec.scoring.model_scores import ModelOnly, ModelScores
 from setrec.scoring.weight_search import Found
 from setrec.training.trainer import Trainer
 
+CONTINUED = 2
+"""Epochs of a refit that continues the model because the time left is not enough to train a new one."""
+
 
 class SetRecSystem:
     """A :class:`pipelines.benchmark.base.system.System`; its settings are overrides of the configuration."""
@@ -38,7 +41,8 @@ class SetRecSystem:
         config = recipes.applied(config, settings, f"training.seed={seed}")
         run = item_features.shared_view(prepared, config, prepared.root / "collaborative")
         on_device = wrapper(config, 1, torch.device(device()))
-        epochs, again = config.training.epochs, config.training.refit_length
+        s = config.training
+        epochs, again = s.epochs, CONTINUED if s.refit_epochs is None else s.refit_epochs
         share = epochs / (epochs + again)  # share of the time for the training before the refit
         trainer = trainer_of(run, config, wrap=on_device, spent=lambda: clock.share / share)
         curve = _train(trainer, clock, "epoch", 0, epochs + again)
@@ -47,6 +51,9 @@ class SetRecSystem:
         weights = _weights(problem, config, model)
         if again and not clock.over:
             used = clock.share
+            if used > 0.5:  # a new model takes as long
+                config = recipes.applied(config, {}, f"training.refit_epochs={again}")
+            again = config.training.refit_length
             trainer = refit_trainer(model, run, config, wrap=on_device, spent=lambda: (clock.share - used) / (1 - used))
             _train(trainer, clock, "refit, epoch", epochs, epochs + again)
             model = _on_cpu(trainer.restore_best())

@@ -9,6 +9,7 @@ from pipelines.benchmark import fits, registry
 from pipelines.benchmark.base import problem
 from pipelines.benchmark.base.system import Clock
 from pipelines.benchmark.job import benchmark, protocol_of
+from pipelines.benchmark.opponents import setrec_system
 from pipelines.benchmark.opponents.setrec_system import SetRecSystem
 from pipelines.benchmark.run import BenchmarkSettings
 from pipelines.common.run_directory import Run
@@ -131,6 +132,24 @@ def test_a_fit_ends_with_its_time(prepared):
     fitted = SetRecSystem("x", recipes.merged(TINY, endless)).fit(problem.load(prepared), endless, 0, clock)
     assert fitted.curve
     assert len(fitted.curve) < 10_000
+
+
+@pytest.mark.parametrize(("used", "refit_epochs"), [(0.1, None), (0.6, 2)])
+def test_a_fit_continues_its_model_if_the_time_left_is_not_enough_for_a_new_one(
+    prepared, monkeypatch, used, refit_epochs
+):
+    class Stopped(Clock):
+        share = used
+
+    given, refits, original = problem.load(prepared), [], setrec_system.refit_trainer
+
+    def noted(model, run, config, **rest):
+        refits.append(config.training.refit_epochs)
+        return original(model, run, config, **rest)
+
+    monkeypatch.setattr(setrec_system, "refit_trainer", noted)
+    SetRecSystem("x", TINY).fit(given, TINY, 0, Stopped(1.0))
+    assert refits == [refit_epochs]
 
 
 def test_the_published_design_trains(prepared):
