@@ -22,7 +22,7 @@ from pipelines.evaluation.scorer import hybrid_scorer
 from pipelines.ingest.ingest import ingest
 from setrec.data.catalog import TEST, TRAIN, VALID, Histories
 from setrec.evaluation import ranking
-from setrec.scoring.weight_search import halves, search, standard_error
+from setrec.scoring.search.weight_search import halves, search, standard_error
 
 TYPES = {
     "likes differ": {"1": 0.5, "2": 0.7, "3": 1, "4": 1.2, "5": 1.5},

@@ -26,8 +26,8 @@ from setrec.errors import ConfigError, DataError
 from setrec.evaluation import beyond_accuracy, ranking
 from setrec.models.setrec_model import SetRecModel
 from setrec.scoring import baselines, registry
+from setrec.scoring.search.weight_search import Found
 from setrec.scoring.text_similarity import TextFeatures
-from setrec.scoring.weight_search import Found
 
 
 def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:

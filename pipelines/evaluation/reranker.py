@@ -31,9 +31,9 @@ from setrec.scoring.reranking import (
     features,
     standardized,
 )
-from setrec.scoring.search_table import Part
+from setrec.scoring.search.table import Part
+from setrec.scoring.search.weight_search import halves, standard_error
 from setrec.scoring.text_similarity import TextFeatures
-from setrec.scoring.weight_search import halves, standard_error
 
 RERANKER = "reranker.json"
 DRAWS, FOLDS = 3, 5

@@ -17,8 +17,8 @@ from setrec.ragged import Ragged
 from setrec.scoring.hybrid import HybridScorer, HybridWeights
 from setrec.scoring.model_scores import ModelScores
 from setrec.scoring.registry import Sources
+from setrec.scoring.search.weight_search import Found, halves, search
 from setrec.scoring.text_similarity import TextFeatures
-from setrec.scoring.weight_search import Found, halves, search
 
 SCORER = "scorer.json"
 

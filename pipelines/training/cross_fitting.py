@@ -38,8 +38,8 @@ from setrec.rows import top_k
 from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridScorer, HybridWeights, build_components, load_components
 from setrec.scoring.registry import Component, Sources
+from setrec.scoring.search.weight_search import halves, search
 from setrec.scoring.text_similarity import TextFeatures
-from setrec.scoring.weight_search import halves, search
 from setrec.training.settings import OffsetSettings
 
 WEIGHTS, COMPONENTS = "weights.json", "components"

@@ -29,7 +29,7 @@ from transformers.utils import logging
 from setrec.errors import ConfigError, first_line
 from setrec.models import attention, masks
 from setrec.models.block_attention import LONG
-from setrec.models.fused_layers import fuse
+from setrec.models.fused.layers import fuse
 from setrec.models.settings import LoraSettings
 
 MASTER = torch.float32

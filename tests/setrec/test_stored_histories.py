@@ -14,8 +14,8 @@ from setrec.ragged import Ragged
 from setrec.scoring import baselines
 from setrec.scoring.item_graph import Reading
 from setrec.scoring.kernels import pairs
+from setrec.scoring.search.weight_search import halves
 from setrec.scoring.transitions import TransitionSettings, transition_component, transition_probabilities
-from setrec.scoring.weight_search import halves
 
 ITEMS = 60
 

@@ -14,10 +14,10 @@ from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridScorer
 from setrec.scoring.model_scores import ModelScores
 from setrec.scoring.registry import Sources
-from setrec.scoring.search_table import SearchTable
-from setrec.scoring.temperature import fit_temperature
+from setrec.scoring.search.table import SearchTable
+from setrec.scoring.search.temperature import fit_temperature
+from setrec.scoring.search.weight_search import expected, halves, search, standard_error
 from setrec.scoring.text_similarity import TextFeatures
-from setrec.scoring.weight_search import expected, halves, search, standard_error
 
 ITEMS, USERS = 100, 300
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from setrec.evaluation import ranking
 from setrec.evaluation.intervals import bootstrap_means
-from setrec.scoring.temperature import fit_temperature, log_normaliser, relative_scores, scored
+from setrec.scoring.search.temperature import fit_temperature, log_normaliser, relative_scores, scored
 
 BINS = 10
 

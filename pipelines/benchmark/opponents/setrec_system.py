@@ -18,7 +18,7 @@ from pipelines.training.worker import refit_trainer, trainer_of, wrapper
 from setrec.errors import ConfigError
 from setrec.models.setrec_model import SetRecModel
 from setrec.scoring.model_scores import ModelOnly, ModelScores
-from setrec.scoring.weight_search import Found
+from setrec.scoring.search.weight_search import Found
 from setrec.training.trainer import Trainer
 
 CONTINUED = 2

@@ -1,4 +1,4 @@
-"""Compiled loops of :mod:`setrec.models.fused_layers`: each reads and writes its tables once, all float32."""
+"""Compiled loops of :mod:`setrec.models.fused.layers`: each reads and writes its tables once, all float32."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import MODEL, HybridScorer, HybridWeights, NewItemWeights
 from setrec.scoring.model_scores import ModelOnly, ModelScores, slot_weight_grid
-from setrec.scoring.search_table import Part, SearchTable
-from setrec.scoring.temperature import fit_temperature
+from setrec.scoring.search.table import Part, SearchTable
+from setrec.scoring.search.temperature import fit_temperature
 from setrec.scoring.text_similarity import TextFeatures
 
 USERS = 2500

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedModel
 
+from setrec.models.fused.kernels import scale_rows_backward, turn_heads, turn_heads_backward
 from setrec.models.inference.kernels import scale_rows
-from setrec.models.norm_kernels import scale_rows_backward, turn_heads, turn_heads_backward
 
 _NORMS = ("Qwen2RMSNorm", "Qwen3RMSNorm", "LlamaRMSNorm")
 """Classes whose forward pass is x / sqrt(mean(x^2) + eps) * weight."""

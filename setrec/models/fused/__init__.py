@@ -1,0 +1,1 @@
+"""Layers of a causal backbone in compiled passes, on a CPU."""

@@ -1,0 +1,1 @@
+"""The search for the weights of a hybrid score, on validation users."""
