@@ -129,6 +129,11 @@ def graph_config(task: str, file: Path | None = None, overrides: list[str] | Non
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{file or task}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    model = config.model
+    if config.name == "stance" and config.encoder.path and not model.backbone.pretrained:
+        # Beside an encoder's vectors, a model that has to learn its vocabulary memorises the words of so few examples.
+        words = model.node_words if "node_words" in model.model_fields_set else 0
+        config = config.model_copy(update={"model": model.model_copy(update={"node_words": words})})
     unknown = [name for name in config.evaluation.ablations if name not in ABLATIONS]
     if unknown or TOKENS not in config.evaluation.ablations:
         raise ConfigError(f"evaluation.ablations: '{TOKENS}' and any of {', '.join(ABLATIONS)} are expected")

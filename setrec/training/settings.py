@@ -75,7 +75,7 @@ class TrainingSettings(Settings):
 
     epochs: int = Field(12, ge=1)
     patience: int = Field(6, ge=1)
-    refit_epochs: int | None = Field(2, ge=0)
+    refit_epochs: int | None = Field(None, ge=0)
     targets_per_batch: int = Field(512, ge=1)
     accumulate: int = Field(1, ge=1)
     learning_rate: float = Field(2e-3, gt=0)

@@ -264,6 +264,19 @@ def test_unknown_nodes_empty_questions_and_damage_are_one_clear_line(trained, tm
         jobs.evaluate(graph_folder, tmp_path / "x.json", graph_config("completion"))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "shown"),
+    [
+        ([], 32),
+        (["encoder.path=E"], 0),
+        (["encoder.path=E", "model.node_words=16"], 16),
+        (["encoder.path=E", "model.backbone.pretrained=Q"], 32),
+    ],
+)
+def test_a_new_stance_model_reads_words_unless_it_has_vectors_of_them(overrides, shown):
+    assert graph_config("stance", overrides=overrides).model.node_words == shown
+
+
 def test_a_setting_of_the_data_leaves_the_random_split_as_it_is(graph_folder, tmp_path):
     edges = pd.read_parquet(graph_folder / "edges.parquet").rename(columns={"label": "kind"})
     edges.to_parquet(tmp_path / "edges.parquet")

@@ -148,8 +148,7 @@ def test_a_fit_continues_its_model_if_the_time_left_is_not_enough_for_a_new_one(
         return original(model, run, config, **rest)
 
     monkeypatch.setattr(setrec_system, "refit_trainer", noted)
-    settings = recipes.merged(TINY, recipes.load("ablation/refit-anew"))
-    SetRecSystem("x", settings).fit(given, settings, 0, Stopped(1.0))
+    SetRecSystem("x", TINY).fit(given, TINY, 0, Stopped(1.0))
     assert refits == [refit_epochs]
 
 
