@@ -15,6 +15,9 @@ from setrec.errors import ConfigError
 
 REACH_SECONDS = 10.0
 """Time limit for an answer of a cluster's address. Ray itself waits for a minute or more."""
+STARTS = 2
+"""Number of attempts to start a cluster on this machine. Beside much other work its first process sometimes takes
+longer than the 30 seconds that Ray waits for it."""
 _TRAINING = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -50,9 +53,8 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     options: dict[str, Any] = {"address": address} if address else own
     try:
         with signals.unchanged():
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **options)
+            _start(1 if address else STARTS, **options)
     except Exception as error:  # Ray raises errors of many kinds; the user has to fix the cause
-        ray.shutdown()
         raise ConfigError(_why_not_joined(error, address)) from error
     for name in ("ray", "ray.train", "ray.data", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -60,6 +62,19 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         yield
     finally:
         ray.shutdown()
+
+
+def _start(attempts: int, **options: Any) -> None:
+    import ray
+
+    for left in reversed(range(attempts)):
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **options)
+            return
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
 
 
 _chosen: list[str | None] = [None]

@@ -50,3 +50,16 @@ def test_whatever_ray_raises_at_the_start_is_one_line(monkeypatch, address, said
         pass
     assert "timed out during startup" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_start_that_took_too_long_is_tried_again(monkeypatch):
+    results = iter([RuntimeError("The current node timed out during startup."), None])
+
+    def start(**_):
+        if (error := next(results)) is not None:
+            raise error
+
+    monkeypatch.setattr("ray.init", start)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with ray_session():
+        assert next(results, "none left") == "none left"

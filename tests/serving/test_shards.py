@@ -7,6 +7,7 @@ import serving_helpers
 from serving_helpers import catalog, codes, fake_bundle, histories, load_fake
 from test_endpoint import free_port
 
+from pipelines.common.cluster import ray_session
 from serving.bundle.reader import Bundle, open_shard
 from serving.deployment import ray_app
 from serving.deployment.shards import RemoteShard
@@ -47,9 +48,8 @@ def test_the_answer_is_that_of_one_index_whatever_is_excluded_and_allowed(tmp_pa
 def ray_here():
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield ray
-    ray.shutdown()
+    with ray_session(cpus=1):
+        yield ray
 
 
 @pytest.fixture(scope="module")
