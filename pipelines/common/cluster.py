@@ -11,13 +11,11 @@ from typing import Any
 
 from pipelines.common import signals
 from serving.deployment.quiet import quiet
+from serving.deployment.ray_start import start_ray
 from setrec.errors import ConfigError
 
 REACH_SECONDS = 10.0
 """Time limit for an answer of a cluster's address. Ray itself waits for a minute or more."""
-STARTS = 2
-"""Number of attempts to start a cluster on this machine. Beside much other work its first process sometimes takes
-longer than the 30 seconds that Ray waits for it."""
 _TRAINING = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -50,10 +48,10 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         _require_answer(address)
     # Without "local" Ray joins what `ray start` last started on this machine.
     own: dict[str, Any] = {"address": "local", "num_cpus": cpus or os.cpu_count(), "include_dashboard": False}
-    options: dict[str, Any] = {"address": address} if address else own
+    options: dict[str, Any] = {"address": address, "attempts": 1} if address else own
     try:
         with signals.unchanged():
-            _start(1 if address else STARTS, **options)
+            start_ray(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **options)
     except Exception as error:  # Ray raises errors of many kinds; the user has to fix the cause
         raise ConfigError(_why_not_joined(error, address)) from error
     for name in ("ray", "ray.train", "ray.data", "ray.serve"):
@@ -62,19 +60,6 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         yield
     finally:
         ray.shutdown()
-
-
-def _start(attempts: int, **options: Any) -> None:
-    import ray
-
-    for left in reversed(range(attempts)):
-        try:
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **options)
-            return
-        except Exception:
-            ray.shutdown()
-            if not left:
-                raise
 
 
 _chosen: list[str | None] = [None]

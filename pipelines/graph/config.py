@@ -119,9 +119,6 @@ def graph_config(task: str, file: Path | None = None, overrides: list[str] | Non
     if file is not None:
         raw = merged(raw, read_yaml(file))
     apply_overrides(raw, overrides)
-    if raw["name"] == "classification" and (raw.get("evaluation") or {}).get("transfer") is not None:
-        # The other graph has anchors and classes of its own.
-        raw["model"] = {"profile": "sorted", "identity": 0, **(raw.get("model") or {})}
     if raw["name"] not in DEFAULTS:
         raise ConfigError(f"unknown task '{raw['name']}' (known: {', '.join(DEFAULTS)})")
     try:
@@ -129,12 +126,21 @@ def graph_config(task: str, file: Path | None = None, overrides: list[str] | Non
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{file or task}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    model = config.model
-    if config.name == "stance" and config.encoder.path and not model.backbone.pretrained:
-        # Beside an encoder's vectors, a model that has to learn its vocabulary memorises the words of so few examples.
-        words = model.node_words if "node_words" in model.model_fields_set else 0
-        config = config.model_copy(update={"model": model.model_copy(update={"node_words": words})})
+    given = config.model.model_fields_set
+    own = {name: value for name, value in _model_defaults(config).items() if name not in given}
+    config = config.model_copy(update={"model": config.model.model_copy(update=own)})
     unknown = [name for name in config.evaluation.ablations if name not in ABLATIONS]
     if unknown or TOKENS not in config.evaluation.ablations:
         raise ConfigError(f"evaluation.ablations: '{TOKENS}' and any of {', '.join(ABLATIONS)} are expected")
     return config
+
+
+def _model_defaults(config: GraphConfig) -> dict[str, Any]:
+    """Return what differs from the model's defaults because of other settings."""
+    if config.name == "classification" and config.evaluation.transfer is not None:
+        # The other graph has anchors and classes of its own.
+        return {"profile": "sorted", "identity": 0}
+    if config.name == "stance" and config.encoder.path and not config.model.backbone.pretrained:
+        # Beside an encoder's vectors, a model that has to learn its vocabulary memorises the words of so few examples.
+        return {"node_words": 0}
+    return {}

@@ -23,6 +23,7 @@ from serving.bundle.reader import EncoderLoader, load_setrec
 from serving.bundle.signature import verify_signed
 from serving.deployment.ingress import environment
 from serving.deployment.quiet import quiet
+from serving.deployment.ray_start import start_ray
 from serving.runtime.graph_service import GraphLoader
 from serving.runtime.settings import ServingSettings
 from serving.stores import open_store
@@ -143,7 +144,7 @@ def _connect(settings: ServingSettings) -> None:
         # Short, because it contains sockets; private to the owner.
         folder = _session["folder"] = Path(tempfile.mkdtemp(prefix="setrec-"))
         with _variables(environment(settings, folder, _free_port()) | _figures(folder)):
-            ray.init(
+            start_ray(
                 num_cpus=max(
                     os.cpu_count() or 1, math.ceil((settings.max_replicas or settings.replicas) * settings.cpus)
                 ),
