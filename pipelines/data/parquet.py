@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.data.files import File
+from pipelines.data.lines import BAD_TEXT
 from setrec.errors import DataError
 
 _ROWS = 100_000
+_WHOLE_AS_FLOAT = re.compile("-?[0-9]+[.]0")
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ def plan(kind: pa.DataType) -> ColumnPlan:
         return ColumnPlan(pa.float64(), "real")
     if pa.types.is_decimal(kind):
         return ColumnPlan(pa.large_string(), "text")
+    if kind == pa.uuid():
+        return ColumnPlan(kind, "text")
     if pa.types.is_timestamp(kind):
         return ColumnPlan(pa.int64(), "instant", kind.unit)
     if pa.types.is_date32(kind):
@@ -101,8 +109,25 @@ def _planned(column: pa.Array, planned: ColumnPlan, faults: list[str | None]) ->
         width = pa.int32() if pa.types.is_date32(column.type) else pa.int64()
         return column.view(width).cast(pa.int64())
     if planned.kind == "json":
-        column.validate(full=True)
+        return _nested(column, planned.type, faults)
+    if pa.types.is_decimal(column.type):  # whole numbers as without a scale
+        return pc.replace_substring_regex(column.cast(planned.type), r"\.0+$", "")
     return column.cast(planned.type)
+
+
+def _nested(column: pa.Array, kind: pa.DataType, faults: list[str | None]) -> pa.Array:
+    try:
+        column.validate(full=True)  # a cast does not check text inside lists
+        return column.cast(kind)
+    except pa.ArrowInvalid as error:
+        if len(column) > 1:
+            parts, found = [], [list[str | None]([None]) for _ in faults]
+            for row, fault in enumerate(found):
+                parts.append(_nested(column.take([row]), kind, fault))
+                faults[row] = fault[0] or faults[row]
+            return pa.concat_arrays(parts)
+        faults[0] = BAD_TEXT if "UTF8" in str(error) else str(error).splitlines()[0]
+        return pa.nulls(1, kind)
 
 
 def _text(column: pa.Array, faults: list[str | None]) -> pa.Array:
@@ -117,7 +142,7 @@ def _text(column: pa.Array, faults: list[str | None]) -> pa.Array:
                 values.append(None if value is None else value.decode())
             except UnicodeDecodeError:
                 values.append(None)
-                faults[row] = "not UTF-8 text"
+                faults[row] = BAD_TEXT
         return pa.array(values, pa.large_string())
 
 
@@ -126,25 +151,40 @@ def is_list(kind: pa.DataType) -> bool:
     return hasattr(kind, "value_type") and not pa.types.is_map(kind) and not pa.types.is_dictionary(kind)
 
 
+def holds_ids(kind: pa.DataType) -> bool:
+    """Return whether a column of a type can contain ids."""
+    return plan(kind).kind in ("text", "whole", "real")
+
+
 def ids(column: pa.ChunkedArray | pa.Array) -> list[str | None]:
-    """Return the ids of a column of text or whole numbers of any physical type, as ingest reads them."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    return [None if value is None else id_of(value) for value in column.cast(pa.string()).to_pylist()]
+    """Return the ids of a column of text or numbers of any physical type, as ingest reads them; bytes that are not
+    UTF-8 are replaced."""
+    return [_id_of(value) for value in column.cast(_as_ids(column.type)).to_pylist()]
 
 
 def lists_of_ids(column: pa.ChunkedArray) -> list[list[str | None] | None]:
-    """Return the lists of a column of lists of ids."""
-    values = column.cast(pa.large_list(_plain(column.type.value_type))).to_pylist()
-    found: list[list[str | None] | None] = []
-    for value in values:
-        found.append(None if value is None else [None if item is None else id_of(str(item)) for item in value])
-    return found
+    """Return the lists of a column of lists of ids, or of nulls."""
+    if pa.types.is_null(column.type):
+        return [None] * len(column)
+    lists = column.cast(pa.large_list(_as_ids(column.type.value_type))).to_pylist()
+    return [None if values is None else [_id_of(value) for value in values] for values in lists]
 
 
-def id_of(text: str) -> str:
-    """Return the id of a text; a whole number as a float has the id of the whole number."""
-    return text[:-2] if text.endswith(".0") and text[:-2].lstrip("-").isdecimal() else text
+def _as_ids(kind: pa.DataType) -> pa.DataType:
+    """Return the type to cast ids of a type to: text as bytes, because invalid text cannot become Python's."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.large_binary() if _is_text(kind) else kind
+
+
+def _id_of(value: Any) -> str | None:
+    """Return the id of a value; a whole number as a float has the id of the whole number."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str):
+        return value[:-2] if _WHOLE_AS_FLOAT.fullmatch(value) else value
+    if value is None or value != value:
+        return None
+    return str(int(value)) if isinstance(value, float | Decimal) and value % 1 == 0 else str(value)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -51,13 +51,30 @@ class Layout:
         """Return the column of the file that contains ``column``, and the path inside it; ``None`` if there is none.
 
         A column whose name contains dots takes precedence over the path of that name.
+
+        Raises:
+            DataError: several columns have its name.
         """
         parts = column.split(".")
         for size in range(len(parts), 0, -1):
             top, rest = ".".join(parts[:size]), parts[size:]
             if top in self.names and (not rest or self.file.format in ("jsonl", "parquet")):
+                if self.names.count(top) > 1:
+                    raise DataError("the column name repeats", file=self.file.shown, column=top)
                 return top, rest
         return None
+
+    def lacking(self, wanted: list[str]) -> list[str]:
+        """Return the ``wanted`` columns that are not in the file; of JSON, where any line may be the first with a
+        name, all lines are searched for those that are not in ``names``."""
+        left = [column for column in wanted if self.path(column) is None]
+        if self.file.format == "jsonl" and left:
+            for line in lines.lines(self.file):
+                if any(_as_bytes(column.split(".")[0]) in line for column in left):
+                    left = [column for column in left if column.split(".")[0] not in _keys(line)]
+                    if not left:
+                        break
+        return left
 
 
 def alike(files: list[File]) -> Iterator[list[File]]:
@@ -95,15 +112,24 @@ def layout(file: File, more: Iterable[File] = ()) -> Layout:
     """
     if file.format == "parquet":
         schema = parquet.schema(file)
-        return Layout(file, _distinct(file, schema.names), schema=schema, more=tuple(more))
+        return Layout(file, schema.names, schema=schema, more=tuple(more))
     if file.format == "jsonl":
-        names: dict[str, None] = {}
-        for line in islice(lines.lines(file), _PEEKED):
-            with suppress(ValueError, RecursionError):
-                record = json.loads(lines.decoded(line) or "")
-                names |= dict.fromkeys(record) if isinstance(record, dict) else {}
-        return Layout(file, list(names))
+        names = (name for line in islice(lines.lines(file), _PEEKED) for name in _keys(line))
+        return Layout(file, list(dict.fromkeys(names)))
     return _text_layout(file)
+
+
+def _keys(line: str) -> list[str]:
+    """Return the names of the members of the object on a line of JSON; none if it holds no object."""
+    with suppress(ValueError, RecursionError):
+        record = json.loads(lines.decoded(line) or "")
+        return list(record) if isinstance(record, dict) else []
+    return []
+
+
+def _as_bytes(text: str) -> str:
+    """Return a text as in :func:`pipelines.data.lines.lines`, where a character is a byte."""
+    return text.encode().decode("latin-1")
 
 
 def _text_layout(file: File) -> Layout:
@@ -114,6 +140,8 @@ def _text_layout(file: File) -> Layout:
     quote = None if atomic or settings.quote == delimiter else settings.quote
     header = settings.columns is None if settings.header is None else settings.header
     first, reason = next(lines.delimited(file, delimiter, quote), ([], ""))
+    if not reason and not "".join(first or []).strip():
+        raise DataError("the file is empty", file=file.shown)
     titles = None if first is None else [lines.decoded(title) for title in first]
     if header and (titles is None or None in titles):
         raise DataError(f"the header cannot be read ({reason or lines.BAD_TEXT})", file=file.shown)
@@ -129,14 +157,7 @@ def _text_layout(file: File) -> Layout:
                 raise DataError(reason, file=file.shown, column=title)
             types[name] = kind
         names = [title.rpartition(":")[0] for title in names]
-    return Layout(file, _distinct(file, names), types, header, delimiter, quote)
-
-
-def _distinct(file: File, names: list[str]) -> list[str]:
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError("the column name repeats", file=file.shown, column=name)
-    return names
+    return Layout(file, names, types, header, delimiter, quote)
 
 
 Use = Callable[[str, dict[str, Cell]], None]
@@ -231,14 +252,16 @@ def _starts_blank(file: File) -> bool:
 def _native(found: Layout, tops: list[str]) -> str:
     """Return DuckDB's own reader of the file, which raises for an invalid row."""
     file, name = found.file, literal(str(found.file.path))
-    columns = ", ".join(f"{quoted(top)} AS c{i}" for i, top in enumerate(tops))
-    selected = f"{file.number} AS file, {columns}, NULL::VARCHAR AS fault"
     packed = literal(file.packed or "none")
+    # Columns of text have their place as their name: names that nobody asks for may repeat, and DuckDB ignores case.
+    at = tops if file.format == "jsonl" else [str(found.names.index(top)) for top in tops]
+    columns = ", ".join(f"{quoted(top)} AS c{i}" for i, top in enumerate(at))
+    selected = f"{file.number} AS file, {columns}, NULL::VARCHAR AS fault"
     if file.format == "jsonl":
         columns = ", ".join(f"{literal(top)}: 'JSON'" for top in tops)
         options = f"format = 'newline_delimited', records = true, compression = {packed}, columns = {{{columns}}}"
         return f"(SELECT {selected} FROM read_json({name}, {options}))"
-    columns = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in found.names)
+    columns = ", ".join(f"'{i}': 'VARCHAR'" for i in range(len(found.names)))
     quote = literal(found.quote or "")
     options = (
         f"auto_detect = false, header = {str(found.header).lower()}, delim = {literal(found.delimiter)}, "
@@ -282,7 +305,8 @@ def _scan_parquet(
                 raise found.missing(column)
             sql = f"json_extract({sql}, {literal(pointer(path[1]))})"
         cells[column] = Cell(found.file.shown, column, sql, kind, str(found.schema.field(path[0]).type), unit)
-    plain = all(parquet.is_plain(found.schema.field(top).type) for top in tops)
+    folded = [name.lower() for name in found.names]  # DuckDB would take the first of names that differ in case only
+    plain = all(parquet.is_plain(found.schema.field(top).type) and folded.count(top.lower()) == 1 for top in tops)
 
     as_json = ", ".join(f"to_json(c{i}) AS c{i}" if plan.kind == "json" else f"c{i}" for i, plan in enumerate(plans))
 

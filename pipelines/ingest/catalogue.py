@@ -44,6 +44,7 @@ def load(engine: DuckDbEngine, schema: Schema, files: list[File], rejects: Rejec
             be used.
     """
     words: TextColumns | None = None
+    nowhere: dict[str, DataError] | None = None
     for alike in scans.alike(files):
         with on_this_machine(alike[0], engine.scratch) as local:
             layout = scans.layout(local, alike[1:])
@@ -55,7 +56,15 @@ def load(engine: DuckDbEngine, schema: Schema, files: list[File], rejects: Rejec
                 engine.run(
                     f"CREATE TABLE raw_items (file INTEGER, id VARCHAR, fault STRUCT(c VARCHAR, r VARCHAR){cells})"
                 )
+            if layout.names or layout.file.format != "jsonl":
+                lacking = {name: layout.missing(name) for name in layout.lacking([schema.item_id, *_wanted(words)])}
+                if lacking and (layout.file.format != "jsonl" or len(files) == 1):
+                    raise next(iter(lacking.values()))
+                # Of JSON, one of several files may have no value in a column.
+                nowhere = lacking if nowhere is None else {n: e for n, e in nowhere.items() if n in lacking}
             _load_file(engine, schema, layout, words)
+    for error in (nowhere or {}).values():
+        raise error
     rows = engine.one("SELECT count(*) FROM raw_items")[0]
     if not rows or words is None:
         raise DataError("holds no rows", file=rejects.table)
@@ -79,9 +88,6 @@ def _wanted(words: TextColumns) -> list[str]:
 
 def _load_file(engine: DuckDbEngine, schema: Schema, layout: scans.Layout, words: TextColumns) -> None:
     columns = _wanted(words)
-    for name in (schema.item_id, *columns):
-        if layout.path(name) is None and (layout.names or layout.file.format != "jsonl"):
-            raise layout.missing(name)
 
     def use(relation: str, cells: dict[str, Cell]) -> None:
         value, faults = identifier(cells[schema.item_id], "x_id")
@@ -167,7 +173,7 @@ def catalogue_table(batch: pa.RecordBatch, words: TextColumns, columns: list[str
 
 def _one_by_one(batch: pa.RecordBatch, words: TextColumns, columns: list[str]) -> pa.Table:
     names = batch.column(0).to_pylist()
-    cells = {name: [_values(cell) for cell in batch.column(at + 1).to_pylist()] for at, name in enumerate(columns)}
+    cells = {name: _all_values(name, batch.column(at + 1).to_pylist()) for at, name in enumerate(columns)}
     lines = [[line_of(values, words.strip_html) for values in cells[name]] for name in words.text]
     tags = {
         name: [tags_of(values, parted) for values in cells[name]]
@@ -182,6 +188,13 @@ def _one_by_one(batch: pa.RecordBatch, words: TextColumns, columns: list[str]) -
 
 
 _DECODE = json.JSONDecoder(parse_constant=lambda _: None).decode
+
+
+def _all_values(column: str, cells: list[str | None]) -> list[list[str] | str]:
+    try:
+        return [_values(cell) for cell in cells]
+    except RecursionError:
+        raise DataError("holds a list or object that is nested too deeply", column=column) from None
 
 
 def _values(cell: str | None) -> list[str] | str:

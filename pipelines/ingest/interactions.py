@@ -102,9 +102,8 @@ def _read(engine: DuckDbEngine, config: DataSettings, layout: scans.Layout) -> N
     time, position = time_column(schema, layout.names)
     optional = [schema.rating, schema.event, schema.split if config.split.kind == "column" else None]
     wanted = [schema.user, schema.item, time, *(name for name in optional if name is not None)]
-    for name in wanted:
-        if layout.path(name) is None and layout.names:
-            raise layout.missing(name)
+    if layout.names and (lacking := layout.lacking(wanted)):
+        raise layout.missing(lacking[0])
 
     def use(relation: str, cells: dict[str, Cell]) -> None:
         text = {column: f"t{at}" for at, column in enumerate(cells)}

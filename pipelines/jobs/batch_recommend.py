@@ -141,13 +141,16 @@ def _pieces(users: str, actors: int = 1) -> list[Piece]:
 def _check_columns(schema: pa.Schema, path: str) -> None:
     if "user_id" not in schema.names:
         raise DataError("missing column", file=path, column="user_id")
+    for name in ("user_id", "history"):
+        if schema.names.count(name) > 1:
+            raise DataError("the column name repeats", file=path, column=name)
     kind = schema.field("user_id").type
-    if parquet.plan(kind).kind not in ("text", "whole"):
+    if not parquet.holds_ids(kind):
         raise DataError(f"expected strings or integers, not {kind}", file=path, column="user_id")
     if "history" not in schema.names:
         return
     kind = schema.field("history").type
-    if not parquet.is_list(kind) or parquet.plan(kind.value_type).kind not in ("text", "whole", "real"):
+    if not pa.types.is_null(kind) and not (parquet.is_list(kind) and parquet.holds_ids(kind.value_type)):
         raise DataError(f"expected a list of item ids, not {kind}", file=path, column="history")
 
 

@@ -181,7 +181,8 @@ def test_what_is_no_folder_of_recommendations_is_never_replaced(qwen3_run, tmp_p
     ("content", "said"),
     [
         (pa.table({"user": ["u1"]}), "column 'user_id': missing column"),
-        (pa.table({"user_id": [0.5]}), "column 'user_id': expected strings or integers, not double"),
+        (pa.table({"user_id": [True]}), "column 'user_id': expected strings or integers, not bool"),
+        (pa.table([["u1"], ["u2"]], ["user_id", "user_id"]), "column 'user_id': the column name repeats"),
         (pa.table({"user_id": ["u1"], "history": ["i1"]}), "column 'history': expected a list of item ids, not string"),
         (None, "no Parquet file is there"),
         (b"nothing of the kind", "not a readable Parquet file"),

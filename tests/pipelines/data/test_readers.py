@@ -3,7 +3,9 @@
 import gzip
 import json
 import shutil
+from decimal import Decimal
 from functools import partial
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,7 @@ from pydantic import ValidationError
 from s3_server import s3_server
 
 from pipelines.common import storage
-from pipelines.data import files, scans
+from pipelines.data import files, parquet, scans
 from pipelines.data.directory import load
 from pipelines.data.settings import DataSettings
 from pipelines.ingest.ingest import ingest
@@ -193,6 +195,8 @@ def test_a_wrong_row_is_refused_with_its_place_or_rejected_alone(tmp_path, name)
     ("name", "content", "expected"),
     [
         ("x.csv", "", "the file is empty"),
+        ("x.csv", b"\xef\xbb\xbf\n \n", "the file is empty"),
+        ("x.csv.gz", gzip.compress(b""), "the file is empty"),
         ("x.csv", HEAD, "holds no rows"),
         ("x.csv", "user_id,item_id,user_id\nu,a,1\n", "column 'user_id': the column name repeats"),
         ("x.csv", b"\xffuser_id,item_id\nu,a\n", "the header cannot be read (not UTF-8 text)"),
@@ -240,6 +244,7 @@ TYPES = {
     "float": (pa.float64(), [1.0, 2.0]), "single": (pa.float32(), [1.0, 2.0]),
     "category": (pa.dictionary(pa.int32(), pa.string()), ["1", "2"]),
     "category of numbers": (pa.dictionary(pa.int8(), pa.int64()), [1, 2]),
+    "decimal": (pa.decimal128(38, 9), [Decimal(1), Decimal(2)]),
 }  # fmt: skip
 
 
@@ -251,6 +256,83 @@ def test_ids_of_any_physical_type_are_the_same_ids(tmp_path, name):
     pq.write_table(pa.table({"user_id": ids, "item_id": ids, "timestamp": [1, 2, 3]}), tmp_path / "x.parquet")
     ingest(DataSettings(interactions=tmp_path / "x.parquet", deduplicate="all"), tmp_path / "out")
     assert histories(tmp_path / "out") == {"1": ["1", "1"], "2": ["2"]}
+    assert parquet.ids(ids) == ["1", "2", "1"]  # as recommend --batch reads them
+    assert parquet.lists_of_ids(pa.chunked_array([pa.ListArray.from_arrays([0, 3], ids)])) == [["1", "2", "1"]]
+
+
+def test_ids_of_a_batch_may_be_missing_or_invalid_text():
+    assert parquet.ids(pa.array([1.0, None, float("nan"), 1.5, float("inf")])) == ["1", None, None, "1.5", "inf"]
+    assert parquet.ids(pa.array([b"a", b"\xff"])) == ["a", "\ufffd"]
+    assert parquet.ids(pa.array([UUID(int=5).bytes], pa.uuid())) == [str(UUID(int=5))]
+    assert parquet.lists_of_ids(pa.chunked_array([pa.nulls(2)])) == [None, None]
+    assert parquet.lists_of_ids(pa.chunked_array([[[2.0, float("nan")], None, []]])) == [["2", None], None, []]
+
+
+def test_uuids_are_ids(tmp_path):
+    users = pa.array([UUID(int=5).bytes], pa.uuid())
+    pq.write_table(pa.table({"user_id": users, "item_id": ["a"], "timestamp": [1]}), tmp_path / "x.parquet")
+    ingest(DataSettings(interactions=tmp_path / "x.parquet"), tmp_path / "out")
+    assert histories(tmp_path / "out") == {str(UUID(int=5)): ["a"]}
+
+
+def test_of_columns_whose_names_differ_in_case_the_named_one_is_read(tmp_path):
+    rows = {"Rating": [1.0, 1.0], "user_id": ["u", "u"], "User_ID": ["x", "x"], "item_id": ["a", "b"],
+            "timestamp": [1, 2], "rating": [5.0, 5.0]}  # fmt: skip
+    pq.write_table(pa.table(rows), tmp_path / "x.parquet")
+    put(tmp_path / "x.csv", "Rating,user_id,User_ID,item_id,timestamp,rating\n1,u,x,a,1,5\n1,u,x,b,2,5\n")
+    for path in (tmp_path / "x.parquet", tmp_path / "x.csv"):
+        config = {"interactions": path, "columns": {"rating": "rating"}, "min_rating": 2}
+        ingest(DataSettings.model_validate(config), tmp_path / "out")
+        assert histories(tmp_path / "out") == {"u": ["a", "b"]}
+
+
+def test_names_that_nobody_asks_for_may_repeat(tmp_path, monkeypatch):
+    put(tmp_path / "x.csv", "user_id,item_id,timestamp,,,x,x\nu,a,1,,,1,2\n")
+    columns = [pa.array(["u"]), pa.array(["a"]), pa.array([1]), pa.array([1]), pa.array([2])]
+    table = pa.Table.from_arrays(columns, ["user_id", "item_id", "timestamp", "x", "x"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    monkeypatch.setattr(scans.lines, "rows_of_text", None)  # and the fast reader reads them
+    for path in (tmp_path / "x.csv", tmp_path / "x.parquet"):
+        ingest(DataSettings(interactions=path), tmp_path / "out")
+        assert histories(tmp_path / "out") == {"u": ["a"]}
+
+
+def test_a_name_may_first_occur_in_any_line_or_file_of_json(tmp_path):
+    put(tmp_path / "x.jsonl", jsonl())
+    bare = "".join(json.dumps({"item_id": f"{n}", "title": "T"}) + "\n" for n in range(1100))
+    put(tmp_path / "items" / "1.jsonl", '{"item_id": "b", "title": "T"}\n')
+    put(tmp_path / "items" / "2.jsonl", bare + '{"item_id": "a", "details": {"brand": "B"}}\n')
+    fields = {
+        "interactions": tmp_path / "x.jsonl", "items": tmp_path / "items", "unknown_items": "drop",
+        "columns": {"attributes": ["details.brand"]},
+    }  # fmt: skip
+    ingest(DataSettings.model_validate(fields), tmp_path / "out")
+    catalog, _ = load(tmp_path / "out")
+    assert catalog.attributes["details.brand"][catalog.item_ids.index("a")] == ["B"]
+    shutil.rmtree(tmp_path / "out")
+    fields["columns"] = {"attributes": ["brand"]}
+    assert "1.jsonl, column 'brand': missing column" in refusal(tmp_path, **fields)
+    put(tmp_path / "x.jsonl", bare.replace("item_id", "user_id") + jsonl().replace("}", ', "rating": 3}'))
+    rated = {"interactions": tmp_path / "x.jsonl", "rejected_share": 0.999, "columns": {"rating": "rating"}}
+    ingest(DataSettings.model_validate(rated), tmp_path / "out")
+    assert histories(tmp_path / "out") == {"u1": ["b", "c", "a"], "u2": ["a"]}
+
+
+def test_invalid_text_inside_a_list_rejects_its_row(tmp_path):
+    put(tmp_path / "x.csv", HEAD + lines())
+    words = pa.ListArray.from_arrays([0, 1, 1, 2], pa.array([b"ok", b"\xff"]))
+    pq.write_table(pa.table({"item_id": ["a", "b", "c"], "title": words}), tmp_path / "items.parquet")
+    fields = {"interactions": tmp_path / "x.csv", "items": tmp_path / "items.parquet"}
+    assert refusal(tmp_path, **fields) == f"{tmp_path}/items.parquet, row 3: not UTF-8 text"
+    ingest(DataSettings(**fields, rejected_share=0.5, unknown_items="drop"), tmp_path / "out")
+    assert load(tmp_path / "out")[0].titles == ["ok", "b"]
+
+
+def test_words_that_are_nested_too_deeply_are_refused(tmp_path):
+    put(tmp_path / "x.csv", HEAD + "u,a,1\n")
+    put(tmp_path / "items.jsonl", '{"item_id": "a", "title": ' + "[" * 2000 + "]" * 2000 + "}\n")
+    fields = {"interactions": tmp_path / "x.csv", "items": tmp_path / "items.jsonl"}
+    assert "column 'title': holds a list or object that is nested too deeply" in refusal(tmp_path, **fields)
 
 
 LIMITS = [
