@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from setrec.settings import Settings
+from setrec.settings import Seed, Settings
 
 Strategy = Literal["coverage", "paper", "degree", "random", "k_centre"]
 
@@ -25,7 +25,7 @@ class AnchorSettings(Settings):
     count: int | None = Field(64, ge=1)
     coverage: float | None = Field(None, gt=0, le=1)
     radius: int = Field(2, ge=1, le=16)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class DistanceSettings(Settings):
@@ -58,7 +58,7 @@ class PositionSettings(Settings):
     steps: int = Field(0, ge=0)
     batch: int = Field(4096, ge=16)
     learning_rate: float = Field(2e-3, gt=0)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TokenizerSettings(Settings):
@@ -76,7 +76,7 @@ class RandomSplit(Settings):
     valid: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
     by: Literal["node", "graph"] = "node"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _leaves_training(self) -> RandomSplit:

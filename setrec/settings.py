@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Precision = Literal["auto", "bf16", "float32"]
 
@@ -16,6 +16,10 @@ def _of_this_machine(value: Any) -> Any:
 
 LocalPath = Annotated[Path, BeforeValidator(_of_this_machine)]
 """A local path; pathlib would turn a URI into a folder of that name."""
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A seed that every library takes."""
 
 
 class Settings(BaseModel):

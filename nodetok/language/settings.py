@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from setrec.models.settings import BackboneSettings
-from setrec.settings import Precision, Settings
+from setrec.settings import Precision, Seed, Settings
 
 Tuning = Literal["full", "lora", "frozen"]
 TOKENS, TEXT, SHUFFLED, LAPLACIAN = "node tokens", "text only", "shuffled tokens", "Laplacian eigenvectors"
@@ -93,6 +93,6 @@ class GraphTrainingSettings(Settings):
     clip: float = Field(1.0, gt=0)
     minutes: float | None = Field(None, gt=0)
     precision: Precision = "auto"
-    seed: int = 0
+    seed: Seed = 0
     consistency: ConsistencySettings = ConsistencySettings()
     sampled: int = Field(0, ge=0)

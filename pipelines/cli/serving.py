@@ -25,6 +25,7 @@ from setrec.errors import ConfigError
 commands = typer.Typer()
 
 DEFAULT_K = 10
+DEFAULT_REJECTED_SHARE = 0.01
 _BUNDLE = "Bundle directory or URI, as `setrec export` writes it."
 BundleOption = Annotated[Path, typer.Option("--bundle", help=_BUNDLE, parser=str, callback=to_read, metavar="PATH")]
 
@@ -117,14 +118,16 @@ def recommend(
         Literal["refuse", "skip"], typer.Option(help="Items of a history that the bundle does not contain.")
     ] = "refuse",
     unknown_users: Annotated[
-        Literal["popular", "reject"], typer.Option(help="With --batch: users without a known history.")
-    ] = "popular",
+        Literal["popular", "reject"] | None,
+        typer.Option(help="With --batch: users without a known history; default: popular."),
+    ] = None,
     filter_: Annotated[
         str | None, typer.Option("--filter", help='JSON as for the endpoint: {"attribute": .., "equals": ..}')
     ] = None,
     rejected_share: Annotated[
-        float, typer.Option(help="With --batch: share of the rows that may have no answer.", min=0, max=1)
-    ] = 0.01,
+        float | None,
+        typer.Option(help="With --batch: share of the rows that may have no answer; default: 0.01.", min=0, max=1),
+    ] = None,
     address: AddressOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -133,12 +136,17 @@ def recommend(
         raise ConfigError("give one of --history, --user and --batch")
     if (batch is None) != (out is None):
         raise ConfigError("--batch and --out go together")
+    of_batch = {"--actors": actors, "--unknown-users": unknown_users, "--rejected-share": rejected_share,
+                "--address": address}  # fmt: skip
+    if batch is None and (given := [name for name, value in of_batch.items() if value is not None]):
+        raise ConfigError(f"{given[0]} has an effect with --batch only")
     if batch is not None and out is not None:
         from pipelines.jobs.batch_recommend import BatchRequest, recommend_batch
         from pipelines.jobs.recommend import AnswerOptions
 
-        options = AnswerOptions(k or DEFAULT_K, not keep_history, unknown_items, unknown_users == "popular", filter_)
-        print_json(recommend_batch(BatchRequest(bundle, batch, out, options, actors, address, rejected_share)))
+        options = AnswerOptions(k or DEFAULT_K, not keep_history, unknown_items, unknown_users != "reject", filter_)
+        share = DEFAULT_REJECTED_SHARE if rejected_share is None else rejected_share
+        print_json(recommend_batch(BatchRequest(bundle, batch, out, options, actors, address, share)))
         return
     ids = None if history is None else tuple(part.strip() for part in history.split(",") if part.strip())
     with without_collection():

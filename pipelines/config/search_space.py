@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from setrec.settings import Settings
+from setrec.settings import Seed, Settings
 
 SECTIONS = ("training", "loss", "model", "sasrec")
 """Sections whose keys may be searched. All others define the data, or do not affect training."""
@@ -92,7 +92,7 @@ class TuneSettings(Settings):
     grace_epochs: int = Field(2, ge=1)
     reduction: float = Field(3.0, gt=1)
     minutes: float = Field(30.0, gt=0)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _keys_may_be_searched(self) -> TuneSettings:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from pipelines.common.storage import is_uri
-from setrec.settings import LocalPath, Settings
+from setrec.settings import LocalPath, Seed, Settings
 from setrec.training.settings import EncoderTuningSettings
 
 
@@ -129,7 +129,7 @@ class EvaluationSettings(Settings):
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20), min_length=1)
     resamples: int = Field(1000, ge=10)
     weight_step: float = Field(0.1, gt=0, le=1)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     users: int | None = Field(None, ge=1)
     examples: int = Field(5, ge=0)
     components: tuple[str, ...] | None = None

@@ -15,7 +15,7 @@ from setrec.data.events import weigh_differently
 from setrec.data.interactions import Keep, Ties
 from setrec.data.schema import Schema
 from setrec.data.splits import GlobalTime, LeaveOneOut, SplitSettings
-from setrec.settings import LocalPath, Settings
+from setrec.settings import LocalPath, Seed, Settings
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -156,7 +156,7 @@ class DataSettings(Settings):
     item_min_count: int = Field(default=0, ge=0)
     split: SplitSettings = LeaveOneOut()
     cold_share: float = Field(default=0.0, ge=0, lt=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     rejected_share: float | None = Field(default=None, ge=0, lt=1)
     engine: Literal["duckdb", "ray"] = "duckdb"
     memory_limit: str = Field(default="2GB", pattern=_SIZE)

@@ -51,9 +51,6 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     groups += ranking.popularity_groups(histories.train_counts(items))
     weights, without = choose_weights(run, catalog, histories, config)
     given, knn_tried = _untrained(histories, items, s)
-    run.discard(*EVALUATED)
-    chosen = {**record(weights), "without_model": record(without), "item_knn": knn_tried}
-    run.write_json(SCORER, {**chosen, "made_from": made_from})
     second = load_reranker(run, weights.weights)
     load = partial(
         Systems.load, run.root.resolve(), config, given, groups, weights.weights, without.weights, second and second[0]
@@ -62,6 +59,9 @@ def evaluate(run: Run, config: JobConfig) -> list[dict[str, Any]]:
     names += [RERANKED] if second else []
     with shard_evaluate.workers(load, config) as each:
         results = _rank(each, names, cases, groups, s)
+    run.discard(*EVALUATED)  # not before: an interrupted ranking leaves the earlier results
+    chosen = {**record(weights), "without_model": record(without), "item_knn": knn_tried}
+    run.write_json(SCORER, {**chosen, "made_from": made_from})
     rows = [r for name, found in results.items() for r in _rows(name, found, s)]
     run.write_json("metrics.json", [r for r in rows if not r["group"].startswith("popularity:")])
     run.write_json("popularity_groups.json", [r for r in rows if r["group"].startswith("popularity:")])

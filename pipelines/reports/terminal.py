@@ -9,7 +9,6 @@ from rich.table import Table
 
 from pipelines.reports.charts import metric_name
 
-METRICS = ("ndcg@10", "recall@10")
 GROUPS = ("all", "warm", "cold")
 
 
@@ -20,14 +19,17 @@ def ranking_table(rows: Sequence[dict[str, Any]]) -> Table:
     table.add_column("History")
     table.add_column("Items (users)")
     table.add_column("System")
-    for metric in METRICS:
+    cutoffs = {int(row["metric"].rpartition("@")[2]) for row in rows}
+    k = 10 if 10 in cutoffs else max(cutoffs, default=10)
+    metrics = (f"ndcg@{k}", f"recall@{k}")
+    for metric in metrics:
         table.add_column(metric_name(metric), justify="right", no_wrap=True)
     for history in ("removed", "kept"):
         for group in GROUPS:
             same = [r for r in rows if (r["history"], r["group"]) == (history, group)]
             for number, system in enumerate(dict.fromkeys(r["system"] for r in same)):
                 place = ("", "") if number else (history, f"{group} ({same[0]['users']})")
-                table.add_row(*place, system, *(_cell(same, system, metric) for metric in METRICS))
+                table.add_row(*place, system, *(_cell(same, system, metric) for metric in metrics))
             table.add_section()
     return table
 

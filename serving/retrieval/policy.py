@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from setrec.settings import Settings
+from setrec.settings import Seed, Settings
 
 Kind = Literal["exact", "ivf", "ivf_sq8", "ivf_pq"]
 
@@ -36,7 +36,7 @@ class RetrieverSettings(Settings):
     oversample: int | None = Field(default=None, ge=1, le=100)
     nlist: int | None = Field(default=None, ge=1)
     nprobe: int | None = Field(default=None, ge=1)
-    seed: int = 0
+    seed: Seed = 0
     tune_queries: int = Field(default=500, ge=10)
     shards: int = Field(default=1, ge=1, le=256)
 

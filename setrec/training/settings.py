@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from setrec.settings import Precision, Settings
+from setrec.settings import Precision, Seed, Settings
 
 Samples = Literal["one_pass", "per_prefix"]
 
@@ -93,7 +93,7 @@ class TrainingSettings(Settings):
     checkpoint_steps: int = Field(0, ge=0)
     checkpoint_minutes: float = Field(10.0, ge=0)
     offset: OffsetSettings = OffsetSettings()
-    seed: int = Field(42, ge=0)
+    seed: Seed = 42
 
     @property
     def refit_length(self) -> int:
@@ -124,4 +124,4 @@ class EncoderTuningSettings(Settings):
     temperature: float = Field(0.05, gt=0, le=1)
     drift_penalty: float = Field(0.1, ge=0)
     learning_rate: float = Field(3e-4, gt=0)
-    seed: int = Field(42, ge=0)
+    seed: Seed = 42

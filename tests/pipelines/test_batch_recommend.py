@@ -209,3 +209,12 @@ def test_a_job_that_fails_leaves_the_earlier_answers(ray_here, qwen3_run, answer
         recommend_batch(BatchRequest(tmp_path, users, str(tmp_path / "out")))
     assert rows(tmp_path / "out", "answers") == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    "option", [("--rejected-share", "0.5"), ("--actors", "2"), ("--unknown-users", "reject"), ("--address", "auto")]
+)
+def test_options_of_a_batch_are_refused_without_one(qwen3_run, commanded, option):
+    code, said = commanded("recommend", "--bundle", qwen3_run.bundle, "--user", "u1", *option)
+    assert code == 2
+    assert f"{option[0]} has an effect with --batch only" in said

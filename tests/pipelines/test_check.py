@@ -24,6 +24,8 @@ BAD = {
     "warm_start": ("warm_start: [a]", "['a']: must be one path"),
     "structural.anchors": ("structural: {anchors: 1.5}", "1.5: must be a whole number, at least 1"),
     "serving.releases": ("serving: {releases: 's3://b/x'}", "'s3://b/x': must be a path on this machine, not a URI"),
+    "training.seed": ("training: {seed: 18446744073709551616}", "must be at least 0 and less than 4294967296"),
+    "data.split": ("data: {interactions: x.csv, split: loo}", "'loo': must be a section of keys"),
     "evaluation.opponents": ("evaluation: {opponents: sasrec}", "'sasrec': must be a list"),
     "evaluation.components": ("evaluation: {components: [near]}", "'near': must be one of transitions_"),
     "tune.space.training.epoch": (
@@ -57,8 +59,9 @@ def config(tmp_path, text):
 @pytest.mark.parametrize("key", BAD)
 def test_a_bad_setting_is_told_with_key_value_range_and_the_nearest_known_key(tmp_path, key):
     text, said = BAD[key]
+    data = "" if text.startswith("data") else "data: {interactions: x.csv}\n"
     with pytest.raises(SettingsError) as caught:
-        load_config(config(tmp_path, f"data: {{interactions: x.csv}}\n{text}\n"), agree=True)
+        load_config(config(tmp_path, f"{data}{text}\n"), agree=True)
     assert [problem.key for problem in caught.value.problems] == [key]
     assert said in caught.value.problems[0].message
 

@@ -89,6 +89,17 @@ def test_tables_show_markup_in_titles_as_text(run):
     assert "0.1200" in text
 
 
+def test_the_table_has_the_cut_offs_that_were_ranked():
+    rows = [
+        {"system": "A", "history": "removed", "group": "all", "users": 3, "metric": f"{name}@{k}", "value": 0.5,
+         "low": 0, "high": 1}
+        for name in ("ndcg", "recall") for k in (1, 5)
+    ]  # fmt: skip
+    table = ranking_table(rows)
+    assert [column.header for column in table.columns][3:] == ["NDCG@5", "Recall@5"]
+    assert "0.5000" in str(list(table.columns[3].cells))
+
+
 def test_clearing_a_run_removes_what_runs_leave_and_nothing_else(run):
     keep = run.root / "notes.txt"
     keep.write_text("mine")

@@ -96,6 +96,21 @@ def test_components_that_are_not_wanted_take_no_part(run, tmp_path):
         evaluate.evaluate(again, load_config(again.config, ["evaluation.components=[nothing]"]))
 
 
+def test_a_ranking_that_ends_early_leaves_the_earlier_results(qwen3_run, tmp_path, monkeypatch):
+    again = Run(tmp_path / "again")
+    shutil.copytree(qwen3_run.root, again.root)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "_rank", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(again, load_config(again.config, ["evaluation.components=[]"]))
+    for name in ("metrics.json", "scorer.json"):
+        assert again.read_json(name) == qwen3_run.read_json(name)
+    assert (again.root / "report.html").is_file()
+
+
 def test_table_and_bundle_are_the_same_with_histories_on_disk_and_of_few_users_if_asked(run, tmp_path, monkeypatch):
     for module, name in ((catalog_module, "BLOCK"), (ranking, "BLOCK"), (pairs, "_ENTRIES")):
         monkeypatch.setattr(module, name, 50)
