@@ -82,6 +82,7 @@ def recommend_batch(asked: BatchRequest) -> dict[str, Any]:
     """
     asked.options.parsed_filter()
     _refuse_foreign(asked.out)
+    _refuse_inside(asked.users, asked.out)
     version = verify(asked.bundle).model_version
     pieces = _pieces(asked.users, asked.actors or os.cpu_count() or 1)
     rows = sum(piece.rows for piece in pieces)
@@ -188,6 +189,16 @@ def _actors(asked: BatchRequest) -> int:
     if actors > room:
         raise ConfigError(f"{actors} actors and one more core do not fit the cluster's {room + 1} cores")
     return actors
+
+
+def _refuse_inside(users: str, out: str) -> None:
+    """Refuse an ``out`` inside the table, whose answers the next job would take for users, or around it, which would
+    replace the table."""
+    (system, table), (other, folder) = storage.filesystem(users), storage.filesystem(out)
+    if system.type_name == other.type_name:
+        table, folder = (f"{path.rstrip('/')}/" for path in (os.path.realpath(table), os.path.realpath(folder)))
+        if table.startswith(folder) or folder.startswith(table):
+            raise DataError(f"must be apart from the table of users, {storage.shown(users)}", file=storage.shown(out))
 
 
 def _refuse_foreign(out: str) -> None:

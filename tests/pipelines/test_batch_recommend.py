@@ -167,6 +167,12 @@ def test_all_items_may_be_asked_for_with_the_history_and_ids_may_be_numbers(qwen
     assert len(rejected) == 0
 
 
+@pytest.mark.parametrize(("users", "out"), [("a", "a/out"), ("a/users", "a"), ("a", "a"), ("a", "b/../a/x")])
+def test_answers_never_lie_inside_the_table_of_users_nor_around_it(qwen3_run, tmp_path, users, out):
+    with pytest.raises(DataError, match="must be apart from the table of users"):
+        recommend_batch(asked(qwen3_run, tmp_path / users, tmp_path / out))
+
+
 def test_what_is_no_folder_of_recommendations_is_never_replaced(qwen3_run, tmp_path):
     pq.write_table(table(["u1"]), tmp_path / "users.parquet")
     (tmp_path / "photos").mkdir()
