@@ -158,7 +158,7 @@ def _graph(
     known = None if nodes is None else _unique(nodes, "node_id", of_node)
     names, rows, kept = _resolve(edges, ("source", "target"), ends, known, s.dangling)
     weights = None
-    if "weight" in edges.table.column_names:
+    if "weight" in edges.names:
         column = Column(edges.file, "weight", edges.column("weight"))
         weights = columns.numbers(column)
         column.refuse_first(weights < 0, "{} is negative; a length is not")
@@ -261,8 +261,7 @@ def _read(path: Path, settings: GraphDataSettings) -> RawTable:
     raw = read_raw(path)
     given = {theirs: ours for ours, theirs in settings.columns.items()}
     # A column whose name is the target of a renaming is renamed itself.
-    names = [given.get(name, f"({name})" if name in settings.columns else name) for name in raw.table.column_names]
-    return RawTable(raw.file, raw.table.rename_columns(names), raw.types)
+    return raw.renamed(lambda name: given.get(name, f"({name})" if name in settings.columns else name))
 
 
 def _read_optional(folder: Path, table: str, settings: GraphDataSettings) -> RawTable | None:
@@ -275,7 +274,7 @@ def _ids(raw: RawTable, name: str) -> pd.Series:
 
 
 def _optional_ids(raw: RawTable, name: str) -> pd.Series | None:
-    return _ids(raw, name) if name in raw.table.column_names else None
+    return _ids(raw, name) if name in raw.names else None
 
 
 def _unique(raw: RawTable, name: str, graphs: pd.Series | None = None) -> list[Any]:
@@ -288,14 +287,14 @@ def _unique(raw: RawTable, name: str, graphs: pd.Series | None = None) -> list[A
 
 
 def _optional(raw: RawTable, name: str) -> list[str] | None:
-    if name not in raw.table.column_names:
+    if name not in raw.names:
         return None
     return columns.words(Column(raw.file, name, raw.column(name)))
 
 
 def _edge_texts(raw: RawTable, settings: GraphDataSettings) -> list[str] | None:
     """Return the attributes of every edge as ``name value`` and its text; fractions have four digits."""
-    own = [name for name in ("text",) if name in raw.table.column_names]
+    own = [name for name in ("text",) if name in raw.names]
     parts = []
     for name in (*settings.edge_attributes, *own):
         values = columns.words(Column(raw.file, name, raw.column(name)))
@@ -317,7 +316,7 @@ def _parts(raw: RawTable, *, everywhere: bool = False) -> list[str] | None:
 
 
 def _bag_of_words(raw: RawTable) -> np.ndarray | None:
-    if "words" not in raw.table.column_names:
+    if "words" not in raw.names:
         return None
     column = Column(raw.file, "words", raw.column("words"))
     kind = column.values.type

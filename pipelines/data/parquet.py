@@ -159,7 +159,7 @@ def holds_ids(kind: pa.DataType) -> bool:
 def ids(column: pa.ChunkedArray | pa.Array) -> list[str | None]:
     """Return the ids of a column of text or numbers of any physical type, as ingest reads them; bytes that are not
     UTF-8 are replaced."""
-    return [_id_of(value) for value in column.cast(_as_ids(column.type)).to_pylist()]
+    return [id_of(value) for value in column.cast(_as_ids(column.type)).to_pylist()]
 
 
 def lists_of_ids(column: pa.ChunkedArray) -> list[list[str | None] | None]:
@@ -167,7 +167,7 @@ def lists_of_ids(column: pa.ChunkedArray) -> list[list[str | None] | None]:
     if pa.types.is_null(column.type):
         return [None] * len(column)
     lists = column.cast(pa.large_list(_as_ids(column.type.value_type))).to_pylist()
-    return [None if values is None else [_id_of(value) for value in values] for values in lists]
+    return [None if values is None else [id_of(value) for value in values] for values in lists]
 
 
 def _as_ids(kind: pa.DataType) -> pa.DataType:
@@ -176,7 +176,7 @@ def _as_ids(kind: pa.DataType) -> pa.DataType:
     return pa.large_binary() if _is_text(kind) else kind
 
 
-def _id_of(value: Any) -> str | None:
+def id_of(value: Any) -> str | None:
     """Return the id of a value; a whole number as a float has the id of the whole number."""
     if isinstance(value, bytes):
         value = value.decode(errors="replace")

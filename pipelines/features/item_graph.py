@@ -21,6 +21,7 @@ from nodetok.graph import Graph
 from nodetok.settings import AnchorSettings, DistanceSettings, PositionSettings, TokenizerSettings
 from nodetok.tokenizer import NodeTokenizer
 from pipelines.config.sections import StructuralSettings
+from pipelines.data.parquet import id_of
 from setrec.data import columns
 from setrec.data.catalog import TRAIN, Catalog, Histories
 from setrec.data.columns import Column
@@ -113,7 +114,8 @@ def knowledge_edges(catalog: Catalog, nodes: Nodes, triples: Path, links: Path) 
     """
     known = set(catalog.item_ids)
     rows_of: dict[str, list[int]] = {}
-    for entity, item in _pairs(links, "entity_id", "item_id"):
+    for entity, given in _pairs(links, "entity_id", "item_id"):
+        item = id_of(given) or given  # as ingest has read the catalogue's
         if item in known:
             rows_of.setdefault(entity, []).append(nodes.rows["item", item])
     if not rows_of:

@@ -38,11 +38,13 @@ class Column:
 
 
 def ids(column: Column, what: str = "id") -> pd.Series:
-    """Return ids as text; text and integers are valid ids, fractions, dates and lists are not. ``what`` is for
-    messages."""
+    """Return ids as text; text, bytes, UUIDs and whole numbers of any type are valid ids, fractions, dates and lists
+    are not. ``what`` is for messages."""
     column = _decoded(column)
     kind = column.values.type
-    if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        column = _whole(column)
+    elif not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise column.refuse(f"wrong type: {kind} where text or whole numbers are expected")
     column.refuse_first(column.nulls, f"the {what} is missing")
     text = column.values.cast(pa.large_string())
@@ -50,6 +52,21 @@ def ids(column: Column, what: str = "id") -> pd.Series:
     column.refuse_first(blank.to_numpy(), f"the {what} is blank")
     result: pd.Series = text.to_pandas()
     return result
+
+
+def _whole(column: Column) -> Column:
+    """Return fractional numbers as whole ones of exact size, NaN as missing."""
+    values = column.values
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values).cast(pa.float64())
+        beyond = pc.fill_null(pc.greater(pc.abs(values), 2.0**53), False)
+        column.refuse_first(beyond.to_numpy(), "{} is beyond 2^53, so it may not be the number that was meant")
+    try:
+        whole = values.cast(pa.int64() if pa.types.is_floating(values.type) else pa.decimal128(38, 0))
+    except pa.ArrowInvalid as error:
+        kind = column.values.type
+        raise column.refuse(f"wrong type: {kind} where text or whole numbers are expected") from error
+    return replace(column, values=whole)
 
 
 def numbers(column: Column) -> np.ndarray:
@@ -91,9 +108,12 @@ def _as_text(column: Column) -> list[str | None]:
     column = _decoded(column)
     kind = column.values.type
     simple = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    simple = simple or pa.types.is_decimal(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind)
     if not (_is_text(kind) or simple or pa.types.is_null(kind)):
         raise column.refuse(f"wrong type: {kind} where text is expected")
     values = column.values
+    if pa.types.is_decimal(kind):  # whole numbers as without a scale
+        values = pc.replace_substring_regex(values.cast(pa.large_string()), r"\.0+$", "")
     if pa.types.is_floating(kind):  # NaN is how many tools write a missing number
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
     texts: list[str | None] = values.cast(pa.large_string()).to_pylist()
@@ -111,7 +131,15 @@ def _numpy(column: Column) -> np.ndarray:
 
 def _decoded(column: Column) -> Column:
     if pa.types.is_dictionary(column.values.type):
-        return replace(column, values=column.values.cast(column.values.type.value_type))
+        column = replace(column, values=column.values.cast(column.values.type.value_type))
+    kind = column.values.type
+    if kind == pa.uuid():
+        return replace(column, values=pa.chunked_array([[value and str(value) for value in column.values.to_pylist()]]))
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        try:
+            return replace(column, values=column.values.cast(pa.large_binary()).cast(pa.large_string()))
+        except pa.ArrowInvalid as error:
+            raise column.refuse("not UTF-8 text") from error
     return column
 
 

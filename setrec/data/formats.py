@@ -9,6 +9,7 @@ import codecs
 import csv
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,30 @@ from setrec.errors import DataError
 
 @dataclass(frozen=True)
 class RawTable:
-    """The raw table of ``file``; ``types``: the column types of an atomic file, empty for other formats."""
+    """The raw table of ``file``; ``types``: the column types of an atomic file, empty for other formats; ``unusable``:
+    columns that cannot be read, which matters only to those who ask for them, and the reasons."""
 
     file: Path | str
     table: pa.Table
     types: dict[str, str] = field(default_factory=dict)
+    unusable: dict[str, DataError] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of all columns."""
+        return [*self.table.column_names, *self.unusable]
+
+    def renamed(self, new: Callable[[str], str]) -> RawTable:
+        """Return the table with other names of its columns."""
+        table = self.table.rename_columns([new(name) for name in self.table.column_names])
+        return RawTable(self.file, table, self.types, {new(name): error for name, error in self.unusable.items()})
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Return the column ``name``; DataError if there is none."""
+        """Return the column ``name``; DataError if there is none, or if it cannot be read."""
+        if name in self.unusable:
+            raise self.unusable[name]
         if name not in self.table.column_names:
-            there = " ".join(", ".join(self.table.column_names).split())
+            there = " ".join(", ".join(self.names).split())
             raise DataError(f"missing column (the file has: {there})", file=self.file, column=name)
         return self.table[name]
 
@@ -42,7 +57,7 @@ def read_raw(path: str | Path) -> RawTable:
     """Read a file of any of the formats, identified by its suffix.
 
     Raises:
-        DataError: missing, empty, damaged or malformed file, unknown format, or repeated column names.
+        DataError: missing, empty, damaged or malformed file, or unknown format.
     """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
@@ -65,18 +80,23 @@ def read_raw(path: str | Path) -> RawTable:
 
 def _read_parquet(path: Path) -> RawTable:
     try:
-        table = pq.read_table(path)
-        table.validate(full=True)
-        names = table.column_names
+        with pq.ParquetFile(path) as file:
+            table = file.read()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError("not a readable Parquet file (truncated or damaged)", file=path) from error
-    _refuse_repeats(path, names)
-    return RawTable(path, table)
+    raw = _without_repeats(path, table)
+    bad: dict[str, DataError] = {}
+    for name in raw.table.column_names:
+        try:
+            raw.table[name].validate(full=True)
+        except pa.ArrowException as error:
+            reason = "not UTF-8 text" if "UTF8" in str(error) else f"cannot be read ({_line(error)})"
+            bad[name] = DataError(reason, file=path, column=name)
+    return RawTable(path, raw.table.drop_columns(list(bad)), {}, raw.unusable | bad)
 
 
 def _read_csv(path: Path) -> RawTable:
-    _header(path, ",", csv.QUOTE_MINIMAL)
-    return RawTable(path, _read_delimited(path, pa_csv.ParseOptions(newlines_in_values=True)))
+    return _without_repeats(path, _read_delimited(path, pa_csv.ParseOptions(newlines_in_values=True)))
 
 
 def _read_atomic(path: Path) -> RawTable:
@@ -87,8 +107,9 @@ def _read_atomic(path: Path) -> RawTable:
             raise DataError(f"header must be name:type, type one of {', '.join(ATOMIC_TYPES)}", file=path, column=title)
         types[name] = kind
     table = _read_delimited(path, pa_csv.ParseOptions(delimiter="\t", quote_char=False, double_quote=False))
-    _refuse_repeats(path, names := [title.rpartition(":")[0] for title in table.column_names])
-    return RawTable(path, table.rename_columns(names), types)
+    names = [title.rpartition(":")[0] for title in table.column_names]
+    raw = _without_repeats(path, table.rename_columns(names))
+    return RawTable(path, raw.table, types, raw.unusable)
 
 
 def _header(path: Path, delimiter: str, quoting: int) -> list[str]:
@@ -97,14 +118,16 @@ def _header(path: Path, delimiter: str, quoting: int) -> list[str]:
             names = next(csv.reader(lines, delimiter=delimiter, quoting=quoting), [])  # type: ignore[arg-type]
         except csv.Error as error:
             raise DataError(f"the header cannot be read ({_line(error)})", file=path) from error
-    _refuse_repeats(path, names)
     return names
 
 
-def _refuse_repeats(path: Path, names: list[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError("the column name repeats", file=path, column=name)
+def _without_repeats(path: Path, table: pa.Table) -> RawTable:
+    """Return a table whose columns of the same name are unusable."""
+    names = table.column_names
+    once = [at for at, name in enumerate(names) if names.count(name) == 1]
+    again = {name: DataError("the column name repeats", file=path, column=name)
+             for name in names if names.count(name) > 1}  # fmt: skip
+    return RawTable(path, table.select(once), {}, again)
 
 
 def _read_delimited(path: Path, parse: pa_csv.ParseOptions) -> pa.Table:
@@ -132,21 +155,37 @@ def _read_json_lines(path: Path) -> RawTable:
     try:
         table = pa_json.read_json(path)
         # The parser converts text that looks like a date; ids and titles must stay unchanged.
-        dates = [column for column in table.schema if pa.types.is_timestamp(column.type)]
-        if dates:
-            as_text = pa.schema([(column.name, pa.string()) for column in dates])
+        as_text = pa.schema([column.with_type(_dates_as_text(column.type)) for column in table.schema])
+        if as_text != table.schema:
             table = pa_json.read_json(path, parse_options=pa_json.ParseOptions(explicit_schema=as_text))
         table.validate(full=True)
-    except pa.ArrowException:
-        table = _read_json_slowly(path)
+    except (pa.ArrowException, RecursionError):
+        return _read_json_slowly(path)
     return RawTable(path, table)
 
 
-def _read_json_slowly(path: Path) -> pa.Table:
+def _dates_as_text(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_dates_as_text(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_dates_as_text(field.type)) for field in kind.fields])
+    return kind
+
+
+def _read_json_slowly(path: Path) -> RawTable:
     """Read line by line, to locate the error that Arrow reported; unused columns may contain anything."""
     records = list(_json_records(path))
-    names = list(dict.fromkeys(name for record in records for name in record))
-    return pa.table({name: _json_column(path, name, [record.get(name) for record in records]) for name in names})
+    columns: dict[str, pa.Array] = {}
+    unusable: dict[str, DataError] = {}
+    for name in dict.fromkeys(name for record in records for name in record):
+        try:
+            columns[name] = _json_column(path, name, [record.get(name) for record in records])
+        except DataError as error:
+            unusable[name] = error
+    # A table without columns has no rows.
+    return RawTable(path, pa.table(columns or {"": pa.nulls(len(records))}), {}, unusable)
 
 
 def _json_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -166,6 +205,9 @@ def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
         return pa.array(values)
     except (pa.ArrowException, UnicodeEncodeError, OverflowError):
         pass
+    if all(value is None or type(value) in (str, int) for value in values):
+        with suppress(UnicodeEncodeError):  # text and whole numbers of any size: ids, or labels
+            return pa.array([None if value is None else str(value) for value in values], pa.string())
     kinds: list[type] = [type(value) for value in values if value is not None]
     for row, value in enumerate(values, start=1):
         if value is not None and type(value) is not kinds[0]:

@@ -2,7 +2,10 @@
 
 import os
 import time
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -50,6 +53,57 @@ def refusal(read, folder):
 def links(graph):
     source, target = graph.arcs()
     return {(graph.id(a), graph.id(b)) for a, b in zip(source, target, strict=True)}
+
+
+IDS = {
+    "floats": [1.0, 2.0], "decimals": pa.array([Decimal(1), Decimal(2)], pa.decimal128(38, 9)), "bytes": [b"1", b"2"],
+    "category of floats": pa.array([1.0, 2.0]).dictionary_encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_ids_of_any_physical_type_are_the_same_ids(tmp_path, name):
+    write(tmp_path, edges={"source": IDS[name], "target": [2, 1]})
+    assert list(read_graph(tmp_path).graph.ids) == ["1", "2"]
+
+
+def test_uuids_are_ids_and_a_missing_or_too_large_float_is_none(tmp_path):
+    write(tmp_path, edges={"source": pa.array([UUID(int=1).bytes], pa.uuid()), "target": ["b"]})
+    assert read_graph(tmp_path).graph.ids[0] == str(UUID(int=1))
+    for value, said in ((float("nan"), "the id is missing"), (2.0**60, "is beyond 2^53"), (0.5, "wrong type: double")):
+        write(tmp_path, edges={"source": [1.0, value], "target": [1, 2]})
+        assert said in refusal(read_graph, tmp_path)
+
+
+def test_columns_that_nobody_asks_for_may_hold_anything_and_repeat(tmp_path):
+    (tmp_path / "nodes.jsonl").write_text(
+        '{"node_id": 1, "label": "x", "x": 1, "y": {}}\n{"node_id": "b", "label": 2, "x": "a", "y": []}\n'
+    )
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+    columns = {"source": ["1"], "target": ["b"], "text": bad}
+    write(tmp_path, edges=columns)
+    data = read_graph(tmp_path)
+    assert (data.graph.ids, data.labels) == (["1", "b"], ["x", "2"])
+    assert "column 'text': not UTF-8 text" in refusal(read_edges, write(tmp_path, edges=columns | {"label": ["x"]}))
+    table = pa.Table.from_arrays([pa.array([n]) for n in ("1", "b", "x", "y")], ["source", "target", "x", "x"])
+    pq.write_table(table, tmp_path / "edges.parquet")
+    assert read_graph(tmp_path).graph.edges == 1
+    (tmp_path / "edges.parquet").unlink()
+    (tmp_path / "edges.csv").write_text("source,target,,\n1,b,,\n")
+    assert read_graph(tmp_path).graph.edges == 1
+    (tmp_path / "edges.csv").write_text("source,target,target\n1,b,b\n")
+    assert "column 'target': the column name repeats" in refusal(read_graph, tmp_path)
+
+
+def test_labels_may_be_dates_or_lists_of_what_looks_like_dates(tmp_path):
+    (tmp_path / "edges.jsonl").write_text('{"source": "2014-01-01", "target": "b"}\n')
+    (tmp_path / "nodes.jsonl").write_text(
+        '{"node_id": "2014-01-01", "label": ["2015-01-01"]}\n{"node_id": "b", "label": []}\n'
+    )
+    assert read_graph(tmp_path).labels == ["2015-01-01", ""]
+    (tmp_path / "nodes.jsonl").unlink()
+    write(tmp_path, nodes={"node_id": ["2014-01-01", "b"], "label": [date(2015, 1, 1), None]})
+    assert read_graph(tmp_path).labels == ["2015-01-01", ""]
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])

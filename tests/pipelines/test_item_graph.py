@@ -183,6 +183,16 @@ def test_a_triple_without_a_tail_is_refused_and_joins_nothing(knowledge, tmp_pat
         item_graph.build(catalog(), histories(), knowledge.model_copy(update={"triples": tmp_path / f"x.{suffix}"}))
 
 
+def test_items_are_linked_by_the_ids_that_ingest_gives_them(knowledge, tmp_path):
+    items = Catalog(["12", "13"], ["A", "B"], ["", ""], {})
+    (tmp_path / "l.csv").write_text("item_id,entity_id\n12.0,m.0\n13.0,m.3\n")
+    settings = knowledge.model_copy(update={"links": tmp_path / "l.csv"})
+    found = item_graph.knowledge_edges(
+        items, item_graph.Nodes([("item", "12"), ("item", "13")]), settings.triples, settings.links
+    )
+    assert [0, 1] in found.tolist()
+
+
 def test_knowledge_that_links_no_item_is_refused_by_its_file(knowledge, tmp_path):
     (tmp_path / "x.link").write_text("item_id:token\tentity_id:token\ni99\tm.99\n")
     with pytest.raises(DataError, match=r"x\.link: links no item"):
