@@ -189,6 +189,13 @@ class DataSettings(Settings):
         return self.events is not None and weigh_differently(self.events)
 
     @property
+    def event_weights(self) -> dict[str, float]:
+        """Return the weights of types of events as histories have them: without weights, each event counts once, or not
+        at all."""
+        weights = self.events or {}
+        return weights if self.weighs_events else {name: float(weight != 0) for name, weight in weights.items()}
+
+    @property
     def schema_in_use(self) -> Schema:
         """Return the columns; a split by global time and a time window require timestamps."""
         schema = self.columns

@@ -62,7 +62,7 @@ def export(
             text_center=item_features.sentence_center(run),
             retriever=config.retriever,
             graph_dir=None if graph is None else graph / "graph",
-            event_weights=(config.data.events or {}) if config.data.weighs_events else {},
+            event_weights=config.data.event_weights,
             examine=examine,
         )
         size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())

@@ -10,7 +10,7 @@ from pydantic import Field, FiniteFloat, StringConstraints, field_validator, mod
 from serving.runtime.release_state import BundleName
 from setrec.settings import LocalPath, Settings
 
-EventType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+EventType = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]{1,64}$")]
 
 
 class ExperimentSettings(Settings):

@@ -316,3 +316,17 @@ def test_types_that_weigh_differently_weigh_so_in_the_histories_and_dislikes_are
     assert histories.splits.tolist() == [TRAIN, TRAIN, TRAIN, VALID, VALID, TEST, TEST, TRAIN, TRAIN]
     assert json.loads((tmp_path / "out" / "data.json").read_text())["warm_items"] == 2
     assert made(view=2, buy=2)[1].items.weights is None
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ({"view": 1, "scroll": 0}, {"view": 1.0, "scroll": 0.0}),
+        ({"view": 2, "dislike": 2}, {"view": 1.0, "dislike": 1.0}),
+        ({"view": 1, "dislike": -1, "scroll": 0}, {"view": 1.0, "dislike": -1.0, "scroll": 0.0}),
+    ],
+)
+def test_the_endpoint_is_told_of_each_type_what_histories_make_of_it(events, expected):
+    config = DataSettings(interactions="x.csv", events=events, columns={"event": "event"})
+    assert config.event_weights == expected
+    assert DataSettings(interactions="x.csv").event_weights == {}

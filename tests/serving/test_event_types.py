@@ -120,6 +120,9 @@ def test_a_type_travels_over_http_into_the_history(engine):
     assert client.post("/v1/events", json={"events": events}).status_code == 200
     past = client.get("/v1/users/u/history").json()["items"]
     assert [(item["item_id"], item["type"]) for item in past] == [("x", None), ("item-3", "purchase")]
+    for kind in ("AddToCart", "add-to-cart", "5", "購入"):  # any that training may have named, except with blanks
+        kept = client.post("/v1/events", json={"events": [{"user_id": "v", "item_id": "x", "type": kind}]})
+        assert kept.status_code == 200
     bad = client.post("/v1/events", json={"events": [{"user_id": "u", "item_id": "x", "type": "Not a type"}]})
     assert bad.status_code == 422
 
