@@ -16,6 +16,10 @@ _ISO = (
 )
 _BLANK, _CONTROL = r"[\s\p{Z}]*", r"[\x00-\x1f\x7f]"
 _LARGEST = "9223372036854775807"
+_INSTANTS = {
+    "d": "DATE '1970-01-01' + {}::INTEGER", "s": "make_timestamp({} * 1000000)", "ms": "make_timestamp({} * 1000)",
+    "us": "make_timestamp({})", "ns": "make_timestamp_ns({})",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,11 @@ def identifier(cell: Cell, text: str, what: str = "id") -> tuple[str, list[Fault
         faults.append(Fault(column, f"NOT {usual} AND ({blank} OR {long} OR {control})", reason))
         faults.append(Fault(column, f"{text} IN ('.', '..')", f"{_shown(text)} || ' cannot be part of a URL'"))
     return value, faults
+
+
+def instant_text(sql: str, unit: str) -> str:
+    """Return the expression of an instant, a whole number of ``unit``, as text; NULL beyond the years of DuckDB."""
+    return f"TRY(({_INSTANTS[unit].format(sql)})::VARCHAR)"
 
 
 def words_of(cell: Cell, text: str, words: dict[str, str], what: str) -> tuple[str, list[Fault]]:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.data import scans
-from pipelines.data.cells import Cell, first_fault, identifier
+from pipelines.data.cells import Cell, first_fault, identifier, instant_text
 from pipelines.data.engine import DuckDbEngine
 from pipelines.data.files import File, on_this_machine
 from pipelines.ingest import plain_cells
@@ -29,10 +29,6 @@ from setrec.prefetch import Prefetched
 PART = 50_000
 """Rows of a row group of ``items.parquet``."""
 _MARKUP = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL | re.IGNORECASE)
-_INSTANTS = {
-    "d": "DATE '1970-01-01' + {}::INTEGER", "s": "make_timestamp({} * 1000000)", "ms": "make_timestamp({} * 1000)",
-    "us": "make_timestamp({})", "ns": "make_timestamp_ns({})",
-}  # fmt: skip
 
 
 def load(engine: DuckDbEngine, schema: Schema, files: list[File], rejects: Rejects) -> TextColumns:
@@ -103,7 +99,7 @@ def _as_json(cell: Cell) -> str:
     if cell.kind == "json":
         return f"({cell.sql})::VARCHAR"
     if cell.kind == "instant":
-        return f"to_json(TRY(({_INSTANTS[cell.unit].format(cell.sql)})::VARCHAR))::VARCHAR"
+        return f"to_json({instant_text(cell.sql, cell.unit)})::VARCHAR"
     return f"to_json({cell.sql if cell.kind in ('whole', 'real', 'text') else cell.text})::VARCHAR"
 
 

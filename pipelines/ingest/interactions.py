@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.data import scans
-from pipelines.data.cells import Cell, Fault, Time, first_fault, identifier, moment, number, words_of
+from pipelines.data.cells import Cell, Fault, Time, first_fault, identifier, instant_text, moment, number, words_of
 from pipelines.data.engine import DuckDbEngine, literal
 from pipelines.data.files import File, on_this_machine
 from pipelines.data.settings import DataSettings
@@ -182,7 +182,9 @@ def time_facts(config: DataSettings, counts: pd.DataFrame, files: int) -> Loaded
 def settle(engine: DuckDbEngine, found: Loaded) -> None:
     """Convert the times of ``raw``, a part or all of it, to the unit of ``found``; others are marked as faults."""
     if found.mixed:
-        shown = "make_timestamp(time)::VARCHAR" if not found.instants else "COALESCE(real::VARCHAR, time::VARCHAR)"
+        dates = " ".join(f"WHEN {literal(unit)} THEN {instant_text('time', unit)}" for unit in UNITS)
+        number = "COALESCE(real::VARCHAR, time::VARCHAR)"
+        shown = number if found.instants else f"COALESCE(CASE unit::VARCHAR {dates} END, {number})"
         hint = f" is not a timestamp (most are {'dates' if found.instants else 'numbers'})"
         wrong = f"instant <> {str(found.instants).lower()}"
         _refuse(engine, found, wrong, f"'''' || {shown} || '''' || {literal(hint)}")

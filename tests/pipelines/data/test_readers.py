@@ -384,6 +384,26 @@ def test_dates_of_files_of_different_units_are_brought_to_the_finest_or_rejected
     assert [row[:2] for row in rejected(tmp_path / "out")] == [(2, "timestamp")]
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "shown"),
+    [
+        (pa.timestamp("ms"), 1_500_000_000_000, "2017-07-14 02:40:00"), (pa.date32(), 3, "1970-01-04"),
+        (pa.timestamp("ns"), 1_500_000_000 * 10**9, "2017-07-14 02:40:00"),
+        (pa.timestamp("us"), 2**63 - 1, str(2**63 - 1)),
+    ],
+)  # fmt: skip
+def test_a_date_among_numbers_is_told_as_it_is(tmp_path, kind, value, shown):
+    for name, times in (("a", pa.array([1, 2, 3])), ("b", pa.array([value], pa.int32() if value == 3 else pa.int64()))):
+        ids = [f"{name}{n}" for n in range(len(times))]
+        times = times.cast(kind) if name == "b" else times
+        put(tmp_path / "x" / "none", "")
+        pq.write_table(
+            pa.table({"user_id": ids, "item_id": ids, "timestamp": times}), tmp_path / "x" / f"{name}.parquet"
+        )
+    ingest(DataSettings(interactions=tmp_path / "x", rejected_share=0.5), tmp_path / "out")
+    assert rejected(tmp_path / "out") == [(1, "timestamp", f"'{shown}' is not a timestamp (most are numbers)")]
+
+
 def test_a_pattern_and_a_window_and_events_choose_interactions(tmp_path):
     text = "who,what,when,how\nu,a,31/12/2019 23:59,view\nu,b,01/01/2020 00:00,view\nu,c,02/01/2020 00:00,buy\n"
     path = put(
