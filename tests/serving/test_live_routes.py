@@ -329,3 +329,12 @@ def test_popularity_answers_what_the_filter_leaves(shared, bundle):
     best = sorted(range(0, ITEMS, 2), key=lambda row: (-bundle.popularity[row], row))[:5]
     assert ids(answer) == [f"item-{row}" for row in best]
     np.testing.assert_array_equal([item["score"] for item in answer["items"]], bundle.popularity[best])
+
+
+def test_values_of_attributes_have_blanks_as_those_of_the_catalogue(bundle, tmp_path):
+    store = open_store(str(tmp_path / "live.db"))
+    client, _ = replica(bundle, store, FakeText())
+    attributes = {"genre": ["genre  1 ", "genre 1"], "colour": [" "]}
+    assert client.put("/v1/items/padded", json={"title": "Film", "attributes": attributes}).status_code == 200
+    assert client.get("/v1/items/padded").json()["attributes"] == {"genre": ["genre 1"]}
+    store.close()

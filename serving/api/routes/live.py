@@ -178,7 +178,9 @@ def _add_items(app: FastAPI, live: Live) -> None:
 
 
 def _fields(body: ItemBody) -> ItemFields:
-    attributes = {name: list(dict.fromkeys(values)) for name, values in body.attributes.items() if values}
+    # Blanks as in the catalogue's values, which filters compare.
+    tidy = {name: [" ".join(value.split()) for value in values] for name, values in body.attributes.items()}
+    attributes = {name: list(dict.fromkeys(filter(None, values))) for name, values in tidy.items() if any(values)}
     return ItemFields(
         title=body.title,
         text=body.text,
