@@ -60,6 +60,13 @@ class File:
         return open(self.path, "rb")
 
 
+class EmptyFileError(DataError):
+    """A file of text without any content. Jobs that write a table in parts leave such files."""
+
+    def __init__(self, file: File) -> None:
+        super().__init__("the file is empty", file=file.shown)
+
+
 UNREADABLE = (OSError, EOFError, zlib.error, pa.ArrowException)
 """Errors raised by reading a damaged file."""
 
@@ -153,7 +160,7 @@ def on_this_machine(file: File, scratch: Path) -> Iterator[File]:
             _fetch(file, kept[-1])
         assert local.path is not None
         if local.path.stat().st_size == 0:
-            raise DataError("the file is empty", file=file.shown)
+            raise EmptyFileError(file) if file.format != "parquet" else DataError("the file is empty", file=file.shown)
         if file.format != "parquet" and _codec(file.settings.encoding) != "utf-8":
             kept.append(scratch / f"utf8-{file.number}")
             _transcode(local, kept[-1])

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipelines.data import lines, parquet
 from pipelines.data.cells import Cell
 from pipelines.data.engine import DuckDbEngine, literal, quoted
-from pipelines.data.files import UNREADABLE, File, unreadable
+from pipelines.data.files import UNREADABLE, EmptyFileError, File, unreadable
 from setrec.data.schema import ATOMIC_TYPES
 from setrec.errors import ConfigError, DataError
 
@@ -141,7 +141,7 @@ def _text_layout(file: File) -> Layout:
     header = settings.columns is None if settings.header is None else settings.header
     first, reason = next(lines.delimited(file, delimiter, quote), ([], ""))
     if not reason and not "".join(first or []).strip():
-        raise DataError("the file is empty", file=file.shown)
+        raise EmptyFileError(file)
     titles = None if first is None else [lines.decoded(title) for title in first]
     if header and (titles is None or None in titles):
         raise DataError(f"the header cannot be read ({reason or lines.BAD_TEXT})", file=file.shown)

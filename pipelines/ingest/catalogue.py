@@ -6,6 +6,7 @@ import html
 import json
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from pipelines.data import scans
 from pipelines.data.cells import Cell, first_fault, identifier, instant_text
 from pipelines.data.engine import DuckDbEngine
-from pipelines.data.files import File, on_this_machine
+from pipelines.data.files import EmptyFileError, File, on_this_machine
 from pipelines.ingest import plain_cells
 from pipelines.ingest.rejects import Rejects, faulty
 from setrec.data.catalog import Catalog
@@ -42,7 +43,10 @@ def load(engine: DuckDbEngine, schema: Schema, files: list[File], rejects: Rejec
     words: TextColumns | None = None
     nowhere: dict[str, DataError] | None = None
     for alike in scans.alike(files):
-        with on_this_machine(alike[0], engine.scratch) as local:
+        with (
+            nullcontext() if len(files) == 1 else suppress(EmptyFileError),
+            on_this_machine(alike[0], engine.scratch) as local,
+        ):
             layout = scans.layout(local, alike[1:])
             if words is None:
                 attributes = attribute_columns(layout.types, schema)
@@ -61,7 +65,7 @@ def load(engine: DuckDbEngine, schema: Schema, files: list[File], rejects: Rejec
             _load_file(engine, schema, layout, words)
     for error in (nowhere or {}).values():
         raise error
-    rows = engine.one("SELECT count(*) FROM raw_items")[0]
+    rows = 0 if words is None else engine.one("SELECT count(*) FROM raw_items")[0]
     if not rows or words is None:
         raise DataError("holds no rows", file=rejects.table)
     first = "' (first in row ' || (firsts.met + 1) || ')'" if len(files) == 1 else "''"

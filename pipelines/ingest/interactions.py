@@ -5,6 +5,7 @@ Both engines execute it, one over whole tables, the other over parts.
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
@@ -15,7 +16,7 @@ import pandas as pd
 from pipelines.data import scans
 from pipelines.data.cells import Cell, Fault, Time, first_fault, identifier, instant_text, moment, number, words_of
 from pipelines.data.engine import DuckDbEngine, literal
-from pipelines.data.files import File, on_this_machine
+from pipelines.data.files import EmptyFileError, File, on_this_machine
 from pipelines.data.settings import DataSettings
 from setrec.data.schema import Schema
 from setrec.data.splits import NAMES
@@ -86,14 +87,18 @@ def _counted(config: DataSettings) -> dict[str, str]:
     return {name: types[name] for name, counts in wanted.items() if counts}
 
 
-def read(engine: DuckDbEngine, config: DataSettings, files: list[File]) -> None:
-    """Append a row to ``raw`` for every row of the files, in their order.
+def read(engine: DuckDbEngine, config: DataSettings, files: list[File], *, alone: bool) -> None:
+    """Append a row to ``raw`` for every row of the files, in their order; ``alone``: they are the whole table in one
+    file, which must not be empty.
 
     Raises:
         DataError: a file cannot be read, or a column is missing or of a wrong type.
     """
     for alike in scans.alike(files):
-        with on_this_machine(alike[0], engine.scratch) as local:
+        with (
+            nullcontext() if alone else suppress(EmptyFileError),
+            on_this_machine(alike[0], engine.scratch) as local,
+        ):
             _read(engine, config, scans.layout(local, alike[1:]))
 
 

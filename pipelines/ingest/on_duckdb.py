@@ -34,7 +34,7 @@ class OnDuckDB:
             DataError: a file cannot be read, or a column is missing or of a wrong type.
         """
         interactions.create(self.engine, self.config)
-        interactions.read(self.engine, self.config, files)
+        interactions.read(self.engine, self.config, files, alone=len(files) == 1)
         counts = self.engine.table(interactions.COUNTS).to_pandas()
         found = interactions.time_facts(self.config, counts, len(files))
         interactions.settle(self.engine, found)

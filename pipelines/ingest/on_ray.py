@@ -220,7 +220,7 @@ def _small_engine(config: DataSettings) -> Iterator[DuckDbEngine]:
 def _read(batch: pa.Table, config: DataSettings, files: list[File]) -> Iterator[pa.Table]:
     for number in batch["file"].to_pylist():
         with _small_engine(config) as running:
-            interactions.read(running, config, [files[number]])
+            interactions.read(running, config, [files[number]], alone=len(files) == 1)
             # Blocks are concatenated, which dictionaries of units would make harder.
             query = "SELECT * REPLACE (unit::VARCHAR AS unit), rowid AS row FROM raw"
             for rows in running.batches(query, SHARD_ROWS // 2):

@@ -328,6 +328,22 @@ def test_invalid_text_inside_a_list_rejects_its_row(tmp_path):
     assert load(tmp_path / "out")[0].titles == ["ok", "b"]
 
 
+def test_an_empty_file_among_several_has_no_rows(tmp_path):
+    for table in ("x", "items"):
+        put(tmp_path / table / "0.csv", "")
+        put(tmp_path / table / "2.csv.gz", gzip.compress(b""))
+    fields = {"interactions": tmp_path / "x", "items": tmp_path / "items"}
+    assert refusal(tmp_path, **fields) == f"{tmp_path}/items: holds no rows"
+    put(tmp_path / "items" / "1.csv", "item_id,title\na,A\nb,B\nc,C\n")
+    assert refusal(tmp_path, **fields) == f"{tmp_path}/x: holds no rows"
+    put(tmp_path / "x" / "1.csv", HEAD + lines())
+    put(tmp_path / "x" / "3.csv", HEAD + "u3,a,noon\n")
+    summary = ingest(DataSettings(**fields, rejected_share=0.5), tmp_path / "out")
+    assert histories(tmp_path / "out") == {"u1": ["b", "c", "a"], "u2": ["a"]}
+    assert summary["rows"] == {"interactions": 5, "items": 3}
+    assert pq.read_table(tmp_path / "out" / "rejected")["file"].to_pylist() == [str(tmp_path / "x" / "3.csv")]
+
+
 def test_words_that_are_nested_too_deeply_are_refused(tmp_path):
     put(tmp_path / "x.csv", HEAD + "u,a,1\n")
     put(tmp_path / "items.jsonl", '{"item_id": "a", "title": ' + "[" * 2000 + "]" * 2000 + "}\n")
