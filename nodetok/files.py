@@ -116,7 +116,7 @@ def read_graph(folder: Path, settings: GraphDataSettings | None = None, *, direc
         DataError: a file is missing or cannot be used, or an edge ends at an unknown node.
     """
     s = settings or GraphDataSettings()
-    return _graph(folder, _read(require_table(folder, "edges"), s), s, directed)[0]
+    return _graph(*_read(folder, "edges", "nodes", s), s, directed)[0]
 
 
 def read_edges(folder: Path, settings: GraphDataSettings | None = None, *, directed: bool = False) -> EdgeData:
@@ -127,8 +127,8 @@ def read_edges(folder: Path, settings: GraphDataSettings | None = None, *, direc
         DataError: as :func:`read_graph`, or a column is missing or cannot be used.
     """
     s = settings or GraphDataSettings()
-    raw = _read(require_table(folder, "edges"), s)
-    data, ends, kept = _graph(folder, raw, s, directed)
+    raw, nodes = _read(folder, "edges", "nodes", s)
+    data, ends, kept = _graph(raw, nodes, s, directed)
     given = pd.DataFrame({"label": columns.words(Column(raw.file, "label", raw.column("label")))})
     for name, values in (("text", _edge_texts(raw, s)), ("split", _parts(raw))):
         if values is not None:
@@ -144,11 +144,10 @@ def read_edges(folder: Path, settings: GraphDataSettings | None = None, *, direc
 
 
 def _graph(
-    folder: Path, edges: RawTable, s: GraphDataSettings, directed: bool
+    edges: RawTable, nodes: RawTable | None, s: GraphDataSettings, directed: bool
 ) -> tuple[GraphData, np.ndarray, np.ndarray]:
-    """Return the graph of a table of edges, the rows of both ends of its edges, int64 (E, 2), and the mask of the rows
-    of the table that are kept."""
-    nodes = _read_optional(folder, "nodes", s)
+    """Return the graph of a table of edges and one of nodes, the rows of both ends of its edges, int64 (E, 2), and the
+    mask of the rows of the table that are kept."""
     of_edge = _optional_ids(edges, "graph_id")
     of_node = None if nodes is None else _optional_ids(nodes, "graph_id")
     if nodes is not None and (of_edge is None) != (of_node is None):
@@ -188,7 +187,7 @@ def read_triples(folder: Path, settings: GraphDataSettings | None = None) -> Tri
         DataError: a file is missing or cannot be used, or a triple has an unknown entity.
     """
     s = settings or GraphDataSettings()
-    triples, entities = _read(require_table(folder, "triples"), s), _read_optional(folder, "entities", s)
+    triples, entities = _read(folder, "triples", "entities", s)
     head, relation, tail = (_ids(triples, name) for name in ("head", "relation", "tail"))
     known = None if entities is None else _unique(entities, "entity_id")
     names, (begin, end), kept = _resolve(triples, ("head", "tail"), [list(head), list(tail)], known, s.dangling)
@@ -256,18 +255,27 @@ def require_table(folder: Path, table: str) -> Path:
     return path
 
 
-def _read(path: Path, settings: GraphDataSettings) -> RawTable:
-    """Read a table and rename its columns."""
-    raw = read_raw(path)
+def _read(folder: Path, table: str, other: str, settings: GraphDataSettings) -> tuple[RawTable, RawTable | None]:
+    """Read a table and one that may be missing, and rename their columns.
+
+    Raises:
+        DataError: a column to rename is in neither.
+    """
+    path = find_table(folder, other)
+    main, more = read_raw(require_table(folder, table)), None if path is None else read_raw(path)
+    there = {name for raw in (main, more) if raw is not None for name in raw.table.column_names}
+    for ours, theirs in settings.columns.items():
+        if theirs not in there:
+            reason = f"there is no column '{theirs}', which data.columns names for '{ours}'"
+            raise DataError(reason, file=main.file)
+    return _renamed(main, settings), None if more is None else _renamed(more, settings)
+
+
+def _renamed(raw: RawTable, settings: GraphDataSettings) -> RawTable:
     given = {theirs: ours for ours, theirs in settings.columns.items()}
     # A column whose name is the target of a renaming is renamed itself.
     names = [given.get(name, f"({name})" if name in settings.columns else name) for name in raw.table.column_names]
     return RawTable(raw.file, raw.table.rename_columns(names), raw.types)
-
-
-def _read_optional(folder: Path, table: str, settings: GraphDataSettings) -> RawTable | None:
-    path = find_table(folder, table)
-    return None if path is None else _read(path, settings)
 
 
 def _ids(raw: RawTable, name: str) -> pd.Series:

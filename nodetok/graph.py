@@ -328,6 +328,8 @@ def _check_ids(ids: Sequence[Hashable] | None, texts: Sequence[str] | None, node
     if ids is not None:
         if len(ids) != nodes:
             raise DataError(f"{len(ids)} ids for {nodes} nodes")
+        if any(node is None or node != node for node in ids):
+            raise DataError("a node id is missing (None or NaN)")
         kinds = sorted({type(node).__name__ for node in ids})
         if len(kinds) > 1:
             raise DataError(f"node ids are of different types: {', '.join(kinds)}")
@@ -355,11 +357,14 @@ def _check_edges(source: np.ndarray, target: np.ndarray, weights: np.ndarray | N
         lengths = np.asarray(weights).astype(np.float32)
     if lengths.shape != source.shape:
         raise DataError(f"{len(lengths)} weights for {len(source)} edges")
-    bad = ~np.isfinite(lengths) | (lengths < 0)
-    if bad.any():
-        number = int(bad.argmax())
-        given = np.asarray(weights)[number]
-        raise DataError(f"edge {number + 1} has weight {given}; a length is finite and not negative")
+    exact, least = np.asarray(weights).astype(np.float64), np.finfo(np.float32).tiny
+    bad = ~np.isfinite(lengths) | (exact < 0)
+    small = (exact > 0) & (exact < least)
+    for wrong, reason in ((bad, "finite and not negative"), (small, f"0 or at least {least:.1e}, float32's least")):
+        if wrong.any():
+            number = int(wrong.argmax())
+            given = np.asarray(weights)[number]
+            raise DataError(f"edge {number + 1} has weight {given}; a length is {reason}")
 
 
 def _compress(

@@ -21,7 +21,7 @@ from nodetok.distances import as_type, fitting, reached, refuse_outside, unreach
 from nodetok.graph import Graph
 from nodetok.positions import Positions
 from nodetok.settings import TokenizerSettings
-from setrec.atomic import atomic_directory
+from setrec.atomic import atomic_directory, refuse_foreign
 from setrec.errors import ConfigError, UnknownNodeError, first_line
 from setrec.rows import top_k
 
@@ -141,7 +141,10 @@ class NodeTokenizer:
         added = self._added(grown, source, target)
         chosen = Anchors(self.anchors.rows, self.anchors.gains, len(grown))
         if s.kind == "walks" or added != grown.digest:
-            return replace(self, anchors=chosen, table=self.measure(grown), digest=grown.digest)
+            table = self.measure(grown)
+            if table.shape[1] != self.table.shape[1]:
+                raise ConfigError("of the graph and the one it has grown from only one is directed")
+            return replace(self, anchors=chosen, table=table, digest=grown.digest)
         # As int64, new paths may have any length; hops are converted to the smallest type at the end.
         table = self.table if s.kind == "weighted" else as_type(self.table, np.int64)
         fresh = np.full((len(grown) - len(table), table.shape[1]), unreachable(table.dtype), dtype=table.dtype)
@@ -193,11 +196,13 @@ class NodeTokenizer:
         }  # fmt: skip
 
     def save(self, folder: str | Path) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer.safetensors`` atomically.
+        """Write ``tokenizer.json`` and ``tokenizer.safetensors`` atomically, in place of an earlier tokenizer.
 
         Raises:
-            ConfigError: an anchor's id is neither text nor a whole number (nor a tuple of these).
+            ConfigError: an anchor's id is neither text nor a whole number (nor a tuple of these), or ``folder`` holds
+                something else than a tokenizer.
         """
+        refuse_foreign(folder, "tokenizer.json")
         weights = {f"positions.{name}": value for name, value in self.positions.state_dict().items()}
         with atomic_directory(folder) as target:
             save_file(
@@ -263,7 +268,7 @@ def _rate(graph: Graph, table: np.ndarray, settings: TokenizerSettings) -> float
     if kind == "walks":
         return tau
     positive = graph.weights[graph.weights > 0] if kind == "weighted" and graph.weights is not None else np.ones(1)
-    return positions.rate(table, float(np.median(positive)) if len(positive) else 1.0, tau)
+    return positions.rate(table, float(np.median(positive.astype(np.float64))) if len(positive) else 1.0, tau)
 
 
 def _agree(
