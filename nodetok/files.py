@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nodetok.graph import Graph
+from nodetok.pyg import as_array, as_texts
 from nodetok.settings import GraphDataSettings
 from nodetok.splits import PART_NAMES, PARTS, split_by_class, split_triples
 from setrec.data import columns
@@ -50,30 +51,43 @@ class GraphData:
         split, ``x`` as features, ``text`` as texts; ``options`` are :meth:`Graph.from_pyg`'s.
 
         Raises:
-            DataError: as :meth:`Graph.from_pyg`, or ``y``, ``x`` or a mask of another length than nodes.
+            DataError: as :meth:`Graph.from_pyg`; ``y``, ``x`` or a mask of another length than nodes; a mask that is
+                none, or a node in two of them; ``HeteroData``.
         """
+        if hasattr(data, "node_types"):
+            raise DataError("labels and masks of HeteroData cannot be read: convert it with to_homogeneous() first")
         graph = Graph.from_pyg(data, **options)
         labels, split = _attribute(data, "y", len(graph)), None
-        masks = {part: _attribute(data, name, len(graph)) for part, name in MASKS.items()}
-        if any(mask is not None for mask in masks.values()):
-            split = [""] * len(graph)
-            for part, mask in masks.items():
-                for row in np.flatnonzero(np.zeros(0) if mask is None else mask):
-                    split[row] = part
+        masks = {name: part for part, names in MASKS.items() for name in names if hasattr(data, name)}
+        for name, part in masks.items():
+            split = [""] * len(graph) if split is None else split
+            for row in np.flatnonzero(_mask(data, name, len(graph))):
+                if split[row] not in ("", part):
+                    raise DataError(f"node {row} is in the masks of two parts: {split[row]} and {part}")
+                split[row] = part
         x = _attribute(data, "x", len(graph), columns=True)
         features = None if x is None else x.astype(np.float32)
-        names = None if labels is None else [str(label) for label in labels.tolist()]
+        names = None if labels is None else as_texts(labels.tolist())
         return cls(graph, names, split, None if graph.texts is None else list(graph.texts), features)
 
 
-MASKS = {"train": "train_mask", "valid": "val_mask", "test": "test_mask"}
+MASKS = {"train": ("train_mask",), "valid": ("val_mask", "valid_mask"), "test": ("test_mask",)}
+
+
+def _mask(data: Any, name: str, nodes: int) -> np.ndarray:
+    values = _attribute(data, name, nodes)
+    if values is None:
+        return np.zeros(nodes, dtype=bool)
+    if values.dtype != bool and not np.isin(values, (0, 1)).all():
+        raise DataError(f"{name} holds other values than true and false")
+    return values.astype(bool)
 
 
 def _attribute(data: Any, name: str, nodes: int, *, columns: bool = False) -> np.ndarray | None:
     given = getattr(data, name, None)
     if given is None:
         return None
-    values = np.asarray(given.detach().cpu()) if hasattr(given, "detach") else np.asarray(given)
+    values = as_array(given)
     values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 and not columns else values
     if values.ndim != 1 + columns or len(values) != nodes:
         raise DataError(f"{name} has the shape {values.shape}, but {nodes} nodes need one row each")
