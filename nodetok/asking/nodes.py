@@ -59,7 +59,8 @@ class NodeFinder:
                 first.setdefault(words[0], []).append(row)
         for word, rows in first.items():
             rows_of.setdefault(word, rows)
-        return {name: rows for name, rows in rows_of.items() if name and name not in self.reserved}
+        # A title such as "the class" would be found in every question about a class.
+        return {name: rows for name, rows in rows_of.items() if not self.reserved.issuperset(name.split())}
 
     def find(self, question: str) -> tuple[str, list[int]]:
         """Return the question with ``[[0]]``, ``[[1]]`` ... in place of nodes, and the rows of these nodes.

@@ -260,3 +260,5 @@ def test_a_name_is_that_of_another_node_neither_by_its_signs_nor_by_blanks_or_br
         assert finder.find(f"how far is {mention}")[1] == [row]
     with pytest.raises(UnknownNodeError, match="'a'"):
         finder.find("how far is [[a]]")
+    titled = NodeFinder(["x", "y"], ["The Class, a film", "Word"], ["what", "is", "the", "class", "of"])
+    assert titled.find("what is the class of word?")[1] == [1]
