@@ -79,8 +79,10 @@ def refuse_outside(rows: np.ndarray, nodes: int) -> None:
     count negative ones from the end.
 
     Raises:
-        ConfigError: there is such a row.
+        ConfigError: there is such a row, or ``rows`` is no list.
     """
+    if rows.ndim != 1:
+        raise ConfigError(f"nodes must be a list of rows, not an array of the shape {rows.shape}")
     if len(rows) and rows.dtype.kind not in "iu":
         raise ConfigError(f"nodes must be rows (integers), not {rows.dtype}")
     bad = (rows < 0) | (rows >= nodes)

@@ -67,6 +67,8 @@ class GraphData:
                 split[row] = part
         x = _attribute(data, "x", len(graph), columns=True)
         features = None if x is None else x.astype(np.float32)
+        if features is not None and not (finite := np.isfinite(features).all(axis=1)).all():
+            raise DataError(f"x of node {int(finite.argmin())} holds a number that is not finite")
         names = None if labels is None else as_texts(labels.tolist())
         return cls(graph, names, split, None if graph.texts is None else list(graph.texts), features)
 

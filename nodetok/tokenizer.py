@@ -79,7 +79,9 @@ class NodeTokenizer:
             ConfigError: a row lies outside the graph.
         """
         if rows is not None:
-            refuse_outside(np.asarray(rows), len(self))
+            rows = np.asarray(rows)
+            refuse_outside(rows, len(self))
+            rows = rows.astype(np.int64)  # NumPy makes an empty list one of fractions
         table = self.table if rows is None else self.table[rows]
         parts = np.array_split(table, max(1, len(table) // 65_536))
         return np.concatenate([self.positions(torch.from_numpy(np.ascontiguousarray(p))).numpy() for p in parts])
@@ -101,8 +103,9 @@ class NodeTokenizer:
         Raises:
             ConfigError: a neighbour lies outside the graph.
         """
+        neighbours = [np.asarray(rows) for rows in neighbours]
         for rows in neighbours:
-            refuse_outside(np.asarray(rows), len(self))
+            refuse_outside(rows, len(self))
         kind = np.dtype(np.float32 if self.table.dtype.kind == "f" else np.int64)
         table = np.full((len(neighbours), self.table.shape[1]), unreachable(kind), dtype=kind)
         for row, rows in enumerate(neighbours):
@@ -162,9 +165,11 @@ class NodeTokenizer:
         row.
 
         Raises:
-            ConfigError: ``row`` lies outside the graph.
+            ConfigError: ``row`` lies outside the graph, or ``k`` is below 0.
         """
         refuse_outside(np.array([row]), len(self))
+        if k < 0:
+            raise ConfigError(f"k is {k}; it must not be negative")
         scores = self.every @ self.every[row]
         scores[row] = -np.inf
         best = top_k(scores[None], min(k, len(self) - 1))[0]

@@ -108,3 +108,16 @@ def test_a_graph_that_has_become_directed_is_refused_where_columns_would_not_fit
     for fitted, grown in ((graph, ways), (ways, graph)):
         with pytest.raises(ConfigError, match="only one is directed"):
             NodeTokenizer.fit(fitted, settings).update(grown, np.empty(0, int), np.empty(0, int))
+
+
+def test_rows_are_a_list_and_features_are_numbers():
+    tokenizer = NodeTokenizer.fit(Graph.from_edges([(i, i + 1) for i in range(9)]), TokenizerSettings())
+    assert tokenizer.transform(np.array([])).shape == tokenizer.transform([]).shape == (0, 10)
+    with pytest.raises(ConfigError, match="a list of rows"):
+        tokenizer.transform(3)
+    with pytest.raises(ConfigError, match="a list of rows"):
+        tokenizer.transform_new([3])
+    with pytest.raises(ConfigError, match="k is -1"):
+        tokenizer.nearest(0, -1)
+    with pytest.raises(DataError, match="x of node 2 holds"):
+        GraphData.from_pyg(data(x=torch.tensor([[1.0], [2.0], [NAN], [3.0]])))

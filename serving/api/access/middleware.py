@@ -196,8 +196,8 @@ class BodyLimit:
             return await self.app(scope, receive, send)
         encoding = Headers(scope=scope).get("content-encoding", "identity")
         if encoding.lower() != "identity":
-            message = f"the body is compressed ({encoding[:32]}); send it as it is, without content-encoding"
-            return await JSONResponse(error_body("compressed_body", message), 415)(scope, receive, send)
+            reason = f"the body is compressed ({encoding[:32]}); send it as it is, without content-encoding"
+            return await JSONResponse(error_body("compressed_body", reason), 415)(scope, receive, send)
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and (len(announced) > 18 or int(announced) > self.max_bytes):
             return await self._refuse(scope, receive, send)
