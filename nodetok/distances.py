@@ -79,8 +79,10 @@ def refuse_outside(rows: np.ndarray, nodes: int) -> None:
     count negative ones from the end.
 
     Raises:
-        ConfigError: there is such a row.
+        ConfigError: there is such a row, or ``rows`` is no list.
     """
+    if rows.ndim != 1:
+        raise ConfigError(f"nodes must be a list of rows, not an array of the shape {rows.shape}")
     if len(rows) and rows.dtype.kind not in "iu":
         raise ConfigError(f"nodes must be rows (integers), not {rows.dtype}")
     bad = (rows < 0) | (rows >= nodes)
@@ -96,7 +98,7 @@ def distances(graph: Graph, anchors: np.ndarray, settings: DistanceSettings | No
     without a path.
 
     Raises:
-        ConfigError: no anchors, or one outside the graph.
+        ConfigError: no anchors, or one outside the graph, or lengths that float32 cannot hold.
     """
     s = settings or DistanceSettings()
     return np.concatenate([measure(view, anchors, s) for view in views(graph, s)], axis=1)
@@ -219,6 +221,8 @@ def lengths(graph: Graph, anchors: np.ndarray) -> np.ndarray:
     """Return the length of the shortest path from each node to each anchor, float32 (V, K), infinite without a path."""
     # csgraph searches away from its sources; reversed arcs lead from the anchors to the nodes.
     table = csgraph.dijkstra(graph.reverse.matrix, directed=True, indices=anchors)
+    if (np.isfinite(table) & (table > np.finfo(np.float32).max)).any():
+        raise ConfigError("a path is longer than float32 can hold, about 3e38: divide all weights by the same number")
     return np.ascontiguousarray(table.T, dtype=np.float32)
 
 
@@ -232,7 +236,9 @@ def walks(graph: Graph, anchors: np.ndarray, restart: float, steps: int) -> np.n
     n, k = len(graph), len(anchors)
     step = graph.matrix.astype(np.float32)
     if graph.weights is not None:
-        step.data = 1.0 / np.maximum(step.data, 1e-6)
+        positive = step.data[step.data > 0]
+        unit = min(1.0, float(np.median(positive))) if len(positive) else 1.0
+        step.data = unit / np.maximum(step.data, 1e-6 * unit)
     total = np.asarray(step.sum(axis=1)).ravel()
     moves = sparse.diags(np.divide(1 - restart, total, out=np.zeros(n, dtype=np.float32), where=total > 0)) @ step
     stay = np.where(total > 0, restart, 1.0).astype(np.float32)[:, None]

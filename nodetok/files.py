@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nodetok.graph import Graph
+from nodetok.pyg import as_array, as_texts
 from nodetok.settings import GraphDataSettings
 from nodetok.splits import PART_NAMES, PARTS, split_by_class, split_triples
 from setrec.data import columns
@@ -50,30 +51,45 @@ class GraphData:
         split, ``x`` as features, ``text`` as texts; ``options`` are :meth:`Graph.from_pyg`'s.
 
         Raises:
-            DataError: as :meth:`Graph.from_pyg`, or ``y``, ``x`` or a mask of another length than nodes.
+            DataError: as :meth:`Graph.from_pyg`; ``y``, ``x`` or a mask of another length than nodes; a mask that is
+                none, or a node in two of them; ``HeteroData``.
         """
+        if hasattr(data, "node_types"):
+            raise DataError("labels and masks of HeteroData cannot be read: convert it with to_homogeneous() first")
         graph = Graph.from_pyg(data, **options)
         labels, split = _attribute(data, "y", len(graph)), None
-        masks = {part: _attribute(data, name, len(graph)) for part, name in MASKS.items()}
-        if any(mask is not None for mask in masks.values()):
-            split = [""] * len(graph)
-            for part, mask in masks.items():
-                for row in np.flatnonzero(np.zeros(0) if mask is None else mask):
-                    split[row] = part
+        masks = {name: part for part, names in MASKS.items() for name in names if hasattr(data, name)}
+        for name, part in masks.items():
+            split = [""] * len(graph) if split is None else split
+            for row in np.flatnonzero(_mask(data, name, len(graph))):
+                if split[row] not in ("", part):
+                    raise DataError(f"node {row} is in the masks of two parts: {split[row]} and {part}")
+                split[row] = part
         x = _attribute(data, "x", len(graph), columns=True)
         features = None if x is None else x.astype(np.float32)
-        names = None if labels is None else [str(label) for label in labels.tolist()]
+        if features is not None and not (finite := np.isfinite(features).all(axis=1)).all():
+            raise DataError(f"x of node {int(finite.argmin())} holds a number that is not finite")
+        names = None if labels is None else as_texts(labels.tolist())
         return cls(graph, names, split, None if graph.texts is None else list(graph.texts), features)
 
 
-MASKS = {"train": "train_mask", "valid": "val_mask", "test": "test_mask"}
+MASKS = {"train": ("train_mask",), "valid": ("val_mask", "valid_mask"), "test": ("test_mask",)}
+
+
+def _mask(data: Any, name: str, nodes: int) -> np.ndarray:
+    values = _attribute(data, name, nodes)
+    if values is None:
+        return np.zeros(nodes, dtype=bool)
+    if values.dtype != bool and not np.isin(values, (0, 1)).all():
+        raise DataError(f"{name} holds other values than true and false")
+    return values.astype(bool)
 
 
 def _attribute(data: Any, name: str, nodes: int, *, columns: bool = False) -> np.ndarray | None:
     given = getattr(data, name, None)
     if given is None:
         return None
-    values = np.asarray(given.detach().cpu()) if hasattr(given, "detach") else np.asarray(given)
+    values = as_array(given)
     values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 and not columns else values
     if values.ndim != 1 + columns or len(values) != nodes:
         raise DataError(f"{name} has the shape {values.shape}, but {nodes} nodes need one row each")
@@ -116,7 +132,7 @@ def read_graph(folder: Path, settings: GraphDataSettings | None = None, *, direc
         DataError: a file is missing or cannot be used, or an edge ends at an unknown node.
     """
     s = settings or GraphDataSettings()
-    return _graph(folder, _read(require_table(folder, "edges"), s), s, directed)[0]
+    return _graph(*_read(folder, "edges", "nodes", s), s, directed)[0]
 
 
 def read_edges(folder: Path, settings: GraphDataSettings | None = None, *, directed: bool = False) -> EdgeData:
@@ -127,8 +143,8 @@ def read_edges(folder: Path, settings: GraphDataSettings | None = None, *, direc
         DataError: as :func:`read_graph`, or a column is missing or cannot be used.
     """
     s = settings or GraphDataSettings()
-    raw = _read(require_table(folder, "edges"), s)
-    data, ends, kept = _graph(folder, raw, s, directed)
+    raw, nodes = _read(folder, "edges", "nodes", s)
+    data, ends, kept = _graph(raw, nodes, s, directed)
     given = pd.DataFrame({"label": columns.words(Column(raw.file, "label", raw.column("label")))})
     for name, values in (("text", _edge_texts(raw, s)), ("split", _parts(raw))):
         if values is not None:
@@ -144,11 +160,10 @@ def read_edges(folder: Path, settings: GraphDataSettings | None = None, *, direc
 
 
 def _graph(
-    folder: Path, edges: RawTable, s: GraphDataSettings, directed: bool
+    edges: RawTable, nodes: RawTable | None, s: GraphDataSettings, directed: bool
 ) -> tuple[GraphData, np.ndarray, np.ndarray]:
-    """Return the graph of a table of edges, the rows of both ends of its edges, int64 (E, 2), and the mask of the rows
-    of the table that are kept."""
-    nodes = _read_optional(folder, "nodes", s)
+    """Return the graph of a table of edges and one of nodes, the rows of both ends of its edges, int64 (E, 2), and the
+    mask of the rows of the table that are kept."""
     of_edge = _optional_ids(edges, "graph_id")
     of_node = None if nodes is None else _optional_ids(nodes, "graph_id")
     if nodes is not None and (of_edge is None) != (of_node is None):
@@ -188,7 +203,7 @@ def read_triples(folder: Path, settings: GraphDataSettings | None = None) -> Tri
         DataError: a file is missing or cannot be used, or a triple has an unknown entity.
     """
     s = settings or GraphDataSettings()
-    triples, entities = _read(require_table(folder, "triples"), s), _read_optional(folder, "entities", s)
+    triples, entities = _read(folder, "triples", "entities", s)
     head, relation, tail = (_ids(triples, name) for name in ("head", "relation", "tail"))
     known = None if entities is None else _unique(entities, "entity_id")
     names, (begin, end), kept = _resolve(triples, ("head", "tail"), [list(head), list(tail)], known, s.dangling)
@@ -256,17 +271,26 @@ def require_table(folder: Path, table: str) -> Path:
     return path
 
 
-def _read(path: Path, settings: GraphDataSettings) -> RawTable:
-    """Read a table and rename its columns."""
-    raw = read_raw(path)
+def _read(folder: Path, table: str, other: str, settings: GraphDataSettings) -> tuple[RawTable, RawTable | None]:
+    """Read a table and one that may be missing, and rename their columns.
+
+    Raises:
+        DataError: a column to rename is in neither.
+    """
+    path = find_table(folder, other)
+    main, more = read_raw(require_table(folder, table)), None if path is None else read_raw(path)
+    there = {name for raw in (main, more) if raw is not None for name in raw.table.column_names}
+    for ours, theirs in settings.columns.items():
+        if theirs not in there:
+            reason = f"there is no column '{theirs}', which data.columns names for '{ours}'"
+            raise DataError(reason, file=main.file)
+    return _renamed(main, settings), None if more is None else _renamed(more, settings)
+
+
+def _renamed(raw: RawTable, settings: GraphDataSettings) -> RawTable:
     given = {theirs: ours for ours, theirs in settings.columns.items()}
     # A column whose name is the target of a renaming is renamed itself.
     return raw.renamed(lambda name: given.get(name, f"({name})" if name in settings.columns else name))
-
-
-def _read_optional(folder: Path, table: str, settings: GraphDataSettings) -> RawTable | None:
-    path = find_table(folder, table)
-    return None if path is None else _read(path, settings)
 
 
 def _ids(raw: RawTable, name: str) -> pd.Series:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from nodetok.pyg import edge_arrays, hetero_edges
+from nodetok.pyg import as_texts, edge_arrays, hetero_edges, refuse_missing
 from setrec.errors import DataError, UnknownNodeError
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class Graph:
         """Convert a NetworkX graph; ``weight`` and ``text`` name the attributes of edges and nodes to read.
 
         Raises:
-            DataError: as :meth:`from_arrays`, or an edge or node that lacks the attribute.
+            DataError: as :meth:`from_arrays`, an edge without the attribute, or no node with it.
         """
         pairs, lengths = [], []
         for a, b, given in graph.edges(data=True):
@@ -283,7 +283,9 @@ class Graph:
                     lengths.append(float(given[weight]))
                 except (TypeError, ValueError):
                     raise DataError(f"'{weight}' of edge {a!r} to {b!r} is not a number: {given[weight]!r}") from None
-        texts = None if text is None else [str(given.get(text, "")) for _, given in graph.nodes(data=True)]
+        texts = None if text is None else as_texts(given.get(text) for _, given in graph.nodes(data=True))
+        if text is not None and not any(text in given for _, given in graph.nodes(data=True)):
+            raise DataError(f"no node has an attribute '{text}'")
         return cls.from_edges(
             pairs, nodes=list(graph), directed=graph.is_directed(), texts=texts,
             weights=None if weight is None else np.asarray(lengths, dtype=np.float64),
@@ -296,21 +298,25 @@ class Graph:
         ``weight`` names the edge attribute with lengths; ``infer`` uses the first one present of ``edge_weight``,
         ``weight`` and ``edge_attr``; with ``None`` every edge has length 1. Edge types without it have length 1.
         ``directed``: ``None`` infers it from the data; ``HeteroData``, whose edge types often have only a nominal
-        direction, is undirected. A list ``text`` of nodes becomes the graph's texts.
+        direction, is undirected. A list or array ``text`` of nodes becomes the graph's texts.
 
         Raises:
-            DataError: as :meth:`from_arrays`; an attribute of edges with several columns, which is no length.
+            DataError: as :meth:`from_arrays`; an attribute of edges with several columns, which is no length; no edges
+                with an attribute that is named.
         """
         if hasattr(data, "node_types"):
             ids, ends, lengths = hetero_edges(data, weight)
             return cls.from_arrays(ends[0], ends[1], len(ids), weights=lengths, directed=bool(directed), ids=ids)
         ends, lengths = edge_arrays(data, "the data", weight)
-        way = data.is_directed() if directed is None else directed
+        refuse_missing("the data", weight, lengths is not None)
         texts = data.get("text") if hasattr(data, "get") else None
-        texts = [str(text) for text in texts] if isinstance(texts, list | tuple) else None
-        return cls.from_arrays(
-            ends[0], ends[1], int(data.num_nodes or 0), weights=lengths, directed=way, texts=texts
-        )  # fmt: skip
+        texts = None if texts is None or isinstance(texts, str) else as_texts(texts)
+        nodes, way = int(data.num_nodes or 0), data.is_directed() if directed is None else directed
+        if directed is None and not way and lengths is not None:
+            # PyTorch Geometric compares both ways of an edge by its edge_attr, but not by other lengths.
+            both = cls.from_arrays(ends[0], ends[1], nodes, weights=lengths, directed=True).matrix
+            way = bool((both != both.T).nnz)
+        return cls.from_arrays(ends[0], ends[1], nodes, weights=lengths, directed=way, texts=texts)
 
 
 def _plain(node: Hashable) -> Hashable:
@@ -328,6 +334,8 @@ def _check_ids(ids: Sequence[Hashable] | None, texts: Sequence[str] | None, node
     if ids is not None:
         if len(ids) != nodes:
             raise DataError(f"{len(ids)} ids for {nodes} nodes")
+        if any(node is None or node != node for node in ids):
+            raise DataError("a node id is missing (None or NaN)")
         kinds = sorted({type(node).__name__ for node in ids})
         if len(kinds) > 1:
             raise DataError(f"node ids are of different types: {', '.join(kinds)}")
@@ -355,11 +363,14 @@ def _check_edges(source: np.ndarray, target: np.ndarray, weights: np.ndarray | N
         lengths = np.asarray(weights).astype(np.float32)
     if lengths.shape != source.shape:
         raise DataError(f"{len(lengths)} weights for {len(source)} edges")
-    bad = ~np.isfinite(lengths) | (lengths < 0)
-    if bad.any():
-        number = int(bad.argmax())
-        given = np.asarray(weights)[number]
-        raise DataError(f"edge {number + 1} has weight {given}; a length is finite and not negative")
+    exact, least = np.asarray(weights).astype(np.float64), np.finfo(np.float32).tiny
+    bad = ~np.isfinite(lengths) | (exact < 0)
+    small = (exact > 0) & (exact < least)
+    for wrong, reason in ((bad, "finite and not negative"), (small, f"0 or at least {least:.1e}, float32's least")):
+        if wrong.any():
+            number = int(wrong.argmax())
+            given = np.asarray(weights)[number]
+            raise DataError(f"edge {number + 1} has weight {given}; a length is {reason}")
 
 
 def _compress(

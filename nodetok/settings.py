@@ -85,6 +85,13 @@ class RandomSplit(Settings):
         return self
 
 
+COLUMNS = (
+    "node_id", "graph_id", "text", "words", "label", "split", "source", "target", "weight", "entity_id", "head",
+    "relation", "tail",
+)  # fmt: skip
+"""Names of columns that the readers know."""
+
+
 class GraphDataSettings(Settings):
     """Settings of the readers.
 
@@ -98,3 +105,10 @@ class GraphDataSettings(Settings):
     dangling: Literal["error", "drop", "add"] = "error"
     split: RandomSplit | None = None
     edge_attributes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _renames_known_columns(self) -> GraphDataSettings:
+        for name in self.columns:
+            if name not in (*COLUMNS, *self.edge_attributes):
+                raise ValueError(f"columns: '{name}' is none of {', '.join((*COLUMNS, *self.edge_attributes))}")
+        return self

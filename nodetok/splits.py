@@ -25,7 +25,7 @@ def split_by_class(
         return [PART_NAMES[part] for part in _dealt(int(member.max()) + 1, settings, rng)[member]]
     classes = np.zeros(count, dtype=np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
     parts = np.zeros(count, dtype=np.int64)
-    for name in range(classes.max() + 1):
+    for name in range(classes.max(initial=-1) + 1):
         rows = np.flatnonzero(classes == name)
         parts[rows] = _dealt(len(rows), settings, rng)
     return ["" if labels is not None and not labels[row] else PART_NAMES[part] for row, part in enumerate(parts)]
@@ -42,8 +42,7 @@ def split_triples(triples: np.ndarray, settings: RandomSplit) -> np.ndarray:
     """Return a random split part for every triple. A triple stays in training if no other training triple has its head,
     tail or relation."""
     order = np.random.default_rng(settings.seed).permutation(len(triples))
-    left = [np.bincount(triples[:, 0], minlength=triples.max() + 1) + np.bincount(
-        triples[:, 2], minlength=triples.max() + 1), np.bincount(triples[:, 1])]  # fmt: skip
+    left = [np.bincount(triples[:, [0, 2]].ravel()), np.bincount(triples[:, 1])]
     part = np.full(len(triples), "train")
     wanted = [("test", round(settings.test * len(triples))), ("valid", round(settings.valid * len(triples)))]
     for row in order:

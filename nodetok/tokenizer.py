@@ -21,7 +21,7 @@ from nodetok.distances import as_type, fitting, reached, refuse_outside, unreach
 from nodetok.graph import Graph
 from nodetok.positions import Positions
 from nodetok.settings import TokenizerSettings
-from setrec.atomic import atomic_directory
+from setrec.atomic import atomic_directory, refuse_foreign
 from setrec.errors import ConfigError, UnknownNodeError, first_line
 from setrec.rows import top_k
 
@@ -79,7 +79,9 @@ class NodeTokenizer:
             ConfigError: a row lies outside the graph.
         """
         if rows is not None:
-            refuse_outside(np.asarray(rows), len(self))
+            rows = np.asarray(rows)
+            refuse_outside(rows, len(self))
+            rows = rows.astype(np.int64)  # NumPy makes an empty list one of fractions
         table = self.table if rows is None else self.table[rows]
         parts = np.array_split(table, max(1, len(table) // 65_536))
         return np.concatenate([self.positions(torch.from_numpy(np.ascontiguousarray(p))).numpy() for p in parts])
@@ -101,8 +103,9 @@ class NodeTokenizer:
         Raises:
             ConfigError: a neighbour lies outside the graph.
         """
+        neighbours = [np.asarray(rows) for rows in neighbours]
         for rows in neighbours:
-            refuse_outside(np.asarray(rows), len(self))
+            refuse_outside(rows, len(self))
         kind = np.dtype(np.float32 if self.table.dtype.kind == "f" else np.int64)
         table = np.full((len(neighbours), self.table.shape[1]), unreachable(kind), dtype=kind)
         for row, rows in enumerate(neighbours):
@@ -141,7 +144,10 @@ class NodeTokenizer:
         added = self._added(grown, source, target)
         chosen = Anchors(self.anchors.rows, self.anchors.gains, len(grown))
         if s.kind == "walks" or added != grown.digest:
-            return replace(self, anchors=chosen, table=self.measure(grown), digest=grown.digest)
+            table = self.measure(grown)
+            if table.shape[1] != self.table.shape[1]:
+                raise ConfigError("of the graph and the one it has grown from only one is directed")
+            return replace(self, anchors=chosen, table=table, digest=grown.digest)
         # As int64, new paths may have any length; hops are converted to the smallest type at the end.
         table = self.table if s.kind == "weighted" else as_type(self.table, np.int64)
         fresh = np.full((len(grown) - len(table), table.shape[1]), unreachable(table.dtype), dtype=table.dtype)
@@ -159,9 +165,11 @@ class NodeTokenizer:
         row.
 
         Raises:
-            ConfigError: ``row`` lies outside the graph.
+            ConfigError: ``row`` lies outside the graph, or ``k`` is below 0.
         """
         refuse_outside(np.array([row]), len(self))
+        if k < 0:
+            raise ConfigError(f"k is {k}; it must not be negative")
         scores = self.every @ self.every[row]
         scores[row] = -np.inf
         best = top_k(scores[None], min(k, len(self) - 1))[0]
@@ -193,11 +201,13 @@ class NodeTokenizer:
         }  # fmt: skip
 
     def save(self, folder: str | Path) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer.safetensors`` atomically.
+        """Write ``tokenizer.json`` and ``tokenizer.safetensors`` atomically, in place of an earlier tokenizer.
 
         Raises:
-            ConfigError: an anchor's id is neither text nor a whole number (nor a tuple of these).
+            ConfigError: an anchor's id is neither text nor a whole number (nor a tuple of these), or ``folder`` holds
+                something else than a tokenizer.
         """
+        refuse_foreign(folder, "tokenizer.json")
         weights = {f"positions.{name}": value for name, value in self.positions.state_dict().items()}
         with atomic_directory(folder) as target:
             save_file(
@@ -263,7 +273,7 @@ def _rate(graph: Graph, table: np.ndarray, settings: TokenizerSettings) -> float
     if kind == "walks":
         return tau
     positive = graph.weights[graph.weights > 0] if kind == "weighted" and graph.weights is not None else np.ones(1)
-    return positions.rate(table, float(np.median(positive)) if len(positive) else 1.0, tau)
+    return positions.rate(table, float(np.median(positive.astype(np.float64))) if len(positive) else 1.0, tau)
 
 
 def _agree(

@@ -16,6 +16,7 @@ from nodetok.graph import Graph
 from nodetok.positions import as_lengths
 from nodetok.settings import AnchorSettings, DistanceSettings, Strategy, TokenizerSettings
 from nodetok.tokenizer import NodeTokenizer
+from setrec.errors import DataError
 
 
 @functional_transform("add_anchor_distances")
@@ -34,7 +35,7 @@ class AddAnchorDistances(BaseTransform):  # type: ignore[misc]
             hops.
 
     Raises:
-        DataError: ``data`` has no ``edge_index``, no nodes, or ``weight`` is not a length.
+        DataError: ``data`` has no ``edge_index``, no nodes, or ``weight`` is missing or not a length; ``HeteroData``.
     """
 
     def __init__(
@@ -49,8 +50,12 @@ class AddAnchorDistances(BaseTransform):  # type: ignore[misc]
 
     def forward(self, data: Data) -> Data:
         """Return ``data`` with the new attribute, on the device of its edges."""
+        if hasattr(data, "node_types"):
+            raise DataError("HeteroData has no common nodes: convert it with to_homogeneous() first")
         tokenizer = NodeTokenizer.fit(Graph.from_pyg(data, weight=self.weight), self.settings)
         values = as_lengths(torch.from_numpy(tokenizer.table)) if self.raw else torch.from_numpy(tokenizer.transform())
         columns = torch.full((len(values), self.k), float("inf") if self.raw else 0.0)
         columns[:, : values.shape[1]] = values
+        if self.attr_name is None and data.x is not None and not data.x.is_floating_point():
+            data.x = data.x.float()  # positions would be cut off to whole numbers
         return add_node_attr(data, columns.to(data.edge_index.device), self.attr_name)

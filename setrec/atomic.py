@@ -15,6 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from setrec.errors import ConfigError
+
 _HELD = ".held"
 """The lock file in a working folder. The operating system holds the lock for the process, so a folder whose lock is
 free was left by a killed process."""
@@ -63,6 +65,18 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         new.mkdir()
         yield new
         _put_in_place(new, path, work / "old")
+
+
+def refuse_foreign(path: str | Path, own: str) -> None:
+    """Raise an error if something is at ``path`` that :func:`atomic_directory` would remove and that is not an earlier
+    folder of ours: a file, or a folder with content but without the file ``own``.
+
+    Raises:
+        ConfigError: there is.
+    """
+    path = Path(path)
+    if path.exists() and not (path / own).is_file() and not (path.is_dir() and next(path.iterdir(), None) is None):
+        raise ConfigError(f"{path}: exists and holds no {own}; not replaced")
 
 
 def recover(path: str | Path) -> None:

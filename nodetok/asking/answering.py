@@ -99,6 +99,8 @@ class GraphAnswerer:
         if prompt is None:
             return self._refusal(rows, certain, self._scope(rows, text))
         rows = [rows[place] for place in order]
+        if unknown := [self.artifact.ids[row] for row in rows if self._is_unknown(row)]:
+            return self._refusal(rows, certain, f"nothing is known about {unknown[0]}: it has no edge and no text")
         edge = None
         if self.artifact.edge_texts is not None:
             edge = self.artifact.edge(*rows)
@@ -120,6 +122,15 @@ class GraphAnswerer:
             named, f"{self._spoken(prompt, rows)} {named}", [self.artifact.ids[row] for row in around],
             [self._edge(edge) for edge in edges], chance, False, "", ranked,
         )  # fmt: skip
+
+    def _is_unknown(self, row: int) -> bool:
+        """Return whether a model whose answers depend on what is known of a node has nothing to read of this one."""
+        if self.artifact.task not in ("completion", "classification") or self._adjacency[[row]].nnz:
+            return False
+        if self.artifact.texts is not None and (self.artifact.texts[row] or "").strip():
+            return False
+        data = getattr(self.artifact.reader, "data", None)
+        return data is None or data.features is None or not bool(data.features[row].any())
 
     def _examples(self, prompt: str, rows: list[int], edge: int | None) -> Examples:
         nodes = np.array([rows], dtype=np.int64).reshape(1, -1)

@@ -31,10 +31,11 @@ from nodetok.language.language_model import base_sha256
 from nodetok.language.reader_files import has_base, load_reader, own_weights, save_reader
 from nodetok.language.training import Reader
 from nodetok.tokenizer import NodeTokenizer
-from setrec.atomic import atomic_directory
+from setrec.atomic import atomic_directory, refuse_foreign
 from setrec.errors import ConfigError, SetRecError, UnknownNodeError, first_line
 
 FORMAT = 4
+RECORD = "graph.json"
 
 
 @dataclass(eq=False)
@@ -92,7 +93,12 @@ class GraphArtifact:
         return self._row_of[node]
 
     def save(self, folder: str | Path) -> None:
-        """Write the artifact atomically."""
+        """Write the artifact atomically, in place of an earlier one.
+
+        Raises:
+            ConfigError: ``folder`` holds something else than an artifact.
+        """
+        refuse_foreign(folder, RECORD)
         with atomic_directory(folder) as target:
             columns: dict[str, Any] = {"node_id": [str(node) for node in self.ids]}
             if self.texts is not None:
@@ -119,7 +125,7 @@ class GraphArtifact:
                 nodes = self.reader.model.shape.node_candidates
                 record["model"] = save_reader(self.reader, target / "model")
                 record["candidates"] = None if nodes else list(self.candidates)
-            (target / "graph.json").write_text(json.dumps(record, indent=2, ensure_ascii=False))
+            (target / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False))
 
     @classmethod
     def load(cls, folder: str | Path) -> GraphArtifact:
@@ -130,7 +136,7 @@ class GraphArtifact:
         """
         folder = Path(folder)
         try:
-            record = json.loads((folder / "graph.json").read_text())
+            record = json.loads((folder / RECORD).read_text())
             if record["format"] != FORMAT:
                 raise ConfigError(f"{folder}: format {record['format']} is not {FORMAT}")
             nodes = pq.read_table(folder / "nodes.parquet")

@@ -12,11 +12,13 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 
 from setrec.errors import SetRecError, UnknownNodeError
 
-MENTION = re.compile(r"\[\[(.+?)\]\]")
+MENTION = re.compile(r"\[\[(.+?)\]\](?!\])", re.DOTALL)
 TITLE_WORDS = 8
 NEAR, MARGIN = 0.35, 0.02
 """Minimum cosine of a text found by search, and its minimum margin over the second."""
 
+_BEFORE, _AFTER = re.compile(r"(?:(?<=\s)|^)[-+]$"), re.compile(r"[+#]+(?=$|[\s?.,;:!)])")
+"""Signs that are part of a name."""
 _WORD = re.compile(r"[^\W_]+(?:[-'.:/_@][^\W_]+)*|\"[^\"]+\"")
 
 
@@ -57,7 +59,8 @@ class NodeFinder:
                 first.setdefault(words[0], []).append(row)
         for word, rows in first.items():
             rows_of.setdefault(word, rows)
-        return {name: rows for name, rows in rows_of.items() if name and name not in self.reserved}
+        # A title such as "the class" would be found in every question about a class.
+        return {name: rows for name, rows in rows_of.items() if not self.reserved.issuperset(name.split())}
 
     def find(self, question: str) -> tuple[str, list[int]]:
         """Return the question with ``[[0]]``, ``[[1]]`` ... in place of nodes, and the rows of these nodes.
@@ -74,17 +77,18 @@ class NodeFinder:
             return f" [[{rows.index(row)}]] "
 
         if MENTION.search(question):
-            text = MENTION.sub(lambda match: slot(self._row(match[1].strip(" []"))), question)
+            text = MENTION.sub(lambda match: slot(self._row(match[1])), question)
         else:
             text = self._by_name(question, slot)
             if not rows and self.texts is not None:
                 text = self._by_search(question, slot)
         return " ".join(text.split()), rows
 
-    def _row(self, node: str) -> int:
-        if node not in self._row_of:
-            raise UnknownNodeError(f"unknown node {node!r}")
-        return self._row_of[node]
+    def _row(self, mention: str) -> int:
+        for node in (mention, mention.strip(" []")):
+            if node in self._row_of:
+                return self._row_of[node]
+        raise UnknownNodeError(f"unknown node {node!r}")
 
     def _by_name(self, question: str, slot: Callable[[int], str]) -> str:
         """Replace names by slots, the longest match first."""
@@ -93,7 +97,7 @@ class NodeFinder:
         while index < len(words):
             for length in range(min(TITLE_WORDS, len(words) - index), 0, -1):
                 begin, end = words[index].start(), words[index + length - 1].end()
-                rows = self._names.get(_normal(question[begin:end]))
+                rows = self._signed(question, begin, end, self._names.get(_normal(question[begin:end]), ()))
                 if rows:
                     out += question[at:begin] + slot(self._one(question[begin:end], rows))
                     at, index = end, index + length
@@ -101,6 +105,22 @@ class NodeFinder:
             else:
                 index += 1
         return out + question[at:]
+
+    def _signed(self, question: str, begin: int, end: int, rows: Sequence[int]) -> list[int]:
+        """Return those of ``rows`` that are named with the signs at the ends of the name: -5 is not 5, nor C# C++."""
+        before, after = _BEFORE.search(question[:begin]), _AFTER.match(question[end:])
+        name = " ".join(
+            f"{before[0] if before else ''}{question[begin:end]}{after[0] if after else ''}".lower().split()
+        )
+        signed = bool(before or after)
+
+        def fits(row: int) -> bool:
+            own = self.ids[row].lower()
+            if signed:
+                return own == name or (self.texts is not None and (self.texts[row] or "").lower().startswith(name))
+            return _normal(own) != _normal(name) or not (_BEFORE.search(own[:1]) or _AFTER.match(own[-1:]))
+
+        return [row for row in rows if fits(row)]
 
     def _one(self, name: str, rows: Sequence[int]) -> int:
         if len(rows) > 1:

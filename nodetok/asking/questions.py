@@ -130,7 +130,9 @@ class QuestionMatcher:
         self.templates = tuple(wordings)
         self.slots = {template: len(set(SLOT.findall(template))) for template in wordings}
         learned = {template: (plain_question(template), *w.train) for template, w in wordings.items()}
-        self._exact = {_same(template): template for template in wordings}
+        self._exact: dict[str, list[str]] = {}
+        for template in wordings:
+            self._exact.setdefault(_same(template), []).append(template)
         self._classifier: Any = None
         self.threshold = 0.0
         if not any(w.train for w in wordings.values()):
@@ -215,8 +217,10 @@ class QuestionMatcher:
         """Match a question to a template with the same number of nodes."""
         mentions = [int(slot) for slot in SLOT.findall(question)]
         nodes = list(dict.fromkeys(mentions))
-        if (exact := self._exact.get(_same(question))) is not None:
-            return Match(exact, 1.0, tuple(range(len(nodes))))
+        if exact := self._exact.get(_same(question), []):
+            # Names of relations may differ in punctuation only.
+            own = exact if len(exact) == 1 else [t for t in exact if plain_question(t).lower() == question.lower()]
+            return Match(own[0], 1.0, tuple(range(len(nodes)))) if own else Match(OTHER, 0.0, ())
         template, probability = (OTHER, 0.0) if self._classifier is None else self._best(question)
         if template == OTHER or probability < self.threshold:
             return Match(OTHER, 0.0, ())

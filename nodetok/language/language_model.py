@@ -27,6 +27,7 @@ from setrec.models.backbones import (
     EncoderDecoderBackbone,
     inject_lora,
     load_backbone,
+    refuse_missing_folder,
     scratch_config,
 )
 from setrec.models.settings import BackboneSettings, LoraSettings
@@ -157,10 +158,14 @@ def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: the checkpoint has no usable tokenizer.
     """
+    refuse_missing_folder(path_or_hub_id)
     try:
-        return AutoTokenizer.from_pretrained(path_or_hub_id)
+        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
     except (OSError, ValueError) as error:
         raise ConfigError(f"'{path_or_hub_id}' has no usable tokenizer: {first_line(error)}") from error
+    if not tokenizer("node", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one
+        raise ConfigError(f"'{path_or_hub_id}' has no usable tokenizer: it reads no words")
+    return tokenizer
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

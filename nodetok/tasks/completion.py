@@ -18,7 +18,7 @@ from nodetok.knowledge.neighbours import centred, lexical_vectors
 from nodetok.knowledge.reader import CompletionReader
 from nodetok.language.input_ablation import eigenvectors
 from nodetok.language.interface import Chunk, Examples, Task
-from nodetok.language.prompts import Prompts
+from nodetok.language.prompts import SLOT, Prompts
 from nodetok.language.settings import LAPLACIAN, SHUFFLED, TEXT
 from nodetok.settings import TokenizerSettings
 from nodetok.tokenizer import NodeTokenizer
@@ -53,13 +53,13 @@ def completion(
     ``features`` and ``texts_of`` the entities; without, the language model is trained.
 
     Raises:
-        DataError: a part without triples.
+        DataError: a part without triples, or two relations of the same name.
     """
     for part, given in (("train", train), ("valid", valid), ("test", test)):
         if not len(given):
             raise DataError(f"completion: no triple in the {part} part")
     tokenizer = NodeTokenizer.fit(graph, settings)
-    names = [name.strip("_").replace("_", " ") for name in relation_names]
+    names = _spoken(relation_names)
     texts = [[f"{name} of [[0]] is ? answer :" for name in names], [f"[[0]] is {name} of ? answer :" for name in names]]
     known = answers(np.concatenate([train, valid, test]), texts)
 
@@ -104,12 +104,27 @@ def completion(
         "completion", graph, tokenizer.table, entities, draw, ask(sample, hide=False), everything, measure,
         "MRR", [text for way in texts for text in way],
         features, facts(train, len(names)), names, node_candidates=True, tokenizer=tokenizer,
-        opponents={"DistMult": distmult}, wordings={text: () for way in texts for text in way},
+        opponents={"DistMult": distmult}, wordings={way[r]: () for way in texts for r in np.unique(train[:, 1])},
         train=None if minutes is None else trainer(
             Knowledge(train, valid, len(graph), len(names), features, texts_of, tokenizer.transform()), texts, graph,
             60 * minutes,
         ),
     )  # fmt: skip
+
+
+def _spoken(relations: Sequence[str]) -> list[str]:
+    """Return the names of relations as questions contain them.
+
+    Raises:
+        DataError: two of them are the same there, in any case and spacing.
+    """
+    names = [SLOT.sub(r"\1", name.strip("_").replace("_", " ")) for name in relations]
+    first: dict[str, str] = {}
+    for relation, name in zip(relations, names, strict=True):
+        other = first.setdefault(" ".join(name.lower().split()), relation)
+        if other != relation:
+            raise DataError(f"relations {other!r} and {relation!r} are the same in a question: rename one of them")
+    return names
 
 
 def trainer(

@@ -37,7 +37,7 @@ def links(
     reciprocal rank of an edge among :data:`RANKED_AGAINST` of them; ties count half.
 
     Raises:
-        DataError: too few edges to hold some out.
+        DataError: too few edges to hold some out, or too few pairs without one.
     """
     rng = np.random.default_rng(seed)
     source, target = graph.undirected.arcs()
@@ -48,7 +48,13 @@ def links(
         raise DataError(f"too few edges to hold some out for link prediction: {len(edges)}")
     valid, test, train = np.split(edges, np.cumsum(held))
     known = np.sort(edges[:, 0] * len(graph) + edges[:, 1])
-    whole = graph.without(np.concatenate([valid, test]))
+    if len(graph) * (len(graph) - 1) // 2 - len(edges) < max(held):
+        raise DataError(f"too few pairs of nodes without an edge: {len(graph)} nodes, {len(edges)} edges")
+
+    def without(pairs: np.ndarray, graph: Graph) -> Graph:
+        return graph.without(np.concatenate([pairs, pairs[:, ::-1]]))  # in a directed graph both ways
+
+    whole = without(np.concatenate([valid, test]), graph)
     tokenizer = NodeTokenizer.fit(whole, settings)
 
     def pairs_without(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -68,7 +74,7 @@ def links(
 
     def draw(rng: np.random.Generator) -> Iterator[Chunk]:
         for fold in np.array_split(rng.permutation(len(train)), FOLDS):
-            table = distances(whole.without(train[fold]), tokenizer.anchors.rows, settings.distances)
+            table = distances(without(train[fold], whole), tokenizer.anchors.rows, settings.distances)
             examples = ask(train[fold], rng, hide=True)
             yield examples.take(rng.permutation(len(examples))), table
 

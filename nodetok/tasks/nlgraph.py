@@ -48,7 +48,9 @@ def nlgraph(
     texts = [_question(problem, len(asked_nodes)) for asked_nodes in nodes]
     plain = [" ".join(q.split()) + " answer :" for q in questions]
     examples = Examples(Prompts(texts, shown, plain=plain), np.array([names.index(answer) for _, _, answer in read]))
-    return split_task(f"nlgraph {problem}", graph, table, starts, names, examples, split, [*plain, *texts], seed)
+    return split_task(
+        f"nlgraph {problem}", graph, table, starts, names, examples, split, [*plain, *texts], seed, places
+    )
 
 
 def _question(problem: Problem, nodes: int) -> str:
@@ -62,14 +64,18 @@ def _question(problem: Problem, nodes: int) -> str:
 def _parse(question: str, answer: str, problem: Problem, row: int) -> tuple[Small, list[int], str]:
     """Return the graph, the nodes of the question, and the answer."""
     body, _, tail = question.partition("Q:")
-    weighted = re.findall(r"between node (\d+) and node (\d+) with weight (\d+)", body)
+    weighted = re.findall(r"between node (\d+) and node (\d+) with weight (\d+)(?!\.?\w)", body)
+    if len(weighted) != body.count(" with weight "):
+        raise DataError("a weight is not a whole number from 0", row=row + 1, column="question")
     pairs = weighted or re.findall(r"\((\d+),\s*(\d+)\)", body)
     ends = np.array([pair[:2] for pair in pairs], dtype=np.int64).reshape(-1, 2)
     weights = np.array([float(pair[2]) for pair in weighted]) if weighted else None
     two = [int(n) for n in re.findall(r"node (\d+)", tail)]
     if (problem != "cycle" and len(two) != 2) or (problem == "shortest_path" and weights is None):
         raise DataError(f"not a {problem} problem of NLGraph's form", row=row + 1, column="question")
-    answered = re.search(r"total weight of (\d+)" if problem == "shortest_path" else r"\b(yes|no)\b", answer.lower())
+    answered = re.search(
+        r"total weight of (\d+)(?!\.?\w)" if problem == "shortest_path" else r"\b(yes|no)\b", answer.lower()
+    )
     if answered is None:
         raise DataError(f"no answer of NLGraph's form to a {problem} problem", row=row + 1, column="answer")
     numbered = re.search(r"numbered from 0 to (\d+)", body)

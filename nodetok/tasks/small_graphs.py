@@ -15,6 +15,7 @@ from nodetok.distances import UNREACHABLE, distances
 from nodetok.graph import Graph
 from nodetok.language.interface import Chunk, Examples, Task, accuracy
 from nodetok.settings import DistanceSettings, TokenizerSettings
+from nodetok.splits import PARTS
 from setrec.errors import DataError
 
 
@@ -52,20 +53,44 @@ def side_by_side(graphs: Sequence[Small], settings: TokenizerSettings) -> tuple[
     return whole, table, starts
 
 
+def part_names(split: Sequence[str], places: Sequence[int]) -> list[str]:
+    """Return the names of parts as :data:`nodetok.splits.PART_NAMES` spells them, or ``dev``, which is the test part of
+    some data sets.
+
+    Raises:
+        DataError: another name.
+    """
+    names = []
+    for row, given in zip(places, split, strict=True):
+        name = given.strip().lower()
+        if name not in PARTS:
+            raise DataError(f"'{given}' is not a part of a split ({', '.join(PARTS)})", row=row + 1, column="split")
+        names.append(name if name == "dev" else PARTS[name])
+    return names
+
+
 def split_task(
     name: str, graph: Graph, table: np.ndarray, starts: np.ndarray, names: Sequence[str], examples: Examples,
-    split: Sequence[str], words: Sequence[str], seed: int,
+    split: Sequence[str], words: Sequence[str], seed: int, places: Sequence[int] | None = None,
 ) -> Task:  # fmt: skip
-    """Return a task from split examples: ``test`` (or ``dev``) is the test part; a tenth of ``train`` is for
-    validation, unless there is a ``valid`` part."""
-    part = np.array(split)
-    test = np.flatnonzero((part == "test") | (part == "dev"))
+    """Return a task from split examples: ``test`` is the test part, or ``dev`` if there is none; a tenth of ``train``
+    is for validation, unless there is a part for it. ``places``: rows of the examples in the table, for error messages.
+
+    Raises:
+        DataError: an unknown part, or nothing to train on, to validate or to test.
+    """
+    part = np.array(part_names(split, places or range(len(split))))
+    if not (part == "test").any():
+        part[part == "dev"] = "test"
+    part[part == "dev"] = "valid"
+    test = np.flatnonzero(part == "test")
     train = np.random.default_rng(seed).permutation(np.flatnonzero(part == "train"))
     valid = np.flatnonzero(part == "valid")
     if not len(valid):
-        valid, train = train[: len(train) // 10], train[len(train) // 10 :]
+        tenth = max(len(train) // 10, min(1, len(train) - 1))
+        valid, train = train[:tenth], train[tenth:]
     if not (len(train) and len(valid) and len(test)):
-        raise DataError(f"{name}: the split needs a training and a test part")
+        raise DataError(f"{name}: the split needs a training and a test part, and training two examples")
 
     def draw(rng: np.random.Generator) -> Iterator[Chunk]:
         yield examples.take(rng.permutation(train)), None

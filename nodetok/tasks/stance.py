@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nodetok.language.interface import Examples, Task
-from nodetok.language.prompts import Prompts
+from nodetok.language.prompts import SLOT, Prompts
 from nodetok.settings import TokenizerSettings
 from nodetok.tasks.small_graphs import Small, side_by_side, split_task
 from setrec.errors import DataError
@@ -69,7 +69,9 @@ def stance(
 
 def _triples(graph: str, row: int) -> list[tuple[str, str, str]]:
     """Parse ``(head; relation; tail)(...)`` into triples."""
-    triples = [tuple(part.strip() for part in body.split(";")) for body in re.findall(r"\(([^()]*)\)", graph)]
-    if any(len(triple) != 3 for triple in triples) or (graph.strip() and not triples):
+    pattern = re.compile(r"\(([^()]*)\)")
+    triples = [tuple(part.strip() for part in body.split(";")) for body in pattern.findall(graph)]
+    bad = any(len(triple) != 3 or not all(triple) for triple in triples)
+    if bad or pattern.sub("", graph).strip(" \t\r\n,;"):
         raise DataError("a triple is not (head; relation; tail)", row=row + 1, column="graph")
-    return [(h, r, t) for h, r, t in triples]
+    return [(h, SLOT.sub(r"\1", r), t) for h, r, t in triples]  # a slot in words would stand for a node

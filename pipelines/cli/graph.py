@@ -41,7 +41,7 @@ def tokenize(data: DataOption, run: RunOption, config: ConfigOption = None, set_
     """Choose anchors, compute distances, write the node tokens and a report with their picture."""
     from pipelines.graph.config import graph_config
 
-    settings = graph_config("structure", config, set_)
+    settings = graph_config(None, config, set_)
     from pipelines.graph import jobs
 
     _print(jobs.tokenize(data, run, settings))

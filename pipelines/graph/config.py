@@ -109,23 +109,34 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """What differs from the sections' own defaults, by task."""
 
 
-def graph_config(task: str, file: Path | None = None, overrides: list[str] | None = None) -> GraphConfig:
-    """Defaults of the task, then a YAML file, then ``section.key=value`` overrides.
+DIRECTED = ("structure", "classification", "edge_classification", "links")
+"""Tasks on a graph whose edges may have directions (``structure``: for ``tokenize``)."""
+
+
+def graph_config(task: str | None, file: Path | None = None, overrides: list[str] | None = None) -> GraphConfig:
+    """Defaults of the task, then a YAML file, then ``section.key=value`` overrides. Without a task: that of the file,
+    or ``structure``.
 
     Raises:
-        ConfigError: an unknown task, a file that cannot be read, a key or value that is not allowed.
+        ConfigError: an unknown task, or another one than that of the file; a file that cannot be read; a key or value
+            that is not allowed or has no effect on the task.
     """
+    given_by_file = {} if file is None else read_yaml(file)
+    task = str(given_by_file.get("name", "structure")) if task is None else task
     raw: dict[str, Any] = {"name": task, "data": {"split": {}}, **copy.deepcopy(DEFAULTS.get(task, {}))}
-    if file is not None:
-        raw = merged(raw, read_yaml(file))
+    raw = merged(raw, given_by_file)
     apply_overrides(raw, overrides)
-    if raw["name"] not in DEFAULTS:
-        raise ConfigError(f"unknown task '{raw['name']}' (known: {', '.join(DEFAULTS)})")
+    for name in (task, raw["name"]):
+        if name not in DEFAULTS:
+            raise ConfigError(f"unknown task '{name}' (known: {', '.join(DEFAULTS)})")
+    if raw["name"] != task:
+        raise ConfigError(f"the task is '{task}', but 'name' is '{raw['name']}'" + (f" in {file}" if file else ""))
     try:
         config = GraphConfig.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{file or task}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    _refuse_ignored(config)
     given = config.model.model_fields_set
     own = {name: value for name, value in _model_defaults(config).items() if name not in given}
     config = config.model_copy(update={"model": config.model.model_copy(update=own)})
@@ -133,6 +144,20 @@ def graph_config(task: str, file: Path | None = None, overrides: list[str] | Non
     if unknown or TOKENS not in config.evaluation.ablations:
         raise ConfigError(f"evaluation.ablations: '{TOKENS}' and any of {', '.join(ABLATIONS)} are expected")
     return config
+
+
+def _refuse_ignored(config: GraphConfig) -> None:
+    """Raise a ConfigError for settings that have no effect on the task."""
+    if config.directed and config.name not in DIRECTED:
+        raise ConfigError(f"directed=true: '{config.name}' has no directions")
+    if config.tokenizer.distances.direction != "ignored" and not config.directed:
+        raise ConfigError(f"tokenizer.distances.direction={config.tokenizer.distances.direction} needs directed=true")
+    if config.tokenizer.distances.kind == "weighted" and config.name not in (*DIRECTED, "shortest_path"):
+        raise ConfigError(f"tokenizer.distances.kind=weighted: the edges of '{config.name}' have no lengths")
+    if config.name == "completion" and config.learning.minutes is not None and config.model.backbone.pretrained:
+        raise ConfigError(
+            "model.backbone.pretrained: completion trains a language model with learning.minutes=null only"
+        )
 
 
 def _model_defaults(config: GraphConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from nodetok import files, order
 from nodetok.asking.answering import GraphAnswerer, GroundedAnswer
-from nodetok.asking.artifact import GraphArtifact, artifact
+from nodetok.asking.artifact import RECORD, GraphArtifact, artifact
 from nodetok.distances import reached
 from nodetok.graph import Graph
 from nodetok.language.input_ablation import ablate, ablations
@@ -28,10 +28,10 @@ from pipelines.common.run_directory import environment
 from pipelines.graph import report
 from pipelines.graph.config import GraphConfig
 from pipelines.graph.results import Result, ResultStore
-from pipelines.graph.tasks import load_task
+from pipelines.graph.tasks import load_task, read_graph
 from pipelines.reports import charts
-from setrec.atomic import atomic_file
-from setrec.errors import UnknownNodeError
+from setrec.atomic import atomic_file, refuse_foreign
+from setrec.errors import ConfigError, UnknownNodeError
 from setrec.evaluation.intervals import bootstrap_means
 
 CACHE = ".text_cache"
@@ -39,12 +39,13 @@ CACHE = ".text_cache"
 
 def tokenize(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
     """Fit a node tokenizer to the graph in ``folder`` and write it, with a report, to ``out``."""
+    refuse_foreign(out / "graph", RECORD)
     with bar("Read graph") as progress:
         if files.find_table(folder, "triples"):
             triples = files.read_triples(folder, config.data)
             graph, labels = triples.graph, None
         else:
-            data = files.read_graph(folder, config.data, directed=config.directed)
+            data = read_graph(folder, config)
             graph, labels = data.graph, data.labels
         progress.update(1, 1, f"{len(graph):,} nodes, {graph.edges:,} edges")
     with bar("Anchors and distances") as progress:
@@ -59,6 +60,7 @@ def tokenize(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
 
 def train(folder: Path, out: Path, config: GraphConfig) -> dict[str, Any]:
     """Train the graph language model on a task and write the artefact to ``out/graph``."""
+    refuse_foreign(out / "graph", RECORD)  # not after hours of training
     task = _load(folder, out, config)
     with bar(f"Train on {task.name}") as progress:
         reader = fit(task, ablate(task, TOKENS, config.model, config.learning.seed), config.learning, progress.update)
@@ -84,6 +86,11 @@ def evaluate(folder: Path, out: Path, config: GraphConfig) -> list[dict[str, Any
     examples and seeds), ``seeds``, ``examples`` and ``cpu_seconds`` of training, the mean of the seeds; ``difference``
     rows compare the node tokens with each control, example by example.
     """
+    if out.suffix != ".json" or out.is_dir():
+        raise ConfigError(
+            f"--out {out}: a file whose name ends in .json is expected; other files are written next to it"
+        )
+    refuse_foreign(out.with_suffix(".graph"), RECORD)
     task = _load(folder, out.parent, config)
     other = None if config.evaluation.transfer is None else _load(config.evaluation.transfer, out.parent, config)
     if other is not None:  # a model that cannot read it is refused before it is trained

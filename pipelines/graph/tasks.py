@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nodetok import files
+from nodetok.graph import Graph
 from nodetok.knowledge.neighbours import hashed_encoder
 from nodetok.language.interface import Task
 from nodetok.tasks.classification import classification
@@ -23,7 +24,7 @@ from pipelines.graph.config import GraphConfig
 from setrec.data import columns
 from setrec.data.columns import Column
 from setrec.data.formats import read_raw
-from setrec.errors import DataError
+from setrec.errors import ConfigError, DataError
 from setrec.text.encoder import TextEncoder
 
 Loader = Callable[[Path, GraphConfig, Path], Task]
@@ -40,17 +41,36 @@ def load_task(folder: Path, config: GraphConfig, cache: Path) -> Task:
     return LOADERS[config.name](folder, config, cache)
 
 
+def read_graph(folder: Path, config: GraphConfig) -> files.GraphData:
+    """Read the graph in ``folder``.
+
+    Raises:
+        DataError: it cannot be used, or lacks the weights that ``tokenizer.distances.kind`` measures.
+    """
+    data = files.read_graph(folder, config.data, directed=config.directed)
+    _need_weights(data.graph, config, folder)
+    return data
+
+
+def _need_weights(graph: Graph, config: GraphConfig, folder: Path) -> None:
+    if config.tokenizer.distances.kind == "weighted" and graph.weights is None:
+        reason = "tokenizer.distances.kind=weighted needs lengths of edges; for others name data.columns"
+        raise DataError(reason, file=folder / "edges", column="weight")
+
+
 def _structure(folder: Path, config: GraphConfig, cache: Path) -> Task:
-    return structure(files.read_graph(folder, config.data, directed=config.directed).graph, config.tokenizer)
+    if config.directed:
+        raise ConfigError("directed=true: structural questions are about the graph without directions")
+    return structure(read_graph(folder, config).graph, config.tokenizer)
 
 
 def _links(folder: Path, config: GraphConfig, cache: Path) -> Task:
-    given = files.read_graph(folder, config.data, directed=config.directed)
+    given = read_graph(folder, config)
     return links(given.graph, _features(given, config, cache), config.tokenizer)
 
 
 def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
-    data = files.read_graph(folder, config.data, directed=config.directed)
+    data = read_graph(folder, config)
     if data.labels is None or data.split is None:
         raise DataError("node classification needs the columns 'label' and 'split'", file=folder / "nodes")
     encode = None
@@ -63,6 +83,7 @@ def _classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
 
 def _edge_classification(folder: Path, config: GraphConfig, cache: Path) -> Task:
     data = files.read_edges(folder, config.data, directed=config.directed)
+    _need_weights(data.nodes.graph, config, folder)
     features = _features(data.nodes, config, cache)
     return edge_classification(data, features, config.tokenizer, _descriptions(folder, data.labels))
 
@@ -118,9 +139,12 @@ def _descriptions(folder: Path, labels: Sequence[str]) -> dict[str, str] | None:
         return None
     with _in(path):
         names, texts = _texts(path, "label", "description")
+        known = set(labels)
         for row, name in enumerate(names):
-            if name not in set(labels):
+            if name not in known:
                 raise DataError(f"nothing has the class {name!r}", row=row + 1, column="label")
+            if name in names[:row]:
+                raise DataError(f"the class {name!r} repeats", row=row + 1, column="label")
     return dict(zip(names, texts, strict=True))
 
 

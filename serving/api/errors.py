@@ -50,9 +50,13 @@ def add_errors(app: FastAPI, retry_after: int) -> None:
         return JSONResponse(body, 503, {"Retry-After": str(retry_after)})
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
+        kind = request.headers.get("content-type", "")
+        if tuple(first["loc"]) == ("body",) and "json" not in kind and await request.body():
+            reason = f"the body is not sent as JSON: the header content-type is {kind!r}, not 'application/json'"
+            return JSONResponse(error_body("invalid_json", reason), 422)
         if first["type"] == "json_invalid":
             return JSONResponse(error_body("invalid_json", f"the body is not JSON: {first['ctx']['error']}"), 422)
         place = ".".join(map(str, first["loc"][1:])) or "body"
@@ -61,8 +65,10 @@ def add_errors(app: FastAPI, retry_after: int) -> None:
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        code = _HTTP.get(error.status_code, "error")
-        return JSONResponse(error_body(code, str(error.detail)), error.status_code, headers=error.headers)
+        code, reason = _HTTP.get(error.status_code, "error"), str(error.detail)
+        if error.status_code == 400 and isinstance(error.__cause__, UnicodeDecodeError):
+            code, reason = "invalid_json", "the body is not JSON in UTF-8"
+        return JSONResponse(error_body(code, reason), error.status_code, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:

@@ -74,7 +74,7 @@ def make_plan(state: State, request: Request, live: LiveHistory | None, *, synce
     if not 0 <= request.diversity <= 1:
         raise RequestError(f"diversity is {request.diversity}; it must be between 0 and 1")
     if (request.history is None) == (request.user_id is None):
-        raise RequestError("give either history or user_id, not both")
+        raise RequestError("give exactly one of history and user_id")
     if request.user_id is None:
         history = _explicit_history(state, request)
     elif live is None and not synced:

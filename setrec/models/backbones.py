@@ -7,12 +7,15 @@ positions through transformers' public interfaces.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -97,6 +100,12 @@ def build_backbone(
     return wrap(AutoModel.from_config(config, attn_implementation=attention.NAME, dtype=MASTER), lora)
 
 
+def refuse_missing_folder(path_or_hub_id: str) -> None:
+    """Raise a ConfigError for a path, which cannot be a hub id, where nothing is."""
+    if path_or_hub_id.startswith(("/", ".", "~")) and not Path(path_or_hub_id).exists():
+        raise ConfigError(f"'{path_or_hub_id}': no such folder")
+
+
 def load_backbone(
     path_or_hub_id: str, *, speaking: bool = False, layers: int | None = None, **kwargs: Any
 ) -> PreTrainedModel:
@@ -106,8 +115,9 @@ def load_backbone(
     another ``dtype``. ``speaking``: include the language-modelling head. ``layers`` as :func:`keep_layers`.
 
     Raises:
-        ConfigError: there is no usable model, or its weights are stored quantised.
+        ConfigError: there is no usable model, its weights are stored quantised, or some of them are missing.
     """
+    refuse_missing_folder(path_or_hub_id)
     kwargs.setdefault("dtype", MASTER)
     kwargs.setdefault("use_safetensors", None if "gguf_file" in kwargs else True)
     try:
@@ -115,18 +125,29 @@ def load_backbone(
         if quantised := getattr(config, "quantization_config", None):
             way = dict(quantised).get("quant_method", "some other type")
             raise ValueError(f"it is stored quantised ({way}); name one in bf16 or float32")
+        if config.is_encoder_decoder and not config.model_type.endswith("t5"):
+            raise ValueError(f"of models with an encoder only T5 can be used, not '{config.model_type}'")
         keep_layers(config, layers)
         kind: Any = AutoModel
         if speaking:
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with _quiet(layers is not None):
-            model: PreTrainedModel = kind.from_pretrained(
-                path_or_hub_id, config=config, attn_implementation=attention.NAME, **kwargs
+            model: PreTrainedModel
+            model, found = kind.from_pretrained(
+                path_or_hub_id, config=config, attn_implementation=attention.NAME, output_loading_info=True, **kwargs
             )
-            return model
+        if missing := sorted(found["missing_keys"]):
+            # transformers would leave them at random.
+            raise ValueError(f"it lacks {len(missing)} weights, among them {missing[0]}")
+        if (
+            not config.is_encoder_decoder
+            and "position_ids" not in inspect.signature(model.base_model.forward).parameters
+        ):
+            raise ValueError(f"a '{config.model_type}' model takes no positions")
+        return model
     except ConfigError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"backbone '{path_or_hub_id}' cannot be loaded: {first_line(error)}") from error
 
 
@@ -160,9 +181,17 @@ def wrap(model: PreTrainedModel, lora: LoraSettings | None = None) -> CausalBack
 
 
 def inject_lora(model: PreTrainedModel, lora: LoraSettings, targets: list[str]) -> None:
-    """Inject low-rank adapters into the named projections of ``model``, in place, and freeze all else."""
+    """Inject low-rank adapters into the named projections of ``model``, in place, and freeze all else.
+
+    Raises:
+        ConfigError: the model lacks one of them.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
+    there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if missing := [name for name in targets if name not in there]:
+        kind = model.config.model_type
+        raise ConfigError(f"LoRA adapts the projections {', '.join(targets)}; a '{kind}' model has no {missing[0]}")
     inject_adapter_in_model(
         LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets),
         model,

@@ -248,3 +248,17 @@ class Scored:
 def test_the_threshold_separates_wrong_from_right_validation_answers_and_refuses_few(wrong, expected):
     chances = 0.6 + 0.01 * np.minimum(np.arange(100), 30)
     assert confidence_threshold(Scored(chances, wrong), task()) == pytest.approx(expected)
+
+
+def test_a_name_is_that_of_another_node_neither_by_its_signs_nor_by_blanks_or_brackets():
+    finder = NodeFinder(["-5", "7", "C++", " a", "[b]", "x\ny"], None, ["how", "far", "is", "from"])
+    assert finder.find("how far is -5 from 7?")[1] == [0, 1]
+    assert finder.find("how far is 5 from -7?")[1] == []
+    assert finder.find("how far is C++ from c#")[1] == [2]
+    assert finder.find("how far is 7, from C++?")[1] == [1, 2]
+    for mention, row in (("[[ a]]", 3), ("[[[b]]]", 4), ("[[x\ny]]", 5), ("[[ 7 ]]", 1)):
+        assert finder.find(f"how far is {mention}")[1] == [row]
+    with pytest.raises(UnknownNodeError, match="'a'"):
+        finder.find("how far is [[a]]")
+    titled = NodeFinder(["x", "y"], ["The Class, a film", "Word"], ["what", "is", "the", "class", "of"])
+    assert titled.find("what is the class of word?")[1] == [1]

@@ -8,15 +8,16 @@ import torch
 from nodetok_helpers import task
 from safetensors.torch import load_file, save_file
 from stored_checkpoints import stored_checkpoint
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from nodetok.asking.artifact import GraphArtifact, artifact
 from nodetok.language.input_ablation import ablate
-from nodetok.language.language_model import build_language_model, from_config
+from nodetok.language.language_model import build_language_model, from_config, load_tokenizer
 from nodetok.language.prompts import NEIGHBOUR, POSITION, WORD, PromptEncoder, Prompts, PromptText
 from nodetok.language.settings import TOKENS, GraphModelSettings, GraphTrainingSettings
 from nodetok.language.training import build, fit
 from setrec.errors import ConfigError
+from setrec.models.backbones import load_backbone
 from setrec.models.settings import BackboneSettings, LoraSettings
 
 ONE_STEP = GraphTrainingSettings(epochs=1, minutes=1e-9, batch=32, precision="float32")
@@ -205,3 +206,52 @@ def test_one_space_stands_before_the_words_of_a_node():
     batch = encoder(Prompts(["belief : [[0]] argument : [[1]] . answer :"], np.array([[0, 1]])))
     letters = batch.values[batch.kinds == WORD]
     assert "".join(map(chr, letters.tolist())) == "belief : bees argument : make honey . answer :"
+
+
+def small_checkpoint(folder, kind, **changes):
+    """The path of a small checkpoint of any type, with the tokenizer of the others."""
+    path = stored_checkpoint(folder, "qwen2", torch.float32)
+    words = AutoConfig.from_pretrained(path).vocab_size
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    if kind in ("bart", "gpt2"):
+        sizes = {}
+    config = AutoConfig.for_model(kind, vocab_size=words, **sizes, **changes)
+    made = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    made.from_config(config).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("phi3", {"num_key_value_heads": 2, "pad_token_id": 0}, "'phi3' model has no q_proj"),
+        ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 2}, "'gpt2' model has no q_proj"),
+        ("bloom", {"n_layer": 1, "n_head": 2}, "takes no positions"),
+        ("bart", {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1}, "only T5 can be used, not 'bart'"),
+    ],
+)
+def test_a_checkpoint_of_a_type_that_cannot_be_adapted_or_read_is_refused(kind, changes, said, tmp_path):
+    settings = BackboneSettings(pretrained=small_checkpoint(tmp_path, kind, **changes))
+    with pytest.raises(ConfigError, match=said):
+        build_language_model(settings, "lora", 0)
+
+
+def test_a_checkpoint_with_missing_or_damaged_weights_or_without_a_tokenizer_is_refused(tmp_path):
+    path = Path(stored_checkpoint(tmp_path / "model", "qwen2", torch.float32))
+    file, settings = path / "model.safetensors", BackboneSettings(pretrained=str(path))
+    whole = file.read_bytes()
+    weights = load_file(file)
+    lost = next(name for name in weights if name.endswith("q_proj.weight"))
+    save_file({name: value for name, value in weights.items() if name != lost}, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=f"lacks 1 weights, among them .*{lost[-12:]}"):
+        build_language_model(settings, "full", 0)
+    file.write_bytes(whole[:-50])
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        build_language_model(settings, "full", 0)
+    for words in path.glob("tokenizer*"):
+        words.unlink()
+    with pytest.raises(ConfigError, match="no usable tokenizer"):
+        load_tokenizer(str(path))
+    for load in (load_tokenizer, load_backbone):
+        with pytest.raises(ConfigError, match="no such folder"):
+            load(str(tmp_path / "nowhere"))

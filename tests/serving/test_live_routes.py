@@ -1,5 +1,6 @@
 """Events, histories and items over HTTP, on one replica and on two that share a store."""
 
+import gzip
 import re
 import time
 
@@ -338,3 +339,19 @@ def test_values_of_attributes_have_blanks_as_those_of_the_catalogue(bundle, tmp_
     assert client.put("/v1/items/padded", json={"title": "Film", "attributes": attributes}).status_code == 200
     assert client.get("/v1/items/padded").json()["attributes"] == {"genre": ["genre 1"]}
     store.close()
+
+
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
+def test_a_body_that_is_not_sent_as_json_is_refused_by_its_content_type(shared, kind):
+    headers = {} if kind is None else {"content-type": kind}
+    response = shared.post("/v1/recommend", content=b'{"history": ["item-1"]}', headers=headers)
+    assert "content-type" in refused(response, 422, "invalid_json")
+
+
+def test_a_compressed_body_and_one_in_another_encoding_are_refused_as_that(shared):
+    headers = {"content-type": "application/json"}
+    packed = gzip.compress(b'{"history": ["item-1"]}')
+    response = shared.post("/v1/recommend", content=packed, headers={**headers, "content-encoding": "gzip"})
+    assert "compressed (gzip)" in refused(response, 415, "compressed_body")
+    latin = shared.post("/v1/recommend", content='{"user_id": "ä"}'.encode("latin-1"), headers=headers)
+    assert "UTF-8" in refused(latin, 400, "invalid_json")

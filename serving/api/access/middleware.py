@@ -181,7 +181,8 @@ def _route(scope: Scope) -> str:
 
 
 class BodyLimit:
-    """Reads a request's body before the route, and refuses it with 413 as soon as it is too long.
+    """Reads a request's body before the route, and refuses it with 413 as soon as it is too long, or with 415 if it is
+    compressed.
 
     A body that is too long by its ``Content-Length`` is refused unread; chunks are counted.
     """
@@ -193,6 +194,10 @@ class BodyLimit:
         """Serve a request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        encoding = Headers(scope=scope).get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            reason = f"the body is compressed ({encoding[:32]}); send it as it is, without content-encoding"
+            return await JSONResponse(error_body("compressed_body", reason), 415)(scope, receive, send)
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and (len(announced) > 18 or int(announced) > self.max_bytes):
             return await self._refuse(scope, receive, send)
