@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers.utils import logging as transformers_logging
@@ -27,7 +28,7 @@ from pipelines.features.distances import distances_on_cluster
 from pipelines.features.warm import begin_sasrec
 from setrec.atomic import atomic_file
 from setrec.data.catalog import Catalog
-from setrec.errors import DataError
+from setrec.errors import ConfigError, DataError
 from setrec.models.item_tokens import ItemFeatures, text_center, unit_rows
 from setrec.models.sasrec import SasRec
 from setrec.scoring.text_similarity import TextFeatures
@@ -172,6 +173,23 @@ def load_features(run: Run, config: JobConfig, trained: np.ndarray) -> ItemFeatu
         text=text_vectors(run),
         extra=_positions(run) if config.structural.enabled else {},
     )
+
+
+def key_words(run: Run, config: JobConfig) -> sp.csr_matrix | None:
+    """Return the shares of the items' key words, float32 (I, V), if training predicts them.
+
+    Raises:
+        ConfigError: there are no words to predict, or no slot to predict them from.
+    """
+    if not config.loss.words:
+        return None
+    lexical, catalog = load_lexical(run), Catalog.load(run.data / "items.parquet")
+    shares = None if lexical is None else lexical.key_words(catalog.texts)
+    if shares is None or not shares.shape[1] or not config.model.semantic_tokens:
+        raise ConfigError(
+            "loss.words needs key words (encoder.lexical, words that several texts share) and model.semantic_tokens"
+        )
+    return shares
 
 
 def text_vectors(run: Run) -> np.ndarray | None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
+import scipy.sparse as sp
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -23,7 +24,7 @@ from pipelines.common.scratch import scratch
 from pipelines.config.job import JobConfig
 from pipelines.data import directory
 from pipelines.features import warm
-from pipelines.features.item_features import load_features
+from pipelines.features.item_features import key_words, load_features
 from pipelines.training.checkpoint_store import CheckpointStore
 from pipelines.training.checkpoint_writer import CheckpointWriter
 from pipelines.training.cross_fitting import training_offset
@@ -65,11 +66,12 @@ def trainer_of(
     source = ShardSource(directory.history_shards(run.data), directory.catalog_size(run.data))
     counts = item_counts(source, source.items)
     offsets, components = training_offset(run, config)
-    model = _initial(run, config, counts > 0)
+    words = key_words(run, config)
+    model = _initial(run, config, counts > 0, words)
     cases = validation_cases(source, config.training.validation_users, config.training.seed)
     return Trainer(
         model, source, Validation(cases, rank, world, components), config.training, config.loss,
-        rank=rank, world=world, wrap=wrap, counts=counts, offsets=offsets, spent=spent,
+        rank=rank, world=world, wrap=wrap, counts=counts, offsets=offsets, words=words, spent=spent,
     )  # fmt: skip
 
 
@@ -91,24 +93,27 @@ def refit_trainer(
     source = ShardSource(directory.history_shards(run.data), directory.catalog_size(run.data), upto=VALID)
     counts = item_counts(source, source.items)
     s, (offsets, _) = config.training, training_offset(run, config, upto=VALID)
-    stops = None
+    words, stops = key_words(run, config), None
     if s.refit_epochs is None:
         stops = model.config.leg_epochs or [s.epochs] * len(model.legs)
-        model = _initial(run, config, counts > 0)
+        model = _initial(run, config, counts > 0, words)
     else:
         model.mark_trained(counts > 0)
         s = s.model_copy(update={"epochs": s.refit_epochs, "learning_rate": REFIT_RATE * s.learning_rate})
     return Trainer(
         model, source, None, s, config.loss,
-        rank=rank, world=world, wrap=wrap, counts=counts, offsets=offsets, stops=stops, spent=spent,
+        rank=rank, world=world, wrap=wrap, counts=counts, offsets=offsets, words=words, stops=stops, spent=spent,
     )  # fmt: skip
 
 
-def _initial(run: Run, config: JobConfig, trained: np.ndarray) -> SetRecModel:
-    """Return the model at the beginning of training, in which the items ``trained``, bool (I,), take part."""
+def _initial(run: Run, config: JobConfig, trained: np.ndarray, words: sp.csr_matrix | None) -> SetRecModel:
+    """Return the model at the beginning of training, in which the items ``trained``, bool (I,), take part, with a
+    prediction of the key ``words`` (I, V)."""
     features = load_features(run, config, trained)
     torch.manual_seed(config.training.seed)
-    model = SetRecModel.build(config.model, features, offset=config.training.offset.enabled)
+    model = SetRecModel.build(
+        config.model, features, offset=config.training.offset.enabled, words=0 if words is None else words.shape[1]
+    )
     warm.begin(model, config.warm_start, _item_ids(run.data) if config.warm_start else [], features.text)
     return model
 

@@ -10,8 +10,9 @@ from setrec.models.backbones import scratch_config
 
 
 class SetRecConfig(PretrainedConfig):
-    """Configuration from which the model is rebuilt; ``backbone`` is the backbone's own configuration, ``leg_epochs``
-    the number of epochs after which each leg was best on validation."""
+    """Configuration from which the model is rebuilt; ``backbone`` is the backbone's own configuration, ``words`` the
+    number of key words that training predicts, ``leg_epochs`` the number of epochs after which each leg was best on
+    validation."""
 
     model_type = "setrec"
 
@@ -37,6 +38,7 @@ class SetRecConfig(PretrainedConfig):
         repeat_bias: bool = False,
         word_scale: float | None = None,
         offset: bool = False,
+        words: int = 0,
         collaborative_leg: dict[str, Any] | None = None,
         read_blocks: int | None = None,
         leg_epochs: list[int] | None = None,
@@ -47,7 +49,7 @@ class SetRecConfig(PretrainedConfig):
         self.semantic_tokens, self.hidden = semantic_tokens, [512, 256, 128] if hidden is None else hidden
         self.history_skip, self.repeat_bias, self.word_scale = history_skip or [], repeat_bias, word_scale
         self.history, self.max_items, self.instruction = history, max_items, instruction
-        self.query_mode, self.dropout, self.offset = query_mode, dropout, offset
+        self.query_mode, self.dropout, self.offset, self.words = query_mode, dropout, offset, words
         self.collaborative_leg, self.read_blocks, self.leg_epochs = collaborative_leg, read_blocks, leg_epochs
         self.trainable_table, self.id_dropout = trainable_table, id_dropout
         super().__init__(**kwargs)

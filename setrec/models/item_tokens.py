@@ -105,13 +105,17 @@ class SemanticTokenizer(nn.Module):
     centred and scaled to unit variance first: sentence encoders give unit length, hence tiny components. Without
     ``hidden`` layers the code is the text vector itself, scaled to one length: nothing shared by all texts is lost, and
     an index stores that many numbers per item.
+
+    With ``words`` a linear map predicts so many key words from the code, in training only.
     """
 
     features: Tensor
     center: Tensor
     scale: Tensor
 
-    def __init__(self, items: int, features: int, hidden: tuple[int, ...], tokens: int, width: int) -> None:
+    def __init__(
+        self, items: int, features: int, hidden: tuple[int, ...], tokens: int, width: int, words: int = 0
+    ) -> None:
         super().__init__()
         sizes = (features, *hidden)
         self.tokens, self.width, self.code_width = tokens, width, sizes[-1]
@@ -119,6 +123,7 @@ class SemanticTokenizer(nn.Module):
         self.split = nn.Linear(self.code_width, tokens * width)
         back = (tokens * width, *reversed(sizes))
         self.decoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(back))
+        self.words = nn.Linear(self.code_width, words) if words else None
         self.register_buffer("features", torch.zeros(items, features))
         self.register_buffer("center", torch.zeros(features))
         self.register_buffer("scale", torch.ones(()))
@@ -171,6 +176,14 @@ class SemanticTokenizer(nn.Module):
         for layer in self.decoder[:-1]:
             back = F.relu(layer(back))
         return F.mse_loss(self.decoder[-1](back), x)
+
+    def word_error(self, rows: Tensor, shares: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the key words of ``rows`` (J,), given their ``shares`` (J, V), over the rows
+        that have any."""
+        assert self.words is not None
+        logits: Tensor = self.words(self.encode(self.features[rows])).float()
+        error: Tensor = -(shares * logits.log_softmax(dim=-1)).sum() / shares.sum().clamp(min=1)
+        return error
 
 
 class TextTokenizer(nn.Module):
@@ -278,6 +291,7 @@ class ItemTokens(nn.Module):
         trainable_table: bool = False,
         id_dropout: float = 0.0,
         leg_width: int | None = None,
+        words: int = 0,
     ) -> None:
         super().__init__()
         parts: dict[str, Tokenizer] = {}
@@ -287,7 +301,7 @@ class ItemTokens(nn.Module):
                 id_dropout=0.0 if leg_width else id_dropout,
             )  # fmt: skip
         if text and semantic_tokens:
-            parts[SEMANTIC] = SemanticTokenizer(items, text, hidden, semantic_tokens, width)
+            parts[SEMANTIC] = SemanticTokenizer(items, text, hidden, semantic_tokens, width, words)
         if text and text_slot:
             parts[TEXT] = TextTokenizer(items, text, text_slot, width)
         for kind, features in (extra or {}).items():

@@ -100,5 +100,5 @@ def item_tokens(config: Any, width: int) -> ItemTokens:
         config.items, width, collaborative=config.collaborative, text=config.text, text_slot=config.text_slot,
         semantic_tokens=config.semantic_tokens, hidden=tuple(config.hidden), extra=config.extra,
         trainable_table=config.trainable_table, id_dropout=config.id_dropout,
-        leg_width=leg["backbone"]["hidden_size"] if leg else None,
+        leg_width=leg["backbone"]["hidden_size"] if leg else None, words=config.words,
     )  # fmt: skip

@@ -37,13 +37,14 @@ class Answers(NamedTuple):
     """The output of :meth:`SetRecModel.forward`. ``slots``: each slot's answers (T, its columns) in the columns of its
     code; ``codes`` (I, D), or (J, D) of the given rows; ``repeats``: the learned bias of items that a query block has
     seen, of each leg; ``reconstruction``: the autoencoder's mean squared error; ``offset_scale``: see
-    :class:`SetRecModel`."""
+    :class:`SetRecModel`; ``words``: the cross-entropy of key words."""
 
     slots: list[Tensor]
     codes: Tensor
     repeats: list[LogitBias] | None
     reconstruction: Tensor | None
     offset_scale: Tensor | None = None
+    words: Tensor | None = None
 
 
 class SetRecModel(Recommender, PreTrainedModel):
@@ -197,12 +198,13 @@ class SetRecModel(Recommender, PreTrainedModel):
         asked: Tensor,
         rows: Tensor | None = None,
         reconstructed: Tensor | None = None,
+        words: tuple[Tensor, Tensor] | None = None,
     ) -> Answers:
         """Return the answers of the T query blocks for which ``asked``, bool (B, Q), is true, and the item codes.
 
         ``items`` int (B, L) and ``visible`` int (B, Q) as of :meth:`outputs`. With ``rows`` int64 (J,), only the codes
         of these items are computed, and ``items`` number them. ``reconstructed``: rows of items whose text vectors the
-        autoencoder reproduces.
+        autoencoder reproduces. ``words``: rows of items (J,) and the shares of their key words (J, V).
         """
         codes = self.tokens.codes(rows)
         own = [code[asked] for code in self.answer_codes(items, visible, codes)]
@@ -210,10 +212,12 @@ class SetRecModel(Recommender, PreTrainedModel):
         if self.repeat_logit is not None:
             seen = self._seen(items, visible, asked)
             repeats = [LogitBias(*seen, logit[0] * BIAS_UNIT) for logit in self.of_legs("repeat_logit")]
-        error = None
-        if reconstructed is not None and self.tokens.semantic is not None:
-            error = self.tokens.semantic.reconstruction_error(reconstructed)
-        return Answers(own, codes, repeats, error, self.offset_scale)
+        semantic, error, of_words = self.tokens.semantic, None, None
+        if reconstructed is not None and semantic is not None:
+            error = semantic.reconstruction_error(reconstructed)
+        if words is not None and semantic is not None:
+            of_words = semantic.word_error(*words)
+        return Answers(own, codes, repeats, error, self.offset_scale, of_words)
 
     def _seen(self, items: Tensor, visible: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distinct pairs of a target and a visible item, in the order of targets."""
@@ -271,12 +275,14 @@ class SetRecModel(Recommender, PreTrainedModel):
         return model
 
     @classmethod
-    def build(cls, settings: ModelSettings, features: ItemFeatures, *, offset: bool = False) -> SetRecModel:
+    def build(
+        cls, settings: ModelSettings, features: ItemFeatures, *, offset: bool = False, words: int = 0
+    ) -> SetRecModel:
         """Build a model for a catalogue, with a pretrained or new backbone and with tokenizers filled with the items'
-        features; ``offset``: it is trained with an offset."""
+        features; ``offset``: it is trained with an offset; ``words``: number of key words that training predicts."""
         b = settings.backbone
         pretrained = load_backbone(b.pretrained, layers=b.layers) if b.pretrained else None
-        words = None if pretrained is None else cast(nn.Embedding, pretrained.get_input_embeddings()).weight.detach()
+        table = None if pretrained is None else cast(nn.Embedding, pretrained.get_input_embeddings()).weight.detach()
         instruction = _instruction_vectors(b.pretrained, pretrained)
         base = scratch_config(b.family, b.size, b.dropout, layers=b.layers) if pretrained is None else pretrained.config
         own = base.to_dict()
@@ -305,8 +311,9 @@ class SetRecModel(Recommender, PreTrainedModel):
             id_dropout=settings.id_dropout,
             history_skip=list(settings.history_skip),
             repeat_bias=settings.repeat_bias,
-            word_scale=None if words is None else float(words.square().mean().sqrt()),
+            word_scale=None if table is None else float(table.square().mean().sqrt()),
             offset=offset,
+            words=words,
             collaborative_leg=_leg(settings, features),
         )
         model = cls(config)

@@ -27,6 +27,8 @@ WIDTH = 256
 ITERATIONS = 7
 """Power iterations of the randomised decomposition."""
 VOCABULARY, TENSORS = "vocabulary.json", "lexical.safetensors"
+KEY_WORDS, FEWEST, MOST = 2000, 5, 0.2
+"""Maximum number of key words; the number and the share of texts between which a key word occurs."""
 
 
 class LexicalEncoder:
@@ -75,6 +77,18 @@ class LexicalEncoder:
         if not self.vocabulary:
             return sp.csr_matrix((len(texts), 0), dtype=np.float32)
         return sp.csr_matrix(self._vectorizer.transform(texts))
+
+    def key_words(self, texts: Sequence[str]) -> sp.csr_matrix:
+        """Return the shares of each text's key words, float32 (len(texts), V'), by TF-IDF; a row adds up to 1, or to 0
+        for a text without key words. These are the up to :data:`KEY_WORDS` most frequent words of the vocabulary in at
+        least :data:`FEWEST` and at most a share :data:`MOST` of the texts."""
+        rows = self.rows(texts)
+        count = rows.getnnz(axis=0)
+        allowed = np.flatnonzero((count >= FEWEST) & (count <= MOST * len(texts)))
+        chosen = np.sort(allowed[np.argsort(-count[allowed], kind="stable")][:KEY_WORDS])
+        rows = rows[:, chosen]
+        sums = np.maximum(np.asarray(rows.sum(axis=1)).ravel(), np.float32(1e-9))
+        return sp.csr_matrix(sp.diags(1 / sums) @ rows, dtype=np.float32)
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Return latent semantic vectors, float32 (len(texts), width), of length 1, or zero without a word of the

@@ -26,12 +26,14 @@ def batch_terms(
     wrapped: nn.Module | None = None,
     weights: Tensor | None = None,
     offset: tuple[Tensor, Tensor, Tensor] | None = None,
+    words: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return loss terms of query blocks with targets int (B, Q), -1 where there is none; see :func:`loss`.
 
     ``rows``: items whose text vectors are reconstructed. With ``candidates`` only the codes of items read, targets and
     candidates are computed. ``wrapped``: the model with DDP around it. ``weights`` of targets: (T, 1). ``offset``: rows
     of targets, items and values, (P,) each, of the fixed part of the logits, for a model with an ``offset_scale``.
+    ``words``: shares of the key words of ``rows`` (J, V), for a model that predicts them.
     """
     asked = targets >= 0
     targets = targets[asked].long()
@@ -40,7 +42,9 @@ def batch_terms(
         met = torch.unique(torch.cat([items.flatten().long(), targets, candidates.rows]))
         items, targets = torch.searchsorted(met, items.long()), torch.searchsorted(met, targets)
         candidates = candidates._replace(rows=torch.searchsorted(met, candidates.rows))
-    answers: Answers = (wrapped or model)(items, visible, asked, met, rows if settings.alpha else None)
+    answers: Answers = (wrapped or model)(
+        items, visible, asked, met, rows if settings.alpha else None, None if words is None else (rows, words)
+    )
     fixed = None
     if offset is not None and answers.offset_scale is not None:
         fixed = LogitBias(offset[0], offset[1], answers.offset_scale, offset[2])
@@ -58,7 +62,7 @@ def loss(
     weights: Tensor | None = None,
     offset: LogitBias | None = None,
 ) -> dict[str, Tensor]:
-    """Return loss terms, each a sum over targets (``slots``, ``fused``) or a mean (``reconstruction``).
+    """Return loss terms, each a sum over targets (``slots``, ``fused``) or a mean (``reconstruction``, ``words``).
 
     With a collaborative leg ``fused`` is the sum of the cross-entropies of both legs, each over its own score.
 
@@ -93,11 +97,14 @@ def loss(
             terms["fused"] = terms["fused"] + cross_entropy(SHARPNESS * whole[:, :start], codes[:, :start], 1)
     if answers.reconstruction is not None:
         terms["reconstruction"] = answers.reconstruction
+    if answers.words is not None:
+        terms["words"] = answers.words
     return terms
 
 
 def total(terms: dict[str, Tensor], settings: ObjectiveSettings, count: float) -> Tensor:
-    """Return the total loss: (slots + fused) per target + alpha * reconstruction; targets of weight ``count`` share the
-    sums."""
-    weights = {"slots": settings.slots / count, "fused": settings.fused / count, "reconstruction": settings.alpha}
+    """Return the total loss: (slots + fused) per target, the means by their weights; targets of weight ``count`` share
+    the sums."""
+    weights = {"slots": settings.slots / count, "fused": settings.fused / count}
+    weights |= {"reconstruction": settings.alpha, "words": settings.words}
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()

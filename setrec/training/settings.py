@@ -15,7 +15,9 @@ class ObjectiveSettings(Settings):
     """The training loss: SETRec's Eq. (8) and additions to it.
 
     ``alpha`` weighs the reconstruction error. ``slots`` weighs the mean of the slots' own cross-entropies. ``fused``
-    weighs the cross-entropy of the fused score, which lets the slots cooperate (the paper: 0). ``negatives``:
+    weighs the cross-entropy of the fused score, which lets the slots cooperate (the paper: 0). ``words`` weighs the
+    cross-entropy of an item's key words predicted from its semantic code (after Text2Token, arXiv 2510.10224; the
+    paper: 0), which needs ``encoder.lexical`` and semantic slots. ``negatives``:
     ``trained`` excludes items that are never a training target from the softmax, so that new items are not penalised
     (the paper: ``all``).
 
@@ -29,6 +31,7 @@ class ObjectiveSettings(Settings):
     alpha: float = Field(0.0, ge=0)
     slots: float = Field(0.0, ge=0)
     fused: float = Field(1.0, ge=0)
+    words: float = Field(0.0, ge=0)
     negatives: Literal["trained", "all"] = "trained"
     sampled_above: int = Field(4096, ge=0)
     samples: int = Field(4096, ge=1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +55,7 @@ class Trainer:
         stops: number of epochs to train each leg for, without ``evaluate``; the schedule is that of the settings.
         counts: training interactions of each item (I,); by default computed if a sampled softmax needs them.
         offsets: fixed parts of the logits at the positions of the histories, for a model with an ``offset_scale``.
+        words: shares of the items' key words, float32 (I, V), for a model that predicts them.
         spent: returns the used share of a time limit: the learning rate falls with it, and an epoch may end after any
             step. For a single worker only, as the clocks of several would differ.
     """
@@ -71,11 +73,12 @@ class Trainer:
         wrap: Callable[[SetRecModel], nn.Module] = lambda module: module,
         counts: np.ndarray | None = None,
         offsets: Offsets | None = None,
+        words: sp.csr_matrix | None = None,
         stops: Sequence[int] | None = None,
         spent: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.model, self.evaluate, self.stops, self.spent = model, evaluate, stops, spent
-        self.settings, self.loss, self.rank, self.world = training, loss, rank, world
+        self.settings, self.loss, self.rank, self.world, self.words = training, loss, rank, world, words
         source = MemorySource(histories) if isinstance(histories, Ragged) else histories
         if training.recompute:
             model.backbone.recompute()
@@ -176,10 +179,11 @@ class Trainer:
         step, so each term is divided by the average ``weight`` of a part's targets."""
         device = self.model.device
         items, visible, targets = batch.tensors(device)
+        words = None if self.words is None else torch.from_numpy(self.words[rows.cpu().numpy()].toarray()).to(device)
         with autocast(device, self.settings.precision, self.model.backbone.width):
             terms = losses.batch_terms(
                 self.model, items, visible, targets, self.loss, rows, candidates, wrapped=self.wrapped,
-                weights=batch.target_weights(device), offset=batch.offset_tensors(device),
+                weights=batch.target_weights(device), offset=batch.offset_tensors(device), words=words,
             )  # fmt: skip
             value = losses.total(terms, self.loss, weight)
         (value / self.settings.accumulate).backward()

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from setrec.errors import ConfigError
-from setrec.models.item_tokens import COLLABORATIVE, SemanticTokenizer, TextTokenizer
+from setrec.models.item_tokens import COLLABORATIVE, SEMANTIC, SemanticTokenizer, TextTokenizer
 from setrec.models.sasrec import SasRec
 from setrec.models.setrec_model import SetRecModel
 
+WORDS = f"tokens.parts.{SEMANTIC}.words."
+"""Tensors that predict key words, which are others in another catalogue; training alone uses them."""
 NEW = -1
 """Row number of an item that is not in the old catalogue."""
 
@@ -47,6 +49,7 @@ def warm_start(model: SetRecModel, old: SetRecModel, rows: np.ndarray, texts: np
         )
     per_item = _per_item(model)
     ours, theirs = model.state_dict(), {"log_offset_scale": torch.zeros(1), **old.state_dict()}
+    ours = {name: value for name, value in ours.items() if not name.startswith(WORDS)}
     _require_fit(ours, theirs, per_item)
     for name, value in ours.items():
         if name not in per_item:
