@@ -103,7 +103,7 @@ def build_backbone(
 def refuse_missing_folder(path_or_hub_id: str) -> None:
     """Raise a ConfigError for a path, which cannot be a hub id, where nothing is."""
     if path_or_hub_id.startswith(("/", ".", "~")) and not Path(path_or_hub_id).exists():
-        raise ConfigError(f"'{path_or_hub_id}': no such folder")
+        raise ConfigError(f"backbone '{path_or_hub_id}' cannot be loaded: no such folder")
 
 
 def load_backbone(

@@ -169,8 +169,8 @@ def test_sixteen_at_once_get_what_each_gets_alone(client, engine):
 BAD = [
     ({"history": ["item-1", "nope"]}, "unknown_item", "'nope'"),
     ({"history": []}, "invalid_request", "history"),
-    ({}, "invalid_request", "history or user_id"),
-    ({"history": ["item-1"], "user_id": "user-1"}, "invalid_request", "history or user_id"),
+    ({}, "invalid_request", "history and user_id"),
+    ({"history": ["item-1"], "user_id": "user-1"}, "invalid_request", "history and user_id"),
     ({"user_id": "user-1", "k": 0}, "invalid_request", "k"),
     ({"user_id": "user-1", "k": 31}, "invalid_request", "k"),
     ({"user_id": "user-1", "k": 10**400}, "invalid_request", "k"),

@@ -161,8 +161,8 @@ def test_a_repeated_item_is_excluded_once(engine):
     [
         (Request(history=("item-1", "nope", "nor this")), UnknownItemError, "'nope'"),
         (Request(history=()), RequestError, "empty"),
-        (Request(), RequestError, "history or user_id"),
-        (Request(history=("item-1",), user_id="user-1"), RequestError, "history or user_id"),
+        (Request(), RequestError, "history and user_id"),
+        (Request(history=("item-1",), user_id="user-1"), RequestError, "history and user_id"),
         (Request(user_id="user-1", k=0), RequestError, "between 1 and 50"),
         (Request(user_id="user-1", k=51), RequestError, "between 1 and 50"),
     ],
