@@ -25,7 +25,6 @@ from setrec.errors import ConfigError
 commands = typer.Typer()
 
 DEFAULT_K = 10
-DEFAULT_REJECTED_SHARE = 0.01
 _BUNDLE = "Bundle directory or URI, as `setrec export` writes it."
 BundleOption = Annotated[Path, typer.Option("--bundle", help=_BUNDLE, parser=str, callback=to_read, metavar="PATH")]
 
@@ -145,8 +144,8 @@ def recommend(
         from pipelines.jobs.recommend import AnswerOptions
 
         options = AnswerOptions(k or DEFAULT_K, not keep_history, unknown_items, unknown_users != "reject", filter_)
-        share = DEFAULT_REJECTED_SHARE if rejected_share is None else rejected_share
-        print_json(recommend_batch(BatchRequest(bundle, batch, out, options, actors, address, share)))
+        share = {} if rejected_share is None else {"rejected_share": rejected_share}
+        print_json(recommend_batch(BatchRequest(bundle, batch, out, options, actors, address, **share)))
         return
     ids = None if history is None else tuple(part.strip() for part in history.split(",") if part.strip())
     with without_collection():

@@ -167,7 +167,7 @@ class Trainer:
             part = self.rank + self.world * index
             torch.manual_seed(_seed(*place, part + 1))
             with distributed.gradient_sync(self.wrapped, index == len(step.parts) - 1):
-                loss += self._backward(batch, rows[part].to(device), candidates, step.weight / parts) / len(step.parts)
+                loss += self._backward(batch, rows[part], candidates, step.weight / parts) / len(step.parts)
         for parameters in self.of_legs:
             torch.nn.utils.clip_grad_norm_(parameters, s.clip)
         self.optimizer.step()
@@ -179,7 +179,8 @@ class Trainer:
         step, so each term is divided by the average ``weight`` of a part's targets."""
         device = self.model.device
         items, visible, targets = batch.tensors(device)
-        words = None if self.words is None else torch.from_numpy(self.words[rows.cpu().numpy()].toarray()).to(device)
+        words = None if self.words is None else torch.from_numpy(self.words[rows.numpy()].toarray()).to(device)
+        rows = rows.to(device)
         with autocast(device, self.settings.precision, self.model.backbone.width):
             terms = losses.batch_terms(
                 self.model, items, visible, targets, self.loss, rows, candidates, wrapped=self.wrapped,
