@@ -179,17 +179,20 @@ def key_words(run: Run, config: JobConfig) -> sp.csr_matrix | None:
     """Return the shares of the items' key words, float32 (I, V), if training predicts them.
 
     Raises:
-        ConfigError: there are no words to predict, or no slot to predict them from.
+        ConfigError: ``loss.words`` is set, and there are no words to predict, or no slot to predict them from.
     """
-    if not config.loss.words:
+    if not config.loss.words_weight:
         return None
-    lexical, catalog = load_lexical(run), Catalog.load(run.data / "items.parquet")
-    shares = None if lexical is None else lexical.key_words(catalog.texts)
-    if shares is None or not shares.shape[1] or not config.model.semantic_tokens:
-        raise ConfigError(
-            "loss.words needs key words (encoder.lexical, words that several texts share) and model.semantic_tokens"
-        )
-    return shares
+    lexical = load_lexical(run) if config.model.semantic_tokens else None
+    if lexical is not None:
+        shares = lexical.key_words(Catalog.load(run.data / "items.parquet").texts)
+        if shares.shape[1]:
+            return shares
+    if config.loss.words is None:
+        return None
+    raise ConfigError(
+        "loss.words needs key words (encoder.lexical, words that several texts share) and model.semantic_tokens"
+    )
 
 
 def text_vectors(run: Run) -> np.ndarray | None:

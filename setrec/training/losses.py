@@ -106,5 +106,5 @@ def total(terms: dict[str, Tensor], settings: ObjectiveSettings, count: float) -
     """Return the total loss: (slots + fused) per target, the means by their weights; targets of weight ``count`` share
     the sums."""
     weights = {"slots": settings.slots / count, "fused": settings.fused / count}
-    weights |= {"reconstruction": settings.alpha, "words": settings.words}
+    weights |= {"reconstruction": settings.alpha, "words": settings.words_weight}
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()

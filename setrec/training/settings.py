@@ -9,6 +9,8 @@ from pydantic import Field
 from setrec.settings import Precision, Seed, Settings
 
 Samples = Literal["one_pass", "per_prefix"]
+KEY_WORDS_WEIGHT = 0.3
+"""Weight of the key words' cross-entropy where nothing else is set."""
 
 
 class ObjectiveSettings(Settings):
@@ -17,9 +19,9 @@ class ObjectiveSettings(Settings):
     ``alpha`` weighs the reconstruction error. ``slots`` weighs the mean of the slots' own cross-entropies. ``fused``
     weighs the cross-entropy of the fused score, which lets the slots cooperate (the paper: 0). ``words`` weighs the
     cross-entropy of an item's key words predicted from its semantic code (after Text2Token, arXiv 2510.10224; the
-    paper: 0), which needs ``encoder.lexical`` and semantic slots. ``negatives``:
-    ``trained`` excludes items that are never a training target from the softmax, so that new items are not penalised
-    (the paper: ``all``).
+    paper: 0); ``null``: :data:`KEY_WORDS_WEIGHT` if there are semantic slots and key words (``encoder.lexical`` and
+    words that several texts share), else 0. ``negatives``: ``trained`` excludes items that are never a training target
+    from the softmax, so that new items are not penalised (the paper: ``all``).
 
     With more than ``sampled_above`` items in the softmax, ``samples`` draws replace them (see
     ``setrec.training.sampled_softmax``); a step's time and memory then do not grow with the catalogue. Below that, the
@@ -31,10 +33,15 @@ class ObjectiveSettings(Settings):
     alpha: float = Field(0.0, ge=0)
     slots: float = Field(0.0, ge=0)
     fused: float = Field(1.0, ge=0)
-    words: float = Field(0.0, ge=0)
+    words: float | None = Field(None, ge=0)
     negatives: Literal["trained", "all"] = "trained"
     sampled_above: int = Field(4096, ge=0)
     samples: int = Field(4096, ge=1)
+
+    @property
+    def words_weight(self) -> float:
+        """Return the weight of the key words' cross-entropy, if there is one."""
+        return KEY_WORDS_WEIGHT if self.words is None else self.words
 
 
 class OffsetSettings(Settings):

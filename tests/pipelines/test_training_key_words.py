@@ -11,6 +11,7 @@ from pipelines.jobs import stages
 from pipelines.training.worker import trainer_of
 from setrec.errors import ConfigError
 from setrec.models.setrec_model import SetRecModel
+from setrec.training.settings import KEY_WORDS_WEIGHT
 
 ITEMS = 30
 CONFIG = """
@@ -76,3 +77,13 @@ def test_words_without_a_slot_or_an_encoder_of_words_are_refused(prepared, setti
         preparation.prepare(run, changed)
     with pytest.raises(ConfigError, match=r"loss\.words needs key words"):
         trainer_of(run, changed)
+    by_default = trainer_of(run, load_config(run.config, [setting, "loss.words=null"]))
+    assert by_default.words is None
+    assert by_default.model.config.words == 0
+
+
+def test_they_are_predicted_by_default_at_their_weight(prepared):
+    run, _ = prepared
+    trainer = trainer_of(run, load_config(run.config, ["loss.words=null"]))
+    assert trainer.words is not None
+    assert trainer.loss.words_weight == KEY_WORDS_WEIGHT
