@@ -22,7 +22,8 @@ from pipelines.evaluation.scorer import hybrid_scorer
 from pipelines.ingest.ingest import ingest
 from setrec.data.catalog import TEST, TRAIN, VALID, Histories
 from setrec.evaluation import ranking
-from setrec.scoring.search.weight_search import halves, search, standard_error
+from setrec.scoring.search.fit import standard_error
+from setrec.scoring.search.weight_search import halves, search
 
 TYPES = {
     "likes differ": {"1": 0.5, "2": 0.7, "3": 1, "4": 1.2, "5": 1.5},

@@ -19,7 +19,6 @@ from harness import measure, median, print_table, write_results
 
 from setrec.evaluation import ranking
 from setrec.ragged import Ragged
-from setrec.scoring.model_scores import slot_weight_grid
 
 USERS, TRUTHS, ITEMS, BATCH = 6_424, 17_579, 12_024, 256
 KINDS = ("collaborative", "semantic", "structural")
@@ -80,7 +79,11 @@ def main() -> None:
     """Print a table each for the evaluation and the choices, and write seconds and ratios."""
     cases, groups = problem()
     few = cases.sample(2 * BATCH, seed=0)
-    grids = {"11": slot_weight_grid(KINDS[:2]), "66": slot_weight_grid(KINDS)}
+    tenths = np.arange(11) / 10
+    grids = {
+        "11": [{KINDS[0]: a, KINDS[1]: 1 - a} for a in tenths],
+        "66": [{KINDS[0]: a, KINDS[1]: b, KINDS[2]: 1 - a - b} for a in tenths for b in tenths if a + b < 1.05],
+    }
     jobs: dict[str, tuple[Callable[[], object], Callable[[], object], float]] = {
         "evaluate": (evaluation(cases, groups), by_torch(evaluation(cases, groups)), 1.0),
         "weightings_11": (choice(cases, grids["11"]), by_torch(choice(few, grids["11"])), USERS / len(few)),

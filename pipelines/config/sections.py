@@ -118,7 +118,6 @@ class EvaluationSettings(Settings):
 
     ``users``: maximum number of test users, sampled by the seed; ``null`` for all. Time grows with it, and the metrics
     of a user take 5 kB.
-    ``weight_step`` 0.1 tries 11 weightings of two kinds of slots and 66 of three, all from one pass of the model.
     ``components`` of the weight search in addition to the model; ``null`` for all that are registered. ``opponents`` in
     the table; ``sasrec`` is trained if the run has none. ``batch_size``: users scored at a time, 4 bytes times the
     catalogue each and about five times that while ranks are counted. ``actors``: processes that rank batches, each of
@@ -128,7 +127,6 @@ class EvaluationSettings(Settings):
 
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20), min_length=1)
     resamples: int = Field(1000, ge=10)
-    weight_step: float = Field(0.1, gt=0, le=1)
     seed: Seed = 0
     users: int | None = Field(None, ge=1)
     examples: int = Field(5, ge=0)

@@ -88,7 +88,7 @@ def choose_weights(run: Run, catalog: Catalog, histories: Histories, config: Job
     with bar("Search weights") as progress:
         choose = partial(
             search_weights, histories=histories, texts=item_features.text_features(run, catalog), items=len(catalog),
-            timed=config.timed, step=config.evaluation.weight_step, components=names,
+            timed=config.timed, components=names,
         )  # fmt: skip
         found = choose(SetRecModel.from_pretrained(run.validated))
         progress.update(1, 2, "with the model")

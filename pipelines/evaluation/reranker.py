@@ -31,8 +31,9 @@ from setrec.scoring.reranking import (
     features,
     standardized,
 )
+from setrec.scoring.search.fit import standard_error
 from setrec.scoring.search.table import Part
-from setrec.scoring.search.weight_search import halves, standard_error
+from setrec.scoring.search.weight_search import halves
 from setrec.scoring.text_similarity import TextFeatures
 
 RERANKER = "reranker.json"

@@ -30,13 +30,12 @@ def search_weights(
     items: int,
     *,
     timed: bool,
-    step: float = 0.1,
     components: Sequence[str] | None = None,
 ) -> Found:
     """Search the weights of a run's scorer on validation; ``timed``: the split is one of global time."""
     trained = histories.trained(items)
     parts = halves(histories, timed=timed)
-    return search(model, parts, trained, texts, slot_step=step, names=components)
+    return search(model, parts, trained, texts, names=components)
 
 
 def record(found: Found) -> dict[str, Any]:

@@ -71,9 +71,7 @@ def _measured(run: Run, config: JobConfig, seeds: int, progress: Bar) -> tuple[r
     found, records = [], []
     for seed in range(config.training.seed, config.training.seed + seeds):
         model, curve = _fit(run, _changed(config, f"training.seed={seed}"), progress)
-        weights = search_weights(
-            model, histories, None, len(catalog), timed=config.timed, step=config.evaluation.weight_step, components=()
-        ).weights.slots
+        weights = search_weights(model, histories, None, len(catalog), timed=config.timed, components=()).weights.slots
         found.append(_rank(model, weights, histories, len(catalog), config.evaluation))
         records.append({"seed": seed, "weights": weights, "validation": curve})
     return ranking.averaged(found), records

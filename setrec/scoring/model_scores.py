@@ -109,15 +109,3 @@ def add_repeat_bias(scores: np.ndarray, history: Ragged, bias: float) -> np.ndar
         pairs = np.unique(np.stack([row, history.values.astype(np.int64)]), axis=1)
         scores[pairs[0], pairs[1]] += bias
     return scores
-
-
-def slot_weight_grid(kinds: tuple[str, ...], step: float = 0.1) -> list[dict[str, float]]:
-    """Return all weightings of the kinds that sum to one, in steps: SETRec's (1 - beta, beta) for two kinds."""
-    parts = round(1 / step)
-
-    def compositions(left: int, over: int) -> list[tuple[int, ...]]:
-        if over == 1:
-            return [(left,)]
-        return [(first, *rest) for first in range(left + 1) for rest in compositions(left - first, over - 1)]
-
-    return [dict(zip(kinds, (c / parts for c in combo), strict=True)) for combo in compositions(parts, len(kinds))]

@@ -46,13 +46,11 @@ class ComponentKind:
     """A kind of component.
 
     ``build`` returns a component, or ``None`` if the sources lack its data. ``of_content``: it depends on item content,
-    not on histories, so it works equally well for items without interactions. ``weights``: candidates of the weight
-    search.
+    not on histories, so it works equally well for items without interactions.
     """
 
     name: str
     build: Callable[[Sources], Component | None]
-    weights: tuple[float, ...]
     of_content: bool = False
     load: Callable[[Path], Component] = GraphComponent.load
 
@@ -86,21 +84,18 @@ def _transitions(settings: TransitionSettings, reading: Reading) -> Callable[[So
     return lambda sources: transition_component(sources.histories, sources.items, settings, reading)
 
 
-_TRANSITION_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 # The best settings on single splits, of a search on the validation parts of six splits: the first two for data where
 # much of the history counts, the last for data where the next item follows from the last few.
 register(
     ComponentKind(
         "transitions_near",
         _transitions(TransitionSettings(reach=3, fade=0.5, shrink=3.0, damping=0.5), Reading(last=50, decay=0.8)),
-        _TRANSITION_WEIGHTS,
     )
 )
 register(
     ComponentKind(
         "transitions_wide",
         _transitions(TransitionSettings(reach=8, fade=0.8, shrink=3.0, damping=0.5), Reading(last=50, decay=0.9)),
-        _TRANSITION_WEIGHTS,
     )
 )
 register(
@@ -109,14 +104,12 @@ register(
         _transitions(
             TransitionSettings(reach=8, fade=0.8, backward=0.0, shrink=30.0, damping=1.0), Reading(last=5, decay=0.5)
         ),
-        _TRANSITION_WEIGHTS,
     )
 )
 register(
     ComponentKind(
         "text_similarity",
         lambda sources: None if sources.texts is None else text_component(sources.texts),
-        (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
         of_content=True,
     )
 )

@@ -41,7 +41,7 @@ sasrec: {{epochs: 2, layers: 1, width: 16, heads: 1}}
 model:
   {{table: sasrec, max_items: 10, hidden: [32, 16], text_slot: 8, backbone: {backbone}}}
 training: {{epochs: 2, targets_per_batch: 256, precision: float32}}
-evaluation: {{resamples: 50, examples: 2, weight_step: 0.25, opponents: [popularity, item_knn, sasrec]}}
+evaluation: {{resamples: 50, examples: 2, opponents: [popularity, item_knn, sasrec]}}
 """
 
 

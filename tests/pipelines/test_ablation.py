@@ -37,7 +37,7 @@ def run_and_config(tmp_path_factory):
             "sasrec": {"epochs": 1, "layers": 1, "width": 16, "heads": 1},
             "model": {"semantic_tokens": 2, "hidden": [16, 8], "max_items": 8},
             "training": {"epochs": 2, "precision": "float32", "targets_per_batch": 64},
-            "evaluation": {"resamples": 20, "weight_step": 0.5},
+            "evaluation": {"resamples": 20},
         },
         "test",
     )  # fmt: skip

@@ -101,7 +101,7 @@ model: {{max_items: 10, hidden: [32, 16], text_slot: 8}}
 training:
   {{epochs: 3, targets_per_batch: 64, precision: float32, refit_epochs: null, offset: {{enabled: true, top: 8}}}}
 cluster: {{threads: 1}}
-evaluation: {{resamples: 20, examples: 1, weight_step: 0.5}}
+evaluation: {{resamples: 20, examples: 1}}
 """
 
 

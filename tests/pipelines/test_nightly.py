@@ -36,7 +36,7 @@ sasrec: {epochs: 1, layers: 1, width: 16, heads: 1}
 model: {max_items: 10, hidden: [16, 8], dropout: 0.0, id_dropout: 0.0, backbone: {dropout: 0.0}}
 training: {epochs: 6, patience: 6, targets_per_batch: 64, precision: float32}
 cluster: {threads: 1}
-evaluation: {resamples: 50, examples: 1, weight_step: 0.5}
+evaluation: {resamples: 50, examples: 1}
 """
 
 

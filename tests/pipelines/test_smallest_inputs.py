@@ -11,7 +11,7 @@ sasrec: {{epochs: 1, layers: 1, width: 16, heads: 1}}
 model: {{max_items: 4, hidden: [16, 8], dropout: 0.0, id_dropout: 0.0, backbone: {{dropout: 0.0}}}}
 training: {{epochs: 2, patience: 2, targets_per_batch: 64, precision: float32}}
 cluster: {{threads: 1}}
-evaluation: {{resamples: 20, examples: 1, weight_step: 0.5, opponents: [popularity, item_knn]}}
+evaluation: {{resamples: 20, examples: 1, opponents: [popularity, item_knn]}}
 """
 
 

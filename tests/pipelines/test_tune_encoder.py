@@ -53,7 +53,7 @@ def config_of(folder, warm=None, **finetune):
             "model": {"max_items": 5, "hidden": [16, 8], "text_slot": 8},
             "training": {"epochs": 1, "refit_epochs": 0, "targets_per_batch": 256, "precision": "float32"},
             "cluster": {"threads": 1},
-            "evaluation": {"resamples": 10, "examples": 1, "weight_step": 0.5, "opponents": []},
+            "evaluation": {"resamples": 10, "examples": 1, "opponents": []},
         },
         "test",
     )  # fmt: skip

@@ -137,7 +137,7 @@ def followers():
         counts = sp.coo_matrix((np.ones(same.sum()), (rows[:-1][same], rows[1:][same])), (sources.items,) * 2)
         return GraphComponent(ItemGraph.of(counts.tocsr()), Reading(last=1))
 
-    yield registry.register(registry.ComponentKind("followers", build, (1.0, 8.0)))
+    yield registry.register(registry.ComponentKind("followers", build))
     registry.unregister("followers")
 
 

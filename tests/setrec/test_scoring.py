@@ -12,7 +12,7 @@ from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridScorer, HybridWeights, NewItemWeights, load_components
 from setrec.scoring.item_graph import GraphComponent, ItemGraph, Reading, scatter
-from setrec.scoring.model_scores import ModelScores, model_scorer, slot_weight_grid
+from setrec.scoring.model_scores import ModelScores, model_scorer
 from setrec.scoring.registry import ComponentKind, Sources
 from setrec.scoring.text_similarity import TextFeatures, text_component
 from setrec.scoring.transitions import TransitionSettings, transition_component, transition_probabilities
@@ -139,7 +139,7 @@ def test_components_come_back_from_files_and_damage_is_refused(tmp_path, scorer)
 
 def test_one_more_component_takes_part_once_it_is_registered():
     kind = ComponentKind(
-        "always_next", lambda s: GraphComponent(ItemGraph.of(sp.eye(s.items, k=1).tocsr()), Reading(last=1)), (1.0,)
+        "always_next", lambda s: GraphComponent(ItemGraph.of(sp.eye(s.items, k=1).tocsr()), Reading(last=1))
     )
     registry.register(kind)
     try:
@@ -150,12 +150,6 @@ def test_one_more_component_takes_part_once_it_is_registered():
             registry.register(kind)
     finally:
         registry.unregister("always_next")
-
-
-def test_slot_weights_sum_to_one():
-    grid = slot_weight_grid(("a", "b", "c"), 0.25)
-    assert len(grid) == 15
-    assert all(sum(weights.values()) == 1 for weights in grid)
 
 
 def test_a_long_history_pads_only_histories_of_similar_length(features):

@@ -100,7 +100,7 @@ def _on_cpu(model: SetRecModel) -> SetRecModel:
 def _weights(problem: Problem, config: JobConfig, model: SetRecModel | None) -> Found:
     return search_weights(
         model, problem.histories, problem.texts, problem.items, timed=problem.timed,
-        step=config.evaluation.weight_step, components=config.evaluation.components,
+        components=config.evaluation.components,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from setrec.evaluation import ranking
 from setrec.models.item_tokens import COLLABORATIVE
 from setrec.ragged import Ragged
 from setrec.scoring import registry
-from setrec.scoring.item_graph import scatter
+from setrec.scoring.item_graph import lookup, scatter
 from setrec.scoring.model_scores import ModelScores
 from setrec.scoring.registry import Component, Sources
 from setrec.scoring.text_similarity import TextFeatures
@@ -42,6 +42,7 @@ class SearchTable:
         names: Sequence[str],
     ) -> None:
         self.new = ~trained
+        self.cases = parts[0].cases
         self.items = len(trained)
         every, content = registry.kinds(), {}
         self.parts: list[dict[str, Component]] = []
@@ -100,13 +101,35 @@ class SearchTable:
         with torch.no_grad():
             return np.asarray((self._users[batch][:, columns] @ self._codes[:, columns].T).cpu().numpy())
 
+    def entries(self, name: str, batch: int) -> tuple[Ragged, np.ndarray]:
+        """Return the entries of a component."""
+        number, history, _ = self.batches[batch]
+        return self.parts[number][name].entries(history)
+
     def component(self, name: str, batch: int) -> np.ndarray:
         """Return a component's values."""
-        number, history, _ = self.batches[batch]
-        values = scatter(*self.parts[number][name].entries(history), self.items)
+        values = scatter(*self.entries(name, batch), self.items)
         if self._pretended is not None and not self.kinds[name].of_content:
             values[:, self._pretended] = 0
         return values
+
+    def term(self, name: str, batch: int) -> np.ndarray:
+        """Return the values of a kind of slots or of a component."""
+        return self.slot(name, batch) if name in self.slots else self.component(name, batch)
+
+    def at(self, names: Sequence[str], batch: int, rows: Ragged) -> np.ndarray:
+        """Return the values of these terms at ``rows``, one row of items per user, float32 (items, terms)."""
+        return np.stack([self._at(name, batch, rows) for name in names], axis=1)
+
+    def _at(self, name: str, batch: int, rows: Ragged) -> np.ndarray:
+        if name not in self.slots:
+            return lookup(*self.entries(name, batch), rows, self.items)
+        assert self._codes is not None
+        columns = slice(*self.slots[name])
+        users = self._users[batch][torch.from_numpy(rows.row_of_value), columns]
+        with torch.no_grad():
+            product = (users * self._codes[torch.from_numpy(rows.values).long(), columns]).sum(dim=1)
+        return np.asarray(product.cpu().numpy())
 
     def total(self, components: Mapping[str, float], batch: int) -> np.ndarray:
         """Return the model's scores plus components at these weights."""
@@ -136,17 +159,3 @@ class SearchTable:
                 each = [ranking.user_metrics(Ragged(one[some], offsets), (10,))["ndcg@10"] for one in ranks[:, at]]
                 kept.append(np.stack(each))
         return [np.concatenate(one, axis=1) for one in values]
-
-    def ndcg_with(self, name: str, others: Mapping[str, float], weights: Sequence[float]) -> np.ndarray:
-        """Return NDCG@10 (weights, users) of a component, or of a kind of slots, at each of ``weights``, added to the
-        ``others`` and the (other) slots of the model."""
-
-        def terms(batch: int) -> dict[str, np.ndarray]:
-            total = self.total(others, batch)
-            if name not in self.slots:
-                return {"others": total, name: self.component(name, batch)}
-            own = self.slot(name, batch)
-            return {"others": total - own, name: own}
-
-        (values,) = self.ndcg(terms, [{"others": 1.0, name: weight} for weight in weights])
-        return values

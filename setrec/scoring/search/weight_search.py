@@ -4,13 +4,11 @@ Weights are chosen on two halves of the validation users. With a split per user,
 are available while one is ranked, as all are at test time. With a split by global time they are not: they belong to the
 period that is ranked and contain its new and popular items, while the data available at test time is older.
 
-1. Weights of the model's slot kinds: over a grid, those with the best NDCG@10 of the model alone, a leg's share last.
-2. The temperature at which the model's scores are log-probabilities, so that one grid of weights suits every model;
-   without a model that of the components' sum.
-3. Components, greedily: the one with the largest gain in addition to those chosen so far is added, as long as the gain
-exceeds a standard error (over users) of the paired difference; then every weight is searched again given the others,
-and a component that no longer gains that much is removed. In between, the weight of each slot kind is searched again
-given the components, which may know the same: an answer learned from transitions is worth less beside their counts.
+1. Weights of the model's slot kinds, for the model alone, and of slot kinds and components together, each fitted to the
+candidates with training interactions (:mod:`setrec.scoring.search.fit`).
+2. A component without which NDCG@10 is at least as high is removed.
+3. Weights are divided by the temperature at which scores are log-probabilities, so that one grid of weights for new
+items suits every model.
 4. Items without training interactions. If validation has too few of them, a quarter of the other items replaces them,
 scored by their content only. First the ratio of model and content that ranks them best among themselves is chosen; then
 factors and levels. With a split by global time, those with the best NDCG@10 over all items are chosen, users who chose
@@ -30,22 +28,21 @@ import numpy as np
 
 from setrec.data.catalog import TRAIN, VALID, Histories
 from setrec.evaluation import ranking
-from setrec.models.item_tokens import COLLABORATIVE
 from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import MODEL, HybridScorer, HybridWeights, NewItemWeights
-from setrec.scoring.model_scores import ModelOnly, ModelScores, slot_weight_grid
+from setrec.scoring.model_scores import ModelScores
+from setrec.scoring.search.candidates import Candidates
+from setrec.scoring.search.fit import fit, standard_error, without
 from setrec.scoring.search.table import Part, SearchTable
 from setrec.scoring.search.temperature import fit_temperature
 from setrec.scoring.text_similarity import TextFeatures
 
 USERS = 2500
 """Number of users of each half on which weights are chosen."""
-CALIBRATED = 2000
-"""Number of users on which the temperature is fitted."""
-REFINED = (0.0, 0.5, 0.71, 1.0, 1.41, 2.0)
-"""Factors of a chosen weight in the second search; 0 removes the component."""
+CALIBRATED = 1000
+"""Maximum number of users on which a temperature is fitted."""
 NEW_RATIOS = ((1.0, 0.0), (1.0, 2.5), (1.0, 5.0), (1.0, 10.0), (1.0, 20.0), (1.0, 40.0), (0.5, 40.0), (0.0, 20.0))
 """Weights of model and content for new items, up to a common factor."""
 NEW_FACTORS = (0.25, 0.5, 1.0, 2.0)
@@ -92,7 +89,6 @@ def search(
     trained: np.ndarray,
     texts: TextFeatures | None,
     *,
-    slot_step: float = 0.1,
     names: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda note: None,
 ) -> Found:
@@ -104,118 +100,85 @@ def search(
     asked = [part for part in parts if len(part.cases)]
     if not asked:
         return Found(_untuned(model), float("nan"))
-    term: ModelScores | None = None
-    tried: list[dict[str, Any]] = []
-    slots: dict[str, float] = {}
-    temperature = 1.0
-    if model is not None:
-        progress("slot weights")
-        slots, tried = _slot_weights(model, asked, slot_step)
-        cases = _sampled(asked, CALIBRATED)
-        temperature = fit_temperature(ModelOnly(ModelScores(model, slots)), cases)
-        slots = {kind: weight / temperature for kind, weight in slots.items()}
-        term = ModelScores(model, slots)
+    term = None if model is None else ModelScores(model, dict.fromkeys(model.kinds, 1.0))
     table = SearchTable(term, asked, trained, texts, list(registry.kinds()) if names is None else list(names))
-    progress("components")
-    components, factors, values, gains = _components(table, tried)
-    if term is None and components:
-        # Ranks do not change with the scale of all scores, but the grids for new items are in log-probabilities.
-        scorer = HybridScorer(
-            None, {name: table.parts[0][name] for name in components}, HybridWeights(components=components),
-            np.zeros(len(trained), bool),
-        )  # fmt: skip
-        heat = fit_temperature(scorer, asked[0].cases.sample(CALIBRATED, 0))
-        components = {name: weight / heat for name, weight in components.items()}
-    alone = slots if any(factor != 1 for factor in factors.values()) else {}
-    slots = {kind: weight * factors.get(kind, 1.0) for kind, weight in slots.items()}
-    weights = HybridWeights(slots=slots, slots_alone=alone, temperature=temperature, components=components)
+    progress("candidates")
+    # New items get weights of their own below; if no other item is a truth, all take part.
+    among = Candidates.of(table, trained) or Candidates.of(table, np.ones_like(trained))
+    if among is None:
+        return Found(_untuned(model), 0.0)
+    progress("weights")
+    tried: list[dict[str, Any]] = []
+    alone = _fitted(among.of_terms(tuple(table.slots)), tried, "slots") if table.slots else {}
+    if not any(alone.values()):
+        alone = dict.fromkeys(alone, 1.0)
+    whole, gains = _components(among, table, tried) if table.kinds else (alone, [])
+    components = {name: weight for name, weight in whole.items() if name in table.kinds}
+    slots = {kind: whole[kind] for kind in table.slots}
+    temperature, heat = _temperature(table, term, slots, components), _temperature(table, term, alone, {})
+    slots = {kind: weight / temperature for kind, weight in slots.items()}
+    components = {name: weight / temperature for name, weight in components.items()}
+    for row in gains:
+        row["weight"] /= temperature
+    weights = HybridWeights(
+        slots=slots, slots_alone={kind: weight / heat for kind, weight in alone.items()} if components else {},
+        temperature=temperature, components=components,
+    )  # fmt: skip
+    for kind, weight in slots.items():
+        table.scale(kind, weight)
     progress("new items")
-    new_items, values = _new_items(table, components, values, tried, timed=asked[0].timed)
-    return Found(weights.model_copy(update={"new_items": new_items}), float(np.nanmean(values)), gains, tried)
+    (values,) = table.ndcg(lambda batch: {"all": table.total(components, batch)}, [{"all": 1.0}])
+    new_items, each = _new_items(table, components, values[0], tried, timed=asked[0].timed)
+    return Found(weights.model_copy(update={"new_items": new_items}), float(np.nanmean(each)), gains, tried)
 
 
 def _untuned(model: SetRecModel | None) -> HybridWeights:
     return HybridWeights(slots={} if model is None else dict.fromkeys(model.kinds, 1.0))
 
 
-def _sampled(parts: Sequence[Part], users: int) -> ranking.Cases:
-    return ranking.Cases.joined([part.cases.sample(users // len(parts), 0) for part in parts])
+def _fitted(candidates: Candidates, tried: list[dict[str, Any]], step: str) -> dict[str, float]:
+    """Return the fitted weights of all terms by name."""
+    weights = fit(candidates)
+    tried += _rows(step, [_named(candidates, weights)], candidates.ndcg(candidates.scores(weights))[None])
+    return _named(candidates, weights)
 
 
-def _slot_weights(
-    model: SetRecModel, parts: Sequence[Part], step: float
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    grid = slot_weight_grid(model.tokens.read_kinds, step)
-    if len(grid) == 1 and model.leg is None:
-        return grid[0], []
-    term = ModelScores(model, dict.fromkeys(model.kinds, 1.0))
-    cases = ranking.Cases.joined([part.cases for part in parts])
-    best, tried = ranking.choose_weights(term.by_kind, cases, grid)
-    if model.leg is not None:
-        shares = np.arange(round(1 / step)) * step
-        grid = [{COLLABORATIVE: float(p), **{k: float((1 - p) * w) for k, w in best.items()}} for p in shares]
-        best, more = ranking.choose_weights(term.by_kind, cases, grid)
-        tried += more
-    return best, [{"step": "slots", **row} for row in tried]
+def _named(candidates: Candidates, weights: np.ndarray) -> dict[str, float]:
+    return {name: float(weight) for name, weight in zip(candidates.names, weights, strict=True)}
 
 
 def _components(
-    table: SearchTable, tried: list[dict[str, Any]]
-) -> tuple[dict[str, float], dict[str, float], np.ndarray, list[dict[str, Any]]]:
-    """Return the weights of the chosen components, factors of the slots' weights, NDCG@10 by user with both, and the
-    gain of each component."""
-    chosen: dict[str, float] = {}
-    (alone,) = table.ndcg(lambda batch: {MODEL: table.model(batch)}, [{MODEL: 1.0}])
-    values = alone[0]
-    while left := [name for name in table.kinds if name not in chosen]:
-        best: tuple[float, str, float, np.ndarray] | None = None
-        for name in left:
-            weights = table.kinds[name].weights
-            if not table.has_model and not chosen:  # alone, all weights rank alike
-                weights = weights[len(weights) // 2 :][:1]
-            each = table.ndcg_with(name, chosen, weights)
-            tried += _rows("components", [{**chosen, name: weight} for weight in weights], each)
-            at = int(np.argmax(np.nanmean(each, axis=1)))
-            if best is None or np.nanmean(each[at]) > best[0]:
-                best = float(np.nanmean(each[at])), name, weights[at], each[at]
-        assert best is not None
-        if not _gains(best[3], values):
-            break
-        chosen[best[1]], values = best[2], best[3]
-    factors, values = _slots_beside(table, chosen, values, tried)
-    gains = []
-    for name in list(chosen):
-        others = {other: weight for other, weight in chosen.items() if other != name}
-        if not others and not table.has_model:
-            gains.append(_gain(name, chosen[name], values, alone[0]))
-            continue
-        weights = tuple(factor * chosen[name] for factor in REFINED)
-        each = table.ndcg_with(name, others, weights)
-        tried += _rows("refined", [{**others, name: weight} for weight in weights], each)
-        at = int(np.argmax(np.nanmean(each, axis=1)))
-        if _gains(each[at], each[0]):
-            chosen[name], values = weights[at], each[at]
-            gains.append(_gain(name, weights[at], each[at], each[0]))
-        else:
-            del chosen[name]
-            values = each[0]
-    return chosen, factors, values, gains
+    candidates: Candidates, table: SearchTable, tried: list[dict[str, Any]]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Return the weights of slot kinds and of those components that raise NDCG@10 beside the others, and the gain of
+    each of these components."""
+    chosen = _fitted(candidates, tried, "slots and components")
+    while True:
+        weights = np.array([chosen[name] for name in candidates.names])
+        values, rows = candidates.ndcg(candidates.scores(weights)), []
+        for term, name in enumerate(candidates.names):
+            if name in table.kinds and chosen[name]:
+                others = without(candidates, weights, term)
+                tried += _rows(f"without {name}", [{**chosen, name: 0.0}], others[None])
+                rows.append(_gain(name, chosen[name], values, others))
+        if not rows or (least := min(rows, key=lambda row: row["gain"]))["gain"] > 0:
+            kept = {name: weight for name, weight in chosen.items() if weight or name in table.slots}
+            return kept, rows
+        chosen[least["name"]] = 0.0
 
 
-def _slots_beside(
-    table: SearchTable, components: Mapping[str, float], values: np.ndarray, tried: list[dict[str, Any]]
-) -> tuple[dict[str, float], np.ndarray]:
-    """Scale the weights of the model's slot kinds in ``table`` as is best beside ``components``; return the factors
-    other than 1, and NDCG@10 by user."""
-    factors: dict[str, float] = {}
-    for kind in table.slots if components and len(table.slots) > 1 else ():
-        each = table.ndcg_with(kind, components, REFINED)
-        tried += _rows("slots beside components", [{**components, kind: factor} for factor in REFINED], each)
-        at = int(np.argmax(np.nanmean(each, axis=1)))
-        if _gains(each[at], values):
-            factors[kind], values = REFINED[at], each[at]
-            table.scale(kind, REFINED[at])
-    return factors, values
+def _temperature(
+    table: SearchTable, term: ModelScores | None, slots: Mapping[str, float], components: Mapping[str, float]
+) -> float:
+    """Return the temperature of the scores at these weights, on up to :data:`CALIBRATED` users of the first part."""
+    model = None if term is None else ModelScores(term.model, slots, term.codes)
+    if model is None and not components:
+        return 1.0
+    scorer = HybridScorer(
+        model, {name: table.parts[0][name] for name in components}, HybridWeights(components=dict(components)),
+        np.zeros(table.items, bool),
+    )  # fmt: skip
+    return fit_temperature(scorer, table.cases.sample(CALIBRATED, 0))
 
 
 def _new_items(
@@ -282,16 +245,6 @@ def expected(truths: Ragged, new: np.ndarray) -> np.ndarray:
     share = float(is_new.mean())
     later = max(share, min(GROWTH * share, MOST_NEW))
     return np.asarray(own * later / max(share, 1e-9) + (1 - own) * (1 - later) / max(1 - share, 1e-9))
-
-
-def standard_error(differences: np.ndarray) -> float:
-    """Return the standard error of the mean of users' differences; users without one have NaN."""
-    return float(np.nanstd(differences) / np.sqrt(max(1, np.sum(~np.isnan(differences)))))
-
-
-def _gains(values: np.ndarray, before: np.ndarray) -> bool:
-    """Return whether the mean rises by more than a standard error of the paired difference."""
-    return bool(np.nanmean(values - before) > standard_error(values - before))
 
 
 def _gain(name: str, weight: float, values: np.ndarray, before: np.ndarray) -> dict[str, Any]:
