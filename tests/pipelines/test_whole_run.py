@@ -57,7 +57,7 @@ def test_the_table_repeats_from_the_saved_model_and_weights(run):
     known = histories.upto(VALID)
     scorers = {
         OURS: hybrid_scorer(model, weights, known, trained, texts),
-        ALONE: model_scorer(model, weights.slots),
+        ALONE: model_scorer(model, weights.of_model_alone),
         WITHOUT: hybrid_scorer(None, without, known, trained, texts),
     }
     cases = ranking.Cases.of(histories, TEST)
@@ -74,14 +74,17 @@ def test_weights_and_everything_that_was_tried_are_kept(run):
     found = run.read_json("scorer.json")
     kinds = SetRecModel.from_pretrained(run.model).kinds
     assert tuple(found["weights"]["slots"]) == kinds
-    slots = [row for row in found["tried"] if row["step"] == "slots"]
-    assert len(slots) == {3: 5, 4: 15}[len(kinds)] + 4, "those of the backbone, then shares of the collaborative leg"
-    best = max(slots, key=lambda row: row["ndcg@10"])["weights"]
-    scale = found["weights"]["temperature"]
-    assert {kind: scale * w for kind, w in found["weights"]["slots"].items()} == pytest.approx(best)
+    steps = {row["step"]: row for row in found["tried"]}
+    assert set(steps["slots"]["weights"]) == set(kinds)
+    together, chosen = steps["slots and components"]["weights"], found["weights"]
+    assert list(together) == [*kinds, *registry.kinds()]
+    fitted = {name: weight / chosen["temperature"] for name, weight in together.items()}
+    assert chosen["slots"] | chosen["components"] == pytest.approx(
+        {name: weight for name, weight in fitted.items() if name in kinds or name in chosen["components"]}
+    )
     assert {gain["name"] for gain in found["components"]} == set(found["weights"]["components"])
     assert found["weights"]["components"]  # the ring is what transitions know
-    assert all(gain["gain"] > gain["standard_error"] for gain in found["components"])
+    assert all(gain["gain"] > 0 for gain in found["components"])
 
 
 def test_components_that_are_not_wanted_take_no_part(run, tmp_path):

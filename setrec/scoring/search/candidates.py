@@ -38,10 +38,10 @@ class Candidates:
 
     @classmethod
     def of(cls, table: SearchTable, among: np.ndarray) -> Candidates | None:
-        """Return the candidates among items, bool (I,), without those of the user's history; ``None`` if no truth is
-        one of them."""
+        """Return the candidates among items, bool (I,), without those of the user's history; ``None`` without a term,
+        or if no truth is one of them."""
         names = (*table.slots, *table.kinds)
-        batches = list(_batches(table, names, among))
+        batches = list(_batches(table, names, among)) if names else []
         if not batches:
             return None
         width = max(batch.some.shape[1] for batch in batches)
