@@ -101,25 +101,42 @@ def test_users_count_for_what_is_new_as_often_as_it_will_be_later():
             assert np.all(np.diff(weights[np.argsort(shares)]) >= -1e-9)
 
 
-def test_where_validation_has_no_new_items_a_part_of_the_others_stands_for_them():
-    """Most choose an item's twin next, the item of the same words; all items have training interactions."""
+def twins() -> Histories:
+    """Users most of whom choose an item's twin next, the item of the same words; all items have training
+    interactions."""
     rng = np.random.default_rng(2)
     rows = [[one, one + 50, other, other + 50] for one, other in rng.integers(0, 50, (800, 2)) if one != other]
     for row in rows[::3]:
         row[3] = int(rng.choice(np.setdiff1d(np.arange(ITEMS), row)))
     splits = np.tile(np.array([TRAIN] * 3 + [VALID], np.int8), len(rows))
-    h = Histories([str(u) for u in range(len(rows))], Ragged.of(rows), splits)
+    return Histories([str(u) for u in range(len(rows))], Ragged.of(rows), splits)
+
+
+def test_where_validation_has_no_new_items_a_part_of_the_others_stands_for_them():
+    h = twins()
     assert h.trained(ITEMS).all()
     found = search(None, halves(h, timed=False), h.trained(ITEMS), texts())
     assert found.weights.of("text_similarity", np.array(True)) > 0
     assert {"new items among themselves", "new items"} <= {row["step"] for row in found.tried}
     # As though the twins were new: by words alone they are found.
-    known = Ragged.of([[row[0], row[2]] for row in rows])
+    known = Ragged.of([row[[0, 2]] for row in h.items])
     scorer = HybridScorer.build(None, found.weights, np.arange(ITEMS) >= 50, Sources(known, ITEMS, texts()))
     assert 50 + scorer(Ragged.of([[3]]))[0, 50:].argmax() == 53
     # What is told of validation is what the weights are worth there, where nothing is new.
     alone = HybridScorer.build(None, found.weights, ~h.trained(ITEMS), Sources(h.upto(TRAIN), ITEMS, texts()))
     assert found.valid == pytest.approx(ranking.mean_metric(alone, ranking.Cases.of(h, VALID)), abs=0.05)
+
+
+def test_new_items_cost_the_others_no_more_than_is_allowed(monkeypatch):
+    h = twins()
+    levels = {}
+    for share in (0.0, 0.05, 1.0):
+        monkeypatch.setattr("setrec.scoring.search.weight_search.MOST_LOST", share)
+        weights = search(None, halves(h, timed=False), h.trained(ITEMS), texts()).weights
+        # The highest score of a new item.
+        levels[share] = weights.new_items.level + float(weights.of("text_similarity", np.array(True)))
+    assert levels[0.0] <= levels[0.05] <= levels[1.0]
+    assert levels[0.0] < levels[1.0]
 
 
 def test_without_validation_users_nothing_is_searched():

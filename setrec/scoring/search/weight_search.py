@@ -13,8 +13,8 @@ items suits every model.
 scored by their content only. First the ratio of model and content that ranks them best among themselves is chosen; then
 factors and levels. With a split by global time, those with the best NDCG@10 over all items are chosen, users who chose
 new items counting more: new items are rarer right after training, in the validation period, than later
-(:data:`GROWTH`). Otherwise, of those within a standard error of the best, the one with the best NDCG@10 on new items is
-chosen.
+(:data:`GROWTH`). Otherwise, of those that cost the other items at most a share :data:`MOST_LOST` of their NDCG@10, that
+with the best NDCG@10 on new items is chosen.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ GROWTH = 3.0
 share is proportional to the time since training ended: the ratio of its means over the two periods."""
 MOST_NEW = 0.5
 """Maximum of the expected share, unless validation's share is larger."""
+MOST_LOST = 0.05
+"""Share of the NDCG@10 of other items that new items may cost if the split is not one of global time."""
 ENOUGH = 100
 """Minimum number of validation truths without training interactions for choosing the weights of new items on them."""
 PRETENDED = 0.25
@@ -219,16 +221,16 @@ def _new_items(
     model, of_content = NEW_RATIOS[at]
     grid = [weights(1.0, whole)]
     grid += [weights(f * model, f * of_content, level) for f, level in product(NEW_FACTORS, NEW_LEVELS)]
-    overall, of_new = table.ndcg(terms, grid, [ranking.Group("all", every, every), ranking.Group("new", new, every)])
+    groups = {"all": every, "new": new, "known": ~new}
+    each = table.ndcg(terms, grid, [ranking.Group(name, truths, every) for name, truths in groups.items()])
+    overall, of_new, of_known = each
     tried += _rows("new items", grid, overall)
     if timed and not pretended:
         truths = Ragged.joined([truth for _, _, truth in table.batches])
         at = int(np.argmax(np.nansum(overall * expected(truths, new), axis=1)))
     else:
-        means = np.nanmean(overall, axis=1)
-        top = overall[int(np.argmax(means))]
-        good = means >= means.max() - np.array([standard_error(top - one) for one in overall])
-        at = int(np.argmax(np.where(good, np.nanmean(of_new, axis=1), -1.0)))
+        known = np.nansum(of_known, axis=1)
+        at = int(np.argmax(np.where(known >= (1 - MOST_LOST) * known.max(), np.nansum(of_new, axis=1), -1.0)))
     values = values if pretended else overall[at]
     if at == 0:
         return NewItemWeights(), values
