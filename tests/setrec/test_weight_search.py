@@ -218,6 +218,18 @@ def test_a_slot_that_repeats_what_the_components_count_weighs_less_beside_them()
     assert found.valid > again.valid
 
 
+def test_a_model_that_adds_nothing_orders_what_no_component_knows():
+    class Silent(TwoKinds):
+        def user_codes(self, history, weights, codes) -> torch.Tensor:
+            return 0 * super().user_codes(history, weights, codes)
+
+    h = histories()
+    found = search(Silent(), halves(h, timed=False), h.trained(ITEMS), None)
+    assert found.weights.components
+    assert all(weight > 0 for weight in found.weights.slots.values())
+    assert max(found.weights.slots.values()) < 0.1 * max(found.weights.components.values())
+
+
 def test_scaling_a_kind_of_slots_is_the_model_at_that_weight():
     h = two_habits()
     (part, _), weights = halves(h, timed=False), {"collaborative": 0.7, "text": 0.3}

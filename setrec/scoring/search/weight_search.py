@@ -52,6 +52,8 @@ GROWTH = 3.0
 share is proportional to the time since training ended: the ratio of its means over the two periods."""
 MOST_NEW = 0.5
 """Maximum of the expected share, unless validation's share is larger."""
+TIE_BREAK = 0.01
+"""Share of its weights alone that a model keeps which adds nothing: it orders the items that no component knows."""
 MOST_LOST = 0.05
 """Share of the NDCG@10 of other items that new items may cost if the split is not one of global time."""
 ENOUGH = 100
@@ -115,6 +117,8 @@ def search(
     if not any(alone.values()):
         alone = dict.fromkeys(alone, 1.0)
     whole, gains = _components(among, table, tried) if table.kinds else (alone, [])
+    if not any(whole[kind] for kind in table.slots):
+        whole |= {kind: TIE_BREAK * weight for kind, weight in alone.items()}
     components = {name: weight for name, weight in whole.items() if name in table.kinds}
     slots = {kind: whole[kind] for kind in table.slots}
     temperature, heat = _temperature(table, term, slots, components), _temperature(table, term, alone, {})
