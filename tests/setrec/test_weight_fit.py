@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from setrec.evaluation import ranking
 from setrec.ragged import Ragged
 from setrec.scoring.search import fit as fitting
-from setrec.scoring.search.candidates import BEST, Candidates
+from setrec.scoring.search.candidates import BEST, CandidateTerms
 from setrec.scoring.search.table import Part, SearchTable
 from setrec.scoring.text_similarity import TextFeatures
 
@@ -34,7 +34,7 @@ def table_of(truths: int = 1) -> SearchTable:
 def test_where_all_items_are_candidates_ndcg_is_that_of_the_whole_catalogue(truths):
     assert BEST >= ITEMS
     table = table_of(truths)
-    candidates = Candidates.of(table, np.ones(ITEMS, bool))
+    candidates = CandidateTerms.of(table, np.ones(ITEMS, bool))
     assert candidates.names == tuple(TERMS)
     assert (candidates.some.sum(axis=1) == ITEMS - 4).all()
     weights = np.array([3.0, 1.0, 0.7])
@@ -47,10 +47,10 @@ def test_where_all_items_are_candidates_ndcg_is_that_of_the_whole_catalogue(trut
 def test_of_more_items_the_best_by_each_term_are_candidates(monkeypatch):
     monkeypatch.setattr("setrec.scoring.search.candidates.BEST", 3)
     table = table_of()
-    candidates = Candidates.of(table, np.ones(ITEMS, bool))
+    candidates = CandidateTerms.of(table, np.ones(ITEMS, bool))
     chosen = candidates.some & (candidates.mass == 0)
     assert chosen.sum(axis=1).max() <= 3 * 4 + 1
-    every = Candidates.of(table_of(), np.ones(ITEMS, bool))
+    every = CandidateTerms.of(table_of(), np.ones(ITEMS, bool))
     for term in range(3):
         with_all = np.sort(np.where(candidates.some, candidates.values[:, :, term], -1), axis=1)[:, -3:]
         assert (with_all[:, -1] <= every.values[:, :, term].max(axis=1) + 1e-6).all()
@@ -60,7 +60,7 @@ def test_of_more_items_the_best_by_each_term_are_candidates(monkeypatch):
 def test_draws_stand_for_all_items_that_are_not_chosen(monkeypatch):
     monkeypatch.setattr("setrec.scoring.search.candidates.BEST", 3)
     monkeypatch.setattr("setrec.scoring.search.candidates.OTHERS", 8)
-    candidates = Candidates.of(table_of(), np.ones(ITEMS, bool))
+    candidates = CandidateTerms.of(table_of(), np.ones(ITEMS, bool))
     drawn = candidates.some & (candidates.mass > 0)
     assert drawn.any(axis=1).all()
     assert (candidates.mass[candidates.row, candidates.place] == 0).all()
@@ -78,13 +78,13 @@ def table_values(table: SearchTable, name: str) -> np.ndarray:
 
 def test_users_without_a_truth_among_the_items_are_left_out():
     table, few = table_of(), np.arange(ITEMS) < 20
-    candidates = Candidates.of(table, few)
+    candidates = CandidateTerms.of(table, few)
     truth = Ragged.joined([truth for _, _, truth in table.batches])
     assert len(candidates.values) == int(few[truth.values].sum())
-    assert Candidates.of(table, np.zeros(ITEMS, bool)) is None
+    assert CandidateTerms.of(table, np.zeros(ITEMS, bool)) is None
 
 
-def made_up(users: int, seed: int = 0) -> Candidates:
+def made_up(users: int, seed: int = 0) -> CandidateTerms:
     """Users whose truth is drawn by the sum of two terms at weights 2 and 0.5; a third term has nothing to do with it,
     a fourth is the same everywhere."""
     rng = np.random.default_rng(seed)
@@ -93,7 +93,7 @@ def made_up(users: int, seed: int = 0) -> Candidates:
     logits = values @ np.array([2.0, 0.5, 0.0, 0.0], np.float32)
     place = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
     some, mass = np.ones((users, 40), bool), np.zeros((users, 40), np.float32)
-    return Candidates(("a", "b", "c", "d"), values, some, mass, np.arange(users), place)
+    return CandidateTerms(("a", "b", "c", "d"), values, some, mass, np.arange(users), place)
 
 
 def test_the_smooth_objective_has_its_maximum_at_the_weights_found():

@@ -18,7 +18,7 @@ CUT_OFF = 10
 
 
 @dataclass(frozen=True)
-class Candidates:
+class CandidateTerms:
     """Candidates of n users who have a truth among them.
 
     Args:
@@ -37,7 +37,7 @@ class Candidates:
     place: np.ndarray
 
     @classmethod
-    def of(cls, table: SearchTable, among: np.ndarray) -> Candidates | None:
+    def of(cls, table: SearchTable, among: np.ndarray) -> CandidateTerms | None:
         """Return the candidates among items, bool (I,), without those of the user's history; ``None`` without a term,
         or if no truth is one of them."""
         names = (*table.slots, *table.kinds)
@@ -55,7 +55,7 @@ class Candidates:
             np.concatenate([batch.place for batch in batches]),
         )
 
-    def of_terms(self, names: tuple[str, ...]) -> Candidates:
+    def of_terms(self, names: tuple[str, ...]) -> CandidateTerms:
         """Return the same candidates with these terms only."""
         at = [self.names.index(name) for name in names]
         return replace(self, names=names, values=np.ascontiguousarray(self.values[:, :, at]))
@@ -77,7 +77,7 @@ class Candidates:
         return values
 
 
-def _batches(table: SearchTable, names: tuple[str, ...], among: np.ndarray) -> Iterator[Candidates]:
+def _batches(table: SearchTable, names: tuple[str, ...], among: np.ndarray) -> Iterator[CandidateTerms]:
     """Yield the candidates of batches with a truth among them; up to three tables of scores (b, I) are in memory."""
     rng = np.random.default_rng(0)
     for number, (_, history, truth) in enumerate(table.batches):
@@ -119,7 +119,7 @@ def _distinct(
     allowed: np.ndarray,
     truth: Ragged,
     rows: np.ndarray,
-) -> Candidates:
+) -> CandidateTerms:
     """Return the distinct items of ``keys`` (n, c) of the users ``rows`` (n,) of a batch as candidates; the item I is
     none. ``allowed`` (n,): number of items of which they are taken."""
     keys = np.sort(keys, axis=1)
@@ -142,7 +142,7 @@ def _distinct(
 
     row, numbered = truth.row_of_value, placed(items[some], -1)
     place = (numbered[row] == truth.values[:, None]).argmax(axis=1)
-    return Candidates(names, placed(values, 0), filled, placed(mass[some].astype(np.float32), 0), row, place)
+    return CandidateTerms(names, placed(values, 0), filled, placed(mass[some].astype(np.float32), 0), row, place)
 
 
 def _widened(values: np.ndarray, width: int) -> np.ndarray:

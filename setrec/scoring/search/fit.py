@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import minimize
 
-from setrec.scoring.search.candidates import Candidates
+from setrec.scoring.search.candidates import CandidateTerms
 
 POWER = 0.5
 """Exponent q of the objective."""
@@ -18,7 +18,7 @@ FACTORS = (0.0, 0.5, 0.71, 1.41, 2.0)
 PASSES = 3
 
 
-def fit(candidates: Candidates) -> np.ndarray:
+def fit(candidates: CandidateTerms) -> np.ndarray:
     """Return weights of the terms, float64 (terms,).
 
     They maximise the mean over users of their truths' mean p^q / q, where p is a truth's share in the softmax over all
@@ -30,7 +30,7 @@ def fit(candidates: Candidates) -> np.ndarray:
     return _climbed(candidates, _smooth(candidates))
 
 
-def _smooth(candidates: Candidates) -> np.ndarray:
+def _smooth(candidates: CandidateTerms) -> np.ndarray:
     """Return the maximum of the smooth objective, by L-BFGS from equal standardised weights."""
     values, some, row, place = candidates.values, candidates.some, candidates.row, candidates.place
     n = len(values)
@@ -60,7 +60,7 @@ def _smooth(candidates: Candidates) -> np.ndarray:
     return np.asarray(result.x / scale)
 
 
-def _climbed(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
+def _climbed(candidates: CandidateTerms, weights: np.ndarray) -> np.ndarray:
     """Return ``weights`` after steps of single weights that raise NDCG@10."""
     weights = weights.copy()
     values = candidates.ndcg(candidates.scores(weights))
@@ -77,7 +77,7 @@ def _climbed(candidates: Candidates, weights: np.ndarray) -> np.ndarray:
     return weights
 
 
-def without(candidates: Candidates, weights: np.ndarray, term: int) -> np.ndarray:
+def without(candidates: CandidateTerms, weights: np.ndarray, term: int) -> np.ndarray:
     """Return NDCG@10 of every user without a term."""
     return candidates.ndcg(candidates.scores(_scaled(weights, term, 0.0)))
 

@@ -33,7 +33,7 @@ from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import MODEL, HybridScorer, HybridWeights, NewItemWeights
 from setrec.scoring.model_scores import ModelScores
-from setrec.scoring.search.candidates import Candidates
+from setrec.scoring.search.candidates import CandidateTerms
 from setrec.scoring.search.fit import fit, standard_error, without
 from setrec.scoring.search.table import Part, SearchTable
 from setrec.scoring.search.temperature import fit_temperature
@@ -108,7 +108,7 @@ def search(
     table = SearchTable(term, asked, trained, texts, list(registry.kinds()) if names is None else list(names))
     progress("candidates")
     # New items get weights of their own below; if no other item is a truth, all take part.
-    among = Candidates.of(table, trained) or Candidates.of(table, np.ones_like(trained))
+    among = CandidateTerms.of(table, trained) or CandidateTerms.of(table, np.ones_like(trained))
     if among is None:
         return Found(_untuned(model), 0.0)
     progress("weights")
@@ -142,19 +142,19 @@ def _untuned(model: SetRecModel | None) -> HybridWeights:
     return HybridWeights(slots={} if model is None else dict.fromkeys(model.kinds, 1.0))
 
 
-def _fitted(candidates: Candidates, tried: list[dict[str, Any]], step: str) -> dict[str, float]:
+def _fitted(candidates: CandidateTerms, tried: list[dict[str, Any]], step: str) -> dict[str, float]:
     """Return the fitted weights of all terms by name."""
     weights = fit(candidates)
     tried += _rows(step, [_named(candidates, weights)], candidates.ndcg(candidates.scores(weights))[None])
     return _named(candidates, weights)
 
 
-def _named(candidates: Candidates, weights: np.ndarray) -> dict[str, float]:
+def _named(candidates: CandidateTerms, weights: np.ndarray) -> dict[str, float]:
     return {name: float(weight) for name, weight in zip(candidates.names, weights, strict=True)}
 
 
 def _components(
-    candidates: Candidates, table: SearchTable, tried: list[dict[str, Any]]
+    candidates: CandidateTerms, table: SearchTable, tried: list[dict[str, Any]]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return the weights of slot kinds and of those components that raise NDCG@10 beside the others, and the gain of
     each of these components."""
