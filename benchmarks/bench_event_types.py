@@ -22,7 +22,7 @@ from pipelines.evaluation.scorer import hybrid_scorer
 from pipelines.ingest.ingest import ingest
 from setrec.data.catalog import TEST, TRAIN, VALID, Histories
 from setrec.evaluation import ranking
-from setrec.scoring.search.fit import standard_error
+from setrec.evaluation.intervals import standard_error
 from setrec.scoring.search.weight_search import halves, search
 
 TYPES = {

@@ -15,6 +15,7 @@ from pipelines.evaluation.scorer import load_weights
 from pipelines.features import item_features, lineage
 from setrec.data.catalog import Catalog, Histories
 from setrec.errors import ConfigError, DataError
+from setrec.evaluation.intervals import standard_error
 from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring import registry
@@ -31,7 +32,6 @@ from setrec.scoring.reranking import (
     features,
     standardized,
 )
-from setrec.scoring.search.fit import standard_error
 from setrec.scoring.search.table import Part
 from setrec.scoring.search.weight_search import halves
 from setrec.scoring.text_similarity import TextFeatures

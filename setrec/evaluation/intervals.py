@@ -29,6 +29,11 @@ def paired_difference(a: np.ndarray, b: np.ndarray, resamples: int = 1000, seed:
     return float(difference.mean()), float(low), float(high)
 
 
+def standard_error(differences: np.ndarray) -> float:
+    """Return the standard error of the mean of users' differences; users without one have NaN."""
+    return float(np.nanstd(differences) / np.sqrt(max(1, np.sum(~np.isnan(differences)))))
+
+
 def two_sided_p(means: np.ndarray) -> np.ndarray:
     """Return two-sided p-values (m,) of "the mean is 0" from resampled means (resamples, m), by inverting the
     percentile interval.

@@ -45,9 +45,10 @@ class NewItemWeights(Settings):
 
 
 class HybridWeights(Settings):
-    """Weights chosen by a weight search. ``slots``: weight of each slot kind of the model, divided by the
-    ``temperature`` of its scores; empty without a model. ``slots_alone``: those with which the model alone ranks best,
-    if others are better beside the components. ``components``: weights by name; those left out are 0."""
+    """Weights chosen by a weight search. ``slots``: weight of each slot kind of the model; empty without a model.
+    ``components``: weights by name; those left out are 0. Both are divided by the ``temperature`` of the scores.
+    ``slots_alone``: weights of the slot kinds of the model alone, divided by its own temperature, if there are
+    components."""
 
     slots: dict[str, FiniteFloat] = Field(default_factory=dict)
     slots_alone: dict[str, FiniteFloat] = Field(default_factory=dict)

@@ -9,12 +9,12 @@ import torch
 
 from setrec.data.catalog import TRAIN, VALID, Histories
 from setrec.evaluation import ranking
+from setrec.evaluation.intervals import standard_error
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import HybridScorer
 from setrec.scoring.model_scores import ModelScores
 from setrec.scoring.registry import Sources
-from setrec.scoring.search.fit import standard_error
 from setrec.scoring.search.table import SearchTable
 from setrec.scoring.search.temperature import fit_temperature
 from setrec.scoring.search.weight_search import expected, halves, search

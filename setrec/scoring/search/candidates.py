@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from setrec.evaluation.ranking import user_metrics
 from setrec.ragged import Ragged, offsets_of
 from setrec.scoring.search.table import SearchTable
 
@@ -14,7 +15,6 @@ BEST = 80
 """Number of a user's best items by each term, and by their standardised sum, that are candidates."""
 OTHERS = 64
 """Number of draws of a user's other items, which stand for all of these in a softmax."""
-CUT_OFF = 10
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class CandidateTerms:
         values: their values, float32 (n, c, terms).
         some: which of the c places hold a candidate, bool (n, c).
         mass: logarithm of the number of items that a candidate stands for, float32 (n, c).
-        row, place: user and place of each of the T truths, int64 (T,).
+        row, place: user, in ascending order, and place of each of the T truths, int64 (T,).
     """
 
     names: tuple[str, ...]
@@ -69,12 +69,9 @@ class CandidateTerms:
     def ndcg(self, scores: np.ndarray) -> np.ndarray:
         """Return NDCG@10 of every user, float64 (n,), among the candidates; equal scores are above a truth."""
         own = scores[self.row, self.place]
-        rank = (scores[self.row] >= own[:, None]).sum(axis=1) - 1
-        gains = np.where(rank < CUT_OFF, 1 / np.log2(rank + 2.0), 0.0)
-        truths = np.bincount(self.row, minlength=len(scores))
-        ideal = np.cumsum(1 / np.log2(np.arange(CUT_OFF) + 2.0))[np.minimum(truths, CUT_OFF) - 1]
-        values: np.ndarray = np.bincount(self.row, gains, len(scores)) / ideal
-        return values
+        ranks = (scores[self.row] >= own[:, None]).sum(axis=1) - 1
+        truths = offsets_of(np.bincount(self.row, minlength=len(scores)))
+        return user_metrics(Ragged(ranks, truths), (10,))["ndcg@10"]
 
 
 def _batches(table: SearchTable, names: tuple[str, ...], among: np.ndarray) -> Iterator[CandidateTerms]:
@@ -136,9 +133,9 @@ def _distinct(
     filled = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
 
     def placed(flat: np.ndarray, fill: float) -> np.ndarray:
-        table = np.full((*filled.shape, *flat.shape[1:]), fill, flat.dtype)
-        table[filled] = flat
-        return table
+        padded = np.full((*filled.shape, *flat.shape[1:]), fill, flat.dtype)
+        padded[filled] = flat
+        return padded
 
     row, numbered = truth.row_of_value, placed(items[some], -1)
     place = (numbered[row] == truth.values[:, None]).argmax(axis=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import minimize
 
+from setrec.evaluation.intervals import standard_error
 from setrec.scoring.search.candidates import CandidateTerms
 
 POWER = 0.5
@@ -86,11 +87,6 @@ def _scaled(weights: np.ndarray, term: int, factor: float) -> np.ndarray:
     weights = weights.copy()
     weights[term] *= factor
     return weights
-
-
-def standard_error(differences: np.ndarray) -> float:
-    """Return the standard error of the mean of users' differences; users without one have NaN."""
-    return float(np.nanstd(differences) / np.sqrt(max(1, np.sum(~np.isnan(differences)))))
 
 
 def rises(values: np.ndarray, before: np.ndarray) -> bool:

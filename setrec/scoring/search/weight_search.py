@@ -28,13 +28,14 @@ import numpy as np
 
 from setrec.data.catalog import TRAIN, VALID, Histories
 from setrec.evaluation import ranking
+from setrec.evaluation.intervals import standard_error
 from setrec.models.setrec_model import SetRecModel
 from setrec.ragged import Ragged
 from setrec.scoring import registry
 from setrec.scoring.hybrid import MODEL, HybridScorer, HybridWeights, NewItemWeights
 from setrec.scoring.model_scores import ModelScores
 from setrec.scoring.search.candidates import CandidateTerms
-from setrec.scoring.search.fit import fit, standard_error, without
+from setrec.scoring.search.fit import fit, without
 from setrec.scoring.search.table import Part, SearchTable
 from setrec.scoring.search.temperature import fit_temperature
 from setrec.scoring.text_similarity import TextFeatures
@@ -121,15 +122,16 @@ def search(
         whole |= {kind: TIE_BREAK * weight for kind, weight in alone.items()}
     components = {name: weight for name, weight in whole.items() if name in table.kinds}
     slots = {kind: whole[kind] for kind in table.slots}
-    temperature, heat = _temperature(table, term, slots, components), _temperature(table, term, alone, {})
+    temperature = _temperature(table, term, slots, components)
     slots = {kind: weight / temperature for kind, weight in slots.items()}
     components = {name: weight / temperature for name, weight in components.items()}
     for row in gains:
         row["weight"] /= temperature
-    weights = HybridWeights(
-        slots=slots, slots_alone={kind: weight / heat for kind, weight in alone.items()} if components else {},
-        temperature=temperature, components=components,
-    )  # fmt: skip
+    slots_alone: dict[str, float] = {}
+    if components and term is not None:
+        heat = _temperature(table, term, alone, {})
+        slots_alone = {kind: weight / heat for kind, weight in alone.items()}
+    weights = HybridWeights(slots=slots, slots_alone=slots_alone, temperature=temperature, components=components)
     for kind, weight in slots.items():
         table.scale(kind, weight)
     progress("new items")
